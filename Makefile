@@ -1,0 +1,38 @@
+# `make train` and `make test` need Python 3.11 with pip, nothing else; they make .venv when it is absent.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: train test test-slow check format bench clean
+
+train: $(READY)
+	$(BIN)/sacflow-robot train --env lift $(ARGS)
+
+test: $(READY)
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY)
+	$(BIN)/pytest -m slow $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/serve_latency.py --policy policies/lift.onnx --out benchmarks/results/serve_latency.json
+
+# Made again whenever the requirements change; an interrupted set-up leaves no .ready and is taken up again.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

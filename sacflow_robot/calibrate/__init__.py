@@ -1,0 +1,1 @@
+"""Calibration profiles: what is known of one arm, in physical units."""

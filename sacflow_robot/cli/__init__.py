@@ -1,0 +1,108 @@
+"""The command line: the one place that wires rooms together.
+
+Each command is a frozen dataclass with a ``run`` method in a module of its own, imported only when it is called, so
+that ``serve --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from sacflow_robot import __version__
+from sacflow_robot.errors import SacflowError, UnknownNameError
+
+PROGRAM = "sacflow-robot"
+
+# command: (module, class, what it does)
+COMMANDS = {
+    "train": ("train", "Train", "train a flow policy offline to online and export it"),
+    "export": ("train", "Export", "export the policy of a run folder to ONNX"),
+    "eval": ("evaluate", "Eval", "success rate of a policy file on held-out seeds"),
+    "serve": ("serve", "Serve", "serve a policy file over ZeroMQ"),
+    "run": ("run", "Run", "drive an arm with a served policy and log its episodes"),
+    "replay": ("replay", "Replay", "run a logged episode again in the simulator"),
+    "demos collect": ("demos", "Collect", "collect demonstrations from a scripted expert"),
+    "log info": ("log", "Info", "what an episode log holds"),
+    "launch": ("launch", "Launch", "start the processes of a launch file"),
+    "doctor": ("doctor", "Doctor", "what works on this machine"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 failed, 2 called wrongly, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    try:
+        name, rest = _split(arguments)
+        return _parse(name, rest).run() or 0  # type: ignore[attr-defined]
+    except SacflowError as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return error.exit_status
+    except ModuleNotFoundError as error:
+        print(f"{PROGRAM}: error: {_missing(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    """Command name, of one word or two, and what follows it."""
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            return name, arguments[words:]
+    group = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
+    if group:
+        raise UnknownNameError("command", " ".join(arguments[:2]), group)
+    raise UnknownNameError("command", arguments[0], COMMANDS)
+
+
+def _parse(name: str, arguments: list[str]) -> object:
+    import tyro
+
+    module, class_name, _ = COMMANDS[name]
+    command = getattr(importlib.import_module(f"sacflow_robot.cli.{module}"), class_name)
+    default = command.default(arguments) if hasattr(command, "default") else None
+    # AvoidSubcommands: an optional value is an option, never a subcommand.
+    return tyro.cli(
+        command, prog=f"{PROGRAM} {name}", args=arguments, default=default, config=(tyro.conf.AvoidSubcommands,)
+    )
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    extras = {
+        "torch": "train",
+        "onnx": "train",
+        "robosuite": "sim",
+        "mujoco": "sim",
+        "gymnasium": "sim",
+        "matplotlib": "train",
+    }
+    extra = extras.get((error.name or "").partition(".")[0])
+    if extra is None:
+        raise error
+    return f"this command needs {error.name}, which is not installed; pip install 'sacflow-robot[{extra}]'"
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND [OPTION ...]",
+            "",
+            *lines,
+            "",
+            f"'{PROGRAM} COMMAND --help' lists a command's options.",
+        ]
+    )

@@ -1,0 +1,116 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sacflow_robot.episode import Episode
+from sacflow_robot.spec import Policy
+from sacflow_robot.statistics import wilson_interval
+
+EVAL_SEED = 10_000
+"""First seed of ``eval`` and ``run``; training uses seeds from 1 000 000 on, its curve from 20 000 on."""
+
+
+def console() -> Console:
+    """Where people read; results for programs go to stdout. Lines are not broken, so that paths can be copied."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """One JSON object on one line of stdout."""
+    print(json.dumps(data), flush=True)
+
+
+def progress_bar(noun: str) -> Progress:
+    """A bar that counts ``noun``, with a success rate in ``{task.fields[success]}``."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn(noun),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[success]}"),
+        console=console(),
+    )
+
+
+def describe_success(successes: int, episodes: int) -> str:
+    """``97/100 (97 %, 95 % interval 92 % to 99 %)``."""
+    low, high = wilson_interval(successes, episodes)
+    return f"{successes}/{episodes} ({successes / max(episodes, 1):.0%}, 95 % interval {low:.0%} to {high:.0%})"
+
+
+def success_json(successes: int, episodes: int) -> dict[str, Any]:
+    low, high = wilson_interval(successes, episodes)
+    return {
+        "episodes": episodes,
+        "successes": successes,
+        "success_rate": successes / episodes if episodes else None,
+        "ci95": [low, high],
+    }
+
+
+def evaluate(policy: Policy, task: str, seeds: Iterable[int]) -> list[Episode]:
+    """Run a policy on all cores, one episode per seed, with a progress bar."""
+    from sacflow_robot.envs.workers import ArmPool, core_count
+    from sacflow_robot.rollout import rollout
+
+    wanted = list(seeds)
+    episodes: list[Episode] = []
+    if not wanted:
+        return episodes
+    with ArmPool(task, min(core_count(), len(wanted))) as arms, progress_bar("episodes") as bar:
+        row = bar.add_task("evaluating", total=len(wanted), success="")
+        for episode in rollout(arms, policy.spec.noise_shape, policy.infer, wanted):
+            episodes.append(episode)
+            solved = sum(e.success for e in episodes)
+            bar.update(row, advance=1, success=f"success {solved / len(episodes):.0%}")
+    return episodes
+
+
+def collect_demos(task: str, count: int, first_seed: int) -> list[Episode]:
+    """Demonstrations of the scripted expert, collected on all cores with a progress bar."""
+    from sacflow_robot.envs.workers import collect, core_count
+
+    with progress_bar("episodes") as bar:
+        row = bar.add_task("collecting", total=count, success="")
+        solved = 0
+
+        def show(episode: Episode) -> None:
+            nonlocal solved
+            solved += episode.success
+            bar.update(row, advance=1)
+            bar.update(row, success=f"success {solved / bar.tasks[0].completed:.0%}")
+
+        return collect(task, range(first_seed, first_seed + count), min(core_count(), max(count, 1)), show)
+
+
+def demo_cache(task: str, count: int) -> Path:
+    """Where ``train`` keeps the demonstrations that it collects itself.
+
+    The name holds a digest of the expert and the environment: another version of them does not reuse old episodes.
+    """
+    from sacflow_robot.envs import expert, robosuite_env
+
+    digest = hashlib.sha256()
+    for module in (expert, robosuite_env):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    root = (
+        os.environ.get("SACFLOW_ROBOT_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sacflow-robot"
+    )
+    return Path(root) / "demos" / f"{task}-mixed-{count}-{digest.hexdigest()[:10]}.zarr"
+
+
+def command_line(*words: object) -> str:
+    """A command to show to the user, with this program's name."""
+    return " ".join(["sacflow-robot", *map(str, words)])

@@ -1,0 +1,50 @@
+"""``sacflow-robot demos``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sacflow_robot.cli import common
+from sacflow_robot.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Collect demonstrations of mixed quality from a task's scripted expert, on all cores.
+
+    Attributes:
+        env: Task.
+        episodes: Episodes to collect.
+        out: Episode log to make.
+        seed: First environment seed, which decides the expert's habits too.
+        json: Print the result as one JSON object.
+    """
+
+    out: Path
+    env: str = "lift"
+    episodes: int = 200
+    seed: int = 1_000_000
+    json: bool = False
+
+    def run(self) -> int:
+        from sacflow_robot.data.log import write_log
+        from sacflow_robot.envs.expert import make_expert
+        from sacflow_robot.envs.tasks import get_task
+
+        if self.episodes < 1 or self.seed < 0:
+            raise UsageError("--episodes must be at least 1 and --seed not negative")
+        arm = get_task(self.env).arm
+        make_expert(self.env, 0)
+        if self.out.exists():
+            raise UsageError(f"{self.out} exists already; give another --out or remove it")
+        episodes = common.collect_demos(self.env, self.episodes, self.seed)
+        write_log(self.out, arm, episodes)
+        solved, steps = sum(e.success for e in episodes), sum(map(len, episodes))
+        common.console().print(
+            f"wrote {self.out}: {len(episodes)} episodes, {steps:,} steps, success "
+            f"{common.describe_success(solved, len(episodes))}"
+        )
+        if self.json:
+            common.print_json({**common.success_json(solved, len(episodes)), "steps": steps, "out": str(self.out)})
+        return 0

@@ -1,0 +1,78 @@
+"""``sacflow-robot doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sacflow_robot.cli import common
+from sacflow_robot.errors import one_line
+
+_PACKAGES = ("numpy", "onnxruntime", "pyzmq", "zarr", "mujoco", "robosuite", "gymnasium", "torch", "onnx")
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """What works on this machine: versions, the accelerator, the simulator, off-screen rendering.
+
+    Attributes:
+        json: Print the result as one JSON object.
+    """
+
+    json: bool = False
+
+    def run(self) -> int:
+        from rich.table import Table
+
+        from sacflow_robot import __version__
+
+        rows = {"sacflow-robot": __version__, "python": platform.python_version(), "machine": platform.platform()}
+        for name in _PACKAGES:
+            try:
+                rows[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                rows[name] = "not installed"
+        rows["accelerator"] = _probe(_accelerator)
+        rows["simulator"] = _probe(_simulator)
+        rows["video"] = _probe(_video)
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, value in rows.items():
+            table.add_row(f"[bold]{name}", value)
+        common.console().print(table)
+        if self.json:
+            common.print_json(rows)
+        return 0
+
+
+def _probe(check: Callable[[], str]) -> str:
+    try:
+        return check()
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except Exception as error:  # a probe reports whatever is wrong
+        return f"does not work: {one_line(error)}"
+
+
+def _accelerator() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none, training runs on the CPU"
+
+
+def _simulator() -> str:
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+
+    env = RobosuiteEnv("lift")
+    env.begin(0)
+    return "works"
+
+
+def _video() -> str:
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+
+    env = RobosuiteEnv("lift")
+    env.begin(0)
+    env.render()
+    return "off-screen rendering works"

@@ -1,0 +1,51 @@
+"""``sacflow-robot eval``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sacflow_robot.cli import common
+from sacflow_robot.errors import SpecMismatchError, UsageError
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Success rate of a policy file on held-out seeds, on all cores.
+
+    Attributes:
+        policy: Policy file.
+        env: Task.
+        episodes: Episodes to run.
+        seed: First environment seed; training never uses seeds below 1 000 000.
+        json: Print the result as one JSON object.
+    """
+
+    policy: Path
+    env: str = "lift"
+    episodes: int = 100
+    seed: int = common.EVAL_SEED
+    json: bool = False
+
+    def run(self) -> int:
+        import numpy as np
+
+        from sacflow_robot.envs.tasks import get_task
+        from sacflow_robot.serve.policy import OnnxPolicy
+
+        if self.episodes < 1 or self.seed < 0:
+            raise UsageError("--episodes must be at least 1 and --seed not negative")
+        arm = get_task(self.env).arm
+        policy = OnnxPolicy(self.policy)
+        different = arm.differences(policy.spec.arm)
+        if different:
+            raise SpecMismatchError(f"{self.policy} does not fit {self.env} (task, policy): {'; '.join(different)}")
+        episodes = common.evaluate(policy, self.env, range(self.seed, self.seed + self.episodes))
+        solved, mean_steps = sum(e.success for e in episodes), float(np.mean([len(e) for e in episodes]))
+        common.console().print(
+            f"{self.policy} on {self.env}: success {common.describe_success(solved, len(episodes))}, "
+            f"{mean_steps:.0f} steps on average"
+        )
+        if self.json:
+            common.print_json({**common.success_json(solved, len(episodes)), "mean_steps": mean_steps})
+        return 0

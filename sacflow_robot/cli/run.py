@@ -1,0 +1,76 @@
+"""``sacflow-robot run``."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from sacflow_robot.cli import common
+from sacflow_robot.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Run:
+    """Drive an arm with a served policy, and log its episodes.
+
+    Attributes:
+        robot: Driver and what it takes, e.g. sim:lift.
+        server: Address of the policy server.
+        episodes: Episodes to run.
+        seed: First seed: start of the episode (on a simulated arm) and noise of the policy.
+        log: Episode log to append to; made if absent.
+        profile: Calibration profile whose action limits hold on top of the arm's.
+        timeout: Longest wait for the server (s).
+        json: Print the result as one JSON object.
+    """
+
+    robot: str = "sim:lift"
+    server: str = "tcp://127.0.0.1:5555"
+    episodes: int = 10
+    seed: int = common.EVAL_SEED
+    log: Path | None = None
+    profile: Path | None = None
+    timeout: float = 2.0
+    json: bool = False
+
+    def run(self) -> int:
+        from sacflow_robot.robot.drivers import make_robot
+        from sacflow_robot.robot.loop import check_fit, run_episode
+        from sacflow_robot.serve.client import PolicyClient
+
+        if self.episodes < 1 or self.seed < 0 or self.timeout <= 0:
+            raise UsageError("--episodes must be at least 1, --seed not negative and --timeout positive")
+        solved = done = overruns = 0
+        with ExitStack() as stack:
+            client = stack.enter_context(PolicyClient(self.server, self.timeout))
+            robot = stack.enter_context(closing(make_robot(self.robot)))
+            check_fit(client, robot.spec)
+            limits = None
+            if self.profile is not None:
+                from sacflow_robot.calibrate.profile import load_profile
+
+                limits = load_profile(self.profile).action_limits(robot.spec)
+            log = None
+            if self.log is not None:
+                from sacflow_robot.data.log import EpisodeLog
+
+                log = stack.enter_context(EpisodeLog.writer(self.log, robot.spec))
+            bar = stack.enter_context(common.progress_bar("episodes"))
+            row = bar.add_task("running", total=self.episodes, success="")
+            for seed in range(self.seed, self.seed + self.episodes):
+                run = run_episode(robot, client, seed, policy_version=client.policy_version, limits=limits)
+                if log is not None:
+                    log.append(run.episode)
+                done, solved, overruns = done + 1, solved + run.episode.success, overruns + run.overruns
+                bar.update(row, advance=1, success=f"success {solved / done:.0%}")
+        out = common.console()
+        out.print(f"{self.robot}: success {common.describe_success(solved, done)}, {overruns} late actions")
+        if self.log is not None:
+            out.print(f"logged to {self.log}; replay one or learn from all with:")
+            out.print(f"  {common.command_line('replay', self.log, '--episode 0')}")
+            out.print(f"  {common.command_line('train --env', robot.spec.task, '--demos none --replay', self.log)}")
+        if self.json:
+            result = common.success_json(solved, done)
+            common.print_json({**result, "overruns": overruns, "policy_version": client.policy_version})
+        return 0

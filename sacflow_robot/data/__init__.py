@@ -1,0 +1,1 @@
+"""Episode log, demonstration files, replay buffer."""

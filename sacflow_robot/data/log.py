@@ -1,0 +1,332 @@
+"""Episode log: whole episodes appended to a Zarr store that diffusion_policy's reader can read too.
+
+Layout (Zarr format 2). One row per step under ``data/``, one row per episode under ``meta/``:
+
+    data/<observation key>      observation before the step      data/state      simulator state before the step
+    data/action                 commanded action                 data/time_ns    capture time of the observation
+    data/proposed, measured, source, reward, terminated, truncated
+    meta/episode_ends           exclusive end row of each episode, cumulative
+    meta/last_<key>             the observation, state and time after the episode's last step
+    meta/info                   the episode's info as JSON bytes
+
+An episode counts once its row of ``meta/episode_ends`` is written, which happens last. Every chunk file is replaced
+atomically, so that an interrupted append leaves surplus rows that nobody reads and the next append overwrites.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from filelock import FileLock, Timeout
+
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
+from sacflow_robot.spec import ArmSpec
+
+_FORMAT, _VERSION = "sacflow-robot episodes", 1
+_CHUNK_BYTES, _CHUNK_ROWS = 2_000_000, 4096
+_INFO_BYTES = 1024
+_BLOCK_EPISODES = 256
+_STEP_COLUMNS = {
+    "action": "commanded",
+    "proposed": "proposed",
+    "measured": "measured",
+    "source": "source",
+    "reward": "rewards",
+    "terminated": "terminated",
+    "truncated": "truncated",
+}
+Columns = dict[str, npt.NDArray[Any]]
+
+
+class EpisodeLog:
+    """An episode log on disk. Use :meth:`open` to read and :meth:`writer` to append."""
+
+    def __init__(self, path: Path, root: zarr.Group, lock: FileLock | None = None) -> None:
+        self.path, self._root, self._lock = path, root, lock
+        try:
+            attributes: dict[str, Any] = dict(root.attrs)
+            if attributes.get("format") != _FORMAT:
+                raise DataError(f"{path} is a Zarr store but not an episode log; expected one written by this program")
+            if attributes.get("version") != _VERSION:
+                raise DataError(f"{path} has log version {attributes.get('version')}, this program reads {_VERSION}")
+            self.arm = ArmSpec.from_dict(attributes["arm"])
+            self.ends: list[int] = np.asarray(_array(root, "meta/episode_ends")[:]).tolist()
+            self._observed = {a.key for a in self.arm.observations} | {"time_ns", "state"}
+            self._arrays: dict[str, zarr.Array[Any]] = {}
+        except (KeyError, ValueError, OSError, RuntimeError) as error:
+            raise DataError(f"{path} is damaged: {one_line(error)}; restore it from a copy") from None
+
+    @staticmethod
+    def open(path: Path) -> EpisodeLog:
+        """Open for reading, also while another process appends.
+
+        Raises:
+            DataError: There is no log at the path, or it cannot be read.
+        """
+        if not path.exists():
+            raise DataError(f"no episode log at {path}; check the path")
+        try:
+            return EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2))
+        except (FileNotFoundError, zarr.errors.GroupNotFoundError):
+            raise DataError(
+                f"{path} is not an episode log; expected a folder written with --log or demos collect"
+            ) from None
+
+    @staticmethod
+    def writer(path: Path, arm: ArmSpec) -> EpisodeLog:
+        """Open for appending, making the log when there is none. Close it, or use it as a context manager.
+
+        Raises:
+            DataError: The path holds something else, or episodes of a different arm.
+            LogWriteError: The log cannot be made there, or another process is appending to it.
+        """
+        lock = FileLock(f"{path}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise LogWriteError(f"{path} is being written by another process; give another path") from None
+        except OSError as error:
+            raise LogWriteError(f"cannot write at {path}: {one_line(error)}") from None
+        try:
+            if not path.exists():
+                _create(path, arm)
+            log = EpisodeLog.open(path)
+            different = log.arm.differences(arm)
+            if different:
+                raise DataError(f"{path} holds episodes of another arm ({'; '.join(different)}); give another path")
+            log._root, log._lock = zarr.open_group(path, mode="r+", zarr_format=2), lock
+            return log
+        except BaseException:
+            _release(lock)
+            raise
+
+    def __len__(self) -> int:
+        """Number of whole episodes."""
+        return len(self.ends)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in whole episodes."""
+        return self.ends[-1] if self.ends else 0
+
+    def append(self, episode: Episode) -> None:
+        """Append one episode; see :meth:`extend`."""
+        self.extend([episode])
+
+    def extend(self, episodes: Sequence[Episode]) -> None:
+        """Append whole episodes at once; either all of them count afterwards, or none.
+
+        Raises:
+            DataError: An episode does not fit the log.
+            LogWriteError: The disk is full or failing; what was logged before is intact.
+        """
+        if self._lock is None:
+            raise UsageError(f"{self.path} is open for reading only")
+        if not episodes:
+            return
+        for episode in episodes:
+            episode.check_fits(self.arm, str(self.path))
+        data = _concatenate([_step_columns(e, self.arm) for e in episodes])
+        meta = _concatenate([_episode_columns(e, self.arm) for e in episodes])
+        ends = self.steps + np.cumsum([len(e) for e in episodes])
+        before = self.steps, len(self)
+        try:
+            self._write("data", data, self.steps)
+            self._write("meta", meta, len(self))
+            self._write("meta", {"episode_ends": ends.astype(np.int64)}, len(self))
+        except OSError as error:
+            self._cut(*before)
+            raise LogWriteError(
+                f"episode not logged: {one_line(error)}; the {len(self)} episodes in {self.path} are intact, free some space"
+            ) from None
+        self.ends += [int(end) for end in ends]
+
+    def truncate(self, count: int) -> None:
+        """Keep the first ``count`` episodes only."""
+        self.ends = self.ends[:count]
+        self._cut(self.steps, count)
+
+    def read(self, index: int) -> Episode:
+        """Read one episode; negative indices count from the end.
+
+        Raises:
+            UsageError: No such episode.
+            DataError: Its rows cannot be read.
+        """
+        if not -len(self) <= index < len(self):
+            raise UsageError(f"{self.path} has episodes 0 to {len(self) - 1}, there is no episode {index}")
+        index %= len(self)
+        return self._read(index, index + 1)[0]
+
+    def episodes(self) -> Iterator[Episode]:
+        """All whole episodes, oldest first, read in blocks."""
+        for first in range(0, len(self), _BLOCK_EPISODES):
+            yield from self._read(first, min(first + _BLOCK_EPISODES, len(self)))
+
+    def close(self) -> None:
+        """Let other processes append."""
+        if self._lock is not None:
+            _release(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> EpisodeLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _read(self, first: int, stop: int) -> list[Episode]:
+        """Episodes first to stop - 1, each column read once."""
+        bounds = [0, *self.ends][first : stop + 1]
+        try:
+            names = {key: f"data/{key}" for key in _group(self._root, "data").array_keys()}
+            data = {key: np.asarray(self._array(name)[bounds[0] : bounds[-1]]) for key, name in names.items()}
+            for key, column in data.items():
+                if len(column) != bounds[-1] - bounds[0]:
+                    raise DataError(f"{self.path} is damaged: data/{key} is shorter than meta/episode_ends says")
+            last = {
+                key: np.asarray(self._array(f"meta/last_{key}")[first:stop]) for key in data if key in self._observed
+            }
+            infos = np.asarray(self._array("meta/info")[first:stop])
+            episodes = []
+            for i, (start, end) in enumerate(itertools.pairwise(bounds)):
+                rows = slice(start - bounds[0], end - bounds[0])
+                whole = {key: np.concatenate([data[key][rows], column[i][None]]) for key, column in last.items()}
+                episodes.append(
+                    Episode(
+                        observations={a.key: whole[a.key] for a in self.arm.observations},
+                        time_ns=whole["time_ns"],
+                        states=whole.get("state"),
+                        info=json.loads(bytes(infos[i]).rstrip(b"\0")),
+                        **{name: data[key][rows] for key, name in _STEP_COLUMNS.items()},
+                    )
+                )
+            return episodes
+        except (KeyError, ValueError, OSError, RuntimeError) as error:
+            raise DataError(f"{self.path} is damaged at episodes {first} to {stop - 1}: {one_line(error)}") from None
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        """The array of that name; looking one up costs a read of its metadata, so it is kept."""
+        if name not in self._arrays:
+            self._arrays[name] = _array(self._root, name)
+        return self._arrays[name]
+
+    def _write(self, group: str, columns: Columns, at: int) -> None:
+        for key, values in columns.items():
+            name = f"{group}/{key}"
+            if len(self) == 0 and name not in self._root:
+                _create_array(_group(self._root, group), key, values)
+            try:
+                array = self._array(name)
+            except KeyError:
+                raise DataError(f"{self.path} has no column {name}; log these episodes to another path") from None
+            if array.shape[1:] != values.shape[1:]:
+                raise DataError(f"{name} has rows of {array.shape[1:]} in {self.path}, not of {values.shape[1:]}")
+            array.resize((at + len(values), *array.shape[1:]))
+            array[at:] = values
+
+    def _cut(self, steps: int, episodes: int) -> None:
+        """Drop rows past those counts. Readers ignore such rows, so failing here does no harm."""
+        for group, length in (("meta", episodes), ("data", steps)):
+            for key in list(_group(self._root, group).array_keys()):
+                try:
+                    array = self._array(f"{group}/{key}")
+                    if array.shape[0] > length:
+                        array.resize((length, *array.shape[1:]))
+                except OSError:
+                    continue
+
+
+def _create(path: Path, arm: ArmSpec) -> None:
+    """Make an empty log beside its final name, then move it there."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        root = zarr.open_group(partial, mode="w", zarr_format=2)
+        root.attrs.update({"format": _FORMAT, "version": _VERSION, "arm": json.loads(arm.to_json())})
+        root.create_group("data")
+        _create_array(root.create_group("meta"), "episode_ends", np.zeros(0, np.int64))
+        partial.rename(path)
+    except OSError as error:
+        raise LogWriteError(f"cannot make an episode log at {path}: {one_line(error)}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _create_array(parent: zarr.Group, key: str, like: npt.NDArray[Any]) -> None:
+    row_bytes = max(1, like.dtype.itemsize * int(np.prod(like.shape[1:])))
+    rows = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
+    parent.create_array(key, shape=(0, *like.shape[1:]), chunks=(rows, *like.shape[1:]), dtype=like.dtype)
+
+
+def _group(root: zarr.Group, name: str) -> zarr.Group:
+    group = root[name]
+    assert isinstance(group, zarr.Group)
+    return group
+
+
+def _array(root: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = root[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def _step_columns(episode: Episode, arm: ArmSpec) -> Columns:
+    columns: Columns = {a.key: episode.observations[a.key][:-1] for a in arm.observations}
+    columns |= {key: getattr(episode, name) for key, name in _STEP_COLUMNS.items()}
+    columns["time_ns"] = episode.time_ns[:-1]
+    if episode.states is not None:
+        columns["state"] = episode.states[:-1]
+    return columns
+
+
+def _episode_columns(episode: Episode, arm: ArmSpec) -> Columns:
+    columns: Columns = {f"last_{a.key}": episode.observations[a.key][-1:] for a in arm.observations}
+    columns["last_time_ns"] = episode.time_ns[-1:]
+    if episode.states is not None:
+        columns["last_state"] = episode.states[-1:]
+    info = json.dumps(dict(episode.info), separators=(",", ":")).encode()
+    if len(info) > _INFO_BYTES:
+        raise DataError(f"episode info takes {len(info)} bytes, a log keeps {_INFO_BYTES}; shorten it")
+    columns["info"] = np.frombuffer(info.ljust(_INFO_BYTES, b"\0"), np.uint8)[None]
+    return columns
+
+
+def _concatenate(parts: Sequence[Columns]) -> Columns:
+    if any(part.keys() != parts[0].keys() for part in parts):
+        raise DataError("episodes with and without simulator states cannot share a log; give another path")
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _release(lock: FileLock) -> None:
+    lock.release()
+    Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def write_log(path: Path, arm: ArmSpec, episodes: Iterable[Episode]) -> None:
+    """Write a new log with these episodes, under its final name only once it is whole.
+
+    Raises:
+        UsageError: Something is at the path already.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists already; give another path or remove it")
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with EpisodeLog.writer(partial, arm) as log:
+            log.extend(list(episodes))
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Simulated tasks, their scripted experts, and the processes that step them."""

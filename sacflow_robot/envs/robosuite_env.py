@@ -1,0 +1,210 @@
+"""robosuite tasks as Gymnasium environments whose observation is a function of the simulator state alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, get_task
+from sacflow_robot.errors import DataError, InvalidValueError, one_line
+from sacflow_robot.spec import FloatArray, StepResult
+
+# robosuite's import warns about optional extras that we do not use, and each environment logs its controller file.
+_previously_disabled = logging.root.manager.disable
+logging.disable(logging.WARNING)
+import robosuite  # noqa: E402
+
+logging.disable(_previously_disabled)
+logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+
+# robosuite draws the cube's size when it builds the model. One seed for the model gives every process the same cube,
+# without which a logged state would not replay.
+_MODEL_SEED = 0
+
+
+class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
+    """A robosuite task with a Panda under OSC_POSE delta control at 20 Hz.
+
+    Observation: dict of float32 arrays with robomimic's keys, see ``Task.arm`` for shapes, units and frames. It is
+    computed from the state after the step; robosuite's own observables lag by one physics substep (2 ms), so that
+    theirs cannot be regenerated from a logged state and ours can.
+    Action: Box[-1, 1]^7. Reward: 1 at success, else 0. ``terminated`` on success, ``truncated`` at the horizon.
+
+    Args:
+        task: Name of the task, e.g. ``"lift"``.
+        render_mode: None or ``"rgb_array"`` (needs off-screen rendering, see ``render``).
+
+    Raises:
+        UnknownNameError: No such task.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_RATE_HZ)}  # noqa: RUF012 (Gymnasium's name)
+
+    def __init__(self, task: str = "lift", render_mode: str | None = None) -> None:
+        self.task: Task = get_task(task)
+        self.arm = self.task.arm
+        self.render_mode = render_mode
+        self.observation_space: spaces.Dict = spaces.Dict(  # type: ignore[assignment]
+            {a.key: spaces.Box(-np.inf, np.inf, a.shape, np.float32) for a in self.arm.observations}
+        )
+        self.action_space = spaces.Box(-1.0, 1.0, (self.arm.action_dim,), np.float32)
+        self._suite = robosuite.make(
+            self.task.robosuite_name,
+            robots="Panda",
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            use_camera_obs=False,
+            hard_reset=False,
+            control_freq=CONTROL_RATE_HZ,
+            ignore_done=True,
+            seed=_MODEL_SEED,
+        )
+        self._robot = self._suite.robots[0]
+        self._substeps = round(self._suite.control_timestep / self._suite.model_timestep)
+        self._model = self._suite.sim.model._model
+        self._data = self._suite.sim.data._data
+        self._object_ids = [self._suite.sim.model.body_name2id(name) for name in self.task.object_bodies]
+        self._steps = 0
+        self._renderer: mujoco.Renderer | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, FloatArray], dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: Decides the start completely; nothing is drawn from global random state.
+            options: ``{"state": array (S,)}`` starts from a logged state instead.
+
+        Returns:
+            Observation and ``{"state": (S,) float64}``.
+        """
+        super().reset(seed=seed)
+        state = (options or {}).get("state")
+        if state is None:
+            self._suite.rng = self.np_random
+            self._suite.placement_initializer.rng = self.np_random
+            self._suite.reset()
+            state = self.state()
+        self._restore(np.asarray(state, np.float64))
+        return self._observe(), {"state": self.state()}
+
+    def step(self, action: FloatArray) -> tuple[dict[str, FloatArray], float, bool, bool, dict[str, Any]]:
+        """Execute one action (7,) for one control period (50 ms).
+
+        Raises:
+            InvalidValueError: The action has the wrong shape or holds NaN or infinity.
+        """
+        self._control(self.arm.check_action(action))
+        self._steps += 1
+        success = bool(self._suite._check_success())
+        truncated = not success and self._steps >= self.task.horizon
+        return self._observe(), float(success), success, truncated, {"success": success, "state": self.state()}
+
+    def begin(self, seed: int) -> StepResult:
+        """``reset`` as the rest of the package speaks of it."""
+        observation, info = self.reset(seed=seed)
+        return StepResult(observation, state=info["state"])
+
+    def command(self, action: FloatArray) -> StepResult:
+        """``step`` as the rest of the package speaks of it."""
+        observation, reward, terminated, truncated, info = self.step(action)
+        return StepResult(observation, reward, terminated, truncated, info["state"])
+
+    def state(self) -> npt.NDArray[np.float64]:
+        """Time, qpos and qvel (S,) in robosuite's flattened order; S = 32 for lift."""
+        return np.concatenate([[self._data.time], self._data.qpos, self._data.qvel])
+
+    def observe_state(self, state: npt.NDArray[np.float64]) -> tuple[dict[str, FloatArray], bool]:
+        """Observation and success flag of a logged state (S,); the episode in progress is lost."""
+        self._set_state(state)
+        return self._observe(), bool(self._suite._check_success())
+
+    def render(self) -> npt.NDArray[np.uint8]:
+        """The scene as an RGB image (480, 640, 3).
+
+        Raises:
+            InvalidValueError: Off-screen rendering does not work on this machine.
+        """
+        if self._renderer is None:
+            try:
+                self._renderer = mujoco.Renderer(self._model, 480, 640)
+            except Exception as error:  # the GL back ends raise whatever they like
+                backend = os.environ.get("MUJOCO_GL", "unset")
+                raise InvalidValueError(
+                    f"off-screen rendering does not work here (MUJOCO_GL={backend}): {one_line(error)}; "
+                    "on a machine without GPU install OSMesa and set MUJOCO_GL=osmesa"
+                ) from None
+            self._scene_options = mujoco.MjvOption()
+            self._scene_options.geomgroup[0] = 0  # collision shapes
+        self._renderer.update_scene(self._data, camera="frontview", scene_option=self._scene_options)
+        image: npt.NDArray[np.uint8] = self._renderer.render()
+        return image
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _set_state(self, state: npt.NDArray[np.float64]) -> None:
+        expected = 1 + self._model.nq + self._model.nv
+        if state.shape != (expected,):
+            raise DataError(f"simulator state has shape {state.shape}, task {self.task.name!r} expects ({expected},)")
+        mujoco.mj_resetData(self._model, self._data)
+        self._data.time = state[0]
+        self._data.qpos[:] = state[1 : 1 + self._model.nq]
+        self._data.qvel[:] = state[1 + self._model.nq :]
+        mujoco.mj_forward(self._model, self._data)
+
+    def _restore(self, state: npt.NDArray[np.float64]) -> None:
+        """Start from a state with fresh controllers, so that state and actions alone decide what follows."""
+        self._set_state(state)
+        self._robot._load_controller()
+        self._robot.composite_controller.update_state()
+        self._robot.composite_controller.reset()
+        for gripper in self._robot.gripper.values():
+            gripper.current_action = np.zeros(gripper.dof)
+        self._set_state(state)  # loading the controllers left traces in the solver's warm start
+        self._steps = 0
+
+    def _control(self, action: FloatArray) -> None:
+        """robosuite's own control step without what nobody reads: observables and proprioception buffers."""
+        sim, controller = self._suite.sim, self._robot.composite_controller
+        low, high = self._model.actuator_ctrlrange.T
+        for substep in range(self._substeps):
+            sim.step1()
+            controller.update_state()
+            if substep == 0:
+                controller.set_goal(action.astype(np.float64))
+            for part, command in controller.run_controller(self._robot._enabled_parts).items():
+                index = self._robot._ref_actuators_indexes_dict[part]
+                self._data.ctrl[index] = np.clip(command, low[index], high[index])
+            sim.step2()
+        # Positions of bodies and sites as of the state just reached; touches nothing that the next step reads.
+        mujoco.mj_kinematics(self._model, self._data)
+
+    def _observe(self) -> dict[str, FloatArray]:
+        data, arm = self._data, self._robot.arms[0]
+        eef_pos = data.site_xpos[self._robot.eef_site_id[arm]]
+        eef_body = self._suite.sim.model.body_name2id(self._robot.robot_model.eef_name[arm])
+        objects = [
+            np.concatenate([data.xpos[i], _xyzw(data.xquat[i]), data.xpos[i] - eef_pos]) for i in self._object_ids
+        ]
+        arrays = {
+            "robot0_eef_pos": eef_pos,
+            "robot0_eef_quat": _xyzw(data.xquat[eef_body]),
+            "robot0_gripper_qpos": data.qpos[self._robot._ref_gripper_joint_pos_indexes[arm]],
+            "object": np.concatenate(objects),
+        }
+        return {key: array.astype(np.float32) for key, array in arrays.items()}
+
+
+def _xyzw(wxyz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return wxyz[[1, 2, 3, 0]]

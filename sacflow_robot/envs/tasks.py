@@ -1,0 +1,69 @@
+"""The task table: one row per simulated task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sacflow_robot.errors import UnknownNameError
+from sacflow_robot.spec import ArmSpec, ArraySpec
+
+CONTROL_RATE_HZ = 20.0
+
+_OSC_POSE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
+_OSC_POSE_UNITS = ("0.05 m",) * 3 + ("0.5 rad",) * 3 + ("closing",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One simulated task.
+
+    Attributes:
+        name: Its name on the command line.
+        robosuite_name: robosuite's name of it.
+        horizon: Steps after which an episode is truncated.
+        object_bodies: Names of the objects whose poses make up the observation ``object``.
+    """
+
+    name: str
+    robosuite_name: str
+    horizon: int
+    object_bodies: tuple[str, ...]
+
+    @property
+    def object_size(self) -> int:
+        """Per object: position (3), quaternion (4), position relative to the gripper (3)."""
+        return 10 * len(self.object_bodies)
+
+    @property
+    def arm(self) -> ArmSpec:
+        """Panda under OSC_POSE delta control: translation in metres and rotation vector in radians, base axes."""
+        return ArmSpec(
+            robot="Panda",
+            task=self.name,
+            controller="OSC_POSE delta",
+            control_rate_hz=CONTROL_RATE_HZ,
+            observations=(
+                ArraySpec("robot0_eef_pos", (3,), "m", "world"),
+                ArraySpec("robot0_eef_quat", (4,), "unit quaternion xyzw", "world"),
+                ArraySpec("robot0_gripper_qpos", (2,), "m"),
+                ArraySpec("object", (self.object_size,), "m, unit quaternion xyzw", "world"),
+            ),
+            action_names=_OSC_POSE_NAMES,
+            action_units=_OSC_POSE_UNITS,
+            action_low=(-1.0,) * 7,
+            action_high=(1.0,) * 7,
+        )
+
+
+TASKS = {task.name: task for task in (Task("lift", "Lift", 300, ("cube_main",)),)}
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    if name not in TASKS:
+        raise UnknownNameError("task", name, TASKS)
+    return TASKS[name]

@@ -1,0 +1,196 @@
+"""Simulated arms in processes of their own, stepped a chunk at a time, and whole episodes collected from them."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from types import TracebackType
+
+from sacflow_robot.envs.expert import make_expert
+from sacflow_robot.envs.tasks import get_task
+from sacflow_robot.episode import Episode, EpisodeBuilder, Source
+from sacflow_robot.errors import SacflowError
+from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
+
+# Every worker is one busy core already; more threads inside it only fight for it.
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class ArmPool:
+    """``VectorArms`` with one process per arm.
+
+    Args:
+        task: Name of the task.
+        count: Number of arms.
+
+    Raises:
+        UnknownNameError: No such task.
+    """
+
+    def __init__(self, task: str, count: int) -> None:
+        self._spec = get_task(task).arm
+        self._busy: list[int] = []
+        self._links: list[Connection] = []
+        self._processes = []
+        context = mp.get_context("spawn")
+        with _environment(dict.fromkeys(_ONE_THREAD, "1")):
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve_arm, args=(theirs, task), daemon=True)
+                process.start()
+                theirs.close()
+                self._links.append(ours)
+                self._processes.append(process)
+
+    @property
+    def spec(self) -> ArmSpec:
+        return self._spec
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
+        """Start episodes: arm index to seed."""
+        for index, seed in starts.items():
+            self._links[index].send(("begin", seed))
+        return {index: self._result(index) for index in starts}
+
+    def send(self, chunks: Mapping[int, FloatArray]) -> None:
+        """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
+        for index, chunk in chunks.items():
+            self._links[index].send(("execute", chunk))
+        self._busy = list(chunks)
+
+    def receive(self) -> dict[int, list[StepResult]]:
+        """Wait for what was sent; per arm one result for each action executed."""
+        busy, self._busy = self._busy, []
+        return {index: self._result(index) for index in busy}
+
+    def close(self) -> None:
+        for link in self._links:
+            link.close()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
+
+    def __enter__(self) -> ArmPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _result(self, index: int):  # type: ignore[no-untyped-def]
+        try:
+            result = self._links[index].recv()
+        except (EOFError, ConnectionError):
+            code = self._processes[index].exitcode
+            raise SacflowError(
+                f"simulator process {index} died (exit code {code}); is the machine out of memory?"
+            ) from None
+        if isinstance(result, str):
+            raise SacflowError(f"simulator process {index} failed: {result}")
+        return result
+
+
+def _serve_arm(link: Connection, task: str) -> None:
+    """Body of one worker process: execute requests until the parent closes the link."""
+    import signal
+
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    arm = RobosuiteEnv(task)
+    while True:
+        try:
+            verb, argument = link.recv()
+        except (EOFError, ConnectionError):
+            return
+        try:
+            if verb == "begin":
+                link.send(arm.begin(argument))
+                continue
+            results = []
+            for action in argument:
+                results.append(arm.command(action))
+                if results[-1].ended:
+                    break
+            link.send(results)
+        except SacflowError as error:
+            link.send(str(error))
+        except (BrokenPipeError, ConnectionError):
+            return
+        except Exception:
+            link.send(" ".join(traceback.format_exc().splitlines()[-2:]).strip())
+
+
+def demonstrate(task: str, seed: int) -> Episode:
+    """One episode of the task's scripted expert; runs in the calling process."""
+    arm = _local_arm(task)
+    expert = make_expert(task, seed)
+    result = arm.begin(seed)
+    builder = EpisodeBuilder(result)
+    while not (result.ended or expert.done):
+        action = expert.act(result.observation)
+        result = arm.command(action)
+        builder.add(result, action, source=Source.EXPERT)
+    return builder.build(seed=seed, task=task)
+
+
+def collect(task: str, seeds: Iterable[int], workers: int, progress: Callable[[Episode], None]) -> list[Episode]:
+    """Demonstrate the task once per seed on several processes; the result is in the order of the seeds.
+
+    Args:
+        task: Name of the task.
+        seeds: Environment seeds, which decide the expert's habits too.
+        workers: Number of processes.
+        progress: Called with each episode as it becomes available, in order.
+    """
+    make_expert(task, 0)
+    episodes = []
+    with (
+        _environment(dict.fromkeys(_ONE_THREAD, "1")),
+        ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn")) as pool,
+    ):
+        try:
+            for episode in pool.map(demonstrate, *zip(*((task, seed) for seed in seeds), strict=True)):
+                episodes.append(episode)
+                progress(episode)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return episodes
+
+
+_arms: dict[str, object] = {}
+
+
+def _local_arm(task: str):  # type: ignore[no-untyped-def]
+    """This process's arm for the task; building one takes seconds, so it is kept."""
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+
+    if task not in _arms:
+        _arms[task] = RobosuiteEnv(task)
+    return _arms[task]
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes started meanwhile, without overriding the user's."""
+    added = {k: v for k, v in values.items() if k not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            del os.environ[key]

@@ -1,0 +1,83 @@
+"""Everything this package raises on purpose.
+
+SacflowError                     exit status 1: the run failed
+├── UsageError                   exit status 2: the call itself is wrong
+│   └── UnknownNameError         a name that is not in its table; lists the valid ones
+├── DataError                    a file or an episode that cannot be read or does not fit
+│   └── LogWriteError            an episode could not be appended; what was logged before is intact
+├── InvalidValueError            a NaN, an infinity or a wrong shape in an observation or an action
+├── SpecMismatchError            a policy and an arm, or a policy and a data set, do not fit together
+├── ExportError                  a policy could not be exported, or the export differs from the original
+├── PolicyFileError              an ONNX policy that cannot be read or fails its own golden vectors
+├── WireError                    a message that breaks the wire protocol
+└── ServerError                  the server is unreachable, or answered with an error
+
+Each message is one line: what was wrong, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class SacflowError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_status = 1
+
+
+class UsageError(SacflowError):
+    """The command or the call is wrong as it stands; running it again will not help."""
+
+    exit_status = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that is not in its table.
+
+    Args:
+        kind: What the name should have named, e.g. ``"task"``.
+        name: The name as given.
+        valid: The names that would have worked.
+    """
+
+    def __init__(self, kind: str, name: str, valid: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}; valid names: {', '.join(sorted(valid))}")
+
+
+class DataError(SacflowError):
+    """A file or an episode that cannot be read, or does not fit the task."""
+
+
+class LogWriteError(DataError):
+    """An episode could not be appended; the episodes logged before it are intact."""
+
+
+class InvalidValueError(SacflowError):
+    """A NaN, an infinity or a wrong shape in an observation or an action."""
+
+
+class SpecMismatchError(SacflowError):
+    """Two sides that do not fit together; the message names every field that differs."""
+
+
+class ExportError(SacflowError):
+    """A policy could not be exported, or the exported graph differs from the original."""
+
+
+class PolicyFileError(SacflowError):
+    """An ONNX policy file that cannot be read or fails its own golden vectors."""
+
+
+class WireError(SacflowError):
+    """A message that breaks the wire protocol."""
+
+
+class ServerError(SacflowError):
+    """The policy server is unreachable, or answered with an error."""
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Another library's message on one line, for use inside ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[:limit]}..."

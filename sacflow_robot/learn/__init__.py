@@ -1,0 +1,1 @@
+"""Flow policies, their training and their export."""

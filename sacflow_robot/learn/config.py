@@ -1,0 +1,177 @@
+"""Training configuration: typed, frozen, one preset per task. Imports no torch, so that --help stays quick."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import yaml
+
+from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
+
+VelocityName = Literal["flow-g", "flow-t", "mlp"]
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """The flow policy.
+
+    Attributes:
+        width: Hidden width of the velocity (mlp, candidate of flow-g, token of flow-t).
+        depth: Hidden layers (mlp, candidate of flow-g) or decoder layers (flow-t).
+        gate_width: Hidden width of flow-g's gate.
+        euler_steps: K.
+        noise_scale: sigma of the noise-augmented rollout; sigma * sqrt(1 / K) a step. Training only, none at evaluation.
+    """
+
+    width: int = 256
+    depth: int = 3
+    gate_width: int = 256
+    euler_steps: int = 4
+    noise_scale: float = 0.10
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Losses and optimisation.
+
+    Attributes:
+        batch_size: Chunks per update.
+        discount: gamma per environment step.
+        target_rate: Share of the critic that enters its target at each critic update.
+        policy_rate: Adam step size of the policy.
+        critic_rate: Adam step size of the critic.
+        critic_width: Hidden width of each critic.
+        critic_depth: Hidden layers of each critic.
+        critics: Number of critics.
+        critic_aggregate: How critics are combined in targets and in the actor loss.
+        updates_per_step: Critic updates per environment step online (UTD).
+        policy_delay: Critic updates per policy update online.
+        regularisation: beta, weight of ||a - a_data||^2 in the actor loss, summed over the chunk's H*A dimensions.
+        temperature: learned within the bounds, or zero.
+        initial_temperature: Where a learned temperature starts.
+        temperature_bounds: Range that a learned temperature is kept in.
+        saturation_target: Nats per action dimension that tanh may cost before a learned temperature rises.
+        policy_average_rate: Share of the policy that enters the averaged policy at each update; the averaged policy
+            is what acts, is evaluated and is exported. 1 turns averaging off.
+    """
+
+    batch_size: int = 256
+    discount: float = 0.99
+    target_rate: float = 0.005
+    policy_rate: float = 3e-4
+    critic_rate: float = 3e-4
+    critic_width: int = 256
+    critic_depth: int = 3
+    critics: int = 2
+    critic_aggregate: Literal["min", "mean"] = "min"
+    updates_per_step: float = 0.3
+    policy_delay: int = 2
+    regularisation: float = 0.05
+    temperature: Literal["learned", "zero"] = "learned"
+    initial_temperature: float = 1e-3
+    temperature_bounds: tuple[float, float] = (1e-5, 1e-2)
+    saturation_target: float = 1.0
+    policy_average_rate: float = 0.005
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a flow policy offline to online, and export it.
+
+    Attributes:
+        env: Task; the defaults of all other options are its preset.
+        algo: Learning algorithm.
+        velocity: Velocity network.
+        demos: Demonstrations: auto collects them once and keeps them; none; or an episode log, a raw robosuite
+            or a robomimic low-dim HDF5 file.
+        demo_episodes: Episodes that auto collects.
+        trim_idle: Drop the steps of raw robosuite demonstrations that command nothing and move nothing.
+        replay: Episode logs to learn from besides.
+        offline_steps: Updates on the demonstrations before going online.
+        online_steps: Environment steps to learn from online.
+        seed: Seed of everything random in the run.
+        device: auto, cpu, cuda or cuda:N.
+        chunk_length: H, actions per chunk, executed open loop.
+        replay_capacity: Environment steps that the replay buffer holds.
+        arms: Simulated arms stepped at once.
+        eval_episodes: Episodes per evaluation during the run.
+        eval_every: Environment steps between evaluations online.
+        final_eval_episodes: Episodes of the final evaluation, on seeds that were used for nothing else.
+        flow: The flow policy.
+        learner: Losses and optimisation.
+    """
+
+    env: str = "lift"
+    algo: Literal["sac-flow"] = "sac-flow"
+    velocity: VelocityName = "flow-g"
+    demos: str = "auto"
+    demo_episodes: int = 200
+    trim_idle: bool = True
+    replay: tuple[Path, ...] = ()
+    offline_steps: int = 3000
+    online_steps: int = 30_000
+    seed: int = 0
+    device: str = "auto"
+    chunk_length: int = 5
+    replay_capacity: int = 300_000
+    arms: int = 2
+    eval_episodes: int = 50
+    eval_every: int = 5_000
+    final_eval_episodes: int = 100
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+
+    def __post_init__(self) -> None:
+        counts = {name: getattr(self, name) for name in ("chunk_length", "arms", "eval_every", "replay_capacity")}
+        for name, value in counts.items():
+            if value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        for name in ("demo_episodes", "offline_steps", "online_steps", "seed", "eval_episodes", "final_eval_episodes"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be negative")
+
+
+PRESETS = {"lift": TrainConfig()}
+
+# Published sizes differ between velocities (arXiv 2509.25756, offline to online); these fit two CPU cores.
+_FLOWS: dict[str, FlowConfig] = {"flow-t": FlowConfig(width=128, depth=2)}
+
+
+def preset(env: str, velocity: str = "flow-g") -> TrainConfig:
+    """Default configuration for a task and a velocity.
+
+    Raises:
+        UnknownNameError: No preset of that name.
+    """
+    if env not in PRESETS:
+        raise UnknownNameError("task", env, PRESETS)
+    chosen = PRESETS[env]
+    if velocity not in get_args(VelocityName):
+        raise UnknownNameError("velocity", velocity, get_args(VelocityName))
+    return replace(chosen, velocity=cast(VelocityName, velocity), flow=_FLOWS.get(velocity, chosen.flow))
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The configuration as YAML, readable by people and by :func:`from_yaml`."""
+    data = asdict(config)
+    data["replay"] = [str(path) for path in config.replay]
+    data["learner"]["temperature_bounds"] = list(config.learner.temperature_bounds)
+    return yaml.safe_dump(data, sort_keys=False)
+
+
+def from_yaml(text: str) -> TrainConfig:
+    """Inverse of :func:`to_yaml`.
+
+    Raises:
+        DataError: The text is not such a configuration.
+    """
+    try:
+        data = yaml.safe_load(text)
+        learner = {**data.pop("learner")}
+        learner["temperature_bounds"] = tuple(learner["temperature_bounds"])
+        data["replay"] = tuple(Path(path) for path in data["replay"])
+        return TrainConfig(flow=FlowConfig(**data.pop("flow")), learner=LearnerConfig(**learner), **data)
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"config.yaml of the run cannot be read: {one_line(error)}") from None

@@ -1,0 +1,189 @@
+"""A run folder: everything that made a policy, written so that a crash leaves nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
+
+COLUMNS = (
+    "phase",
+    "updates",
+    "env_steps",
+    "wall_s",
+    "success_rate",
+    "success_low",
+    "success_high",
+    "mean_steps",
+    "train_success_rate",
+    "replay_steps",
+    "loss/flow_matching",
+    "loss/critic",
+    "loss/actor",
+    "value/data",
+    "value/policy",
+    "policy/distance_to_data",
+    "policy/excess_entropy",
+    "policy/temperature",
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Success of a policy on held-out seeds.
+
+    Attributes:
+        phase: ``offline`` or ``online``.
+        env_steps: Environment steps learned from online so far.
+        successes: Episodes solved.
+        episodes: Episodes run.
+        mean_steps: Mean episode length.
+    """
+
+    phase: str
+    env_steps: int
+    successes: int
+    episodes: int
+    mean_steps: float
+
+    @property
+    def success_rate(self) -> float:
+        return self.successes / self.episodes if self.episodes else float("nan")
+
+
+class RunFolder:
+    """Paths and writers of one run."""
+
+    def __init__(self, path: Path, env: str) -> None:
+        self.path = path
+        self.config, self.checkpoint = path / "config.yaml", path / "checkpoint.pt"
+        self.metrics, self.curve = path / "metrics.csv", path / "curve.png"
+        self.episodes, self.policy = path / "episodes.zarr", path / f"{env}.onnx"
+
+    @staticmethod
+    def create(path: Path | None, config: TrainConfig) -> RunFolder:
+        """Make a new run folder.
+
+        Args:
+            path: Where; None takes the first free ``runs/<env>-<velocity>-s<seed>[-N]``.
+            config: Written into it.
+
+        Raises:
+            UsageError: The path is taken, or cannot be made.
+        """
+        if path is None:
+            base = Path("runs") / f"{config.env}-{config.velocity}-s{config.seed}"
+            path, number = base, 1
+            while path.exists():
+                number += 1
+                path = base.with_name(f"{base.name}-{number}")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"{path} exists already; give another --out, or go on with it by --resume {path}")
+        folder = RunFolder(path, config.env)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            replace_text(folder.config, to_yaml(config))
+        except OSError as error:
+            raise UsageError(f"cannot make the run folder {path}: {error.strerror}") from None
+        return folder
+
+    @staticmethod
+    def open(path: Path) -> tuple[RunFolder, TrainConfig]:
+        """Open a run folder to go on with.
+
+        Raises:
+            DataError: It is not a run folder.
+        """
+        try:
+            config = from_yaml((path / "config.yaml").read_text())
+        except OSError:
+            raise DataError(f"{path} is not a run folder: it has no readable config.yaml") from None
+        return RunFolder(path, config.env), config
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint in one step.
+
+        Raises:
+            DataError: The disk is full; the previous checkpoint is intact.
+        """
+        partial = self.checkpoint.with_suffix(".partial")
+        try:
+            torch.save(state, partial)
+            partial.replace(self.checkpoint)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            raise DataError(f"cannot write {self.checkpoint}: {one_line(error)}; is the disk full?") from None
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """Read the checkpoint.
+
+        Raises:
+            DataError: There is none, or it is damaged.
+        """
+        if not self.checkpoint.exists():
+            raise DataError(f"{self.path} has no checkpoint.pt to go on from; start the run again")
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            return state
+        except Exception as error:  # torch raises pickle's, zip's and its own
+            text = one_line(error)
+            raise DataError(f"{self.checkpoint} cannot be read ({text}); is it complete?") from None
+
+
+class MetricsWriter:
+    """Writes rows to ``metrics.csv`` and TensorBoard.
+
+    Args:
+        folder: The run folder.
+        keep_rows: Rows of an existing file to keep when a run goes on; later ones belong to work that was lost.
+    """
+
+    def __init__(self, folder: RunFolder, keep_rows: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = read_metrics(folder.metrics)[:keep_rows] if keep_rows else []
+        self.rows = len(kept)
+        self._file = folder.metrics.open("w", newline="")
+        self._csv = csv.DictWriter(self._file, COLUMNS)
+        self._csv.writeheader()
+        self._csv.writerows(kept)
+        self._tensorboard = SummaryWriter(str(folder.path), purge_step=int(kept[-1]["updates"]) + 1 if kept else None)
+
+    def write(self, phase: str, updates: int, values: Mapping[str, Tensor | float]) -> None:
+        """Add one row; ``updates`` is the step axis of TensorBoard."""
+        row = {name: f"{float(value):.6g}" for name, value in values.items()}
+        for counter in ("env_steps", "replay_steps"):
+            if counter in values:
+                row[counter] = str(int(values[counter]))
+        self._csv.writerow({"phase": phase, "updates": updates, **row})
+        self._file.flush()
+        self.rows += 1
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name if "/" in name else f"run/{name}", float(value), updates)
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Rows of a ``metrics.csv``."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

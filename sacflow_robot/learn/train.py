@@ -1,0 +1,324 @@
+"""The training loop: offline on demonstrations, then online on simulated arms.
+
+Everything random comes from the agent's generator, the replay generator and the episodes' seeds, and arms and learner
+meet at fixed points (a chunk per arm and round), so that a run depends on its configuration alone and one resumed from
+its checkpoint goes on bit for bit on the same CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.replay import ReplayBuffer
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import SacflowError, UsageError, one_line
+from sacflow_robot.learn.agent import Agent, Metrics
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.curve import draw_curve
+from sacflow_robot.learn.progress import TrainingProgress
+from sacflow_robot.learn.run_folder import Evaluation, MetricsWriter, RunFolder
+from sacflow_robot.rollout import Rollouts, rollout
+from sacflow_robot.spec import FloatArray, VectorArms
+from sacflow_robot.statistics import wilson_interval
+
+CURVE_SEED = 20_000
+"""First seed of the evaluations during training; ``eval`` starts at 10 000 by default."""
+
+TRAINING_SEED = 1_000_000
+"""Training and demonstrations use seeds from here on only; evaluation uses seeds below."""
+
+_SEEDS_PER_RUN = 1_000_000
+_METRICS_EVERY = 100
+_RECENT_EPISODES = 50
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
+    """Ctrl-C was pressed; the run is saved."""
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        config: The run's configuration.
+        folder: Where it writes.
+        arms: Arms that training moves.
+        eval_arms: Arms that evaluation moves; training episodes pause meanwhile.
+        progress: What the user sees.
+        threads: Cores to compute on while no arm moves.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        arms: VectorArms,
+        eval_arms: VectorArms,
+        progress: TrainingProgress,
+        threads: int,
+    ) -> None:
+        self.config, self.folder, self._arms, self._eval_arms = config, folder, arms, eval_arms
+        self._progress, self._threads = progress, threads
+        self.agent = Agent(arms.spec, config, pick_device(config.device))
+        self.buffer = ReplayBuffer(arms.spec, config.chunk_length, config.learner.discount, config.replay_capacity)
+        self.evaluations: list[Evaluation] = []
+        self.offline_steps = self.env_steps = 0
+        self._rng = np.random.default_rng([config.seed, 2])
+        self._episodes_begun = 0
+        self._updates_owed = 0.0
+        self._recent: deque[bool] = deque(maxlen=_RECENT_EPISODES)
+        self._evaluation_due = False
+        self._unlogged: list[Episode] = []
+        self._logged = 0
+        self._earlier_wall_s, self._began = 0.0, time.monotonic()
+        self._stop = False
+        self._metrics: MetricsWriter | None = None
+        shape = config.chunk_length, arms.spec.action_dim
+        self._rollouts = Rollouts(arms, shape, self._training_seeds())
+
+    def load(self, episodes: Sequence[Episode]) -> None:
+        """Start afresh from demonstrations and logged episodes."""
+        for episode in episodes:
+            self.buffer.append(episode)
+        self.agent.fit_normaliser(self.buffer.observations())
+
+    def resume(self) -> None:
+        """Go on from the folder's checkpoint."""
+        state = self.folder.load_checkpoint()
+        self.agent.load_state_dict(state["agent"])
+        self.buffer.load_state_dict({k: v.numpy() for k, v in state["buffer"].items()})
+        progress = json.loads(state["progress"])
+        self.offline_steps, self.env_steps = progress["offline_steps"], progress["env_steps"]
+        self.evaluations = [Evaluation(**e) for e in progress["evaluations"]]
+        self._episodes_begun, self._updates_owed = progress["episodes_begun"], progress["updates_owed"]
+        self._evaluation_due = progress["evaluation_due"]
+        self._recent.extend(progress["recent"])
+        self._logged, self._earlier_wall_s = progress["logged"], progress["wall_s"]
+        self._rng.bit_generator.state = progress["rng"]
+        self._metrics = MetricsWriter(self.folder, progress["metric_rows"])
+        in_progress = {
+            int(i): {"seed": e["seed"], "actions": e["actions"].numpy()} for i, e in state["rollouts"].items()
+        }
+        self._rollouts.load_state_dict(in_progress)
+        if self.folder.episodes.exists():
+            with EpisodeLog.writer(self.folder.episodes, self._arms.spec) as log:
+                log.truncate(self._logged)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds spent on this run, over all its resumptions."""
+        return self._earlier_wall_s + time.monotonic() - self._began
+
+    def run(self) -> None:
+        """Train to the end, or until Ctrl-C.
+
+        Raises:
+            Interrupted: Ctrl-C was pressed and the run has been saved.
+        """
+        self._metrics = self._metrics or MetricsWriter(self.folder)
+        try:
+            with self._ctrl_c_asks_to_stop():
+                self._offline()
+                self._online()
+        except Interrupted:
+            self._save()
+            raise
+        finally:
+            self._metrics.close()
+
+    def act(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
+        """The policy as it would be exported now: chunks (B, H, A)."""
+        return self.agent.act(self._arms.spec.flatten(observation), noise)
+
+    def _offline(self) -> None:
+        total = self.config.offline_steps
+        torch.set_num_threads(self._threads)
+        self._progress.begin("offline", total, self.offline_steps)
+        while self.offline_steps < total:
+            metrics = self.agent.update_offline(self.buffer.sample(self.config.learner.batch_size, self._rng))
+            self.offline_steps += 1
+            self._progress.advance(1)
+            if self.offline_steps % _METRICS_EVERY == 0:
+                self._record("offline", metrics)
+            self._check_stop()
+        if not self.evaluations and self.config.eval_episodes:
+            self._evaluate("offline")
+            self._save()
+
+    def _online(self) -> None:
+        config = self.config
+        # The arms' processes need the other cores.
+        torch.set_num_threads(max(1, self._threads // 2))
+        self._progress.begin("online", config.online_steps, self.env_steps)
+        since_record: Metrics = {}
+        updates_recorded = self.agent.updates
+        while True:
+            if self._evaluation_due:
+                self._save()
+                self._evaluate("online")
+                self._evaluation_due = False
+            if self.env_steps >= config.online_steps:
+                break
+            self._rollouts.send(self._explore)
+            for _ in range(int(self._updates_owed)):
+                since_record |= self.agent.update_online(self.buffer.sample(config.learner.batch_size, self._rng))
+            self._updates_owed %= 1
+            steps, ended = self._rollouts.receive()
+            self._take(steps, ended)
+            if self.agent.updates - updates_recorded >= _METRICS_EVERY:
+                updates_recorded = self.agent.updates
+                self._record("online", since_record)
+            self._check_stop()
+        self._save()
+
+    def _take(self, steps: int, ended: list[Episode]) -> None:
+        """Account for one round of the arms."""
+        for episode in ended:
+            self.buffer.append(episode)
+            self._recent.append(episode.success)
+        self._unlogged += ended
+        rounds_before = self.env_steps // self.config.eval_every
+        self.env_steps += steps
+        self._updates_owed += steps * self.config.learner.updates_per_step
+        finished = self.env_steps >= self.config.online_steps
+        self._evaluation_due = finished or self.env_steps // self.config.eval_every > rounds_before
+        self._progress.advance(steps)
+
+    def _explore(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
+        return self.agent.explore(self._arms.spec.flatten(observation), noise)
+
+    def _evaluate(self, phase: str) -> None:
+        """Run held-out episodes, record the result, redraw the curve."""
+        seeds = range(CURVE_SEED, CURVE_SEED + self.config.eval_episodes)
+        shape = self.config.chunk_length, self._arms.spec.action_dim
+        episodes = []
+        for episode in rollout(self._eval_arms, shape, self.act, seeds):
+            episodes.append(episode)
+            self._check_stop()
+        if not episodes:
+            return
+        result = Evaluation(
+            phase=phase,
+            env_steps=self.env_steps,
+            successes=sum(e.success for e in episodes),
+            episodes=len(episodes),
+            mean_steps=float(np.mean([len(e) for e in episodes])),
+        )
+        self.evaluations.append(result)
+        low, high = wilson_interval(result.successes, result.episodes)
+        values = {"success_rate": result.success_rate, "success_low": low, "success_high": high}
+        self._record(phase, {**values, "mean_steps": result.mean_steps})
+        what = "after cloning" if phase == "offline" else f"after {self.env_steps:,} online steps"
+        self._progress.evaluated(
+            f"  {what}: success {result.successes}/{result.episodes} (95 % interval {low:.0%} to {high:.0%}), "
+            f"{result.mean_steps:.0f} steps on average",
+            result.success_rate,
+        )
+        draw_curve(self.evaluations, self.folder.curve, f"{self.config.env}, {self.config.velocity}")
+
+    def _record(self, phase: str, values: Mapping[str, Tensor | float]) -> None:
+        assert self._metrics is not None
+        for name, value in values.items():
+            if not np.isfinite(float(value)):
+                raise SacflowError(
+                    f"training diverged: {name} is {float(value)} at update {self.agent.updates}; "
+                    f"lower the step sizes, or go on from the last checkpoint with --resume {self.folder.path}"
+                )
+        common: dict[str, Tensor | float] = {
+            "env_steps": self.env_steps,
+            "wall_s": self.wall_s,
+            "replay_steps": len(self.buffer),
+        }
+        if self._recent:
+            common["train_success_rate"] = float(np.mean(self._recent))
+        self._metrics.write(phase, self.agent.updates, common | dict(values))
+
+    def _save(self) -> None:
+        """Bring the episode log and the checkpoint up to now, the log first: resuming cuts what is past its count."""
+        assert self._metrics is not None
+        if self._unlogged:
+            with EpisodeLog.writer(self.folder.episodes, self._arms.spec) as log:
+                log.extend(self._unlogged)
+            self._logged += len(self._unlogged)
+            self._unlogged = []
+        progress = {
+            "offline_steps": self.offline_steps,
+            "env_steps": self.env_steps,
+            "evaluations": [asdict(e) for e in self.evaluations],
+            "episodes_begun": self._episodes_begun,
+            "updates_owed": self._updates_owed,
+            "evaluation_due": self._evaluation_due,
+            "recent": list(self._recent),
+            "logged": self._logged,
+            "wall_s": self.wall_s,
+            "rng": self._rng.bit_generator.state,
+            "metric_rows": self._metrics.rows,
+        }
+        in_progress = {
+            str(i): {"seed": e["seed"], "actions": torch.from_numpy(e["actions"])}
+            for i, e in self._rollouts.state_dict().items()
+        }
+        state: dict[str, Any] = {
+            "agent": self.agent.state_dict(),
+            "buffer": {k: torch.from_numpy(np.asarray(v)) for k, v in self.buffer.state_dict().items()},
+            "rollouts": in_progress,
+            "progress": json.dumps(progress),
+        }
+        self.folder.save_checkpoint(state)
+
+    def _training_seeds(self) -> Iterator[int]:
+        first = TRAINING_SEED + (1 + self.config.seed) * _SEEDS_PER_RUN
+        while True:
+            self._episodes_begun += 1
+            yield first + self._episodes_begun - 1
+
+    def _check_stop(self) -> None:
+        if self._stop:
+            raise Interrupted
+
+    @contextmanager
+    def _ctrl_c_asks_to_stop(self) -> Iterator[None]:
+        """Turn the first Ctrl-C into a request that is met between two rounds; a second one acts as usual."""
+
+        def ask(*_: object) -> None:
+            self._stop = True
+            self._progress.say("stopping after this round; press Ctrl-C again to stop at once and lose it")
+            signal.signal(signal.SIGINT, previous)
+
+        try:
+            previous = signal.signal(signal.SIGINT, ask)
+        except ValueError:  # not the main thread: whoever called has Ctrl-C
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        UsageError: The device is unknown or absent.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} is not usable here ({one_line(error)}); try --device cpu") from None
+    return device

@@ -1,0 +1,150 @@
+"""Velocity networks v(t, A, s) of a flow policy, chosen by name.
+
+All share one interface: ``encode`` turns the observation into whatever depends on it alone, once per rollout;
+``forward`` gives the velocity at one Euler step. A is the flattened action chunk (B, D), D = H * A.
+Equations: Flow-G and Flow-T of arXiv 2509.25756, section 4.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sacflow_robot.errors import UnknownNameError
+from sacflow_robot.learn.config import FlowConfig
+
+_TIME_FREQUENCIES = 4
+_GATE_BIAS = 5.0  # the gate starts open: sigmoid(5) = 0.993
+
+
+class Velocity(nn.Module):
+    """Interface of a velocity network."""
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """Context (B, C) from a normalised observation (B, O)."""
+        raise NotImplementedError
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        """Velocity (B, D) at flow time (B, 1) or (1, 1), action (B, D) and context (B, C)."""
+        raise NotImplementedError
+
+
+class _Trunk(nn.Module):
+    """MLP on (time, action, observation) whose observation part of the first layer is computed by ``encode``."""
+
+    def __init__(self, observation_dim: int, action_dim: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.from_observation = nn.Linear(observation_dim, width)
+        self.from_action = nn.Linear(action_dim, width, bias=False)
+        self.from_time = nn.Linear(2 * _TIME_FREQUENCIES, width, bias=False)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.head = nn.Linear(width, action_dim)
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        x = F.silu(context + self.from_action(action) + self.from_time(embed_time(time)))
+        for layer in self.hidden:
+            x = F.silu(layer(x))
+        return cast(Tensor, self.head(x))
+
+
+class Mlp(Velocity):
+    """Plain MLP, the naive control: unrolled K times it is a residual RNN whose gradients can explode."""
+
+    def __init__(self, observation_dim: int, action_dim: int, config: FlowConfig) -> None:
+        super().__init__()
+        self.trunk = _Trunk(observation_dim, action_dim, config.width, config.depth)
+
+    def encode(self, observation: Tensor) -> Tensor:
+        return cast(Tensor, self.trunk.from_observation(observation))
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        return cast(Tensor, self.trunk(time, action, context))
+
+
+class FlowG(Velocity):
+    """Gated velocity, sigmoid(g) * (c - A): one Euler step is a gated recurrent update of the action."""
+
+    def __init__(self, observation_dim: int, action_dim: int, config: FlowConfig) -> None:
+        super().__init__()
+        self.candidate = _Trunk(observation_dim, action_dim, config.width, config.depth)
+        self.gate = _Trunk(observation_dim, action_dim, config.gate_width, 1)
+        self._split = [config.width, config.gate_width]
+        nn.init.zeros_(self.gate.head.weight)
+        nn.init.constant_(self.gate.head.bias, _GATE_BIAS)
+
+    def encode(self, observation: Tensor) -> Tensor:
+        return torch.cat([self.candidate.from_observation(observation), self.gate.from_observation(observation)], -1)
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        for_candidate, for_gate = torch.split(context, self._split, -1)
+        gate = torch.sigmoid(self.gate(time, action, for_gate))
+        return cast(Tensor, gate * (self.candidate(time, action, for_candidate) - action))
+
+
+class _DecoderLayer(nn.Module):
+    """Pre-norm decoder layer on one action token and one state token.
+
+    Softmax over a single key is 1, so each attention is W_o W_v applied to its one value, whatever the query: query
+    and key weights would receive no gradient and are left out. Cross-attention then depends on the state alone.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(width)
+        self.self_attention = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width))
+        self.cross_attention = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width))
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, token: Tensor, from_state: Tensor) -> Tensor:
+        token = token + self.self_attention(self.self_norm(token))
+        token = token + from_state
+        return cast(Tensor, token + self.feed_forward(token))
+
+
+class FlowT(Velocity):
+    """Decoded velocity: the action token, with its time embedding, goes through decoder layers on the state."""
+
+    def __init__(self, observation_dim: int, action_dim: int, config: FlowConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.from_observation = nn.Sequential(nn.Linear(observation_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.from_action = nn.Linear(action_dim, width)
+        self.from_time = nn.Linear(2 * _TIME_FREQUENCIES, width, bias=False)
+        self.layers = nn.ModuleList(_DecoderLayer(width) for _ in range(config.depth))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, action_dim))
+
+    def encode(self, observation: Tensor) -> Tensor:
+        state = self.from_observation(observation)
+        return torch.cat([cast(_DecoderLayer, layer).cross_attention(state) for layer in self.layers], -1)
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        token = self.from_action(action) + self.from_time(embed_time(time))
+        for layer, from_state in zip(self.layers, context.chunk(len(self.layers), -1), strict=True):
+            token = layer(token, from_state)
+        return cast(Tensor, self.head(token))
+
+
+def embed_time(time: Tensor) -> Tensor:
+    """Sine and cosine features (B, 8) of flow time (B, 1) in [0, 1]."""
+    angles = time * (math.pi * 2.0 ** torch.arange(_TIME_FREQUENCIES, device=time.device, dtype=time.dtype) / 2)
+    return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+VELOCITIES: dict[str, type[Velocity]] = {"mlp": Mlp, "flow-g": FlowG, "flow-t": FlowT}
+
+
+def make_velocity(name: str, observation_dim: int, action_dim: int, config: FlowConfig) -> Velocity:
+    """Build a velocity network for flattened chunks of ``action_dim`` = H * A dimensions.
+
+    Raises:
+        UnknownNameError: No such velocity.
+    """
+    if name not in VELOCITIES:
+        raise UnknownNameError("velocity", name, VELOCITIES)
+    return VELOCITIES[name](observation_dim, action_dim, config)

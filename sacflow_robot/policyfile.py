@@ -1,0 +1,56 @@
+"""What a policy file carries besides its graph, in the ONNX metadata.
+
+Inputs of the graph: one per observation key (B, *shape) float32, and ``noise`` (B, H, A) float32. Output: ``actions``
+(B, H, A) float32 in the arm's units. B is dynamic. Metadata: ``sacflow_robot.spec``, the ``PolicySpec`` as JSON;
+``sacflow_robot.fingerprint``, its SHA-256; ``sacflow_robot.golden``, inputs and the outputs that they must give.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from sacflow_robot.errors import DataError
+from sacflow_robot.spec import FloatArray
+
+SPEC_KEY = "sacflow_robot.spec"
+FINGERPRINT_KEY = "sacflow_robot.fingerprint"
+GOLDEN_KEY = "sacflow_robot.golden"
+NOISE, ACTIONS = "noise", "actions"
+
+TOLERANCE = 1e-5
+"""Largest absolute difference allowed between a graph's output and the original's, in action units."""
+
+
+def pack_arrays(arrays: Mapping[str, FloatArray]) -> str:
+    """Float32 arrays as JSON of shapes and base64 little-endian bytes."""
+    packed = {
+        name: {"shape": array.shape, "data": base64.b64encode(array.astype("<f4").tobytes()).decode()}
+        for name, array in arrays.items()
+    }
+    return json.dumps(packed, separators=(",", ":"))
+
+
+def unpack_arrays(text: str) -> dict[str, FloatArray]:
+    """Inverse of :func:`pack_arrays`.
+
+    Raises:
+        DataError: The text is not what ``pack_arrays`` writes.
+    """
+    try:
+        return {
+            name: np.frombuffer(base64.b64decode(entry["data"], validate=True), "<f4").reshape(entry["shape"])
+            for name, entry in json.loads(text).items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"packed arrays cannot be read: {error!r}") from None
+
+
+def file_version(path: Path) -> str:
+    """Policy version: the first 12 hexadecimal digits of the file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

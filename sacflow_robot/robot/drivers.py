@@ -1,0 +1,33 @@
+"""Arm drivers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sacflow_robot.errors import UnknownNameError, UsageError
+from sacflow_robot.spec import Robot
+
+
+def _sim(task: str) -> Robot:
+    try:
+        from sacflow_robot.robot.sim import SimRobot
+    except ImportError as error:
+        raise UsageError(
+            f"the simulator is not installed ({error}); install it with pip install 'sacflow-robot[sim]'"
+        ) from None
+    return SimRobot(task)
+
+
+DRIVERS: dict[str, Callable[[str], Robot]] = {"sim": _sim}
+
+
+def make_robot(name: str) -> Robot:
+    """The arm that a name such as ``sim:lift`` stands for: a driver, a colon, and what the driver takes.
+
+    Raises:
+        UnknownNameError: No such driver.
+    """
+    driver, _, argument = name.partition(":")
+    if driver not in DRIVERS:
+        raise UnknownNameError("robot driver", driver, [f"{d}:..." for d in DRIVERS])
+    return DRIVERS[driver](argument)

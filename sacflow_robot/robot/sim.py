@@ -1,0 +1,80 @@
+"""The simulated arm, in lockstep: time stands still between commands."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
+
+_METRES_PER_ACTION, _RADIANS_PER_ACTION = 0.05, 0.5
+
+
+class SimRobot:
+    """A robosuite task as a ``Robot``.
+
+    Args:
+        task: Name of the task.
+
+    Raises:
+        UnknownNameError: No such task.
+    """
+
+    def __init__(self, task: str) -> None:
+        self.env = RobosuiteEnv(task)
+        self._before: StepResult | None = None
+
+    @property
+    def spec(self) -> ArmSpec:
+        return self.env.arm
+
+    def begin(self, seed: int) -> StepResult:
+        """Start the episode that this seed decides."""
+        self._before = self.env.begin(seed)
+        return self._before
+
+    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
+        """Start from a logged simulator state (S,)."""
+        observation, info = self.env.reset(options={"state": state})
+        self._before = StepResult(observation, state=info["state"])
+        return self._before
+
+    def command(self, action: FloatArray) -> StepResult:
+        """Execute one action (7,); ``measured`` is the motion that came of it, in the same units."""
+        assert self._before is not None, "begin an episode first"
+        after = self.env.command(action)
+        measured = _measured(self._before.observation, after.observation, float(action[-1]))
+        self._before = StepResult(
+            after.observation, after.reward, after.terminated, after.truncated, after.state, measured
+        )
+        return self._before
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def _measured(before: dict[str, FloatArray], after: dict[str, FloatArray], gripper: float) -> FloatArray:
+    """Translation and rotation vector of the gripper within the step, as an action (7,) would command them."""
+    moved = (after["robot0_eef_pos"] - before["robot0_eef_pos"]) / _METRES_PER_ACTION
+    x, y, z, w = before["robot0_eef_quat"].astype(np.float64)
+    inverse = np.array([-x, -y, -z, w])
+    turned = _rotation_vector(_multiply(after["robot0_eef_quat"].astype(np.float64), inverse)) / _RADIANS_PER_ACTION
+    return np.concatenate([moved, turned, [gripper]]).astype(np.float32)
+
+
+def _multiply(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Hamilton product of quaternions x y z w."""
+    vector = a[3] * b[:3] + b[3] * a[:3] + np.cross(a[:3], b[:3])
+    return np.append(vector, a[3] * b[3] - a[:3] @ b[:3])
+
+
+def _rotation_vector(quat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Axis times angle (rad) of a unit quaternion x y z w, angle in [0, pi]."""
+    if quat[3] < 0:
+        quat = -quat
+    sine = np.linalg.norm(quat[:3])
+    if sine < 1e-9:
+        return 2 * quat[:3]
+    vector: npt.NDArray[np.float64] = quat[:3] / sine * 2 * np.arctan2(sine, quat[3])
+    return vector

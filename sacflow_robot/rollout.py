@@ -1,0 +1,86 @@
+"""Episodes from a policy on several simulated arms at once; training and evaluation both run on this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sacflow_robot.episode import Episode, EpisodeBuilder
+from sacflow_robot.spec import FloatArray, StepResult, VectorArms, chunk_noise
+
+Chunker = Callable[[dict[str, FloatArray], FloatArray], FloatArray]
+"""Action chunks (B, H, A) from observations (B, ...) and noise (B, H, A); ``Policy.infer`` is one."""
+
+
+class Rollouts:
+    """Runs episodes on arms, a chunk per arm and round, so that the caller can compute while the arms move.
+
+    An episode depends on its seed and the policy alone, not on the number of arms: the noise of the chunk chosen at
+    step t is ``chunk_noise((H, A), seed, t)``, as in ``sacflow-robot run``.
+
+    Args:
+        arms: The arms.
+        noise_shape: (H, A).
+        seeds: Environment seeds, one per episode, taken as arms fall free; rollouts end when they do.
+    """
+
+    def __init__(self, arms: VectorArms, noise_shape: tuple[int, int], seeds: Iterable[int]) -> None:
+        self._arms, self._noise_shape, self._seeds = arms, noise_shape, iter(seeds)
+        self._builders: dict[int, EpisodeBuilder] = {}
+        self._latest: dict[int, StepResult] = {}
+        self._current: dict[int, int] = {}
+        self._chunks: dict[int, FloatArray] = {}
+
+    def send(self, choose: Chunker) -> bool:
+        """Start episodes on idle arms and send every arm its next chunk; False when no episode is left."""
+        idle = [i for i in range(len(self._arms)) if i not in self._current]
+        self._start(dict(zip(idle, self._seeds, strict=False)))
+        arms = sorted(self._current)
+        if not arms:
+            return False
+        observation = {
+            k: np.stack([self._latest[i].observation[k] for i in arms]) for k in self._latest[arms[0]].observation
+        }
+        noise = np.stack([chunk_noise(self._noise_shape, self._current[i], len(self._builders[i])) for i in arms])
+        self._chunks = dict(zip(arms, choose(observation, noise), strict=True))
+        self._arms.send(self._chunks)
+        return True
+
+    def receive(self) -> tuple[int, list[Episode]]:
+        """Wait for the arms; number of environment steps taken, and the episodes that ended."""
+        steps, ended = 0, []
+        for i, results in self._arms.receive().items():
+            steps += len(results)
+            for result, action in zip(results, self._chunks[i], strict=False):
+                self._builders[i].add(result, action)
+            self._latest[i] = results[-1]
+            if results[-1].ended:
+                ended.append(self._builders.pop(i).build(seed=self._current.pop(i), task=self._arms.spec.task))
+        return steps, ended
+
+    def state_dict(self) -> dict[int, dict[str, Any]]:
+        """Episodes in progress, as seed and actions so far (T, A) per arm."""
+        return {
+            i: {"seed": seed, "actions": self._builders[i].actions(self._noise_shape[1])}
+            for i, seed in self._current.items()
+        }
+
+    def load_state_dict(self, state: Mapping[int, Mapping[str, Any]]) -> None:
+        """Bring the arms back to where they were by playing the episodes in progress again, which is exact."""
+        self._start({i: int(episode["seed"]) for i, episode in state.items()})
+        self._chunks = {i: episode["actions"] for i, episode in state.items() if len(episode["actions"])}
+        self._arms.send(self._chunks)
+        self.receive()
+
+    def _start(self, starts: dict[int, int]) -> None:
+        for i, start in self._arms.begin(starts).items():
+            self._builders[i], self._latest[i], self._current[i] = EpisodeBuilder(start), start, starts[i]
+
+
+def rollout(arms: VectorArms, noise_shape: tuple[int, int], choose: Chunker, seeds: Iterable[int]) -> Iterator[Episode]:
+    """Run one episode per seed, yielding episodes as they end (not in the order of the seeds)."""
+    rollouts = Rollouts(arms, noise_shape, seeds)
+    while rollouts.send(choose):
+        yield from rollouts.receive()[1]

@@ -1,0 +1,1 @@
+"""Policy files, the wire format, the server and its client. Never imports torch."""

@@ -1,0 +1,131 @@
+"""Policy server: answers inference requests on a ZeroMQ ROUTER socket."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import zmq
+
+from sacflow_robot import __version__
+from sacflow_robot.errors import SacflowError, UsageError, WireError
+from sacflow_robot.serve import wire
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.spec import chunk_noise
+
+_POLL_MS = 100
+
+
+class PolicyServer:
+    """Serves one policy.
+
+    Args:
+        policy: The policy, self-tested by its loading.
+        bind: Address, e.g. ``tcp://127.0.0.1:5555``; port 0 or ``*`` takes a free one, see ``address``.
+
+    Raises:
+        UsageError: The address is malformed or in use.
+    """
+
+    def __init__(self, policy: OnnxPolicy, bind: str) -> None:
+        self._policy = policy
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        try:
+            self._socket.bind(bind)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            reason = "it is in use" if error.errno == zmq.EADDRINUSE else str(error)
+            raise UsageError(f"cannot bind {bind}: {reason}; give another address with --bind") from None
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self.requests = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def run(self) -> None:
+        """Answer requests until :meth:`close` is called or a signal raises."""
+        while not self._stop.is_set():
+            if not self._socket.poll(_POLL_MS):
+                continue
+            client, *frames = self._socket.recv_multipart()
+            received = time.perf_counter_ns()
+            reply = self._answer(frames, received)
+            # A client that vanished cannot be reached; ROUTER drops its reply.
+            self._socket.send_multipart([client, *wire.encode(reply)])
+
+    def start(self) -> PolicyServer:
+        """Answer requests on a thread."""
+        self._thread = threading.Thread(target=self.run, name="policy-server", daemon=True)
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Stop answering and release the address."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._context.destroy(linger=0)
+
+    def __enter__(self) -> PolicyServer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _answer(self, frames: list[bytes], received_ns: int) -> wire.Message:
+        identifier: Any = None
+        try:
+            request = wire.decode(frames)
+            identifier = request.header.get("id")
+            handler = self._handlers().get(str(request.header.get("op")))
+            if handler is None:
+                raise WireError(f"unknown op {request.header.get('op')!r}; valid: {', '.join(self._handlers())}")
+            reply = handler(request)
+        except SacflowError as error:
+            failure = {"kind": type(error).__name__, "message": str(error)}
+            return wire.Message({"id": identifier, "ok": False, "error": failure})
+        self.requests += 1
+        timings = {**reply.header.get("timings_us", {}), "total": (time.perf_counter_ns() - received_ns) / 1e3}
+        return wire.Message({**reply.header, "id": identifier, "ok": True, "timings_us": timings}, reply.arrays)
+
+    def _handlers(self) -> dict[str, Callable[[wire.Message], wire.Message]]:
+        return {"hello": self._hello, "infer": self._infer}
+
+    def _hello(self, request: wire.Message) -> wire.Message:
+        spec = self._policy.spec
+        return wire.Message(
+            {
+                "spec": spec.to_json(),
+                "fingerprint": spec.fingerprint,
+                "policy_version": self._policy.version,
+                "server_version": __version__,
+            }
+        )
+
+    def _infer(self, request: wire.Message) -> wire.Message:
+        arrays = dict(request.arrays)
+        seed = None
+        if "noise" not in arrays:
+            seed = request.header.get("seed")
+            if seed is None:
+                seed = secrets.randbits(63)
+            if not isinstance(seed, int) or seed < 0:
+                raise WireError(f"seed is {seed!r}, expected a non-negative integer")
+            batch = len(next(iter(arrays.values()), np.zeros(0)))
+            arrays["noise"] = chunk_noise((batch, *self._policy.spec.noise_shape), seed)
+        noise = arrays.pop("noise")
+        before = time.perf_counter_ns()
+        actions = self._policy.infer(arrays, noise)
+        header = {
+            "policy_version": self._policy.version,
+            "seed": seed,
+            "timings_us": {"infer": (time.perf_counter_ns() - before) / 1e3},
+        }
+        return wire.Message(header, {"actions": actions})

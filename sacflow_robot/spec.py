@@ -1,0 +1,331 @@
+"""The contract that travels inside every policy file and log, and is checked at every door.
+
+``ArmSpec`` says what an arm offers and accepts; ``PolicySpec`` says which arm a policy was made for and how it is
+called. Both turn to JSON and back without loss, and carry a fingerprint (SHA-256 of the canonical JSON).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.errors import DataError, InvalidValueError
+
+if TYPE_CHECKING:
+    from sacflow_robot.episode import Episode
+
+FloatArray = npt.NDArray[np.float32]
+Observation = Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One observation array, without batch or time axis.
+
+    Attributes:
+        key: Name, robomimic's where robomimic has one.
+        shape: Shape of one sample.
+        unit: Unit of its entries, e.g. ``"m"``.
+        frame: Frame that it is expressed in, e.g. ``"world"``; empty where none applies.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    unit: str
+    frame: str = ""
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """What an arm offers and accepts.
+
+    Attributes:
+        robot: Arm and gripper, e.g. ``"Panda"``.
+        task: Task that the observation belongs to, e.g. ``"lift"``.
+        controller: Controller that interprets the action, e.g. ``"OSC_POSE delta"``.
+        control_rate_hz: Actions per second.
+        observations: The observation's arrays, in the order in which they are flattened.
+        action_names: One name per action dimension, A of them.
+        action_units: What 1.0 means in each dimension, e.g. ``"0.05 m"``.
+        action_low: Lower bound per dimension.
+        action_high: Upper bound per dimension.
+    """
+
+    robot: str
+    task: str
+    controller: str
+    control_rate_hz: float
+    observations: tuple[ArraySpec, ...]
+    action_names: tuple[str, ...]
+    action_units: tuple[str, ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action_names)
+
+    @property
+    def observation_dim(self) -> int:
+        return sum(array.size for array in self.observations)
+
+    @property
+    def action_bounds(self) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper bound (A,), (A,)."""
+        return np.array(self.action_low, np.float32), np.array(self.action_high, np.float32)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> ArmSpec:
+        """Rebuild from ``asdict`` or parsed JSON.
+
+        Raises:
+            DataError: Fields are missing or unknown.
+        """
+        try:
+            arrays = tuple(
+                ArraySpec(str(a["key"]), tuple(int(n) for n in a["shape"]), str(a["unit"]), str(a["frame"]))
+                for a in data["observations"]
+            )
+            return ArmSpec(
+                robot=str(data["robot"]),
+                task=str(data["task"]),
+                controller=str(data["controller"]),
+                control_rate_hz=float(data["control_rate_hz"]),
+                observations=arrays,
+                action_names=tuple(map(str, data["action_names"])),
+                action_units=tuple(map(str, data["action_units"])),
+                action_low=tuple(map(float, data["action_low"])),
+                action_high=tuple(map(float, data["action_high"])),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"arm specification cannot be read ({error!r}); was it written by another version?"
+            ) from None
+
+    def differences(self, other: ArmSpec) -> list[str]:
+        """Each field in which ``other`` differs, as ``"field: mine, theirs"``; empty when the two fit."""
+        found = []
+        for f in fields(self):
+            mine, theirs = getattr(self, f.name), getattr(other, f.name)
+            if mine == theirs:
+                continue
+            if f.name == "observations":
+                ours = {a.key: a for a in mine}
+                for key in sorted(ours.keys() | {a.key for a in theirs}):
+                    pair = ours.get(key), {a.key: a for a in theirs}.get(key)
+                    if pair[0] != pair[1]:
+                        found.append(f"observation {key}: {_brief(pair[0])}, {_brief(pair[1])}")
+                if not found:
+                    found.append("observations: the same arrays in another order")
+            else:
+                found.append(f"{f.name}: {mine}, {theirs}")
+        return found
+
+    def check_observation(
+        self, observation: Mapping[str, Any], batch_shape: tuple[int, ...] = ()
+    ) -> dict[str, FloatArray]:
+        """Return the observation as contiguous float32 arrays of shape ``batch_shape + shape``.
+
+        Raises:
+            InvalidValueError: A key is missing, a shape differs, or a value is not finite.
+        """
+        checked = {}
+        for spec in self.observations:
+            if spec.key not in observation:
+                keys = ", ".join(a.key for a in self.observations)
+                raise InvalidValueError(f"observation lacks {spec.key!r}; expected the keys {keys}")
+            array = np.ascontiguousarray(observation[spec.key], dtype=np.float32)
+            if array.shape != batch_shape + spec.shape:
+                raise InvalidValueError(
+                    f"observation {spec.key!r} has shape {array.shape}, expected {batch_shape + spec.shape}"
+                )
+            if not np.isfinite(array).all():
+                raise InvalidValueError(f"observation {spec.key!r} holds NaN or infinity; check the sensor behind it")
+            checked[spec.key] = array
+        return checked
+
+    def check_action(self, action: npt.ArrayLike) -> FloatArray:
+        """Return one action (A,) as float32, clipped to the bounds.
+
+        Raises:
+            InvalidValueError: The shape differs or a value is not finite.
+        """
+        array = np.asarray(action, dtype=np.float32)
+        if array.shape != (self.action_dim,):
+            raise InvalidValueError(f"action has shape {array.shape}, expected ({self.action_dim},)")
+        if not np.isfinite(array).all():
+            raise InvalidValueError("action holds NaN or infinity; it was not sent to the arm")
+        low, high = self.action_bounds
+        return np.clip(array, low, high)
+
+    def flatten(self, observation: Mapping[str, npt.NDArray[Any]]) -> FloatArray:
+        """Concatenate an observation's arrays (..., shape) into (..., observation_dim) float32, in spec order."""
+        parts = [
+            np.asarray(observation[a.key], np.float32).reshape(*observation[a.key].shape[: -len(a.shape)], a.size)
+            for a in self.observations
+        ]
+        return np.concatenate(parts, axis=-1)
+
+
+def _brief(array: ArraySpec | None) -> str:
+    return "absent" if array is None else f"{array.shape} {array.unit} {array.frame}".strip()
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """What a policy file promises; stored in the ONNX metadata.
+
+    Attributes:
+        arm: The arm it was trained on.
+        chunk_length: H, actions per inference, executed open loop.
+        euler_steps: K, Euler steps unrolled in the graph.
+        velocity: Velocity network, e.g. ``"flow-g"``.
+        observation_mean: Normaliser mean over the flattened observation; inside the graph already, here for readers.
+        observation_std: Normaliser standard deviation, likewise.
+        notes: How it was made (algorithm, steps, seed); free keys.
+    """
+
+    arm: ArmSpec
+    chunk_length: int
+    euler_steps: int
+    velocity: str
+    observation_mean: tuple[float, ...]
+    observation_std: tuple[float, ...]
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """(H, A): shape of one noise sample and of one action chunk."""
+        return self.chunk_length, self.arm.action_dim
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @staticmethod
+    def from_json(text: str) -> PolicySpec:
+        """Rebuild from :meth:`to_json`.
+
+        Raises:
+            DataError: The text is not JSON, or fields are missing.
+        """
+        try:
+            data = json.loads(text)
+            return PolicySpec(
+                arm=ArmSpec.from_dict(data["arm"]),
+                chunk_length=int(data["chunk_length"]),
+                euler_steps=int(data["euler_steps"]),
+                velocity=str(data["velocity"]),
+                observation_mean=tuple(map(float, data["observation_mean"])),
+                observation_std=tuple(map(float, data["observation_std"])),
+                notes=dict(data["notes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"policy specification cannot be read ({error!r}); export the policy again") from None
+
+
+def chunk_noise(noise_shape: tuple[int, ...], *seed: int) -> FloatArray:
+    """Standard normal noise for one action chunk, the same on every machine for the same seed.
+
+    Args:
+        noise_shape: (H, A).
+        seed: One or more non-negative integers, usually the episode's seed and the step within it.
+    """
+    return np.random.default_rng(seed).standard_normal(noise_shape, dtype=np.float32)
+
+
+class Policy(Protocol):
+    """Anything that turns observations into action chunks: local, remote, recorded, scripted."""
+
+    @property
+    def spec(self) -> PolicySpec: ...
+
+    def infer(self, observation: Observation, noise: FloatArray) -> FloatArray:
+        """Action chunks (B, H, A) for observations (B, ...) and noise (B, H, A)."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of one action, or of starting an episode (then with reward 0).
+
+    Attributes:
+        observation: Observation after the step, unbatched.
+        reward: Task reward of the step.
+        terminated: The task itself ended (success).
+        truncated: The horizon cut the episode.
+        state: Full simulator state (S,) after the step; None on an arm that has none.
+        measured: What the arm did (A,), in action units, where it can tell; else None.
+    """
+
+    observation: dict[str, FloatArray]
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    state: npt.NDArray[np.float64] | None = None
+    measured: FloatArray | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.terminated or self.truncated
+
+
+class Robot(Protocol):
+    """An arm, simulated or physical, one control period at a time."""
+
+    @property
+    def spec(self) -> ArmSpec: ...
+
+    def begin(self, seed: int) -> StepResult:
+        """Start an episode; a physical arm ignores the seed."""
+        ...
+
+    def command(self, action: FloatArray) -> StepResult:
+        """Execute one action (A,) for one control period."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Recorder(Protocol):
+    """Anything that keeps finished episodes."""
+
+    def append(self, episode: Episode) -> None: ...
+
+
+class VectorArms(Protocol):
+    """N simulated arms, each executing whole chunks; :mod:`sacflow_robot.envs.workers` has one in processes."""
+
+    @property
+    def spec(self) -> ArmSpec: ...
+
+    def __len__(self) -> int: ...
+
+    def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
+        """Start episodes: arm index to seed."""
+        ...
+
+    def send(self, chunks: Mapping[int, FloatArray]) -> None:
+        """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
+        ...
+
+    def receive(self) -> dict[int, list[StepResult]]:
+        """Wait for what was sent; per arm one result for each action executed."""
+        ...

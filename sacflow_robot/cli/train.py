@@ -67,7 +67,7 @@ class Train:
             ArmPool(config.env, core_count()) as eval_arms,
             TrainingProgress() as progress,
         ):
-            trainer = Trainer(config, folder, arms, eval_arms, progress, core_count())
+            trainer = Trainer(config, folder, arms, eval_arms, progress)
             if episodes is None:
                 trainer.resume()
             else:

@@ -8,14 +8,19 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing.connection import Connection
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from sacflow_robot.envs.expert import make_expert
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.episode import Episode, EpisodeBuilder, Source
 from sacflow_robot.errors import SacflowError
 from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
+
+if TYPE_CHECKING:
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
 # Every worker is one busy core already; more threads inside it only fight for it.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -62,13 +67,13 @@ class ArmPool:
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
         """Start episodes: arm index to seed."""
         for index, seed in starts.items():
-            self._links[index].send(("begin", seed))
+            self._request(index, "begin", seed)
         return {index: self._result(index) for index in starts}
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
         """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
         for index, chunk in chunks.items():
-            self._links[index].send(("execute", chunk))
+            self._request(index, "execute", chunk)
         self._busy = list(chunks)
 
     def receive(self) -> dict[int, list[StepResult]]:
@@ -90,17 +95,25 @@ class ArmPool:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _result(self, index: int):  # type: ignore[no-untyped-def]
+    def _request(self, index: int, verb: str, argument: object) -> None:
+        try:
+            self._links[index].send((verb, argument))
+        except (BrokenPipeError, ConnectionError):
+            raise self._dead(index) from None
+
+    def _result(self, index: int) -> Any:
         try:
             result = self._links[index].recv()
         except (EOFError, ConnectionError):
-            code = self._processes[index].exitcode
-            raise SacflowError(
-                f"simulator process {index} died (exit code {code}); is the machine out of memory?"
-            ) from None
+            raise self._dead(index) from None
         if isinstance(result, str):
             raise SacflowError(f"simulator process {index} failed: {result}")
         return result
+
+    def _dead(self, index: int) -> SacflowError:
+        self._processes[index].join(timeout=1)
+        code = self._processes[index].exitcode
+        return SacflowError(f"simulator process {index} died (exit code {code}); is the machine out of memory?")
 
 
 def _serve_arm(link: Connection, task: str) -> None:
@@ -172,16 +185,12 @@ def collect(task: str, seeds: Iterable[int], workers: int, progress: Callable[[E
     return episodes
 
 
-_arms: dict[str, object] = {}
-
-
-def _local_arm(task: str):  # type: ignore[no-untyped-def]
+@cache
+def _local_arm(task: str) -> RobosuiteEnv:
     """This process's arm for the task; building one takes seconds, so it is kept."""
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
-    if task not in _arms:
-        _arms[task] = RobosuiteEnv(task)
-    return _arms[task]
+    return RobosuiteEnv(task)
 
 
 @contextmanager

@@ -95,6 +95,8 @@ class TrainConfig:
         device: auto, cpu, cuda or cuda:N.
         chunk_length: H, actions per chunk, executed open loop.
         replay_capacity: Environment steps that the replay buffer holds.
+        threads: Cores that the learner computes on. More than one pays for wide networks on an otherwise idle machine;
+            where cores are shared, threads that wait for each other are slower than one alone.
         arms: Simulated arms stepped at once.
         eval_episodes: Episodes per evaluation during the run.
         eval_every: Environment steps between evaluations online.
@@ -116,6 +118,7 @@ class TrainConfig:
     device: str = "auto"
     chunk_length: int = 5
     replay_capacity: int = 300_000
+    threads: int = 1
     arms: int = 2
     eval_episodes: int = 50
     eval_every: int = 5_000
@@ -124,7 +127,9 @@ class TrainConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("chunk_length", "arms", "eval_every", "replay_capacity")}
+        counts = {
+            name: getattr(self, name) for name in ("chunk_length", "threads", "arms", "eval_every", "replay_capacity")
+        }
         for name, value in counts.items():
             if value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")

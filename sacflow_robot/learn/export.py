@@ -92,7 +92,8 @@ def export_policy(policy: FlowPolicy, spec: PolicySpec, path: Path) -> float:
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _to_onnx(graph: ExportedGraph, spec: PolicySpec) -> onnx.ModelProto:

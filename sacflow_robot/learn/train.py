@@ -57,7 +57,6 @@ class Trainer:
         arms: Arms that training moves.
         eval_arms: Arms that evaluation moves; training episodes pause meanwhile.
         progress: What the user sees.
-        threads: Cores to compute on while no arm moves.
     """
 
     def __init__(
@@ -67,10 +66,9 @@ class Trainer:
         arms: VectorArms,
         eval_arms: VectorArms,
         progress: TrainingProgress,
-        threads: int,
     ) -> None:
         self.config, self.folder, self._arms, self._eval_arms = config, folder, arms, eval_arms
-        self._progress, self._threads = progress, threads
+        self._progress = progress
         self.agent = Agent(arms.spec, config, pick_device(config.device))
         self.buffer = ReplayBuffer(arms.spec, config.chunk_length, config.learner.discount, config.replay_capacity)
         self.evaluations: list[Evaluation] = []
@@ -85,6 +83,7 @@ class Trainer:
         self._earlier_wall_s, self._began = 0.0, time.monotonic()
         self._stop = False
         self._metrics: MetricsWriter | None = None
+        self._metric_rows = 0
         shape = config.chunk_length, arms.spec.action_dim
         self._rollouts = Rollouts(arms, shape, self._training_seeds())
 
@@ -107,7 +106,7 @@ class Trainer:
         self._recent.extend(progress["recent"])
         self._logged, self._earlier_wall_s = progress["logged"], progress["wall_s"]
         self._rng.bit_generator.state = progress["rng"]
-        self._metrics = MetricsWriter(self.folder, progress["metric_rows"])
+        self._metric_rows = progress["metric_rows"]
         in_progress = {
             int(i): {"seed": e["seed"], "actions": e["actions"].numpy()} for i, e in state["rollouts"].items()
         }
@@ -127,7 +126,8 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C was pressed and the run has been saved.
         """
-        self._metrics = self._metrics or MetricsWriter(self.folder)
+        torch.set_num_threads(self.config.threads)
+        self._metrics = MetricsWriter(self.folder, self._metric_rows)
         try:
             with self._ctrl_c_asks_to_stop():
                 self._offline()
@@ -144,7 +144,6 @@ class Trainer:
 
     def _offline(self) -> None:
         total = self.config.offline_steps
-        torch.set_num_threads(self._threads)
         self._progress.begin("offline", total, self.offline_steps)
         while self.offline_steps < total:
             metrics = self.agent.update_offline(self.buffer.sample(self.config.learner.batch_size, self._rng))
@@ -159,8 +158,6 @@ class Trainer:
 
     def _online(self) -> None:
         config = self.config
-        # The arms' processes need the other cores.
-        torch.set_num_threads(max(1, self._threads // 2))
         self._progress.begin("online", config.online_steps, self.env_steps)
         since_record: Metrics = {}
         updates_recorded = self.agent.updates

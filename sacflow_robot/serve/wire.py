@@ -33,7 +33,7 @@ class Message:
 
 def encode(message: Message) -> list[bytes]:
     """Frames of a message: header, then the bytes of each array in C order, little-endian float32."""
-    arrays = {name: np.ascontiguousarray(array, _DTYPE) for name, array in message.arrays.items()}
+    arrays = {name: np.asarray(array, _DTYPE, order="C") for name, array in message.arrays.items()}
     layout = [{"name": name, "dtype": _DTYPE, "shape": array.shape} for name, array in arrays.items()]
     header = msgpack.packb({"v": VERSION, **message.header, "arrays": layout})
     return [header, *(array.tobytes() for array in arrays.values())]

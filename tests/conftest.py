@@ -1,0 +1,80 @@
+"""Fixtures: small real things, made once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.tasks import get_task
+from sacflow_robot.episode import Episode
+from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.export import export_policy, make_spec
+from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.spec import ArmSpec
+
+torch.set_num_threads(1)  # tests may share the cores with other work, which threads that wait for each other hate
+
+HUMAN_DEMOS = Path(__file__).parents[2] / "shared" / "data" / "lift_human" / "demo.hdf5"
+TINY_FLOW = FlowConfig(width=32, depth=2, gate_width=16)
+
+
+@pytest.fixture(scope="session")
+def arm() -> ArmSpec:
+    return get_task("lift").arm
+
+
+@pytest.fixture(scope="session")
+def human_demos() -> Path:
+    if not HUMAN_DEMOS.exists():
+        pytest.skip(f"the human demonstrations are not at {HUMAN_DEMOS}")
+    return HUMAN_DEMOS
+
+
+@pytest.fixture(scope="session")
+def env() -> Iterator[RobosuiteEnv]:
+    made = RobosuiteEnv("lift")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def policy_file(arm: ArmSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained flow-g policy."""
+    torch.manual_seed(0)
+    policy = FlowPolicy("flow-g", arm.observation_dim, 5 * arm.action_dim, TINY_FLOW)
+    path = tmp_path_factory.mktemp("policy") / "lift.onnx"
+    export_policy(policy, make_spec(policy, arm, "flow-g", {"seed": 0}), path)
+    return path
+
+
+@pytest.fixture
+def make_episode(arm: ArmSpec) -> Callable[..., Episode]:
+    """Episodes of made-up numbers; observation t starts with the number t, so that windows can be recognised."""
+
+    def make(steps: int, *, success: bool = True, seed: int = 0, states: bool = True) -> Episode:
+        rng = np.random.default_rng(seed)
+        observations = {a.key: rng.standard_normal((steps + 1, *a.shape)).astype(np.float32) for a in arm.observations}
+        observations["robot0_eef_pos"][:, 0] = np.arange(steps + 1)
+        observations["robot0_eef_pos"][:, 1] = seed
+        actions = rng.uniform(-1, 1, (steps, arm.action_dim)).astype(np.float32)
+        last = np.arange(steps) == steps - 1
+        return Episode(
+            observations=observations,
+            commanded=actions,
+            proposed=actions + 1,
+            measured=np.full_like(actions, np.nan),
+            source=np.zeros(steps, np.uint8),
+            rewards=(last & success).astype(np.float32),
+            terminated=last & success,
+            truncated=last & (not success),
+            time_ns=np.arange(steps + 1) * 50_000_000,
+            states=rng.standard_normal((steps + 1, 32)) if states else None,
+            info={"success": success, "seed": seed},
+        )
+
+    return make

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from sacflow_robot.data.hdf5 import Hdf5Options
+from sacflow_robot.data.log import write_log
+from sacflow_robot.data.sources import load_episodes
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.episode import Episode, Source
+from sacflow_robot.errors import DataError, SpecMismatchError
+from sacflow_robot.spec import ArmSpec
+
+
+@pytest.fixture
+def options(arm: ArmSpec) -> Hdf5Options:
+    return Hdf5Options(arm, "Lift")
+
+
+def write_robomimic(path: Path, arm: ArmSpec, lengths: list[int], env_name: str = "Lift", **changes: Any) -> Path:
+    """A file laid out as robomimic's low-dim ones; ``changes`` replaces datasets of the first demonstration."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({"env_name": env_name, "type": 1, "env_kwargs": {}})
+        data.attrs["total"] = sum(lengths)
+        for i, steps in enumerate(lengths):
+            demo = data.create_group(f"demo_{i}")
+            arrays: dict[str, Any] = {
+                "actions": rng.uniform(-1, 1, (steps, 7)),
+                "rewards": np.arange(steps) == steps - 1,
+                "dones": np.arange(steps) == steps - 1,
+            }
+            for spec in arm.observations:
+                whole = rng.standard_normal((steps + 1, *spec.shape))
+                arrays[f"obs/{spec.key}"], arrays[f"next_obs/{spec.key}"] = whole[:-1], whole[1:]
+            if i == 0:
+                arrays |= {k.replace("__", "/"): v for k, v in changes.items()}
+            for name, array in arrays.items():
+                if array is not None:
+                    demo[name] = array
+    return path
+
+
+def test_robomimic_low_dim(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "low_dim.hdf5", arm, [4, 12])
+    episodes = load_episodes(path, options)
+    assert [len(e) for e in episodes] == [4, 12]
+    assert all(e.success and e.source[0] == Source.HUMAN for e in episodes)
+    with h5py.File(path) as file:
+        for i, episode in enumerate(episodes):
+            demo = file[f"data/demo_{i}"]
+            assert np.array_equal(episode.commanded, demo["actions"][()].astype(np.float32))
+            for key, rows in episode.observations.items():
+                assert np.array_equal(rows[:-1], demo["obs"][key][()].astype(np.float32))
+                assert np.array_equal(rows[-1], demo["next_obs"][key][-1].astype(np.float32))
+
+
+def test_an_episode_ends_at_its_first_success(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", arm, [6], rewards=np.array([0, 0, 1, 1, 1, 1]))
+    (episode,) = load_episodes(path, options)
+    assert len(episode) == 3 and episode.terminated.tolist() == [False, False, True]
+
+
+def test_actions_are_clipped_to_the_controllers_range(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", arm, [2], actions=np.full((2, 7), 3.75))
+    assert load_episodes(path, options)[0].commanded.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"actions": np.zeros((4, 6))}, r"actions of shape \(4, 6\); task 'lift' takes \(T, 7\)"),
+        ({"actions": np.full((4, 7), np.nan)}, "NaN"),
+        ({"actions": None}, "no actions"),
+        ({"obs__object": None}, "no observation 'object'"),
+        ({"obs__object": np.zeros((4, 14)), "next_obs__object": np.zeros((4, 14))}, r"'object' has shape \(14,\)"),
+        ({"obs__object": np.zeros((3, 10))}, "3 rows of 'object' for 4 actions"),
+    ],
+)
+def test_demonstrations_that_do_not_fit(
+    arm: ArmSpec, options: Hdf5Options, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", arm, [4], **changes)
+    with pytest.raises(DataError, match=message):
+        load_episodes(path, options)
+
+
+def test_unreadable_files(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file or folder"):
+        load_episodes(tmp_path / "absent.hdf5", options)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match="neither an episode log"):
+        load_episodes(tmp_path / "a.txt", options)
+    whole = write_robomimic(tmp_path / "whole.hdf5", arm, [40]).read_bytes()
+    for part in (0, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "part.hdf5").write_bytes(whole[:part])
+        with pytest.raises(DataError, match="is it complete"):
+            load_episodes(tmp_path / "part.hdf5", options)
+    path = write_robomimic(tmp_path / "can.hdf5", arm, [4], env_name="PickPlaceCan")
+    with pytest.raises(DataError, match="'PickPlaceCan', not of 'Lift'"):
+        load_episodes(path, options)
+    with h5py.File(tmp_path / "empty.hdf5", "w") as file:
+        file.create_group("data")
+    with pytest.raises(DataError, match="no group 'data' with demonstrations"):
+        load_episodes(tmp_path / "empty.hdf5", options)
+
+
+def test_a_log_of_another_arm_is_refused(
+    make_episode: Callable[..., Episode], arm: ArmSpec, options: Hdf5Options, tmp_path: Path
+) -> None:
+    write_log(tmp_path / "log.zarr", replace(arm, robot="UR5e"), [make_episode(3)])
+    with pytest.raises(SpecMismatchError, match="robot: Panda, UR5e"):
+        load_episodes(tmp_path / "log.zarr", options)
+
+
+def test_human_demonstrations(human_demos: Path, arm: ArmSpec, env: RobosuiteEnv) -> None:
+    def read(trim: bool) -> list[Episode]:
+        return load_episodes(human_demos, Hdf5Options(arm, "Lift", env.observe_state, trim_idle=trim))
+
+    whole, trimmed = read(False), read(True)
+    assert [len(e) for e in whole] == [471, 499, 381]
+    assert all(e.success for e in whole + trimmed)
+    for long, short in zip(whole, trimmed, strict=True):
+        assert len(short) < len(long) / 2
+        moving = np.abs(long.commanded[:, :6]).max(1) > 0
+        assert (np.abs(short.commanded[:, :6]).max(1) > 0).sum() == moving.sum(), "every commanded motion is kept"
+        assert np.abs(short.commanded).max() <= 1
+        assert short.states is not None and long.states is not None
+        assert np.array_equal(short.states[-1], long.states[-1])
+        # Observations are those of the states, key by key.
+        observation, _ = env.observe_state(short.states[7])
+        for key, value in observation.items():
+            assert np.array_equal(short.observations[key][7], value)
+    with pytest.raises(DataError, match="can be regenerated where the simulator is installed"):
+        load_episodes(human_demos, Hdf5Options(arm, "Lift"))

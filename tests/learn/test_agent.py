@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import UsageError
+from sacflow_robot.learn.agent import Agent
+from sacflow_robot.learn.config import FlowConfig, TrainConfig
+from sacflow_robot.learn.train import pick_device
+from sacflow_robot.spec import ArmSpec
+
+FLOW = FlowConfig(width=32, depth=2, gate_width=16)
+
+
+def make_agent(arm: ArmSpec, **learner: Any) -> Agent:
+    config = TrainConfig(flow=FLOW)
+    sizes = {"critic_width": 32, "critic_depth": 2, "batch_size": 32}
+    config = replace(config, learner=replace(config.learner, **{**sizes, **learner}))
+    return Agent(arm, config, torch.device("cpu"))
+
+
+@pytest.fixture
+def batch(make_episode: Callable[..., Episode], arm: ArmSpec) -> ChunkBatch:
+    buffer = ReplayBuffer(arm, 5, 0.99, 200)
+    for seed in range(4):
+        buffer.append(make_episode(20, seed=seed))
+    return buffer.sample(32, np.random.default_rng(0))
+
+
+def test_offline_updates_clone_and_leave_the_temperature_alone(arm: ArmSpec, batch: ChunkBatch) -> None:
+    """Trap 7: one loss per optimiser and step; the policy's offline step does not depend on the critic."""
+    agents = [make_agent(arm), make_agent(arm, critic_rate=0.1)]
+    for _ in range(3):
+        for agent in agents:
+            agent.generator.manual_seed(agent.updates)
+            agent.update_offline(batch)
+    for a, b in zip(agents[0].policy.parameters(), agents[1].policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert agents[0].temperature.item() == pytest.approx(1e-3)
+
+
+def test_cloning_reduces_its_loss(arm: ArmSpec, batch: ChunkBatch) -> None:
+    agent = make_agent(arm, policy_rate=1e-3)
+    history = [float(agent.update_offline(batch)["loss/flow_matching"]) for _ in range(200)]
+    assert np.mean(history[-20:]) < 0.8 * np.mean(history[:20])
+
+
+def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(
+    arm: ArmSpec, batch: ChunkBatch
+) -> None:
+    agent = make_agent(arm, policy_delay=2)
+    before = [p.clone() for p in agent.policy.parameters()]
+    assert "loss/actor" not in agent.update_online(batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+    assert "loss/actor" in agent.update_online(batch)
+    assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+    assert all(p.requires_grad for p in agent.critic.parameters())
+
+
+def test_actor_follows_the_critic(arm: ArmSpec, batch: ChunkBatch) -> None:
+    """With a critic that prefers larger actions and no regularisation, the actions grow."""
+    agent = make_agent(arm, regularisation=0.0, temperature="zero", policy_delay=1, critic_rate=0.0, policy_rate=1e-3)
+    agent.critic.forward = lambda observation, action: action.sum(-1).expand(2, -1)  # type: ignore[method-assign]
+    observation = batch.observation[:8]
+    noise = np.random.default_rng(0).standard_normal((8, 5, 7)).astype(np.float32)
+    agent.config = replace(agent.config, learner=replace(agent.config.learner, policy_average_rate=1.0))
+    agent._average()
+    start = agent.act(observation, noise).mean()
+    losses_seen = []
+    for _ in range(30):
+        metrics = agent._update_policy(agent._on_device(batch))
+        losses_seen.append(float(metrics["loss/actor"]))
+    assert agent.act(observation, noise).mean() > start + 0.2
+
+
+def test_temperature_stays_within_its_bounds(arm: ArmSpec, batch: ChunkBatch) -> None:
+    bounds = (5e-4, 2e-3)
+    for target, limit in ((-100.0, bounds[1]), (100.0, bounds[0])):
+        agent = make_agent(arm, saturation_target=target, temperature_bounds=bounds, policy_rate=0.1)
+        for _ in range(30):
+            agent.update_online(batch)
+        assert agent.temperature.item() == pytest.approx(limit, rel=1e-4)
+
+
+def test_zero_temperature_is_a_mode_of_its_own(arm: ArmSpec, batch: ChunkBatch) -> None:
+    agent = make_agent(arm, temperature="zero")
+    before = agent.log_temperature.item()
+    for _ in range(4):
+        metrics = agent.update_online(batch)
+    assert metrics["policy/temperature"].item() == 0 and agent.log_temperature.item() == before
+
+
+def test_target_critic_and_average_policy_lag(arm: ArmSpec, batch: ChunkBatch) -> None:
+    agent = make_agent(arm, target_rate=0.25, policy_average_rate=0.25)
+    before = [p.clone() for p in agent.target_critic.parameters()]
+    agent.update_offline(batch)
+    for old, target, latest in zip(before, agent.target_critic.parameters(), agent.critic.parameters(), strict=True):
+        torch.testing.assert_close(target, old + 0.25 * (latest - old))
+    assert not any(p.requires_grad for p in agent.average_policy.parameters())
+
+
+def test_acting_is_deterministic_exploring_is_not(arm: ArmSpec) -> None:
+    agent = make_agent(arm)
+    observation = np.zeros((2, 19), np.float32)
+    noise = np.random.default_rng(0).standard_normal((2, 5, 7)).astype(np.float32)
+    assert np.array_equal(agent.act(observation, noise), agent.act(observation, noise))
+    assert not np.array_equal(agent.explore(observation, noise), agent.explore(observation, noise))
+    assert agent.explore(observation, noise).shape == (2, 5, 7)
+
+
+def test_devices_by_name() -> None:
+    assert pick_device("cpu").type == "cpu"
+    for name in ("abacus", "cuda:99"):
+        with pytest.raises(UsageError, match="try --device cpu"):
+            pick_device(name)

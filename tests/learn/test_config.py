@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sacflow_robot.errors import DataError, UnknownNameError, UsageError
+from sacflow_robot.learn.config import TrainConfig, from_yaml, preset, to_yaml
+
+
+def test_configuration_survives_its_file() -> None:
+    config = replace(preset("lift", "flow-t"), replay=(Path("a.zarr"), Path("b.zarr")), seed=3)
+    assert from_yaml(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize("text", ["", "[", "env: lift", "- 1", "\x00"])
+def test_unreadable_configuration(text: str) -> None:
+    with pytest.raises(DataError, match=r"config.yaml of the run cannot be read: [^\n]+$"):
+        from_yaml(text)
+
+
+def test_presets_by_name() -> None:
+    assert preset("lift", "flow-t").flow.width == 128
+    with pytest.raises(UnknownNameError, match="unknown task 'lit'; valid names: lift"):
+        preset("lit")
+    with pytest.raises(UnknownNameError, match="valid names: flow-g, flow-t, mlp"):
+        preset("lift", "flow")
+
+
+def test_numbers_are_checked() -> None:
+    with pytest.raises(UsageError, match="--arms is 0; it must be at least 1"):
+        TrainConfig(arms=0)
+    with pytest.raises(UsageError, match="--online-steps is -1; it must not be negative"):
+        TrainConfig(online_steps=-1)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from sacflow_robot import policyfile
+from sacflow_robot.errors import ExportError
+from sacflow_robot.learn import export
+from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.spec import ArmSpec, PolicySpec
+
+FLOW = FlowConfig(width=32, depth=2, gate_width=16, euler_steps=3)
+
+
+def make_policy(arm: ArmSpec, velocity: str) -> FlowPolicy:
+    torch.manual_seed(1)
+    policy = FlowPolicy(velocity, arm.observation_dim, 5 * arm.action_dim, FLOW)
+    policy.fit_normaliser(torch.randn(100, arm.observation_dim) * 0.3 + 1)
+    return policy
+
+
+@pytest.mark.parametrize("velocity", ["flow-g", "flow-t", "mlp"])
+def test_graph_equals_torch_at_any_batch(velocity: str, arm: ArmSpec, tmp_path: Path) -> None:
+    policy, path = make_policy(arm, velocity), tmp_path / "lift.onnx"
+    spec = export.make_spec(policy, arm, velocity, {"seed": 1})
+    assert export.export_policy(policy, spec, path) <= 1e-5
+    session = onnxruntime.InferenceSession(path)
+    assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [
+        *((a.key, list(a.shape)) for a in arm.observations),
+        ("noise", [5, 7]),
+    ]
+    rng = np.random.default_rng(0)
+    for batch in (1, 3, 50):
+        observation = {a.key: rng.standard_normal((batch, *a.shape)).astype(np.float32) for a in arm.observations}
+        noise = rng.standard_normal((batch, 5, 7)).astype(np.float32)
+        (actions,) = session.run(None, {**observation, "noise": noise})
+        flat = torch.from_numpy(arm.flatten(observation))
+        with torch.no_grad():
+            expected = policy(flat, torch.from_numpy(noise).flatten(1)).reshape(batch, 5, 7)
+        np.testing.assert_allclose(actions, expected, atol=1e-5)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert PolicySpec.from_json(metadata[policyfile.SPEC_KEY]) == spec
+    assert metadata[policyfile.FINGERPRINT_KEY] == spec.fingerprint
+
+
+def test_a_policy_that_differs_is_not_left_behind(
+    arm: ArmSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy(arm, "mlp")
+    spec = export.make_spec(policy, arm, "mlp", {})
+    path = tmp_path / "lift.onnx"
+    path.write_bytes(b"an older policy")
+    to_onnx = export._to_onnx
+
+    def damaged(graph: export.ExportedGraph, spec: PolicySpec) -> onnx.ModelProto:
+        model = to_onnx(graph, spec)
+        weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+        values = np.frombuffer(weight.raw_data, np.float32).copy()
+        values[0] += 0.1
+        weight.raw_data = values.tobytes()
+        return model
+
+    monkeypatch.setattr(export, "_to_onnx", damaged)
+    with pytest.raises(ExportError, match=r"differs from torch by .*, allowed is 1e-05; .* not written"):
+        export.export_policy(policy, spec, path)
+    assert path.read_bytes() == b"an older policy"
+    assert [p.name for p in tmp_path.iterdir()] == ["lift.onnx"]
+
+
+def test_a_policy_of_nans_is_not_exported(arm: ArmSpec, tmp_path: Path) -> None:
+    policy = make_policy(arm, "mlp")
+    spec = export.make_spec(policy, arm, "mlp", {})
+    with torch.no_grad():
+        next(policy.velocity.parameters()).fill_(float("nan"))
+    with pytest.raises(ExportError, match="differs from torch by inf"):
+        export.export_policy(policy, spec, tmp_path / "lift.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place(arm: ArmSpec, tmp_path: Path) -> None:
+    policy = make_policy(arm, "mlp")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="cannot write"):
+        export.export_policy(policy, export.make_spec(policy, arm, "mlp", {}), tmp_path / "file" / "lift.onnx")
+
+
+def test_the_file_says_nothing_about_the_machine(policy_file: Path) -> None:
+    content = policy_file.read_bytes()
+    for trace in (str(Path.home()).encode(), b"site-packages", str(Path(__file__).parents[2]).encode()):
+        assert trace not in content
+
+
+def test_spec_travels(arm: ArmSpec) -> None:
+    policy = make_policy(arm, "flow-g")
+    spec = export.make_spec(policy, arm, "flow-g", {})
+    assert (spec.chunk_length, spec.euler_steps, spec.noise_shape) == (5, 3, (5, 7))
+    assert spec.observation_mean == pytest.approx(policy.observation_mean.tolist())
+    assert replace(spec, notes={"a": 1}).fingerprint != spec.fingerprint

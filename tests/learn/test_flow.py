@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.flow import FlowPolicy, path_entropy, squash, squash_log_det, squash_through, unsquash
+from sacflow_robot.learn.velocity import Velocity
+
+CONFIG = FlowConfig(width=16, depth=2, gate_width=8, euler_steps=4, noise_scale=0.1)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=8))
+def test_what_is_fitted_is_what_is_played(values: list[float]) -> None:
+    """Trap 5: a data action of 1, e.g. of a gripper, comes back as 1 and not as tanh(1) = 0.76."""
+    action = torch.tensor(values)
+    torch.testing.assert_close(squash(unsquash(action)), action, atol=1e-6, rtol=0)
+
+
+def test_squashing_log_determinant_against_autograd() -> None:
+    latent = torch.linspace(-4, 4, 9, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda u: u.tanh() / 0.95, latent).diagonal()
+    torch.testing.assert_close(squash_log_det(latent[:, None]), jacobian.log())
+    assert squash_log_det(torch.tensor([[50.0]])).isfinite().all()
+
+
+def test_a_clipped_action_can_be_pulled_back() -> None:
+    latent = torch.tensor([5.0], requires_grad=True)
+    action = squash_through(latent)
+    assert action.item() == pytest.approx(1, abs=1e-6)
+    action.backward()
+    assert latent.grad is not None and latent.grad.item() > 0
+
+
+class Recorded(Velocity):
+    """v = 0, noting what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents: list[Tensor] = []
+        self.times: list[float] = []
+
+    def encode(self, observation: Tensor) -> Tensor:
+        return observation
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        self.latents.append(action)
+        self.times.append(time.item())
+        return torch.zeros_like(action)
+
+
+class Scaling(Velocity):
+    """The exact flow-matching velocity from N(0, 1) to N(0, s^2): v = A (t s^2 - (1 - t)) / ((1 - t)^2 + t^2 s^2)."""
+
+    def __init__(self, target_std: float) -> None:
+        super().__init__()
+        self._variance = target_std**2
+
+    def encode(self, observation: Tensor) -> Tensor:
+        return observation
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        t = time
+        return action * (t * self._variance - (1 - t)) / ((1 - t) ** 2 + t**2 * self._variance)
+
+
+def policy_with(velocity: nn.Module, dim: int = 3, **changes: Any) -> FlowPolicy:
+    from dataclasses import replace
+
+    policy = FlowPolicy("mlp", 2, dim, replace(CONFIG, **changes))
+    policy.velocity = velocity  # type: ignore[assignment]
+    return policy
+
+
+def test_path_density_by_hand() -> None:
+    """log p from the visited points alone: Gaussian start, Gaussian steps around A + b dt, minus log |da/du|."""
+    velocity = Recorded()
+    policy = policy_with(velocity)
+    rollout = policy.sample(torch.zeros(5, 2), torch.Generator().manual_seed(0))
+    assert velocity.times == [0.0, 0.25, 0.5, 0.75]
+    points = [*velocity.latents, rollout.latent]
+    std = 0.1 * math.sqrt(0.25)
+    by_hand = torch.distributions.Normal(0, 1).log_prob(points[0]).sum(-1)
+    for t, here, there in zip(velocity.times, points[:-1], points[1:], strict=True):
+        drift = 0.1**2 / 2 * (t * 0 - here) / (1 - t)
+        by_hand += torch.distributions.Normal(here + drift * 0.25, std).log_prob(there).sum(-1)
+    by_hand -= squash_log_det(points[-1])
+    torch.testing.assert_close(rollout.log_prob, by_hand, atol=1e-4, rtol=0)
+
+
+def test_noise_is_fresh_for_every_step_row_and_dimension() -> None:
+    """Trap 4: noise from one key at every step is a constant offset; one scalar for a batch is no noise."""
+    velocity = Recorded()
+    policy = policy_with(velocity, noise_scale=1.0)
+    rollout = policy.sample(torch.zeros(64, 2), torch.Generator().manual_seed(0))
+    steps = torch.stack([*velocity.latents, rollout.latent]).diff(dim=0).flatten(1)
+    correlation = torch.corrcoef(steps)
+    assert (correlation - torch.eye(4)).abs().max() < 0.6
+    assert len(steps.flatten().unique()) == steps.numel()
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5])
+def test_noise_augmented_rollout_keeps_the_marginal(sigma: float) -> None:
+    """Paper, section 4.2: exact for a true flow-matching velocity in the limit of small steps."""
+    target = 0.5
+    policy = policy_with(Scaling(target), dim=1, euler_steps=400, noise_scale=sigma)
+    with torch.no_grad():
+        rollout = policy.sample(torch.zeros(20_000, 2), torch.Generator().manual_seed(0))
+    assert rollout.latent.std().item() == pytest.approx(target, rel=0.03)
+    assert rollout.latent.mean().item() == pytest.approx(0, abs=0.02)
+
+
+def test_path_entropy_is_the_mean_negative_log_density() -> None:
+    policy = policy_with(Recorded(), dim=3)
+    rollout = policy.sample(torch.zeros(20_000, 2), torch.Generator().manual_seed(0))
+    without_squash = -(rollout.log_prob + squash_log_det(rollout.latent)).mean().item()
+    assert without_squash == pytest.approx(path_entropy(3, 4, 0.1), abs=0.05)
+    assert path_entropy(35, 4, 0.1) < -170  # trap 2
+
+
+def test_deterministic_rollout_is_the_noise_free_one_and_normalises_inside() -> None:
+    torch.manual_seed(0)
+    policy = FlowPolicy("flow-g", 2, 3, CONFIG)
+    observations = torch.randn(500, 2) * torch.tensor([3.0, 0.0]) + 7
+    policy.fit_normaliser(observations)
+    normalised = policy.normalise(observations)
+    assert normalised[:, 0].std().item() == pytest.approx(1, rel=0.01)
+    assert normalised[:, 1].abs().max() < 1e-3, "a constant dimension is not blown up"
+    noise = torch.randn(4, 3)
+    first, second = policy(observations[:4], noise), policy(observations[:4], noise)
+    assert torch.equal(first, second) and first.abs().max() <= 1

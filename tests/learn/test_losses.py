@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sacflow_robot.learn import losses
+from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.flow import FlowPolicy, Rollout, unsquash
+
+
+def test_temperature_rises_when_entropy_is_below_target() -> None:
+    """Trap 1."""
+    for entropy, target, rises in ((-50.0, -35.0, True), (-20.0, -35.0, False)):
+        log_temperature = torch.tensor(-5.0, requires_grad=True)
+        losses.temperature_loss(log_temperature, torch.full((8,), -entropy), target).backward()
+        assert log_temperature.grad is not None
+        assert (log_temperature.grad.item() < 0) == rises
+
+
+def test_critic_target_by_hand() -> None:
+    """H = 2, gamma = 0.9: r_0 + 0.9 r_1 + 0.81 (Q' - alpha log p), and nothing after success."""
+    reward = torch.tensor([0.5 + 0.9 * 2.0, 1.0])
+    discount = torch.tensor([0.81, 0.0])
+    target = losses.critic_target(reward, discount, torch.tensor([3.0, 99.0]), torch.tensor([0.2, 99.0]))
+    assert target.tolist() == pytest.approx([2.3 + 0.81 * 2.8, 1.0])
+
+
+def test_critic_loss_skips_windows_without_return() -> None:
+    values = torch.tensor([[1.0, 50.0], [3.0, -50.0]])
+    loss = losses.critic_loss(values, torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))
+    assert loss.item() == 1.0
+    assert losses.critic_loss(values, torch.zeros(2), torch.zeros(2)).item() == 0.0
+
+
+def test_distance_to_data_is_a_sum_over_valid_dimensions() -> None:
+    """Traps 6 and 8."""
+    rollout = Rollout(torch.tensor([[1.0, 0.0, 5.0]]), torch.zeros(1, 3), torch.zeros(1))
+    distance = losses.data_distance(rollout, torch.zeros(1, 3), torch.tensor([[1.0, 1.0, 0.0]]))
+    assert distance.tolist() == [1.0]
+    rollout = Rollout(torch.ones(1, 35), torch.zeros(1, 35), torch.zeros(1))
+    assert losses.data_distance(rollout, torch.zeros(1, 35), torch.ones(1, 35)).tolist() == [35.0]
+
+
+def test_actor_loss_by_hand() -> None:
+    loss = losses.actor_loss(torch.tensor([2.0, 4.0]), torch.tensor([0.5, 0.5]), torch.tensor([1.0, 3.0]), 0.1)
+    assert loss.item() == pytest.approx(-3 + 0.5 + 0.2)
+
+
+def test_flow_matching_loss_ignores_invalid_rows_and_fits_the_played_action() -> None:
+    torch.manual_seed(0)
+    policy = FlowPolicy("mlp", 2, 4, FlowConfig(width=64, depth=2))
+    observation = torch.zeros(256, 2)
+    chunk = torch.tensor([1.0, -1.0, 0.3, 0.0]).expand(256, 4)
+    mask = torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(256, 4)
+
+    def loss(data: torch.Tensor) -> torch.Tensor:
+        return losses.flow_matching_loss(policy, observation, data, mask, torch.Generator().manual_seed(1))
+
+    # The last dimension is invalid: changing its data may change the network's input, never the target.
+    changed = chunk.clone()
+    changed[:, 3] = 0.9
+    policy.velocity.trunk.from_action.weight.data[:, 3] = 0  # type: ignore[union-attr]
+    assert torch.equal(loss(chunk), loss(changed))
+
+    optimiser = torch.optim.Adam(policy.parameters(), 3e-3)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(800):
+        optimiser.zero_grad()
+        losses.flow_matching_loss(policy, observation, chunk, torch.ones_like(mask), generator).backward()
+        optimiser.step()
+    with torch.no_grad():
+        played = policy(observation, torch.randn(256, 4))
+    assert played.mean(0).tolist() == pytest.approx([1.0, -1.0, 0.3, 0.0], abs=0.06)
+    assert unsquash(torch.tensor(1.0)).isfinite()

@@ -1,0 +1,150 @@
+"""The training loop on a real simulator, with tiny budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.envs.workers import ArmPool, collect
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import DataError, SacflowError, UsageError
+from sacflow_robot.learn.config import FlowConfig, TrainConfig
+from sacflow_robot.learn.progress import TrainingProgress
+from sacflow_robot.learn.run_folder import RunFolder, read_metrics
+from sacflow_robot.learn.train import Interrupted, Trainer
+
+TINY = TrainConfig(
+    offline_steps=6,
+    online_steps=160,
+    eval_every=80,
+    eval_episodes=1,
+    flow=FlowConfig(width=32, depth=2, gate_width=16),
+)
+TINY = replace(TINY, learner=replace(TINY.learner, batch_size=32, critic_width=32, critic_depth=2))
+
+
+@pytest.fixture(scope="module")
+def demos() -> list[Episode]:
+    return collect("lift", range(1_000_000, 1_000_003), 2, lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def pools() -> Iterator[tuple[ArmPool, ArmPool]]:
+    with ArmPool("lift", 2) as arms, ArmPool("lift", 1) as eval_arms:
+        yield arms, eval_arms
+
+
+def make_trainer(path: Path, pools: tuple[ArmPool, ArmPool], config: TrainConfig = TINY) -> Trainer:
+    folder = RunFolder(path, "lift") if (path / "config.yaml").exists() else RunFolder.create(path, config)
+    progress = TrainingProgress(Console(quiet=True))
+    return Trainer(config, folder, *pools, progress)
+
+
+class _StopsAt:
+    """Presses Ctrl-C, as it were, once the trainer has come that far."""
+
+    def __init__(self, trainer: Trainer, offline: int, online: int) -> None:
+        check = trainer._check_stop
+
+        def watch() -> None:
+            if trainer.offline_steps >= offline and trainer.env_steps >= online:
+                trainer._stop = True
+            check()
+
+        trainer._check_stop = watch  # type: ignore[method-assign]
+
+
+def assert_equal(a: object, b: object, where: str = "") -> None:
+    if isinstance(a, torch.Tensor):
+        assert isinstance(b, torch.Tensor) and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert isinstance(b, dict) and a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list):
+        assert isinstance(b, list) and len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{where}/{i}")
+    else:
+        assert a == b, where
+
+
+def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
+    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+) -> None:
+    whole = make_trainer(tmp_path / "whole", pools)
+    whole.load(demos)
+    whole.run()
+
+    # Interrupted while cloning, in the middle of episodes, and in an evaluation that was due.
+    parts = make_trainer(tmp_path / "parts", pools)
+    parts.load(demos)
+    for offline, online in ((3, 0), (6, 40), (6, 80), (6, 120)):
+        _StopsAt(parts, offline, online)
+        with pytest.raises(Interrupted):
+            parts.run()
+        parts = make_trainer(tmp_path / "parts", pools)
+        parts.resume()
+    parts.run()
+
+    assert parts.env_steps == whole.env_steps >= 160
+    assert [replace(e) for e in parts.evaluations] == whole.evaluations
+    assert len(whole.evaluations) == 3
+    assert_equal(parts.agent.state_dict(), whole.agent.state_dict(), "agent")
+    for key, column in whole.buffer.state_dict().items():
+        assert (column == parts.buffer.state_dict()[key]).all(), key
+    rows = [read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "parts")]
+    for row in rows[0] + rows[1]:
+        del row["wall_s"]
+    assert rows[0] == rows[1]
+    assert (tmp_path / "parts" / "curve.png").stat().st_size > 5_000
+
+
+def test_training_episodes_are_logged_and_resuming_cuts_what_was_lost(
+    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+) -> None:
+    config = replace(TINY, online_steps=620, eval_every=1000, eval_episodes=0)
+    trainer = make_trainer(tmp_path / "run", pools, config)
+    trainer.load(demos)
+    trainer.run()
+    log = EpisodeLog.open(tmp_path / "run" / "episodes.zarr")
+    episodes = list(log.episodes())
+    assert len(episodes) == 2 and all(e.states is not None for e in episodes)
+    assert min(e.info["seed"] for e in episodes) >= 1_000_000, "never an evaluation seed"
+    with EpisodeLog.writer(log.path, log.arm) as writer:  # as if killed between log and checkpoint
+        writer.append(episodes[0])
+    make_trainer(tmp_path / "run", pools, config).resume()
+    assert len(EpisodeLog.open(log.path)) == 2
+
+
+def test_divergence_stops_the_run(tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]) -> None:
+    config = replace(TINY, offline_steps=100, learner=replace(TINY.learner, policy_rate=1e30))
+    trainer = make_trainer(tmp_path / "run", pools, config)
+    trainer.load(demos)
+    with pytest.raises(SacflowError, match=r"training diverged: .* at update 100; lower the step sizes"):
+        trainer.run()
+
+
+def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (RunFolder.create(None, TINY).path for _ in range(2))
+    assert [str(first), str(second)] == ["runs/lift-flow-g-s0", "runs/lift-flow-g-s0-2"]
+    with pytest.raises(UsageError, match="exists already; give another --out, or go on with it by --resume"):
+        RunFolder.create(first, TINY)
+    assert RunFolder.open(first)[1] == TINY
+    with pytest.raises(DataError, match="not a run folder"):
+        RunFolder.open(tmp_path)
+    with pytest.raises(DataError, match=r"no checkpoint.pt"):
+        RunFolder(first, "lift").load_checkpoint()
+    (first / "checkpoint.pt").write_bytes(b"PK\x03\x04 truncated")
+    with pytest.raises(DataError, match=r"checkpoint.pt cannot be read .* is it complete\?$"):
+        RunFolder(first, "lift").load_checkpoint()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError):
+        RunFolder.create(tmp_path / "file", TINY)

@@ -1,0 +1,88 @@
+"""Rollouts on real simulators in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.workers import ArmPool
+from sacflow_robot.errors import SacflowError, UnknownNameError
+from sacflow_robot.rollout import Rollouts, rollout
+
+SHAPE = (5, 7)
+
+
+@pytest.fixture(scope="module")
+def arms() -> Iterator[ArmPool]:
+    with ArmPool("lift", 2) as pool:
+        yield pool
+
+
+def choose(observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    """A policy that depends on observation and noise, so that a mix-up between arms would show."""
+    return np.clip(0.5 * noise + observation["object"][:, None, 7:8], -1, 1).astype(np.float32)
+
+
+def test_an_episode_depends_on_its_seed_alone(arms: ArmPool, env: RobosuiteEnv) -> None:
+    rollouts = Rollouts(arms, SHAPE, [3, 4, 5])
+    assert rollouts.send(choose)
+    total, ended = rollouts.receive()
+    assert total == 10 and not ended
+    state = rollouts.state_dict()
+    by_seed = {episode["seed"]: episode["actions"] for episode in state.values()}
+
+    start = env.begin(4)
+    observation = {key: value[None] for key, value in start.observation.items()}
+    noise = np.random.default_rng((4, 0)).standard_normal(SHAPE, dtype=np.float32)
+    assert np.array_equal(by_seed[4], choose(observation, noise[None])[0])
+
+
+def test_rollout_runs_every_seed_once_and_in_full(arms: ArmPool) -> None:
+    episodes = list(rollout(arms, (75, 7), choose, [1, 2, 3]))
+    assert sorted(e.info["seed"] for e in episodes) == [1, 2, 3]
+    assert all((len(e) == 300 and e.truncated[-1]) or e.success for e in episodes)
+    assert list(rollout(arms, SHAPE, choose, [])) == []
+
+
+def test_interrupted_episodes_go_on_exactly(arms: ArmPool) -> None:
+    first = Rollouts(arms, SHAPE, [6, 7])
+    for _ in range(3):
+        first.send(choose)
+        first.receive()
+    saved = first.state_dict()
+    first.send(choose)
+    first.receive()
+    expected = first.state_dict()
+
+    second = Rollouts(arms, SHAPE, [])
+    second.load_state_dict(saved)
+    second.send(choose)
+    second.receive()
+    again = second.state_dict()
+    assert again.keys() == expected.keys()
+    for i in expected:
+        assert again[i]["seed"] == expected[i]["seed"]
+        assert np.array_equal(again[i]["actions"], expected[i]["actions"])
+
+
+def test_failures_in_a_worker_reach_the_caller(arms: ArmPool) -> None:
+    with pytest.raises(UnknownNameError):
+        ArmPool("juggle", 1)
+    arms.begin({0: 1})
+    arms.send({0: np.full((1, 7), np.nan, np.float32)})
+    with pytest.raises(SacflowError, match="simulator process 0 failed: action holds NaN"):
+        arms.receive()
+    assert arms.begin({0: 1})[0].observation["object"].shape == (10,)
+
+
+def test_a_worker_that_dies_is_named() -> None:
+    with ArmPool("lift", 1) as pool:
+        pool.begin({0: 0})
+        pool._processes[0].kill()
+        pool._processes[0].join()
+        with pytest.raises(SacflowError, match="simulator process 0 died"):
+            pool.send({0: np.zeros((1, 7), np.float32)})
+            pool.receive()

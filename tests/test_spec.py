@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sacflow_robot.errors import DataError, InvalidValueError
+from sacflow_robot.spec import ArmSpec, PolicySpec, chunk_noise
+
+
+@pytest.fixture
+def spec(arm: ArmSpec) -> PolicySpec:
+    return PolicySpec(arm, 5, 4, "flow-g", (0.5,) * 19, (1.0,) * 19, {"seed": 3})
+
+
+def test_spec_survives_json_and_its_fingerprint_notices_changes(spec: PolicySpec) -> None:
+    again = PolicySpec.from_json(spec.to_json())
+    assert again == spec
+    assert again.fingerprint == spec.fingerprint
+    assert replace(spec, chunk_length=6).fingerprint != spec.fingerprint
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"arm": {}}', "null"])
+def test_unreadable_spec_is_one_line(text: str) -> None:
+    with pytest.raises(DataError, match=r"^[^\n]+$"):
+        PolicySpec.from_json(text)
+
+
+def test_differences_name_every_field(arm: ArmSpec) -> None:
+    changed = replace(arm, robot="UR5e", observations=arm.observations[:-1], control_rate_hz=10.0)
+    found = arm.differences(changed)
+    assert [line.partition(":")[0] for line in found] == ["robot", "control_rate_hz", "observation object"]
+    assert "absent" in found[-1]
+    assert arm.differences(arm) == []
+    swapped = replace(arm, observations=arm.observations[::-1])
+    assert arm.differences(swapped) == ["observations: the same arrays in another order"]
+
+
+def test_observation_is_checked(arm: ArmSpec) -> None:
+    good = {a.key: np.zeros((2, *a.shape)) for a in arm.observations}
+    assert arm.check_observation(good, (2,))["object"].dtype == np.float32
+    with pytest.raises(InvalidValueError, match="lacks 'object'"):
+        arm.check_observation({k: v for k, v in good.items() if k != "object"}, (2,))
+    with pytest.raises(InvalidValueError, match=r"'object' has shape \(2, 3\), expected \(2, 10\)"):
+        arm.check_observation({**good, "object": np.zeros((2, 3))}, (2,))
+    with pytest.raises(InvalidValueError, match="'object' holds NaN"):
+        arm.check_observation({**good, "object": np.full((2, 10), np.nan)}, (2,))
+
+
+def test_action_is_clipped_and_refused_when_not_finite(arm: ArmSpec) -> None:
+    assert arm.check_action([3, -3, 0, 0, 0, 0, 0.5]).tolist() == [1, -1, 0, 0, 0, 0, 0.5]
+    with pytest.raises(InvalidValueError, match="not sent"):
+        arm.check_action([np.nan] * 7)
+    with pytest.raises(InvalidValueError, match=r"\(6,\), expected \(7,\)"):
+        arm.check_action([0] * 6)
+
+
+@given(st.integers(0, 2**40), st.integers(0, 300))
+def test_noise_depends_on_the_seed_alone(seed: int, step: int) -> None:
+    noise = chunk_noise((5, 7), seed, step)
+    assert noise.dtype == np.float32
+    assert np.array_equal(noise, chunk_noise((5, 7), seed, step))
+    assert np.array_equal(noise, chunk_noise((1, 5, 7), seed, step)[0])
+    assert not np.array_equal(noise, chunk_noise((5, 7), seed, step + 1))
+    assert not np.array_equal(noise, chunk_noise((5, 7), seed + 1, step))

@@ -31,22 +31,14 @@ class Serve:
         policy = OnnxPolicy(self.policy)
         spec = policy.spec
         with PolicyServer(policy, self.bind) as server:
+            for asked in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(asked, lambda *_: server.stop())
             out.print(
                 f"serving {self.policy} (version {policy.version}, {spec.velocity}, K = {spec.euler_steps}, "
                 f"H = {spec.chunk_length}, self-test passed) for {spec.arm.robot} {spec.arm.task} at {server.address}"
             )
-            out.print(
-                f"drive the simulated arm with:\n  {common.command_line('run --robot', f'sim:{spec.arm.task}', '--server', server.address)}"
-            )
-
-            def stop(*_: object) -> None:
-                raise KeyboardInterrupt
-
-            previous = signal.signal(signal.SIGTERM, stop)
-            try:
-                server.run()
-            except KeyboardInterrupt:
-                out.print(f"stopped after {server.requests:,} requests")
-            finally:
-                signal.signal(signal.SIGTERM, previous)
+            command = common.command_line("run --robot", f"sim:{spec.arm.task}", "--server", server.address)
+            out.print(f"drive the simulated arm with:\n  {command}")
+            server.run()
+            out.print(f"stopped after {server.requests:,} requests")
         return 0

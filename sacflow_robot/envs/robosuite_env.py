@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import gymnasium
@@ -12,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from sacflow_robot.envs.rendering import SceneRenderer
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, get_task
-from sacflow_robot.errors import DataError, InvalidValueError, one_line
+from sacflow_robot.errors import DataError
 from sacflow_robot.spec import FloatArray, StepResult
 
 # robosuite's import warns about optional extras that we do not use, and each environment logs its controller file.
@@ -72,7 +72,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         self._data = self._suite.sim.data._data
         self._object_ids = [self._suite.sim.model.body_name2id(name) for name in self.task.object_bodies]
         self._steps = 0
-        self._renderer: mujoco.Renderer | None = None
+        self._renderer: SceneRenderer | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -134,19 +134,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
             InvalidValueError: Off-screen rendering does not work on this machine.
         """
         if self._renderer is None:
-            try:
-                self._renderer = mujoco.Renderer(self._model, 480, 640)
-            except Exception as error:  # the GL back ends raise whatever they like
-                backend = os.environ.get("MUJOCO_GL", "unset")
-                raise InvalidValueError(
-                    f"off-screen rendering does not work here (MUJOCO_GL={backend}): {one_line(error)}; "
-                    "on a machine without GPU install OSMesa and set MUJOCO_GL=osmesa"
-                ) from None
-            self._scene_options = mujoco.MjvOption()
-            self._scene_options.geomgroup[0] = 0  # collision shapes
-        self._renderer.update_scene(self._data, camera="frontview", scene_option=self._scene_options)
-        image: npt.NDArray[np.uint8] = self._renderer.render()
-        return image
+            self._renderer = SceneRenderer(self._model)
+        return self._renderer.render(self._data)
 
     def close(self) -> None:
         if self._renderer is not None:

@@ -50,7 +50,7 @@ class PolicyServer:
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
-        """Answer requests until :meth:`close` is called or a signal raises."""
+        """Answer requests until :meth:`stop` is called; the one at hand is still answered."""
         while not self._stop.is_set():
             if not self._socket.poll(_POLL_MS):
                 continue
@@ -66,9 +66,13 @@ class PolicyServer:
         self._thread.start()
         return self
 
+    def stop(self) -> None:
+        """Ask :meth:`run` to return; may be called from a signal handler."""
+        self._stop.set()
+
     def close(self) -> None:
         """Stop answering and release the address."""
-        self._stop.set()
+        self.stop()
         if self._thread is not None:
             self._thread.join()
         self._context.destroy(linger=0)

@@ -1,0 +1,94 @@
+"""The whole circle with tiny budgets, through the command line alone: demonstrations, training, evaluation, serving,
+running, logging, replaying, training on what was logged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY = [
+    "--offline-steps",
+    "20",
+    "--online-steps",
+    "60",
+    "--eval-every",
+    "60",
+    "--eval-episodes",
+    "1",
+    "--final-eval-episodes",
+    "1",
+    "--flow.width",
+    "32",
+    "--flow.depth",
+    "2",
+    "--learner.critic-width",
+    "32",
+    "--learner.batch-size",
+    "32",
+]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Any:
+    environment = {**os.environ, "SACFLOW_ROBOT_CACHE": str(tmp_path / "cache"), "COLUMNS": "200"}
+
+    def run(*words: object) -> dict[str, Any]:
+        command = [sys.executable, "-m", "sacflow_robot", *map(str, words), "--json"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170)
+        assert done.returncode == 0, done.stderr
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return result
+
+    return run
+
+
+@pytest.mark.timeout(180)
+def test_the_whole_circle(program: Any, tmp_path: Path) -> None:
+    collected = program("demos", "collect", "--env", "lift", "--episodes", 4, "--out", "d.zarr")
+    assert collected["episodes"] == 4
+
+    trained = program("train", "--env", "lift", "--demos", "d.zarr", "--out", "run", *TINY)
+    assert trained["env_steps"] >= 60 and 0 <= trained["success_rate"] <= 1
+    made = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoint.pt", "curve.png", "lift.onnx"} <= made
+
+    evaluated = program("eval", "--policy", "run/lift.onnx", "--env", "lift", "--episodes", 2)
+    assert evaluated["episodes"] == 2 and len(evaluated["ci95"]) == 2
+
+    command = [
+        sys.executable,
+        "-m",
+        "sacflow_robot",
+        "serve",
+        "--policy",
+        "run/lift.onnx",
+        "--bind",
+        "tcp://127.0.0.1:*",
+    ]
+    server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        address = server.stderr.readline().split(" at ")[-1].strip()
+        ran = program("run", "--robot", "sim:lift", "--server", address, "--episodes", 2, "--log", "episodes.zarr")
+    finally:
+        server.terminate()
+        server.communicate()
+    assert ran["episodes"] == 2
+    # The same seeds and the same noise: served over the network, the policy does exactly what it did in eval.
+    assert ran["successes"] == evaluated["successes"]
+
+    replayed = program("replay", "episodes.zarr", "--episode", 1)
+    assert replayed["max_state_deviation"] <= 1e-9
+    assert replayed["steps"] > 0
+
+    again = program(
+        *("train", "--env", "lift", "--demos", "none", "--replay", "episodes.zarr", "--out", "again", *TINY),
+        *("--online-steps", 0),
+    )
+    assert again["env_steps"] == 0 and (tmp_path / "again" / "lift.onnx").exists()

@@ -1,0 +1,159 @@
+"""The command line: exit statuses, one-line errors, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sacflow_robot.cli import COMMANDS, main
+from sacflow_robot.data.log import write_log
+from sacflow_robot.episode import Episode
+from sacflow_robot.spec import ArmSpec
+
+Capture = pytest.CaptureFixture[str]
+
+
+def fails(capsys: Capture, status: int, *words: object) -> str:
+    """Run a command that must fail with this status; returns its one line."""
+    assert main([str(word) for word in words]) == status
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("sacflow-robot: error: ")]
+    assert len(lines) == 1 and not captured.out, captured
+    return lines[0]
+
+
+def test_overview_and_help_of_every_command(capsys: Capture) -> None:
+    assert main([]) == 0
+    overview = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"  {name} " in overview
+        with pytest.raises(SystemExit) as stopped:
+            main([*name.split(), "--help"])
+        assert stopped.value.code == 0
+        assert f"usage: sacflow-robot {name}" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+
+
+def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:
+    assert "valid names: demos collect, doctor, eval, export" in fails(capsys, 2, "trian")
+    assert "valid names: demos collect" in fails(capsys, 2, "demos", "colect")
+    assert "unknown task 'lfit'; valid names: lift" in fails(capsys, 2, "train", "--env", "lfit")
+    assert "valid names: flow-g, flow-t, mlp" in fails(capsys, 2, "train", "--velocity", "flow")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--ofline-steps", "3"])
+    assert stopped.value.code == 2
+
+
+def test_bad_use_of_each_command(
+    capsys: Capture, tmp_path: Path, policy_file: Path, make_episode: Callable[..., Episode], arm: ArmSpec
+) -> None:
+    absent, out = tmp_path / "absent", tmp_path / "out"
+    assert "no file or folder" in fails(capsys, 1, "train", "--demos", absent, "--out", out)
+    assert "nothing to learn from" in fails(capsys, 2, "train", "--demos", "none", "--out", out)
+    assert "not a run folder" in fails(capsys, 1, "train", "--resume", absent)
+    assert "not a run folder" in fails(capsys, 1, "export", absent)
+    assert "no policy file" in fails(capsys, 1, "eval", "--policy", absent)
+    assert "unknown task" in fails(capsys, 2, "eval", "--policy", policy_file, "--env", "x")
+    assert "--episodes must be at least 1" in fails(capsys, 2, "eval", "--policy", policy_file, "--episodes", 0)
+    assert "no policy file" in fails(capsys, 1, "serve", "--policy", absent)
+    assert "cannot bind" in fails(capsys, 2, "serve", "--policy", policy_file, "--bind", "tcp://256.0.0.1:1")
+    nobody = "tcp://127.0.0.1:9"
+    assert "no answer from" in fails(capsys, 1, "run", "--server", nobody, "--timeout", 0.2, "--log", out)
+    assert "no episode log" in fails(capsys, 1, "replay", absent)
+    assert "no episode log" in fails(capsys, 1, "log", "info", absent)
+    assert "launch file" in fails(capsys, 1, "launch", absent)
+    assert not out.exists(), "a command that failed left nothing behind"
+
+    log = tmp_path / "log.zarr"
+    write_log(log, arm, [make_episode(3)])
+    assert "there is no episode 7" in fails(capsys, 2, "replay", log, "--episode", 7)
+    assert "exists already" in fails(capsys, 2, "demos", "collect", "--out", log)
+    assert "only .mp4" in fails(capsys, 2, "replay", log, "--video", tmp_path / "a.gif")
+    (tmp_path / "taken").write_text("")
+    assert "exists already" in fails(
+        capsys, 2, "train", "--demos", "none", "--replay", log, "--out", tmp_path / "taken"
+    )
+
+
+def test_log_info_reports_and_speaks_json(
+    capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], arm: ArmSpec
+) -> None:
+    log = tmp_path / "log.zarr"
+    write_log(log, arm, [make_episode(3), make_episode(5, success=False)])
+    assert main(["log", "info", str(log), "--json"]) == 0
+    captured = capsys.readouterr()
+    data = json.loads(captured.out)
+    assert (data["episodes"], data["successes"], data["steps"]) == (2, 1, 8)
+    assert data["sources"] == {"policy": 8}
+    assert "OSC_POSE delta" in captured.err
+
+
+def test_serving_imports_neither_torch_nor_the_simulator() -> None:
+    """A robot PC has the base package only, and ``serve --help`` must answer at once."""
+    heavy = "torch", "zarr", "robosuite", "mujoco", "gymnasium", "onnxruntime", "matplotlib", "h5py"
+    code = (
+        "import sys\nfrom sacflow_robot.cli import main\n"
+        "try:\n    main(['serve', '--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    code = (
+        "import sys, importlib\n"
+        "for name in ('serve.server', 'serve.client', 'robot.loop', 'robot.drivers', 'data.log', 'cli.run', 'cli.serve'):\n"
+        "    importlib.import_module('sacflow_robot.' + name)\n"
+        "print([name for name in ('torch', 'onnx', 'robosuite', 'mujoco', 'h5py') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_launch_files_are_checked(capsys: Capture, tmp_path: Path) -> None:
+    file = tmp_path / "cell.yaml"
+    for content, message in (
+        ("- serve", "not a map"),
+        ("a: [", "cannot be read"),
+        ("a: rm -rf .", "starts with no command of this program"),
+        ("a: 3", "not a map of process names to command lines"),
+    ):
+        file.write_text(content)
+        assert message in fails(capsys, 1, "launch", file)
+
+
+def test_launch_stops_the_others_when_one_fails(tmp_path: Path) -> None:
+    file = tmp_path / "cell.yaml"
+    file.write_text("server: serve --policy absent.onnx\narm: run --timeout 60\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "sacflow_robot", "launch", str(file)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "process 'server' ended first, with exit status 1" in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_the_server_stops_cleanly_when_asked(policy_file: Path, how: signal.Signals) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sacflow_robot",
+        "serve",
+        "--policy",
+        str(policy_file),
+        "--bind",
+        "tcp://127.0.0.1:*",
+    ]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    assert "self-test passed" in server.stderr.readline()
+    for _ in range(2):
+        server.stderr.readline()
+    server.send_signal(how)
+    assert "stopped after 0 requests" in server.stderr.read()
+    assert server.wait(10) == 0
+    server.stderr.close()

@@ -64,7 +64,7 @@ class Train:
         out.print(f"run folder: {folder.path}")
         with (
             ArmPool(config.env, config.arms) as arms,
-            ArmPool(config.env, core_count()) as eval_arms,
+            ArmPool(config.env, max(1, min(core_count(), config.eval_episodes))) as eval_arms,
             TrainingProgress() as progress,
         ):
             trainer = Trainer(config, folder, arms, eval_arms, progress)

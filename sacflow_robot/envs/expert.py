@@ -72,12 +72,12 @@ def draw_habits(rng: np.random.Generator) -> Habits:
         detour=rng.normal(0.0, 0.025, 2),
         diagonal=bool(rng.uniform() < 0.3),
         aligns_yaw=bool(rng.uniform() < 0.4 + 0.5 * skill),
-        aim_error=rng.normal(0.0, 1.0, 3) * np.array([0.020, 0.020, 0.014]) * (1.25 - skill),
+        aim_error=rng.normal(0.0, 1.0, 3) * np.array([0.023, 0.023, 0.016]) * (1.25 - skill),
         close_steps=int(rng.integers(4, 12)),
         tremor=0.30 - 0.2 * skill,
         jitter=0.20 - 0.1 * skill,
         pause_rate=0.03 * (1.2 - skill),
-        persistence=0.5,
+        persistence=0.4,
     )
 
 

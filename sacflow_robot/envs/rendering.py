@@ -37,10 +37,11 @@ class SceneRenderer:
             ) from None
         self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0  # collision shapes
+        self._options.sitegroup[:] = 0  # markers, such as the line through the gripper
 
     def render(self, data: mujoco.MjData) -> npt.NDArray[np.uint8]:
-        """The scene from the front, RGB (480, 640, 3)."""
-        self._renderer.update_scene(data, camera="frontview", scene_option=self._options)
+        """The scene as robosuite's camera agentview sees it, RGB (480, 640, 3)."""
+        self._renderer.update_scene(data, camera="agentview", scene_option=self._options)
         image: npt.NDArray[np.uint8] = self._renderer.render()
         return image
 

@@ -4,16 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-slow check format bench clean
+.PHONY: train test test-gpu check format bench clean
 
 train: $(READY)
 	$(BIN)/sacflow-robot train --env lift $(ARGS)
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -m "not gpu" $(ARGS)
 
-test-slow: $(READY)
-	$(BIN)/pytest -m slow $(ARGS)
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -108,12 +108,13 @@ class EpisodeBuilder:
     Args:
         start: What the arm reported at the start of the episode.
         time_ns: Capture time of its observation.
+        period_ns: Time between observations, for arms whose time is nominal; else every step brings its own time.
     """
 
-    def __init__(self, start: StepResult, time_ns: int = 0) -> None:
+    def __init__(self, start: StepResult, time_ns: int = 0, period_ns: int | None = None) -> None:
         self._observations = {key: [value] for key, value in start.observation.items()}
         self._states = None if start.state is None else [start.state]
-        self._times = [time_ns]
+        self._times, self._period_ns = [time_ns], period_ns
         self._rows: list[tuple[FloatArray, FloatArray, FloatArray, int, float, bool, bool]] = []
 
     def __len__(self) -> int:
@@ -130,9 +131,13 @@ class EpisodeBuilder:
         *,
         proposed: FloatArray | None = None,
         source: Source = Source.POLICY,
-        time_ns: int = 0,
+        time_ns: int | None = None,
     ) -> None:
-        """Add one step: the action sent, what it led to, and who chose it."""
+        """Add one step: the action sent, what it led to, who chose it, and the capture time of what it led to."""
+        if time_ns is None:
+            if self._period_ns is None:
+                raise DataError("a step of an arm with a clock came without a time")
+            time_ns = self._times[-1] + self._period_ns
         for key, column in self._observations.items():
             column.append(result.observation[key])
         if self._states is not None:

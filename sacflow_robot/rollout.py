@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.episode import Episode, EpisodeBuilder
-from sacflow_robot.spec import FloatArray, StepResult, VectorArms, chunk_noise
+from sacflow_robot.spec import NOMINAL_CLOCK, FloatArray, StepResult, VectorArms, chunk_noise
 
 Chunker = Callable[[dict[str, FloatArray], FloatArray], FloatArray]
 """Action chunks (B, H, A) from observations (B, ...) and noise (B, H, A); ``Policy.infer`` is one."""
@@ -17,8 +17,9 @@ Chunker = Callable[[dict[str, FloatArray], FloatArray], FloatArray]
 class Rollouts:
     """Runs episodes on arms, a chunk per arm and round, so that the caller can compute while the arms move.
 
-    An episode depends on its seed and the policy alone, not on the number of arms: the noise of the chunk chosen at
-    step t is ``chunk_noise((H, A), seed, t)``, as in ``sacflow-robot run``.
+    The noise of the chunk chosen at step t is ``chunk_noise((H, A), seed, t)``, as in ``sacflow-robot run``, so that an
+    episode depends on its seed and the policy, not on the arms beside it (but for what a policy's arithmetic does
+    differently with another batch size).
 
     Args:
         arms: The arms.
@@ -57,7 +58,8 @@ class Rollouts:
                 self._builders[i].add(result, action)
             self._latest[i] = results[-1]
             if results[-1].ended:
-                ended.append(self._builders.pop(i).build(seed=self._current.pop(i), task=self._arms.spec.task))
+                info = {"seed": self._current.pop(i), "task": self._arms.spec.task, "clock": NOMINAL_CLOCK}
+                ended.append(self._builders.pop(i).build(**info))
         return steps, ended
 
     def state_dict(self) -> dict[int, dict[str, Any]]:
@@ -76,7 +78,11 @@ class Rollouts:
 
     def _start(self, starts: dict[int, int]) -> None:
         for i, start in self._arms.begin(starts).items():
-            self._builders[i], self._latest[i], self._current[i] = EpisodeBuilder(start), start, starts[i]
+            self._builders[i], self._latest[i], self._current[i] = (
+                EpisodeBuilder(start, period_ns=self._arms.spec.period_ns),
+                start,
+                starts[i],
+            )
 
 
 def rollout(arms: VectorArms, noise_shape: tuple[int, int], choose: Chunker, seeds: Iterable[int]) -> Iterator[Episode]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -33,12 +34,14 @@ class ArraySpec:
         shape: Shape of one sample.
         unit: Unit of its entries, e.g. ``"m"``.
         frame: Frame that it is expressed in, e.g. ``"world"``; empty where none applies.
+        dtype: NumPy name of its entries' type.
     """
 
     key: str
     shape: tuple[int, ...]
     unit: str
     frame: str = ""
+    dtype: str = "float32"
 
     @property
     def size(self) -> int:
@@ -80,6 +83,11 @@ class ArmSpec:
         return sum(array.size for array in self.observations)
 
     @property
+    def period_ns(self) -> int:
+        """Nominal time between observations (ns)."""
+        return round(1e9 / self.control_rate_hz)
+
+    @property
     def action_bounds(self) -> tuple[FloatArray, FloatArray]:
         """Lower and upper bound (A,), (A,)."""
         return np.array(self.action_low, np.float32), np.array(self.action_high, np.float32)
@@ -96,7 +104,9 @@ class ArmSpec:
         """
         try:
             arrays = tuple(
-                ArraySpec(str(a["key"]), tuple(int(n) for n in a["shape"]), str(a["unit"]), str(a["frame"]))
+                ArraySpec(
+                    str(a["key"]), tuple(int(n) for n in a["shape"]), str(a["unit"]), str(a["frame"]), str(a["dtype"])
+                )
                 for a in data["observations"]
             )
             return ArmSpec(
@@ -123,13 +133,11 @@ class ArmSpec:
             if mine == theirs:
                 continue
             if f.name == "observations":
-                ours = {a.key: a for a in mine}
-                for key in sorted(ours.keys() | {a.key for a in theirs}):
-                    pair = ours.get(key), {a.key: a for a in theirs}.get(key)
-                    if pair[0] != pair[1]:
-                        found.append(f"observation {key}: {_brief(pair[0])}, {_brief(pair[1])}")
-                if not found:
-                    found.append("observations: the same arrays in another order")
+                a, b = ({array.key: array for array in arrays} for arrays in (mine, theirs))
+                unequal = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+                found += [f"observation {key}: {_brief(a.get(key))}, {_brief(b.get(key))}" for key in unequal]
+                if not unequal:
+                    found.append(f"order of observations: {', '.join(a)}, {', '.join(b)}")
             else:
                 found.append(f"{f.name}: {mine}, {theirs}")
         return found
@@ -147,7 +155,7 @@ class ArmSpec:
             if spec.key not in observation:
                 keys = ", ".join(a.key for a in self.observations)
                 raise InvalidValueError(f"observation lacks {spec.key!r}; expected the keys {keys}")
-            array = np.ascontiguousarray(observation[spec.key], dtype=np.float32)
+            array = np.asarray(observation[spec.key], dtype=np.float32, order="C")
             if array.shape != batch_shape + spec.shape:
                 raise InvalidValueError(
                     f"observation {spec.key!r} has shape {array.shape}, expected {batch_shape + spec.shape}"
@@ -181,7 +189,7 @@ class ArmSpec:
 
 
 def _brief(array: ArraySpec | None) -> str:
-    return "absent" if array is None else f"{array.shape} {array.unit} {array.frame}".strip()
+    return "absent" if array is None else f"{array.shape} {array.dtype} {array.unit} {array.frame}".strip()
 
 
 @dataclass(frozen=True)
@@ -241,14 +249,33 @@ class PolicySpec:
             raise DataError(f"policy specification cannot be read ({error!r}); export the policy again") from None
 
 
-def chunk_noise(noise_shape: tuple[int, ...], *seed: int) -> FloatArray:
-    """Standard normal noise for one action chunk, the same on every machine for the same seed.
+class Stream(IntEnum):
+    """What random numbers are for. An episode's seed alone decides several things: each draws from a stream of its own,
+    and Gymnasium's draw of the episode's start from the seed itself, so that none repeats another."""
+
+    POLICY_NOISE = 1
+    EXPERT = 2
+    REPLAY = 3
+
+
+def random_stream(seed: int, *key: int) -> np.random.Generator:
+    """The generator of a stream: ``key`` begins with a :class:`Stream`; the same on every machine."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def chunk_noise(noise_shape: tuple[int, ...], seed: int, step: int = 0) -> FloatArray:
+    """Standard normal noise for one action chunk, the same on every machine.
 
     Args:
-        noise_shape: (H, A).
-        seed: One or more non-negative integers, usually the episode's seed and the step within it.
+        noise_shape: (H, A), or (B, H, A).
+        seed: The episode's seed, not negative.
+        step: The step of the episode at which the chunk begins.
     """
-    return np.random.default_rng(seed).standard_normal(noise_shape, dtype=np.float32)
+    return random_stream(seed, Stream.POLICY_NOISE, step).standard_normal(noise_shape, dtype=np.float32)
+
+
+NOMINAL_CLOCK = "nominal control rate, from the start of the episode"
+"""Clock of arms for which time stands still between commands."""
 
 
 class Policy(Protocol):

@@ -10,7 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.spec import chunk_noise
 
 TINY = [
     "--offline-steps",
@@ -58,7 +63,7 @@ def test_the_whole_circle(program: Any, tmp_path: Path) -> None:
     made = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoint.pt", "curve.png", "lift.onnx"} <= made
 
-    evaluated = program("eval", "--policy", "run/lift.onnx", "--env", "lift", "--episodes", 2)
+    evaluated = program("eval", "--policy", "run/lift.onnx", "--env", "lift", "--episodes", 2, "--seed", 30_000)
     assert evaluated["episodes"] == 2 and len(evaluated["ci95"]) == 2
 
     command = [
@@ -80,8 +85,15 @@ def test_the_whole_circle(program: Any, tmp_path: Path) -> None:
         server.terminate()
         server.communicate()
     assert ran["episodes"] == 2
-    # The same seeds and the same noise: served over the network, the policy does exactly what it did in eval.
+    # The same seeds and the same noise: served over the network, the policy does what it does in this process.
     assert ran["successes"] == evaluated["successes"]
+    policy, log = OnnxPolicy(tmp_path / "run" / "lift.onnx"), EpisodeLog.open(tmp_path / "episodes.zarr")
+    episode = log.read(1)
+    assert episode.info["seed"] == 30_001 and episode.info["policy_version"] == policy.version
+    for step in range(0, len(episode) - 5, 5):
+        observation = {key: rows[step][None] for key, rows in episode.observations.items()}
+        chunk = policy.infer(observation, chunk_noise((1, 5, 7), 30_001, step))[0]
+        assert np.array_equal(episode.proposed[step : step + 5], chunk)
 
     replayed = program("replay", "episodes.zarr", "--episode", 1)
     assert replayed["max_state_deviation"] <= 1e-9

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import pytest
 
 from sacflow_robot.cli import COMMANDS, main
-from sacflow_robot.data.log import write_log
+from sacflow_robot.data.log import EpisodeLog, write_log
+from sacflow_robot.envs.workers import demonstrate
 from sacflow_robot.episode import Episode
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.server import PolicyServer
 from sacflow_robot.spec import ArmSpec
 
 Capture = pytest.CaptureFixture[str]
@@ -45,9 +51,11 @@ def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:
     assert "valid names: demos collect" in fails(capsys, 2, "demos", "colect")
     assert "unknown task 'lfit'; valid names: lift" in fails(capsys, 2, "train", "--env", "lfit")
     assert "valid names: flow-g, flow-t, mlp" in fails(capsys, 2, "train", "--velocity", "flow")
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "--ofline-steps", "3"])
-    assert stopped.value.code == 2
+    assert "Unrecognized options: --ofline-steps" in fails(capsys, 2, "train", "--ofline-steps", 3)
+    assert "invalid choice 'foo' for argument '--algo'" in fails(capsys, 2, "train", "--algo", "foo")
+    assert "--velocity: expected one argument" in fails(capsys, 2, "train", "--velocity")
+    assert "Missing" in fails(capsys, 2, "eval")
+    assert "leave out --seed 3" in fails(capsys, 2, "train", "--resume", "run", "--seed", 3)
 
 
 def test_bad_use_of_each_command(
@@ -62,6 +70,11 @@ def test_bad_use_of_each_command(
     assert "unknown task" in fails(capsys, 2, "eval", "--policy", policy_file, "--env", "x")
     assert "--episodes must be at least 1" in fails(capsys, 2, "eval", "--policy", policy_file, "--episodes", 0)
     assert "no policy file" in fails(capsys, 1, "serve", "--policy", absent)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        bind = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        assert "it is in use" in fails(capsys, 2, "serve", "--policy", policy_file, "--bind", bind)
     assert "cannot bind" in fails(capsys, 2, "serve", "--policy", policy_file, "--bind", "tcp://256.0.0.1:1")
     nobody = "tcp://127.0.0.1:9"
     assert "no answer from" in fails(capsys, 1, "run", "--server", nobody, "--timeout", 0.2, "--log", out)
@@ -74,7 +87,8 @@ def test_bad_use_of_each_command(
     write_log(log, arm, [make_episode(3)])
     assert "there is no episode 7" in fails(capsys, 2, "replay", log, "--episode", 7)
     assert "exists already" in fails(capsys, 2, "demos", "collect", "--out", log)
-    assert "only .mp4" in fails(capsys, 2, "replay", log, "--video", tmp_path / "a.gif")
+    assert "ends in .mp4" in fails(capsys, 2, "replay", log, "--video", tmp_path / "a.gif")
+    assert "folder that exists" in fails(capsys, 2, "replay", log, "--video", absent / "a.mp4")
     (tmp_path / "taken").write_text("")
     assert "exists already" in fails(
         capsys, 2, "train", "--demos", "none", "--replay", log, "--out", tmp_path / "taken"
@@ -121,6 +135,7 @@ def test_launch_files_are_checked(capsys: Capture, tmp_path: Path) -> None:
         ("a: [", "cannot be read"),
         ("a: rm -rf .", "starts with no command of this program"),
         ("a: 3", "not a map of process names to command lines"),
+        ("a: serve --policy 'x", "a command line cannot be read"),
     ):
         file.write_text(content)
         assert message in fails(capsys, 1, "launch", file)
@@ -134,6 +149,68 @@ def test_launch_stops_the_others_when_one_fails(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "process 'server' ended first, with exit status 1" in done.stderr
+
+
+def test_episodes_on_evaluation_seeds_are_not_trained_on(
+    capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], arm: ArmSpec
+) -> None:
+    """Trap 10."""
+    log, out = tmp_path / "log.zarr", tmp_path / "out"
+    for seed in (10_000, 10_099, 20_049):
+        write_log(log, arm, [make_episode(3, seed=1), make_episode(3, seed=seed)])
+        message = fails(capsys, 1, "train", "--demos", "none", "--replay", log, "--out", out)
+        assert f"episode 1, has seed {seed}, on which this run evaluates" in message and not out.exists()
+        shutil.rmtree(log)
+
+
+def test_a_launched_cell_runs_and_ends(policy_file: Path, tmp_path: Path) -> None:
+    file = tmp_path / "cell.yaml"
+    file.write_text(
+        f"server: serve --policy {policy_file} --bind ipc://{tmp_path}/cell\n"
+        f"arm: run --server ipc://{tmp_path}/cell --episodes 1 --log {tmp_path}/log.zarr --timeout 30\n"
+    )
+    command = [sys.executable, "-m", "sacflow_robot", "launch", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert len(EpisodeLog.open(tmp_path / "log.zarr")) == 1
+
+
+def test_a_disk_that_fills_while_running_is_one_clear_line(policy_file: Path, tmp_path: Path) -> None:
+    """The process may write small files only, so that the log can be made and its episodes not."""
+    with PolicyServer(OnnxPolicy(policy_file), "tcp://127.0.0.1:*") as server:
+        server.start()
+        code = (
+            "import resource, signal, sys\n"
+            "from sacflow_robot.cli import main\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+            f"sys.exit(main(['run', '--server', '{server.address}', '--episodes', '2', '--log', 'log.zarr']))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("sacflow-robot: error: ")]
+    assert len(lines) == 1 and "episode not logged" in lines[0] and "Traceback" not in done.stderr
+    assert len(EpisodeLog.open(tmp_path / "log.zarr")) == 0
+
+
+def test_replay_writes_a_video_or_says_why_not(
+    capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], arm: ArmSpec
+) -> None:
+    log, video = tmp_path / "log.zarr", tmp_path / "replay.mp4"
+    episode = demonstrate("lift", 5)
+    write_log(log, arm, [episode])
+    assert main(["replay", str(log), "--video", str(video), "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result["max_state_deviation"] <= 1e-9 and result["success"] == episode.success
+    if not video.exists():
+        assert "no video: " in captured.err
+        pytest.skip("off-screen rendering does not work here")
+    frames = cv2.VideoCapture(str(video))
+    count = int(frames.get(cv2.CAP_PROP_FRAME_COUNT))
+    frames.release()
+    assert count == result["steps"] + 1
+    assert [p.name for p in tmp_path.glob(".*partial*")] == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

@@ -38,7 +38,9 @@ def test_an_episode_that_just_stops_is_truncated(arm: ArmSpec) -> None:
     builder = EpisodeBuilder(start)
     with pytest.raises(DataError, match="without steps"):
         builder.build()
-    builder.add(start, np.zeros(7, np.float32))
+    with pytest.raises(DataError, match="without a time"):
+        builder.add(start, np.zeros(7, np.float32))
+    builder.add(start, np.zeros(7, np.float32), time_ns=3)
     assert builder.build().truncated.tolist() == [True]
 
 

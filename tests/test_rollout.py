@@ -11,6 +11,7 @@ from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.workers import ArmPool
 from sacflow_robot.errors import SacflowError, UnknownNameError
 from sacflow_robot.rollout import Rollouts, rollout
+from sacflow_robot.spec import chunk_noise
 
 SHAPE = (5, 7)
 
@@ -36,7 +37,7 @@ def test_an_episode_depends_on_its_seed_alone(arms: ArmPool, env: RobosuiteEnv) 
 
     start = env.begin(4)
     observation = {key: value[None] for key, value in start.observation.items()}
-    noise = np.random.default_rng((4, 0)).standard_normal(SHAPE, dtype=np.float32)
+    noise = chunk_noise(SHAPE, 4, 0)
     assert np.array_equal(by_seed[4], choose(observation, noise[None])[0])
 
 
@@ -44,6 +45,7 @@ def test_rollout_runs_every_seed_once_and_in_full(arms: ArmPool) -> None:
     episodes = list(rollout(arms, (75, 7), choose, [1, 2, 3]))
     assert sorted(e.info["seed"] for e in episodes) == [1, 2, 3]
     assert all((len(e) == 300 and e.truncated[-1]) or e.success for e in episodes)
+    assert all((np.diff(e.time_ns) == 50_000_000).all() and "nominal" in e.info["clock"] for e in episodes)
     assert list(rollout(arms, SHAPE, choose, [])) == []
 
 
@@ -71,11 +73,13 @@ def test_interrupted_episodes_go_on_exactly(arms: ArmPool) -> None:
 def test_failures_in_a_worker_reach_the_caller(arms: ArmPool) -> None:
     with pytest.raises(UnknownNameError):
         ArmPool("juggle", 1)
-    arms.begin({0: 1})
-    arms.send({0: np.full((1, 7), np.nan, np.float32)})
+    arms.begin({0: 1, 1: 2})
+    arms.send({0: np.full((1, 7), np.nan, np.float32), 1: np.zeros((1, 7), np.float32)})
     with pytest.raises(SacflowError, match="simulator process 0 failed: action holds NaN"):
         arms.receive()
-    assert arms.begin({0: 1})[0].observation["object"].shape == (10,)
+    # No answer of the other arm is left over to be taken for the next one.
+    starts = arms.begin({0: 1, 1: 2})
+    assert all(result.reward == 0 and result.observation["object"].shape == (10,) for result in starts.values())
 
 
 def test_a_worker_that_dies_is_named() -> None:

@@ -6,12 +6,14 @@ that ``serve --help`` does not wait for torch.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
 from sacflow_robot import __version__
-from sacflow_robot.errors import SacflowError, UnknownNameError
+from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 
 PROGRAM = "sacflow-robot"
 
@@ -42,17 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         name, rest = _split(arguments)
         return _parse(name, rest).run() or 0  # type: ignore[attr-defined]
+    except BrokenPipeError:
+        return 1
     except SacflowError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return error.exit_status
     except ModuleNotFoundError as error:
         print(f"{PROGRAM}: error: {_missing(error)}", file=sys.stderr)
         return 2
+    except OSError as error:  # what no room foresaw, e.g. a disk that filled up elsewhere
+        print(f"{PROGRAM}: error: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
 
 
 def _split(arguments: list[str]) -> tuple[str, list[str]]:
@@ -73,21 +78,29 @@ def _parse(name: str, arguments: list[str]) -> object:
     module, class_name, _ = COMMANDS[name]
     command = getattr(importlib.import_module(f"sacflow_robot.cli.{module}"), class_name)
     default = command.default(arguments) if hasattr(command, "default") else None
-    # AvoidSubcommands: an optional value is an option, never a subcommand.
-    return tyro.cli(
-        command, prog=f"{PROGRAM} {name}", args=arguments, default=default, config=(tyro.conf.AvoidSubcommands,)
-    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            # AvoidSubcommands: an optional value is an option, never a subcommand.
+            config = (tyro.conf.AvoidSubcommands,)
+            return tyro.cli(command, prog=f"{PROGRAM} {name}", args=arguments, default=default, config=config)
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise
+        raise UsageError(_first_complaint(complaint.getvalue(), name)) from None
+
+
+def _first_complaint(box: str, name: str) -> str:
+    """What tyro draws a box around, as one line."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰", "│ ─", "│ For full"))]
+    text = " ".join(" ".join(lines).split()).partition(" Argument helptext:")[0]
+    return f"{text.rstrip('.')}; see '{PROGRAM} {name} --help'"
 
 
 def _missing(error: ModuleNotFoundError) -> str:
-    extras = {
-        "torch": "train",
-        "onnx": "train",
-        "robosuite": "sim",
-        "mujoco": "sim",
-        "gymnasium": "sim",
-        "matplotlib": "train",
-    }
+    sim, train = ("mujoco", "robosuite", "gymnasium", "h5py", "cv2"), ("torch", "onnx", "onnxscript")
+    viz = ("matplotlib", "tensorboard")
+    extras = {**dict.fromkeys(sim, "sim"), **dict.fromkeys((*train, *viz), "train")}
     extra = extras.get((error.name or "").partition(".")[0])
     if extra is None:
         raise error

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sacflow_robot.episode import Episode
+from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import Policy
 from sacflow_robot.statistics import wilson_interval
 
-EVAL_SEED = 10_000
-"""First seed of ``eval`` and ``run``; training uses seeds from 1 000 000 on, its curve from 20 000 on."""
+EVAL_SEED, RUN_SEED = 10_000, 30_000
+"""First seeds of ``eval`` and ``run``. They differ because runs are logged and learned from; the curve's evaluations
+begin at 20 000, demonstrations and training at 1 000 000."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose complaints are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
 
 
 def console() -> Console:
     """Where people read; results for programs go to stdout. Lines are not broken, so that paths can be copied."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def print_json(data: dict[str, Any]) -> None:

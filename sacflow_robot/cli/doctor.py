@@ -25,6 +25,7 @@ class Doctor:
 
     def run(self) -> int:
         from rich.table import Table
+        from rich.text import Text
 
         from sacflow_robot import __version__
 
@@ -39,7 +40,7 @@ class Doctor:
         rows["video"] = _probe(_video)
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows.items():
-            table.add_row(f"[bold]{name}", value)
+            table.add_row(Text(name, "bold"), Text(value))
         common.console().print(table)
         if self.json:
             common.print_json(rows)

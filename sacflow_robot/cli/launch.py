@@ -38,7 +38,7 @@ class Launch:
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             for name, words in commands.items():
-                out.print(f"[bold]{name}[/]: {common.command_line(*words)}")
+                out.print(f"{name}: {common.command_line(*words)}")
                 running[name] = subprocess.Popen([sys.executable, "-m", "sacflow_robot", *words])
             return _watch(running)
         finally:
@@ -53,7 +53,10 @@ def _read(path: Path) -> dict[str, list[str]]:
         raise DataError(f"launch file {path} cannot be read: {one_line(error)}") from None
     if not isinstance(data, dict) or not data or not all(isinstance(v, str) for v in data.values()):
         raise DataError(f"launch file {path} is not a map of process names to command lines")
-    commands = {str(name): shlex.split(line) for name, line in data.items()}
+    try:
+        commands = {str(name): shlex.split(line) for name, line in data.items()}
+    except ValueError as error:
+        raise DataError(f"launch file {path}: a command line cannot be read: {one_line(error)}") from None
     for name, words in commands.items():
         if not words or not any(" ".join(words[:n]) in COMMANDS for n in (1, 2)):
             raise DataError(f"launch file {path}: process {name!r} starts with no command of this program")

@@ -28,6 +28,7 @@ class Info:
 
     def run(self) -> int:
         from rich.table import Table
+        from rich.text import Text
 
         from sacflow_robot.data.log import EpisodeLog
 
@@ -37,7 +38,7 @@ class Info:
         sources: Counter[str] = Counter()
         for episode in episodes:
             values, counts = np.unique(episode.source, return_counts=True)
-            sources.update({Source(int(v)).name.lower(): int(n) for v, n in zip(values, counts, strict=True)})
+            sources.update({_source_name(int(v)): int(n) for v, n in zip(values, counts, strict=True)})
         versions = sorted({str(e.info["policy_version"]) for e in episodes if "policy_version" in e.info})
         lengths = [len(e) for e in episodes]
         arm = log.arm
@@ -56,7 +57,7 @@ class Info:
         }
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows.items():
-            table.add_row(f"[bold]{name}", value)
+            table.add_row(Text(name, "bold"), Text(value))
         common.console().print(table)
         if self.json:
             common.print_json(
@@ -68,3 +69,10 @@ class Info:
                 }
             )
         return 0
+
+
+def _source_name(value: int) -> str:
+    try:
+        return Source(value).name.lower()
+    except ValueError:
+        return f"unknown ({value})"

@@ -41,6 +41,8 @@ class Replay:
         from sacflow_robot.robot.replay import replay_episode
         from sacflow_robot.robot.sim import SimRobot
 
+        if self.video is not None and (self.video.suffix.lower() != ".mp4" or not self.video.parent.is_dir()):
+            raise UsageError(f"--video {self.video}: give a file that ends in .mp4, in a folder that exists")
         log = EpisodeLog.open(self.log)
         episode = log.read(self.episode)
         robot = make_robot(self.robot or f"sim:{log.arm.task}")
@@ -85,8 +87,6 @@ def _video(path: Path | None, robot: SimRobot) -> Iterator[Callable[[], None]]:
         return
     import cv2
 
-    if path.suffix.lower() != ".mp4":
-        raise UsageError(f"--video {path}: only .mp4 files are written")
     partial = path.with_name(f".{path.stem}.partial.mp4")
     rate, size = robot.spec.control_rate_hz, (first.shape[1], first.shape[0])
     writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)

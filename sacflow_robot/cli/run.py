@@ -28,7 +28,7 @@ class Run:
     robot: str = "sim:lift"
     server: str = "tcp://127.0.0.1:5555"
     episodes: int = 10
-    seed: int = common.EVAL_SEED
+    seed: int = common.RUN_SEED
     log: Path | None = None
     profile: Path | None = None
     timeout: float = 2.0
@@ -59,9 +59,9 @@ class Run:
             bar = stack.enter_context(common.progress_bar("episodes"))
             row = bar.add_task("running", total=self.episodes, success="")
             for seed in range(self.seed, self.seed + self.episodes):
-                run = run_episode(robot, client, seed, policy_version=client.policy_version, limits=limits)
-                if log is not None:
-                    log.append(run.episode)
+                run = run_episode(
+                    robot, client, seed, policy_version=client.policy_version, recorder=log, limits=limits
+                )
                 done, solved, overruns = done + 1, solved + run.episode.success, overruns + run.overruns
                 bar.update(row, advance=1, success=f"success {solved / done:.0%}")
         out = common.console()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from sacflow_robot import __version__
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, UsageError
+from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig, preset
 
 if TYPE_CHECKING:
@@ -40,43 +41,49 @@ class Train:
     @staticmethod
     def default(arguments: Sequence[str]) -> Train:
         """Defaults from the preset of the task and velocity that the arguments name."""
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser = common.OneLineParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--env", default="lift")
         parser.add_argument("--velocity", default="flow-g")
-        known, _ = parser.parse_known_args(list(arguments))
+        parser.add_argument("--resume")
+        parser.add_argument("--json", action="store_true")
+        known, others = parser.parse_known_args(list(arguments))
+        if known.resume is not None and set(others) - {"-h", "--help"}:
+            raise UsageError(f"--resume goes on with the run's own configuration; leave out {' '.join(others)}")
         return Train(config=preset(known.env, known.velocity))
 
     def run(self) -> int:
         from sacflow_robot.envs.workers import ArmPool, core_count
         from sacflow_robot.learn.progress import TrainingProgress
         from sacflow_robot.learn.run_folder import RunFolder
-        from sacflow_robot.learn.train import Interrupted, Trainer
+        from sacflow_robot.learn.train import Interrupted, Trainer, pick_device
 
         began = time.monotonic()
-        out = common.console()
+        folder: RunFolder | None = None
         if self.resume is not None:
             folder, config = RunFolder.open(self.resume)
-            episodes = None
         else:
             config = self.config
-            episodes = load_training_episodes(config)
-            folder = RunFolder.create(self.out, config)
-        out.print(f"run folder: {folder.path}")
+            RunFolder.check_free(self.out)
+        pick_device(config.device)
+        episodes = load_training_episodes(config) if folder is None else []
         with (
             ArmPool(config.env, config.arms) as arms,
             ArmPool(config.env, max(1, min(core_count(), config.eval_episodes))) as eval_arms,
-            TrainingProgress() as progress,
         ):
-            trainer = Trainer(config, folder, arms, eval_arms, progress)
-            if episodes is None:
-                trainer.resume()
-            else:
-                trainer.load(episodes)
-            try:
-                trainer.run()
-            except Interrupted:
-                progress.say(f"saved; go on with:\n  {common.command_line('train --resume', folder.path)}")
-                return 130
+            if folder is None:
+                folder = RunFolder.create(self.out, config)
+            common.console().print(f"run folder: {folder.path}")
+            with TrainingProgress() as progress:
+                trainer = Trainer(config, folder, arms, eval_arms, progress)
+                if self.resume is not None:
+                    trainer.resume()
+                else:
+                    trainer.load(episodes)
+                try:
+                    trainer.run()
+                except Interrupted:
+                    progress.say(f"saved; go on with:\n  {common.command_line('train --resume', folder.path)}")
+                    return 130
         return self._finish(trainer, folder, began)
 
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
@@ -93,7 +100,8 @@ class Train:
             out.print(f"cloning alone:  {common.describe_success(cloning.successes, cloning.episodes)}")
         if final:
             out.print(f"final policy:   {common.describe_success(solved, len(final))}")
-        out.print(f"curve:          {folder.curve}")
+        if folder.curve.exists():
+            out.print(f"curve:          {folder.curve}")
         out.print(f"policy:         {folder.policy} (differs from torch by {difference:.1e} at most)")
         out.print(f"serve it with:\n  {common.command_line('serve --policy', folder.policy)}")
         if self.json:
@@ -101,7 +109,7 @@ class Train:
                 {
                     "run_dir": str(folder.path),
                     "policy": str(folder.policy),
-                    "wall_s": round(time.monotonic() - began, 1),
+                    "wall_s": round(trainer.earlier_wall_s + time.monotonic() - began, 1),
                     "env_steps": trainer.env_steps,
                     "success_rate": solved / len(final) if final else None,
                     "bc_success_rate": cloning.success_rate if cloning else None,
@@ -133,8 +141,12 @@ class Export:
         arm = get_task(config.env).arm
         agent = Agent(arm, config, pick_device("cpu"))
         state = folder.load_checkpoint()
-        agent.load_state_dict(state["agent"])
-        notes = export_notes(config, state["progress"])
+        try:
+            agent.load_state_dict(state["agent"])
+            done = json.loads(state["progress"])
+            notes = export_notes(config, done["offline_steps"], done["env_steps"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"{folder.checkpoint} does not fit the run's config.yaml: {one_line(error)}") from None
         path = self.out or folder.policy
         difference = export_policy(
             agent.average_policy, make_spec(agent.average_policy, arm, config.velocity, notes), path
@@ -174,10 +186,31 @@ def load_training_episodes(config: TrainConfig) -> list[Episode]:
     episodes = []
     for path in paths:
         found = load_episodes(path, options)
+        check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))
         common.console().print(f"read {len(found)} episodes ({solved} successful, {steps:,} steps) from {path}")
         episodes += found
     return episodes
+
+
+def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path) -> None:
+    """Refuse episodes that began where evaluation begins: their success would be no evidence.
+
+    Raises:
+        DataError: An episode's seed is one that this run evaluates on.
+    """
+    from sacflow_robot.learn.train import CURVE_SEED
+
+    evaluated = {
+        *range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes),
+        *range(CURVE_SEED, CURVE_SEED + config.eval_episodes),
+    }
+    for i, episode in enumerate(episodes):
+        if episode.info.get("seed") in evaluated:
+            raise DataError(
+                f"{path}, episode {i}, has seed {episode.info['seed']}, on which this run evaluates; log episodes to "
+                f"learn from with other seeds, as 'run' and 'demos collect' do by default"
+            )
 
 
 def _cached_demos(config: TrainConfig) -> Path:
@@ -196,33 +229,30 @@ def _cached_demos(config: TrainConfig) -> Path:
             raise DataError(
                 f"cannot make the cache folder {path.parent}: {error.strerror}; set SACFLOW_ROBOT_CACHE"
             ) from None
-        write_log(path, get_task(config.env).arm, common.collect_demos(config.env, config.demo_episodes, TRAINING_SEED))
+        episodes = common.collect_demos(config.env, config.demo_episodes, TRAINING_SEED)
+        try:
+            write_log(path, get_task(config.env).arm, episodes)
+        except (LogWriteError, UsageError):
+            if not path.exists():  # else another run collected the same episodes meanwhile
+                raise
     return path
 
 
 def export_trainer(trainer: Trainer, path: Path) -> float:
     """Export the policy that a trainer ended with; see ``export_policy``."""
-    import json
-
     from sacflow_robot.learn.export import export_policy, make_spec
 
     config, policy = trainer.config, trainer.agent.average_policy
-    progress = json.dumps({"offline_steps": trainer.offline_steps, "env_steps": trainer.env_steps})
-    spec = make_spec(policy, trainer.agent.arm, config.velocity, export_notes(config, progress))
-    return export_policy(policy, spec, path)
+    notes = export_notes(config, trainer.offline_steps, trainer.env_steps)
+    return export_policy(policy, make_spec(policy, trainer.agent.arm, config.velocity, notes), path)
 
 
-def export_notes(config: TrainConfig, progress: str) -> dict[str, object]:
-    """How a policy was made, for its specification; ``progress`` is the JSON of a checkpoint."""
-    import json
-
-    from sacflow_robot import __version__
-
-    done = json.loads(progress)
+def export_notes(config: TrainConfig, offline_steps: int, online_steps: int) -> dict[str, object]:
+    """How a policy was made, for its specification."""
     return {
         "algo": config.algo,
         "seed": config.seed,
-        "offline_steps": done["offline_steps"],
-        "online_steps": done["env_steps"],
+        "offline_steps": offline_steps,
+        "online_steps": online_steps,
         "made_by": f"sacflow-robot {__version__}",
     }

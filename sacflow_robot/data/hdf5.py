@@ -49,7 +49,7 @@ def read_hdf5(path: Path, options: Hdf5Options) -> Iterator[Episode]:
     """
     try:
         with h5py.File(path, "r") as file:
-            if "data" not in file or not len(file["data"]):
+            if not isinstance(file.get("data"), h5py.Group) or not len(file["data"]):
                 raise DataError(
                     f"{path} has no group 'data' with demonstrations; expected a robosuite or robomimic file"
                 )
@@ -59,17 +59,20 @@ def read_hdf5(path: Path, options: Hdf5Options) -> Iterator[Episode]:
                 demo, origin = data[name], f"{path}, {name}"
                 if "actions" not in demo:
                     raise DataError(f"{origin} has no actions; expected a robosuite or robomimic file")
-                episode = _robomimic(demo, options, origin) if "obs" in demo else _raw(demo, options, origin)
+                try:
+                    episode = _robomimic(demo, options, origin) if "obs" in demo else _raw(demo, options, origin)
+                except DataError as error:
+                    raise error if str(error).startswith(origin) else DataError(f"{origin}: {error}") from None
                 episode.check_fits(options.arm, origin)
                 yield episode
-    except (OSError, KeyError, RuntimeError) as error:
-        text = one_line(error)
-        raise DataError(f"{path} cannot be read as HDF5 ({text}); is it complete?") from None
+    except (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
+        raise DataError(f"{path} cannot be read as demonstrations ({one_line(error)}); is it complete?") from None
 
 
 def _check_task(path: Path, attributes: dict[str, Any], expected: str) -> None:
     """Both layouts name the task: raw files in ``env``, robomimic's in the JSON ``env_args``."""
     found = attributes.get("env")
+    found = found.decode() if isinstance(found, bytes) else found
     if "env_args" in attributes:
         try:
             found = json.loads(attributes["env_args"])["env_name"]
@@ -94,6 +97,8 @@ def _raw(demo: h5py.Group, options: Hdf5Options, origin: str) -> Episode:
     if "states" not in demo:
         raise DataError(f"{origin} has neither observations nor states; expected a robosuite or robomimic file")
     states, actions = np.asarray(demo["states"], np.float64), _actions(demo, options.arm, origin)
+    if states.ndim != 2 or states.shape[1] < 10 or not np.isfinite(states).all():
+        raise DataError(f"{origin} has states of shape {states.shape}, or NaN among them; expected finite (T, S)")
     if len(states) != len(actions) or len(states) < 2:
         raise DataError(
             f"{origin} has {len(states)} states for {len(actions)} actions; expected as many, and at least 2"
@@ -143,6 +148,8 @@ def _robomimic(demo: h5py.Group, options: Hdf5Options, origin: str) -> Episode:
         after = np.asarray(demo["next_obs"][spec.key], np.float32) if "next_obs" in demo else before
         observations[spec.key] = np.concatenate([before, after[-1:]])
     rewards = np.asarray(demo["rewards"]) if "rewards" in demo else np.zeros(len(actions))
+    if rewards.shape != (len(actions),):
+        raise DataError(f"{origin}: rewards of shape {rewards.shape} for {len(actions)} actions")
     solved = np.flatnonzero(rewards > 0)
     steps = int(solved[0]) + 1 if len(solved) else len(actions)
     return _episode(

@@ -9,8 +9,9 @@ Layout (Zarr format 2). One row per step under ``data/``, one row per episode un
     meta/last_<key>             the observation, state and time after the episode's last step
     meta/info                   the episode's info as JSON bytes
 
-An episode counts once its row of ``meta/episode_ends`` is written, which happens last. Every chunk file is replaced
-atomically, so that an interrupted append leaves surplus rows that nobody reads and the next append overwrites.
+An episode counts once its row of ``meta/episode_ends`` is written, which happens last. Every file of the store is
+replaced atomically, so that an interrupted append leaves whole episodes and surplus rows behind them. Readers here ignore
+such rows, and the next writer cuts them off; other readers may want that done first.
 """
 
 from __future__ import annotations
@@ -48,23 +49,29 @@ _STEP_COLUMNS = {
 }
 Columns = dict[str, npt.NDArray[Any]]
 
+# What zarr and numpy raise on a store whose files are damaged.
+_DAMAGE = KeyError, ValueError, TypeError, OSError, RuntimeError, AssertionError, DataError
+
 
 class EpisodeLog:
     """An episode log on disk. Use :meth:`open` to read and :meth:`writer` to append."""
 
     def __init__(self, path: Path, root: zarr.Group, lock: FileLock | None = None) -> None:
         self.path, self._root, self._lock = path, root, lock
+        self._arrays: dict[str, zarr.Array[Any]] = {}
         try:
             attributes: dict[str, Any] = dict(root.attrs)
-            if attributes.get("format") != _FORMAT:
-                raise DataError(f"{path} is a Zarr store but not an episode log; expected one written by this program")
-            if attributes.get("version") != _VERSION:
-                raise DataError(f"{path} has log version {attributes.get('version')}, this program reads {_VERSION}")
+        except _DAMAGE as error:
+            raise DataError(f"{path} is damaged: {one_line(error)}; restore it from a copy") from None
+        if attributes.get("format") != _FORMAT:
+            raise DataError(f"{path} is a Zarr store but not an episode log; expected one written by this program")
+        if attributes.get("version") != _VERSION:
+            raise DataError(f"{path} has log version {attributes.get('version')}, this program reads {_VERSION}")
+        try:
             self.arm = ArmSpec.from_dict(attributes["arm"])
-            self.ends: list[int] = np.asarray(_array(root, "meta/episode_ends")[:]).tolist()
+            self.ends = _whole(np.asarray(_array(root, "meta/episode_ends")[:]).tolist())
             self._observed = {a.key for a in self.arm.observations} | {"time_ns", "state"}
-            self._arrays: dict[str, zarr.Array[Any]] = {}
-        except (KeyError, ValueError, OSError, RuntimeError) as error:
+        except _DAMAGE as error:
             raise DataError(f"{path} is damaged: {one_line(error)}; restore it from a copy") from None
 
     @staticmethod
@@ -91,7 +98,8 @@ class EpisodeLog:
             DataError: The path holds something else, or episodes of a different arm.
             LogWriteError: The log cannot be made there, or another process is appending to it.
         """
-        lock = FileLock(f"{path}.lock")
+        # The lock file stays: were it removed, two writers could hold locks on two files of that name.
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
@@ -107,9 +115,10 @@ class EpisodeLog:
             if different:
                 raise DataError(f"{path} holds episodes of another arm ({'; '.join(different)}); give another path")
             log._root, log._lock = zarr.open_group(path, mode="r+", zarr_format=2), lock
+            log._cut(log.steps, len(log))
             return log
         except BaseException:
-            _release(lock)
+            lock.release()
             raise
 
     def __len__(self) -> int:
@@ -142,6 +151,7 @@ class EpisodeLog:
         meta = _concatenate([_episode_columns(e, self.arm) for e in episodes])
         ends = self.steps + np.cumsum([len(e) for e in episodes])
         before = self.steps, len(self)
+        self._check_columns(data, meta)
         try:
             self._write("data", data, self.steps)
             self._write("meta", meta, len(self))
@@ -178,7 +188,7 @@ class EpisodeLog:
     def close(self) -> None:
         """Let other processes append."""
         if self._lock is not None:
-            _release(self._lock)
+            self._lock.release()
             self._lock = None
 
     def __enter__(self) -> EpisodeLog:
@@ -199,7 +209,7 @@ class EpisodeLog:
             last = {
                 key: np.asarray(self._array(f"meta/last_{key}")[first:stop]) for key in data if key in self._observed
             }
-            infos = np.asarray(self._array("meta/info")[first:stop])
+            infos = [_parse_info(row) for row in np.asarray(self._array("meta/info")[first:stop])]
             episodes = []
             for i, (start, end) in enumerate(itertools.pairwise(bounds)):
                 rows = slice(start - bounds[0], end - bounds[0])
@@ -209,12 +219,12 @@ class EpisodeLog:
                         observations={a.key: whole[a.key] for a in self.arm.observations},
                         time_ns=whole["time_ns"],
                         states=whole.get("state"),
-                        info=json.loads(bytes(infos[i]).rstrip(b"\0")),
+                        info=infos[i],
                         **{name: data[key][rows] for key, name in _STEP_COLUMNS.items()},
                     )
                 )
             return episodes
-        except (KeyError, ValueError, OSError, RuntimeError) as error:
+        except _DAMAGE as error:
             raise DataError(f"{self.path} is damaged at episodes {first} to {stop - 1}: {one_line(error)}") from None
 
     def _array(self, name: str) -> zarr.Array[Any]:
@@ -223,17 +233,27 @@ class EpisodeLog:
             self._arrays[name] = _array(self._root, name)
         return self._arrays[name]
 
+    def _check_columns(self, data: Columns, meta: Columns) -> None:
+        """Make the columns of an empty log; refuse rows that are not those of a log with episodes."""
+        for group, columns in (("data", data), ("meta", meta)):
+            parent = _group(self._root, group)
+            if len(self) == 0:
+                for key in set(parent.array_keys()) - {"episode_ends"}:
+                    del parent[key]
+                    self._arrays.pop(f"{group}/{key}", None)
+                for key, values in columns.items():
+                    _create_array(parent, key, values)
+            found = {key: array.shape[1:] for key, array in parent.arrays() if key != "episode_ends"}
+            given = {key: values.shape[1:] for key, values in columns.items()}
+            different = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
+            if different:
+                raise DataError(
+                    f"the episodes differ from those in {self.path} in {', '.join(different)}; log them to another path"
+                )
+
     def _write(self, group: str, columns: Columns, at: int) -> None:
         for key, values in columns.items():
-            name = f"{group}/{key}"
-            if len(self) == 0 and name not in self._root:
-                _create_array(_group(self._root, group), key, values)
-            try:
-                array = self._array(name)
-            except KeyError:
-                raise DataError(f"{self.path} has no column {name}; log these episodes to another path") from None
-            if array.shape[1:] != values.shape[1:]:
-                raise DataError(f"{name} has rows of {array.shape[1:]} in {self.path}, not of {values.shape[1:]}")
+            array = self._array(f"{group}/{key}")
             array.resize((at + len(values), *array.shape[1:]))
             array[at:] = values
 
@@ -251,7 +271,7 @@ class EpisodeLog:
 
 def _create(path: Path, arm: ArmSpec) -> None:
     """Make an empty log beside its final name, then move it there."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         root = zarr.open_group(partial, mode="w", zarr_format=2)
         root.attrs.update({"format": _FORMAT, "version": _VERSION, "arm": json.loads(arm.to_json())})
@@ -309,9 +329,19 @@ def _concatenate(parts: Sequence[Columns]) -> Columns:
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _release(lock: FileLock) -> None:
-    lock.release()
-    Path(lock.lock_file).unlink(missing_ok=True)
+def _whole(ends: list[int]) -> list[int]:
+    """Ends of whole episodes: an interrupted append can leave zeros behind them, as room made but not filled."""
+    for i, end in enumerate(ends):
+        if end <= (ends[i - 1] if i else 0):
+            return ends[:i]
+    return ends
+
+
+def _parse_info(row: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    info = json.loads(bytes(row).rstrip(b"\0"))
+    if not isinstance(info, dict):
+        raise ValueError("an episode's info is not a map")
+    return info
 
 
 def write_log(path: Path, arm: ArmSpec, episodes: Iterable[Episode]) -> None:
@@ -319,14 +349,17 @@ def write_log(path: Path, arm: ArmSpec, episodes: Iterable[Episode]) -> None:
 
     Raises:
         UsageError: Something is at the path already.
+        LogWriteError: It cannot be written there.
     """
     if path.exists():
         raise UsageError(f"{path} exists already; give another path or remove it")
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with EpisodeLog.writer(partial, arm) as log:
             log.extend(list(episodes))
         partial.rename(path)
+    except OSError as error:
+        raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        partial.with_name(f".{partial.name}.lock").unlink(missing_ok=True)

@@ -43,7 +43,10 @@ class ReplayBuffer:
     episodes enter and leave whole. A window cut short by the task's end is complete for the critic (nothing after it
     counts), and its missing actions are uniform noise, so that the critic learns that they do not matter. A window
     cut short by a truncation has no return (its last actions were never tried): the critic skips it, imitation uses
-    its valid rows. Reward sums and discounts are computed once, when an episode enters.
+    its valid rows. The states of those last H - 1 steps are then never a window's start for the critic, yet windows end
+    in them and bootstrap from their value; that value is learned from the same states in other episodes, where they are
+    not the last, since a truncation happens by the clock and not by anything in the state. Reward sums and discounts are
+    computed once, when an episode enters.
 
     Args:
         arm: Arm whose episodes it holds.
@@ -85,6 +88,9 @@ class ReplayBuffer:
         """
         episode.check_fits(self._arm, "replay buffer")
         steps = len(episode)
+        low, high = self._arm.action_bounds
+        if (episode.commanded < low).any() or (episode.commanded > high).any():
+            raise DataError("an episode's actions are beyond the arm's bounds; log what was commanded, after clipping")
         if steps > self._capacity:
             raise UsageError(
                 f"an episode of {steps} steps does not fit a replay buffer of {self._capacity}; enlarge it"

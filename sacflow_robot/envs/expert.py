@@ -9,13 +9,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.spec import FloatArray, Observation
+from sacflow_robot.spec import FloatArray, Observation, Stream, random_stream
 
 Vector = npt.NDArray[np.float64]
 
-_METRES_PER_ACTION = 0.05
-_RADIANS_PER_ACTION = 0.5
 _OPEN, _CLOSE = -1.0, 1.0
 
 
@@ -114,12 +113,12 @@ class LiftExpert:
 
         self._steps_in_phase += 1
         goal, gripper, steadiness = self._phase(eef, cube, fingers)
-        move = habits.gain * (goal - eef) / _METRES_PER_ACTION
+        move = habits.gain * (goal - eef) / METRES_PER_ACTION
         speed = np.abs(move).max()
         if speed > habits.top_speed:
             move *= habits.top_speed / speed
         move += (1 - steadiness) * (self._tremor + self._rng.normal(0, habits.jitter, 3))
-        spin = habits.gain * turn / _RADIANS_PER_ACTION if habits.aligns_yaw else 0.0
+        spin = habits.gain * turn / RADIANS_PER_ACTION if habits.aligns_yaw else 0.0
         rotate = self._rng.normal(0, 0.03, 3) + np.array([0, 0, spin])
         self._last_gripper = gripper
         action: FloatArray = np.clip(np.concatenate([move, rotate, [gripper]]), -1, 1).astype(np.float32)
@@ -184,4 +183,4 @@ def make_expert(task: str, seed: int) -> Expert:
     """
     if task not in EXPERTS:
         raise UnknownNameError("task with a scripted expert", task, EXPERTS)
-    return EXPERTS[task](np.random.default_rng([seed, 1]))
+    return EXPERTS[task](random_stream(seed, Stream.EXPERT))

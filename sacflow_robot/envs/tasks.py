@@ -9,8 +9,11 @@ from sacflow_robot.spec import ArmSpec, ArraySpec
 
 CONTROL_RATE_HZ = 20.0
 
+# What an action of 1 commands per control period: robosuite's OSC_POSE output_max.
+METRES_PER_ACTION, RADIANS_PER_ACTION = 0.05, 0.5
+
 _OSC_POSE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
-_OSC_POSE_UNITS = ("0.05 m",) * 3 + ("0.5 rad",) * 3 + ("closing",)
+_OSC_POSE_UNITS = (f"{METRES_PER_ACTION} m",) * 3 + (f"{RADIANS_PER_ACTION} rad",) * 3 + ("closing",)
 
 
 @dataclass(frozen=True)

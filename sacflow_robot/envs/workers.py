@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
-import traceback
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing.connection import Connection
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from sacflow_robot.envs.expert import make_expert
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.episode import Episode, EpisodeBuilder, Source
-from sacflow_robot.errors import SacflowError
-from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
+from sacflow_robot.errors import SacflowError, one_line
+from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, FloatArray, StepResult
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
@@ -68,7 +69,7 @@ class ArmPool:
         """Start episodes: arm index to seed."""
         for index, seed in starts.items():
             self._request(index, "begin", seed)
-        return {index: self._result(index) for index in starts}
+        return self._results(starts)
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
         """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
@@ -79,7 +80,7 @@ class ArmPool:
     def receive(self) -> dict[int, list[StepResult]]:
         """Wait for what was sent; per arm one result for each action executed."""
         busy, self._busy = self._busy, []
-        return {index: self._result(index) for index in busy}
+        return self._results(busy)
 
     def close(self) -> None:
         for link in self._links:
@@ -101,14 +102,21 @@ class ArmPool:
         except (BrokenPipeError, ConnectionError):
             raise self._dead(index) from None
 
-    def _result(self, index: int) -> Any:
-        try:
-            result = self._links[index].recv()
-        except (EOFError, ConnectionError):
-            raise self._dead(index) from None
-        if isinstance(result, str):
-            raise SacflowError(f"simulator process {index} failed: {result}")
-        return result
+    def _results(self, indices: Iterable[int]) -> dict[int, Any]:
+        """One answer of each arm; all are taken before a failure is raised, so that none is left for later."""
+        answers: dict[int, Any] = {}
+        failures: list[SacflowError] = []
+        for index in indices:
+            try:
+                answers[index] = self._links[index].recv()
+            except (EOFError, ConnectionError):
+                failures.append(self._dead(index))
+                continue
+            if isinstance(answers[index], str):
+                failures.append(SacflowError(f"simulator process {index} failed: {answers[index]}"))
+        if failures:
+            raise failures[0]
+        return answers
 
     def _dead(self, index: int) -> SacflowError:
         self._processes[index].join(timeout=1)
@@ -118,12 +126,12 @@ class ArmPool:
 
 def _serve_arm(link: Connection, task: str) -> None:
     """Body of one worker process: execute requests until the parent closes the link."""
-    import signal
-
-    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    arm = RobosuiteEnv(task)
+    try:
+        arm = _local_arm(task)
+    except Exception as error:
+        link.send(f"{type(error).__name__}: {one_line(error)}")
+        return
     while True:
         try:
             verb, argument = link.recv()
@@ -143,8 +151,8 @@ def _serve_arm(link: Connection, task: str) -> None:
             link.send(str(error))
         except (BrokenPipeError, ConnectionError):
             return
-        except Exception:
-            link.send(" ".join(traceback.format_exc().splitlines()[-2:]).strip())
+        except Exception as error:
+            link.send(f"{type(error).__name__}: {one_line(error)}")
 
 
 def demonstrate(task: str, seed: int) -> Episode:
@@ -152,12 +160,12 @@ def demonstrate(task: str, seed: int) -> Episode:
     arm = _local_arm(task)
     expert = make_expert(task, seed)
     result = arm.begin(seed)
-    builder = EpisodeBuilder(result)
+    builder = EpisodeBuilder(result, period_ns=arm.arm.period_ns)
     while not (result.ended or expert.done):
         action = expert.act(result.observation)
         result = arm.command(action)
         builder.add(result, action, source=Source.EXPERT)
-    return builder.build(seed=seed, task=task)
+    return builder.build(seed=seed, task=task, clock=NOMINAL_CLOCK)
 
 
 def collect(task: str, seeds: Iterable[int], workers: int, progress: Callable[[Episode], None]) -> list[Episode]:
@@ -173,16 +181,22 @@ def collect(task: str, seeds: Iterable[int], workers: int, progress: Callable[[E
     episodes = []
     with (
         _environment(dict.fromkeys(_ONE_THREAD, "1")),
-        ProcessPoolExecutor(workers, mp_context=mp.get_context("spawn")) as pool,
+        ProcessPoolExecutor(workers, mp.get_context("spawn"), _leave_ctrl_c_to_parent) as pool,
     ):
         try:
             for episode in pool.map(demonstrate, *zip(*((task, seed) for seed in seeds), strict=True)):
                 episodes.append(episode)
                 progress(episode)
+        except BrokenProcessPool:
+            raise SacflowError("a collecting process died; is the machine out of memory?") from None
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     return episodes
+
+
+def _leave_ctrl_c_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @cache

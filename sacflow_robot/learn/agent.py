@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sacflow_robot.data.replay import ChunkBatch
+from sacflow_robot.errors import UsageError
 from sacflow_robot.learn import losses
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.critic import Critic
@@ -42,9 +43,14 @@ class Agent:
         arm: The arm.
         config: The run's configuration.
         device: Where to compute.
+
+    Raises:
+        UsageError: The arm's actions are not bounded by -1 and 1, which is what the policy puts out.
     """
 
     def __init__(self, arm: ArmSpec, config: TrainConfig, device: torch.device) -> None:
+        if set(arm.action_low) != {-1.0} or set(arm.action_high) != {1.0}:
+            raise UsageError(f"arm {arm.robot!r} takes actions beyond -1 to 1; give it a driver that scales them")
         self.arm, self.config, self.device = arm, config, device
         learner = config.learner
         observation_dim, action_dim = arm.observation_dim, config.chunk_length * arm.action_dim
@@ -82,10 +88,11 @@ class Agent:
     def explore(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
         """Chunks (B, H, A) of the noise-augmented rollout of the trained policy, for collecting experience.
 
-        ``noise`` only gives the shape: the rollout draws its noise from the agent's generator.
+        ``noise`` (B, H, A) is A_0; the noise of the steps comes from the agent's generator.
         """
+        start = torch.from_numpy(noise).to(self.device).flatten(1)
         with torch.no_grad():
-            rollout = self.policy.sample(torch.from_numpy(observation).to(self.device), self.generator)
+            rollout = self.policy.sample(torch.from_numpy(observation).to(self.device), self.generator, start)
         chunks: FloatArray = rollout.action.cpu().numpy().reshape(noise.shape)
         return chunks
 
@@ -173,6 +180,12 @@ class Agent:
             next_observation=tensor(chunks.next_observation),
             critic_valid=tensor(chunks.critic_valid),
         )
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every weight is a finite number; false once training has diverged."""
+        weights = (*self.policy.parameters(), *self.critic.parameters())
+        return all(bool(weight.isfinite().all()) for weight in weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""

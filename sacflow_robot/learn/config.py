@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -31,6 +32,11 @@ class FlowConfig:
     euler_steps: int = 4
     noise_scale: float = 0.10
 
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "gate_width", "euler_steps"):
+            _check(getattr(self, name) >= 1, f"flow.{name}", getattr(self, name), "at least 1")
+        _check(0 < self.noise_scale < math.inf, "flow.noise_scale", self.noise_scale, "positive")
+
 
 @dataclass(frozen=True)
 class LearnerConfig:
@@ -48,8 +54,10 @@ class LearnerConfig:
         critic_aggregate: How critics are combined in targets and in the actor loss.
         updates_per_step: Critic updates per environment step online (UTD).
         policy_delay: Critic updates per policy update online.
-        regularisation: beta, weight of ||a - a_data||^2 in the actor loss, summed over the chunk's H*A dimensions.
-        temperature: learned within the bounds, or zero.
+        regularisation: beta, weight of ||a - a_data||^2 in the actor loss, summed over the chunk's H*A dimensions. It is
+            the only one and acts online; offline the policy is fitted by flow matching alone.
+        temperature: learned within the bounds, or zero. With the fixed noise scale here it weighs a penalty on saturated
+            actions; only a learned noise scale would make it weigh an entropy (learn/flow.py says why).
         initial_temperature: Where a learned temperature starts.
         temperature_bounds: Range that a learned temperature is kept in.
         saturation_target: Nats per action dimension that tanh may cost before a learned temperature rises.
@@ -74,6 +82,18 @@ class LearnerConfig:
     temperature_bounds: tuple[float, float] = (1e-5, 1e-2)
     saturation_target: float = 1.0
     policy_average_rate: float = 0.005
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "critic_width", "critic_depth", "critics", "policy_delay"):
+            _check(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
+        for name in ("discount", "target_rate", "policy_average_rate"):
+            _check(0 < getattr(self, name) <= 1, f"learner.{name}", getattr(self, name), "above 0 and at most 1")
+        for name in ("policy_rate", "critic_rate", "updates_per_step", "regularisation"):
+            _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
+        low, high = self.temperature_bounds
+        _check(0 < low <= high < math.inf, "learner.temperature_bounds", (low, high), "positive, the lower one first")
+        inside = low <= self.initial_temperature <= high
+        _check(inside, "learner.initial_temperature", self.initial_temperature, "within learner.temperature-bounds")
 
 
 @dataclass(frozen=True)
@@ -127,15 +147,15 @@ class TrainConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
-        counts = {
-            name: getattr(self, name) for name in ("chunk_length", "threads", "arms", "eval_every", "replay_capacity")
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        for name in ("chunk_length", "threads", "arms", "eval_every", "replay_capacity"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("demo_episodes", "offline_steps", "online_steps", "seed", "eval_episodes", "final_eval_episodes"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be negative")
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+
+
+def _check(fine: bool, name: str, value: object, expected: str) -> None:
+    if not fine:
+        raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {expected}")
 
 
 PRESETS = {"lift": TrainConfig()}

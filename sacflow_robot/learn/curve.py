@@ -49,5 +49,8 @@ def draw_curve(evaluations: Sequence[Evaluation], path: Path, title: str) -> Non
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     partial = path.with_name(f".{path.stem}.partial.png")
-    figure.savefig(partial)
-    partial.replace(path)
+    try:
+        figure.savefig(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import os
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sacflow_robot import policyfile
-from sacflow_robot.errors import ExportError
+from sacflow_robot.errors import ExportError, one_line
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.spec import ArmSpec, FloatArray, PolicySpec
 
@@ -68,7 +69,7 @@ def export_policy(policy: FlowPolicy, spec: PolicySpec, path: Path) -> float:
     Raises:
         ExportError: The difference exceeds 1e-5, or the file cannot be written.
     """
-    graph = ExportedGraph(policy, spec.arm).to("cpu").eval()
+    graph = ExportedGraph(copy.deepcopy(policy), spec.arm).to("cpu").eval()
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,8 @@ def export_policy(policy: FlowPolicy, spec: PolicySpec, path: Path) -> float:
         return worst
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from None
+    except (ValueError, RuntimeError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+        raise ExportError(f"the policy cannot be exported: {one_line(error)}; {path} not written") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

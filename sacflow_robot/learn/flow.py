@@ -108,13 +108,13 @@ class FlowPolicy(nn.Module):
             latent = latent + self.velocity(_time(i * dt, latent), latent, context) * dt
         return squash(latent)
 
-    def sample(self, observation: Tensor, generator: torch.Generator) -> Rollout:
+    def sample(self, observation: Tensor, generator: torch.Generator, start: Tensor | None = None) -> Rollout:
         """Noise-augmented rollout with its path density (paper, section 4.2).
 
         A_{i+1} = A_i + b dt + sigma sqrt(dt) eps,  b = v + (sigma^2 / 2) (t v - A) / (1 - t).
         The drift keeps the marginals of the deterministic flow while v is a true flow-matching velocity.
         log p = log N(A_0; 0, I) + sum_i log N(A_{i+1}; A_i + b dt, sigma^2 dt I) - log |da/du|.
-        Noise is drawn anew for every step, sample and dimension.
+        Noise is drawn anew for every step, sample and dimension; A_0 too unless ``start`` (B, D) gives it.
 
         With sigma fixed, the Gaussian terms do not depend on the policy: the gradient of log p reaches the velocity
         through the squashing alone, where it penalises saturation.
@@ -126,7 +126,7 @@ class FlowPolicy(nn.Module):
         def draw() -> Tensor:
             return torch.randn(batch, self.action_dim, generator=generator, device=observation.device)
 
-        latent = draw()
+        latent = draw() if start is None else start
         log_prob = _standard_normal_log_prob(latent)
         for i in range(self.euler_steps):
             t = i * dt

@@ -21,7 +21,7 @@ class TrainingProgress:
     """One bar per phase: phase, step, steps/s, time left, last success rate; plus a line per evaluation."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._bars = Progress(
             TextColumn("{task.description:<8}"),
             BarColumn(bar_width=28),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,16 @@ class RunFolder:
         self.episodes, self.policy = path / "episodes.zarr", path / f"{env}.onnx"
 
     @staticmethod
+    def check_free(path: Path | None) -> None:
+        """Raise UsageError unless a run may be made there; None, a path yet to be chosen, is always fine."""
+        if (
+            path is not None
+            and (path.is_symlink() or path.exists())
+            and not (path.is_dir() and not any(path.iterdir()))
+        ):
+            raise UsageError(f"{path} exists already; give another --out, or go on with it by --resume {path}")
+
+    @staticmethod
     def create(path: Path | None, config: TrainConfig) -> RunFolder:
         """Make a new run folder.
 
@@ -79,20 +91,15 @@ class RunFolder:
         Raises:
             UsageError: The path is taken, or cannot be made.
         """
-        if path is None:
-            base = Path("runs") / f"{config.env}-{config.velocity}-s{config.seed}"
-            path, number = base, 1
-            while path.exists():
-                number += 1
-                path = base.with_name(f"{base.name}-{number}")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"{path} exists already; give another --out, or go on with it by --resume {path}")
-        folder = RunFolder(path, config.env)
+        RunFolder.check_free(path)
         try:
+            if path is None:
+                path = _make_numbered(Path("runs") / f"{config.env}-{config.velocity}-s{config.seed}")
             path.mkdir(parents=True, exist_ok=True)
+            folder = RunFolder(path, config.env)
             replace_text(folder.config, to_yaml(config))
         except OSError as error:
-            raise UsageError(f"cannot make the run folder {path}: {error.strerror}") from None
+            raise UsageError(f"cannot make the run folder {path or 'runs'}: {one_line(error)}") from None
         return folder
 
     @staticmethod
@@ -104,7 +111,7 @@ class RunFolder:
         """
         try:
             config = from_yaml((path / "config.yaml").read_text())
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             raise DataError(f"{path} is not a run folder: it has no readable config.yaml") from None
         return RunFolder(path, config.env), config
 
@@ -151,11 +158,15 @@ class MetricsWriter:
 
         kept = read_metrics(folder.metrics)[:keep_rows] if keep_rows else []
         self.rows = len(kept)
-        self._file = folder.metrics.open("w", newline="")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+        replace_text(folder.metrics, text.getvalue())
+        self._file = folder.metrics.open("a", newline="")
         self._csv = csv.DictWriter(self._file, COLUMNS)
-        self._csv.writeheader()
-        self._csv.writerows(kept)
-        self._tensorboard = SummaryWriter(str(folder.path), purge_step=int(kept[-1]["updates"]) + 1 if kept else None)
+        last = kept[-1].get("updates", "") if kept else ""
+        self._tensorboard = SummaryWriter(str(folder.path), purge_step=int(last) + 1 if last.isdigit() else None)
 
     def write(self, phase: str, updates: int, values: Mapping[str, Tensor | float]) -> None:
         """Add one row; ``updates`` is the step axis of TensorBoard."""
@@ -182,8 +193,24 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def _make_numbered(base: Path) -> Path:
+    """Make and return the first of base, base-2, base-3 ... that nobody else has made."""
+    base.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable")
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text, newline="")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

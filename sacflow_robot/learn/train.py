@@ -23,14 +23,14 @@ from torch import Tensor
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.replay import ReplayBuffer
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import SacflowError, UsageError, one_line
-from sacflow_robot.learn.agent import Agent, Metrics
+from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
+from sacflow_robot.learn.agent import Agent
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.curve import draw_curve
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import Evaluation, MetricsWriter, RunFolder
 from sacflow_robot.rollout import Rollouts, rollout
-from sacflow_robot.spec import FloatArray, VectorArms
+from sacflow_robot.spec import FloatArray, Stream, VectorArms, random_stream
 from sacflow_robot.statistics import wilson_interval
 
 CURVE_SEED = 20_000
@@ -39,8 +39,10 @@ CURVE_SEED = 20_000
 TRAINING_SEED = 1_000_000
 """Training and demonstrations use seeds from here on only; evaluation uses seeds below."""
 
+METRICS_EVERY = 100
+"""Updates between two rows of metrics."""
+
 _SEEDS_PER_RUN = 1_000_000
-_METRICS_EVERY = 100
 _RECENT_EPISODES = 50
 
 
@@ -73,7 +75,7 @@ class Trainer:
         self.buffer = ReplayBuffer(arms.spec, config.chunk_length, config.learner.discount, config.replay_capacity)
         self.evaluations: list[Evaluation] = []
         self.offline_steps = self.env_steps = 0
-        self._rng = np.random.default_rng([config.seed, 2])
+        self._rng = random_stream(config.seed, Stream.REPLAY)
         self._episodes_begun = 0
         self._updates_owed = 0.0
         self._recent: deque[bool] = deque(maxlen=_RECENT_EPISODES)
@@ -84,18 +86,35 @@ class Trainer:
         self._stop = False
         self._metrics: MetricsWriter | None = None
         self._metric_rows = 0
+        self._latest: dict[str, Tensor | float] = {}
         shape = config.chunk_length, arms.spec.action_dim
         self._rollouts = Rollouts(arms, shape, self._training_seeds())
 
     def load(self, episodes: Sequence[Episode]) -> None:
         """Start afresh from demonstrations and logged episodes."""
+        steps = sum(map(len, episodes))
+        if steps > self.config.replay_capacity:
+            raise UsageError(f"the episodes have {steps:,} steps; give a --replay-capacity of at least that")
         for episode in episodes:
             self.buffer.append(episode)
         self.agent.fit_normaliser(self.buffer.observations())
 
     def resume(self) -> None:
-        """Go on from the folder's checkpoint."""
+        """Go on from the folder's checkpoint.
+
+        Raises:
+            DataError: There is none, it is damaged, or it does not fit the configuration.
+        """
         state = self.folder.load_checkpoint()
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise DataError(f"{self.folder.checkpoint} does not fit the run's config.yaml: {one_line(error)}") from None
+        if self.folder.episodes.exists():
+            with EpisodeLog.writer(self.folder.episodes, self._arms.spec) as log:
+                log.truncate(self._logged)
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.agent.load_state_dict(state["agent"])
         self.buffer.load_state_dict({k: v.numpy() for k, v in state["buffer"].items()})
         progress = json.loads(state["progress"])
@@ -111,9 +130,12 @@ class Trainer:
             int(i): {"seed": e["seed"], "actions": e["actions"].numpy()} for i, e in state["rollouts"].items()
         }
         self._rollouts.load_state_dict(in_progress)
-        if self.folder.episodes.exists():
-            with EpisodeLog.writer(self.folder.episodes, self._arms.spec) as log:
-                log.truncate(self._logged)
+        self._latest = progress["latest_metrics"]
+
+    @property
+    def earlier_wall_s(self) -> float:
+        """Seconds spent on this run before it was resumed; 0 for a new one."""
+        return self._earlier_wall_s
 
     @property
     def wall_s(self) -> float:
@@ -149,7 +171,7 @@ class Trainer:
             metrics = self.agent.update_offline(self.buffer.sample(self.config.learner.batch_size, self._rng))
             self.offline_steps += 1
             self._progress.advance(1)
-            if self.offline_steps % _METRICS_EVERY == 0:
+            if self.offline_steps % METRICS_EVERY == 0:
                 self._record("offline", metrics)
             self._check_stop()
         if not self.evaluations and self.config.eval_episodes:
@@ -159,8 +181,6 @@ class Trainer:
     def _online(self) -> None:
         config = self.config
         self._progress.begin("online", config.online_steps, self.env_steps)
-        since_record: Metrics = {}
-        updates_recorded = self.agent.updates
         while True:
             if self._evaluation_due:
                 self._save()
@@ -169,14 +189,14 @@ class Trainer:
             if self.env_steps >= config.online_steps:
                 break
             self._rollouts.send(self._explore)
+            updates_before = self.agent.updates
             for _ in range(int(self._updates_owed)):
-                since_record |= self.agent.update_online(self.buffer.sample(config.learner.batch_size, self._rng))
+                self._latest |= self.agent.update_online(self.buffer.sample(config.learner.batch_size, self._rng))
             self._updates_owed %= 1
             steps, ended = self._rollouts.receive()
             self._take(steps, ended)
-            if self.agent.updates - updates_recorded >= _METRICS_EVERY:
-                updates_recorded = self.agent.updates
-                self._record("online", since_record)
+            if self.agent.updates // METRICS_EVERY > updates_before // METRICS_EVERY:
+                self._record("online", self._latest)
             self._check_stop()
         self._save()
 
@@ -194,7 +214,10 @@ class Trainer:
         self._progress.advance(steps)
 
     def _explore(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
-        return self.agent.explore(self._arms.spec.flatten(observation), noise)
+        chunks = self.agent.explore(self._arms.spec.flatten(observation), noise)
+        if not np.isfinite(chunks).all():
+            raise self._diverged("the policy's action")
+        return chunks
 
     def _evaluate(self, phase: str) -> None:
         """Run held-out episodes, record the result, redraw the curve."""
@@ -229,10 +252,7 @@ class Trainer:
         assert self._metrics is not None
         for name, value in values.items():
             if not np.isfinite(float(value)):
-                raise SacflowError(
-                    f"training diverged: {name} is {float(value)} at update {self.agent.updates}; "
-                    f"lower the step sizes, or go on from the last checkpoint with --resume {self.folder.path}"
-                )
+                raise self._diverged(name)
         common: dict[str, Tensor | float] = {
             "env_steps": self.env_steps,
             "wall_s": self.wall_s,
@@ -245,6 +265,8 @@ class Trainer:
     def _save(self) -> None:
         """Bring the episode log and the checkpoint up to now, the log first: resuming cuts what is past its count."""
         assert self._metrics is not None
+        if not self.agent.is_finite:
+            raise self._diverged("a weight")
         if self._unlogged:
             with EpisodeLog.writer(self.folder.episodes, self._arms.spec) as log:
                 log.extend(self._unlogged)
@@ -262,6 +284,7 @@ class Trainer:
             "wall_s": self.wall_s,
             "rng": self._rng.bit_generator.state,
             "metric_rows": self._metrics.rows,
+            "latest_metrics": {name: float(value) for name, value in self._latest.items()},
         }
         in_progress = {
             str(i): {"seed": e["seed"], "actions": torch.from_numpy(e["actions"])}
@@ -280,6 +303,13 @@ class Trainer:
         while True:
             self._episodes_begun += 1
             yield first + self._episodes_begun - 1
+
+    def _diverged(self, what: str) -> SacflowError:
+        again = f", or go on from the last checkpoint with --resume {self.folder.path}"
+        return SacflowError(
+            f"training diverged: {what} is not finite at update {self.agent.updates}; lower the step sizes"
+            f"{again if self.folder.checkpoint.exists() else ''}"
+        )
 
     def _check_stop(self) -> None:
         if self._stop:

@@ -89,7 +89,8 @@ class _DecoderLayer(nn.Module):
     """Pre-norm decoder layer on one action token and one state token.
 
     Softmax over a single key is 1, so each attention is W_o W_v applied to its one value, whatever the query: query
-    and key weights would receive no gradient and are left out. Cross-attention then depends on the state alone.
+    and key weights would receive no gradient and are left out. Cross-attention then depends on the state alone, and is
+    computed once per rollout. W_o and W_v stay two matrices, which trains as published and computes the same.
     """
 
     def __init__(self, width: int) -> None:

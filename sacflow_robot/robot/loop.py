@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sacflow_robot.episode import Episode, EpisodeBuilder
-from sacflow_robot.errors import SpecMismatchError
-from sacflow_robot.spec import ArmSpec, FloatArray, Policy, Robot, chunk_noise
+from sacflow_robot.errors import LogWriteError, SpecMismatchError
+from sacflow_robot.spec import ArmSpec, FloatArray, Policy, Recorder, Robot, chunk_noise
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def run_episode(
     seed: int,
     *,
     policy_version: str,
+    recorder: Recorder | None = None,
     limits: tuple[FloatArray, FloatArray] | None = None,
     clock_ns: Callable[[], int] = time.monotonic_ns,
 ) -> EpisodeRun:
@@ -55,37 +57,48 @@ def run_episode(
         policy: Local or remote policy.
         seed: Decides the noise, and the start on a simulated arm.
         policy_version: Recorded with the episode.
+        recorder: Gets the episode; when something goes wrong on the way, the steps until then, marked interrupted.
         limits: Lower and upper bound (A,) of the commanded action, within the arm's own.
         clock_ns: Clock of the recorded times.
 
     Raises:
-        InvalidValueError: The policy's action holds NaN or infinity; it was not sent.
+        InvalidValueError: An observation or an action holds NaN or infinity; nothing was sent on it.
     """
-    arm, shape = robot.spec, policy.spec.noise_shape
-    period_ns = 1e9 / arm.control_rate_hz
+    arm = robot.spec
     result = robot.begin(seed)
+    observation = arm.check_observation(result.observation)
     captured = clock_ns()
     builder = EpisodeBuilder(result, captured)
+    info = {
+        "seed": seed,
+        "task": arm.task,
+        "robot": arm.robot,
+        "policy_version": policy_version,
+        "spec_fingerprint": policy.spec.fingerprint,
+        "clock": "monotonic of the robot's computer",
+    }
     overruns = 0
-    while not result.ended:
-        observation = {key: array[None] for key, array in arm.check_observation(result.observation).items()}
-        noise = chunk_noise(shape, seed, len(builder))[None]
-        for proposed in policy.infer(observation, noise)[0]:
-            commanded = arm.check_action(proposed)
-            if limits is not None:
-                commanded = np.clip(commanded, *limits)
-            overruns += clock_ns() - captured > period_ns
-            result = robot.command(commanded)
-            captured = clock_ns()
-            builder.add(result, commanded, proposed=np.asarray(proposed, np.float32), time_ns=captured)
-            if result.ended:
-                break
-    episode = builder.build(
-        seed=seed,
-        task=arm.task,
-        robot=arm.robot,
-        policy_version=policy_version,
-        spec_fingerprint=policy.spec.fingerprint,
-        clock="monotonic of the robot's computer",
-    )
+    try:
+        while not result.ended:
+            noise = chunk_noise(policy.spec.noise_shape, seed, len(builder))
+            chunk = policy.infer({key: array[None] for key, array in observation.items()}, noise[None])[0]
+            for proposed in chunk:
+                commanded = arm.check_action(proposed)
+                if limits is not None:
+                    commanded = np.clip(commanded, *limits)
+                overruns += clock_ns() - captured > arm.period_ns
+                result = robot.command(commanded)
+                captured = clock_ns()
+                observation = arm.check_observation(result.observation)
+                builder.add(result, commanded, proposed=proposed, time_ns=captured)
+                if result.ended:
+                    break
+    except BaseException:
+        if recorder is not None and len(builder):
+            with contextlib.suppress(LogWriteError):  # what went wrong first is what the user must hear
+                recorder.append(builder.build(**info, interrupted=True))
+        raise
+    episode = builder.build(**info)
+    if recorder is not None:
+        recorder.append(episode)
     return EpisodeRun(episode, overruns)

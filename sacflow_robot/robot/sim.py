@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
 from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
-
-_METRES_PER_ACTION, _RADIANS_PER_ACTION = 0.05, 0.5
 
 
 class SimRobot:
@@ -56,10 +55,10 @@ class SimRobot:
 
 def _measured(before: dict[str, FloatArray], after: dict[str, FloatArray], gripper: float) -> FloatArray:
     """Translation and rotation vector of the gripper within the step, as an action (7,) would command them."""
-    moved = (after["robot0_eef_pos"] - before["robot0_eef_pos"]) / _METRES_PER_ACTION
+    moved = (after["robot0_eef_pos"] - before["robot0_eef_pos"]) / METRES_PER_ACTION
     x, y, z, w = before["robot0_eef_quat"].astype(np.float64)
     inverse = np.array([-x, -y, -z, w])
-    turned = _rotation_vector(_multiply(after["robot0_eef_quat"].astype(np.float64), inverse)) / _RADIANS_PER_ACTION
+    turned = _rotation_vector(_multiply(after["robot0_eef_quat"].astype(np.float64), inverse)) / RADIANS_PER_ACTION
     return np.concatenate([moved, turned, [gripper]]).astype(np.float32)
 
 

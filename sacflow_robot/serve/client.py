@@ -33,7 +33,7 @@ class PolicyClient:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
         self.last_header: Mapping[str, Any] = {}
         try:
             self._socket.connect(address)
@@ -64,7 +64,8 @@ class PolicyClient:
         actions = reply.arrays.get("actions")
         if actions is None or actions.shape != np.shape(noise):
             raise ServerError(f"{self.address} answered without actions of shape {np.shape(noise)}")
-        self.policy_version = str(reply.header.get("policy_version"))
+        if reply.header.get("policy_version") != self.policy_version:
+            raise ServerError(f"{self.address} serves another policy by now; connect again to check whether it fits")
         return actions
 
     def close(self) -> None:
@@ -90,8 +91,9 @@ class PolicyClient:
             if reply.header.get("id") not in (identifier, None):
                 continue  # the answer to a request that timed out before
             if not reply.header.get("ok"):
-                failure = reply.header.get("error") or {}
-                raise ServerError(f"{self.address} refused the request: {failure.get('message', 'no reason given')}")
+                failure = reply.header.get("error")
+                reason = failure.get("message") if isinstance(failure, dict) else None
+                raise ServerError(f"{self.address} refused the request: {reason or 'it gave no reason'}")
             self.last_header = reply.header
             return reply
         raise ServerError(

@@ -66,7 +66,10 @@ class OnnxPolicy:
         if not np.isfinite(noise).all():
             raise InvalidValueError("noise holds NaN or infinity")
         inputs = self.spec.arm.check_observation(observation, (len(noise),))
-        actions: FloatArray = self._session.run(None, {**inputs, policyfile.NOISE: noise})[0]
+        try:
+            actions: FloatArray = self._session.run(None, {**inputs, policyfile.NOISE: noise})[0]
+        except Exception as error:  # ONNX Runtime raises its own family, rooted in Exception
+            raise PolicyFileError(f"the policy's graph cannot be evaluated: {one_line(error)}") from None
         if not np.isfinite(actions).all():
             raise InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
         return actions
@@ -75,7 +78,7 @@ class OnnxPolicy:
         try:
             expected, noise = golden.pop(policyfile.ACTIONS), golden.pop(policyfile.NOISE)
             difference = float(np.abs(self.infer(golden, noise) - expected).max())
-        except (KeyError, InvalidValueError, ValueError) as error:
+        except (KeyError, InvalidValueError, PolicyFileError, ValueError) as error:
             raise PolicyFileError(
                 f"{path}: its golden vectors do not fit its graph ({error}); export it again"
             ) from None

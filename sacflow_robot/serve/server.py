@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 import time
@@ -9,16 +10,17 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import zmq
 
 from sacflow_robot import __version__
-from sacflow_robot.errors import SacflowError, UsageError, WireError
+from sacflow_robot.errors import SacflowError, UsageError, WireError, one_line
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.spec import chunk_noise
 
 _POLL_MS = 100
+_MAX_BATCH = 4096
+_LOG = logging.getLogger(__name__)
 
 
 class PolicyServer:
@@ -37,7 +39,7 @@ class PolicyServer:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
         try:
             self._socket.bind(bind)
         except zmq.ZMQError as error:
@@ -92,8 +94,10 @@ class PolicyServer:
             if handler is None:
                 raise WireError(f"unknown op {request.header.get('op')!r}; valid: {', '.join(self._handlers())}")
             reply = handler(request)
-        except SacflowError as error:
-            failure = {"kind": type(error).__name__, "message": str(error)}
+        except Exception as error:  # whatever one client sends, the others are served on
+            failure = {"kind": type(error).__name__, "message": one_line(error)}
+            if not isinstance(error, SacflowError):
+                _LOG.exception("request failed")
             return wire.Message({"id": identifier, "ok": False, "error": failure})
         self.requests += 1
         timings = {**reply.header.get("timings_us", {}), "total": (time.perf_counter_ns() - received_ns) / 1e3}
@@ -114,19 +118,22 @@ class PolicyServer:
         )
 
     def _infer(self, request: wire.Message) -> wire.Message:
-        arrays = dict(request.arrays)
-        seed = None
-        if "noise" not in arrays:
+        spec = self._policy.spec
+        first = request.arrays.get(spec.arm.observations[0].key)
+        batch = len(first) if first is not None and first.ndim else 0
+        if batch > _MAX_BATCH:
+            raise WireError(f"batch of {batch}, at most {_MAX_BATCH} are answered at once")
+        observation = spec.arm.check_observation(request.arrays, (batch,))
+        noise, seed = request.arrays.get("noise"), None
+        if noise is None:
             seed = request.header.get("seed")
             if seed is None:
                 seed = secrets.randbits(63)
-            if not isinstance(seed, int) or seed < 0:
+            if type(seed) is not int or seed < 0:
                 raise WireError(f"seed is {seed!r}, expected a non-negative integer")
-            batch = len(next(iter(arrays.values()), np.zeros(0)))
-            arrays["noise"] = chunk_noise((batch, *self._policy.spec.noise_shape), seed)
-        noise = arrays.pop("noise")
+            noise = chunk_noise((batch, *spec.noise_shape), seed)
         before = time.perf_counter_ns()
-        actions = self._policy.infer(arrays, noise)
+        actions = self._policy.infer(observation, noise)
         header = {
             "policy_version": self._policy.version,
             "seed": seed,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,8 @@ from sacflow_robot.errors import WireError
 from sacflow_robot.spec import FloatArray
 
 VERSION = 1
-MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+_MAX_DIMENSIONS, _MAX_EXTENT = 8, 2**24
 _DTYPE = "<f4"
 
 
@@ -59,12 +61,21 @@ def decode(frames: Sequence[bytes]) -> Message:
     arrays = {}
     for entry, frame in zip(layout, frames[1:], strict=True):
         try:
-            name, dtype, shape = str(entry["name"]), entry["dtype"], tuple(int(n) for n in entry["shape"])
-        except (KeyError, TypeError, ValueError):
+            name, dtype, shape = entry["name"], entry["dtype"], entry["shape"]
+        except (KeyError, TypeError, IndexError):
             raise WireError("an array's description lacks name, dtype or shape") from None
-        if dtype != _DTYPE:
+        if not isinstance(name, str) or dtype != _DTYPE:
             raise WireError(f"array {name!r} has dtype {dtype!r}; the protocol carries {_DTYPE!r} only")
-        if min(shape, default=0) < 0 or len(frame) != 4 * int(np.prod(shape, dtype=object)):
-            raise WireError(f"array {name!r} has {len(frame)} bytes, which shape {shape} does not take")
+        if not _is_shape(shape) or len(frame) != 4 * math.prod(shape):
+            raise WireError(f"array {name!r} has {len(frame)} bytes, which shape {str(shape)[:80]} does not take")
         arrays[name] = np.frombuffer(frame, _DTYPE).reshape(shape)
     return Message(header, arrays)
+
+
+def _is_shape(shape: object) -> bool:
+    """Whether it is a list of few, not negative and not absurd whole numbers."""
+    return (
+        isinstance(shape, list)
+        and len(shape) <= _MAX_DIMENSIONS
+        and all(type(n) is int and 0 <= n <= _MAX_EXTENT for n in shape)
+    )

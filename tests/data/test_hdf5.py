@@ -83,6 +83,9 @@ def test_actions_are_clipped_to_the_controllers_range(arm: ArmSpec, options: Hdf
         ({"obs__object": None}, "no observation 'object'"),
         ({"obs__object": np.zeros((4, 14)), "next_obs__object": np.zeros((4, 14))}, r"'object' has shape \(14,\)"),
         ({"obs__object": np.zeros((3, 10))}, "3 rows of 'object' for 4 actions"),
+        ({"obs__object": np.full((4, 10), np.nan)}, "a.hdf5, demo_0: episode column 'object' holds NaN"),
+        ({"rewards": np.zeros(3)}, r"rewards of shape \(3,\) for 4 actions"),
+        ({"actions": np.array([b"x"] * 4)}, "cannot be read as demonstrations"),
     ],
 )
 def test_demonstrations_that_do_not_fit(
@@ -107,6 +110,10 @@ def test_unreadable_files(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) ->
     path = write_robomimic(tmp_path / "can.hdf5", arm, [4], env_name="PickPlaceCan")
     with pytest.raises(DataError, match="'PickPlaceCan', not of 'Lift'"):
         load_episodes(path, options)
+    with h5py.File(tmp_path / "dataset.hdf5", "w") as file:
+        file["data"] = np.zeros(3)
+    with pytest.raises(DataError, match="no group 'data' with demonstrations"):
+        load_episodes(tmp_path / "dataset.hdf5", options)
     with h5py.File(tmp_path / "empty.hdf5", "w") as file:
         file.create_group("data")
     with pytest.raises(DataError, match="no group 'data' with demonstrations"):

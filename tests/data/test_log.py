@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import itertools
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zarr
+import zarr.storage._local
 
 from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.episode import Episode
@@ -85,6 +90,57 @@ except LogWriteError as error:
     with EpisodeLog.writer(path, arm) as log:
         log.append(make_episode(8))
     assert [len(e) for e in EpisodeLog.open(path).episodes()] == [5, 8]
+
+
+def test_a_disk_that_fills_at_any_write_costs_no_episode(
+    make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every single file that an append writes fails once, and stays failing, as on a full disk."""
+    real = zarr.storage._local._put
+    before = [make_episode(3, seed=1), make_episode(4, seed=2)]
+    for allowed in range(1000):
+        path = tmp_path / f"log{allowed}.zarr"
+        write_log(path, arm, before)
+        writes = itertools.count()
+
+        def put(*args: Any, **options: Any) -> Any:
+            if next(writes) >= allowed:  # noqa: B023
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*args, **options)
+
+        with EpisodeLog.writer(path, arm) as log:
+            monkeypatch.setattr(zarr.storage._local, "_put", put)
+            try:
+                log.append(make_episode(5, seed=3))
+                failed = False
+            except LogWriteError as error:
+                assert "the 2 episodes in" in str(error)
+                failed = True
+            monkeypatch.setattr(zarr.storage._local, "_put", real)
+        expected = before if failed else [*before, make_episode(5, seed=3)]
+        for episode, again in zip(expected, EpisodeLog.open(path).episodes(), strict=True):
+            assert_same(episode, again)
+        with EpisodeLog.writer(path, arm) as log:
+            log.append(make_episode(2, seed=4))
+        again = list(EpisodeLog.open(path).episodes())
+        assert_same(again[0], before[0])
+        assert_same(again[-1], make_episode(2, seed=4))
+        shutil.rmtree(path)
+        if not failed:
+            break
+    assert allowed > 20
+
+
+def test_episodes_with_and_without_states_do_not_mix(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
+    path = tmp_path / "log.zarr"
+    with EpisodeLog.writer(path, arm) as log:
+        log.append(make_episode(3))
+        with pytest.raises(DataError, match=r"differ from those in .* in state; log them to another path"):
+            log.append(make_episode(3, states=False))
+        assert_same(log.read(0), make_episode(3))
+        log.truncate(0)
+        log.append(make_episode(3, states=False))
+    assert EpisodeLog.open(path).read(0).states is None
 
 
 def test_a_killed_writer_loses_no_finished_episode(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:

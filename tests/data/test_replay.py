@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,13 @@ def test_going_on_from_a_saved_state_draws_the_same(make_episode: MakeEpisode, a
     a, b = (buffer.sample(64, np.random.default_rng(3)) for buffer in (first, second))
     for name in vars(a):
         assert np.array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_actions_beyond_the_bounds_are_refused(make_episode: MakeEpisode, arm: ArmSpec) -> None:
+    episode = make_episode(3)
+    buffer = ReplayBuffer(arm, H, GAMMA, capacity=5)
+    with pytest.raises(DataError, match="beyond the arm's bounds"):
+        buffer.append(replace(episode, commanded=episode.proposed))
 
 
 def test_bad_use(make_episode: MakeEpisode, arm: ArmSpec) -> None:

@@ -42,6 +42,15 @@ def test_observation_has_robomimics_keys(env: RobosuiteEnv) -> None:
     assert observation["object"][3:5] == pytest.approx([0, 0], abs=1e-6)
 
 
+def test_observation_is_robosuites_own_at_a_resting_state(env: RobosuiteEnv) -> None:
+    env.begin(3)
+    theirs = env._suite._get_observations(force_update=True)
+    ours, _ = env.observe_state(env.state())
+    for key in ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"):
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-6), key
+    assert ours["object"] == pytest.approx(theirs["object-state"], abs=1e-6)
+
+
 def test_the_seed_decides_everything_and_global_random_state_nothing(env: RobosuiteEnv) -> None:
     other = RobosuiteEnv("lift")
     np.random.seed(1)

@@ -61,7 +61,12 @@ def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(
     assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
     assert "loss/actor" in agent.update_online(batch)
     assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
-    assert all(p.requires_grad for p in agent.critic.parameters())
+    for parameter in agent.critic.parameters():
+        parameter.grad = None
+    before = [p.clone() for p in agent.critic.parameters()]
+    agent._update_policy(agent._on_device(batch))
+    for old, parameter in zip(before, agent.critic.parameters(), strict=True):
+        assert parameter.requires_grad and parameter.grad is None and torch.equal(old, parameter)
 
 
 def test_actor_follows_the_critic(arm: ArmSpec, batch: ChunkBatch) -> None:
@@ -73,10 +78,8 @@ def test_actor_follows_the_critic(arm: ArmSpec, batch: ChunkBatch) -> None:
     agent.config = replace(agent.config, learner=replace(agent.config.learner, policy_average_rate=1.0))
     agent._average()
     start = agent.act(observation, noise).mean()
-    losses_seen = []
     for _ in range(30):
-        metrics = agent._update_policy(agent._on_device(batch))
-        losses_seen.append(float(metrics["loss/actor"]))
+        agent._update_policy(agent._on_device(batch))
     assert agent.act(observation, noise).mean() > start + 0.2
 
 
@@ -113,6 +116,33 @@ def test_acting_is_deterministic_exploring_is_not(arm: ArmSpec) -> None:
     assert np.array_equal(agent.act(observation, noise), agent.act(observation, noise))
     assert not np.array_equal(agent.explore(observation, noise), agent.explore(observation, noise))
     assert agent.explore(observation, noise).shape == (2, 5, 7)
+
+
+def test_arms_with_other_bounds_are_refused(arm: ArmSpec) -> None:
+    with pytest.raises(UsageError, match="beyond -1 to 1"):
+        make_agent(replace(arm, action_high=(2.0,) * 7))
+
+
+def test_divergence_shows(arm: ArmSpec) -> None:
+    agent = make_agent(arm)
+    assert agent.is_finite
+    with torch.no_grad():
+        next(agent.critic.parameters())[0, 0, 0] = float("nan")
+    assert not agent.is_finite
+
+
+@pytest.mark.gpu
+def test_cuda_computes_what_the_cpu_does(arm: ArmSpec, batch: ChunkBatch) -> None:
+    config = TrainConfig(flow=FLOW)
+    cpu, cuda = (Agent(arm, config, torch.device(name)) for name in ("cpu", "cuda"))
+    cuda.policy.load_state_dict(cpu.policy.state_dict())
+    cuda.average_policy.load_state_dict(cpu.policy.state_dict())
+    observation = batch.observation[:8]
+    noise = np.random.default_rng(0).standard_normal((8, 5, 7)).astype(np.float32)
+    np.testing.assert_allclose(cuda.act(observation, noise), cpu.act(observation, noise), atol=1e-4)
+    for _ in range(4):
+        cuda.update_offline(batch)
+        assert all(value.isfinite() for value in cuda.update_online(batch).values())
 
 
 def test_devices_by_name() -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError
-from sacflow_robot.learn.config import TrainConfig, from_yaml, preset, to_yaml
+from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig, from_yaml, preset, to_yaml
 
 
 def test_configuration_survives_its_file() -> None:
@@ -28,8 +29,25 @@ def test_presets_by_name() -> None:
         preset("lift", "flow")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: FlowConfig(euler_steps=0), "--flow.euler-steps is 0; it must be at least 1"),
+        (lambda: FlowConfig(noise_scale=0), "--flow.noise-scale is 0; it must be positive"),
+        (lambda: LearnerConfig(batch_size=0), "--learner.batch-size is 0"),
+        (lambda: LearnerConfig(discount=2), "--learner.discount is 2; it must be above 0 and at most 1"),
+        (lambda: LearnerConfig(policy_rate=float("nan")), "--learner.policy-rate is nan"),
+        (lambda: LearnerConfig(temperature_bounds=(1, 0)), "the lower one first"),
+        (lambda: LearnerConfig(initial_temperature=1), "within learner.temperature-bounds"),
+    ],
+)
+def test_settings_of_flow_and_learner_are_checked(change: Callable[[], object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        change()
+
+
 def test_numbers_are_checked() -> None:
     with pytest.raises(UsageError, match="--arms is 0; it must be at least 1"):
         TrainConfig(arms=0)
-    with pytest.raises(UsageError, match="--online-steps is -1; it must not be negative"):
+    with pytest.raises(UsageError, match="--online-steps is -1; it must be at least 0"):
         TrainConfig(online_steps=-1)

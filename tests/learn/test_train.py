@@ -14,6 +14,7 @@ from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.envs.workers import ArmPool, collect
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError
+from sacflow_robot.learn import train
 from sacflow_robot.learn.config import FlowConfig, TrainConfig
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder, read_metrics
@@ -76,8 +77,9 @@ def assert_equal(a: object, b: object, where: str = "") -> None:
 
 
 def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
-    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(train, "METRICS_EVERY", 4)
     whole = make_trainer(tmp_path / "whole", pools)
     whole.load(demos)
     whole.run()
@@ -103,6 +105,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     for row in rows[0] + rows[1]:
         del row["wall_s"]
     assert rows[0] == rows[1]
+    assert sum(bool(row["loss/actor"]) for row in rows[0]) >= 10
     assert (tmp_path / "parts" / "curve.png").stat().st_size > 5_000
 
 
@@ -121,6 +124,21 @@ def test_training_episodes_are_logged_and_resuming_cuts_what_was_lost(
         writer.append(episodes[0])
     make_trainer(tmp_path / "run", pools, config).resume()
     assert len(EpisodeLog.open(log.path)) == 2
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+) -> None:
+    config = replace(TINY, offline_steps=2, online_steps=0, eval_episodes=0)
+    trainer = make_trainer(tmp_path / "run", pools, config)
+    trainer.load(demos)
+    trainer.run()
+    other = replace(config, flow=replace(config.flow, width=16))
+    with pytest.raises(DataError, match=r"checkpoint.pt does not fit the run's config.yaml: [^\n]+$"):
+        make_trainer(tmp_path / "run", pools, other).resume()
+    small = make_trainer(tmp_path / "small", pools, replace(config, replay_capacity=50))
+    with pytest.raises(UsageError, match="give a --replay-capacity of at least that"):
+        small.load(demos)
 
 
 def test_divergence_stops_the_run(tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]) -> None:

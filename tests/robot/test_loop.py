@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, InvalidValueError, SpecMismatchError, UnknownNameError
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.loop import check_fit, run_episode
@@ -92,6 +93,34 @@ def test_an_action_of_nan_is_not_sent(robot: SimRobot, policy: OnnxPolicy) -> No
     with pytest.raises(InvalidValueError, match="NaN or infinity; it was not sent"):
         run_episode(arm, Fixed(policy.spec, chunk), 0, policy_version="v1")
     assert len(arm.commands) == 2
+
+
+class Kept:
+    """A recorder in memory."""
+
+    def __init__(self) -> None:
+        self.episodes: list[Episode] = []
+
+    def append(self, episode: Episode) -> None:
+        self.episodes.append(episode)
+
+
+def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lost(
+    robot: SimRobot, policy: OnnxPolicy
+) -> None:
+    class Blind(ShortEpisodes):
+        def command(self, action: FloatArray) -> StepResult:
+            result = super().command(action)
+            if len(self.commands) == 3:
+                result.observation["object"][:] = np.nan
+            return result
+
+    arm, kept = Blind(robot, 9), Kept()
+    with pytest.raises(InvalidValueError, match="'object' holds NaN"):
+        run_episode(arm, Fixed(policy.spec, np.zeros((5, 7), np.float32)), 0, policy_version="v1", recorder=kept)
+    assert len(arm.commands) == 3
+    (episode,) = kept.episodes
+    assert len(episode) == 2 and episode.truncated[-1] and episode.info["interrupted"]
 
 
 def test_a_policy_for_another_arm_is_refused(policy: OnnxPolicy, robot: SimRobot) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import onnxruntime
 import pytest
@@ -70,7 +71,7 @@ def test_the_server_draws_noise_from_a_seed_and_tells_which(server: PolicyServer
     drawn = infer()
     again = infer(seed=drawn.header["seed"])
     assert np.array_equal(drawn.arrays["actions"], again.arrays["actions"])
-    for bad in (-1, "x", 1.5):
+    for bad in (-1, "x", 1.5, True):
         assert "non-negative integer" in infer(seed=bad).header["error"]["message"]
 
 
@@ -86,6 +87,14 @@ def test_bad_requests_are_answered_and_the_server_goes_on(server: PolicyServer) 
     for frames in ([b"junk"], [b""], [b"\x80"], [b"\x81\xa1v\x01", b"extra"]):
         reply = ask(server, frames)
         assert reply.header["ok"] is False and reply.header["error"]["kind"] == "WireError"
+    for shape in ([float("inf")], [2**62, 0], [1] * 70, [2**40, 0], [True], "x", [-1], [None]):
+        layout = [{"name": "robot0_eef_pos", "dtype": "<f4", "shape": shape}]
+        reply = ask(server, [msgpack.packb({"v": 1, "op": "infer", "id": 1, "arrays": layout}), b""])
+        assert reply.header["error"]["kind"] == "WireError", shape
+    scalar = wire.encode(wire.Message({"op": "infer"}, {"robot0_eef_pos": np.float32(1)}))
+    assert "shape ()" in ask(server, scalar).header["error"]["message"]
+    crowd = wire.encode(wire.Message({"op": "infer"}, {"robot0_eef_pos": np.zeros((5000, 3), np.float32)}))
+    assert "batch of 5000" in ask(server, crowd).header["error"]["message"]
     unknown = ask(server, wire.encode(wire.Message({"op": "kill", "id": 9})))
     assert unknown.header["id"] == 9 and "valid: hello, infer" in unknown.header["error"]["message"]
     empty = ask(server, wire.encode(wire.Message({"op": "infer", "id": 1})))
@@ -130,8 +139,8 @@ def test_a_late_answer_is_not_taken_for_the_next_one(policy_file: Path) -> None:
         reply(client, {"id": wire.decode(frames).header["id"], **hello}, 0)
         _, *late = router.recv_multipart()
         _, *frames = router.recv_multipart()
-        reply(client, {"id": wire.decode(late).header["id"]}, 1)
-        reply(client, {"id": wire.decode(frames).header["id"]}, 2)
+        reply(client, {"id": wire.decode(late).header["id"], "policy_version": "1"}, 1)
+        reply(client, {"id": wire.decode(frames).header["id"], "policy_version": "1"}, 2)
 
     thread = threading.Thread(target=slow_server)
     thread.start()
@@ -144,6 +153,14 @@ def test_a_late_answer_is_not_taken_for_the_next_one(policy_file: Path) -> None:
     finally:
         thread.join()
         context.destroy(linger=0)
+
+
+def test_a_client_notices_that_the_policy_was_replaced(policy_file: Path) -> None:
+    policy = OnnxPolicy(policy_file)
+    with PolicyServer(policy, ANY_PORT) as server, PolicyClient(server.start().address) as client:
+        policy.version = "another"
+        with pytest.raises(ServerError, match="serves another policy by now"):
+            client.infer(observation(), chunk_noise((1, 5, 7), 0))
 
 
 def test_a_port_in_use(server: PolicyServer, policy_file: Path) -> None:

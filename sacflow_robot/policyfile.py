@@ -47,7 +47,7 @@ def unpack_arrays(text: str) -> dict[str, FloatArray]:
             name: np.frombuffer(base64.b64decode(entry["data"], validate=True), "<f4").reshape(entry["shape"])
             for name, entry in json.loads(text).items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"packed arrays cannot be read: {error!r}") from None
 
 

@@ -21,6 +21,9 @@ from sacflow_robot.errors import DataError, InvalidValueError
 if TYPE_CHECKING:
     from sacflow_robot.episode import Episode
 
+# What parsing JSON of the wrong form raises.
+_UNREADABLE = KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
+
 FloatArray = npt.NDArray[np.float32]
 Observation = Mapping[str, FloatArray]
 
@@ -120,7 +123,7 @@ class ArmSpec:
                 action_low=tuple(map(float, data["action_low"])),
                 action_high=tuple(map(float, data["action_high"])),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise DataError(
                 f"arm specification cannot be read ({error!r}); was it written by another version?"
             ) from None
@@ -245,7 +248,7 @@ class PolicySpec:
                 observation_std=tuple(map(float, data["observation_std"])),
                 notes=dict(data["notes"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except _UNREADABLE as error:
             raise DataError(f"policy specification cannot be read ({error!r}); export the policy again") from None
 
 

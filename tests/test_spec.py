@@ -23,7 +23,7 @@ def test_spec_survives_json_and_its_fingerprint_notices_changes(spec: PolicySpec
     assert replace(spec, chunk_length=6).fingerprint != spec.fingerprint
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"arm": {}}', "null"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"arm": {}}', "null", "[" * 100_000, '{"arm": 3}'])
 def test_unreadable_spec_is_one_line(text: str) -> None:
     with pytest.raises(DataError, match=r"^[^\n]+$"):
         PolicySpec.from_json(text)

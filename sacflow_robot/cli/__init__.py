@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # what no room foresaw, e.g. a disk that filled up elsewhere
         print(f"{PROGRAM}: error: {one_line(error)}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        print(f"{PROGRAM}: error: out of memory: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
         return 130

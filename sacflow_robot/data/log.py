@@ -62,7 +62,7 @@ class EpisodeLog:
         try:
             attributes: dict[str, Any] = dict(root.attrs)
         except _DAMAGE as error:
-            raise DataError(f"{path} is damaged: {one_line(error)}; restore it from a copy") from None
+            raise _damaged(path, error) from None
         if attributes.get("format") != _FORMAT:
             raise DataError(f"{path} is a Zarr store but not an episode log; expected one written by this program")
         if attributes.get("version") != _VERSION:
@@ -72,7 +72,7 @@ class EpisodeLog:
             self.ends = _whole(np.asarray(_array(root, "meta/episode_ends")[:]).tolist())
             self._observed = {a.key for a in self.arm.observations} | {"time_ns", "state"}
         except _DAMAGE as error:
-            raise DataError(f"{path} is damaged: {one_line(error)}; restore it from a copy") from None
+            raise _damaged(path, error) from None
 
     @staticmethod
     def open(path: Path) -> EpisodeLog:
@@ -89,6 +89,8 @@ class EpisodeLog:
             raise DataError(
                 f"{path} is not an episode log; expected a folder written with --log or demos collect"
             ) from None
+        except _DAMAGE as error:
+            raise error if type(error) is DataError else _damaged(path, error) from None
 
     @staticmethod
     def writer(path: Path, arm: ArmSpec) -> EpisodeLog:
@@ -267,6 +269,10 @@ class EpisodeLog:
                         array.resize((length, *array.shape[1:]))
                 except OSError:
                     continue
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is damaged: {one_line(error)}; restore it from a copy")
 
 
 def _create(path: Path, arm: ArmSpec) -> None:

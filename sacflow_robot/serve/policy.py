@@ -78,7 +78,7 @@ class OnnxPolicy:
         try:
             expected, noise = golden.pop(policyfile.ACTIONS), golden.pop(policyfile.NOISE)
             difference = float(np.abs(self.infer(golden, noise) - expected).max())
-        except (KeyError, InvalidValueError, PolicyFileError, ValueError) as error:
+        except (KeyError, InvalidValueError, PolicyFileError, ValueError, TypeError) as error:
             raise PolicyFileError(
                 f"{path}: its golden vectors do not fit its graph ({error}); export it again"
             ) from None

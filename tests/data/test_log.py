@@ -229,3 +229,7 @@ def test_damage_is_reported(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: P
     (path / "meta" / "episode_ends" / ".zarray").write_text("{")
     with pytest.raises(DataError, match="damaged"):
         EpisodeLog.open(path)
+    for junk in (b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"format": 3}'):
+        (path / ".zattrs").write_bytes(junk)
+        with pytest.raises(DataError, match=r"^[^\n]+$"):
+            EpisodeLog.open(path)

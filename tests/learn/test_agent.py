@@ -132,6 +132,7 @@ def test_divergence_shows(arm: ArmSpec) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_computes_what_the_cpu_does(arm: ArmSpec, batch: ChunkBatch) -> None:
     config = TrainConfig(flow=FLOW)
     cpu, cuda = (Agent(arm, config, torch.device(name)) for name in ("cpu", "cuda"))
@@ -147,6 +148,6 @@ def test_cuda_computes_what_the_cpu_does(arm: ArmSpec, batch: ChunkBatch) -> Non
 
 def test_devices_by_name() -> None:
     assert pick_device("cpu").type == "cpu"
-    for name in ("abacus", "cuda:99"):
+    for name in ("abacus", "cuda:99", "meta"):
         with pytest.raises(UsageError, match="try --device cpu"):
             pick_device(name)

@@ -21,11 +21,11 @@ import numpy as np
 import tyro
 import zmq
 
+from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
-from sacflow_robot.spec import chunk_noise
 
 
 @dataclass(frozen=True)

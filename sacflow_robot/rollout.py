@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.episode import Episode, EpisodeBuilder
-from sacflow_robot.spec import NOMINAL_CLOCK, FloatArray, StepResult, VectorArms, chunk_noise
+from sacflow_robot.randomness import chunk_noise
+from sacflow_robot.spec import NOMINAL_CLOCK, FloatArray, StepResult, VectorArms
 
 Chunker = Callable[[dict[str, FloatArray], FloatArray], FloatArray]
 """Action chunks (B, H, A) from observations (B, ...) and noise (B, H, A); ``Policy.infer`` is one."""

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -250,31 +249,6 @@ class PolicySpec:
             )
         except _UNREADABLE as error:
             raise DataError(f"policy specification cannot be read ({error!r}); export the policy again") from None
-
-
-class Stream(IntEnum):
-    """What random numbers are for. An episode's seed alone decides several things: each draws from a stream of its own,
-    and Gymnasium's draw of the episode's start from the seed itself, so that none repeats another."""
-
-    POLICY_NOISE = 1
-    EXPERT = 2
-    REPLAY = 3
-
-
-def random_stream(seed: int, *key: int) -> np.random.Generator:
-    """The generator of a stream: ``key`` begins with a :class:`Stream`; the same on every machine."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
-
-
-def chunk_noise(noise_shape: tuple[int, ...], seed: int, step: int = 0) -> FloatArray:
-    """Standard normal noise for one action chunk, the same on every machine.
-
-    Args:
-        noise_shape: (H, A), or (B, H, A).
-        seed: The episode's seed, not negative.
-        step: The step of the episode at which the chunk begins.
-    """
-    return random_stream(seed, Stream.POLICY_NOISE, step).standard_normal(noise_shape, dtype=np.float32)
 
 
 NOMINAL_CLOCK = "nominal control rate, from the start of the episode"

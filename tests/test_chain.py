@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.spec import chunk_noise
 
 TINY = [
     "--offline-steps",

@@ -10,8 +10,8 @@ import pytest
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.workers import ArmPool
 from sacflow_robot.errors import SacflowError, UnknownNameError
+from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.rollout import Rollouts, rollout
-from sacflow_robot.spec import chunk_noise
 
 SHAPE = (5, 7)
 

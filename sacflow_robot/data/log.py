@@ -30,24 +30,22 @@ import numpy.typing as npt
 import zarr
 from filelock import FileLock, Timeout
 
+from sacflow_robot.data.columns import (
+    STEP_COLUMNS,
+    Columns,
+    concatenate,
+    episode_columns,
+    parse_info,
+    step_columns,
+    whole_ends,
+)
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec
 
 _FORMAT, _VERSION = "sacflow-robot episodes", 1
 _CHUNK_BYTES, _CHUNK_ROWS = 2_000_000, 4096
-_INFO_BYTES = 1024
 _BLOCK_EPISODES = 256
-_STEP_COLUMNS = {
-    "action": "commanded",
-    "proposed": "proposed",
-    "measured": "measured",
-    "source": "source",
-    "reward": "rewards",
-    "terminated": "terminated",
-    "truncated": "truncated",
-}
-Columns = dict[str, npt.NDArray[Any]]
 
 # What zarr and numpy raise on a store whose files are damaged.
 _DAMAGE = KeyError, ValueError, TypeError, OSError, RuntimeError, AssertionError, DataError
@@ -69,7 +67,7 @@ class EpisodeLog:
             raise DataError(f"{path} has log version {attributes.get('version')}, this program reads {_VERSION}")
         try:
             self.arm = ArmSpec.from_dict(attributes["arm"])
-            self.ends = _whole(np.asarray(_array(root, "meta/episode_ends")[:]).tolist())
+            self.ends = whole_ends(np.asarray(_array(root, "meta/episode_ends")[:]).tolist())
             self._observed = {a.key for a in self.arm.observations} | {"time_ns", "state"}
         except _DAMAGE as error:
             raise _damaged(path, error) from None
@@ -149,8 +147,8 @@ class EpisodeLog:
             return
         for episode in episodes:
             episode.check_fits(self.arm, str(self.path))
-        data = _concatenate([_step_columns(e, self.arm) for e in episodes])
-        meta = _concatenate([_episode_columns(e, self.arm) for e in episodes])
+        data = concatenate([step_columns(e, self.arm) for e in episodes])
+        meta = concatenate([episode_columns(e, self.arm) for e in episodes])
         ends = self.steps + np.cumsum([len(e) for e in episodes])
         before = self.steps, len(self)
         self._check_columns(data, meta)
@@ -211,7 +209,7 @@ class EpisodeLog:
             last = {
                 key: np.asarray(self._array(f"meta/last_{key}")[first:stop]) for key in data if key in self._observed
             }
-            infos = [_parse_info(row) for row in np.asarray(self._array("meta/info")[first:stop])]
+            infos = [parse_info(row) for row in np.asarray(self._array("meta/info")[first:stop])]
             episodes = []
             for i, (start, end) in enumerate(itertools.pairwise(bounds)):
                 rows = slice(start - bounds[0], end - bounds[0])
@@ -222,7 +220,7 @@ class EpisodeLog:
                         time_ns=whole["time_ns"],
                         states=whole.get("state"),
                         info=infos[i],
-                        **{name: data[key][rows] for key, name in _STEP_COLUMNS.items()},
+                        **{name: data[key][rows] for key, name in STEP_COLUMNS.items()},
                     )
                 )
             return episodes
@@ -306,48 +304,6 @@ def _array(root: zarr.Group, name: str) -> zarr.Array[Any]:
     array = root[name]
     assert isinstance(array, zarr.Array)
     return array
-
-
-def _step_columns(episode: Episode, arm: ArmSpec) -> Columns:
-    columns: Columns = {a.key: episode.observations[a.key][:-1] for a in arm.observations}
-    columns |= {key: getattr(episode, name) for key, name in _STEP_COLUMNS.items()}
-    columns["time_ns"] = episode.time_ns[:-1]
-    if episode.states is not None:
-        columns["state"] = episode.states[:-1]
-    return columns
-
-
-def _episode_columns(episode: Episode, arm: ArmSpec) -> Columns:
-    columns: Columns = {f"last_{a.key}": episode.observations[a.key][-1:] for a in arm.observations}
-    columns["last_time_ns"] = episode.time_ns[-1:]
-    if episode.states is not None:
-        columns["last_state"] = episode.states[-1:]
-    info = json.dumps(dict(episode.info), separators=(",", ":")).encode()
-    if len(info) > _INFO_BYTES:
-        raise DataError(f"episode info takes {len(info)} bytes, a log keeps {_INFO_BYTES}; shorten it")
-    columns["info"] = np.frombuffer(info.ljust(_INFO_BYTES, b"\0"), np.uint8)[None]
-    return columns
-
-
-def _concatenate(parts: Sequence[Columns]) -> Columns:
-    if any(part.keys() != parts[0].keys() for part in parts):
-        raise DataError("episodes with and without simulator states cannot share a log; give another path")
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def _whole(ends: list[int]) -> list[int]:
-    """Ends of whole episodes: an interrupted append can leave zeros behind them, as room made but not filled."""
-    for i, end in enumerate(ends):
-        if end <= (ends[i - 1] if i else 0):
-            return ends[:i]
-    return ends
-
-
-def _parse_info(row: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    info = json.loads(bytes(row).rstrip(b"\0"))
-    if not isinstance(info, dict):
-        raise ValueError("an episode's info is not a map")
-    return info
 
 
 def write_log(path: Path, arm: ArmSpec, episodes: Iterable[Episode]) -> None:

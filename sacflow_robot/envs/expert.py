@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.spec import FloatArray, Observation, Stream, random_stream
+from sacflow_robot.randomness import Stream, random_stream
+from sacflow_robot.spec import FloatArray, Observation
 
 Vector = npt.NDArray[np.float64]
 

@@ -29,8 +29,9 @@ from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.curve import draw_curve
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import Evaluation, MetricsWriter, RunFolder
+from sacflow_robot.randomness import Stream, random_stream
 from sacflow_robot.rollout import Rollouts, rollout
-from sacflow_robot.spec import FloatArray, Stream, VectorArms, random_stream
+from sacflow_robot.spec import FloatArray, VectorArms
 from sacflow_robot.statistics import wilson_interval
 
 CURVE_SEED = 20_000

@@ -11,7 +11,8 @@ import numpy as np
 
 from sacflow_robot.episode import Episode, EpisodeBuilder
 from sacflow_robot.errors import LogWriteError, SpecMismatchError
-from sacflow_robot.spec import ArmSpec, FloatArray, Policy, Recorder, Robot, chunk_noise
+from sacflow_robot.randomness import chunk_noise
+from sacflow_robot.spec import ArmSpec, FloatArray, Policy, Recorder, Robot
 
 
 @dataclass(frozen=True)

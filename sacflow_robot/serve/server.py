@@ -14,9 +14,9 @@ import zmq
 
 from sacflow_robot import __version__
 from sacflow_robot.errors import SacflowError, UsageError, WireError, one_line
+from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.spec import chunk_noise
 
 _POLL_MS = 100
 _MAX_BATCH = 4096

@@ -9,12 +9,13 @@ import pytest
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, InvalidValueError, SpecMismatchError, UnknownNameError
+from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.loop import check_fit, run_episode
 from sacflow_robot.robot.replay import replay_episode
 from sacflow_robot.robot.sim import SimRobot
 from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.spec import FloatArray, Observation, PolicySpec, StepResult, chunk_noise
+from sacflow_robot.spec import FloatArray, Observation, PolicySpec, StepResult
 
 
 @pytest.fixture(scope="module")

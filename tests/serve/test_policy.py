@@ -8,8 +8,8 @@ import pytest
 
 from sacflow_robot import policyfile
 from sacflow_robot.errors import InvalidValueError, PolicyFileError
+from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.spec import chunk_noise
 
 
 def observation(policy: OnnxPolicy, batch: int) -> dict[str, np.ndarray]:

@@ -13,11 +13,11 @@ import pytest
 import zmq
 
 from sacflow_robot.errors import ServerError, UsageError
+from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
-from sacflow_robot.spec import chunk_noise
 
 ANY_PORT = "tcp://127.0.0.1:*"
 

@@ -105,12 +105,12 @@ class Agent:
         self.updates += 1
         return {"loss/flow_matching": loss.detach(), **self._update_critic(batch)}
 
-    def update_online(self, chunks: ChunkBatch) -> Metrics:
-        """One step of the critic; every ``policy_delay`` of them one of policy and temperature."""
+    def update_online(self, chunks: ChunkBatch, *, critic_only: bool = False) -> Metrics:
+        """One step of the critic; every ``policy_delay`` of them, unless ``critic_only``, one of policy and temperature."""
         batch = self._on_device(chunks)
         metrics = self._update_critic(batch)
         self.updates += 1
-        if self.updates % self.config.learner.policy_delay == 0:
+        if not critic_only and self.updates % self.config.learner.policy_delay == 0:
             metrics |= self._update_policy(batch)
         return metrics
 

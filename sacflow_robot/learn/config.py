@@ -54,6 +54,8 @@ class LearnerConfig:
         critic_aggregate: How critics are combined in targets and in the actor loss.
         updates_per_step: Critic updates per environment step online (UTD).
         policy_delay: Critic updates per policy update online.
+        warmup_steps: Environment steps online during which only the critic learns, from what cloning alone does; until
+            then it knows demonstrations only and would mislead the policy.
         regularisation: beta, weight of ||a - a_data||^2 in the actor loss, summed over the chunk's H*A dimensions. It is
             the only one and acts online; offline the policy is fitted by flow matching alone.
         temperature: learned within the bounds, or zero. With the fixed noise scale here it weighs a penalty on saturated
@@ -76,6 +78,7 @@ class LearnerConfig:
     critic_aggregate: Literal["min", "mean"] = "min"
     updates_per_step: float = 0.3
     policy_delay: int = 2
+    warmup_steps: int = 3000
     regularisation: float = 0.05
     temperature: Literal["learned", "zero"] = "learned"
     initial_temperature: float = 1e-3
@@ -88,7 +91,7 @@ class LearnerConfig:
             _check(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
         for name in ("discount", "target_rate", "policy_average_rate"):
             _check(0 < getattr(self, name) <= 1, f"learner.{name}", getattr(self, name), "above 0 and at most 1")
-        for name in ("policy_rate", "critic_rate", "updates_per_step", "regularisation"):
+        for name in ("policy_rate", "critic_rate", "updates_per_step", "regularisation", "warmup_steps"):
             _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
         low, high = self.temperature_bounds
         _check(0 < low <= high < math.inf, "learner.temperature_bounds", (low, high), "positive, the lower one first")
@@ -132,7 +135,7 @@ class TrainConfig:
     demo_episodes: int = 200
     trim_idle: bool = True
     replay: tuple[Path, ...] = ()
-    offline_steps: int = 3000
+    offline_steps: int = 2500
     online_steps: int = 30_000
     seed: int = 0
     device: str = "auto"

@@ -191,8 +191,10 @@ class Trainer:
                 break
             self._rollouts.send(self._explore)
             updates_before = self.agent.updates
+            warming_up = self.env_steps < config.learner.warmup_steps
             for _ in range(int(self._updates_owed)):
-                self._latest |= self.agent.update_online(self.buffer.sample(config.learner.batch_size, self._rng))
+                batch = self.buffer.sample(config.learner.batch_size, self._rng)
+                self._latest |= self.agent.update_online(batch, critic_only=warming_up)
             self._updates_owed %= 1
             steps, ended = self._rollouts.receive()
             self._take(steps, ended)

@@ -61,6 +61,10 @@ def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(
     assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
     assert "loss/actor" in agent.update_online(batch)
     assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+    before = [p.clone() for p in agent.policy.parameters()]
+    for _ in range(2):
+        agent.update_online(batch, critic_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
     for parameter in agent.critic.parameters():
         parameter.grad = None
     before = [p.clone() for p in agent.critic.parameters()]

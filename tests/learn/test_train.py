@@ -27,7 +27,7 @@ TINY = TrainConfig(
     eval_episodes=1,
     flow=FlowConfig(width=32, depth=2, gate_width=16),
 )
-TINY = replace(TINY, learner=replace(TINY.learner, batch_size=32, critic_width=32, critic_depth=2))
+TINY = replace(TINY, learner=replace(TINY.learner, batch_size=32, critic_width=32, critic_depth=2, warmup_steps=40))
 
 
 @pytest.fixture(scope="module")

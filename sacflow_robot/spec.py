@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # What parsing JSON of the wrong form raises.
 _UNREADABLE = KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
 
+_MOST = 1_000_000  # a chunk length, number of Euler steps or extent beyond this is damage
+
 FloatArray = npt.NDArray[np.float32]
 Observation = Mapping[str, FloatArray]
 
@@ -111,7 +113,7 @@ class ArmSpec:
                 )
                 for a in data["observations"]
             )
-            return ArmSpec(
+            spec = ArmSpec(
                 robot=str(data["robot"]),
                 task=str(data["task"]),
                 controller=str(data["controller"]),
@@ -122,6 +124,13 @@ class ArmSpec:
                 action_low=tuple(map(float, data["action_low"])),
                 action_high=tuple(map(float, data["action_high"])),
             )
+            per_action = {len(getattr(spec, f"action_{name}")) for name in ("names", "units", "low", "high")}
+            extents = [n for array in arrays for n in array.shape]
+            if len(per_action) != 1 or not arrays or not all(1 <= n <= _MOST for n in (*extents, *per_action)):
+                raise ValueError("array shapes or action dimensions are out of range")
+            if not 0 < spec.control_rate_hz < float("inf"):
+                raise ValueError(f"control_rate_hz {spec.control_rate_hz}")
+            return spec
         except _UNREADABLE as error:
             raise DataError(
                 f"arm specification cannot be read ({error!r}); was it written by another version?"
@@ -238,7 +247,7 @@ class PolicySpec:
         """
         try:
             data = json.loads(text)
-            return PolicySpec(
+            spec = PolicySpec(
                 arm=ArmSpec.from_dict(data["arm"]),
                 chunk_length=int(data["chunk_length"]),
                 euler_steps=int(data["euler_steps"]),
@@ -247,6 +256,9 @@ class PolicySpec:
                 observation_std=tuple(map(float, data["observation_std"])),
                 notes=dict(data["notes"]),
             )
+            if not (1 <= spec.chunk_length <= _MOST and 1 <= spec.euler_steps <= _MOST):
+                raise ValueError(f"chunk_length {spec.chunk_length}, euler_steps {spec.euler_steps}")
+            return spec
         except _UNREADABLE as error:
             raise DataError(f"policy specification cannot be read ({error!r}); export the policy again") from None
 

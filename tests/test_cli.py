@@ -77,6 +77,9 @@ def test_bad_use_of_each_command(
         assert "it is in use" in fails(capsys, 2, "serve", "--policy", policy_file, "--bind", bind)
     assert "cannot bind" in fails(capsys, 2, "serve", "--policy", policy_file, "--bind", "tcp://256.0.0.1:1")
     nobody = "tcp://127.0.0.1:9"
+    for timeout in ("inf", "nan", "0"):
+        assert "--timeout above 0" in fails(capsys, 2, "run", "--server", nobody, "--timeout", timeout)
+    assert "unknown robot driver" in fails(capsys, 2, "run", "--server", nobody, "--robot", "foo:bar")
     assert "no answer from" in fails(capsys, 1, "run", "--server", nobody, "--timeout", 0.2, "--log", out)
     assert "no episode log" in fails(capsys, 1, "replay", absent)
     assert "no episode log" in fails(capsys, 1, "log", "info", absent)

@@ -27,6 +27,17 @@ def test_unreadable_spec_is_one_line(text: str) -> None:
         PolicySpec.from_json(text)
 
 
+@pytest.mark.parametrize(
+    "change", [{"chunk_length": 0}, {"chunk_length": -1}, {"chunk_length": 10**9}, {"euler_steps": 0}]
+)
+def test_absurd_specs_are_refused(spec: PolicySpec, change: dict[str, int]) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        PolicySpec.from_json(replace(spec, **change).to_json())
+    arm = replace(spec.arm, action_low=(-1.0,) * 3)
+    with pytest.raises(DataError, match="out of range"):
+        PolicySpec.from_json(replace(spec, arm=arm).to_json())
+
+
 def test_differences_name_every_field(arm: ArmSpec) -> None:
     changed = replace(arm, robot="UR5e", observations=arm.observations[:-1], control_rate_hz=10.0)
     found = arm.differences(changed)

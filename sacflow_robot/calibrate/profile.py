@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +10,8 @@ import yaml
 
 from sacflow_robot.errors import DataError, SpecMismatchError, one_line
 from sacflow_robot.spec import ArmSpec, FloatArray
+
+_LARGEST_LIMIT = 10  # metres or radians in one control period: no arm moves that far
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def load_profile(path: Path) -> Profile:
     """
     try:
         data = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"profile {path} cannot be read: {one_line(error)}") from None
     known = {f.name for f in fields(Profile)}
     found = set(data) if isinstance(data, dict) else set()
@@ -70,6 +71,10 @@ def load_profile(path: Path) -> Profile:
         raise DataError(f"profile {path}: missing keys: {missing or 'none'}; unknown keys: {unknown or 'none'}")
     for name in ("max_translation_per_step_m", "max_rotation_per_step_rad"):
         value = data[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-            raise DataError(f"profile {path}: {name} is {value!r}, expected a positive number")
+        if type(value) not in (int, float) or not 0 < value <= _LARGEST_LIMIT:
+            raise DataError(
+                f"profile {path}: {name} is {value!r}, expected a positive number of at most {_LARGEST_LIMIT}"
+            )
+    if type(data["version"]) is not int:
+        raise DataError(f"profile {path}: version is {data['version']!r}, expected a whole number")
     return Profile(**{**data, "date": str(data["date"])})

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 1
     except SacflowError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {one_line(error, 1000)}", file=sys.stderr)
         return error.exit_status
     except ModuleNotFoundError as error:
         print(f"{PROGRAM}: error: {_missing(error)}", file=sys.stderr)
@@ -55,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # what no room foresaw, e.g. a disk that filled up elsewhere
         print(f"{PROGRAM}: error: {one_line(error)}", file=sys.stderr)
         return 1
+    except SystemError as error:  # compiled code turns a Ctrl-C that hits it into this
+        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return 130
     except MemoryError as error:
         print(f"{PROGRAM}: error: out of memory: {one_line(error)}", file=sys.stderr)
         return 1

@@ -49,7 +49,7 @@ class Launch:
 def _read(path: Path) -> dict[str, list[str]]:
     try:
         data = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"launch file {path} cannot be read: {one_line(error)}") from None
     if not isinstance(data, dict) or not data or not all(isinstance(v, str) for v in data.values()):
         raise DataError(f"launch file {path} is not a map of process names to command lines")

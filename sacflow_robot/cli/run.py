@@ -9,6 +9,8 @@ from pathlib import Path
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
 
+_LONGEST_TIMEOUT_S = 3600
+
 
 @dataclass(frozen=True)
 class Run:
@@ -35,22 +37,25 @@ class Run:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.robot.drivers import make_robot
+        from sacflow_robot.robot.drivers import find_driver
         from sacflow_robot.robot.loop import check_fit, run_episode
         from sacflow_robot.serve.client import PolicyClient
 
-        if self.episodes < 1 or self.seed < 0 or self.timeout <= 0:
-            raise UsageError("--episodes must be at least 1, --seed not negative and --timeout positive")
+        if self.episodes < 1 or self.seed < 0 or not 0 < self.timeout <= _LONGEST_TIMEOUT_S:
+            raise UsageError(
+                f"--episodes must be at least 1, --seed not negative, --timeout above 0 and at most {_LONGEST_TIMEOUT_S}"
+            )
         solved = done = overruns = 0
         with ExitStack() as stack:
-            client = stack.enter_context(PolicyClient(self.server, self.timeout))
-            robot = stack.enter_context(closing(make_robot(self.robot)))
-            check_fit(client, robot.spec)
-            limits = None
+            driver, profile = find_driver(self.robot), None
             if self.profile is not None:
                 from sacflow_robot.calibrate.profile import load_profile
 
-                limits = load_profile(self.profile).action_limits(robot.spec)
+                profile = load_profile(self.profile)
+            client = stack.enter_context(PolicyClient(self.server, self.timeout))
+            robot = stack.enter_context(closing(driver()))
+            check_fit(client, robot.spec)
+            limits = None if profile is None else profile.action_limits(robot.spec)
             log = None
             if self.log is not None:
                 from sacflow_robot.data.log import EpisodeLog

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,10 +69,15 @@ def concatenate(parts: Sequence[Columns]) -> Columns:
 
 
 def whole_ends(ends: list[int]) -> list[int]:
-    """Ends of whole episodes: an interrupted append can leave zeros behind them, as room made but not filled."""
-    for i, end in enumerate(ends):
-        if end <= (ends[i - 1] if i else 0):
-            return ends[:i]
+    """Ends of whole episodes: an interrupted append can leave zeros behind them, as room made but not filled.
+
+    Raises:
+        DataError: They are not increasing; such a log must be mended by hand, and not be written to.
+    """
+    while ends and ends[-1] == 0:
+        ends = ends[:-1]
+    if any(later <= earlier for earlier, later in pairwise([0, *ends])):
+        raise DataError("meta/episode_ends does not increase")
     return ends
 
 

@@ -48,7 +48,10 @@ _CHUNK_BYTES, _CHUNK_ROWS = 2_000_000, 4096
 _BLOCK_EPISODES = 256
 
 # What zarr and numpy raise on a store whose files are damaged.
-_DAMAGE = KeyError, ValueError, TypeError, OSError, RuntimeError, AssertionError, DataError
+_DAMAGE = (
+    *(KeyError, ValueError, TypeError, OSError, RuntimeError, AssertionError, IndexError),
+    *(ZeroDivisionError, OverflowError, MemoryError, DataError),
+)
 
 
 class EpisodeLog:
@@ -115,6 +118,7 @@ class EpisodeLog:
             if different:
                 raise DataError(f"{path} holds episodes of another arm ({'; '.join(different)}); give another path")
             log._root, log._lock = zarr.open_group(path, mode="r+", zarr_format=2), lock
+            log._check_not_emptied()
             log._cut(log.steps, len(log))
             return log
         except BaseException:
@@ -203,6 +207,8 @@ class EpisodeLog:
         try:
             names = {key: f"data/{key}" for key in _group(self._root, "data").array_keys()}
             data = {key: np.asarray(self._array(name)[bounds[0] : bounds[-1]]) for key, name in names.items()}
+            for name in (*names.values(), "meta/info"):
+                self._check_chunks(name)
             for key, column in data.items():
                 if len(column) != bounds[-1] - bounds[0]:
                     raise DataError(f"{self.path} is damaged: data/{key} is shorter than meta/episode_ends says")
@@ -227,11 +233,34 @@ class EpisodeLog:
         except _DAMAGE as error:
             raise DataError(f"{self.path} is damaged at episodes {first} to {stop - 1}: {one_line(error)}") from None
 
+    def _check_chunks(self, name: str) -> None:
+        """Zarr reads a chunk whose file is missing as zeros; here every chunk has been written.
+
+        Raises:
+            DataError: A chunk's file is missing.
+        """
+        array, width = self._array(name), self._array(name).ndim
+        needed = self.steps if name.startswith("data/") else len(self)
+        for chunk in range(-(-needed // array.chunks[0])):
+            file = self.path / name / ".".join([str(chunk), *["0"] * (width - 1)])
+            if not file.is_file():
+                raise DataError(f"{name} lacks its chunk {file.name}")
+
     def _array(self, name: str) -> zarr.Array[Any]:
         """The array of that name; looking one up costs a read of its metadata, so it is kept."""
         if name not in self._arrays:
-            self._arrays[name] = _array(self._root, name)
+            # Chunks of nothing but zeros are written too, so that one whose file is missing is known to be lost.
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                self._arrays[name] = _array(self._root, name)
         return self._arrays[name]
+
+    def _check_not_emptied(self) -> None:
+        """An interrupted first append leaves rows of one episode at most; more rows than that mean lost ends."""
+        if len(self) or "meta/info" not in self._root:
+            return
+        rows = self._array("meta/info").shape[0]
+        if rows > 1 and np.any(np.asarray(self._array("meta/info")[:])):
+            raise DataError(f"{self.path} is damaged: it has {rows} episodes' rows and no ends; restore it from a copy")
 
     def _check_columns(self, data: Columns, meta: Columns) -> None:
         """Make the columns of an empty log; refuse rows that are not those of a log with episodes."""

@@ -28,6 +28,8 @@ logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 # without which a logged state would not replay.
 _MODEL_SEED = 0
 
+_LARGEST_STATE = 1e6  # metres, radians or seconds
+
 
 class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
     """A robosuite task with a Panda under OSC_POSE delta control at 20 Hz.
@@ -146,6 +148,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         expected = 1 + self._model.nq + self._model.nv
         if state.shape != (expected,):
             raise DataError(f"simulator state has shape {state.shape}, task {self.task.name!r} expects ({expected},)")
+        if not (np.abs(state) < _LARGEST_STATE).all():
+            raise DataError(f"simulator state holds NaN or numbers beyond {_LARGEST_STATE:g}; it is damaged")
         mujoco.mj_resetData(self._model, self._data)
         self._data.time = state[0]
         self._data.qpos[:] = state[1 : 1 + self._model.nq]

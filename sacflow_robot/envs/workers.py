@@ -49,7 +49,7 @@ class ArmPool:
         self._links: list[Connection] = []
         self._processes = []
         context = mp.get_context("spawn")
-        with _environment(dict.fromkeys(_ONE_THREAD, "1")):
+        with _starting_workers():
             for _ in range(count):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve_arm, args=(theirs, task), daemon=True)
@@ -179,12 +179,11 @@ def collect(task: str, seeds: Iterable[int], workers: int, progress: Callable[[E
     """
     make_expert(task, 0)
     episodes = []
-    with (
-        _environment(dict.fromkeys(_ONE_THREAD, "1")),
-        ProcessPoolExecutor(workers, mp.get_context("spawn"), _leave_ctrl_c_to_parent) as pool,
-    ):
+    with ProcessPoolExecutor(workers, mp.get_context("spawn"), _leave_ctrl_c_to_parent) as pool:
         try:
-            for episode in pool.map(demonstrate, *zip(*((task, seed) for seed in seeds), strict=True)):
+            with _starting_workers():
+                found = pool.map(demonstrate, *zip(*((task, seed) for seed in seeds), strict=True))
+            for episode in found:
                 episodes.append(episode)
                 progress(episode)
         except BrokenProcessPool:
@@ -205,6 +204,20 @@ def _local_arm(task: str) -> RobosuiteEnv:
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
     return RobosuiteEnv(task)
+
+
+@contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Start processes with one thread each, which inherit a blocked SIGINT: a Ctrl-C while they import is the parent's."""
+    before = None
+    if hasattr(signal, "pthread_sigmask"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _environment(dict.fromkeys(_ONE_THREAD, "1")):
+            yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

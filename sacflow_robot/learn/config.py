@@ -79,7 +79,7 @@ class LearnerConfig:
     updates_per_step: float = 0.3
     policy_delay: int = 2
     warmup_steps: int = 3000
-    regularisation: float = 0.05
+    regularisation: float = 0.15
     temperature: Literal["learned", "zero"] = "learned"
     initial_temperature: float = 1e-3
     temperature_bounds: tuple[float, float] = (1e-5, 1e-2)
@@ -201,5 +201,5 @@ def from_yaml(text: str) -> TrainConfig:
         learner["temperature_bounds"] = tuple(learner["temperature_bounds"])
         data["replay"] = tuple(Path(path) for path in data["replay"])
         return TrainConfig(flow=FlowConfig(**data.pop("flow")), learner=LearnerConfig(**learner), **data)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"config.yaml of the run cannot be read: {one_line(error)}") from None

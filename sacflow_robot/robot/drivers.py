@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.spec import Robot
@@ -27,7 +28,16 @@ def make_robot(name: str) -> Robot:
     Raises:
         UnknownNameError: No such driver.
     """
+    return find_driver(name)()
+
+
+def find_driver(name: str) -> Callable[[], Robot]:
+    """What makes the arm of that name, found without making it.
+
+    Raises:
+        UnknownNameError: No such driver.
+    """
     driver, _, argument = name.partition(":")
     if driver not in DRIVERS:
         raise UnknownNameError("robot driver", driver, [f"{d}:..." for d in DRIVERS])
-    return DRIVERS[driver](argument)
+    return partial(DRIVERS[driver], argument)

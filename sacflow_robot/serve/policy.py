@@ -77,7 +77,10 @@ class OnnxPolicy:
     def _self_test(self, path: Path, golden: dict[str, FloatArray]) -> None:
         try:
             expected, noise = golden.pop(policyfile.ACTIONS), golden.pop(policyfile.NOISE)
-            difference = float(np.abs(self.infer(golden, noise) - expected).max())
+            actions = self.infer(golden, noise)
+            if actions.shape != expected.shape:
+                raise ValueError(f"actions of shape {actions.shape} for {expected.shape}")
+            difference = float(np.abs(actions - expected).max())
         except (KeyError, InvalidValueError, PolicyFileError, ValueError, TypeError) as error:
             raise PolicyFileError(
                 f"{path}: its golden vectors do not fit its graph ({error}); export it again"

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from sacflow_robot.serve.policy import OnnxPolicy
 
 _POLL_MS = 100
 _MAX_BATCH = 4096
+_LAST_PORT = 65535
 _LOG = logging.getLogger(__name__)
 
 
@@ -35,6 +37,7 @@ class PolicyServer:
     """
 
     def __init__(self, policy: OnnxPolicy, bind: str) -> None:
+        _check_bind(bind)
         self._policy = policy
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -78,6 +81,9 @@ class PolicyServer:
         if self._thread is not None:
             self._thread.join()
         self._context.destroy(linger=0)
+        transport, _, place = self.address.partition("://")
+        if transport == "ipc" and not place.startswith("@"):
+            Path(place).unlink(missing_ok=True)
 
     def __enter__(self) -> PolicyServer:
         return self
@@ -140,3 +146,18 @@ class PolicyServer:
             "timings_us": {"infer": (time.perf_counter_ns() - before) / 1e3},
         }
         return wire.Message(header, {"actions": actions})
+
+
+def _check_bind(bind: str) -> None:
+    """Refuse what ZeroMQ would accept to somebody's harm: a port that wraps round, an ipc path that is taken.
+
+    Raises:
+        UsageError: The address is one of these.
+    """
+    transport, _, place = bind.partition("://")
+    if transport == "tcp":
+        port = place.rpartition(":")[2]
+        if port != "*" and not (port.isascii() and port.isdigit() and int(port[:9]) <= _LAST_PORT):
+            raise UsageError(f"cannot bind {bind!r}: {port!r} is no port; give e.g. tcp://127.0.0.1:5555 with --bind")
+    if transport == "ipc" and not place.startswith("@") and Path(place).exists():
+        raise UsageError(f"cannot bind {bind!r}: {place} exists; stop what serves there, or remove it")

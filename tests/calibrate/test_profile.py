@@ -34,6 +34,9 @@ def test_limits_are_in_action_units_and_within_the_arms_own(arm: ArmSpec) -> Non
         ("max_translation_per_step_m: 0.05", "max_translation_per_step_m: -1", "is -1, expected a positive number"),
         ("max_translation_per_step_m: 0.05", "max_translation_per_step_m: .inf", "expected a positive number"),
         ("max_translation_per_step_m: 0.05", "max_translation_per_step_m: five", "is 'five', expected"),
+        ("max_translation_per_step_m: 0.05", "max_translation_per_step_m: 1:30", "is 90, expected"),
+        ("version: 1", "version: one", "version is 'one', expected a whole number"),
+        ("date: 2026-11-22", "date: 2026-13-45", "cannot be read"),
         ("robot: Panda", "robot: [", "cannot be read"),
     ],
 )

@@ -188,6 +188,23 @@ def test_rows_past_the_last_end_are_ignored_and_overwritten(
     assert_same(EpisodeLog.open(path).read(1), make_episode(2, seed=1))
 
 
+def test_a_log_whose_ends_are_damaged_is_not_written_to(
+    make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path
+) -> None:
+    for damage in ([0, 9, 12], [5, 0, 12], [-5, 9, 12], [5, 5, 12], [0, 0, 0], None):
+        path = tmp_path / "log.zarr"
+        write_log(path, arm, [make_episode(n) for n in (5, 4, 3)])
+        before = sorted((p, p.read_bytes()) for p in (path / "data").rglob("*") if p.is_file())
+        if damage is None:
+            next(p for p in (path / "meta" / "episode_ends").iterdir() if not p.name.startswith(".")).unlink()
+        else:
+            zarr.open_group(path, mode="r+", zarr_format=2)["meta/episode_ends"][:] = damage
+        with pytest.raises(DataError, match="damaged"):
+            EpisodeLog.writer(path, arm)
+        assert before == sorted((p, p.read_bytes()) for p in (path / "data").rglob("*") if p.is_file())
+        shutil.rmtree(path)
+
+
 def test_truncate_keeps_the_first_episodes(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
     with EpisodeLog.writer(path, arm) as log:
@@ -225,6 +242,9 @@ def test_damage_is_reported(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: P
     chunk = next(p for p in (path / "data" / "action").iterdir() if not p.name.startswith("."))
     chunk.write_bytes(chunk.read_bytes()[:10])
     with pytest.raises(DataError, match="damaged"):
+        EpisodeLog.open(path).read(0)
+    chunk.unlink()
+    with pytest.raises(DataError, match=r"data/action lacks its chunk 0\.0"):
         EpisodeLog.open(path).read(0)
     (path / "meta" / "episode_ends" / ".zarray").write_text("{")
     with pytest.raises(DataError, match="damaged"):

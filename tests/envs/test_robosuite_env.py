@@ -139,3 +139,6 @@ def test_bad_input_is_one_clear_line(env: RobosuiteEnv) -> None:
     assert np.array_equal(env.state(), before), "a refused action moves nothing"
     with pytest.raises(DataError, match=r"shape \(3,\), task 'lift' expects \(32,\)"):
         env.reset(options={"state": np.zeros(3)})
+    for damage in (np.nan, 1e300):
+        with pytest.raises(DataError, match="damaged"):
+            env.reset(options={"state": np.full(32, damage)})

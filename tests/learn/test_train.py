@@ -105,7 +105,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     for row in rows[0] + rows[1]:
         del row["wall_s"]
     assert rows[0] == rows[1]
-    assert sum(bool(row["loss/actor"]) for row in rows[0]) >= 10
+    assert sum(bool(row["loss/actor"]) for row in rows[0]) >= 5, "rows after the warm-up are compared too"
     assert (tmp_path / "parts" / "curve.png").stat().st_size > 5_000
 
 

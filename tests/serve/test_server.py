@@ -166,5 +166,21 @@ def test_a_client_notices_that_the_policy_was_replaced(policy_file: Path) -> Non
 def test_a_port_in_use(server: PolicyServer, policy_file: Path) -> None:
     with pytest.raises(UsageError, match="it is in use; give another address with --bind"):
         PolicyServer(OnnxPolicy(policy_file), server.address)
+    for port in ("99999", "-1", "5\n5", "x", ""):
+        with pytest.raises(UsageError, match="is no port"):
+            PolicyServer(OnnxPolicy(policy_file), f"tcp://127.0.0.1:{port}")
     with pytest.raises(UsageError, match="cannot bind nonsense"):
         PolicyServer(OnnxPolicy(policy_file), "nonsense")
+
+
+def test_a_file_is_not_turned_into_a_socket(policy_file: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "notes"
+    precious.write_text("precious")
+    with pytest.raises(UsageError, match="notes exists"):
+        PolicyServer(OnnxPolicy(policy_file), f"ipc://{precious}")
+    assert precious.read_text() == "precious"
+    for _ in range(2):  # its own socket is gone once it stops
+        with PolicyServer(OnnxPolicy(policy_file), f"ipc://{tmp_path}/cell") as server:
+            server.start()
+            with pytest.raises(UsageError, match="cell exists"):
+                PolicyServer(OnnxPolicy(policy_file), f"ipc://{tmp_path}/cell")

@@ -19,8 +19,10 @@ from sacflow_robot.spec import ArmSpec, FloatArray
 ObserveState = Callable[[npt.NDArray[np.float64]], tuple[dict[str, FloatArray], bool]]
 """Observation and success flag of a full simulator state (S,)."""
 
-# An idle step commands no motion, leaves the gripper's command alone, and no joint moves by more than this (rad or m).
-_STILL = 2e-3
+# An idle step commands no motion, leaves the gripper's command alone, and no finger moves by more than this (m). The arm
+# may coast: under delta control that is the tail of an earlier command, and says nothing about what to do next.
+_STILL = 1e-3
+_FINGERS = slice(8, 10)  # in a state: time, 7 arm joints, 2 fingers, ...
 _ARM_DIMS = 6
 
 
@@ -109,8 +111,7 @@ def _raw(demo: h5py.Group, options: Hdf5Options, origin: str) -> Episode:
 
     kept = np.arange(steps)
     if options.trim_idle:
-        joints = [1 + i for i in range(9)]  # 7 arm and 2 finger joints follow the time
-        kept = kept[~_idle(actions[:steps], states[: steps + 1, joints])]
+        kept = kept[~_idle(actions[:steps], states[: steps + 1, _FINGERS])]
         if not len(kept):
             raise DataError(f"{origin} is idle throughout; leave it out")
     rows = np.append(kept, steps)
@@ -123,11 +124,11 @@ def _raw(demo: h5py.Group, options: Hdf5Options, origin: str) -> Episode:
     )
 
 
-def _idle(actions: FloatArray, joints: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Which of T steps command nothing and move nothing; joints are (T + 1, J)."""
+def _idle(actions: FloatArray, fingers: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which of T steps command nothing and move no finger; finger positions are (T + 1, 2)."""
     commands_motion = np.abs(actions[:, :_ARM_DIMS]).max(1) > 0
     gripper_changes = np.diff(actions[:, -1], prepend=actions[:1, -1]) != 0
-    moves = np.abs(np.diff(joints, axis=0)).max(1) > _STILL
+    moves = np.abs(np.diff(fingers, axis=0)).max(1) > _STILL
     idle: npt.NDArray[np.bool_] = ~(commands_motion | gripper_changes | moves)
     return idle
 

@@ -110,7 +110,7 @@ class TrainConfig:
         demos: Demonstrations: auto collects them once and keeps them; none; or an episode log, a raw robosuite
             or a robomimic low-dim HDF5 file.
         demo_episodes: Episodes that auto collects.
-        trim_idle: Drop the steps of raw robosuite demonstrations that command nothing and move nothing.
+        trim_idle: Drop the steps of raw robosuite demonstrations that command nothing and move no finger.
         replay: Episode logs to learn from besides.
         offline_steps: Updates on the demonstrations before going online.
         online_steps: Environment steps to learn from online.

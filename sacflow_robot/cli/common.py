@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,6 +17,9 @@ from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import Policy
 from sacflow_robot.statistics import wilson_interval
+
+if TYPE_CHECKING:
+    from sacflow_robot.envs.experts.habits import Quality
 
 EVAL_SEED, RUN_SEED = 10_000, 30_000
 """First seeds of ``eval`` and ``run``. They differ because runs are logged and learned from; the curve's evaluations
@@ -87,7 +90,7 @@ def evaluate(policy: Policy, task: str, seeds: Iterable[int]) -> list[Episode]:
     return episodes
 
 
-def collect_demos(task: str, count: int, first_seed: int) -> list[Episode]:
+def collect_demos(task: str, quality: Quality, count: int, first_seed: int) -> list[Episode]:
     """Demonstrations of the scripted expert, collected on all cores with a progress bar."""
     from sacflow_robot.envs.workers import collect, core_count
 
@@ -101,24 +104,25 @@ def collect_demos(task: str, count: int, first_seed: int) -> list[Episode]:
             bar.update(row, advance=1)
             bar.update(row, success=f"success {solved / bar.tasks[0].completed:.0%}")
 
-        return collect(task, range(first_seed, first_seed + count), min(core_count(), max(count, 1)), show)
+        return collect(task, quality, range(first_seed, first_seed + count), min(core_count(), max(count, 1)), show)
 
 
-def demo_cache(task: str, count: int) -> Path:
+def demo_cache(task: str, quality: Quality, count: int) -> Path:
     """Where ``train`` keeps the demonstrations that it collects itself.
 
-    The name holds a digest of the expert and the environment: another version of them does not reuse old episodes.
+    The name holds a digest of the experts and the environment: another version of them does not reuse old episodes.
     """
-    from sacflow_robot.envs import expert, robosuite_env
+    from sacflow_robot.envs import experts, robosuite_env, tasks
 
     digest = hashlib.sha256()
-    for module in (expert, robosuite_env):
-        digest.update(Path(str(module.__file__)).read_bytes())
+    expert_modules = sorted(Path(str(experts.__file__)).parent.glob("*.py"))
+    for module in (*expert_modules, Path(str(robosuite_env.__file__)), Path(str(tasks.__file__))):
+        digest.update(module.read_bytes())
     root = (
         os.environ.get("SACFLOW_ROBOT_CACHE")
         or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sacflow-robot"
     )
-    return Path(root) / "demos" / f"{task}-mixed-{count}-{digest.hexdigest()[:10]}.zarr"
+    return Path(root) / "demos" / f"{task}-{quality}-{count}-{digest.hexdigest()[:10]}.zarr"
 
 
 def command_line(*words: object) -> str:

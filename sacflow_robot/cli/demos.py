@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
@@ -11,10 +12,11 @@ from sacflow_robot.errors import UsageError
 
 @dataclass(frozen=True)
 class Collect:
-    """Collect demonstrations of mixed quality from a task's scripted expert, on all cores.
+    """Collect demonstrations from a task's scripted expert, on all cores.
 
     Attributes:
         env: Task.
+        quality: How good the expert is: proficient hardly ever fails, mixed is like a group of people, poor often fails.
         episodes: Episodes to collect.
         out: Episode log to make.
         seed: First environment seed, which decides the expert's habits too.
@@ -23,22 +25,23 @@ class Collect:
 
     out: Path
     env: str = "lift"
+    quality: Literal["proficient", "mixed", "poor"] = "mixed"
     episodes: int = 200
     seed: int = 1_000_000
     json: bool = False
 
     def run(self) -> int:
         from sacflow_robot.data.log import write_log
-        from sacflow_robot.envs.expert import make_expert
+        from sacflow_robot.envs.experts.expert import make_expert
         from sacflow_robot.envs.tasks import get_task
 
         if self.episodes < 1 or self.seed < 0:
             raise UsageError("--episodes must be at least 1 and --seed not negative")
         arm = get_task(self.env).arm
-        make_expert(self.env, 0)
+        make_expert(self.env, 0, self.quality)
         if self.out.exists():
             raise UsageError(f"{self.out} exists already; give another --out or remove it")
-        episodes = common.collect_demos(self.env, self.episodes, self.seed)
+        episodes = common.collect_demos(self.env, self.quality, self.episodes, self.seed)
         write_log(self.out, arm, episodes)
         solved, steps = sum(e.success for e in episodes), sum(map(len, episodes))
         common.console().print(

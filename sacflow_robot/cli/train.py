@@ -220,7 +220,7 @@ def _cached_demos(config: TrainConfig) -> Path:
 
     if config.demo_episodes < 1:
         raise UsageError("--demo-episodes is 0; it must be at least 1, or give --demos none and --replay LOG")
-    path = common.demo_cache(config.env, config.demo_episodes)
+    path = common.demo_cache(config.env, config.demo_quality, config.demo_episodes)
     if not path.exists():
         common.console().print(f"collecting {config.demo_episodes} demonstrations, once; they are kept in {path}")
         try:
@@ -229,7 +229,7 @@ def _cached_demos(config: TrainConfig) -> Path:
             raise DataError(
                 f"cannot make the cache folder {path.parent}: {error.strerror}; set SACFLOW_ROBOT_CACHE"
             ) from None
-        episodes = common.collect_demos(config.env, config.demo_episodes, TRAINING_SEED)
+        episodes = common.collect_demos(config.env, config.demo_quality, config.demo_episodes, TRAINING_SEED)
         try:
             write_log(path, get_task(config.env).arm, episodes)
         except (LogWriteError, UsageError):

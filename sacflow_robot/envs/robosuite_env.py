@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -72,7 +73,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         self._substeps = round(self._suite.control_timestep / self._suite.model_timestep)
         self._model = self._suite.sim.model._model
         self._data = self._suite.sim.data._data
-        self._object_ids = [self._suite.sim.model.body_name2id(name) for name in self.task.object_bodies]
+        self._placed_ids = [self._suite.sim.model.body_name2id(name) for name in self.task.placed_bodies]
+        self._object_sensors, self._object_parts = _object_sensors(self._suite)
         self._steps = 0
         self._renderer: SceneRenderer | None = None
 
@@ -92,7 +94,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         state = (options or {}).get("state")
         if state is None:
             self._suite.rng = self.np_random
-            self._suite.placement_initializer.rng = self.np_random
+            placement = self._suite.placement_initializer
+            for sampler in (placement, *getattr(placement, "samplers", {}).values()):
+                sampler.rng = self.np_random
             self._suite.reset()
             state = self.state()
         self._restore(np.asarray(state, np.float64))
@@ -121,8 +125,10 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         return StepResult(observation, reward, terminated, truncated, info["state"])
 
     def state(self) -> npt.NDArray[np.float64]:
-        """Time, qpos and qvel (S,) in robosuite's flattened order; S = 32 for lift."""
-        return np.concatenate([[self._data.time], self._data.qpos, self._data.qvel])
+        """Time, qpos and qvel in robosuite's flattened order, then position and quaternion w x y z of each of the task's
+        ``placed_bodies`` (S,); S = 32 for lift."""
+        placed = [np.append(self._model.body_pos[i], self._model.body_quat[i]) for i in self._placed_ids]
+        return np.concatenate([[self._data.time], self._data.qpos, self._data.qvel, *placed])
 
     def observe_state(self, state: npt.NDArray[np.float64]) -> tuple[dict[str, FloatArray], bool]:
         """Observation and success flag of a logged state (S,); the episode in progress is lost."""
@@ -145,7 +151,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
             self._renderer = None
 
     def _set_state(self, state: npt.NDArray[np.float64]) -> None:
-        expected = 1 + self._model.nq + self._model.nv
+        moving = 1 + self._model.nq + self._model.nv
+        expected = moving + 7 * len(self._placed_ids)
         if state.shape != (expected,):
             raise DataError(f"simulator state has shape {state.shape}, task {self.task.name!r} expects ({expected},)")
         if not (np.abs(state) < _LARGEST_STATE).all():
@@ -153,7 +160,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         mujoco.mj_resetData(self._model, self._data)
         self._data.time = state[0]
         self._data.qpos[:] = state[1 : 1 + self._model.nq]
-        self._data.qvel[:] = state[1 + self._model.nq :]
+        self._data.qvel[:] = state[1 + self._model.nq : moving]
+        for i, pose in zip(self._placed_ids, state[moving:].reshape(-1, 7), strict=True):
+            self._model.body_pos[i], self._model.body_quat[i] = pose[:3], pose[3:]
         mujoco.mj_forward(self._model, self._data)
 
     def _restore(self, state: npt.NDArray[np.float64]) -> None:
@@ -180,23 +189,33 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
                 index = self._robot._ref_actuators_indexes_dict[part]
                 self._data.ctrl[index] = np.clip(command, low[index], high[index])
             sim.step2()
-        # Positions of bodies and sites as of the state just reached; touches nothing that the next step reads.
+        # Positions and contacts as of the state just reached; touches nothing that the next step reads.
         mujoco.mj_kinematics(self._model, self._data)
+        mujoco.mj_collision(self._model, self._data)
 
     def _observe(self) -> dict[str, FloatArray]:
         data, arm = self._data, self._robot.arms[0]
-        eef_pos = data.site_xpos[self._robot.eef_site_id[arm]]
         eef_body = self._suite.sim.model.body_name2id(self._robot.robot_model.eef_name[arm])
-        objects = [
-            np.concatenate([data.xpos[i], _xyzw(data.xquat[i]), data.xpos[i] - eef_pos]) for i in self._object_ids
-        ]
         arrays = {
-            "robot0_eef_pos": eef_pos,
+            "robot0_eef_pos": data.site_xpos[self._robot.eef_site_id[arm]].copy(),
             "robot0_eef_quat": _xyzw(data.xquat[eef_body]),
             "robot0_gripper_qpos": data.qpos[self._robot._ref_gripper_joint_pos_indexes[arm]],
-            "object": np.concatenate(objects),
         }
+        seen = dict(arrays)
+        for name, sense in self._object_sensors.items():
+            seen[name] = sense(seen)
+        arrays["object"] = np.concatenate([np.atleast_1d(seen[name]) for name in self._object_parts])
         return {key: array.astype(np.float32) for key, array in arrays.items()}
+
+
+def _object_sensors(suite: Any) -> tuple[dict[str, Callable[[dict[str, Any]], Any]], list[str]]:
+    """robosuite's sensors of objects by name, and the names of those that make up its ``object-state``, in its order.
+
+    Sensors of one thing relative to another (``..._to_...``) come last: they read the others' values.
+    """
+    observables = {n: o for n, o in suite._observables.items() if o.modality == "object" and o.is_enabled()}
+    ordered = sorted(observables, key=lambda name: "_to_" in name)
+    return {n: observables[n]._sensor for n in ordered}, [n for n, o in observables.items() if o.is_active()]
 
 
 def _xyzw(wxyz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

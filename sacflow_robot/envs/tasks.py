@@ -24,18 +24,16 @@ class Task:
         name: Its name on the command line.
         robosuite_name: robosuite's name of it.
         horizon: Steps after which an episode is truncated.
-        object_bodies: Names of the objects whose poses make up the observation ``object``.
+        object_size: Length of the observation ``object``: robosuite's (and robomimic's) ``object-state`` of the task.
+        placed_bodies: Bodies that an episode's start places in the model itself, having no joint that could; their
+            poses are part of the simulator state.
     """
 
     name: str
     robosuite_name: str
     horizon: int
-    object_bodies: tuple[str, ...]
-
-    @property
-    def object_size(self) -> int:
-        """Per object: position (3), quaternion (4), position relative to the gripper (3)."""
-        return 10 * len(self.object_bodies)
+    object_size: int
+    placed_bodies: tuple[str, ...] = ()
 
     @property
     def arm(self) -> ArmSpec:
@@ -58,7 +56,16 @@ class Task:
         )
 
 
-TASKS = {task.name: task for task in (Task("lift", "Lift", 300, ("cube_main",)),)}
+TASKS = {
+    task.name: task
+    for task in (
+        Task("lift", "Lift", 300, object_size=10),
+        Task("stack", "Stack", 300, object_size=23),
+        Task("can", "PickPlaceCan", 300, object_size=14),
+        Task("square", "NutAssemblySquare", 400, object_size=14),
+        Task("door", "Door", 300, object_size=14, placed_bodies=("Door_main",)),
+    )
+}
 
 
 def get_task(name: str) -> Task:

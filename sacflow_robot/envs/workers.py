@@ -14,7 +14,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sacflow_robot.envs.expert import make_expert
+from sacflow_robot.envs.experts.expert import make_expert
+from sacflow_robot.envs.experts.habits import Quality
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.episode import Episode, EpisodeBuilder, Source
 from sacflow_robot.errors import SacflowError, one_line
@@ -155,34 +156,37 @@ def _serve_arm(link: Connection, task: str) -> None:
             link.send(f"{type(error).__name__}: {one_line(error)}")
 
 
-def demonstrate(task: str, seed: int) -> Episode:
+def demonstrate(task: str, quality: Quality, seed: int) -> Episode:
     """One episode of the task's scripted expert; runs in the calling process."""
     arm = _local_arm(task)
-    expert = make_expert(task, seed)
+    expert = make_expert(task, seed, quality)
     result = arm.begin(seed)
     builder = EpisodeBuilder(result, period_ns=arm.arm.period_ns)
     while not (result.ended or expert.done):
         action = expert.act(result.observation)
         result = arm.command(action)
         builder.add(result, action, source=Source.EXPERT)
-    return builder.build(seed=seed, task=task, clock=NOMINAL_CLOCK)
+    return builder.build(seed=seed, task=task, expert=quality, clock=NOMINAL_CLOCK)
 
 
-def collect(task: str, seeds: Iterable[int], workers: int, progress: Callable[[Episode], None]) -> list[Episode]:
+def collect(
+    task: str, quality: Quality, seeds: Iterable[int], workers: int, progress: Callable[[Episode], None]
+) -> list[Episode]:
     """Demonstrate the task once per seed on several processes; the result is in the order of the seeds.
 
     Args:
         task: Name of the task.
+        quality: Quality of the expert.
         seeds: Environment seeds, which decide the expert's habits too.
         workers: Number of processes.
         progress: Called with each episode as it becomes available, in order.
     """
-    make_expert(task, 0)
+    make_expert(task, 0, quality)
     episodes = []
     with ProcessPoolExecutor(workers, mp.get_context("spawn"), _leave_ctrl_c_to_parent) as pool:
         try:
             with _starting_workers():
-                found = pool.map(demonstrate, *zip(*((task, seed) for seed in seeds), strict=True))
+                found = pool.map(demonstrate, *zip(*((task, quality, seed) for seed in seeds), strict=True))
             for episode in found:
                 episodes.append(episode)
                 progress(episode)

@@ -109,6 +109,7 @@ class TrainConfig:
         velocity: Velocity network.
         demos: Demonstrations: auto collects them once and keeps them; none; or an episode log, a raw robosuite
             or a robomimic low-dim HDF5 file.
+        demo_quality: Quality of the expert that auto collects from.
         demo_episodes: Episodes that auto collects.
         trim_idle: Drop the steps of raw robosuite demonstrations that command nothing and move no finger.
         replay: Episode logs to learn from besides.
@@ -132,6 +133,7 @@ class TrainConfig:
     algo: Literal["sac-flow"] = "sac-flow"
     velocity: VelocityName = "flow-g"
     demos: str = "auto"
+    demo_quality: Literal["proficient", "mixed", "poor"] = "mixed"
     demo_episodes: int = 200
     trim_idle: bool = True
     replay: tuple[Path, ...] = ()
@@ -161,7 +163,7 @@ def _check(fine: bool, name: str, value: object, expected: str) -> None:
         raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {expected}")
 
 
-PRESETS = {"lift": TrainConfig()}
+PRESETS = {task: TrainConfig(env=task) for task in ("lift", "stack", "can", "square", "door")}
 
 # Published sizes differ between velocities (arXiv 2509.25756, offline to online); these fit two CPU cores.
 _FLOWS: dict[str, FlowConfig] = {"flow-t": FlowConfig(width=128, depth=2)}

@@ -1,0 +1,1 @@
+"""Scripted experts: habits, the motions of a hand, one script per task."""

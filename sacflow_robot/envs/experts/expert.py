@@ -1,0 +1,106 @@
+"""Scripted experts that demonstrate a task as well, and as unevenly, as people of three qualities do."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from sacflow_robot.envs.experts.habits import QUALITIES, Habits, Quality, draw_habits
+from sacflow_robot.envs.experts.hand import CLOSE, OPEN, Goal, Hand, Motion
+from sacflow_robot.envs.experts.scripts import SCRIPTS
+from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
+from sacflow_robot.errors import UnknownNameError
+from sacflow_robot.randomness import Stream, random_stream
+from sacflow_robot.spec import FloatArray, Observation
+
+_TREMOR_MEMORY = 0.85  # share of the slow noise that is left after one step
+_GIVE_UP_STEPS = 30
+
+
+class Expert(Protocol):
+    """Chooses one action at a time; ``done`` once it gives the episode up."""
+
+    done: bool
+
+    def act(self, observation: Observation) -> FloatArray:
+        """Action (A,) for one unbatched observation."""
+        ...
+
+
+class ScriptedExpert:
+    """Follows a task's script with the habits of a quality.
+
+    After a failed attempt it tries again with other habits, or gives the episode up and leaves the arm idle.
+
+    Args:
+        task: Name of the task.
+        quality: ``proficient``, ``mixed`` or ``poor``.
+        rng: Decides its habits, its misses and its noise.
+    """
+
+    def __init__(self, task: str, quality: Quality, rng: np.random.Generator) -> None:
+        self._quality, self._rng = quality, rng
+        self._script = SCRIPTS[task]
+        self._hand = Hand(draw_habits(quality, rng), rng, first_way=bool(rng.uniform() < 0.5))
+        self._goals = self._attempts()
+        self._tremor = np.zeros(3)
+        self._pause = 0
+        self._gripper = OPEN
+        self.done = False
+
+    @property
+    def first_way(self) -> bool:
+        """Which of the task's two ways this expert shows, where there are two."""
+        return self._hand.first_way
+
+    def act(self, observation: Observation) -> FloatArray:
+        """Action (7,) for one unbatched observation."""
+        hand, habits, rng = self._hand, self._hand.habits, self._rng
+        hand.see(observation)
+        self._tremor = _TREMOR_MEMORY * self._tremor + np.sqrt(1 - _TREMOR_MEMORY**2) * rng.normal(0, habits.tremor, 3)
+        if self._pause > 0:
+            self._pause -= 1
+            return np.array([0, 0, 0, 0, 0, 0, self._gripper], np.float32)
+        if rng.uniform() < habits.pause_rate:
+            self._pause = int(rng.integers(2, 9))
+        goal = next(self._goals, None)
+        if goal is None:
+            self.done = True
+            return np.array([0, 0, 0, 0, 0, 0, self._gripper], np.float32)
+        self._gripper = goal.gripper
+        return self._command(goal, habits)
+
+    def _command(self, goal: Goal, habits: Habits) -> FloatArray:
+        hand, rng = self._hand, self._rng
+        move = habits.gain * (goal.position - hand.position) / METRES_PER_ACTION
+        fastest, speed = min(habits.top_speed, goal.slowness), np.abs(move).max()
+        if speed > fastest:
+            move *= fastest / speed
+        move += (1 - goal.steadiness) * (self._tremor + rng.normal(0, habits.jitter, 3))
+        turn = rng.normal(0, 0.15 * habits.jitter, 3)
+        if goal.yaw is not None:
+            turn += habits.gain * hand.turn_to(goal.yaw) / RADIANS_PER_ACTION
+        action: FloatArray = np.clip(np.concatenate([move, turn, [goal.gripper]]), -1, 1).astype(np.float32)
+        return action
+
+    def _attempts(self) -> Motion:
+        while not (yield from self._script(self._hand)):
+            if self._rng.uniform() >= self._hand.habits.persistence:
+                yield from self._hand.wait(_GIVE_UP_STEPS, CLOSE, 0.9)
+                return False
+            self._hand.habits = draw_habits(self._quality, self._rng)
+        return True
+
+
+def make_expert(task: str, seed: int, quality: Quality = "mixed") -> ScriptedExpert:
+    """The scripted expert of a task, its habits and noise decided by the seed.
+
+    Raises:
+        UnknownNameError: The task has no expert, or there is no such quality.
+    """
+    if task not in SCRIPTS:
+        raise UnknownNameError("task with a scripted expert", task, SCRIPTS)
+    if quality not in QUALITIES:
+        raise UnknownNameError("quality of expert", quality, QUALITIES)
+    return ScriptedExpert(task, quality, random_stream(seed, Stream.EXPERT))

@@ -1,0 +1,79 @@
+"""How demonstrators differ: the habits of one attempt, drawn by quality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+Quality = Literal["proficient", "mixed", "poor"]
+QUALITIES: tuple[Quality, ...] = get_args(Quality)
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How one demonstrator behaves in one attempt; drawn anew for each.
+
+    Attributes:
+        gain: Share of the remaining distance commanded per step; small is slow.
+        top_speed: Largest translation command, in action units.
+        hover: Height above the object from which to descend (m).
+        detour: Sideways offset of the hover point (m), x and y.
+        diagonal: Descend while still moving sideways.
+        aligns: Turn the gripper to the object.
+        carelessness: 1 for someone who often misses, 0 for someone who never does; scripts scale their aim errors by it.
+        close_steps: Steps to wait for the fingers.
+        tremor: Standard deviation of the slowly varying command noise, in action units.
+        jitter: Standard deviation of the white command noise, in action units.
+        pause_rate: Probability per step of stopping for a moment.
+        persistence: Probability of trying again after a failed attempt.
+    """
+
+    gain: float
+    top_speed: float
+    hover: float
+    detour: npt.NDArray[np.float64]
+    diagonal: bool
+    aligns: bool
+    carelessness: float
+    close_steps: int
+    tremor: float
+    jitter: float
+    pause_rate: float
+    persistence: float
+
+
+def draw_habits(quality: Quality, rng: np.random.Generator) -> Habits:
+    """Habits of that quality: ``mixed`` goes from slow and shaky to quick and sure."""
+    if quality == "proficient":
+        return Habits(
+            gain=rng.uniform(0.6, 0.85),
+            top_speed=rng.uniform(0.8, 1.0),
+            hover=rng.uniform(0.04, 0.07),
+            detour=rng.normal(0.0, 0.005, 2),
+            diagonal=False,
+            aligns=True,
+            carelessness=0.0,
+            close_steps=int(rng.integers(5, 8)),
+            tremor=0.04,
+            jitter=0.03,
+            pause_rate=0.0,
+            persistence=1.0,
+        )
+    skill = rng.uniform() if quality == "mixed" else rng.uniform(0.0, 0.3)
+    return Habits(
+        gain=0.45 + 0.35 * skill + rng.uniform(-0.1, 0.1),
+        top_speed=rng.uniform(0.6, 1.0),
+        hover=rng.uniform(0.04, 0.12),
+        detour=rng.normal(0.0, 0.025, 2),
+        diagonal=bool(rng.uniform() < 0.3),
+        aligns=bool(rng.uniform() < 0.4 + 0.5 * skill),
+        carelessness=(1.25 - skill) * (1.0 if quality == "mixed" else 1.4),
+        close_steps=int(rng.integers(4, 12)),
+        tremor=0.30 - 0.2 * skill,
+        jitter=0.20 - 0.1 * skill,
+        pause_rate=0.03 * (1.2 - skill),
+        persistence=0.5 if quality == "mixed" else 0.2,
+    )

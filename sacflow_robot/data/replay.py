@@ -76,6 +76,7 @@ class ReplayBuffer:
         self._windows: npt.NDArray[np.void] = np.ndarray(
             capacity, window, buffer=self._columns["action"].data, strides=(row_bytes,)
         )
+        self._filler = np.empty((0, arm.action_dim))  # kept between calls: making it costs as much as filling it
         self._valid_by_length = np.arange(chunk_length) < np.arange(chunk_length + 1)[:, None]
         self._kept_steps = self._kept_episodes = 0  # rows [0, kept_steps); the ring is behind them
         self._ring: deque[tuple[int, int]] = deque()  # (first row, steps), oldest first
@@ -149,13 +150,15 @@ class ReplayBuffer:
         index = self._rows(self._draw(batch_size, rng, kept_share))
         columns = self._columns
         valid = self._valid_by_length.take(columns["length"].take(index), axis=0)
-        actions = self._windows[index].view(np.float32).reshape(batch_size, self._h, self._arm.action_dim)
-        beyond = ~valid
-        filler = rng.random(actions.shape)  # all of it, so that what is drawn next does not depend on the episodes
-        actions[beyond] = 2 * filler[beyond] - 1
+        actions = self._windows[index].view(np.float32).reshape(batch_size * self._h, self._arm.action_dim)
+        if len(self._filler) != len(actions):
+            self._filler = np.empty(actions.shape)
+        rng.random(out=self._filler)  # all of it, so that what is drawn next does not depend on the episodes
+        beyond = np.flatnonzero(~valid)
+        actions[beyond] = 2 * self._filler.take(beyond, axis=0) - 1
         return ChunkBatch(
             observation=columns["observation"].take(index, axis=0),
-            actions=actions,
+            actions=actions.reshape(batch_size, self._h, -1),
             valid=valid,
             reward=columns["reward"].take(index),
             discount=columns["discount"].take(index),

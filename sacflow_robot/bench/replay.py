@@ -12,7 +12,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,11 @@ def measure_buffers(arm: ArmSpec, steps: int, turns: int, folder: Path) -> list[
         "numpy take": take,
     }
     times: dict[str, list[float]] = {name: [] for name in sources}
+    order = np.random.default_rng(1)
     for turn in range(turns + turns // 10):
-        for name, draw in sources.items():
+        for name in order.permutation(list(sources)):  # nobody always follows the same one, which would leave its cache
+            draw = sources[name]
+            draw()
             began = time.perf_counter()
             for _ in range(_CALLS):
                 draw()
@@ -93,12 +96,13 @@ def _gathers(
     return gather, take
 
 
-def measure_robomimic(arm: ArmSpec, steps: int, seconds: float) -> Iterator[Row]:
+def measure_robomimic(arm: ArmSpec, steps: int, seconds: float) -> list[Row]:
     """robomimic's SequenceDataset behind a DataLoader, in the ways that it recommends for low-dimensional data.
 
     Raises:
         ModuleNotFoundError: robomimic, or something that it needs, is not installed.
     """
+    rows = []
     quiet = io.StringIO()  # robomimic prints to stdout, which is for the result
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         from robomimic.utils import obs_utils
@@ -116,7 +120,8 @@ def measure_robomimic(arm: ArmSpec, steps: int, seconds: float) -> Iterator[Row]
             for workers in (0, 2):
                 loader = DataLoader(dataset, BATCH, shuffle=True, drop_last=True, num_workers=workers)
                 rate = _loader_rate(loader, seconds)
-                yield Row(f"robomimic, cache {cache}, {workers} workers", len(dataset), round(rate, 1))
+                rows.append(Row(f"robomimic, cache {cache}, {workers} workers", len(dataset), round(rate, 1)))
+    return rows
 
 
 def _loader_rate(loader: Any, seconds: float) -> float:

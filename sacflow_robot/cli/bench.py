@@ -43,12 +43,17 @@ class BenchReplay:
         if not self.steps or min(self.steps) < 1000 or self.turns < 1:
             raise UsageError("--steps must be at least 1000 each, and --turns at least 1")
         arm, notes = get_task("lift").arm, []
-        rows = [row for steps in self.steps for row in replay.measure_buffers(arm, steps, self.turns, self.folder)]
+        rows = []
+        for steps in self.steps:
+            common.console().print(f"drawing from {steps:,} steps ...")
+            rows += replay.measure_buffers(arm, steps, self.turns, self.folder)
         if self.robomimic_seconds > 0:
+            common.console().print("letting robomimic draw from the fewest of them ...")
             try:
                 rows += replay.measure_robomimic(arm, min(self.steps), self.robomimic_seconds)
             except ModuleNotFoundError as error:
-                notes.append(f"no rows of robomimic: {error.name} is not installed")
+                name = str(error.name).partition(".")[0]
+                notes.append(f"no rows of robomimic: {name} is not installed")
         table = Table("source", "steps", "batches/s", "us a batch", box=None, pad_edge=False)
         for row in rows:
             rate = row.batches_per_s

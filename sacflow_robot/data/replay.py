@@ -148,8 +148,11 @@ class ReplayBuffer:
             DataError: The buffer is empty.
         """
         index = self._rows(self._draw(batch_size, rng, kept_share))
-        columns = self._columns
-        valid = self._valid_by_length.take(columns["length"].take(index), axis=0)
+
+        def rows_of(column: str) -> Any:
+            return self._columns[column].take(index, axis=0, mode="clip")  # in range: clip does without the check
+
+        valid = self._valid_by_length.take(rows_of("length"), axis=0)
         actions = self._windows[index].view(np.float32).reshape(batch_size * self._h, self._arm.action_dim)
         if len(self._filler) != len(actions):
             self._filler = np.empty(actions.shape)
@@ -157,13 +160,13 @@ class ReplayBuffer:
         beyond = np.flatnonzero(~valid)
         actions[beyond] = 2 * self._filler.take(beyond, axis=0) - 1
         return ChunkBatch(
-            observation=columns["observation"].take(index, axis=0),
+            observation=rows_of("observation"),
             actions=actions.reshape(batch_size, self._h, -1),
             valid=valid,
-            reward=columns["reward"].take(index),
-            discount=columns["discount"].take(index),
-            next_observation=columns["next_observation"].take(index, axis=0),
-            critic_valid=columns["critic_valid"].take(index),
+            reward=rows_of("reward"),
+            discount=rows_of("discount"),
+            next_observation=rows_of("next_observation"),
+            critic_valid=rows_of("critic_valid"),
         )
 
     def observations(self) -> FloatArray:

@@ -76,7 +76,6 @@ class ReplayBuffer:
         self._windows: npt.NDArray[np.void] = np.ndarray(
             capacity, window, buffer=self._columns["action"].data, strides=(row_bytes,)
         )
-        self._filler = np.empty((0, arm.action_dim))  # kept between calls: making it costs as much as filling it
         self._valid_by_length = np.arange(chunk_length) < np.arange(chunk_length + 1)[:, None]
         self._kept_steps = self._kept_episodes = 0  # rows [0, kept_steps); the ring is behind them
         self._ring: deque[tuple[int, int]] = deque()  # (first row, steps), oldest first
@@ -154,11 +153,8 @@ class ReplayBuffer:
 
         valid = self._valid_by_length.take(rows_of("length"), axis=0)
         actions = self._windows[index].view(np.float32).reshape(batch_size * self._h, self._arm.action_dim)
-        if len(self._filler) != len(actions):
-            self._filler = np.empty(actions.shape)
-        rng.random(out=self._filler)  # all of it, so that what is drawn next does not depend on the episodes
         beyond = np.flatnonzero(~valid)
-        actions[beyond] = 2 * self._filler.take(beyond, axis=0) - 1
+        actions[beyond] = rng.uniform(-1, 1, (len(beyond), self._arm.action_dim))
         return ChunkBatch(
             observation=rows_of("observation"),
             actions=actions.reshape(batch_size, self._h, -1),

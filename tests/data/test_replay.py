@@ -86,12 +86,13 @@ class _Plain:
                 rows[rng.integers(self.kept, size=first)],
                 rows[self.kept + rng.integers(len(rows) - self.kept, size=size - first)],
             )
-        actions = rng.uniform(-1, 1, (size, H, self.arm.action_dim)).astype(np.float32)
+        actions = np.empty((size, H, self.arm.action_dim), np.float32)
         columns: list[tuple[object, ...]] = []
-        for row, filler in zip(index, actions, strict=True):
+        for row, window in zip(index, actions, strict=True):
             episode, step = self.rows[row]
             valid = min(H, len(episode) - step)
-            filler[:valid] = episode.commanded[step : step + valid]
+            window[valid:] = rng.uniform(-1, 1, (H - valid, self.arm.action_dim))
+            window[:valid] = episode.commanded[step : step + valid]
             rewards = episode.rewards[step : step + valid].astype(np.float64)
             ended = episode.success and step + valid == len(episode)
             flat = self.arm.flatten(episode.observations)

@@ -27,6 +27,7 @@ COMMANDS = {
     "replay": ("replay", "Replay", "run a logged episode again in the simulator"),
     "demos collect": ("demos", "Collect", "collect demonstrations from a scripted expert"),
     "log info": ("log", "Info", "what an episode log holds"),
+    "bench replay": ("bench", "BenchReplay", "how fast the replay buffer draws batches"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }

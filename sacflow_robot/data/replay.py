@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +42,7 @@ class ChunkBatch:
 
 
 class ReplayBuffer:
-    """Ring of whole episodes.
+    """Whole episodes: first those that are kept for good (demonstrations, logs), then a ring of what a run collects.
 
     Every step of every episode starts a window. A window never crosses its episode's end, nor the write head, because
     episodes enter and leave whole. A window cut short by the task's end is complete for the critic (nothing after it
@@ -52,61 +57,151 @@ class ReplayBuffer:
         arm: Arm whose episodes it holds.
         chunk_length: H.
         discount: gamma per step; used here and nowhere else.
-        capacity: Steps held at most.
+        capacity: Steps held at most, those kept for good included.
+        folder: Where to keep the steps on disk, memory-mapped; None keeps them in memory. The files take their whole
+            size at once and have no names, so that they vanish with the buffer, or with its process however that ends.
+
+    Raises:
+        DataError: The folder's disk has no room for the files, or they cannot be made.
     """
 
-    def __init__(self, arm: ArmSpec, chunk_length: int, discount: float, capacity: int) -> None:
+    def __init__(
+        self, arm: ArmSpec, chunk_length: int, discount: float, capacity: int, folder: Path | None = None
+    ) -> None:
         self._arm, self._h, self._gamma, self._capacity = arm, chunk_length, discount, capacity
-        shape = (capacity, arm.observation_dim)
-        self._columns = {
-            "observation": np.zeros(shape, np.float32),
-            "next_observation": np.zeros(shape, np.float32),
-            "action": np.zeros((capacity, arm.action_dim), np.float32),
-            "reward": np.zeros(capacity, np.float32),
-            "discount": np.zeros(capacity, np.float32),
-            "length": np.zeros(capacity, np.int32),  # valid steps of the window that starts here; 0: no step here
-            "critic_valid": np.zeros(capacity, bool),
-        }
-        self._episodes: deque[tuple[int, int]] = deque()  # (first row, steps), oldest first
+        self._columns = _allocate(_layout(arm, chunk_length, capacity), folder)
+        # The H actions from each row on as one opaque item: a gather copies each window in one piece.
+        row_bytes = 4 * arm.action_dim
+        window = np.dtype((np.void, chunk_length * row_bytes))
+        self._windows: npt.NDArray[np.void] = np.ndarray(
+            capacity, window, buffer=self._columns["action"].data, strides=(row_bytes,)
+        )
+        self._valid_by_length = np.arange(chunk_length) < np.arange(chunk_length + 1)[:, None]
+        self._kept_steps = self._kept_episodes = 0  # rows [0, kept_steps); the ring is behind them
+        self._ring: deque[tuple[int, int]] = deque()  # (first row, steps), oldest first
+        self._ring_steps = 0
         self._head = 0
-        self._starts: npt.NDArray[np.int64] | None = None
+
+    @staticmethod
+    def size_bytes(arm: ArmSpec, chunk_length: int, capacity: int) -> int:
+        """Memory, or disk, that a buffer of that capacity takes once it is full."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in _layout(arm, chunk_length, capacity).values())
 
     def __len__(self) -> int:
         """Steps held."""
-        return sum(steps for _, steps in self._episodes)
+        return self._kept_steps + self._ring_steps
+
+    @property
+    def kept_steps(self) -> int:
+        """Steps held for good."""
+        return self._kept_steps
 
     @property
     def episode_count(self) -> int:
-        return len(self._episodes)
+        return self._kept_episodes + len(self._ring)
 
-    def append(self, episode: Episode) -> None:
+    def append(self, episode: Episode, *, keep: bool = False) -> None:
         """Add a whole episode, evicting the oldest ones that are in its way.
+
+        Args:
+            episode: The episode.
+            keep: Never evict it. Such episodes come before all others.
 
         Raises:
             DataError: The episode does not fit the arm.
-            UsageError: The episode is longer than the buffer.
+            UsageError: The episode is longer than the ring, or is to be kept and comes too late for that.
         """
         episode.check_fits(self._arm, "replay buffer")
         steps = len(episode)
         low, high = self._arm.action_bounds
         if (episode.commanded < low).any() or (episode.commanded > high).any():
             raise DataError("an episode's actions are beyond the arm's bounds; log what was commanded, after clipping")
-        if steps > self._capacity:
+        if keep and self._ring:
+            raise UsageError("an episode to keep comes after one that was collected; add those to keep first")
+        if steps > self._capacity - self._kept_steps:
+            beside = f" beside {self._kept_steps} steps that it keeps" if self._kept_steps else ""
             raise UsageError(
-                f"an episode of {steps} steps does not fit a replay buffer of {self._capacity}; enlarge it"
+                f"an episode of {steps} steps does not fit a replay buffer of {self._capacity}{beside}; enlarge it"
             )
-        if self._head + steps > self._capacity:
-            self._evict(self._head, self._capacity)
-            self._head = 0
-        self._evict(self._head, self._head + steps)
+        self._make_room(steps)
+        self._write(slice(self._head, self._head + steps), episode)
+        if keep:
+            self._kept_steps += steps
+            self._kept_episodes += 1
+        else:
+            self._ring.append((self._head, steps))
+            self._ring_steps += steps
+        self._head += steps
 
-        rows = slice(self._head, self._head + steps)
+    def sample(self, batch_size: int, rng: np.random.Generator, kept_share: float | None = None) -> ChunkBatch:
+        """Draw windows.
+
+        Args:
+            batch_size: B.
+            rng: Where the randomness comes from.
+            kept_share: Share of the windows drawn from the episodes kept for good, which are then the batch's first;
+                the others come from the ring. None draws uniformly from all steps held, and so does any share while one
+                of the two is empty.
+
+        Raises:
+            DataError: The buffer is empty.
+        """
+        index = self._rows(self._draw(batch_size, rng, kept_share))
+
+        def rows_of(column: str) -> Any:
+            return self._columns[column].take(index, axis=0, mode="clip")  # in range: clip does without the check
+
+        valid = self._valid_by_length.take(rows_of("length"), axis=0)
+        actions = self._windows[index].view(np.float32).reshape(batch_size * self._h, self._arm.action_dim)
+        beyond = np.flatnonzero(~valid)
+        actions[beyond] = rng.uniform(-1, 1, (len(beyond), self._arm.action_dim))
+        return ChunkBatch(
+            observation=rows_of("observation"),
+            actions=actions.reshape(batch_size, self._h, -1),
+            valid=valid,
+            reward=rows_of("reward"),
+            discount=rows_of("discount"),
+            next_observation=rows_of("next_observation"),
+            critic_valid=rows_of("critic_valid"),
+        )
+
+    def observations(self) -> FloatArray:
+        """All observations held (N, O), for fitting a normaliser; a view where they lie in one piece.
+
+        Raises:
+            DataError: The buffer is empty.
+        """
+        self._check_not_empty()
+        column: FloatArray = self._columns["observation"]
+        return column[self._rows(np.arange(len(self)))] if self._gap else column[: len(self)]
+
+    def state_dict(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything needed to go on as if never interrupted; rows in use only.
+
+        The columns are views: write or copy them before the next episode enters.
+        """
+        used = max((first + steps for first, steps in self._ring), default=self._kept_steps)
+        state: dict[str, npt.NDArray[Any]] = {name: column[:used] for name, column in self._columns.items()}
+        state["ring"] = np.array(self._ring, np.int64).reshape(-1, 2)
+        state["counters"] = np.array([self._head, self._kept_steps, self._kept_episodes])
+        return state
+
+    def load_state_dict(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        for name, column in self._columns.items():
+            column[: len(state[name])] = state[name]
+        self._ring = deque((int(first), int(steps)) for first, steps in state["ring"])
+        self._ring_steps = sum(steps for _, steps in self._ring)
+        self._head, self._kept_steps, self._kept_episodes = map(int, state["counters"])
+
+    def _write(self, rows: slice, episode: Episode) -> None:
+        steps, h = len(episode), self._h
         flat = self._arm.flatten(episode.observations)
-        length = np.minimum(self._h, np.arange(steps, 0, -1))
+        length = np.minimum(h, np.arange(steps, 0, -1))
         ended = bool(episode.terminated[-1])
         reaches_end = np.arange(steps) + length == steps
         reward = np.zeros(steps, np.float64)
-        for j in range(min(self._h, steps)):
+        for j in range(min(h, steps)):
             reward[: steps - j] += self._gamma**j * episode.rewards[j:]
         columns = self._columns
         columns["observation"][rows] = flat[:-1]
@@ -115,67 +210,80 @@ class ReplayBuffer:
         columns["reward"][rows] = reward
         columns["discount"][rows] = np.where(ended & reaches_end, 0.0, self._gamma**length)
         columns["length"][rows] = length
-        columns["critic_valid"][rows] = ended | (length == self._h)
-        self._episodes.append((self._head, steps))
-        self._head += steps
-        self._starts = None
+        columns["critic_valid"][rows] = ended | (length == h)
 
-    def sample(self, batch_size: int, rng: np.random.Generator) -> ChunkBatch:
-        """Draw windows uniformly from all steps held.
+    def _make_room(self, steps: int) -> None:
+        """Move the head to where that many steps fit, evicting the oldest episodes of the ring."""
+        if self._head + steps > self._capacity:
+            while self._ring and self._ring[0][0] >= self._head:
+                self._evict_oldest()
+            self._head = self._kept_steps
+        while self._ring and self._head <= self._ring[0][0] < self._head + steps:
+            self._evict_oldest()
 
-        Raises:
-            DataError: The buffer is empty.
-        """
-        if self._starts is None:
-            self._starts = np.flatnonzero(self._columns["length"])
-        if len(self._starts) == 0:
+    def _evict_oldest(self) -> None:
+        self._ring_steps -= self._ring.popleft()[1]
+
+    @property
+    def _gap(self) -> int:
+        """Rows without a step between the head and the oldest episode, where that one lies behind the head."""
+        return max(0, self._ring[0][0] - self._head) if self._ring else 0
+
+    def _rows(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rows of the steps held, numbered in the order of their rows: [0, head), then from the gap's end on."""
+        gap = self._gap
+        return numbers + gap * (numbers >= self._head) if gap else numbers
+
+    def _draw(self, count: int, rng: np.random.Generator, kept_share: float | None) -> npt.NDArray[np.int64]:
+        """Numbers of that many steps."""
+        self._check_not_empty()
+        kept, held = self._kept_steps, len(self)
+        if kept_share is None or kept in (0, held):
+            return rng.integers(held, size=count)
+        from_kept = round(kept_share * count)
+        return np.concatenate([rng.integers(kept, size=from_kept), rng.integers(kept, held, size=count - from_kept)])
+
+    def _check_not_empty(self) -> None:
+        if not len(self):
             raise DataError("the replay buffer is empty; give demonstrations or a log to train on")
-        index = self._starts[rng.integers(len(self._starts), size=batch_size)]
-        columns = self._columns
-        offset = np.arange(self._h)
-        valid = offset < columns["length"][index, None]
-        actions = columns["action"][np.where(valid, index[:, None] + offset, 0)]
-        filler = rng.uniform(-1, 1, actions.shape).astype(np.float32)
-        return ChunkBatch(
-            observation=columns["observation"][index],
-            actions=np.where(valid[..., None], actions, filler),
-            valid=valid,
-            reward=columns["reward"][index],
-            discount=columns["discount"][index],
-            next_observation=columns["next_observation"][index],
-            critic_valid=columns["critic_valid"][index],
-        )
 
-    def observations(self) -> FloatArray:
-        """All observations held (N, O), for fitting a normaliser.
 
-        Raises:
-            DataError: The buffer is empty.
-        """
-        if not self._episodes:
-            raise DataError("the replay buffer is empty; give demonstrations or a log to train on")
-        return self._columns["observation"][self._columns["length"] > 0]
+_Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
-    def state_dict(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Everything needed to go on as if never interrupted; rows in use only."""
-        used = max((first + steps for first, steps in self._episodes), default=0)
-        state: dict[str, npt.NDArray[np.generic]] = {k: v[:used].copy() for k, v in self._columns.items()}
-        state["episodes"] = np.array(self._episodes, np.int64).reshape(-1, 2)
-        state["head"] = np.array(self._head)
-        return state
 
-    def load_state_dict(self, state: dict[str, npt.NDArray[np.generic]]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        for name, column in self._columns.items():
-            column[: len(state[name])] = state[name]
-        self._episodes = deque((int(first), int(steps)) for first, steps in state["episodes"])
-        self._head = int(state["head"])
-        self._starts = None
+def _layout(arm: ArmSpec, chunk_length: int, capacity: int) -> _Layout:
+    """Shape and type of each column."""
+    real = np.dtype(np.float32)
+    return {
+        "observation": ((capacity, arm.observation_dim), real),
+        "next_observation": ((capacity, arm.observation_dim), real),  # after the window, not after the step
+        "action": ((capacity + chunk_length - 1, arm.action_dim), real),  # the last row's window needs rows behind it
+        "reward": ((capacity,), real),
+        "discount": ((capacity,), real),
+        "length": ((capacity,), np.dtype(np.int32)),  # valid steps of the window that starts here
+        "critic_valid": ((capacity,), np.dtype(np.bool_)),
+    }
 
-    def _evict(self, low: int, high: int) -> None:
-        """Drop the episodes that overlap rows [low, high); the oldest come first in the ring."""
-        kept = deque((f, n) for f, n in self._episodes if f >= high or f + n <= low)
-        for first, steps in self._episodes:
-            if first < high and first + steps > low:
-                self._columns["length"][first : first + steps] = 0
-        self._episodes = kept
+
+def _allocate(layout: _Layout, folder: Path | None) -> dict[str, npt.NDArray[Any]]:
+    if folder is None:
+        return {name: np.zeros(shape, dtype) for name, (shape, dtype) in layout.items()}
+    try:
+        return {name: _map(shape, dtype, folder) for name, (shape, dtype) in layout.items()}
+    except OSError as error:
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+        raise DataError(
+            f"no room for the replay buffer's {size / 1e9:.3g} GB in {folder} ({error.strerror}); free some, or lower "
+            f"--replay-capacity"
+        ) from None
+
+
+def _map(shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> npt.NDArray[Any]:
+    """Zeros in a file without a name, its blocks taken from the disk now rather than in the middle of a run."""
+    size = math.prod(shape) * dtype.itemsize
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        return np.asarray(np.memmap(file, dtype, "r+", shape=shape))

@@ -118,7 +118,12 @@ class TrainConfig:
         seed: Seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
         chunk_length: H, actions per chunk, executed open loop.
-        replay_capacity: Environment steps that the replay buffer holds.
+        replay_capacity: Environment steps that the replay buffer holds. The demonstrations and logs given at the start
+            stay in it for good; of what the run collects, the oldest goes first.
+        replay_memory_gb: Memory that the replay buffer may take. A larger one is kept in files in the run folder, which
+            take their whole size on its disk at the start and are gone when the run ends.
+        demo_share: Share of each batch that is drawn from the demonstrations and logs given at the start, the others
+            from what the run collected; 0.5 is RLPD's symmetric sampling. None draws uniformly from all steps.
         threads: Cores that the learner computes on. More than one pays for wide networks on an otherwise idle machine;
             where cores are shared, threads that wait for each other are slower than one alone.
         arms: Simulated arms stepped at once.
@@ -143,6 +148,8 @@ class TrainConfig:
     device: str = "auto"
     chunk_length: int = 5
     replay_capacity: int = 300_000
+    replay_memory_gb: float = 4.0
+    demo_share: float | None = None
     threads: int = 1
     arms: int = 2
     eval_episodes: int = 50
@@ -156,6 +163,9 @@ class TrainConfig:
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("demo_episodes", "offline_steps", "online_steps", "seed", "eval_episodes", "final_eval_episodes"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _check(self.replay_memory_gb >= 0, "replay_memory_gb", self.replay_memory_gb, "at least 0")
+        if self.demo_share is not None:
+            _check(0 <= self.demo_share <= 1, "demo_share", self.demo_share, "from 0 to 1")
 
 
 def _check(fine: bool, name: str, value: object, expected: str) -> None:

@@ -129,8 +129,11 @@ class RunFolder:
             partial.unlink(missing_ok=True)
             raise DataError(f"cannot write {self.checkpoint}: {one_line(error)}; is the disk full?") from None
 
-    def load_checkpoint(self) -> dict[str, Any]:
+    def load_checkpoint(self, *, mapped: bool = False) -> dict[str, Any]:
         """Read the checkpoint.
+
+        Args:
+            mapped: Leave it on disk and read what is used of it, for one with a replay buffer larger than memory.
 
         Raises:
             DataError: There is none, or it is damaged.
@@ -138,7 +141,7 @@ class RunFolder:
         if not self.checkpoint.exists():
             raise DataError(f"{self.path} has no checkpoint.pt to go on from; start the run again")
         try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=mapped)
             return state
         except Exception as error:  # torch raises pickle's, zip's and its own
             text = one_line(error)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.data.log import EpisodeLog
-from sacflow_robot.data.replay import ReplayBuffer
+from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
 from sacflow_robot.learn.agent import Agent
@@ -45,6 +45,7 @@ METRICS_EVERY = 100
 
 _SEEDS_PER_RUN = 1_000_000
 _RECENT_EPISODES = 50
+_ROOM = 10  # longest episodes given that the replay buffer must have room for besides: those to come may be longer
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
@@ -73,7 +74,15 @@ class Trainer:
         self.config, self.folder, self._arms, self._eval_arms = config, folder, arms, eval_arms
         self._progress = progress
         self.agent = Agent(arms.spec, config, pick_device(config.device))
-        self.buffer = ReplayBuffer(arms.spec, config.chunk_length, config.learner.discount, config.replay_capacity)
+        size = ReplayBuffer.size_bytes(arms.spec, config.chunk_length, config.replay_capacity)
+        self._mapped = size > config.replay_memory_gb * 1e9
+        self.buffer = ReplayBuffer(
+            arms.spec,
+            config.chunk_length,
+            config.learner.discount,
+            config.replay_capacity,
+            folder.path if self._mapped else None,
+        )
         self.evaluations: list[Evaluation] = []
         self.offline_steps = self.env_steps = 0
         self._rng = random_stream(config.seed, Stream.REPLAY)
@@ -94,10 +103,14 @@ class Trainer:
     def load(self, episodes: Sequence[Episode]) -> None:
         """Start afresh from demonstrations and logged episodes."""
         steps = sum(map(len, episodes))
-        if steps > self.config.replay_capacity:
-            raise UsageError(f"the episodes have {steps:,} steps; give a --replay-capacity of at least that")
+        needed = steps + min(self.config.online_steps, _ROOM * max(map(len, episodes), default=0))
+        if needed > self.config.replay_capacity:
+            raise UsageError(
+                f"the episodes have {steps:,} steps, and what the run collects needs room beside them; give a "
+                f"--replay-capacity of at least {needed:,}"
+            )
         for episode in episodes:
-            self.buffer.append(episode)
+            self.buffer.append(episode, keep=True)
         self.agent.fit_normaliser(self.buffer.observations())
 
     def resume(self) -> None:
@@ -106,7 +119,7 @@ class Trainer:
         Raises:
             DataError: There is none, it is damaged, or it does not fit the configuration.
         """
-        state = self.folder.load_checkpoint()
+        state = self.folder.load_checkpoint(mapped=self._mapped)
         try:
             self._restore(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -169,7 +182,7 @@ class Trainer:
         total = self.config.offline_steps
         self._progress.begin("offline", total, self.offline_steps)
         while self.offline_steps < total:
-            metrics = self.agent.update_offline(self.buffer.sample(self.config.learner.batch_size, self._rng))
+            metrics = self.agent.update_offline(self._sample())
             self.offline_steps += 1
             self._progress.advance(1)
             if self.offline_steps % METRICS_EVERY == 0:
@@ -193,8 +206,7 @@ class Trainer:
             updates_before = self.agent.updates
             warming_up = self.env_steps < config.learner.warmup_steps
             for _ in range(int(self._updates_owed)):
-                batch = self.buffer.sample(config.learner.batch_size, self._rng)
-                self._latest |= self.agent.update_online(batch, critic_only=warming_up)
+                self._latest |= self.agent.update_online(self._sample(), critic_only=warming_up)
             self._updates_owed %= 1
             steps, ended = self._rollouts.receive()
             self._take(steps, ended)
@@ -215,6 +227,9 @@ class Trainer:
         finished = self.env_steps >= self.config.online_steps
         self._evaluation_due = finished or self.env_steps // self.config.eval_every > rounds_before
         self._progress.advance(steps)
+
+    def _sample(self) -> ChunkBatch:
+        return self.buffer.sample(self.config.learner.batch_size, self._rng, self.config.demo_share)
 
     def _explore(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
         chunks = self.agent.explore(self._arms.spec.flatten(observation), noise)

@@ -84,14 +84,15 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     whole.load(demos)
     whole.run()
 
-    # Interrupted while cloning, in the middle of episodes, and in an evaluation that was due.
-    parts = make_trainer(tmp_path / "parts", pools)
+    # Interrupted while cloning, in the middle of episodes, and in an evaluation that was due; its buffer is in files.
+    mapped = replace(TINY, replay_memory_gb=0)
+    parts = make_trainer(tmp_path / "parts", pools, mapped)
     parts.load(demos)
     for offline, online in ((3, 0), (6, 40), (6, 80), (6, 120)):
         _StopsAt(parts, offline, online)
         with pytest.raises(Interrupted):
             parts.run()
-        parts = make_trainer(tmp_path / "parts", pools)
+        parts = make_trainer(tmp_path / "parts", pools, mapped)
         parts.resume()
     parts.run()
 
@@ -112,10 +113,13 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
 def test_training_episodes_are_logged_and_resuming_cuts_what_was_lost(
     tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
 ) -> None:
-    config = replace(TINY, online_steps=620, eval_every=1000, eval_episodes=0)
+    config = replace(TINY, online_steps=620, eval_every=1000, eval_episodes=0, demo_share=0.25)
     trainer = make_trainer(tmp_path / "run", pools, config)
     trainer.load(demos)
     trainer.run()
+    given = {row.tobytes() for e in demos for row in trainer.agent.arm.flatten(e.observations)}
+    drawn = [row.tobytes() in given for row in trainer._sample().observation]
+    assert drawn == [True] * 8 + [False] * 24, "a quarter of the batch of 32 is from the demonstrations"
     log = EpisodeLog.open(tmp_path / "run" / "episodes.zarr")
     episodes = list(log.episodes())
     assert len(episodes) == 2 and all(e.states is not None for e in episodes)
@@ -137,7 +141,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     with pytest.raises(DataError, match=r"checkpoint.pt does not fit the run's config.yaml: [^\n]+$"):
         make_trainer(tmp_path / "run", pools, other).resume()
     small = make_trainer(tmp_path / "small", pools, replace(config, replay_capacity=50))
-    with pytest.raises(UsageError, match="give a --replay-capacity of at least that"):
+    with pytest.raises(UsageError, match=r"give a --replay-capacity of at least [1-9]"):
         small.load(demos)
 
 

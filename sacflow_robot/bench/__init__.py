@@ -1,0 +1,1 @@
+"""Measurements behind ``sacflow-robot bench``; each may import several rooms, and none imports it."""

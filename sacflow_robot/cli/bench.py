@@ -1,0 +1,71 @@
+"""``sacflow-robot bench``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sacflow_robot.cli import common
+from sacflow_robot.errors import UsageError
+
+
+@dataclass(frozen=True)
+class BenchReplay:
+    """Chunk batches per second (256 windows of 5 steps): replay buffer, plain NumPy gather, robomimic's loader.
+
+    Attributes:
+        steps: Environment steps to draw from, one measurement each; the larger one is the default replay capacity.
+        turns: Turns that each source takes, 50 batches a turn; the median counts.
+        robomimic_seconds: How long each of robomimic's four ways is measured; 0 leaves them out.
+        folder: Where the memory-mapped buffer keeps its files.
+        json: Print the result as one JSON object.
+        out: JSON file to write the result to as well.
+    """
+
+    steps: tuple[int, ...] = (20_000, 300_000)
+    turns: int = 200
+    robomimic_seconds: float = 5.0
+    folder: Path = Path()
+    json: bool = False
+    out: Path | None = None
+
+    def run(self) -> int:
+        import datetime
+        import json
+        from dataclasses import asdict
+
+        from rich.table import Table
+
+        from sacflow_robot.bench import replay
+        from sacflow_robot.bench.machine import machine
+        from sacflow_robot.envs.tasks import get_task
+
+        if not self.steps or min(self.steps) < 1000 or self.turns < 1:
+            raise UsageError("--steps must be at least 1000 each, and --turns at least 1")
+        arm, notes = get_task("lift").arm, []
+        rows = []
+        for steps in self.steps:
+            common.console().print(f"drawing from {steps:,} steps ...")
+            rows += replay.measure_buffers(arm, steps, self.turns, self.folder)
+        if self.robomimic_seconds > 0:
+            common.console().print("letting robomimic draw from the fewest of them ...")
+            try:
+                rows += replay.measure_robomimic(arm, min(self.steps), self.robomimic_seconds)
+            except ModuleNotFoundError as error:
+                name = str(error.name).partition(".")[0]
+                notes.append(f"no rows of robomimic: {name} is not installed")
+        table = Table("source", "steps", "batches/s", "us a batch", box=None, pad_edge=False)
+        for row in rows:
+            rate = row.batches_per_s
+            table.add_row(row.source, f"{row.steps:,}", f"{rate:,.0f}", f"{1e6 / rate:,.1f}")
+        common.console().print(table)
+        for note in notes:
+            common.console().print(note)
+        result = {"date": datetime.date.today().isoformat(), "machine": machine(), "rows": [asdict(r) for r in rows]}
+        result |= {"notes": notes} if notes else {}
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(json.dumps(result) + "\n")
+        if self.json:
+            common.print_json(result)
+        return 0

@@ -1,0 +1,49 @@
+"""What the measurements measure; how fast it is, is for ``bench`` to say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sacflow_robot.bench import replay
+from sacflow_robot.cli import main
+from sacflow_robot.spec import ArmSpec
+
+
+def test_bench_replay_says_what_it_measured_and_what_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "robomimic", None)  # as where it is not installed
+    out = tmp_path / "new" / "replay.json"
+    command = ["bench", "replay", "--steps", "1000", "1500", "--turns", "2", "--folder", str(tmp_path), "--json"]
+    assert main([*command, "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert result == json.loads(out.read_text()) and {"date", "machine"} < set(result)
+    sources = ["buffer in memory", "buffer memory-mapped", "numpy gather", "numpy take"]
+    assert [row["source"] for row in result["rows"]] == 2 * sources
+    assert all(880 < row["steps"] <= 1500 and row["batches_per_s"] > 0 for row in result["rows"])
+    assert result["notes"] == ["no rows of robomimic: robomimic is not installed"]
+    assert result["notes"][0] in captured.err
+    assert main(["bench", "replay", "--steps", "10"]) == 2
+
+
+def test_robomimic_reads_the_same_steps(arm: ArmSpec, tmp_path: Path) -> None:
+    dataset = pytest.importorskip("robomimic.utils.dataset")
+    obs_utils = pytest.importorskip("robomimic.utils.obs_utils")
+    episodes = replay.made_up_episodes(arm, 400)
+    replay.write_robomimic(tmp_path / "steps.hdf5", episodes)
+    keys = [a.key for a in arm.observations]
+    obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys}})
+    read = dataset.SequenceDataset(
+        str(tmp_path / "steps.hdf5"), keys, ("actions", "rewards"), seq_length=5, hdf5_cache_mode="low_dim"
+    )
+    assert len(read) == sum(map(len, episodes)) <= 400
+    window = read[len(episodes[0]) + 7]
+    assert np.array_equal(window["actions"], episodes[1].commanded[7:12])
+    for key in keys:
+        assert np.array_equal(window["next_obs"][key], episodes[1].observations[key][8:13])

@@ -141,7 +141,9 @@ def replay_episode(
         steps=len(results) - 1,
         success=result.terminated,
         limited_steps=limited,
-        observation_deviation={a.key: _deviation(a, observations, episode.observations[a.key]) for a in arm.observations},
+        observation_deviation={
+            a.key: _deviation(a, observations, episode.observations[a.key]) for a in arm.observations
+        },
         max_state_deviation=None if states is None or episode.states is None else _furthest(states, episode.states),
         max_lateness_ns=None if offsets_ns is None else latest_ns,
         states=states,

@@ -15,7 +15,7 @@ def make_blueprint(arm: ArmSpec, contents: set[str]) -> rrb.Blueprint:
         contents: Top-level entities that there are.
     """
     legend = rrb.PlotLegend(visible=False)
-    left = []
+    left: list[rrb.View] = []
     if "camera" in contents:
         left.append(rrb.Spatial2DView(origin="/camera", name="Camera"))
     if "world" in contents:
@@ -24,7 +24,7 @@ def make_blueprint(arm: ArmSpec, contents: set[str]) -> rrb.Blueprint:
         rrb.TimeSeriesView(origin=f"/action/{name}", name=f"{name} (1 is {unit})")
         for name, unit in zip(arm.action_names, arm.action_units, strict=True)
     ]
-    curves = [rrb.Grid(*actions, grid_columns=2, name="Proposed, commanded, measured")]
+    curves: list[rrb.View | rrb.Container] = [rrb.Grid(*actions, grid_columns=2, name="Proposed, commanded, measured")]
     if "world" in contents:
         curves.append(
             rrb.Vertical(
@@ -44,7 +44,11 @@ def make_blueprint(arm: ArmSpec, contents: set[str]) -> rrb.Blueprint:
         rrb.TimeSeriesView(origin="/", contents=["/reward", "/source", "/flags"], name="Reward, source, flags"),
         row_shares=[3, 2, 2],
     )
-    columns = [*([rrb.Vertical(*left)] if left else []), rrb.Tabs(*curves, active_tab=0), story]
+    columns: list[rrb.View | rrb.Container] = [
+        *([rrb.Vertical(*left)] if left else []),
+        rrb.Tabs(*curves, active_tab=0),
+        story,
+    ]
     shares = [*([3.0] if left else []), 4.0, 2.0]
     return rrb.Blueprint(
         rrb.Horizontal(*columns, column_shares=shares),

@@ -77,6 +77,8 @@ def write_recording(path: Path, arm: ArmSpec, episode: Episode, title: str, scen
         # The layout names what there is to see, so it is known before the pictures are drawn.
         stream.save(partial, default_blueprint=make_blueprint(arm, exporter.contents()))
         stream.send_recording_name(title)
+        for own in ("log_time", "log_tick"):  # when the file was written is nothing to look at
+            stream.disable_timeline(own)
         exporter.send(title)
         stream.disconnect()  # waits until everything is in the file
         partial.replace(path)

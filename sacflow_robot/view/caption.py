@@ -33,7 +33,6 @@ class Caption:
     def __init__(self, arm: ArmSpec, episode: Episode, title: str) -> None:
         self._arm, self._episode, self._title = arm, episode, title
         self._font = ImageFont.load_default(_TEXT)
-        self._start_ns = int(episode.time_ns[0])
 
     def draw(self, image: npt.NDArray[np.uint8], step: int) -> npt.NDArray[np.uint8]:
         """The image (height, width, 3) of observation ``step`` (0 to T) with the strip drawn over its foot."""
@@ -42,7 +41,7 @@ class Caption:
         width, height = picture.size
         middle = height - _HEIGHT // 2
         draw.rectangle((0, height - _HEIGHT, width, height), fill=_STRIP)
-        seconds = (int(self._episode.time_ns[step]) - self._start_ns) / 1e9
+        seconds = step / self._arm.control_rate_hz  # as the video runs, also where an arm in lockstep ran faster
         draw.text((_MARGIN, middle), self._title, _INK, self._font, "lm")
         # Right-aligned numbers stand still while they count.
         draw.text((width * 0.42, middle), f"step {step} of {len(self._episode)}", _INK, self._font, "rm")

@@ -71,16 +71,16 @@ def write_recording(path: Path, arm: ArmSpec, episode: Episode, title: str, scen
     """
     partial = path.with_name(f".{path.stem}.partial.rrd")
     try:
-        partial.touch()  # a folder that takes no file is found out here, by an error that can be named
+        partial.touch()  # a folder that takes no file is found out before the pictures are drawn
         stream = rr.RecordingStream("sacflow-robot")
+        # Rerun's own writer leaves a full disk unmentioned; what passes through memory is written by us, or not at all.
+        memory = stream.memory_recording()
         exporter = _Exporter(stream, arm, episode, scene or SceneColumns())
-        # The layout names what there is to see, so it is known before the pictures are drawn.
-        stream.save(partial, default_blueprint=make_blueprint(arm, exporter.contents()))
+        stream.send_blueprint(make_blueprint(arm, exporter.contents()))
         stream.send_recording_name(title)
-        for own in ("log_time", "log_tick"):  # when the file was written is nothing to look at
-            stream.disable_timeline(own)
         exporter.send(title)
-        stream.disconnect()  # waits until everything is in the file
+        stream.flush()
+        partial.write_bytes(memory.drain_as_bytes())
         partial.replace(path)
     except OSError as error:
         raise DataError(f"cannot write a recording at {path}: {one_line(error)}") from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from sacflow_robot.errors import DataError, one_line
 
 # A constant quality at which a rendered scene shows no blocks; smaller is better.
 _QUALITY = {"crf": "20", "preset": "medium"}
+_FAILURES = OSError, av.error.FFmpegError
 
 
 class VideoWriter:
@@ -31,11 +33,10 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate_hz: float, size: tuple[int, int]) -> None:
         self._path, self._partial = path, path.with_name(f".{path.stem}.partial.mp4")
-        try:
+        with self._failures():
+            self._partial.touch()  # a folder that takes no file is found out now, and not with the first frame
             # The index goes to the front, so that a browser plays before it has the whole file.
             self._file = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
-        except (OSError, av.error.FFmpegError) as error:
-            raise DataError(f"cannot write a video at {path}: {one_line(error)}") from None
         self._stream = self._file.add_stream("libx264", Fraction(rate_hz).limit_denominator(1000), options=_QUALITY)
         self._stream.width, self._stream.height = size
         self._stream.pix_fmt = "yuv420p"
@@ -43,7 +44,8 @@ class VideoWriter:
     def add(self, image: npt.NDArray[np.uint8]) -> None:
         """Add one frame, RGB (height, width, 3)."""
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        self._file.mux(self._stream.encode(frame))
+        with self._failures():
+            self._file.mux(self._stream.encode(frame))
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -51,12 +53,18 @@ class VideoWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         try:
             if kind is None:
-                self._file.mux(self._stream.encode(None))
-                self._file.close()
-                self._partial.replace(self._path)
-        except (OSError, av.error.FFmpegError) as failure:
-            raise DataError(f"cannot write a video at {self._path}: {one_line(failure)}") from None
+                with self._failures():
+                    self._file.mux(self._stream.encode(None))
+                    self._file.close()
+                    self._partial.replace(self._path)
         finally:
-            with contextlib.suppress(OSError, av.error.FFmpegError):
+            with suppress(*_FAILURES):
                 self._file.close()
             self._partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except _FAILURES as error:
+            raise DataError(f"cannot write a video at {self._path}: {one_line(error)}") from None

@@ -72,7 +72,7 @@ def test_video_and_recording_of_one_replay(capsys: Capture, tmp_path: Path, log:
     with av.open(str(video)) as file:
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
     assert len(frames) == result["steps"] + 1
-    first, last = frames[0][:440].astype(int), frames[-1][:440].astype(int)
+    first, last = frames[0][:480].astype(int), frames[-1][:480].astype(int)
     assert (np.abs(first - last).max(axis=2) > 40).mean() > 0.02, "the arm has moved"
     table = rr.dataframe.load_recording(recording).view(index="step", contents="/**").select().read_all()
     pictures = [row for row in table["/camera/agentview:Blob"].to_pylist() if row]

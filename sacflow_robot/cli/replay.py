@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -121,8 +121,8 @@ class Replay:
         written = {}
         drawing = env is not None and (self.video is not None or self.rerun is not None) and _can_draw(env)
         if self.video is not None and drawing and env is not None and result is not None:
-            assert result.states is not None
-            _write_video(self.video, env, arm, episode, result.states, title)
+            shown = replace(episode, commanded=result.commanded, states=result.states, info={"success": result.success})
+            _write_video(self.video, env, arm, shown, title)
             written["video"] = self.video
         if self.rerun is not None:
             _write_recording(self.rerun, env, drawing, arm, episode, title)
@@ -219,16 +219,15 @@ def _drawn(what: str, env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Pic
             bar.update(row, advance=1)
 
 
-def _write_video(
-    path: Path, env: RobosuiteEnv, arm: ArmSpec, episode: Episode, states: npt.NDArray[np.float64], title: str
-) -> None:
-    from sacflow_robot.view.caption import Caption
+def _write_video(path: Path, env: RobosuiteEnv, arm: ArmSpec, episode: Episode, title: str) -> None:
+    from sacflow_robot.view.caption import CAPTION_HEIGHT, Caption
     from sacflow_robot.view.video import VideoWriter
 
+    assert episode.states is not None
     caption = Caption(arm, episode, title)
     height, width = env.render().shape[:2]
-    with VideoWriter(path, arm.control_rate_hz, (width, height)) as video:
-        for step, picture in enumerate(_drawn("video", env, states)):
+    with VideoWriter(path, arm.control_rate_hz, (width, height + CAPTION_HEIGHT)) as video:
+        for step, picture in enumerate(_drawn("video", env, episode.states)):
             video.add(caption.draw(picture, step))
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
 _ROBOT_PARTS = "robot", "gripper"
+_PARKED_M = 5.0  # robosuite puts objects that a task does not use some 10 m away from the origin
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Scene:
 
     Attributes:
         joints: Per joint of arm and gripper its positions (T + 1,), in radians, or metres for the fingers.
-        objects: Per other movable body its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w.
+        objects: Per other movable body that the task uses its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w.
     """
 
     joints: dict[str, npt.NDArray[np.float64]]
@@ -46,8 +47,10 @@ def read_scene(env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Scene:
         env.observe_state(state)
         positions[t] = data.qpos[rows]
         poses[t] = np.concatenate([data.xpos[ids], data.xquat[ids][:, [1, 2, 3, 0]]], axis=1)
+    near = np.linalg.norm(poses[0, :, :3], axis=-1) < _PARKED_M
     return Scene(
-        {name: positions[:, i] for i, name in enumerate(joints)}, {name: poses[:, i] for i, name in enumerate(bodies)}
+        {name: positions[:, i] for i, name in enumerate(joints)},
+        {name: poses[:, i] for i, name in enumerate(bodies) if near[i]},
     )
 
 

@@ -35,6 +35,7 @@ class ReplayResult:
     Attributes:
         steps: Steps sent; fewer than logged where a physical arm ended the episode early.
         success: Whether the replay solved the task, as far as the arm can tell.
+        commanded: What was sent (steps, A).
         limited_steps: Steps whose logged command the safety filter changed.
         observation_deviation: Per key, the largest absolute difference in any entry of any observation, in its unit.
         max_state_deviation: The same over the simulator states; None on an arm that has none.
@@ -44,6 +45,7 @@ class ReplayResult:
 
     steps: int
     success: bool
+    commanded: FloatArray
     limited_steps: int
     observation_deviation: Mapping[str, float]
     max_state_deviation: float | None = None
@@ -124,6 +126,7 @@ def replay_episode(
     else:
         result = robot.begin(int(episode.info.get("seed") or 0))
     results, observations = [result], [arm.check_observation(result.observation)]
+    sent: list[FloatArray] = []
     start_ns, limited, latest_ns = clock_ns(), 0, 0
     for step, logged in enumerate(episode.commanded):
         if result.ended and not simulated:
@@ -133,6 +136,7 @@ def replay_episode(
         if offsets_ns is not None:
             latest_ns = max(latest_ns, _wait_until(start_ns + int(offsets_ns[step]), clock_ns, sleep))
         result = robot.command(action)
+        sent.append(action)
         results.append(result)
         observations.append(arm.check_observation(result.observation))
     found = [r.state for r in results if r.state is not None]
@@ -140,6 +144,7 @@ def replay_episode(
     return ReplayResult(
         steps=len(results) - 1,
         success=result.terminated,
+        commanded=np.array(sent, np.float32).reshape(-1, arm.action_dim),
         limited_steps=limited,
         observation_deviation={
             a.key: _deviation(a, observations, episode.observations[a.key]) for a in arm.observations

@@ -1,4 +1,4 @@
-"""The strip at the foot of a video frame: where in the episode it is, who chose the action, and the action itself."""
+"""The strip under a video frame: where in the episode it is, who chose the action, and the action itself."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from PIL import Image, ImageDraw, ImageFont
 from sacflow_robot.episode import Episode, Source
 from sacflow_robot.spec import ArmSpec
 
-_HEIGHT, _MARGIN, _TEXT = 40, 14, 15
-_INK, _FAINT, _STRIP = (245, 245, 245), (150, 155, 162), (18, 20, 24, 205)
+CAPTION_HEIGHT = 40
+"""What it adds to a picture's height, in pixels."""
+
+_MARGIN, _TEXT = 14, 15
+_INK, _FAINT, _STRIP = (245, 245, 245), (150, 155, 162), (28, 31, 36)
 _BAR, _PITCH, _HALF = 8, 13, 11  # width, distance and half the height of the action's bars, in pixels
 
 SOURCE_COLORS = {
@@ -35,12 +38,12 @@ class Caption:
         self._font = ImageFont.load_default(_TEXT)
 
     def draw(self, image: npt.NDArray[np.uint8], step: int) -> npt.NDArray[np.uint8]:
-        """The image (height, width, 3) of observation ``step`` (0 to T) with the strip drawn over its foot."""
-        picture = Image.fromarray(image).convert("RGB")
+        """The image (height, width, 3) of observation ``step`` (0 to T), with the strip added under it."""
+        height, width = image.shape[:2]
+        picture = Image.new("RGB", (width, height + CAPTION_HEIGHT), _STRIP)
+        picture.paste(Image.fromarray(image))
         draw = ImageDraw.Draw(picture, "RGBA")
-        width, height = picture.size
-        middle = height - _HEIGHT // 2
-        draw.rectangle((0, height - _HEIGHT, width, height), fill=_STRIP)
+        middle = height + CAPTION_HEIGHT // 2
         seconds = step / self._arm.control_rate_hz  # as the video runs, also where an arm in lockstep ran faster
         draw.text((_MARGIN, middle), self._title, _INK, self._font, "lm")
         # Right-aligned numbers stand still while they count.

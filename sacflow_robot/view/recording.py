@@ -30,7 +30,7 @@ from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import ArmSpec, ArraySpec
 from sacflow_robot.view.blueprint import make_blueprint
 
-_JPEG_QUALITY = 85
+_JPEG_QUALITY = 80
 _PARTS = {"proposed": (150, 155, 162), "commanded": (86, 156, 255), "measured": (255, 176, 46)}
 _AXES = [[255, 80, 80], [80, 200, 120], [86, 156, 255]]
 _PATHS = [(86, 156, 255), (255, 176, 46), (80, 200, 120), (200, 120, 220), (230, 100, 100)]

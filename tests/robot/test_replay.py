@@ -91,6 +91,7 @@ def test_limits_hold_in_the_simulator_too(robot: SimRobot, demonstration: Episod
     result = replay_episode(robot, demonstration, limits=(-bound, bound))
     beyond = (np.abs(demonstration.commanded) > 0.1).any(axis=1)
     assert result.limited_steps == beyond.sum() > 0
+    assert np.array_equal(result.commanded, np.clip(demonstration.commanded, -bound, bound))
     assert result.max_state_deviation is not None and result.max_state_deviation > 1e-3
 
 

@@ -78,13 +78,14 @@ def check_replayable(robot: Robot, log_arm: ArmSpec, episode: Episode, origin: s
 def sending_offsets(episode: Episode) -> npt.NDArray[np.int64]:
     """When each command was sent (T,), in nanoseconds from the episode's first observation.
 
-    Logs that keep no sending times stand in for them with the capture time of the observation acted on.
+    Where the log keeps no sending time, or a negative one, the capture time of the observation acted on stands in.
 
     Raises:
         DataError: The times run backwards.
     """
-    sent = getattr(episode, "sent_ns", None)
-    times = episode.time_ns[:-1] if sent is None else np.asarray(sent, np.int64)
+    sent, times = getattr(episode, "sent_ns", None), episode.time_ns[:-1]
+    if sent is not None:
+        times = np.where(np.asarray(sent) < 0, times, sent)
     offsets: npt.NDArray[np.int64] = times - episode.time_ns[0]
     if offsets[0] < 0 or (np.diff(offsets) < 0).any():
         raise DataError("the episode's times run backwards, it cannot be replayed by them; use --timing lockstep")

@@ -35,6 +35,8 @@ _PARTS = {"proposed": (150, 155, 162), "commanded": (86, 156, 255), "measured": 
 _AXES = [[255, 80, 80], [80, 200, 120], [86, 156, 255]]
 _PATHS = [(86, 156, 255), (255, 176, 46), (80, 200, 120), (200, 120, 220), (230, 100, 100)]
 _AXIS_M = 0.05
+# Bits of a step's flags that are worth a line; where a chunk starts is not.
+_FLAGS = {1: "late", 2: "clipped", 4: "held"}
 # Times of a step that a log may keep (T,), in the order in which they happen.
 _TIMES = {"received_ns": "received", "inferred_ns": "inferred", "sent_ns": "sent"}
 
@@ -189,17 +191,21 @@ class _Exporter:
         for column, name in _TIMES.items():
             times = getattr(episode, column, None)
             if times is not None:
-                spans[name] = (np.asarray(times, np.int64) - episode.time_ns[:-1]) / 1e6
+                after = (np.asarray(times, np.int64) - episode.time_ns[:-1]) / 1e6
+                spans[name] = np.where(np.asarray(times) < 0, np.nan, after)  # negative: nobody took it
         return spans
 
     def _send_events(self) -> None:
         """One line for whatever changes: who acts, the flags, how it ended."""
-        episode, flags = self._episode, getattr(self._episode, "flags", None)
+        episode, before = self._episode, ""
+        flags = getattr(episode, "flags", None)
         for step in range(len(episode)):
             if step == 0 or episode.source[step] != episode.source[step - 1]:
                 self._event(step, f"{Source(int(episode.source[step])).name.lower()} acts", "INFO")
-            if flags is not None and flags[step] != (flags[step - 1] if step else 0):
-                self._event(step, f"flags {int(flags[step])}", "WARN" if flags[step] else "INFO")
+            now = "" if flags is None else ", ".join(name for bit, name in _FLAGS.items() if flags[step] & bit)
+            if now != before:
+                self._event(step, now or f"no longer {before}", "WARN" if now else "INFO")
+            before = now
         end = "terminated" if episode.terminated[-1] else "truncated"
         verdict = "solved" if episode.success else "not solved"
         self._event(len(episode), f"{end}, {verdict}", "INFO" if episode.success else "WARN")

@@ -151,5 +151,7 @@ def test_times_come_from_the_sending_where_it_is_known(make_episode: Callable[..
     assert sending_offsets(episode).tolist() == [0, 50 * MS, 100 * MS]
     object.__setattr__(episode, "sent_ns", episode.time_ns[:-1] + 7 * MS)
     assert sending_offsets(episode).tolist() == [7 * MS, 57 * MS, 107 * MS]
+    object.__setattr__(episode, "sent_ns", np.array([7 * MS, -1, 107 * MS]))
+    assert sending_offsets(episode).tolist() == [7 * MS, 50 * MS, 107 * MS]
     with pytest.raises(DataError, match="run backwards"):
         sending_offsets(replace(make_episode(3), time_ns=np.array([0, 50, 40, 60]) * MS))

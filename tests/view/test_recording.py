@@ -100,11 +100,15 @@ def test_times_and_flags_where_the_log_keeps_them(episode: Episode, arm: ArmSpec
     path, captured = tmp_path / "a.rrd", episode.time_ns[:-1]
     for column, after_ms in (("received_ns", 1), ("inferred_ns", 3), ("sent_ns", 4)):
         object.__setattr__(episode, column, captured + after_ms * 1_000_000)
-    object.__setattr__(episode, "flags", np.array([0, 0, 2, 2, 0, 0], np.uint8))
+    object.__setattr__(episode, "inferred_ns", np.where(np.arange(6) == 2, -1, captured + 3_000_000))
+    object.__setattr__(episode, "flags", np.array([8, 0, 2, 3, 128, 8], np.uint8))
     write_recording(path, arm, episode, "lift")
     back = ReadBack(path)
     assert back.curve("/timing/received_ms") == [1] * 6 and back.curve("/timing/sent_ms") == [4] * 6
-    assert back.curve("/flags") == [0, 0, 2, 2, 0, 0]
+    assert np.isnan(back.curve("/timing/inferred_ms")).tolist() == [False, False, True, False, False, False]
+    assert back.curve("/flags") == [8, 0, 2, 3, 128, 8]
+    events = back.rows("/events", "Text")
+    assert events[3] == "late, clipped" and events[4] == "no longer late, clipped" and 5 not in events
 
 
 def test_cameras_among_the_observations(episode: Episode, arm: ArmSpec, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ COMMANDS = {
     "eval": ("evaluate", "Eval", "success rate of a policy file on held-out seeds"),
     "serve": ("serve", "Serve", "serve a policy file over ZeroMQ"),
     "run": ("run", "Run", "drive an arm with a served policy and log its episodes"),
-    "replay": ("replay", "Replay", "run a logged episode again in the simulator"),
+    "replay": ("replay", "Replay", "run a logged episode again; as a video; into the Rerun viewer"),
     "demos collect": ("demos", "Collect", "collect demonstrations from a scripted expert"),
     "log info": ("log", "Info", "what an episode log holds"),
     "bench replay": ("bench", "BenchReplay", "how fast the replay buffer draws batches"),
@@ -107,9 +107,9 @@ def _first_complaint(box: str, name: str) -> str:
 
 
 def _missing(error: ModuleNotFoundError) -> str:
-    sim, train = ("mujoco", "robosuite", "gymnasium", "h5py", "cv2"), ("torch", "onnx", "onnxscript")
+    sim, train = ("mujoco", "robosuite", "gymnasium", "h5py", "av", "PIL"), ("torch", "onnx", "onnxscript")
     viz = ("matplotlib", "tensorboard")
-    extras = {**dict.fromkeys(sim, "sim"), **dict.fromkeys((*train, *viz), "train")}
+    extras = {**dict.fromkeys(sim, "sim"), **dict.fromkeys((*train, *viz), "train"), "rerun": "viz"}
     extra = extras.get((error.name or "").partition(".")[0])
     if extra is None:
         raise error

@@ -2,101 +2,245 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import importlib
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from sacflow_robot.cli import common
-from sacflow_robot.errors import DataError, InvalidValueError, SpecMismatchError, UsageError
+from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from sacflow_robot.robot.sim import SimRobot
+    import numpy as np
+    import numpy.typing as npt
+
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+    from sacflow_robot.episode import Episode
+    from sacflow_robot.robot.replay import ReplayResult
+    from sacflow_robot.spec import ArmSpec, Robot
+
+    Pictures = Iterator[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Run a logged episode again in the simulator and compare every state.
+    """Send a logged episode's commands to an arm again, and compare what comes of them with the log.
+
+    In the simulator every state is compared; with lockstep timing they come out equal. On another arm the observations
+    are compared, and the arm should stand near the logged start.
 
     Attributes:
         log: Episode log.
         episode: Which episode; negative counts from the end.
-        robot: Simulated arm to replay on; by default the log's task.
+        robot: Arm to replay on; by default the log's task in the simulator.
+        timing: lockstep sends each command as soon as the one before is done, logged at the logged times.
+        profile: Calibration profile whose action limits hold on top of the arm's.
         video: MP4 file to write, where off-screen rendering works.
+        rerun: Recording to write for the Rerun viewer (.rrd); works without a simulator too, without pictures.
         json: Print the result as one JSON object.
     """
 
     log: Annotated[Path, tyro.conf.Positional]
     episode: int = 0
     robot: str | None = None
+    timing: Literal["lockstep", "logged"] = "lockstep"
+    profile: Path | None = None
     video: Path | None = None
+    rerun: Path | None = None
     json: bool = False
 
     def run(self) -> int:
         from sacflow_robot.data.log import EpisodeLog
-        from sacflow_robot.robot.drivers import make_robot
-        from sacflow_robot.robot.replay import replay_episode
-        from sacflow_robot.robot.sim import SimRobot
 
-        if self.video is not None and (self.video.suffix.lower() != ".mp4" or not self.video.parent.is_dir()):
-            raise UsageError(f"--video {self.video}: give a file that ends in .mp4, in a folder that exists")
+        _check_target("--video", self.video, ".mp4")
+        _check_target("--rerun", self.rerun, ".rrd")
+        # What is not installed is said before anything moves.
+        if self.video is not None:
+            _check_import("--video", "av", "PyAV", "sim")
+        if self.rerun is not None:
+            _check_import("--rerun", "rerun", "rerun-sdk", "viz")
         log = EpisodeLog.open(self.log)
-        episode = log.read(self.episode)
-        robot = make_robot(self.robot or f"sim:{log.arm.task}")
-        if not isinstance(robot, SimRobot):
-            raise UsageError(f"{self.robot} is not a simulated arm; replay needs one, e.g. sim:{log.arm.task}")
-        different = robot.spec.differences(log.arm)
-        if different:
-            raise SpecMismatchError(f"{self.log} does not fit the robot (robot, log): {'; '.join(different)}")
-        out = common.console()
-        with _video(self.video, robot) as frame:
-            result = replay_episode(robot, episode, frame)
-        robot.close()
-        index = self.episode % len(log)
-        verdict = "solved" if result.success else "not solved"
-        out.print(
-            f"episode {index}: {result.steps} steps replayed, {verdict}, "
-            f"largest state deviation {result.max_state_deviation:.1e}"
-        )
-        if self.json:
-            common.print_json(
-                {
-                    "episode": index,
-                    "steps": result.steps,
-                    "max_state_deviation": result.max_state_deviation,
-                    "success": result.success,
-                }
-            )
+        episode, index = log.read(self.episode), self.episode % len(log)
+        title = f"{log.arm.task}, episode {index}"
+        with ExitStack() as stack:
+            robot = self._robot(log.arm, episode)
+            env = None
+            result = None
+            if robot is not None:
+                stack.enter_context(closing(robot))
+                env = _simulator(robot)
+                if self.video is not None and env is None:
+                    raise UsageError(f"--video needs a simulated arm to draw, and {self.robot} is none; leave it out")
+                result = self._replay(robot, episode)
+            written = self._export(env, log.arm, episode, result, title)
+        self._report(index, episode, result, written)
         return 0
 
+    def _robot(self, arm: ArmSpec, episode: Episode) -> Robot | None:
+        """The arm to replay on; None, with a line that says why, where a recording alone can be made."""
+        from sacflow_robot.robot.drivers import make_robot
+        from sacflow_robot.robot.replay import check_replayable
 
-@contextmanager
-def _video(path: Path | None, robot: SimRobot) -> Iterator[Callable[[], None]]:
-    """A function that adds the present scene to the video; without a path or rendering, one that does nothing."""
-    if path is None:
-        yield lambda: None
-        return
+        asked = self.robot, self.video, self.profile
+        needed = self.rerun is None or self.timing == "logged" or any(option is not None for option in asked)
+        robot = None
+        try:
+            robot = make_robot(self.robot or f"sim:{arm.task}")
+            check_replayable(robot, arm, episode, str(self.log))
+        except SacflowError as error:
+            if robot is not None:
+                robot.close()
+            if needed:
+                raise
+            common.console().print(f"not replayed, exported as logged: {error}")
+            return None
+        return robot
+
+    def _replay(self, robot: Robot, episode: Episode) -> ReplayResult:
+        from sacflow_robot.robot.replay import replay_episode, sending_offsets
+
+        limits = None
+        if self.profile is not None:
+            from sacflow_robot.calibrate.profile import load_profile
+
+            limits = load_profile(self.profile).action_limits(robot.spec)
+        offsets = sending_offsets(episode) if self.timing == "logged" else None
+        return replay_episode(robot, episode, limits=limits, offsets_ns=offsets)
+
+    def _export(
+        self, env: RobosuiteEnv | None, arm: ArmSpec, episode: Episode, result: ReplayResult | None, title: str
+    ) -> dict[str, Path]:
+        """Write the video of the replay and the recording of the log; returns what was written.
+
+        Pictures are drawn from states after the replay, because drawing one takes as long as a control period.
+        """
+        written = {}
+        drawing = env is not None and (self.video is not None or self.rerun is not None) and _can_draw(env)
+        if self.video is not None and drawing and env is not None and result is not None:
+            shown = replace(episode, commanded=result.commanded, states=result.states, info={"success": result.success})
+            _write_video(self.video, env, arm, shown, title)
+            written["video"] = self.video
+        if self.rerun is not None:
+            _write_recording(self.rerun, env, drawing, arm, episode, title)
+            written["rerun"] = self.rerun
+        return written
+
+    def _report(self, index: int, episode: Episode, result: ReplayResult | None, written: dict[str, Path]) -> None:
+        out = common.console()
+        for kind, path in written.items():
+            out.print(f"{'video' if kind == 'video' else 'recording'}: {path}")
+        if result is None:
+            out.print(f"episode {index}: {len(episode)} steps, {_verdict(episode.success)} when it was logged")
+        else:
+            out.print(f"episode {index}: {_describe(result)}")
+        if self.json:
+            common.print_json({"episode": index, **_result_json(episode, result), "timing": self.timing})
+
+
+def _describe(result: ReplayResult) -> str:
+    parts = [f"{result.steps} steps replayed", _verdict(result.success)]
+    if result.max_state_deviation is not None:
+        parts.append(f"largest state deviation {result.max_state_deviation:.1e}")
+    else:
+        worst = ", ".join(f"{key} {value:.2g}" for key, value in result.observation_deviation.items())
+        parts.append(f"largest deviation of observations: {worst}")
+    if result.limited_steps:
+        parts.append(f"{result.limited_steps} commands limited")
+    if result.max_lateness_ns is not None:
+        parts.append(f"commands {result.max_lateness_ns / 1e6:.2f} ms late at most")
+    return ", ".join(parts)
+
+
+def _result_json(episode: Episode, result: ReplayResult | None) -> dict[str, Any]:
+    if result is None:
+        return {"steps": len(episode), "max_state_deviation": None, "success": episode.success, "replayed": False}
+    late = result.max_lateness_ns
+    return {
+        "steps": result.steps,
+        "max_state_deviation": result.max_state_deviation,
+        "success": result.success,
+        "replayed": True,
+        "max_observation_deviation": dict(result.observation_deviation),
+        "limited_steps": result.limited_steps,
+        "max_lateness_ms": None if late is None else late / 1e6,
+    }
+
+
+def _verdict(success: bool) -> str:
+    return "solved" if success else "not solved"
+
+
+def _check_target(option: str, path: Path | None, suffix: str) -> None:
+    if path is not None and (path.suffix.lower() != suffix or not path.parent.is_dir() or path.is_dir()):
+        raise UsageError(f"{option} {path}: give a file that ends in {suffix}, in a folder that exists")
+
+
+def _check_import(option: str, module: str, package: str, extra: str) -> None:
     try:
-        first = robot.env.render()
+        importlib.import_module(module)
+    except ImportError as error:  # absent, or installed beside a NumPy that it cannot use
+        raise UsageError(
+            f"{option} needs {package} ({one_line(error)}); install it with pip install 'sacflow-robot[{extra}]'"
+        ) from None
+
+
+def _simulator(robot: Robot) -> RobosuiteEnv | None:
+    """The simulator behind a simulated arm."""
+    from sacflow_robot.robot.replay import Restorable
+
+    if not isinstance(robot, Restorable):  # a robot's computer has no simulator to import
+        return None
+    from sacflow_robot.robot.sim import SimRobot
+
+    return robot.env if isinstance(robot, SimRobot) else None
+
+
+def _can_draw(env: RobosuiteEnv) -> bool:
+    try:
+        env.render()
     except InvalidValueError as error:
-        common.console().print(f"no video: {error}")
-        yield lambda: None
-        return
-    import cv2
+        common.console().print(f"no pictures: {error}")
+        return False
+    return True
 
-    partial = path.with_name(f".{path.stem}.partial.mp4")
-    rate, size = robot.spec.control_rate_hz, (first.shape[1], first.shape[0])
-    writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-    if not writer.isOpened():
-        raise DataError(f"cannot write a video at {path}; check the folder")
-    try:
-        yield lambda: writer.write(cv2.cvtColor(robot.env.render(), cv2.COLOR_RGB2BGR))
-        writer.release()
-        partial.replace(path)
-        common.console().print(f"video: {path}")
-    finally:
-        writer.release()
-        partial.unlink(missing_ok=True)
+
+def _drawn(what: str, env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Pictures:
+    """Pictures of the states, with a progress bar."""
+    from sacflow_robot.envs.scene import pictures
+
+    with common.progress_bar("frames") as bar:
+        row = bar.add_task(what, total=len(states), success="")
+        for picture in pictures(env, states):
+            yield picture
+            bar.update(row, advance=1)
+
+
+def _write_video(path: Path, env: RobosuiteEnv, arm: ArmSpec, episode: Episode, title: str) -> None:
+    from sacflow_robot.view.caption import CAPTION_HEIGHT, Caption
+    from sacflow_robot.view.video import VideoWriter
+
+    assert episode.states is not None
+    caption = Caption(arm, episode, title)
+    height, width = env.render().shape[:2]
+    with VideoWriter(path, arm.control_rate_hz, (width, height + CAPTION_HEIGHT)) as video:
+        for step, picture in enumerate(_drawn("video", env, episode.states)):
+            video.add(caption.draw(picture, step))
+
+
+def _write_recording(
+    path: Path, env: RobosuiteEnv | None, drawing: bool, arm: ArmSpec, episode: Episode, title: str
+) -> None:
+    from sacflow_robot.view.recording import SceneColumns, write_recording
+
+    scene = SceneColumns()
+    if env is not None and episode.states is not None:
+        from sacflow_robot.envs.scene import read_scene
+
+        read = read_scene(env, episode.states)
+        pictures = _drawn("recording", env, episode.states) if drawing else ()
+        scene = SceneColumns(read.joints, read.objects, pictures)
+    write_recording(path, arm, episode, title, scene)

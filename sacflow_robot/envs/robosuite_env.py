@@ -135,6 +135,16 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         self._set_state(state)
         return self._observe(), bool(self._suite._check_success())
 
+    @property
+    def model(self) -> mujoco.MjModel:
+        """The compiled model, to look at."""
+        return self._model
+
+    @property
+    def data(self) -> mujoco.MjData:
+        """The present simulator data, to look at."""
+        return self._data
+
     def render(self) -> npt.NDArray[np.uint8]:
         """The scene as an RGB image (480, 640, 3).
 

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from sacflow_robot.episode import Episode, EpisodeBuilder
 from sacflow_robot.errors import LogWriteError, SpecMismatchError
 from sacflow_robot.randomness import chunk_noise
+from sacflow_robot.robot.limits import ActionLimits
 from sacflow_robot.spec import ArmSpec, FloatArray, Policy, Recorder, Robot
 
 
@@ -65,7 +64,7 @@ def run_episode(
     Raises:
         InvalidValueError: An observation or an action holds NaN or infinity; nothing was sent on it.
     """
-    arm = robot.spec
+    arm, limit = robot.spec, ActionLimits(robot.spec, limits)
     result = robot.begin(seed)
     observation = arm.check_observation(result.observation)
     captured = clock_ns()
@@ -84,9 +83,7 @@ def run_episode(
             noise = chunk_noise(policy.spec.noise_shape, seed, len(builder))
             chunk = policy.infer({key: array[None] for key, array in observation.items()}, noise[None])[0]
             for proposed in chunk:
-                commanded = arm.check_action(proposed)
-                if limits is not None:
-                    commanded = np.clip(commanded, *limits)
+                commanded = limit(proposed)
                 overruns += clock_ns() - captured > arm.period_ns
                 result = robot.command(commanded)
                 captured = clock_ns()

@@ -1,15 +1,31 @@
-"""Logged episodes, run again in the simulator."""
+"""Logged episodes, sent to an arm again: in lockstep, or at the times at which they were sent first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError
-from sacflow_robot.robot.sim import SimRobot
+from sacflow_robot.errors import DataError, SpecMismatchError
+from sacflow_robot.robot.limits import ActionLimits
+from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Robot, StepResult
+
+# The operating system wakes a sleeper late by less than this; the rest of the wait is spent looking at the clock.
+_SPIN_NS = 1_000_000
+
+
+@runtime_checkable
+class Restorable(Robot, Protocol):
+    """An arm that can start from a logged state, which only a simulated one can."""
+
+    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
+        """Start from a logged simulator state (S,)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -17,35 +33,143 @@ class ReplayResult:
     """How a replayed episode compares with its log.
 
     Attributes:
-        steps: Steps replayed.
-        max_state_deviation: Largest absolute difference in any entry of any simulator state.
-        success: Whether the replay solved the task.
+        steps: Steps sent; fewer than logged where a physical arm ended the episode early.
+        success: Whether the replay solved the task, as far as the arm can tell.
+        commanded: What was sent (steps, A).
+        limited_steps: Steps whose logged command the safety filter changed.
+        observation_deviation: Per key, the largest absolute difference in any entry of any observation, in its unit.
+        max_state_deviation: The same over the simulator states; None on an arm that has none.
+        max_lateness_ns: How late the latest command was sent; None in lockstep.
+        states: Simulator states of the replay (steps + 1, S), or None.
     """
 
     steps: int
-    max_state_deviation: float
     success: bool
+    commanded: FloatArray
+    limited_steps: int
+    observation_deviation: Mapping[str, float]
+    max_state_deviation: float | None = None
+    max_lateness_ns: int | None = None
+    states: npt.NDArray[np.float64] | None = None
 
 
-def replay_episode(robot: SimRobot, episode: Episode, on_frame: Callable[[], None] = lambda: None) -> ReplayResult:
-    """Start from the logged initial state, send the logged commands, and compare every state with the log.
+def check_replayable(robot: Robot, log_arm: ArmSpec, episode: Episode, origin: str) -> None:
+    """Refuse an episode that this arm cannot repeat, before anything moves.
 
     Args:
-        robot: The simulated arm.
+        robot: The arm.
+        log_arm: Arm that the log is of.
         episode: The episode.
-        on_frame: Called at the start and after every step, e.g. to render a video frame.
+        origin: Name of the log in the error.
 
     Raises:
-        DataError: The episode has no simulator states, e.g. because it comes from a physical arm.
+        SpecMismatchError: The log is of another arm; names every field that differs.
+        DataError: The arm is simulated, and the episode has no states to start from.
     """
-    if episode.states is None:
-        raise DataError("this episode has no simulator states to start from; only episodes of simulated arms replay")
-    result = robot.begin_at(episode.states[0])
-    on_frame()
-    states = [result.state]
-    for action in episode.commanded:
+    different = robot.spec.differences(log_arm)
+    if different:
+        raise SpecMismatchError(f"{origin} does not fit the robot (robot, log): {'; '.join(different)}")
+    if isinstance(robot, Restorable) and episode.states is None:
+        raise DataError(
+            "this episode has no simulator states to start from; a simulated arm replays only episodes of simulated arms"
+        )
+
+
+def sending_offsets(episode: Episode) -> npt.NDArray[np.int64]:
+    """When each command was sent (T,), in nanoseconds from the episode's first observation.
+
+    Where the log keeps no sending time, or a negative one, the capture time of the observation acted on stands in.
+
+    Raises:
+        DataError: The times run backwards.
+    """
+    sent, times = getattr(episode, "sent_ns", None), episode.time_ns[:-1]
+    if sent is not None:
+        times = np.where(np.asarray(sent) < 0, times, sent)
+    offsets: npt.NDArray[np.int64] = times - episode.time_ns[0]
+    if offsets[0] < 0 or (np.diff(offsets) < 0).any():
+        raise DataError("the episode's times run backwards, it cannot be replayed by them; use --timing lockstep")
+    return offsets
+
+
+def replay_episode(
+    robot: Robot,
+    episode: Episode,
+    *,
+    limits: tuple[FloatArray, FloatArray] | None = None,
+    offsets_ns: npt.NDArray[np.int64] | None = None,
+    clock_ns: Callable[[], int] = time.monotonic_ns,
+    sleep: Callable[[float], None] = time.sleep,
+) -> ReplayResult:
+    """Send the logged commands again, through the safety filter, and compare what comes of them with the log.
+
+    A simulated arm starts from the logged initial state and plays the episode to its end. A physical arm starts where it
+    stands, so it is the user's to bring it near the logged start; it is sent nothing more once it ends the episode.
+
+    Args:
+        robot: The arm; one that :func:`check_replayable` accepts.
+        episode: The episode.
+        limits: Lower and upper bound (A,) of the commanded action, within the arm's own.
+        offsets_ns: When to send each command (T,), from the start; None sends each as soon as the one before is done. A
+            command that is late does not delay those after it.
+        clock_ns: Clock of the deadlines.
+        sleep: Waits that many seconds.
+
+    Raises:
+        DataError: The arm is simulated, and the episode has no states to start from.
+        InvalidValueError: An observation holds NaN or infinity; nothing was sent on it.
+    """
+    arm, limit = robot.spec, ActionLimits(robot.spec, limits)
+    check_replayable(robot, arm, episode, "the episode")
+    simulated = isinstance(robot, Restorable)
+    if isinstance(robot, Restorable) and episode.states is not None:
+        result = robot.begin_at(episode.states[0])
+    else:
+        result = robot.begin(int(episode.info.get("seed") or 0))
+    results, observations = [result], [arm.check_observation(result.observation)]
+    sent: list[FloatArray] = []
+    start_ns, limited, latest_ns = clock_ns(), 0, 0
+    for step, logged in enumerate(episode.commanded):
+        if result.ended and not simulated:
+            break
+        action = limit(logged)
+        limited += not np.array_equal(action, logged)
+        if offsets_ns is not None:
+            latest_ns = max(latest_ns, _wait_until(start_ns + int(offsets_ns[step]), clock_ns, sleep))
         result = robot.command(action)
-        states.append(result.state)
-        on_frame()
-    deviation = float(np.abs(np.stack(states) - episode.states).max())  # type: ignore[arg-type]
-    return ReplayResult(len(episode), deviation, result.terminated)
+        sent.append(action)
+        results.append(result)
+        observations.append(arm.check_observation(result.observation))
+    found = [r.state for r in results if r.state is not None]
+    states = np.stack(found) if len(found) == len(results) else None
+    return ReplayResult(
+        steps=len(results) - 1,
+        success=result.terminated,
+        commanded=np.array(sent, np.float32).reshape(-1, arm.action_dim),
+        limited_steps=limited,
+        observation_deviation={
+            a.key: _deviation(a, observations, episode.observations[a.key]) for a in arm.observations
+        },
+        max_state_deviation=None if states is None or episode.states is None else _furthest(states, episode.states),
+        max_lateness_ns=None if offsets_ns is None else latest_ns,
+        states=states,
+    )
+
+
+def _wait_until(deadline_ns: int, clock_ns: Callable[[], int], sleep: Callable[[float], None]) -> int:
+    """Wait; returns by how much the deadline was missed (ns)."""
+    while (left := deadline_ns - clock_ns()) > 0:
+        sleep(max(left - _SPIN_NS, 0) / 1e9)
+    return -left
+
+
+def _deviation(spec: ArraySpec, replayed: list[dict[str, FloatArray]], logged: FloatArray) -> float:
+    rows = np.stack([observation[spec.key] for observation in replayed])
+    logged = logged[: len(rows)]
+    if spec.unit.startswith("unit quaternion") and spec.shape == (4,):  # q and -q are the same rotation
+        rows = rows * np.where((rows * logged).sum(-1, keepdims=True) < 0, -1, 1)
+    return _furthest(rows, logged)
+
+
+def _furthest(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> float:  # type: ignore[type-arg]
+    return float(np.abs(a.astype(np.float64) - b[: len(a)]).max())

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, InvalidValueError, SpecMismatchError, UnknownNameError
+from sacflow_robot.errors import InvalidValueError, SpecMismatchError, UnknownNameError
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.loop import check_fit, run_episode
-from sacflow_robot.robot.replay import replay_episode
 from sacflow_robot.robot.sim import SimRobot
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec, StepResult
@@ -129,20 +128,6 @@ def test_a_policy_for_another_arm_is_refused(policy: OnnxPolicy, robot: SimRobot
     other = replace(robot.spec, control_rate_hz=10.0, robot="UR5e")
     with pytest.raises(SpecMismatchError, match=r"\(robot, policy\): robot: UR5e, Panda; control_rate_hz: 10.0, 20.0"):
         check_fit(policy, other)
-
-
-def test_replay_reproduces_every_state(robot: SimRobot, policy: OnnxPolicy) -> None:
-    episode = run_episode(ShortEpisodes(robot, 40), policy, 5, policy_version="v1").episode
-    robot.begin(6)
-    frames: list[int] = []
-    result = replay_episode(robot, episode, lambda: frames.append(1))
-    assert result.steps == 40 and result.max_state_deviation <= 1e-9 and len(frames) == 41
-    assert episode.states is not None
-    states = episode.states.copy()
-    states[20, 3] += 0.01
-    assert replay_episode(robot, replace(episode, states=states)).max_state_deviation == pytest.approx(0.01)
-    with pytest.raises(DataError, match="no simulator states"):
-        replay_episode(robot, replace(episode, states=None))
 
 
 def test_measured_motion_is_in_action_units(robot: SimRobot) -> None:

@@ -1,0 +1,262 @@
+"""An episode as a recording for the Rerun viewer (https://rerun.io).
+
+Everything is on two timelines: ``step``, and ``time`` since the first observation. Row t holds observation t and what was
+done on it; the last row has an observation alone.
+
+    camera/<name>                         pictures
+    world/eef, world/objects/<name>       poses, with the path of each
+    action/<dimension>/{proposed, commanded, measured}
+    joints/<name>, observation/<key>/<i>, reward, source, flags, timing/<name>_ms
+    events                                who takes over when, flags, the end
+    episode                               what the log says of the whole episode
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rerun as rr
+from PIL import Image
+
+from sacflow_robot.episode import Episode, Source
+from sacflow_robot.errors import DataError, one_line
+from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.view.blueprint import make_blueprint
+
+_JPEG_QUALITY = 80
+_PARTS = {"proposed": (150, 155, 162), "commanded": (86, 156, 255), "measured": (255, 176, 46)}
+_AXES = [[255, 80, 80], [80, 200, 120], [86, 156, 255]]
+_PATHS = [(86, 156, 255), (255, 176, 46), (80, 200, 120), (200, 120, 220), (230, 100, 100)]
+_AXIS_M = 0.05
+# Bits of a step's flags that are worth a line; where a chunk starts is not.
+_FLAGS = {1: "late", 2: "clipped", 4: "held"}
+# Times of a step that a log may keep (T,), in the order in which they happen.
+_TIMES = {"received_ns": "received", "inferred_ns": "inferred", "sent_ns": "sent"}
+
+
+@dataclass(frozen=True)
+class SceneColumns:
+    """What a simulator makes of an episode's states; empty where there is none.
+
+    Attributes:
+        joints: Per joint its positions (T + 1,), rad or m.
+        objects: Per object its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w.
+        pictures: Pictures (T + 1 of them) of (height, width, 3).
+        camera: Name of the camera that they are from.
+    """
+
+    joints: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    objects: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    pictures: Iterable[npt.NDArray[np.uint8]] = ()
+    camera: str = "agentview"
+
+
+def write_recording(path: Path, arm: ArmSpec, episode: Episode, title: str, scene: SceneColumns | None = None) -> None:
+    """Write an episode as ``.rrd``, under its final name only once it is whole.
+
+    Args:
+        path: File that ends in ``.rrd``.
+        arm: The arm.
+        episode: The episode; every column of it is exported.
+        title: Name of the recording in the viewer.
+        scene: What a simulator adds.
+
+    Raises:
+        DataError: It cannot be written there.
+    """
+    partial = path.with_name(f".{path.stem}.partial.rrd")
+    try:
+        partial.touch()  # a folder that takes no file is found out before the pictures are drawn
+        stream = rr.RecordingStream("sacflow-robot")
+        # Rerun's own writer leaves a full disk unmentioned; what passes through memory is written by us, or not at all.
+        memory = stream.memory_recording()
+        exporter = _Exporter(stream, arm, episode, scene or SceneColumns())
+        stream.send_blueprint(make_blueprint(arm, exporter.contents()))
+        stream.send_recording_name(title)
+        exporter.send(title)
+        stream.flush()
+        partial.write_bytes(memory.drain_as_bytes())
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write a recording at {path}: {one_line(error)}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+class _Exporter:
+    """Sends the columns of one episode."""
+
+    def __init__(self, stream: rr.RecordingStream, arm: ArmSpec, episode: Episode, scene: SceneColumns) -> None:
+        self._stream, self._arm, self._episode, self._scene = stream, arm, episode, scene
+        seconds = (episode.time_ns - episode.time_ns[0]) / 1e9
+        self._times = [
+            rr.TimeColumn("step", sequence=np.arange(len(episode) + 1)),
+            rr.TimeColumn("time", duration=seconds),
+        ]
+        self._step_times = [
+            rr.TimeColumn("step", sequence=np.arange(len(episode))),
+            rr.TimeColumn("time", duration=seconds[:-1]),
+        ]
+        self._seconds = seconds
+
+    def contents(self) -> set[str]:
+        """The top-level entities that this episode will have."""
+        keys = {"action", "reward", "source", "events", "episode"}
+        keys |= {"camera"} if self._cameras() or self._scene.pictures else set()
+        keys |= {"joints"} if self._scene.joints or "robot0_joint_pos" in self._episode.observations else set()
+        keys |= {"world"} if self._scene.objects or "robot0_eef_pos" in self._episode.observations else set()
+        keys |= {"timing"} if len(self._timings()) else set()
+        keys |= {"flags"} if getattr(self._episode, "flags", None) is not None else set()
+        return keys
+
+    def send(self, title: str) -> None:
+        self._send_text(title)
+        self._send_actions()
+        self._send_observations()
+        self._send_world()
+        for name, values in self._scene.joints.items():
+            self._scalars(f"joints/{name}", values, name)
+        self._send_step_columns()
+        self._send_events()
+        for name, images in self._cameras().items():
+            self._send_pictures(f"camera/{name}", images)
+        self._send_pictures(f"camera/{self._scene.camera}", self._scene.pictures)
+
+    def _send_text(self, title: str) -> None:
+        rows = {"robot": self._arm.robot, "controller": self._arm.controller, "steps": len(self._episode)}
+        rows |= {"duration": f"{self._seconds[-1]:.2f} s", **self._episode.info}
+        table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+        text = f"# {title}\n\n| | |\n|---|---|\n{table}\n"
+        self._stream.log("episode", rr.TextDocument(text, media_type="text/markdown"), static=True)
+
+    def _send_actions(self) -> None:
+        for part, color in _PARTS.items():
+            for i, name in enumerate(self._arm.action_names):
+                values = getattr(self._episode, part)[:, i]
+                if not np.isnan(values).all():
+                    self._scalars(f"action/{name}/{part}", values, part, color)
+
+    def _send_observations(self) -> None:
+        for spec in self._arm.observations:
+            values = self._episode.observations[spec.key]
+            if _is_picture(spec):
+                continue
+            entity = "joints" if spec.key == "robot0_joint_pos" else f"observation/{spec.key}"
+            flat = values.reshape(len(values), -1)
+            for i, name in enumerate(_component_names(spec)):
+                self._scalars(f"{entity}/{name}", flat[:, i], f"{name} ({spec.unit})" if len(spec.unit) < 5 else name)
+
+    def _send_world(self) -> None:
+        self._stream.log("world", rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
+        observations = self._episode.observations
+        if "robot0_eef_pos" in observations:
+            quaternions = observations.get("robot0_eef_quat")
+            self._send_pose("world/eef", observations["robot0_eef_pos"], quaternions, _PATHS[0])
+        for i, (name, poses) in enumerate(self._scene.objects.items()):
+            color = _PATHS[1 + i % (len(_PATHS) - 1)]
+            self._send_pose(f"world/objects/{name}", poses[:, :3], poses[:, 3:], color)
+
+    def _send_pose(
+        self, entity: str, positions: npt.NDArray[Any], quaternions: npt.NDArray[Any] | None, color: tuple[int, ...]
+    ) -> None:
+        """A frame that moves, three axes that move with it, and its whole path, which does not."""
+        pose = rr.Transform3D.columns(translation=positions, quaternion=quaternions)
+        self._stream.send_columns(entity, self._times, pose)
+        axes = rr.Arrows3D(vectors=np.eye(3) * _AXIS_M, colors=_AXES, radii=0.002)
+        self._stream.log(f"{entity}/axes", axes, static=True)
+        name = entity.rpartition("/")[2]
+        path = rr.LineStrips3D([positions], colors=[color], radii=0.0015, labels=[name], show_labels=False)
+        self._stream.log(f"world/paths/{name}", path, static=True)
+
+    def _send_step_columns(self) -> None:
+        self._scalars("reward", self._episode.rewards, "reward", (80, 200, 120))
+        self._scalars("source", self._episode.source, "source", (255, 176, 46))
+        if (flags := getattr(self._episode, "flags", None)) is not None:
+            self._scalars("flags", flags, "flags", (230, 100, 100))
+        for name, values in self._timings().items():
+            self._scalars(f"timing/{name}_ms", values, f"{name} (ms)")
+
+    def _timings(self) -> dict[str, npt.NDArray[np.float64]]:
+        """What a step's times say (T,), in milliseconds: its period, and how long after its observation things happened."""
+        episode = self._episode
+        spans = {"period": np.diff(episode.time_ns) / 1e6}
+        for column, name in _TIMES.items():
+            times = getattr(episode, column, None)
+            if times is not None:
+                after = (np.asarray(times, np.int64) - episode.time_ns[:-1]) / 1e6
+                spans[name] = np.where(np.asarray(times) < 0, np.nan, after)  # negative: nobody took it
+        return spans
+
+    def _send_events(self) -> None:
+        """One line for whatever changes: who acts, the flags, how it ended."""
+        episode, before = self._episode, ""
+        flags = getattr(episode, "flags", None)
+        for step in range(len(episode)):
+            if step == 0 or episode.source[step] != episode.source[step - 1]:
+                self._event(step, f"{Source(int(episode.source[step])).name.lower()} acts", "INFO")
+            now = "" if flags is None else ", ".join(name for bit, name in _FLAGS.items() if flags[step] & bit)
+            if now != before:
+                self._event(step, now or f"no longer {before}", "WARN" if now else "INFO")
+            before = now
+        end = "terminated" if episode.terminated[-1] else "truncated"
+        verdict = "solved" if episode.success else "not solved"
+        self._event(len(episode), f"{end}, {verdict}", "INFO" if episode.success else "WARN")
+
+    def _event(self, step: int, text: str, level: str) -> None:
+        self._set_time(step)
+        self._stream.log("events", rr.TextLog(text, level=level))
+
+    def _send_pictures(self, entity: str, images: Iterable[npt.NDArray[Any]]) -> None:
+        for step, image in enumerate(images):
+            self._set_time(step)
+            self._stream.log(entity, rr.EncodedImage(contents=_jpeg(image), media_type="image/jpeg"))
+
+    def _cameras(self) -> dict[str, npt.NDArray[Any]]:
+        return {a.key: self._episode.observations[a.key] for a in self._arm.observations if _is_picture(a)}
+
+    def _set_time(self, step: int) -> None:
+        self._stream.set_time("step", sequence=step)
+        self._stream.set_time("time", duration=float(self._seconds[step]))
+
+    def _scalars(
+        self, entity: str, values: npt.NDArray[Any], name: str, color: tuple[int, int, int] | None = None
+    ) -> None:
+        """A curve; rows (T,) of steps or (T + 1,) of observations."""
+        times = self._step_times if len(values) == len(self._episode) else self._times
+        self._stream.log(entity, rr.SeriesLines(names=[name], colors=None if color is None else [color]), static=True)
+        self._stream.send_columns(entity, times, rr.Scalars.columns(scalars=np.asarray(values, np.float64)))
+
+
+def _is_picture(spec: ArraySpec) -> bool:
+    return len(spec.shape) == 3 and spec.shape[-1] in (1, 3)
+
+
+def _component_names(spec: ArraySpec) -> list[str]:
+    if spec.key.endswith("_pos") and spec.shape == (3,):
+        return ["x", "y", "z"]
+    if spec.key.endswith("_quat") and spec.shape == (4,):
+        return ["x", "y", "z", "w"]
+    return [str(i) for i in range(spec.size)]
+
+
+def _jpeg(image: npt.NDArray[Any]) -> bytes:
+    """Bytes of an image (height, width, 1 or 3) of 0 to 255; floats up to 1 are scaled to that."""
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        pixels = np.clip(pixels * (255 if pixels.max(initial=0) <= 1 else 1), 0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue()
+
+
+def _cell(value: object) -> str:
+    """A value as text of a Markdown table."""
+    return " ".join(str(value).replace("|", "\\|").split())

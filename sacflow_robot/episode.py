@@ -116,6 +116,7 @@ class EpisodeBuilder:
         self._states = None if start.state is None else [start.state]
         self._times, self._period_ns = [time_ns], period_ns
         self._rows: list[tuple[FloatArray, FloatArray, FloatArray, int, float, bool, bool]] = []
+        self._solved = False
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -145,6 +146,7 @@ class EpisodeBuilder:
                 raise DataError("this episode records simulator states, and a step came without one")
             self._states.append(result.state)
         self._times.append(time_ns)
+        self._solved |= result.terminated if result.success is None else result.success
         measured = np.full_like(commanded, np.nan) if result.measured is None else result.measured
         asked = commanded if proposed is None else proposed
         row = commanded, asked, measured, int(source), result.reward, result.terminated, result.truncated
@@ -172,5 +174,5 @@ class EpisodeBuilder:
             truncated=cut,
             time_ns=np.array(self._times, np.int64),
             states=None if self._states is None else np.stack(self._states).astype(np.float64),
-            info={"success": bool(terminated[-1]), **info},
+            info={"success": self._solved, **info},
         )

@@ -285,10 +285,11 @@ class StepResult:
     Attributes:
         observation: Observation after the step, unbatched.
         reward: Task reward of the step.
-        terminated: The task itself ended (success).
+        terminated: The task itself ended.
         truncated: The horizon cut the episode.
         state: Full simulator state (S,) after the step; None on an arm that has none.
         measured: What the arm did (A,), in action units, where it can tell; else None.
+        success: Whether the task is solved; None where ending is solving, as in the robosuite tasks.
     """
 
     observation: dict[str, FloatArray]
@@ -297,6 +298,7 @@ class StepResult:
     truncated: bool = False
     state: npt.NDArray[np.float64] | None = None
     measured: FloatArray | None = None
+    success: bool | None = None
 
     @property
     def ended(self) -> bool:

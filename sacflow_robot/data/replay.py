@@ -30,6 +30,7 @@ class ChunkBatch:
         discount: What the value after the window is worth (B,): gamma^H, or 0 if the task ended within the window.
         next_observation: After the window's last valid step (B, O).
         critic_valid: Whether the window has a defined return (B,), bool: it is complete, or the task ended in it.
+        solved: Whether the window's episode was a success (B,), bool.
     """
 
     observation: FloatArray
@@ -39,6 +40,7 @@ class ChunkBatch:
     discount: FloatArray
     next_observation: FloatArray
     critic_valid: npt.NDArray[np.bool_]
+    solved: npt.NDArray[np.bool_]
 
 
 class ReplayBuffer:
@@ -163,6 +165,7 @@ class ReplayBuffer:
             discount=rows_of("discount"),
             next_observation=rows_of("next_observation"),
             critic_valid=rows_of("critic_valid"),
+            solved=rows_of("solved"),
         )
 
     def observations(self) -> FloatArray:
@@ -211,6 +214,7 @@ class ReplayBuffer:
         columns["discount"][rows] = np.where(ended & reaches_end, 0.0, self._gamma**length)
         columns["length"][rows] = length
         columns["critic_valid"][rows] = ended | (length == h)
+        columns["solved"][rows] = episode.success
 
     def _make_room(self, steps: int) -> None:
         """Move the head to where that many steps fit, evicting the oldest episodes of the ring."""
@@ -262,6 +266,7 @@ def _layout(arm: ArmSpec, chunk_length: int, capacity: int) -> _Layout:
         "discount": ((capacity,), real),
         "length": ((capacity,), np.dtype(np.int32)),  # valid steps of the window that starts here
         "critic_valid": ((capacity,), np.dtype(np.bool_)),
+        "solved": ((capacity,), np.dtype(np.bool_)),
     }
 
 

@@ -119,6 +119,11 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         observation, info = self.reset(seed=seed)
         return StepResult(observation, state=info["state"])
 
+    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
+        """Start from a logged simulator state (S,)."""
+        observation, info = self.reset(options={"state": state})
+        return StepResult(observation, state=info["state"])
+
     def command(self, action: FloatArray) -> StepResult:
         """``step`` as the rest of the package speaks of it."""
         observation, reward, terminated, truncated, info = self.step(action)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from sacflow_robot.errors import UnknownNameError
@@ -77,3 +78,24 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise UnknownNameError("task", name, TASKS)
     return TASKS[name]
+
+
+def is_gymnasium_id(name: str) -> bool:
+    """Whether a name that is no task's looks like Gymnasium's: ``HalfCheetah-v5``, ``my_module:MyArm-v0``."""
+    return name not in TASKS and re.fullmatch(r"([\w.]+:)?([\w-]+/)?[\w.-]+-v\d+", name) is not None
+
+
+def get_arm(name: str) -> ArmSpec:
+    """What the simulated arm of a task, or of any Gymnasium id, offers and accepts.
+
+    Raises:
+        UnknownNameError: Neither a task nor a Gymnasium id.
+        UsageError: The Gymnasium environment cannot be made, or does not fit.
+    """
+    if is_gymnasium_id(name):
+        from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
+
+        env = GymnasiumEnv(name)
+        env.close()
+        return env.arm
+    return get_task(name).arm

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from sacflow_robot.envs.experts.expert import make_expert
 from sacflow_robot.envs.experts.habits import Quality
-from sacflow_robot.envs.tasks import get_task
+from sacflow_robot.envs.tasks import get_arm, is_gymnasium_id
 from sacflow_robot.episode import Episode, EpisodeBuilder, Source
 from sacflow_robot.errors import SacflowError, one_line
 from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, FloatArray, StepResult
 
 if TYPE_CHECKING:
+    from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
 # Every worker is one busy core already; more threads inside it only fight for it.
@@ -45,7 +46,7 @@ class ArmPool:
     """
 
     def __init__(self, task: str, count: int) -> None:
-        self._spec = get_task(task).arm
+        self._spec = get_arm(task)
         self._busy: list[int] = []
         self._links: list[Connection] = []
         self._processes = []
@@ -203,8 +204,12 @@ def _leave_ctrl_c_to_parent() -> None:
 
 
 @cache
-def _local_arm(task: str) -> RobosuiteEnv:
+def _local_arm(task: str) -> RobosuiteEnv | GymnasiumEnv:
     """This process's arm for the task; building one takes seconds, so it is kept."""
+    if is_gymnasium_id(task):
+        from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
+
+        return GymnasiumEnv(task)
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
     return RobosuiteEnv(task)

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ from sacflow_robot.spec import ArmSpec, FloatArray
 
 Metrics = dict[str, Tensor]
 
+_SMALLEST_VALUE = 1e-2
+
 
 @dataclass(frozen=True)
 class _Batch:
@@ -32,6 +35,7 @@ class _Batch:
     discount: Tensor
     next_observation: Tensor
     critic_valid: Tensor
+    cloned: Tensor
 
 
 class Agent:
@@ -99,7 +103,7 @@ class Agent:
     def update_offline(self, chunks: ChunkBatch) -> Metrics:
         """One flow-matching step of the policy, one step of the critic on the policy so far."""
         batch = self._on_device(chunks)
-        loss = losses.flow_matching_loss(self.policy, batch.observation, batch.chunk, batch.mask, self.generator)
+        loss = self._flow_matching(batch)
         _step(self.policy_optimiser, loss)
         self._average()
         self.updates += 1
@@ -139,7 +143,12 @@ class Agent:
         rollout = self.policy.sample(batch.observation, self.generator)
         excess = rollout.log_prob + self._reference_entropy
         value = self._value(self.critic.requires_grad_(False), self.policy.normalise(batch.observation), rollout.action)
-        distance = losses.data_distance(rollout, batch.chunk, batch.mask)
+        if learner.regulariser == "action":
+            distance = losses.data_distance(rollout, batch.chunk, batch.mask)
+        else:
+            distance = self._flow_matching(batch)
+        if learner.value_scale:
+            value = value / value.detach().abs().mean().clamp_min(_SMALLEST_VALUE)
         loss = losses.actor_loss(value, self.temperature * excess, distance, learner.regularisation)
         _step(self.policy_optimiser, loss)
         self.critic.requires_grad_(True)
@@ -159,6 +168,10 @@ class Agent:
             "policy/temperature": self.temperature,
         }
 
+    def _flow_matching(self, batch: _Batch) -> Tensor:
+        mask = batch.mask * batch.cloned.unsqueeze(-1)
+        return losses.flow_matching_loss(self.policy, batch.observation, batch.chunk, mask, self.generator)
+
     def _value(self, critic: Critic, observation: Tensor, chunk: Tensor) -> Tensor:
         values: Tensor = critic(observation, chunk)
         return values.amin(0) if self.config.learner.critic_aggregate == "min" else values.mean(0)
@@ -170,6 +183,7 @@ class Agent:
         def tensor(array: Any) -> Tensor:
             return torch.from_numpy(array).to(self.device, torch.float32)
 
+        every = self.config.learner.clone == "all" or not chunks.solved.any()
         mask = tensor(chunks.valid).unsqueeze(-1).expand(chunks.actions.shape)
         return _Batch(
             observation=tensor(chunks.observation),
@@ -179,6 +193,7 @@ class Agent:
             discount=tensor(chunks.discount),
             next_observation=tensor(chunks.next_observation),
             critic_valid=tensor(chunks.critic_valid),
+            cloned=tensor(np.ones_like(chunks.solved) if every else chunks.solved),
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -56,8 +57,14 @@ class LearnerConfig:
         policy_delay: Critic updates per policy update online.
         warmup_steps: Environment steps online during which only the critic learns, from what cloning alone does; until
             then it knows demonstrations only and would mislead the policy.
-        regularisation: beta, weight of ||a - a_data||^2 in the actor loss, summed over the chunk's H*A dimensions. It is
-            the only one and acts online; offline the policy is fitted by flow matching alone.
+        clone: Episodes that the policy is fitted to: all, or solved ones only (all while there are none). The critic
+            learns from all.
+        regulariser: What holds the policy near the data online: ``action``, the paper's ||a - a_data||^2 summed over the
+            chunk's H*A dimensions, which pulls towards the mean of the ways that the data show; or ``flow-matching``,
+            the loss that the policy is cloned with, which keeps them apart. Offline, cloning is all.
+        regularisation: beta, weight of the regulariser in the actor loss.
+        value_scale: Divide the critic's value in the actor loss by its mean size over the batch (TD3+BC's and FQL's way),
+            so that beta means the same for short tasks and long ones.
         temperature: learned within the bounds, or zero. With the fixed noise scale here it weighs a penalty on saturated
             actions; only a learned noise scale would make it weigh an entropy (learn/flow.py says why).
         initial_temperature: Where a learned temperature starts.
@@ -79,7 +86,10 @@ class LearnerConfig:
     updates_per_step: float = 0.3
     policy_delay: int = 2
     warmup_steps: int = 3000
+    clone: Literal["all", "solved"] = "solved"
+    regulariser: Literal["action", "flow-matching"] = "action"
     regularisation: float = 0.15
+    value_scale: bool = False
     temperature: Literal["learned", "zero"] = "learned"
     initial_temperature: float = 1e-3
     temperature_bounds: tuple[float, float] = (1e-5, 1e-2)
@@ -180,14 +190,14 @@ _FLOWS: dict[str, FlowConfig] = {"flow-t": FlowConfig(width=128, depth=2)}
 
 
 def preset(env: str, velocity: str = "flow-g") -> TrainConfig:
-    """Default configuration for a task and a velocity.
+    """Default configuration for a task, or a Gymnasium id, and a velocity.
 
     Raises:
         UnknownNameError: No preset of that name.
     """
-    if env not in PRESETS:
-        raise UnknownNameError("task", env, PRESETS)
-    chosen = PRESETS[env]
+    if env not in PRESETS and not re.search(r"-v\d+$", env):
+        raise UnknownNameError("task", env, [*PRESETS, "any Gymnasium id, e.g. HalfCheetah-v5"])
+    chosen = PRESETS.get(env, TrainConfig(env=env, demos="none"))
     if velocity not in get_args(VelocityName):
         raise UnknownNameError("velocity", velocity, get_args(VelocityName))
     return replace(chosen, velocity=cast(VelocityName, velocity), flow=_FLOWS.get(velocity, chosen.flow))

@@ -41,7 +41,10 @@ def critic_loss(values: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 def actor_loss(value: Tensor, penalty: Tensor, distance: Tensor, regularisation: float) -> Tensor:
-    """alpha log p - Q(s, a) + beta ||a - a_data||^2, averaged over the batch; all arguments (B,)."""
+    """alpha log p - Q(s, a) + beta R, averaged over the batch; all arguments (B,), or () for an R that is a mean already.
+
+    R is ||a - a_data||^2 in the paper.
+    """
     return (penalty - value + regularisation * distance).mean()
 
 

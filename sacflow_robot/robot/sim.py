@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
+from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION, is_gymnasium_id
 from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
 
 
 class SimRobot:
-    """A robosuite task as a ``Robot``.
+    """A robosuite task, or any Gymnasium environment, as a ``Robot``.
 
     Args:
-        task: Name of the task.
+        task: Name of the task, or Gymnasium's id.
 
     Raises:
         UnknownNameError: No such task.
+        UsageError: The Gymnasium environment cannot be made, or does not fit.
     """
 
     def __init__(self, task: str) -> None:
-        self.env = RobosuiteEnv(task)
+        self.env = GymnasiumEnv(task) if is_gymnasium_id(task) else RobosuiteEnv(task)
         self._before: StepResult | None = None
 
     @property
@@ -35,18 +39,17 @@ class SimRobot:
 
     def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
         """Start from a logged simulator state (S,)."""
-        observation, info = self.env.reset(options={"state": state})
-        self._before = StepResult(observation, state=info["state"])
+        self._before = self.env.begin_at(state)
         return self._before
 
     def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (7,); ``measured`` is the motion that came of it, in the same units."""
+        """Execute one action (A,); an arm's ``measured`` is the motion that came of it, in the same units."""
         assert self._before is not None, "begin an episode first"
         after = self.env.command(action)
-        measured = _measured(self._before.observation, after.observation, float(action[-1]))
-        self._before = StepResult(
-            after.observation, after.reward, after.terminated, after.truncated, after.state, measured
-        )
+        if "robot0_eef_pos" in after.observation:
+            measured = _measured(self._before.observation, after.observation, float(action[-1]))
+            after = replace(after, measured=measured)
+        self._before = after
         return self._before
 
     def close(self) -> None:

@@ -48,9 +48,9 @@ def stack(hand: Hand) -> Motion:
     apart = (cube_b() - cube_a())[:2]
     if np.linalg.norm(apart) < 0.09:
         chosen = min((near, other), key=lambda yaw: abs(apart @ [-np.sin(yaw), np.cos(yaw)]))
-    if not (yield from hand.grasp(cube_a, hand.aim(0.016, 0.016, 0.012), chosen)):
+    if not (yield from hand.grasp(cube_a, hand.aim(0.019, 0.019, 0.014), chosen)):
         return False
-    held, miss, up = cube_a() - hand.position, hand.aim(0.012, 0.012, 0.0), hand.position + [0, 0, 0.08]
+    held, miss, up = cube_a() - hand.position, hand.aim(0.015, 0.015, 0.0), hand.position + [0, 0, 0.08]
     return (
         (yield from hand.carry(lambda: up, within=0.025, limit=25))
         and (yield from hand.carry(lambda: cube_b() - held + miss + [0, 0, 0.10], within=0.02, limit=60))
@@ -62,7 +62,7 @@ def stack(hand: Hand) -> Motion:
 def can(hand: Hand) -> Motion:
     """Put the can into its compartment. Two ways: fingers along y, or along x."""
     yaw = 0.0 if hand.first_way else -_QUARTER
-    if not (yield from hand.grasp(lambda: hand.objects[7:10], hand.aim(0.011, 0.011, 0.009), yaw, clearance=0.07)):
+    if not (yield from hand.grasp(lambda: hand.objects[7:10], hand.aim(0.009, 0.009, 0.008), yaw, clearance=0.07)):
         return False
     up = np.array([*hand.position[:2], _WALLS + 0.13])
     over = np.array([*_CAN_BIN, _WALLS + 0.14]) + hand.aim(0.02, 0.02, 0.01)

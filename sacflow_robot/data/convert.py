@@ -12,7 +12,7 @@ import zarr
 
 from sacflow_robot.data.demos import DemoSet
 from sacflow_robot.data.log import write_log
-from sacflow_robot.data.sources import LOG_EXTRAS, kind_to_write
+from sacflow_robot.data.sources import LOG_ABOUT, kind_to_write
 from sacflow_robot.errors import LogWriteError, UsageError, one_line
 
 
@@ -71,6 +71,5 @@ def _write_log(path: Path, demos: DemoSet) -> None:
         demos.losses.leave_out("states (not every episode has them)")
         episodes = [replace(episode, states=None) for episode in episodes]
     write_log(path, demos.arm, episodes)
-    extras = {"env_args": demos.env_args, "masks": dict(demos.masks)}
-    if any(extras.values()):
-        zarr.open_group(path, mode="r+", zarr_format=2).attrs[LOG_EXTRAS] = json.dumps(extras)
+    if about := demos.about():
+        zarr.open_group(path, mode="r+", zarr_format=2).attrs[LOG_ABOUT] = json.dumps(about)

@@ -124,6 +124,7 @@ class DemoSet:
         arm: Arm and task of every episode.
         episodes: The episodes, in the file's order.
         env_args: robomimic's description of the environment, where there is one.
+        attributes: What else the file says about all of them: names to texts or numbers.
         masks: Named subsets, as indices of episodes.
         model_files: The simulator's model (MJCF) of each episode, where there is one; empty or one per episode.
         losses: What the file holds and an Episode cannot.
@@ -132,9 +133,15 @@ class DemoSet:
     arm: ArmSpec
     episodes: list[Episode]
     env_args: Mapping[str, Any] | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
     masks: Mapping[str, list[int]] = field(default_factory=dict)
     model_files: list[str | None] = field(default_factory=list)
     losses: Losses = field(default_factory=Losses)
+
+    def about(self) -> dict[str, Any]:
+        """What there is to say beside the episodes, as JSON values; what formats keep under a name of their own."""
+        found = {"env_args": self.env_args, "attributes": dict(self.attributes), "masks": dict(self.masks)}
+        return {key: value for key, value in found.items() if value}
 
 
 def human_episode(

@@ -95,6 +95,7 @@ def read_hdf5(path: Path, options: DemoOptions) -> DemoSet:
                 arm=options.arm,
                 episodes=episodes,
                 env_args=json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else None,
+                attributes=_attributes(data),
                 masks=_masks(file, names),
                 model_files=model_files if any(model_files) else [],
                 losses=losses,
@@ -129,6 +130,13 @@ def _env_name(path: Path, data: h5py.Group) -> str | None:
         return str(json.loads(data.attrs["env_args"])["env_name"])
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path}: attribute env_args is not robomimic's JSON with an env_name") from None
+
+
+def _attributes(data: h5py.Group) -> dict[str, Any]:
+    """What else the file says about all of its demonstrations, such as a raw file's ``env_info``."""
+    values = {key: value.decode() if isinstance(value, bytes) else value for key, value in data.attrs.items()}
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+    return {k: v for k, v in plain.items() if isinstance(v, str | int | float) and k not in ("total", "env_args", OURS)}
 
 
 def _check_task(path: Path, found: str | None, expected: str) -> None:

@@ -29,6 +29,7 @@ def write_hdf5(path: Path, demos: DemoSet) -> None:
     try:
         with h5py.File(path, "w") as file:
             data = file.create_group("data")
+            data.attrs.update(demos.attributes)
             data.attrs["total"] = sum(map(len, demos.episodes))
             data.attrs[OURS] = json.dumps({"arm": asdict(demos.arm)})
             if demos.env_args is not None:

@@ -82,8 +82,8 @@ def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
                 raise DataError(f"{origin}: {error}") from None
             episode.check_fits(options.arm, origin)
             episodes.append(episode)
-        extras = json.loads((path / OURS).read_text()) if arm is not None else {}
-        return DemoSet(options.arm, episodes, extras.get("env_args"), extras.get("masks", {}), losses=losses)
+        about = json.loads((path / OURS).read_text())["about"] if arm is not None else {}
+        return DemoSet(options.arm, episodes, losses=losses, **about)
     except _UNREADABLE as error:
         raise _damaged(path, error) from None
 

@@ -67,8 +67,7 @@ def write_lerobot(
         everything = {key: np.concatenate([each[key] for each in frames]) for key in frames[0]}
         _write_json(path / "meta" / "stats.json", {key: _stats(values) for key, values in _countable(everything)})
         _write_json(path / "meta" / "info.json", _info(demos, features, chunks_size, data_file_mb))
-        ours = {"arm": asdict(arm), "env_args": demos.env_args, "masks": demos.masks}
-        _write_json(path / OURS, ours)
+        _write_json(path / OURS, {"arm": asdict(arm), "about": demos.about()})
     except OSError as error:
         raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import zarr
 
@@ -18,8 +17,8 @@ from sacflow_robot.spec import ArmSpec
 # Kind: the suffixes that name it
 KINDS = {"zarr": (".zarr",), "hdf5": (".hdf5", ".h5"), "lerobot": (".lerobot",)}
 
-LOG_EXTRAS = "demonstrations"
-"""Attribute of an episode log that was converted from elsewhere: env_args and masks."""
+LOG_ABOUT = "demonstrations"
+"""Attribute of an episode log that was converted from elsewhere: JSON, see ``DemoSet.about``."""
 
 
 def kind_of(path: Path) -> str:
@@ -105,16 +104,13 @@ def _read_log(path: Path, options: DemoOptions) -> DemoSet:
     different = options.arm.differences(log.arm)
     if different:
         raise SpecMismatchError(f"{path} does not fit (expected, found): {'; '.join(different)}")
-    extras: dict[str, Any] = {}
     root = zarr.open_group(path, mode="r")
-    if isinstance(text := root.attrs.get(LOG_EXTRAS), str):
-        extras = json.loads(text)
+    about = root.attrs.get(LOG_ABOUT)
     return DemoSet(
         arm=log.arm,
         episodes=list(log.episodes()),
-        env_args=extras.get("env_args"),
-        masks=extras.get("masks", {}),
         losses=_unread(root, log.arm),
+        **(json.loads(about) if isinstance(about, str) else {}),
     )
 
 

@@ -245,9 +245,7 @@ def _ours(demo: h5py.Group, options: DemoOptions, origin: str, losses: Losses) -
     return human_episode(observations, actions, options.arm, **columns, commanded=actions, info=info)
 
 
-def _observations(
-    demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses, steps: int
-) -> dict[str, FloatArray]:
+def _observations(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses, steps: int) -> dict[str, FloatArray]:
     """The arm's observations (T + 1, ...) of a demonstration with groups ``obs`` and ``next_obs``."""
     observations = {}
     for spec in arm.observations:

@@ -66,7 +66,9 @@ def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
         info = json.loads((path / "meta" / "info.json").read_text())
         version, features = str(info["codebase_version"]), info["features"]
         if not version.startswith("v3."):
-            raise DataError(f"{path} is a LeRobotDataset {version}; expected v3.0, to which lerobot's own script converts")
+            raise DataError(
+                f"{path} is a LeRobotDataset {version}; expected v3.0, to which lerobot's own script converts"
+            )
         losses, episodes = Losses(), []
         layout = _layout(path, features, options.arm)
         read = _whole if arm is not None else _plain
@@ -172,7 +174,10 @@ def _to_numpy(column: pa.ChunkedArray) -> npt.NDArray[Any]:
 
 
 def _observation(
-    columns: Mapping[str, npt.NDArray[Any]], source: tuple[str, list[int] | None], shape: tuple[int, ...], losses: Losses
+    columns: Mapping[str, npt.NDArray[Any]],
+    source: tuple[str, list[int] | None],
+    shape: tuple[int, ...],
+    losses: Losses,
 ) -> FloatArray:
     feature, dimensions = source
     rows = columns[feature].reshape(len(columns[feature]), -1)
@@ -205,9 +210,7 @@ def _whole(frames: _Frames, layout: Mapping[str, Any], arm: ArmSpec, losses: Los
     columns, row = frames.columns, frames.row
     last = {name: np.asarray([row[f"last/{name}"]]) for name in {feature for feature, _ in layout.values()}}
     observations = {
-        spec.key: np.concatenate(
-            [_observation(part, layout[spec.key], spec.shape, losses) for part in (columns, last)]
-        )
+        spec.key: np.concatenate([_observation(part, layout[spec.key], spec.shape, losses) for part in (columns, last)])
         for spec in arm.observations
     }
     whole: dict[str, Any] = {}
@@ -219,6 +222,4 @@ def _whole(frames: _Frames, layout: Mapping[str, Any], arm: ArmSpec, losses: Los
             after = np.asarray([row[f"last/{column.lerobot}"]])
             whole[column.attribute] = column.typed(np.concatenate([columns[column.lerobot], after]))
     commanded = columns["action"].reshape(-1, arm.action_dim).astype(np.float32, copy=False)
-    return human_episode(
-        observations, commanded, arm, **whole, commanded=commanded, info=json.loads(row["info"])
-    )
+    return human_episode(observations, commanded, arm, **whole, commanded=commanded, info=json.loads(row["info"]))

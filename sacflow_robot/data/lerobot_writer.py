@@ -131,7 +131,7 @@ def _bookkeeping(episode: int, start: int, steps: int, rate_hz: float) -> Column
 def _features(columns: Columns, arm: ArmSpec) -> dict[str, dict[str, Any]]:
     """The map ``features`` of ``meta/info.json``."""
     sizes = {a.key: a.size for a in arm.observations}
-    names: dict[str, list[str]] = dict.fromkeys(("action", "proposed", "measured"), list(arm.action_names))
+    names: dict[str, list[str]] = {key: list(arm.action_names) for key in ("action", "proposed", "measured")}
     for feature, keys in _joined(arm).items():
         names[feature] = [name for key in keys for name in dimension_names(key, sizes[key])]
     return {
@@ -241,9 +241,7 @@ def _write_tasks(path: Path, tasks: list[str]) -> None:
     pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(about)}), path)
 
 
-def _info(
-    demos: DemoSet, features: Mapping[str, Any], chunks_size: int, data_file_mb: float
-) -> dict[str, Any]:
+def _info(demos: DemoSet, features: Mapping[str, Any], chunks_size: int, data_file_mb: float) -> dict[str, Any]:
     rate = demos.arm.control_rate_hz
     return {
         "codebase_version": "v3.0",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sacflow_robot.envs.robosuite_env import RobosuiteEnv, robosuite
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, get_task
 
 _ROBOSUITE_TYPE = 1  # robomimic's EnvType.ROBOSUITE_TYPE
@@ -16,6 +16,8 @@ def env_args(task: str) -> dict[str, Any]:
     Raises:
         UnknownNameError: No such task.
     """
+    import robosuite  # after the module above, which silences it
+
     name = get_task(task).robosuite_name
     return {
         "env_name": name,

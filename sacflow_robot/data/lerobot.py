@@ -220,6 +220,7 @@ def _whole(frames: _Frames, layout: Mapping[str, Any], arm: ArmSpec, losses: Los
     for column in OBSERVATION_COLUMNS:
         if column.lerobot in columns:
             after = np.asarray([row[f"last/{column.lerobot}"]])
-            whole[column.attribute] = column.typed(np.concatenate([columns[column.lerobot], after]))
+            parts = column.typed(columns[column.lerobot]), column.typed(after)
+            whole[column.attribute] = np.concatenate(parts)
     commanded = columns["action"].reshape(-1, arm.action_dim).astype(np.float32, copy=False)
     return human_episode(observations, commanded, arm, **whole, commanded=commanded, info=json.loads(row["info"]))

@@ -65,7 +65,7 @@ def write_lerobot(
         pq.write_table(table, episodes_file, compression="snappy")
         _write_tasks(path / "meta" / "tasks.parquet", [arm.task])
         everything = {key: np.concatenate([each[key] for each in frames]) for key in frames[0]}
-        _write_json(path / "meta" / "stats.json", {key: _stats(values) for key, values in _countable(everything)})
+        _write_json(path / "meta" / "stats.json", _statistics(everything))
         _write_json(path / "meta" / "info.json", _info(demos, features, chunks_size, data_file_mb))
         _write_json(path / OURS, {"arm": asdict(arm), "about": demos.about()})
     except OSError as error:
@@ -194,34 +194,27 @@ def _episode_rows(
             "meta/episodes/chunk_index": 0,
             "meta/episodes/file_index": 0,
         }
-        for key, values in _countable(columns):
-            row |= {f"stats/{key}/{name}": value for name, value in _stats(values).items()}
+        for key, stats in _statistics(columns).items():
+            row |= {f"stats/{key}/{name}": value for name, value in stats.items()}
         row |= {f"last/{key}": value.tolist() for key, value in last.items()}
         row["info"] = json.dumps(dict(episode.info))
         rows.append(row)
     return rows
 
 
-def _countable(columns: Columns) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Columns that have statistics: NaN (a ``measured`` that was not known) has none."""
+def _statistics(columns: Columns) -> dict[str, dict[str, list[Any]]]:
+    """Statistics per feature, over the frames; what is not finite (an unknown ``measured``, an overflow) has none."""
+    found = {}
     for key, values in columns.items():
-        if values.dtype.kind != "f" or np.isfinite(values).all():
-            yield key, values
-
-
-def _stats(values: npt.NDArray[Any]) -> dict[str, list[Any]]:
-    """Statistics of each dimension over the frames; lists of N, and of one number for ``count``."""
-    rows = values.reshape(len(values), -1)
-    exact = rows.astype(np.float64)
-    stats = {
-        "min": rows.min(0),
-        "max": rows.max(0),
-        "mean": exact.mean(0),
-        "std": exact.std(0),
-        "count": np.array([len(rows)]),
-    }
-    quantiles = np.quantile(exact, list(QUANTILES.values()), axis=0)
-    return {key: value.tolist() for key, value in (stats | dict(zip(QUANTILES, quantiles, strict=True))).items()}
+        rows = values.reshape(len(values), -1)
+        exact = rows.astype(np.float64)
+        with np.errstate(all="ignore"):
+            stats = {"mean": exact.mean(0), "std": exact.std(0)}
+            stats |= dict(zip(QUANTILES, np.quantile(exact, list(QUANTILES.values()), axis=0), strict=True))
+        if all(np.isfinite(each).all() for each in stats.values()):
+            stats = {"min": rows.min(0), "max": rows.max(0), **stats, "count": np.array([len(rows)])}
+            found[key] = {name: each.tolist() for name, each in stats.items()}
+    return found
 
 
 def _write_tasks(path: Path, tasks: list[str]) -> None:

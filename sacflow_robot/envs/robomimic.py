@@ -38,5 +38,8 @@ def env_args(task: str) -> dict[str, Any]:
 
 
 def model_xml(env: RobosuiteEnv) -> str:
-    """The simulator's model of an environment (MJCF), as robosuite's own recordings keep it."""
-    return str(env._suite.sim.model.get_xml())
+    """The simulator's model of an environment (MJCF).
+
+    As robosuite assembled it: what MuJoCo saves is the model loaded last, of whichever environment.
+    """
+    return str(env._suite.model.get_xml())

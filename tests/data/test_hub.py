@@ -168,7 +168,7 @@ def test_what_the_hub_does_not_have(server: Hub, tmp_path: Path) -> None:
 def test_without_a_checksum_nothing_is_trusted(server: Hub, tmp_path: Path) -> None:
     for wrong in (None, "abc"):
         server.sha256 = wrong
-        with pytest.raises(DataError, match="answers 403|without a SHA-256"):
+        with pytest.raises(DataError, match=r"answers 403|without a SHA-256"):
             fetch(tmp_path)
     assert not leftovers(tmp_path)
 
@@ -176,7 +176,7 @@ def test_without_a_checksum_nothing_is_trusted(server: Hub, tmp_path: Path) -> N
 def test_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for nowhere in ("http://127.0.0.1:9", "http://no-such-host.invalid"):
         monkeypatch.setenv("HF_ENDPOINT", nowhere)
-        with pytest.raises(DataError, match="cannot reach .* this needs internet access") as caught:
+        with pytest.raises(DataError, match=r"cannot reach .* this needs internet access") as caught:
             fetch(tmp_path)
         assert "\n" not in str(caught.value)
 

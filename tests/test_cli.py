@@ -47,7 +47,7 @@ def test_overview_and_help_of_every_command(capsys: Capture) -> None:
 
 
 def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:
-    assert "valid names: demos collect, doctor, eval, export" in fails(capsys, 2, "trian")
+    assert "valid names: demos collect, demos convert, demos info, doctor, eval, export" in fails(capsys, 2, "trian")
     assert "valid names: demos collect" in fails(capsys, 2, "demos", "colect")
     assert "unknown task 'lfit'; valid names: lift" in fails(capsys, 2, "train", "--env", "lfit")
     assert "valid names: flow-g, flow-t, mlp" in fails(capsys, 2, "train", "--velocity", "flow")

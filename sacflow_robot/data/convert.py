@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -60,7 +61,9 @@ def write_demos(path: Path, demos: DemoSet, kind: str | None = None) -> DemoSet:
     except OSError as error:
         raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return demos
 
 

@@ -33,6 +33,8 @@ _STILL = 1e-3
 _FINGERS = slice(8, 10)  # in a state: time, 7 arm joints, 2 fingers, ...
 _ARM_DIMS = 6
 
+_SAME_PLACE = 0.03  # m; observations may lag behind each other by a physics step
+
 # What h5py and numpy raise on a file that is damaged or something else.
 _UNREADABLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
 
@@ -220,13 +222,30 @@ def _robomimic(demo: h5py.Group, options: DemoOptions, origin: str, losses: Loss
     rewards = demo["rewards"][()] if "rewards" in demo else np.zeros(len(actions))
     if rewards.shape != (len(actions),):
         raise DataError(f"{origin}: rewards of shape {rewards.shape} for {len(actions)} actions")
+    observations = _observations(demo, options.arm, origin, losses, len(actions))
+    _turn_around(observations, losses)
     return human_episode(
-        _observations(demo, options.arm, origin, losses, len(actions)),
+        observations,
         actions,
         options.arm,
         rewards=losses.to_float32(rewards, "rewards"),
         states=states,
     )
+
+
+def _turn_around(observations: dict[str, FloatArray], losses: Losses) -> None:
+    """The cube's position relative to the gripper, where the file has the gripper's relative to the cube.
+
+    robosuite turned it around with version 1.5 (Lift's gripper_to_cube_pos); a policy that learned from the one is blind
+    with the other, and no shape tells. So the numbers themselves are asked.
+    """
+    cube, eef = observations.get("object"), observations.get("robot0_eef_pos")
+    if cube is None or eef is None or cube.shape[1:] != (10,) or eef.shape[1:] != (3,):
+        return
+    offset, recorded = cube[:, :3] - eef, cube[:, 7:]
+    if np.abs(recorded + offset).max() < _SAME_PLACE < np.abs(recorded - offset).max():
+        cube[:, 7:] *= -1
+        losses.remark("the gripper's position relative to the cube is turned around, as robosuite 1.5 has it")
 
 
 def _ours(demo: h5py.Group, options: DemoOptions, origin: str, losses: Losses) -> Episode:

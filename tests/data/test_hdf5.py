@@ -97,6 +97,23 @@ def test_a_readers_losses_are_named(arm: ArmSpec, options: DemoOptions, tmp_path
     assert np.array_equal(demos.episodes[0].states, states[[0, 1, 2, 3, 3]])
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_cube_relative_to_the_gripper_as_robosuite_before_and_since_1_5(
+    arm: ArmSpec, options: DemoOptions, tmp_path: Path, sign: int
+) -> None:
+    rng = np.random.default_rng(0)
+    eef, cube = rng.uniform(-0.3, 0.3, (2, 5, 3)).astype(np.float32)
+    rows = np.concatenate([cube, rng.standard_normal((5, 4)), sign * (cube - eef) + 1e-3], axis=1).astype(np.float32)
+    arrays = {"robot0_eef_pos": eef, "object": rows}
+    changes = {
+        f"{group}__{key}": a[i : i + 4] for key, a in arrays.items() for i, group in enumerate(("obs", "next_obs"))
+    }
+    demos = read_demos(write_robomimic(tmp_path / "a.hdf5", arm, [4], **changes), options)
+    found = demos.episodes[0].observations["object"]
+    assert np.abs(found[:, 7:] - (cube - eef)).max() < 2e-3 and np.array_equal(found[:, :7], rows[:, :7])
+    assert ("turned around" in str(demos.losses)) == (sign < 0)
+
+
 def test_masks_and_other_attributes_are_read(arm: ArmSpec, options: DemoOptions, tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", arm, [2, 2, 2])
     with h5py.File(path, "a") as file:

@@ -65,11 +65,13 @@ class Info:
 
     def _picture(self) -> Path | None:
         """Where to draw; refused before anything is read."""
+        from sacflow_robot.data.hub import parse_name
+
         if self.plots == "none":
             return None
         if self.plots == "auto":
-            name = self.src.replace(":", "/").replace("robomimic/", "robomimic-")
-            return Path(f"{Path(name).resolve().stem}-info.png")
+            named = parse_name(self.src)
+            return Path(f"{'-'.join(('robomimic', *named)) if named else Path(self.src).resolve().stem}-info.png")
         picture = Path(self.plots)
         if picture.suffix not in _PICTURES or not picture.parent.is_dir():
             raise UsageError(

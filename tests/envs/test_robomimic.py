@@ -14,7 +14,7 @@ from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, TASKS
 
 @pytest.mark.parametrize("task", TASKS)
 def test_env_args_make_the_environment_again(task: str) -> None:
-    """In robosuite 1.5 itself: same controller and rate, and a state of ours is a state of it."""
+    """In robosuite 1.5 itself: same controller and rate, and it takes our model and a state of ours."""
     described = json.loads(json.dumps(env_args(task)))
     assert described["type"] == 1 and described["env_version"] == robosuite.__version__
     suite = robosuite.make(described["env_name"], **described["env_kwargs"])
@@ -24,6 +24,7 @@ def test_env_args_make_the_environment_again(task: str) -> None:
         assert suite.robots[0].part_controllers["right"].name == "OSC_POSE"
         _, info = ours.reset(seed=3)
         suite.reset()
+        suite.reset_from_xml_string(suite.edit_model_xml(model_xml(ours)))  # as robomimic does with a model_file
         suite.sim.set_state_from_flattened(info["state"])
         suite.sim.forward()
         assert np.array_equal(suite.sim.get_state().flatten(), info["state"])

@@ -30,9 +30,10 @@ bench: $(READY)
 	$(BIN)/sacflow-robot bench replay --out benchmarks/results/replay.json
 
 # Made again whenever the requirements change; an interrupted set-up leaves no .ready and is taken up again.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt requirements-robomimic.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r requirements-robomimic.txt
 	touch $@
 
 clean:

@@ -26,6 +26,8 @@ COMMANDS = {
     "run": ("run", "Run", "drive an arm with a served policy and log its episodes"),
     "replay": ("replay", "Replay", "run a logged episode again; as a video; into the Rerun viewer"),
     "demos collect": ("demos", "Collect", "collect demonstrations from a scripted expert"),
+    "demos convert": ("convert", "Convert", "convert demonstrations: episode log, robomimic HDF5, LeRobotDataset"),
+    "demos info": ("demo_info", "Info", "what demonstrations hold, with a page of plots"),
     "log info": ("log", "Info", "what an episode log holds"),
     "bench replay": ("bench", "BenchReplay", "how fast the replay buffer draws batches"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
@@ -109,7 +111,8 @@ def _first_complaint(box: str, name: str) -> str:
 def _missing(error: ModuleNotFoundError) -> str:
     sim, train = ("mujoco", "robosuite", "gymnasium", "h5py", "av", "PIL"), ("torch", "onnx", "onnxscript")
     viz = ("matplotlib", "tensorboard")
-    extras = {**dict.fromkeys(sim, "sim"), **dict.fromkeys((*train, *viz), "train"), "rerun": "viz"}
+    others = {"rerun": "viz", "pyarrow": "lerobot"}
+    extras = {**dict.fromkeys(sim, "sim"), **dict.fromkeys((*train, *viz), "train"), **others}
     extra = extras.get((error.name or "").partition(".")[0])
     if extra is None:
         raise error

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
@@ -52,6 +60,18 @@ def progress_bar(noun: str) -> Progress:
         TextColumn(noun),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[success]}"),
+        console=console(),
+    )
+
+
+def transfer_bar() -> Progress:
+    """A bar for a download."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
         console=console(),
     )
 
@@ -107,6 +127,12 @@ def collect_demos(task: str, quality: Quality, count: int, first_seed: int) -> l
         return collect(task, quality, range(first_seed, first_seed + count), min(core_count(), max(count, 1)), show)
 
 
+def cache_root() -> Path:
+    """Folder for what is collected or downloaded once: SACFLOW_ROBOT_CACHE, else where this system keeps caches."""
+    own = os.environ.get("SACFLOW_ROBOT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sacflow-robot"
+
+
 def demo_cache(task: str, quality: Quality, count: int) -> Path:
     """Where ``train`` keeps the demonstrations that it collects itself.
 
@@ -118,11 +144,7 @@ def demo_cache(task: str, quality: Quality, count: int) -> Path:
     expert_modules = sorted(Path(str(experts.__file__)).parent.glob("*.py"))
     for module in (*expert_modules, Path(str(robosuite_env.__file__)), Path(str(tasks.__file__))):
         digest.update(module.read_bytes())
-    root = (
-        os.environ.get("SACFLOW_ROBOT_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sacflow-robot"
-    )
-    return Path(root) / "demos" / f"{task}-{quality}-{count}-{digest.hexdigest()[:10]}.zarr"
+    return cache_root() / "demos" / f"{task}-{quality}-{count}-{digest.hexdigest()[:10]}.zarr"
 
 
 def command_line(*words: object) -> str:

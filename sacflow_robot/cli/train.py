@@ -162,25 +162,19 @@ def load_training_episodes(config: TrainConfig) -> list[Episode]:
         UsageError: They name nothing.
         DataError: Something cannot be read or does not fit.
     """
-    from sacflow_robot.data.hdf5 import Hdf5Options
+    from sacflow_robot.cli import demo_source
+    from sacflow_robot.data.hub import parse_name
     from sacflow_robot.data.sources import load_episodes
-    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-    from sacflow_robot.envs.tasks import get_task
 
-    task = get_task(config.env)
-    env: RobosuiteEnv | None = None
-
-    def observe(state):  # type: ignore[no-untyped-def]
-        nonlocal env
-        env = env or RobosuiteEnv(task.name)
-        return env.observe_state(state)
-
-    options = Hdf5Options(task.arm, task.robosuite_name, observe, config.trim_idle)
+    options = demo_source.options_for(config.env, config.trim_idle)
     paths = list(config.replay)
     if config.demos == "auto":
         paths.insert(0, _cached_demos(config))
     elif config.demos != "none":
-        paths.insert(0, Path(config.demos))
+        named = parse_name(config.demos)
+        if named is not None and named[0] != config.env:
+            raise UsageError(f"--demos {config.demos} are of another task than --env {config.env}")
+        paths.insert(0, demo_source.locate(config.demos))
     if not paths:
         raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG")
     episodes = []

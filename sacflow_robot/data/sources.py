@@ -1,36 +1,124 @@
-"""Episodes from whatever file or folder a user names."""
+"""Demonstrations from whatever file or folder a user names."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from sacflow_robot.data.hdf5 import Hdf5Options, read_hdf5
+import zarr
+
+from sacflow_robot.data.columns import STEP_COLUMNS
+from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses, end_at_success
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, SpecMismatchError
+from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
+from sacflow_robot.spec import ArmSpec
 
-_HDF5_SUFFIXES = {".hdf5", ".h5"}
+# Kind: the suffixes that name it
+KINDS = {"zarr": (".zarr",), "hdf5": (".hdf5", ".h5"), "lerobot": (".lerobot",)}
+
+LOG_ABOUT = "demonstrations"
+"""Attribute of an episode log that was converted from elsewhere: JSON, see ``DemoSet.about``."""
 
 
-def load_episodes(path: Path, options: Hdf5Options) -> list[Episode]:
-    """Read every episode at ``path``: an episode log, a raw robosuite or a robomimic low-dim HDF5 file.
+def kind_of(path: Path) -> str:
+    """Kind of what is at the path: a folder with ``meta/info.json`` is a LeRobotDataset, another one an episode log.
+
+    Raises:
+        DataError: Nothing is there, or it is of no kind known here.
+    """
+    if not path.exists():
+        raise DataError(f"no file or folder {path}; check the path")
+    if path.is_dir():
+        return "lerobot" if (path / "meta" / "info.json").exists() else "zarr"
+    if path.suffix in KINDS["hdf5"]:
+        return "hdf5"
+    raise DataError(
+        f"{path} is neither an episode log or LeRobotDataset (a folder) nor an HDF5 file ({', '.join(KINDS['hdf5'])})"
+    )
+
+
+def kind_to_write(path: Path, kind: str | None = None) -> str:
+    """Kind to write at the path: the one given, else the one that its suffix names.
+
+    Raises:
+        UsageError: The suffix names none.
+    """
+    if kind is None:
+        kind = next((name for name, suffixes in KINDS.items() if path.suffix in suffixes), None)
+    if kind is None:
+        suffixes = ", ".join(suffix for each in KINDS.values() for suffix in each)
+        raise UsageError(f"{path} does not say which format to write; end its name in {suffixes}, or give --to")
+    return kind
+
+
+def recorded_arm(path: Path) -> tuple[ArmSpec | None, str | None]:
+    """The arm that a source was recorded with, and robosuite's name of its task; None where it does not say.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    kind = kind_of(path)
+    if kind == "zarr":
+        return EpisodeLog.open(path).arm, None
+    if kind == "lerobot":
+        from sacflow_robot.data.lerobot import read_arm
+
+        return read_arm(path), None
+    from sacflow_robot.data.hdf5 import read_header
+
+    header = read_header(path)
+    return header.arm, header.env_name
+
+
+def read_demos(path: Path, options: DemoOptions) -> DemoSet:
+    """Read everything at ``path``.
 
     Raises:
         DataError: Nothing is there, or it cannot be read, or is empty.
         SpecMismatchError: It holds episodes of another arm or task.
     """
-    if not path.exists():
-        raise DataError(f"no file or folder {path}; check the path")
-    if path.is_dir():
-        log = EpisodeLog.open(path)
-        different = options.arm.differences(log.arm)
-        if different:
-            raise SpecMismatchError(f"{path} does not fit (expected, found): {'; '.join(different)}")
-        episodes = list(log.episodes())
-    elif path.suffix in _HDF5_SUFFIXES:
-        episodes = list(read_hdf5(path, options))
+    kind = kind_of(path)
+    if kind == "zarr":
+        demos = _read_log(path, options)
+    elif kind == "hdf5":
+        from sacflow_robot.data.hdf5 import read_hdf5
+
+        demos = read_hdf5(path, options)
     else:
-        raise DataError(f"{path} is neither an episode log (a folder) nor an HDF5 file (.hdf5, .h5)")
-    if not episodes:
+        from sacflow_robot.data.lerobot import read_lerobot
+
+        demos = read_lerobot(path, options)
+    if not demos.episodes:
         raise DataError(f"{path} holds no episodes")
-    return episodes
+    return demos
+
+
+def load_episodes(path: Path, options: DemoOptions) -> list[Episode]:
+    """The episodes at ``path`` to learn from: each ends where its task is first solved; see :func:`read_demos`."""
+    return [end_at_success(episode) for episode in read_demos(path, options).episodes]
+
+
+def _read_log(path: Path, options: DemoOptions) -> DemoSet:
+    log = EpisodeLog.open(path)
+    different = options.arm.differences(log.arm)
+    if different:
+        raise SpecMismatchError(f"{path} does not fit (expected, found): {'; '.join(different)}")
+    root = zarr.open_group(path, mode="r")
+    about = root.attrs.get(LOG_ABOUT)
+    return DemoSet(
+        arm=log.arm,
+        episodes=list(log.episodes()),
+        losses=_unread(root, log.arm),
+        **(json.loads(about) if isinstance(about, str) else {}),
+    )
+
+
+def _unread(root: zarr.Group, arm: ArmSpec) -> Losses:
+    """Columns beside those of an episode, which other programs may keep in a log."""
+    known = {a.key for a in arm.observations} | {"time_ns", "state"} | STEP_COLUMNS.keys()
+    data = root["data"]
+    assert isinstance(data, zarr.Group)
+    losses = Losses()
+    losses.leave_out(*(f"data/{key}" for key in sorted(data.array_keys()) if key not in known))
+    return losses

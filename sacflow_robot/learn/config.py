@@ -117,8 +117,8 @@ class TrainConfig:
         env: Task; the defaults of all other options are its preset.
         algo: Learning algorithm.
         velocity: Velocity network.
-        demos: Demonstrations: auto collects them once and keeps them; none; or an episode log, a raw robosuite
-            or a robomimic low-dim HDF5 file.
+        demos: Demonstrations: auto collects them once and keeps them; none; an episode log, a LeRobotDataset, a raw
+            robosuite or a robomimic low-dim HDF5 file; or robomimic:<task>/<ph|mh>, downloaded once.
         demo_quality: Quality of the expert that auto collects from.
         demo_episodes: Episodes that auto collects.
         trim_idle: Drop the steps of raw robosuite demonstrations that command nothing and move no finger.

@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from sacflow_robot.data.hdf5 import Hdf5Options
+from sacflow_robot.data.demos import DemoOptions
 from sacflow_robot.data.log import write_log
-from sacflow_robot.data.sources import load_episodes
+from sacflow_robot.data.sources import load_episodes, read_demos
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import Episode, Source
 from sacflow_robot.errors import DataError, SpecMismatchError
@@ -20,8 +20,8 @@ from sacflow_robot.spec import ArmSpec
 
 
 @pytest.fixture
-def options(arm: ArmSpec) -> Hdf5Options:
-    return Hdf5Options(arm, "Lift")
+def options(arm: ArmSpec) -> DemoOptions:
+    return DemoOptions(arm, "Lift")
 
 
 def write_robomimic(path: Path, arm: ArmSpec, lengths: list[int], env_name: str = "Lift", **changes: Any) -> Path:
@@ -49,7 +49,7 @@ def write_robomimic(path: Path, arm: ArmSpec, lengths: list[int], env_name: str 
     return path
 
 
-def test_robomimic_low_dim(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) -> None:
+def test_robomimic_low_dim(arm: ArmSpec, options: DemoOptions, tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "low_dim.hdf5", arm, [4, 12])
     episodes = load_episodes(path, options)
     assert [len(e) for e in episodes] == [4, 12]
@@ -63,15 +63,71 @@ def test_robomimic_low_dim(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) -
                 assert np.array_equal(rows[-1], demo["next_obs"][key][-1].astype(np.float32))
 
 
-def test_an_episode_ends_at_its_first_success(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) -> None:
+def test_an_episode_ends_at_its_first_success(arm: ArmSpec, options: DemoOptions, tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", arm, [6], rewards=np.array([0, 0, 1, 1, 1, 1]))
     (episode,) = load_episodes(path, options)
     assert len(episode) == 3 and episode.terminated.tolist() == [False, False, True]
 
 
-def test_actions_are_clipped_to_the_controllers_range(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) -> None:
+def test_reading_for_another_format_keeps_what_came_after_success(
+    arm: ArmSpec, options: DemoOptions, tmp_path: Path
+) -> None:
+    rewards = np.array([0, 0, 1, 1, 0, 1])
+    path = write_robomimic(tmp_path / "a.hdf5", arm, [6], rewards=rewards)
+    demos = read_demos(path, options)
+    (episode,) = demos.episodes
+    assert episode.rewards.tolist() == rewards.tolist() and episode.success
+    assert episode.info["first_success"] == 2
+    assert demos.env_args == {"env_name": "Lift", "type": 1, "env_kwargs": {}}
+
+
+def test_a_readers_losses_are_named(arm: ArmSpec, options: DemoOptions, tmp_path: Path) -> None:
+    extra = {
+        "obs__robot0_joint_pos": np.zeros((4, 7)),
+        "actions_abs": np.zeros((4, 7)),
+        "dones": np.array([0, 1, 1, 1]),
+    }
+    states = np.random.default_rng(0).standard_normal((4, 32))
+    path = write_robomimic(tmp_path / "a.hdf5", arm, [4], states=states, actions=np.full((4, 7), 0.1), **extra)
+    demos = read_demos(path, options)
+    assert list(demos.losses.left_out) == ["dones before the last step", "actions_abs", "obs/robot0_joint_pos"]
+    assert set(demos.losses.rounded) == {"actions", *(f"obs/{a.key}" for a in arm.observations)}
+    assert "the state after the last action" in str(demos.losses) and "\n" not in str(demos.losses)
+    assert demos.episodes[0].states is not None
+    assert np.array_equal(demos.episodes[0].states, states[[0, 1, 2, 3, 3]])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_cube_relative_to_the_gripper_as_robosuite_before_and_since_1_5(
+    arm: ArmSpec, options: DemoOptions, tmp_path: Path, sign: int
+) -> None:
+    rng = np.random.default_rng(0)
+    eef, cube = rng.uniform(-0.3, 0.3, (2, 5, 3)).astype(np.float32)
+    rows = np.concatenate([cube, rng.standard_normal((5, 4)), sign * (cube - eef) + 1e-3], axis=1).astype(np.float32)
+    arrays = {"robot0_eef_pos": eef, "object": rows}
+    changes = {
+        f"{group}__{key}": a[i : i + 4] for key, a in arrays.items() for i, group in enumerate(("obs", "next_obs"))
+    }
+    demos = read_demos(write_robomimic(tmp_path / "a.hdf5", arm, [4], **changes), options)
+    found = demos.episodes[0].observations["object"]
+    assert np.abs(found[:, 7:] - (cube - eef)).max() < 2e-3 and np.array_equal(found[:, :7], rows[:, :7])
+    assert ("turned around" in str(demos.losses)) == (sign < 0)
+
+
+def test_masks_and_other_attributes_are_read(arm: ArmSpec, options: DemoOptions, tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "a.hdf5", arm, [2, 2, 2])
+    with h5py.File(path, "a") as file:
+        file["mask/train"] = np.array([b"demo_2", b"demo_0"])
+        file["data"].attrs["lang"] = "lift the cube"
+        file.move("data/demo_1", "data/demo_11")  # now the last one
+    demos = read_demos(path, options)
+    assert demos.masks == {"train": [1, 0]} and demos.attributes == {"lang": "lift the cube"}
+
+
+def test_actions_are_clipped_to_the_controllers_range(arm: ArmSpec, options: DemoOptions, tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", arm, [2], actions=np.full((2, 7), 3.75))
-    assert load_episodes(path, options)[0].commanded.max() == 1
+    episode = load_episodes(path, options)[0]
+    assert episode.commanded.max() == 1 and episode.proposed.max() == 3.75
 
 
 @pytest.mark.parametrize(
@@ -84,19 +140,20 @@ def test_actions_are_clipped_to_the_controllers_range(arm: ArmSpec, options: Hdf
         ({"obs__object": np.zeros((4, 14)), "next_obs__object": np.zeros((4, 14))}, r"'object' has shape \(14,\)"),
         ({"obs__object": np.zeros((3, 10))}, "3 rows of 'object' for 4 actions"),
         ({"obs__object": np.full((4, 10), np.nan)}, "a.hdf5, demo_0: episode column 'object' holds NaN"),
+        ({"states": np.zeros((3, 32))}, r"states of shape \(3, 32\) for 4 actions"),
         ({"rewards": np.zeros(3)}, r"rewards of shape \(3,\) for 4 actions"),
         ({"actions": np.array([b"x"] * 4)}, "cannot be read as demonstrations"),
     ],
 )
 def test_demonstrations_that_do_not_fit(
-    arm: ArmSpec, options: Hdf5Options, tmp_path: Path, changes: dict[str, Any], message: str
+    arm: ArmSpec, options: DemoOptions, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", arm, [4], **changes)
     with pytest.raises(DataError, match=message):
         load_episodes(path, options)
 
 
-def test_unreadable_files(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) -> None:
+def test_unreadable_files(arm: ArmSpec, options: DemoOptions, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file or folder"):
         load_episodes(tmp_path / "absent.hdf5", options)
     (tmp_path / "a.txt").write_text("x")
@@ -121,7 +178,7 @@ def test_unreadable_files(arm: ArmSpec, options: Hdf5Options, tmp_path: Path) ->
 
 
 def test_a_log_of_another_arm_is_refused(
-    make_episode: Callable[..., Episode], arm: ArmSpec, options: Hdf5Options, tmp_path: Path
+    make_episode: Callable[..., Episode], arm: ArmSpec, options: DemoOptions, tmp_path: Path
 ) -> None:
     write_log(tmp_path / "log.zarr", replace(arm, robot="UR5e"), [make_episode(3)])
     with pytest.raises(SpecMismatchError, match="robot: Panda, UR5e"):
@@ -130,7 +187,7 @@ def test_a_log_of_another_arm_is_refused(
 
 def test_human_demonstrations(human_demos: Path, arm: ArmSpec, env: RobosuiteEnv) -> None:
     def read(trim: bool) -> list[Episode]:
-        return load_episodes(human_demos, Hdf5Options(arm, "Lift", env.observe_state, trim_idle=trim))
+        return load_episodes(human_demos, DemoOptions(arm, "Lift", env.observe_state, trim_idle=trim))
 
     whole, trimmed = read(False), read(True)
     assert [len(e) for e in whole] == [471, 499, 381]
@@ -147,4 +204,4 @@ def test_human_demonstrations(human_demos: Path, arm: ArmSpec, env: RobosuiteEnv
         for key, value in observation.items():
             assert np.array_equal(short.observations[key][7], value)
     with pytest.raises(DataError, match="can be regenerated where the simulator is installed"):
-        load_episodes(human_demos, Hdf5Options(arm, "Lift"))
+        load_episodes(human_demos, DemoOptions(arm, "Lift"))

@@ -1,0 +1,146 @@
+"""``sacflow-robot demos info``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from sacflow_robot.cli import common
+from sacflow_robot.errors import LogWriteError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sacflow_robot.data.demos import DemoSet
+
+_PICTURES = (".png", ".pdf", ".svg")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What demonstrations hold: a table, and a page of plots.
+
+    Attributes:
+        src: Episode log, LeRobotDataset (folders), robomimic or raw robosuite HDF5 file, or robomimic:<task>/<ph|mh>.
+        plots: Picture to draw (.png, .pdf or .svg); auto is <name of src>-info.png in the working directory, none
+            draws nothing.
+        env: Task, where the source names none.
+        trim_idle: Leave out idle steps of raw robosuite files.
+        json: Print the result as one JSON object.
+    """
+
+    src: Annotated[str, tyro.conf.Positional]
+    plots: str = "auto"
+    env: str | None = None
+    trim_idle: bool = False
+    json: bool = False
+
+    def run(self) -> int:
+        from sacflow_robot.cli import demo_source
+        from sacflow_robot.data.sources import kind_of
+        from sacflow_robot.data.summary import summarise
+
+        picture = self._picture()
+        path = demo_source.locate(self.src)
+        demos = demo_source.read(path, self.env, self.trim_idle)
+        solved = sum(e.success for e in demos.episodes)
+        success = common.success_json(solved, len(demos.episodes))
+        figures = {**success, "format": kind_of(path), **summarise(demos)}
+        out = common.console()
+        out.print(_facts(demos, figures))
+        out.print()
+        out.print(_keys(figures["keys"]))
+        if losses := str(demos.losses):
+            out.print(f"\nread without: {losses}")
+        if picture is not None:
+            figures["plots"] = str(picture)
+            self._draw(picture, demos, figures)
+        if self.json:
+            common.print_json(figures)
+        return 0
+
+    def _picture(self) -> Path | None:
+        """Where to draw; refused before anything is read."""
+        from sacflow_robot.data.hub import parse_name
+
+        if self.plots == "none":
+            return None
+        if self.plots == "auto":
+            named = parse_name(self.src)
+            return Path(f"{'-'.join(('robomimic', *named)) if named else Path(self.src).resolve().stem}-info.png")
+        picture = Path(self.plots)
+        if picture.suffix not in _PICTURES or not picture.parent.is_dir():
+            raise UsageError(
+                f"--plots {picture}: expected auto, none, or a {', '.join(_PICTURES)} file in a folder that exists"
+            )
+        return picture
+
+    def _draw(self, picture: Path, demos: DemoSet, figures: Mapping[str, Any]) -> None:
+        from sacflow_robot.data.page import draw_page
+
+        try:
+            draw_page(picture, demos, figures, self.src)
+        except OSError as error:
+            raise LogWriteError(f"cannot write {picture}: {one_line(error)}; give another --plots") from None
+        common.console().print(f"plots: {picture}")
+
+
+def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    arm, rate, steps = demos.arm, figures["rate"], figures["steps_per_episode"]
+    period, copies = rate["period_s"], figures["duplicates"]
+    measured = "no times" if rate["measured_hz"] is None else f"{rate['measured_hz']:.4g} Hz measured"
+    having_states = sum(e.states is not None for e in demos.episodes)
+    rows = {
+        "format": figures["format"],
+        "arm": f"{arm.robot}, {arm.task}, {arm.controller}",
+        "episodes": f"{len(demos.episodes):,}, success "
+        f"{common.describe_success(figures['successes'], figures['episodes'])}",
+        "steps": f"{figures['steps']:,} ({steps['min']} to {steps['max']} an episode, median {steps['median']:g})",
+        "rate": f"{rate['nominal_hz']:g} Hz nominal, {measured} "
+        f"(periods {1e3 * period['min']:.4g} to {1e3 * period['max']:.4g} ms); clock: {', '.join(rate['clock']) or 'not named'}",
+        "chosen by": ", ".join(f"{name} {count:,}" for name, count in figures["sources"].items()),
+        "policies": ", ".join(figures["policies"]) or "none",
+        "idle": f"{figures['idle_share']:.1%} of the steps command nothing new",
+        "at the limit": "-"
+        if figures["saturated_share"] is None
+        else f"{figures['saturated_share']:.1%} of the motion commands",
+        "duplicates": "; ".join(" = ".join(map(str, group)) for group in copies[:5])
+        + (f"; {len(copies) - 5} more groups" if len(copies) > 5 else "")
+        if copies
+        else "none",
+        "subsets": ", ".join(f"{name} ({len(members)})" for name, members in demos.masks.items()) or "none",
+        "simulator states": "yes" if having_states == len(demos.episodes) else "no" if not having_states else "some",
+    }
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(Text(name, "bold"), Text(value))
+    return table
+
+
+def _keys(keys: list[dict[str, Any]]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name, side in (("key", "left"), ("shape", "left"), ("type", "left"), ("min", "right"), ("max", "right")):
+        table.add_column(name, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("unit", overflow="fold")
+    for key in keys:
+        shape = " x ".join(map(str, key["shape"])) or "1"
+        low, high = (_number(key[end]) for end in ("min", "max"))
+        table.add_row(*(Text(text) for text in (key["key"], shape, key["dtype"], low, high, key["unit"])))
+    return table
+
+
+def _number(value: Any) -> str:
+    return str(value) if isinstance(value, bool | int) else f"{value:.4g}"

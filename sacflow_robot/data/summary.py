@@ -1,0 +1,119 @@
+"""Figures about a set of demonstrations."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.data.demos import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
+from sacflow_robot.episode import Episode, Source
+from sacflow_robot.spec import ArmSpec
+
+_STILL = 1e-3  # of an action's range: what is commanded below this is no motion
+
+
+def summarise(demos: DemoSet) -> dict[str, Any]:
+    """JSON values: steps, lengths, rates (Hz), sources, keys with shapes and ranges, idle share, duplicates."""
+    episodes, arm = demos.episodes, demos.arm
+    lengths = [len(e) for e in episodes]
+    return {
+        "arm": {"robot": arm.robot, "task": arm.task, "controller": arm.controller},
+        "steps": sum(lengths),
+        "steps_per_episode": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
+        "rate": {"nominal_hz": arm.control_rate_hz, **measured_rate(episodes)},
+        "sources": count_sources(episodes),
+        "policies": sorted({str(e.info["policy_version"]) for e in episodes if "policy_version" in e.info}),
+        "returns": {name: float(f([e.rewards.sum() for e in episodes])) for name, f in _RANGE.items()},
+        "keys": describe_keys(demos),
+        "idle_share": float(np.mean(np.concatenate([idle_steps(e, arm) for e in episodes]))),
+        "saturated_share": _saturated_share(episodes, arm),
+        "duplicates": duplicates(episodes),
+    }
+
+
+_RANGE: dict[str, Any] = {"min": np.min, "mean": np.mean, "max": np.max}
+
+
+def measured_rate(episodes: list[Episode]) -> dict[str, Any]:
+    """The rate of the capture times, and the shortest and longest period; ``clock`` says what the times are worth."""
+    periods = np.concatenate([np.diff(e.time_ns) for e in episodes]) / 1e9
+    clocks = sorted({str(e.info["clock"]) for e in episodes if "clock" in e.info})
+    spans = sum(int(e.time_ns[-1] - e.time_ns[0]) for e in episodes) / 1e9
+    return {
+        "measured_hz": len(periods) / spans if spans > 0 else None,
+        "period_s": {name: float(f(periods)) for name, f in _RANGE.items()},
+        "clock": clocks,
+    }
+
+
+def count_sources(episodes: list[Episode]) -> dict[str, int]:
+    """Steps by who chose them."""
+    counts: Counter[str] = Counter()
+    names = {int(source): source.name.lower() for source in Source}
+    for episode in episodes:
+        for value, count in zip(*np.unique(episode.source, return_counts=True), strict=True):
+            counts[names.get(int(value), f"unknown ({value})")] += int(count)
+    return dict(counts)
+
+
+def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
+    """Per array of an episode: name, shape of a row, type, unit, and the range over all episodes and dimensions."""
+    arrays: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
+    for episode in demos.episodes:
+        arrays["action"].append(episode.commanded)
+        for spec in demos.arm.observations:
+            arrays[spec.key].append(episode.observations[spec.key])
+        for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS):
+            values = getattr(episode, column.attribute)
+            if values is not None and not (values.dtype.kind == "f" and np.isnan(values).all()):
+                arrays[column.attribute].append(values)
+    units = {a.key: " ".join(filter(None, (a.unit, a.frame and f"in {a.frame}"))) for a in demos.arm.observations}
+    return [
+        {
+            "key": key,
+            "shape": list(parts[0].shape[1:]),
+            "dtype": parts[0].dtype.name,
+            "unit": units.get(key, ""),
+            "min": min(np.nanmin(part).item() for part in parts),
+            "max": max(np.nanmax(part).item() for part in parts),
+        }
+        for key, parts in arrays.items()
+    ]
+
+
+def gripper_dimensions(arm: ArmSpec) -> npt.NDArray[np.bool_]:
+    """Which action dimensions (A,) are the gripper's, by their names."""
+    return np.array(["gripper" in name for name in arm.action_names], bool)
+
+
+def idle_steps(episode: Episode, arm: ArmSpec) -> npt.NDArray[np.bool_]:
+    """Which steps (T,) command nothing new: no motion (of a controller of positions, no other one) and the same grip."""
+    low, high = arm.action_bounds
+    actions = episode.commanded / np.where(np.isfinite(high - low), (high - low) / 2, 1)
+    changes = np.abs(np.diff(actions, axis=0, prepend=actions[:1]))
+    changes[0] = np.inf if "delta" not in arm.controller else changes[0]
+    gripper = gripper_dimensions(arm)
+    motion = np.where(gripper, changes, np.abs(actions) if "delta" in arm.controller else changes)
+    still: npt.NDArray[np.bool_] = (motion < _STILL).all(axis=1)
+    return still
+
+
+def duplicates(episodes: list[Episode]) -> list[list[int]]:
+    """Groups of episodes with the very same actions, by index."""
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for i, episode in enumerate(episodes):
+        groups[episode.commanded.tobytes()].append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _saturated_share(episodes: list[Episode], arm: ArmSpec) -> float | None:
+    """Share of motion commands at the controller's limit; None where there is no motion to command."""
+    motion = ~gripper_dimensions(arm)
+    if not motion.any():
+        return None
+    low, high = arm.action_bounds
+    actions = np.concatenate([e.commanded for e in episodes])
+    return float(np.mean(((actions <= low) | (actions >= high))[:, motion]))

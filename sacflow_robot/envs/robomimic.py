@@ -1,0 +1,45 @@
+"""What robomimic's files say about a simulated task: the environment's arguments, and the simulator's model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, get_task
+
+_ROBOSUITE_TYPE = 1  # robomimic's EnvType.ROBOSUITE_TYPE
+
+
+def env_args(task: str) -> dict[str, Any]:
+    """``env_args`` from which ``robosuite.make(env_name, **env_kwargs)`` makes the task's environment again.
+
+    Raises:
+        UnknownNameError: No such task.
+    """
+    import robosuite  # after the module above, which silences it
+
+    name = get_task(task).robosuite_name
+    return {
+        "env_name": name,
+        "env_version": robosuite.__version__,
+        "type": _ROBOSUITE_TYPE,
+        "env_kwargs": {
+            "robots": ["Panda"],
+            "controller_configs": robosuite.load_composite_controller_config(robot="Panda"),
+            "control_freq": CONTROL_RATE_HZ,
+            "has_renderer": False,
+            "has_offscreen_renderer": False,
+            "ignore_done": True,
+            "use_camera_obs": False,
+            "use_object_obs": True,
+            "reward_shaping": False,
+        },
+    }
+
+
+def model_xml(env: RobosuiteEnv) -> str:
+    """The simulator's model of an environment (MJCF).
+
+    As robosuite assembled it: what MuJoCo saves is the model loaded last, of whichever environment.
+    """
+    return str(env._suite.model.get_xml())

@@ -1,0 +1,134 @@
+"""``demos convert``, ``demos info`` and ``train --demos`` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from sacflow_robot.cli import main
+from sacflow_robot.cli.train import load_training_episodes
+from sacflow_robot.data.log import EpisodeLog, write_log
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import UnknownNameError, UsageError
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.spec import ArmSpec
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def log(make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path) -> Path:
+    write_log(tmp_path / "log.zarr", arm, [make_episode(3), make_episode(5, success=False), make_episode(3)])
+    return tmp_path / "log.zarr"
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_there_and_back(capsys: Capture, log: Path, tmp_path: Path, env: RobosuiteEnv) -> None:
+    assert run("demos", "convert", log, tmp_path / "a.hdf5", "--json") == 0
+    captured = capsys.readouterr()
+    data = json.loads(captured.out)
+    assert (data["episodes"], data["successes"], data["steps"], data["format"]) == (3, 2, 11, "hdf5")
+    assert data["left_out"] == data["rounded"] == data["remarks"] == [] and "not the same" not in captured.err
+    with h5py.File(tmp_path / "a.hdf5") as file:
+        assert json.loads(file["data"].attrs["env_args"])["env_name"] == "Lift"
+        assert "cube_g0" in file["data/demo_2"].attrs["model_file"], "the simulator's model is in it"
+
+    assert run("demos", "convert", tmp_path / "a.hdf5", tmp_path / "b.lerobot") == 0
+    assert "not the same" in (said := capsys.readouterr().err) and "left out: model_file" in said
+    assert run("demos", "convert", tmp_path / "b.lerobot", tmp_path / "c.zarr") == 0
+    before, after = EpisodeLog.open(log), EpisodeLog.open(tmp_path / "c.zarr")
+    for mine, theirs in zip(before.episodes(), after.episodes(), strict=True):
+        assert np.array_equal(mine.commanded, theirs.commanded) and mine.info == theirs.info
+    for path in (tmp_path / "a.hdf5", tmp_path / "b.lerobot", tmp_path / "c.zarr"):
+        found = load_training_episodes(TrainConfig(demos=str(path)))
+        assert [len(e) for e in found] == [3, 5, 3]
+
+
+def test_info_of_every_format(
+    capsys: Capture, log: Path, tmp_path: Path, env: RobosuiteEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    figures = {}
+    for suffix in ("hdf5", "lerobot"):
+        assert run("demos", "convert", log, tmp_path / f"log.{suffix}") == 0
+    for suffix in ("zarr", "hdf5", "lerobot"):
+        capsys.readouterr()
+        assert run("demos", "info", tmp_path / f"log.{suffix}", "--json") == 0
+        captured = capsys.readouterr()
+        figures[suffix] = json.loads(captured.out)
+        assert figures[suffix].pop("format") == suffix
+        assert "success 2/3" in captured.err and "0 = 2" in captured.err and "robot0_gripper_qpos" in captured.err
+        assert (tmp_path / figures[suffix]["plots"]).stat().st_size > 10_000
+    assert figures["zarr"] == figures["hdf5"] == figures["lerobot"]
+    (tmp_path / "log-info.png").unlink()
+    assert run("demos", "info", log, "--plots", "none") == 0 and not (tmp_path / "log-info.png").exists()
+    assert run("demos", "info", log, "--plots", tmp_path / "page.svg") == 0 and (tmp_path / "page.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("convert", "absent.zarr", "out.zarr"), 1, "no file or folder absent.zarr"),
+        (("convert", "log.zarr", "log.zarr"), 2, "exists already"),
+        (("convert", "log.zarr", "out"), 2, "or give --to"),
+        (("convert", "log.zarr", "out", "--to", "csv"), 2, "invalid choice 'csv'"),
+        (("convert", "robomimic:lift/xx", "out.zarr"), 2, "valid names: robomimic:can/mh"),
+        (("convert", "unnamed.hdf5", "out.zarr"), 2, "does not say which task it is of; give --env"),
+        (("convert", "wipe.hdf5", "out.zarr"), 1, "demonstrations of 'Wipe'; tasks known here: "),
+        (("convert", "log.zarr", "out.zarr", "--env", "lfit"), 2, "unknown task 'lfit'"),
+        (("convert", "log.zarr", "taken/out.zarr"), 1, "cannot write"),
+        (("info", "log.zarr", "--plots", "page.gif"), 2, "expected auto, none, or a .png"),
+        (("info", "log.zarr", "--plots", "absent/page.png"), 2, "in a folder that exists"),
+        (("info", "empty"), 1, "not an episode log"),
+    ],
+)
+def test_bad_use(
+    capsys: Capture,
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    status: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, attributes in (("unnamed", {}), ("wipe", {"env": "Wipe"})):
+        with h5py.File(f"{name}.hdf5", "w") as file:
+            file.create_group("data/demo_0")
+            file["data"].attrs.update(attributes)
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.iterdir())
+    assert run("demos", *words) == status
+    captured = capsys.readouterr()
+    assert message in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+    assert sorted(tmp_path.iterdir()) == before, "nothing is left behind"
+
+
+def test_robomimics_data_sets_by_name(
+    capsys: Capture, log: Path, tmp_path: Path, env: RobosuiteEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the cache; how they get there is tested with the hub."""
+    monkeypatch.setenv("SACFLOW_ROBOT_CACHE", str(tmp_path / "cache"))
+    cached = tmp_path / "cache" / "demos" / "robomimic" / "v1.5" / "lift" / "mh" / "low_dim_v15.hdf5"
+    assert run("demos", "convert", log, cached) == 0
+    assert [len(e) for e in load_training_episodes(TrainConfig(demos="robomimic:lift/mh"))] == [3, 5, 3]
+    assert run("demos", "convert", "robomimic:lift/mh", tmp_path / "b.lerobot") == 0
+    with pytest.raises(UnknownNameError):
+        load_training_episodes(TrainConfig(demos="robomimic:lift/best"))
+    with pytest.raises(UsageError, match="of another task than --env lift"):
+        load_training_episodes(TrainConfig(demos="robomimic:can/ph"))
+    capsys.readouterr()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert run("demos", "convert", "robomimic:lift/ph", tmp_path / "c.zarr") == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1 and "needs internet access" in errors[0]

@@ -35,13 +35,15 @@ def locate(source: str) -> Path:
 
 
 def options_for(task_name: str, trim_idle: bool) -> DemoOptions:
-    """How to read demonstrations of a task; the simulator starts when observations must be regenerated.
+    """How to read demonstrations of a task or Gymnasium id; the simulator starts when observations must be regenerated.
 
     Raises:
         UnknownNameError: No such task.
     """
-    from sacflow_robot.envs.tasks import get_task
+    from sacflow_robot.envs.tasks import get_arm, get_task, is_gymnasium_id
 
+    if is_gymnasium_id(task_name):
+        return DemoOptions(get_arm(task_name), task_name, trim_idle=trim_idle)
     task = get_task(task_name)
     env: Any = None
 

@@ -15,7 +15,7 @@ class Eval:
 
     Attributes:
         policy: Policy file.
-        env: Task.
+        env: Task, or any Gymnasium id.
         episodes: Episodes to run.
         seed: First environment seed; training never uses seeds below 1 000 000.
         json: Print the result as one JSON object.
@@ -30,22 +30,25 @@ class Eval:
     def run(self) -> int:
         import numpy as np
 
-        from sacflow_robot.envs.tasks import get_task
+        from sacflow_robot.envs.tasks import get_arm
         from sacflow_robot.serve.policy import OnnxPolicy
 
         if self.episodes < 1 or self.seed < 0:
             raise UsageError("--episodes must be at least 1 and --seed not negative")
-        arm = get_task(self.env).arm
+        arm = get_arm(self.env)
         policy = OnnxPolicy(self.policy)
         different = arm.differences(policy.spec.arm)
         if different:
             raise SpecMismatchError(f"{self.policy} does not fit {self.env} (task, policy): {'; '.join(different)}")
         episodes = common.evaluate(policy, self.env, range(self.seed, self.seed + self.episodes))
         solved, mean_steps = sum(e.success for e in episodes), float(np.mean([len(e) for e in episodes]))
+        mean_return = float(np.mean([e.rewards.sum() for e in episodes]))
         common.console().print(
             f"{self.policy} on {self.env}: success {common.describe_success(solved, len(episodes))}, "
-            f"{mean_steps:.0f} steps on average"
+            f"{mean_steps:.0f} steps and a return of {mean_return:.4g} on average"
         )
         if self.json:
-            common.print_json({**common.success_json(solved, len(episodes)), "mean_steps": mean_steps})
+            common.print_json(
+                {**common.success_json(solved, len(episodes)), "mean_steps": mean_steps, "mean_return": mean_return}
+            )
         return 0

@@ -194,9 +194,10 @@ def _simulator(robot: Robot) -> RobosuiteEnv | None:
 
     if not isinstance(robot, Restorable):  # a robot's computer has no simulator to import
         return None
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
     from sacflow_robot.robot.sim import SimRobot
 
-    return robot.env if isinstance(robot, SimRobot) else None
+    return robot.env if isinstance(robot, SimRobot) and isinstance(robot.env, RobosuiteEnv) else None
 
 
 def _can_draw(env: RobosuiteEnv) -> bool:

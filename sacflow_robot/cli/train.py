@@ -131,14 +131,14 @@ class Export:
     out: Path | None = None
 
     def run(self) -> int:
-        from sacflow_robot.envs.tasks import get_task
+        from sacflow_robot.envs.tasks import get_arm
         from sacflow_robot.learn.agent import Agent
         from sacflow_robot.learn.export import export_policy, make_spec
         from sacflow_robot.learn.run_folder import RunFolder
         from sacflow_robot.learn.train import pick_device
 
         folder, config = RunFolder.open(self.run_dir)
-        arm = get_task(config.env).arm
+        arm = get_arm(config.env)
         agent = Agent(arm, config, pick_device("cpu"))
         state = folder.load_checkpoint()
         try:
@@ -209,7 +209,7 @@ def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path) ->
 
 def _cached_demos(config: TrainConfig) -> Path:
     from sacflow_robot.data.log import write_log
-    from sacflow_robot.envs.tasks import get_task
+    from sacflow_robot.envs.tasks import get_arm
     from sacflow_robot.learn.train import TRAINING_SEED
 
     if config.demo_episodes < 1:
@@ -225,7 +225,7 @@ def _cached_demos(config: TrainConfig) -> Path:
             ) from None
         episodes = common.collect_demos(config.env, config.demo_quality, config.demo_episodes, TRAINING_SEED)
         try:
-            write_log(path, get_task(config.env).arm, episodes)
+            write_log(path, get_arm(config.env), episodes)
         except (LogWriteError, UsageError):
             if not path.exists():  # else another run collected the same episodes meanwhile
                 raise

@@ -49,7 +49,7 @@ class GymnasiumEnv:
             control_rate_hz=_rate(self._env),
             observations=(ArraySpec(_KEY, (size,), "as the environment's"),),
             action_names=tuple(f"action {i}" for i in range(actions)),
-            action_units=tuple(f"{l:g} to {h:g}" for l, h in zip(low, high, strict=True)),
+            action_units=tuple(f"{least:g} to {most:g}" for least, most in zip(low, high, strict=True)),
             action_low=(-1.0,) * actions,
             action_high=(1.0,) * actions,
         )

@@ -114,7 +114,7 @@ class TrainConfig:
     """Train a flow policy offline to online, and export it.
 
     Attributes:
-        env: Task; the defaults of all other options are its preset.
+        env: Task, or any Gymnasium id; the defaults of all other options are its preset.
         algo: Learning algorithm.
         velocity: Velocity network.
         demos: Demonstrations: auto collects them once and keeps them; none; an episode log, a LeRobotDataset, a raw

@@ -81,7 +81,7 @@ class Hand:
 
     def aim(self, x: float, y: float, z: float) -> Vector:
         """A random miss (3,), m, with these standard deviations for a careless hand."""
-        return self.rng.normal(0.0, 1.0, 3) * np.array([x, y, z]) * self.habits.carelessness
+        return np.asarray(self.rng.normal(0.0, 1.0, 3) * [x, y, z] * self.habits.carelessness)
 
     def near(self, goal: Vector, within: float) -> bool:
         return bool(np.linalg.norm(goal - self.position) < within)
@@ -133,7 +133,7 @@ class Hand:
     def release(self) -> Motion:
         """Open and rise; False, as the task should have ended by now."""
         yield from self.wait(self.habits.close_steps, OPEN, 0.8)
-        clear = self.position + [0, 0, 0.11]
+        clear = self.position + up(0.11)
         yield from self.move(lambda: clear, OPEN, within=0.03, limit=20)
         return False
 
@@ -168,6 +168,11 @@ class Hand:
         yield from self.move(lambda: at() + miss, OPEN, within=0.012, limit=60, yaw=yaw, steadiness=0.4)
         yield from self.close()
         return self.holds
+
+
+def up(height: float) -> Vector:
+    """That far upwards (3,), m, world."""
+    return np.array([0.0, 0.0, height])
 
 
 def yaw_of(quat_xyzw: Vector) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sacflow_robot.envs.experts.hand import CLOSE, OPEN, Goal, Hand, Motion, Vector, nearest_yaw, yaw_of
+from sacflow_robot.envs.experts.hand import CLOSE, OPEN, Goal, Hand, Motion, Vector, nearest_yaw, up, yaw_of
 
 _PEG = np.array([0.23, 0.10])  # robosuite's PegsArena: the square peg, x and y (m, world)
 _PEG_TOP = 0.95
@@ -29,7 +29,7 @@ def lift(hand: Hand) -> Motion:
     if not (yield from hand.grasp(lambda: hand.objects[:3], hand.aim(0.023, 0.023, 0.016), yaw)):
         return False
     while hand.holds and hand.position[2] - hand.objects[2] < 0.06:
-        yield Goal(hand.objects[:3] + [0, 0, 0.12], CLOSE)
+        yield Goal(hand.objects[:3] + up(0.12), CLOSE)
     return False
 
 
@@ -50,11 +50,11 @@ def stack(hand: Hand) -> Motion:
         chosen = min((near, other), key=lambda yaw: abs(apart @ [-np.sin(yaw), np.cos(yaw)]))
     if not (yield from hand.grasp(cube_a, hand.aim(0.019, 0.019, 0.014), chosen)):
         return False
-    held, miss, up = cube_a() - hand.position, hand.aim(0.015, 0.015, 0.0), hand.position + [0, 0, 0.08]
+    held, miss, high = cube_a() - hand.position, hand.aim(0.015, 0.015, 0.0), hand.position + up(0.08)
     return (
-        (yield from hand.carry(lambda: up, within=0.025, limit=25))
-        and (yield from hand.carry(lambda: cube_b() - held + miss + [0, 0, 0.10], within=0.02, limit=60))
-        and (yield from hand.carry(lambda: cube_b() - held + miss + [0, 0, 0.048], within=0.008, limit=30, steadiness=0.7))
+        (yield from hand.carry(lambda: high, within=0.025, limit=25))
+        and (yield from hand.carry(lambda: cube_b() - held + miss + up(0.10), within=0.02, limit=60))
+        and (yield from hand.carry(lambda: cube_b() - held + miss + up(0.048), within=0.008, limit=30, steadiness=0.7))
         and (yield from hand.release())
     )
 
@@ -64,11 +64,11 @@ def can(hand: Hand) -> Motion:
     yaw = 0.0 if hand.first_way else -_QUARTER
     if not (yield from hand.grasp(lambda: hand.objects[7:10], hand.aim(0.009, 0.009, 0.008), yaw, clearance=0.07)):
         return False
-    up = np.array([*hand.position[:2], _WALLS + 0.13])
+    high = np.array([*hand.position[:2], _WALLS + 0.13])
     over = np.array([*_CAN_BIN, _WALLS + 0.14]) + hand.aim(0.02, 0.02, 0.01)
     low = np.array([*over[:2], _WALLS + 0.01])
     return (
-        (yield from hand.carry(lambda: up, within=0.04, limit=40))
+        (yield from hand.carry(lambda: high, within=0.04, limit=40))
         and (yield from hand.carry(lambda: over, within=0.04, limit=80, yaw=yaw))
         and (yield from hand.carry(lambda: low, within=0.03, limit=30, yaw=yaw))
         and (yield from hand.release())
@@ -90,13 +90,13 @@ def square(hand: Hand) -> Motion:
     yaw, turn = _plan_turn(nut_yaw(), hand.first_way)
     if not (yield from hand.grasp(handle, hand.aim(0.009, 0.009, 0.006), yaw, clearance=0.02, within=0.015)):
         return False
-    up, miss = np.array([*hand.position[:2], _PEG_TOP + 0.09]), hand.aim(0.004, 0.004, 0.0)
-    if not (yield from hand.carry(lambda: up, within=0.03, limit=40, yaw=yaw)):
+    high, miss = np.array([*hand.position[:2], _PEG_TOP + 0.09]), hand.aim(0.004, 0.004, 0.0)
+    if not (yield from hand.carry(lambda: high, within=0.03, limit=40, yaw=yaw)):
         return False
     final = hand.yaw + turn - nearest_yaw(nut_yaw() + turn, 0.0, _QUARTER)  # less what it slipped in the hand
 
     def over_peg(height: float) -> Callable[[], Vector]:
-        return lambda: hand.position + [*(_PEG - nut()[:2]), height - nut()[2]] + miss
+        return lambda: hand.position + np.append(_PEG, height) - nut() + miss
 
     return (
         (yield from hand.carry(over_peg(_PEG_TOP + 0.06), within=0.02, limit=90, yaw=final))
@@ -137,17 +137,16 @@ def door(hand: Hand) -> Motion:
     along = np.array([np.cos(heading), np.sin(heading), 0.0])  # from the lever's joint to its end
     outwards = np.array([np.sin(heading), -np.cos(heading), 0.0])
     yaw = nearest_yaw(heading, 0.0, _HALF)
-    gripper = CLOSE if hand.first_way else OPEN
-
-    joint, down = lever_end() - _LEVER * along, np.array([0.0, 0.0, -1.0])
+    joint, down = lever_end() - _LEVER * along, up(-1.0)
     gripper = CLOSE if hand.first_way else OPEN
 
     def on_lever(angle: float) -> Vector:
         """Where the fingers hold the lever turned by that angle; off its middle, as the hand is wider than the gap."""
-        return joint + 0.10 * (np.cos(angle) * along + np.sin(angle) * down) + 0.02 * outwards
+        held: Vector = joint + 0.10 * (np.cos(angle) * along + np.sin(angle) * down) + 0.02 * outwards
+        return held
 
     miss = hand.aim(0.009, 0.009, 0.007)
-    above = on_lever(0) + [0, 0, 0.05 + hand.habits.hover]
+    above = on_lever(0) + up(0.05 + hand.habits.hover)
     yield from hand.move(lambda: above, OPEN, within=0.02, limit=80, yaw=yaw)
     yield from hand.move(lambda: on_lever(0) + miss, OPEN, within=0.015, limit=30, yaw=yaw)
     if hand.first_way:
@@ -165,4 +164,10 @@ def door(hand: Hand) -> Motion:
     return False
 
 
-SCRIPTS: dict[str, Callable[[Hand], Motion]] = {"lift": lift, "stack": stack, "can": can, "square": square, "door": door}
+SCRIPTS: dict[str, Callable[[Hand], Motion]] = {
+    "lift": lift,
+    "stack": stack,
+    "can": can,
+    "square": square,
+    "door": door,
+}

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-import zarr.storage._local
 
+from sacflow_robot.data import store
 from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
@@ -96,7 +96,7 @@ def test_a_disk_that_fills_at_any_write_costs_no_episode(
     make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every single file that an append writes fails once, and stays failing, as on a full disk."""
-    real = zarr.storage._local._put
+    real = store._write_through
     before = [make_episode(3, seed=1), make_episode(4, seed=2)]
     for allowed in range(1000):
         path = tmp_path / f"log{allowed}.zarr"
@@ -109,14 +109,14 @@ def test_a_disk_that_fills_at_any_write_costs_no_episode(
             return real(*args, **options)
 
         with EpisodeLog.writer(path, arm) as log:
-            monkeypatch.setattr(zarr.storage._local, "_put", put)
+            monkeypatch.setattr(store, "_write_through", put)
             try:
                 log.append(make_episode(5, seed=3))
                 failed = False
             except LogWriteError as error:
                 assert "the 2 episodes in" in str(error)
                 failed = True
-            monkeypatch.setattr(zarr.storage._local, "_put", real)
+            monkeypatch.setattr(store, "_write_through", real)
         expected = before if failed else [*before, make_episode(5, seed=3)]
         for episode, again in zip(expected, EpisodeLog.open(path).episodes(), strict=True):
             assert_same(episode, again)

@@ -54,6 +54,7 @@ class Keeper:
             self._journal.write(records)
             self._ring.drained = first + len(records)
             self.sync()
+            self._ring.beat()
             self._assembler.feed(records)
             if len(ends):
                 self._journal.begin_anew()
@@ -68,6 +69,7 @@ class Keeper:
         """Drain until the writer closes the ring or dies."""
         seen = self._ring.drained
         while True:
+            self._ring.beat()
             over = self._ring.closed or os.getppid() != parent
             published = self._ring.published
             # What was published a tick ago: by now every core agrees on what those records hold.

@@ -7,7 +7,9 @@ death of this process. The keeper (:mod:`sacflow_robot.data.keeper`), a process 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import struct
 import subprocess
 import sys
 import uuid
@@ -17,11 +19,12 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from sacflow_robot.data.columns import info_row
 from sacflow_robot.data.journal import Session, recover
 from sacflow_robot.data.log import EpisodeLog
-from sacflow_robot.data.ring import Kind, Layout, Ring
+from sacflow_robot.data.ring import HEAD, HEADER_BYTES, Kind, Layout, Ring
 from sacflow_robot.data.store import WRITING
 from sacflow_robot.episode import Step
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
@@ -35,6 +38,22 @@ class Process(Protocol):
 
     def poll(self) -> int | None: ...
     def wait(self, timeout: float | None = None) -> int: ...
+
+
+def _place(part: tuple[np.dtype[Any], int]) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
+    """Dtype, shape and byte range of a record's array."""
+    dtype, offset = part
+    return dtype.base, dtype.shape, offset, offset + dtype.itemsize
+
+
+def _plain(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """The array as contiguous memory of that dtype; itself in the common case."""
+    return array if array.dtype == dtype and array.flags.c_contiguous else np.ascontiguousarray(array, dtype)
+
+
+def _finite(row: npt.NDArray[Any]) -> bool:
+    """Whether all entries (N,) are finite: the cheap look first, whose sum of squares may also overflow."""
+    return math.isfinite(row.dot(row)) or bool(np.isfinite(row).all())
 
 
 def start_keeper(log: Path, token: str) -> Process:
@@ -78,11 +97,9 @@ class StepRecorder:
             self._open(state_size)
         elif state_size != self._state_size:
             raise DataError("episodes with and without simulator states cannot share a log; give another path")
-        room = self._room(2)
-        text = info_row({**info, "success": False, "interrupted": True})
-        self._ring_infos["kind"][room[0]], self._ring_infos["info"][room[0]] = Kind.BEGIN, text
-        self._ring_infos["index"][room[0]] = self._count
-        self._observe(room[1], self._count + 1, Kind.START, start, time_ns)
+        self._make_room(2)
+        self._write_info(Kind.BEGIN, info_row({**info, "success": False, "interrupted": True}))
+        self._write_step(Kind.START, Step(start, self._standstill, time_ns), self._count + 1)
         self._publish(2)
         self._info, self._ended, self._solved = dict(info), False, False
 
@@ -95,21 +112,10 @@ class StepRecorder:
         """
         if self._info is None or self._ended:
             raise UsageError("no episode is in progress; begin one first")
-        (at,) = self._room(1)
-        fields, result = self._fields, step.result
-        fields["action"][at] = step.commanded
-        fields["proposed"][at] = step.commanded if step.proposed is None else step.proposed
-        fields["measured"][at] = np.nan if result.measured is None else result.measured
-        fields["reward"][at] = result.reward
-        fields["source"][at], fields["flags"][at] = step.source, step.flags
-        fields["terminated"][at], fields["truncated"][at] = result.terminated, result.truncated
-        fields["received_ns"][at], fields["inferred_ns"][at] = step.received_ns, step.inferred_ns
-        fields["sent_ns"][at] = step.sent_ns
-        if not np.isfinite(fields["action"][at]).all():
-            raise DataError("a step's commanded action holds NaN or infinity; it was not logged")
-        self._observe(at, self._count, Kind.STEP, result, step.time_ns)
+        self._make_room(1)
+        self._write_step(Kind.STEP, step, self._count)
         self._publish(1)
-        self._ended, self._solved = result.ended, result.terminated
+        self._ended, self._solved = step.result.ended, step.result.terminated
 
     def end(self, info: Mapping[str, Any]) -> None:
         """End the episode; the keeper commits it in the background.
@@ -122,9 +128,8 @@ class StepRecorder:
             raise UsageError("no episode is in progress; begin one first")
         text = info_row({**self._info, "success": self._solved, **info})
         self._info = None
-        (at,) = self._room(1)
-        self._ring_infos["kind"][at], self._ring_infos["info"][at] = Kind.END, text
-        self._ring_infos["index"][at] = self._count
+        self._make_room(1)
+        self._write_info(Kind.END, text)
         self._publish(1)
 
     def close(self) -> None:
@@ -169,53 +174,65 @@ class StepRecorder:
             self._keeper = self._start_keeper(self.path, token)
         except OSError as error:
             raise LogWriteError(f"cannot log to {self.path}: {one_line(error)}") from None
-        self._ring, self._state_size, self._count = ring, state_size, 0
-        self._fields = {name: ring.records[name] for name in layout.step.names or ()}
-        self._ring_infos = {name: ring.infos[name] for name in ("index", "kind", "info")}
-        self._observed = [(self._fields[a.key], a.key, a.shape) for a in self._arm.observations]
-        # All float32 observations lie side by side, so that one look finds a NaN in any.
-        floats = [key for key, (dtype, _) in layout.observed.items() if dtype == "<f4"]
-        width = sum(int(np.prod(layout.observed[key][1])) for key in floats)
-        first = self._fields[floats[0]] if floats else None
-        self._floats = (
-            np.empty((ring.capacity, 0), np.float32)
-            if first is None
-            else np.lib.stride_tricks.as_strided(
-                first.reshape(ring.capacity, -1)[:, :1], (ring.capacity, width), (layout.bytes, 4)
-            )
+        self._ring, self._layout, self._state_size = ring, layout, state_size
+        self._count, self._room_until = 0, ring.capacity
+        self._standstill = np.zeros(self._arm.action_dim, np.float32)
+        parts = {name: (layout.step[name], layout.step.fields[name][1]) for name in layout.step.names}  # type: ignore
+        self._unmeasured = np.full_like(self._standstill, np.nan)
+        self._places = [(a.key, *_place(parts[a.key])) for a in self._arm.observations]
+        self._actions = [_place(parts[name]) for name in ("action", "proposed", "measured")]
+        self._state = _place(parts["state"]) if state_size else None
+        width = sum(int(np.prod(shape)) for _, shape in layout.finite.values())
+        first = HEADER_BYTES + parts["action"][1]
+        self._finite = np.ndarray((ring.capacity, width), "<f4", ring.map, first, (layout.bytes, 4))
+
+    def _make_room(self, count: int) -> None:
+        """Raise LogWriteError unless the keeper is alive and there is room for that many records."""
+        ring, keeper = self._ring, self._keeper
+        assert ring is not None and keeper is not None
+        if ring.quiet and (ring.error or keeper.poll() is not None):
+            reason = f"{ring.error}, free some space" if ring.error else "the process that writes the log has died"
+            raise LogWriteError(f"step not logged: {reason}; what was logged to {self.path} before is kept")
+        if self._count + count > self._room_until:
+            self._room_until = ring.drained + ring.capacity
+            if self._count + count > self._room_until:
+                raise LogWriteError(
+                    f"step not logged: the disk of {self.path} is {ring.capacity} steps behind; log to a faster one"
+                )
+
+    def _write_info(self, kind: Kind, text: npt.NDArray[np.uint8]) -> None:
+        assert self._ring is not None
+        record = self._ring.infos[self._count % self._ring.capacity]
+        record["index"], record["kind"], record["info"] = self._count, kind, text
+
+    def _write_step(self, kind: Kind, step: Step, index: int) -> None:
+        """Fill the record of that number; it does not count yet. Plain copies: this is what the control loop pays."""
+        ring, result = self._ring, step.result
+        assert ring is not None
+        at = index % ring.capacity
+        base, memory = HEADER_BYTES + at * self._layout.bytes, ring.map
+        struct.pack_into(
+            *(HEAD, memory, base, index, 0, kind, step.time_ns, step.received_ns, step.inferred_ns, step.sent_ns),
+            *(result.reward, step.source, step.flags, result.terminated, result.truncated),
         )
-
-    def _room(self, count: int) -> list[int]:
-        """Places for ``count`` records."""
-        ring = self._ring
-        assert ring is not None and self._keeper is not None
-        if self._keeper.poll() is not None or ring.error:
-            reason = ring.error or "the process that writes the log has died"
-            raise LogWriteError(
-                f"step not logged: {reason}; what was logged to {self.path} before is kept, free some space"
-                if ring.error
-                else f"step not logged: {reason}; what was logged to {self.path} before is kept"
-            )
-        if self._count + count - ring.drained > ring.capacity:
-            raise LogWriteError(
-                f"step not logged: the disk of {self.path} has not kept up for {ring.capacity} steps; log to a faster one"
-            )
-        return [(self._count + i) % ring.capacity for i in range(count)]
-
-    def _observe(self, at: int, index: int, kind: Kind, result: StepResult, time_ns: int) -> None:
-        fields = self._fields
-        fields["index"][at], fields["kind"][at], fields["time_ns"][at] = index, kind, time_ns
-        for rows, key, shape in self._observed:
-            value = result.observation[key]
-            if value.shape != shape:
-                raise DataError(f"observation {key!r} has shape {value.shape}, expected {shape}; it was not logged")
-            rows[at] = value
-        if not np.isfinite(self._floats[at]).all():
-            raise DataError("an observation holds NaN or infinity; it was not logged")
-        if self._state_size:
-            if result.state is None or not np.isfinite(result.state).all():
-                raise DataError("a simulator state is missing or holds NaN; it was not logged")
-            fields["state"][at] = result.state
+        proposed = step.commanded if step.proposed is None else step.proposed
+        measured = self._unmeasured if result.measured is None else result.measured
+        for array, (dtype, shape, start, stop) in zip((step.commanded, proposed, measured), self._actions, strict=True):
+            if array.shape != shape:
+                raise DataError(f"an action has shape {array.shape}, expected {shape}; the step was not logged")
+            memory[base + start : base + stop] = _plain(array, dtype)  # type: ignore[assignment]
+        for key, dtype, shape, start, stop in self._places:
+            array = result.observation[key]
+            if array.shape != shape:
+                raise DataError(f"observation {key!r} has shape {array.shape}, expected {shape}; it was not logged")
+            memory[base + start : base + stop] = _plain(array, dtype)  # type: ignore[assignment]
+        if self._state is not None:
+            dtype, shape, start, stop = self._state
+            if result.state is None or result.state.shape != shape or not _finite(result.state):
+                raise DataError("a simulator state is missing, of another size or not finite; the step was not logged")
+            memory[base + start : base + stop] = _plain(result.state, dtype)  # type: ignore[assignment]
+        if not _finite(self._finite[at]):
+            raise DataError("an observation or action holds NaN or infinity; the step was not logged")
 
     def _publish(self, count: int) -> None:
         assert self._ring is not None

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import struct
 import time
 import zlib
 from enum import IntEnum
@@ -30,11 +31,13 @@ Records = npt.NDArray[np.void]
 _TMPFS = Path("/dev/shm")
 _HEADER = np.dtype(
     [
-        *(("token", "S32"), ("capacity", "<u8"), ("published", "<u8"), ("drained", "<u8")),
+        *(("token", "S32"), ("capacity", "<u8"), ("published", "<u8"), ("drained", "<u8"), ("beat", "<u8")),
         *(("closed", "u1"), ("error", "S512")),
     ]
 )
-_HEADER_BYTES = 4096
+HEADER_BYTES = 4096
+_PUBLISHED, _DRAINED, _BEAT = 5, 6, 7  # as words of 8 bytes
+_QUIET_NS = 1_000_000_000
 _LEAST_BYTES, _MOST_BYTES, _SECONDS = 1 << 20, 1 << 29, 4.0
 
 
@@ -56,39 +59,37 @@ class Layout:
     """
 
     def __init__(self, arm: ArmSpec, state_size: int) -> None:
-        head = [("index", "<u8"), ("crc", "<u4"), ("kind", "<u4")]
-        self.observed: dict[str, tuple[str, tuple[int, ...]]] = {
-            a.key: (np.dtype(a.dtype).str, a.shape)
-            for a in sorted(arm.observations, key=lambda a: a.dtype != "float32")
-        }
-        self.observed["time_ns"] = ("<i8", ())
-        if state_size:
-            self.observed["state"] = ("<f8", (state_size,))
-        action = (arm.action_dim,)
-        shapes = {"action": action, "proposed": action, "measured": action}
-        self.acted = {key: (STEP_DTYPES[key], shapes.get(key, ())) for key in _ACTED}
-        fields = [(key, *of) for key, of in {**self.observed, **self.acted}.items()]
-        size = max(np.dtype([*head, *fields]).itemsize, np.dtype(head).itemsize + INFO_BYTES)
+        arrays = {a.key: (np.dtype(a.dtype).str, a.shape) for a in arm.observations}
+        floats = {key: of for key, of in arrays.items() if of[0] == "<f4"}
+        actions = dict.fromkeys(("action", "proposed", "measured"), ("<f4", (arm.action_dim,)))
+        state = {"state": ("<f8", (state_size,))} if state_size else {}
+        # What must be finite lies side by side, so that one look finds a NaN in any of it.
+        self.finite = {"action": actions.pop("action"), **floats}
+        others = {key: of for key, of in arrays.items() if key not in floats}
+        fields = [(key, *of) for key, of in {**self.finite, **actions, **others, **state}.items()]
+        self.observed = [*arrays, "time_ns", *state]
+        self.acted = ["action", *actions, "reward", *STEP_TIMES, "source", "flags", "terminated", "truncated"]
+        head = [(name, STEP_DTYPES.get(name, code)) for name, code in _HEAD]
+        size = max(np.dtype([*head, *fields]).itemsize, np.dtype(head[:3]).itemsize + INFO_BYTES)
         self.bytes = -(-size // 8) * 8
         self.step = _sized([*head, *fields], self.bytes)
-        self.info = _sized([*head, ("info", "u1", (INFO_BYTES,))], self.bytes)
+        self.info = _sized([*head[:3], ("info", "u1", (INFO_BYTES,))], self.bytes)
+        assert struct.calcsize(HEAD) == np.dtype(head).itemsize
 
 
-_ACTED = ("action", "proposed", "measured", "reward", *STEP_TIMES, "source", "terminated", "truncated", "flags")
+HEAD = "@QIIqqqqfBB??"
+"""The scalars that every step's record starts with, for :mod:`struct`."""
+
+_HEAD = (
+    *(("index", "<u8"), ("crc", "<u4"), ("kind", "<u4"), ("time_ns", ""), ("received_ns", ""), ("inferred_ns", "")),
+    *(("sent_ns", ""), ("reward", ""), ("source", ""), ("flags", ""), ("terminated", ""), ("truncated", "")),
+)
 
 
 def _sized(fields: list[Any], size: int) -> np.dtype[np.void]:
-    packed = np.dtype(fields)
-    assert packed.fields is not None and packed.names is not None
-    parts = [packed.fields[name] for name in packed.names]
-    return np.dtype(
-        {
-            "names": list(packed.names),
-            "formats": [part[0] for part in parts],
-            "offsets": [part[1] for part in parts],
-            "itemsize": size,
-        }
-    )
+    """A dtype filled up to that size by a field of its own: NumPy drops mere padding when it joins arrays."""
+    left = size - np.dtype(fields).itemsize
+    return np.dtype([*fields, ("left", f"V{left}")] if left else fields)
 
 
 class Ring:
@@ -97,10 +98,10 @@ class Ring:
     def __init__(self, path: Path, layout: Layout, descriptor: int) -> None:
         self.path, self._descriptor = path, descriptor
         # Populated at once, so that no append waits for a page.
-        self._map = mmap.mmap(descriptor, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        self._header = np.frombuffer(self._map, _HEADER, 1)
-        self._counts = {name: self._header[name] for name in ("published", "drained", "closed")}
-        self.records: Records = np.frombuffer(self._map, layout.step, offset=_HEADER_BYTES)
+        self.map = mmap.mmap(descriptor, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        self._header = np.frombuffer(self.map, _HEADER, 1)
+        self._words = memoryview(self.map).cast("Q")  # whole words change at once
+        self.records: Records = np.frombuffer(self.map, layout.step, offset=HEADER_BYTES)
         self.infos: Records = self.records.view(layout.info)
         self.capacity = len(self.records)
 
@@ -112,7 +113,7 @@ class Ring:
             LogWriteError: There is no room in either place.
         """
         wanted = _SECONDS * arm.control_rate_hz * layout.bytes
-        size = _HEADER_BYTES + layout.bytes * int(max(16, min(max(wanted, _LEAST_BYTES), _MOST_BYTES) // layout.bytes))
+        size = HEADER_BYTES + layout.bytes * int(max(16, min(max(wanted, _LEAST_BYTES), _MOST_BYTES) // layout.bytes))
         Ring.remove_orphans(log)
         for path in _places(log):
             try:
@@ -125,6 +126,7 @@ class Ring:
                     os.close(descriptor)
                     raise
                 ring._header["capacity"], ring._header["token"] = ring.capacity, token.encode()
+                ring.beat()
                 return ring
             except OSError as error:
                 reason = one_line(error)
@@ -157,7 +159,7 @@ class Ring:
                     os.close(descriptor)
                     raise LogWriteError("another process is still writing the log; wait for it to end") from None
                 time.sleep(0.01)
-        if not path.exists() or os.fstat(descriptor).st_size <= _HEADER_BYTES:
+        if not path.exists() or os.fstat(descriptor).st_size <= HEADER_BYTES:
             os.close(descriptor)
             return None
         ring = Ring(path, layout, descriptor)
@@ -168,28 +170,37 @@ class Ring:
 
     @property
     def published(self) -> int:
-        return int(self._counts["published"][0])
+        return self._words[_PUBLISHED]
 
     @published.setter
     def published(self, count: int) -> None:
-        self._counts["published"][0] = count
+        self._words[_PUBLISHED] = count
 
     @property
     def drained(self) -> int:
-        return int(self._counts["drained"][0])
+        return self._words[_DRAINED]
 
     @drained.setter
     def drained(self, count: int) -> None:
-        self._counts["drained"][0] = count
+        self._words[_DRAINED] = count
 
     @property
     def closed(self) -> bool:
         """Whether the writer will publish no more."""
-        return bool(self._counts["closed"][0])
+        return bool(self._header["closed"][0])
 
     @closed.setter
     def closed(self, value: bool) -> None:
-        self._counts["closed"][0] = value
+        self._header["closed"][0] = value
+
+    def beat(self) -> None:
+        """Say that the reader is alive."""
+        self._words[_BEAT] = time.monotonic_ns()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the reader has not said for a second that it is alive, or has failed."""
+        return time.monotonic_ns() - self._words[_BEAT] > _QUIET_NS
 
     @property
     def error(self) -> str:
@@ -199,6 +210,7 @@ class Ring:
     @error.setter
     def error(self, text: str) -> None:
         self._header["error"][0] = text.encode()[:500]
+        self._words[_BEAT] = 0
 
     def copy(self, first: int, stop: int) -> Records:
         """Records first to stop - 1."""

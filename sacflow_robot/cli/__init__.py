@@ -27,6 +27,10 @@ COMMANDS = {
     "replay": ("replay", "Replay", "run a logged episode again in the simulator"),
     "demos collect": ("demos", "Collect", "collect demonstrations from a scripted expert"),
     "log info": ("log", "Info", "what an episode log holds"),
+    "log verify": ("log", "Verify", "check everything in an episode log"),
+    "log repair": ("log", "Repair", "save what can be read of a damaged log to a new one"),
+    "log copy": ("log", "Copy", "copy an episode log, also to and from an object store"),
+    "bench log": ("bench", "BenchLog", "what logging a step costs the control loop"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }

@@ -122,7 +122,7 @@ def parse_attributes(attributes: Mapping[str, Any], path: Path | str) -> tuple[i
     """
     if attributes.get("format") != FORMAT:
         raise DataError(f"{path} is a Zarr store but not an episode log; expected one written by this program")
-    version = attributes.get("version")
+    version: Any = attributes.get("version")
     if version not in range(1, VERSION + 1):
         raise DataError(f"{path} has log version {version}, this program reads 1 to {VERSION}; install a later one")
     return int(version), ArmSpec.from_dict(attributes["arm"])

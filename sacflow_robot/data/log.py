@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,20 +62,25 @@ _DAMAGE = (
 class EpisodeLog:
     """An episode log. Use :meth:`open` to read and :meth:`writer` to append whole episodes."""
 
-    def __init__(self, path: Path | str, root: zarr.Group, lock: FileLock | None = None) -> None:
-        self.path, self._root, self._lock = path, root, lock
+    def __init__(
+        self, path: Path | str, root: zarr.Group, ends: Callable[[EpisodeLog], list[int]] | None = None
+    ) -> None:
+        self.path, self._root = path, root
+        self._lock: FileLock | None = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._store: Store | None = None
         try:
             self.version, self.arm = parse_attributes(dict(root.attrs), path)
-            self.ends = whole_ends(np.asarray(self._array("meta/episode_ends")[:]).tolist())
+            self.ends = (ends or _recorded_ends)(self)
         except _DAMAGE as error:
             raise (
                 error if type(error) is DataError and error.args[0].startswith(str(path)) else _damaged(path, error)
             ) from None
 
     @staticmethod
-    def open(path: Path | str, *, heal: bool = True) -> EpisodeLog:
+    def open(
+        path: Path | str, *, heal: bool = True, ends: Callable[[EpisodeLog], list[int]] | None = None
+    ) -> EpisodeLog:
         """Open for reading, also while another process appends.
 
         A log whose writers were killed gets the steps that they left behind first, as SQLite does it, unless its folder
@@ -84,19 +89,20 @@ class EpisodeLog:
         Args:
             path: Folder, or address of a finished log on an object store, e.g. ``s3://bucket/episodes.zarr``.
             heal: Whether to do that.
+            ends: How to find the episodes' ends, for a log that has lost them.
 
         Raises:
             DataError: There is no log at the path, or it cannot be read.
         """
         if remote.is_url(path):
-            return EpisodeLog(str(path), remote.open_group(str(path)))
+            return EpisodeLog(str(path), remote.open_group(str(path)), ends)
         path = Path(path)
         if not path.exists():
             raise DataError(f"no episode log at {path}; check the path")
         try:
             if heal and (path / WRITING).exists():
                 _heal(path)
-            return EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2))
+            return EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2), ends)
         except (FileNotFoundError, zarr.errors.GroupNotFoundError):
             raise DataError(
                 f"{path} is not an episode log; expected a folder written with --log or demos collect"
@@ -149,7 +155,7 @@ class EpisodeLog:
         """S of the simulator states, 0 for episodes without; None while there are no episodes."""
         if not self.ends:
             return None
-        return int(self._array("data/state").shape[1]) if "data/state" in self._root else 0
+        return int(self.shape("data/state")[1]) if self.has("data/state") else 0
 
     def append(self, episode: Episode) -> None:
         """Append one episode; see :meth:`extend`."""
@@ -242,12 +248,12 @@ class EpisodeLog:
         bounds = [0, *self.ends][first : stop + 1]
         observed = [*(a.key for a in self.arm.observations), "time_ns"]
         try:
-            if "data/state" in self._root:
+            if self.has("data/state"):
                 observed.append("state")
-            acted = {**STEP_COLUMNS, **{key: key for key in FILLS if f"data/{key}" in self._root}}
-            data = {key: self._rows(f"data/{key}", bounds[0], bounds[-1]) for key in (*observed, *acted)}
-            last = {key: self._rows(f"meta/last_{key}", first, stop) for key in observed}
-            infos = [parse_info(row) for row in self._rows("meta/info", first, stop)]
+            acted = {**STEP_COLUMNS, **{key: key for key in FILLS if self.has(f"data/{key}")}}
+            data = {key: self.rows(f"data/{key}", bounds[0], bounds[-1]) for key in (*observed, *acted)}
+            last = {key: self.rows(f"meta/last_{key}", first, stop) for key in observed}
+            infos = [parse_info(row) for row in self.rows("meta/info", first, stop)]
             episodes = []
             for i, (start, end) in enumerate(itertools.pairwise(bounds)):
                 rows = slice(start - bounds[0], end - bounds[0])
@@ -266,7 +272,7 @@ class EpisodeLog:
         except _DAMAGE as error:
             raise DataError(f"{self.path} is damaged at episodes {first} to {stop - 1}: {one_line(error)}") from None
 
-    def _rows(self, name: str, first: int, stop: int) -> np.ndarray[Any, np.dtype[Any]]:
+    def rows(self, name: str, first: int, stop: int) -> np.ndarray[Any, np.dtype[Any]]:
         """Rows first to stop - 1 of one array.
 
         Zarr reads a chunk whose file is missing as zeros; here every chunk has been written.
@@ -285,6 +291,18 @@ class EpisodeLog:
                 raise DataError(f"{name} lacks its chunk {file}")
         return np.asarray(array[first:stop])
 
+    def has(self, name: str) -> bool:
+        """Whether there is an array of that name, e.g. ``data/state``."""
+        return name in self._root
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array, its rows first."""
+        return tuple(self._array(name).shape)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Type of an array's entries."""
+        return np.dtype(self._array(name).dtype)
+
     def _array(self, name: str) -> zarr.Array[Any]:
         """The array of that name; looking one up costs a read of its metadata, so it is kept."""
         if name not in self._arrays:
@@ -292,6 +310,10 @@ class EpisodeLog:
             assert isinstance(array, zarr.Array)
             self._arrays[name] = array
         return self._arrays[name]
+
+
+def _recorded_ends(log: EpisodeLog) -> list[int]:
+    return whole_ends(log.rows("meta/episode_ends", 0, log.shape("meta/episode_ends")[0]).tolist())
 
 
 def _acquire(path: Path) -> FileLock:

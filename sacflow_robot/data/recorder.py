@@ -46,7 +46,7 @@ def _place(part: tuple[np.dtype[Any], int]) -> tuple[np.dtype[Any], tuple[int, .
     return dtype.base, dtype.shape, offset, offset + dtype.itemsize
 
 
-def _plain(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def _plain(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> Any:
     """The array as contiguous memory of that dtype; itself in the common case."""
     return array if array.dtype == dtype and array.flags.c_contiguous else np.ascontiguousarray(array, dtype)
 
@@ -184,7 +184,9 @@ class StepRecorder:
         self._state = _place(parts["state"]) if state_size else None
         width = sum(int(np.prod(shape)) for _, shape in layout.finite.values())
         first = HEADER_BYTES + parts["action"][1]
-        self._finite = np.ndarray((ring.capacity, width), "<f4", ring.map, first, (layout.bytes, 4))
+        self._finite: npt.NDArray[np.float32] = np.ndarray(
+            (ring.capacity, width), "<f4", ring.map, first, (layout.bytes, 4)
+        )
 
     def _make_room(self, count: int) -> None:
         """Raise LogWriteError unless the keeper is alive and there is room for that many records."""
@@ -220,17 +222,17 @@ class StepRecorder:
         for array, (dtype, shape, start, stop) in zip((step.commanded, proposed, measured), self._actions, strict=True):
             if array.shape != shape:
                 raise DataError(f"an action has shape {array.shape}, expected {shape}; the step was not logged")
-            memory[base + start : base + stop] = _plain(array, dtype)  # type: ignore[assignment]
+            memory[base + start : base + stop] = _plain(array, dtype)
         for key, dtype, shape, start, stop in self._places:
             array = result.observation[key]
             if array.shape != shape:
                 raise DataError(f"observation {key!r} has shape {array.shape}, expected {shape}; it was not logged")
-            memory[base + start : base + stop] = _plain(array, dtype)  # type: ignore[assignment]
+            memory[base + start : base + stop] = _plain(array, dtype)
         if self._state is not None:
             dtype, shape, start, stop = self._state
             if result.state is None or result.state.shape != shape or not _finite(result.state):
                 raise DataError("a simulator state is missing, of another size or not finite; the step was not logged")
-            memory[base + start : base + stop] = _plain(result.state, dtype)  # type: ignore[assignment]
+            memory[base + start : base + stop] = _plain(result.state, dtype)
         if not _finite(self._finite[at]):
             raise DataError("an observation or action holds NaN or infinity; the step was not logged")
 

@@ -293,7 +293,8 @@ class _Array:
     def _read_chunk(self, number: int) -> npt.NDArray[Any]:
         data = self._file(number).read_bytes()
         raw = data if self._codec is None else self._codec.decode(data)
-        return np.frombuffer(raw, self._dtype).reshape(self._shape)
+        chunk: npt.NDArray[Any] = np.frombuffer(raw, self._dtype).reshape(self._shape)
+        return chunk
 
     def _write_tail(self, number: int, scratch: Path) -> None:
         assert self._tail is not None

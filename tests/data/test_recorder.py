@@ -20,7 +20,7 @@ import numcodecs
 import numpy as np
 import pytest
 
-from sacflow_robot.data import keeper, recorder, store
+from sacflow_robot.data import keeper, store
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.recorder import StepRecorder
 from sacflow_robot.episode import Episode, Source, Step, StepFlag
@@ -30,14 +30,20 @@ from sacflow_robot.spec import ArmSpec, ArraySpec, StepResult
 ARM = ArmSpec(
     *("Panda", "lift", "OSC_POSE delta", 100.0),
     observations=(ArraySpec("pos", (3,), "m"), ArraySpec("image", (64, 64, 3), "", dtype="uint8")),
-    **{"action_names": ("x", "y"), "action_units": ("m", "m"), "action_low": (-1, -1), "action_high": (1, 1)},
+    action_names=("x", "y"),
+    action_units=("m", "m"),
+    action_low=(-1, -1),
+    action_high=(1, 1),
 )
 EPISODES, STEPS = 3, 12
 OPERATIONS = EPISODES * (STEPS + 2) + 2  # opening, per episode begin, steps and end, closing
 
 
 def observation(episode: int, step: int) -> dict[str, Any]:
-    return {"pos": np.array([episode, step, 0], np.float32), "image": np.full((64, 64, 3), 7 * step + episode, np.uint8)}
+    return {
+        "pos": np.array([episode, step, 0], np.float32),
+        "image": np.full((64, 64, 3), 7 * step + episode, np.uint8),
+    }
 
 
 def result(episode: int, step: int, last: bool = False) -> StepResult:
@@ -226,7 +232,15 @@ def test_each_file_operation_of_a_commit_may_be_the_last(quick_folder: Path, mon
 
                 return call
 
-            for module, name in ((os, "rename"), (os, "replace"), (os, "symlink"), (os, "unlink"), (os, "mkdir"), (os, "rmdir"), (os, "fdatasync")):
+            for module, name in (
+                (os, "rename"),
+                (os, "replace"),
+                (os, "symlink"),
+                (os, "unlink"),
+                (os, "mkdir"),
+                (os, "rmdir"),
+                (os, "fdatasync"),
+            ):
                 monkeypatch.setattr(module, name, counted(getattr(module, name)))
             log = EpisodeLog.writer(path, ARM)
             log.append(log.read(0))

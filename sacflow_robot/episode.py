@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +43,7 @@ UNKNOWN_TIME = -1
 STEP_TIMES = ("received_ns", "inferred_ns", "sent_ns")
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step as the control loop hands it to a recorder: an action, its story, and what it led to.
 
     Attributes:

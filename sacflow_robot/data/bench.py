@@ -91,9 +91,9 @@ def _measure(path: Path, hz: int, payload: str, steps: int) -> dict[str, Any]:
             due += 1 / hz
             time.sleep(max(0.0, due - time.perf_counter()))
             now = time.monotonic_ns()
-            result = StepResult(observations[i % 16])
+            step = Step(StepResult(observations[i % 16]), action, now, received_ns=now, inferred_ns=now, sent_ns=now)
             began = time.perf_counter_ns()
-            log.append(Step(result, action, now, received_ns=now, inferred_ns=now, sent_ns=now))
+            log.append(step)
             times[i] = time.perf_counter_ns() - began
         log.end({})
     p50, p99, longest = (float(v) for v in np.percentile(times[_WARM_UP:] / 1e3, [50, 99, 100]))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Mapping
+from mmap import mmap
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec, StepResult
 
 _LONGEST_CLOSE_S = 120.0
+_SHORT = 256
+_pack_head = struct.Struct(HEAD).pack_into
 
 
 class Process(Protocol):
@@ -40,20 +43,34 @@ class Process(Protocol):
     def wait(self, timeout: float | None = None) -> int: ...
 
 
-def _place(part: tuple[np.dtype[Any], int]) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
-    """Dtype, shape and byte range of a record's array."""
-    dtype, offset = part
-    return dtype.base, dtype.shape, offset, offset + dtype.itemsize
+_Place = tuple[str, np.dtype[Any], tuple[int, ...], int, int]
+"""Name, dtype, shape and byte range of an array in a record."""
 
 
-def _plain(array: npt.NDArray[Any], dtype: np.dtype[Any]) -> Any:
-    """The array as contiguous memory of that dtype; itself in the common case."""
-    return array if array.dtype == dtype and array.flags.c_contiguous else np.ascontiguousarray(array, dtype)
+def _copy(memory: mmap, base: int, array: Any, place: _Place) -> None:
+    """Copy an array to its place in the record that begins at ``base``."""
+    name, dtype, shape, start, stop = place
+    if array.shape != shape:
+        raise DataError(f"{name} has shape {array.shape}, expected {shape}; the step was not logged")
+    if array.dtype is not dtype or not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array, dtype)
+    memory[base + start : base + stop] = array
 
 
-def _finite(row: npt.NDArray[Any]) -> bool:
-    """Whether all entries (N,) are finite: the cheap look first, whose sum of squares may also overflow."""
-    return math.isfinite(row.dot(row)) or bool(np.isfinite(row).all())
+class _Finite:
+    """Tells whether a record's numbers are finite, of one kind and side by side.
+
+    A plain sum says so for a few numbers, without waking up NumPy's machinery.
+    """
+
+    def __init__(self, code: str, count: int, start: int) -> None:
+        self._start, self._count, self._dtype = start, count, np.dtype(code)
+        self._unpack = struct.Struct(f"={count}{code}").unpack_from
+
+    def __call__(self, memory: mmap, base: int) -> bool:
+        if self._count <= _SHORT and math.isfinite(sum(self._unpack(memory, base + self._start))):
+            return True
+        return bool(np.isfinite(np.frombuffer(memory, self._dtype, self._count, base + self._start)).all())
 
 
 def start_keeper(log: Path, token: str) -> Process:
@@ -177,16 +194,21 @@ class StepRecorder:
         self._ring, self._layout, self._state_size = ring, layout, state_size
         self._count, self._room_until = 0, ring.capacity
         self._standstill = np.zeros(self._arm.action_dim, np.float32)
-        parts = {name: (layout.step[name], layout.step.fields[name][1]) for name in layout.step.names}  # type: ignore
         self._unmeasured = np.full_like(self._standstill, np.nan)
-        self._places = [(a.key, *_place(parts[a.key])) for a in self._arm.observations]
-        self._actions = [_place(parts[name]) for name in ("action", "proposed", "measured")]
-        self._state = _place(parts["state"]) if state_size else None
-        width = sum(int(np.prod(shape)) for _, shape in layout.finite.values())
-        first = HEADER_BYTES + parts["action"][1]
-        self._finite: npt.NDArray[np.float32] = np.ndarray(
-            (ring.capacity, width), "<f4", ring.map, first, (layout.bytes, 4)
-        )
+        fields = layout.step.fields
+        assert fields is not None
+
+        def place(name: str) -> _Place:
+            dtype, start = fields[name][:2]
+            return name, dtype.base, dtype.shape, start, start + dtype.itemsize
+
+        self._places = [place(a.key) for a in self._arm.observations]
+        self._actions = [place(name) for name in ("action", "proposed", "measured")]
+        self._state = place("state") if state_size else None
+        width = sum(math.prod(shape) for _, shape in layout.finite.values())
+        self._finite = [_Finite("f", width, self._actions[0][3])]
+        if self._state is not None:
+            self._finite.append(_Finite("d", state_size, self._state[3]))
 
     def _make_room(self, count: int) -> None:
         """Raise LogWriteError unless the keeper is alive and there is room for that many records."""
@@ -208,33 +230,32 @@ class StepRecorder:
         record["index"], record["kind"], record["info"] = self._count, kind, text
 
     def _write_step(self, kind: Kind, step: Step, index: int) -> None:
-        """Fill the record of that number; it does not count yet. Plain copies: this is what the control loop pays."""
+        """Fill the record of that number; it does not count yet.
+
+        This is what the control loop pays, mostly in cache misses: plain copies, and little code on the common path.
+        """
         ring, result = self._ring, step.result
         assert ring is not None
-        at = index % ring.capacity
-        base, memory = HEADER_BYTES + at * self._layout.bytes, ring.map
-        struct.pack_into(
-            *(HEAD, memory, base, index, 0, kind, step.time_ns, step.received_ns, step.inferred_ns, step.sent_ns),
-            *(result.reward, step.source, step.flags, result.terminated, result.truncated),
+        base, memory = HEADER_BYTES + index % ring.capacity * self._layout.bytes, ring.map
+        # fmt: off
+        _pack_head(
+            memory, base, index, 0, kind, step.time_ns, step.received_ns, step.inferred_ns, step.sent_ns,
+            result.reward, step.source, step.flags, result.terminated, result.truncated,
         )
-        proposed = step.commanded if step.proposed is None else step.proposed
-        measured = self._unmeasured if result.measured is None else result.measured
-        for array, (dtype, shape, start, stop) in zip((step.commanded, proposed, measured), self._actions, strict=True):
-            if array.shape != shape:
-                raise DataError(f"an action has shape {array.shape}, expected {shape}; the step was not logged")
-            memory[base + start : base + stop] = _plain(array, dtype)
-        for key, dtype, shape, start, stop in self._places:
-            array = result.observation[key]
-            if array.shape != shape:
-                raise DataError(f"observation {key!r} has shape {array.shape}, expected {shape}; it was not logged")
-            memory[base + start : base + stop] = _plain(array, dtype)
+        # fmt: on
+        action, proposed, measured = step.commanded, step.proposed, result.measured
+        _copy(memory, base, action, self._actions[0])
+        _copy(memory, base, action if proposed is None else proposed, self._actions[1])
+        _copy(memory, base, self._unmeasured if measured is None else measured, self._actions[2])
+        for place in self._places:
+            _copy(memory, base, result.observation[place[0]], place)
         if self._state is not None:
-            dtype, shape, start, stop = self._state
-            if result.state is None or result.state.shape != shape or not _finite(result.state):
-                raise DataError("a simulator state is missing, of another size or not finite; the step was not logged")
-            memory[base + start : base + stop] = _plain(result.state, dtype)
-        if not _finite(self._finite[at]):
-            raise DataError("an observation or action holds NaN or infinity; the step was not logged")
+            if result.state is None:
+                raise DataError("a simulator state is missing; the step was not logged")
+            _copy(memory, base, result.state, self._state)
+        for finite in self._finite:
+            if not finite(memory, base):
+                raise DataError("an observation, action or state holds NaN or infinity; the step was not logged")
 
     def _publish(self, count: int) -> None:
         assert self._ring is not None

@@ -251,13 +251,15 @@ class _Array:
 
     def read(self) -> npt.NDArray[Any]:
         chunks = [self._read_chunk(i) for i in range(-(-self.rows // self._shape[0]))]
-        return np.concatenate([*chunks, np.empty((0, *self._shape[1:]), self._dtype)])[: self.rows]
+        rows: npt.NDArray[Any] = np.concatenate([*chunks, np.empty((0, *self._shape[1:]), self._dtype)])[: self.rows]
+        return rows
 
     def read_staged(self) -> npt.NDArray[Any]:
         """All rows, those on their way included."""
         whole = self.rows // self._shape[0]
         chunks = [self._read_chunk(i) for i in range(whole)]
-        return np.concatenate([*chunks, self._load_tail()[: self.rows % self._shape[0]]])
+        rows: npt.NDArray[Any] = np.concatenate([*chunks, self._load_tail()[: self.rows % self._shape[0]]])
+        return rows
 
     def append(self, values: npt.NDArray[Any], scratch: Path) -> None:
         while len(values):

@@ -376,7 +376,7 @@ def test_what_does_not_fit_is_refused_and_not_kept(tmp_path: Path) -> None:
         blind.observation["pos"][2] = np.inf
         with pytest.raises(DataError, match="NaN or infinity"):
             log.append(Step(blind, zeros, 1))
-        with pytest.raises(DataError, match="'pos' has shape"):
+        with pytest.raises(DataError, match="pos has shape"):
             log.append(Step(StepResult({**observation(0, 1), "pos": zeros}, state=np.zeros(2)), zeros, 1))
         with pytest.raises(DataError, match="state is missing"):
             log.append(Step(StepResult(observation(0, 1)), zeros, 1))

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from sacflow_robot.data import keeper, store
+from sacflow_robot.data.check import repair, verify
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.recorder import StepRecorder
 from sacflow_robot.episode import Episode, Source, Step, StepFlag
@@ -214,12 +215,13 @@ def test_killed_at_200_random_instants_nothing_acknowledged_is_lost(quick_folder
 
 
 def test_each_file_operation_of_a_commit_may_be_the_last(quick_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that ends before its nth operation on files, for every n: what is there is one commit or the next."""
-    ends = set()
-    for n in range(10_000):
+    """A process that ends before its nth operation on files, for every third n: what is there is one commit or the next."""
+    made, ends = quick_folder / "made.zarr", set()
+    with StepRecorder(made, ARM, Forked) as log:
+        write_episodes(log, lambda: None)
+    for n in range(0, 10_000, 3):
         path = quick_folder / f"{n}.zarr"
-        with StepRecorder(path, ARM, Forked) as log:
-            write_episodes(log, lambda: None)
+        shutil.copytree(made, path)
         pid = os.fork()
         if pid == 0:
             left = iter(range(n))
@@ -390,3 +392,27 @@ def test_what_does_not_fit_is_refused_and_not_kept(tmp_path: Path) -> None:
     assert np.isnan(episode.measured).all() and episode.truncated[-1]
     with StepRecorder(path, ARM, Forked) as log, pytest.raises(DataError, match="in state"):
         log.begin(StepResult(observation(0, 0)), 0, {})
+
+
+def test_what_killed_writers_left_is_repaired_without_touching_it(tmp_path: Path) -> None:
+    path, out, progress = tmp_path / "log.zarr", tmp_path / "out.zarr", Progress()
+    pid = write_in_fork(path, progress, 0.002)
+    while progress.done < 1 + STEPS + 2 + 6:
+        time.sleep(0.001)
+    send(pid, signal.SIGSTOP)
+    for process in (progress.keeper, pid):
+        send(process, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    acknowledged = steps_acknowledged(progress.done)
+
+    def content() -> dict[str, bytes]:
+        return {str(f): f.read_bytes() for f in path.rglob("*") if f.is_file()}
+
+    before = content()
+    (problem,) = verify(path)
+    assert problem.where == store.WRITING and "steps wait in its journal" in problem.what
+    saved, lost = repair(path, out)
+    assert saved in (2, 3) and not lost
+    assert_are_the_written(list(EpisodeLog.open(out).episodes()), acknowledged)
+    assert verify(out) == [] and content() == before
+    assert_are_the_written(list(EpisodeLog.open(path).episodes()), acknowledged)

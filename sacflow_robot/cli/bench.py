@@ -38,7 +38,8 @@ class BenchLog:
         result = bench_log(self.seconds, self.least_steps, self.folder)
         table = Table(box=None, pad_edge=False)
         for name in result.rows[0]:
-            table.add_column(name, justify="left" if name == "payload" else "right")
+            heading = name.removeprefix("append_").replace("_", " ")
+            table.add_column(heading, justify="left" if name == "payload" else "right", no_wrap=True)
         for row in result.rows:
             table.add_row(*map(str, row.values()))
         out = common.console()

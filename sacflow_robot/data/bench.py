@@ -24,7 +24,7 @@ RATES_HZ = 20, 100, 1000
 _ACTIONS, _WARM_UP = 7, 20
 PAYLOADS = {
     "64 floats": (ArraySpec("floats", (64,), "m"),),
-    "two 128x128x3 images": tuple(ArraySpec(f"camera{i}", (128, 128, 3), "", dtype="uint8") for i in range(2)),
+    "two 128x128 images": tuple(ArraySpec(f"camera{i}", (128, 128, 3), "", dtype="uint8") for i in range(2)),
 }
 
 

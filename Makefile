@@ -28,6 +28,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/serve_latency.py --policy policies/lift.onnx --out benchmarks/results/serve_latency.json
 	$(BIN)/sacflow-robot bench replay --out benchmarks/results/replay.json
+	$(BIN)/sacflow-robot bench log --out benchmarks/results/log.json
 
 # Made again whenever the requirements change; an interrupted set-up leaves no .ready and is taken up again.
 $(READY): pyproject.toml constraints.txt requirements-robomimic.txt

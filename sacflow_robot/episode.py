@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any
+from enum import IntEnum, IntFlag
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,54 @@ class Source(IntEnum):
     HOLD = 3
 
 
+class StepFlag(IntFlag):
+    """What was out of the ordinary about a step; bits of one byte."""
+
+    LATE = 1  # the action was not ready within one control period of the observation it follows
+    CLIPPED = 2  # commanded differs from proposed, because of the arm's bounds or the profile's limits
+    HELD = 4  # no fresh action was there; the last one, or a standstill, was commanded
+    CHUNK_START = 8  # first action of a newly inferred chunk
+    UNKNOWN = 128  # whoever recorded the step kept no flags
+
+
+UNKNOWN_TIME = -1
+"""A time that nobody took."""
+
+STEP_TIMES = ("received_ns", "inferred_ns", "sent_ns")
+
+
+class Step(NamedTuple):
+    """One step as the control loop hands it to a recorder: an action, its story, and what it led to.
+
+    Attributes:
+        result: What came of the action.
+        commanded: Action sent to the arm (A,), float32.
+        time_ns: Capture time of the result's observation (ns).
+        proposed: Action that the policy asked for (A,); the commanded one if None.
+        source: Who chose the commanded action.
+        flags: Bits of :class:`StepFlag`.
+        received_ns: When the observation that the action follows reached the loop (ns).
+        inferred_ns: When the policy's answer that the action is from reached the loop (ns).
+        sent_ns: When the action was sent to the arm (ns).
+    """
+
+    result: StepResult
+    commanded: FloatArray
+    time_ns: int
+    proposed: FloatArray | None = None
+    source: int = Source.POLICY
+    flags: int = StepFlag.UNKNOWN
+    received_ns: int = UNKNOWN_TIME
+    inferred_ns: int = UNKNOWN_TIME
+    sent_ns: int = UNKNOWN_TIME
+
+
 @dataclass(frozen=True)
 class Episode:
     """One episode of T steps; step t goes from observation t to observation t + 1.
 
     Attributes:
-        observations: Per key (T + 1, ...), float32; the last row is the observation after the last step.
+        observations: Per key (T + 1, ...), float32 or what the arm declares, e.g. uint8 for images; the last row is the observation after the last step.
         commanded: Actions sent to the arm (T, A), float32; what a learner trains on.
         proposed: Actions that the policy asked for (T, A), float32, before any clipping or takeover.
         measured: What the arm did (T, A), float32, NaN where the arm could not tell.
@@ -42,6 +84,11 @@ class Episode:
         truncated: (T,), bool; the horizon, or whoever stopped the recording, cut the episode at this step.
         time_ns: Capture time of each observation (T + 1,), int64 nanoseconds of the clock that ``info`` names.
         states: Full simulator states (T + 1, S), float64, or None.
+        received_ns: When the observation before each action reached the control loop (T,), int64 nanoseconds of the same
+            clock, ``UNKNOWN_TIME`` where nobody took it; None where that holds for every step.
+        inferred_ns: When the policy's answer that each action is from reached the loop (T,), likewise.
+        sent_ns: When each action was sent to the arm (T,), likewise.
+        flags: Bits of :class:`StepFlag` (T,), uint8, or None.
         info: Seed, success, policy version, clock and whatever else describes the whole episode; JSON values.
 
     Raises:
@@ -59,21 +106,26 @@ class Episode:
     time_ns: npt.NDArray[np.int64]
     states: npt.NDArray[np.float64] | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    received_ns: npt.NDArray[np.int64] | None = None
+    inferred_ns: npt.NDArray[np.int64] | None = None
+    sent_ns: npt.NDArray[np.int64] | None = None
+    flags: npt.NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         steps = len(self.commanded)
         if steps == 0:
             raise DataError("an episode without steps cannot be used; skip it")
-        for name in ("proposed", "measured", "source", "rewards", "terminated", "truncated"):
-            if len(getattr(self, name)) != steps:
-                raise DataError(f"episode column {name!r} has {len(getattr(self, name))} rows, expected {steps}")
+        for name in ("proposed", "measured", "source", "rewards", "terminated", "truncated", *STEP_TIMES, "flags"):
+            column = getattr(self, name)
+            if column is not None and len(column) != steps:
+                raise DataError(f"episode column {name!r} has {len(column)} rows, expected {steps}")
         rows: dict[str, Any] = dict(self.observations, time_ns=self.time_ns)
         if self.states is not None:
             rows["states"] = self.states
         for name, array in rows.items():
             if len(array) != steps + 1:
                 raise DataError(f"episode column {name!r} has {len(array)} rows, expected {steps + 1}")
-            if not np.isfinite(array).all():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise DataError(f"episode column {name!r} holds NaN or infinity")
         if not (np.isfinite(self.commanded).all() and np.isfinite(self.rewards).all()):
             raise DataError("episode actions or rewards hold NaN or infinity")
@@ -115,15 +167,15 @@ class EpisodeBuilder:
         self._observations = {key: [value] for key, value in start.observation.items()}
         self._states = None if start.state is None else [start.state]
         self._times, self._period_ns = [time_ns], period_ns
-        self._rows: list[tuple[FloatArray, FloatArray, FloatArray, int, float, bool, bool]] = []
+        self._steps: list[Step] = []
         self._solved = False
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._steps)
 
     def actions(self, action_dim: int) -> FloatArray:
         """Commanded actions so far (T, A)."""
-        return np.array([row[0] for row in self._rows], np.float32).reshape(-1, action_dim)
+        return np.array([step.commanded for step in self._steps], np.float32).reshape(-1, action_dim)
 
     def add(
         self,
@@ -139,18 +191,19 @@ class EpisodeBuilder:
             if self._period_ns is None:
                 raise DataError("a step of an arm with a clock came without a time")
             time_ns = self._times[-1] + self._period_ns
+        self.append(Step(result, commanded, time_ns, proposed, source))
+
+    def append(self, step: Step) -> None:
+        """Add one step with its whole story."""
         for key, column in self._observations.items():
-            column.append(result.observation[key])
+            column.append(step.result.observation[key])
         if self._states is not None:
-            if result.state is None:
+            if step.result.state is None:
                 raise DataError("this episode records simulator states, and a step came without one")
-            self._states.append(result.state)
-        self._times.append(time_ns)
-        self._solved |= result.terminated if result.success is None else result.success
-        measured = np.full_like(commanded, np.nan) if result.measured is None else result.measured
-        asked = commanded if proposed is None else proposed
-        row = commanded, asked, measured, int(source), result.reward, result.terminated, result.truncated
-        self._rows.append(row)
+            self._states.append(step.result.state)
+        self._times.append(step.time_ns)
+        self._solved |= step.result.terminated if step.result.success is None else step.result.success
+        self._steps.append(step)
 
     def build(self, **info: Any) -> Episode:
         """The episode so far; without an end of its own, its last step is marked truncated.
@@ -158,21 +211,36 @@ class EpisodeBuilder:
         Raises:
             DataError: No step was added.
         """
-        if not self._rows:
+        steps, results = self._steps, [step.result for step in self._steps]
+        if not steps:
             raise DataError("an episode without steps cannot be used; skip it")
-        commanded, proposed, measured, source, rewards, terminated, truncated = zip(*self._rows, strict=True)
-        cut = np.array(truncated, bool)
-        cut[-1] |= not terminated[-1]
+        truncated = np.array([r.truncated for r in results], bool)
+        truncated[-1] |= not results[-1].terminated
+        nothing = np.full_like(steps[0].commanded, np.nan)
+        times = {name: np.array([getattr(s, name) for s in steps], np.int64) for name in STEP_TIMES}
+        flags = np.array([s.flags for s in steps], np.uint8)
         return Episode(
-            observations={k: np.stack(v).astype(np.float32) for k, v in self._observations.items()},
-            commanded=np.stack(commanded).astype(np.float32),
-            proposed=np.stack(proposed).astype(np.float32),
-            measured=np.stack(measured).astype(np.float32),
-            source=np.array(source, np.uint8),
-            rewards=np.array(rewards, np.float32),
-            terminated=np.array(terminated, bool),
-            truncated=cut,
+            observations={k: _kept(np.stack(v)) for k, v in self._observations.items()},
+            commanded=np.stack([s.commanded for s in steps]).astype(np.float32),
+            proposed=np.stack([s.commanded if s.proposed is None else s.proposed for s in steps]).astype(np.float32),
+            measured=np.stack([nothing if r.measured is None else r.measured for r in results]).astype(np.float32),
+            source=np.array([s.source for s in steps], np.uint8),
+            rewards=np.array([r.reward for r in results], np.float32),
+            terminated=np.array([r.terminated for r in results], bool),
+            truncated=truncated,
             time_ns=np.array(self._times, np.int64),
             states=None if self._states is None else np.stack(self._states).astype(np.float64),
             info={"success": self._solved, **info},
+            **known_columns(times | {"flags": flags}),
         )
+
+
+def known_columns(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The optional columns, by attribute of :class:`Episode`, without those of which nothing is known."""
+    unknown = {"flags": StepFlag.UNKNOWN}
+    return {name: rows for name, rows in columns.items() if (rows != unknown.get(name, UNKNOWN_TIME)).any()}
+
+
+def _kept(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Measurements are float32 wherever they come from; counts and pixels stay what they are."""
+    return column.astype(np.float32) if column.dtype.kind == "f" else column

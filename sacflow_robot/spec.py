@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sacflow_robot.errors import DataError, InvalidValueError
 
 if TYPE_CHECKING:
-    from sacflow_robot.episode import Episode
+    from sacflow_robot.episode import Step
 
 # What parsing JSON of the wrong form raises.
 _UNREADABLE = KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
@@ -156,7 +156,7 @@ class ArmSpec:
     def check_observation(
         self, observation: Mapping[str, Any], batch_shape: tuple[int, ...] = ()
     ) -> dict[str, FloatArray]:
-        """Return the observation as contiguous float32 arrays of shape ``batch_shape + shape``.
+        """Return the observation as contiguous arrays of shape ``batch_shape + shape`` and the declared dtype.
 
         Raises:
             InvalidValueError: A key is missing, a shape differs, or a value is not finite.
@@ -166,12 +166,12 @@ class ArmSpec:
             if spec.key not in observation:
                 keys = ", ".join(a.key for a in self.observations)
                 raise InvalidValueError(f"observation lacks {spec.key!r}; expected the keys {keys}")
-            array = np.asarray(observation[spec.key], dtype=np.float32, order="C")
+            array = np.asarray(observation[spec.key], dtype=spec.dtype, order="C")
             if array.shape != batch_shape + spec.shape:
                 raise InvalidValueError(
                     f"observation {spec.key!r} has shape {array.shape}, expected {batch_shape + spec.shape}"
                 )
-            if not np.isfinite(array).all():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise InvalidValueError(f"observation {spec.key!r} holds NaN or infinity; check the sensor behind it")
             checked[spec.key] = array
         return checked
@@ -290,6 +290,8 @@ class StepResult:
         state: Full simulator state (S,) after the step; None on an arm that has none.
         measured: What the arm did (A,), in action units, where it can tell; else None.
         success: Whether the task is solved; None where ending is solving, as in the robosuite tasks.
+        time_ns: When the observation was captured, in nanoseconds of the clock that the control loop runs on, where the
+            arm can tell; else None, and it counts as captured when it was received.
     """
 
     observation: dict[str, FloatArray]
@@ -299,6 +301,7 @@ class StepResult:
     state: npt.NDArray[np.float64] | None = None
     measured: FloatArray | None = None
     success: bool | None = None
+    time_ns: int | None = None
 
     @property
     def ended(self) -> bool:
@@ -323,9 +326,19 @@ class Robot(Protocol):
 
 
 class Recorder(Protocol):
-    """Anything that keeps finished episodes."""
+    """Anything that keeps episodes step by step; a step counts as kept once ``append`` has returned."""
 
-    def append(self, episode: Episode) -> None: ...
+    def begin(self, start: StepResult, time_ns: int, info: Mapping[str, Any]) -> None:
+        """Start an episode: what the arm reported, when that was captured, and what is known of the episode so far."""
+        ...
+
+    def append(self, step: Step) -> None:
+        """Keep one step; must not wait for a disk."""
+        ...
+
+    def end(self, info: Mapping[str, Any]) -> None:
+        """End the episode; ``info`` is added to what ``begin`` was given."""
+        ...
 
 
 class VectorArms(Protocol):

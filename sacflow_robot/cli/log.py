@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import tyro
 
 from sacflow_robot.cli import common
-from sacflow_robot.episode import Source
+from sacflow_robot.episode import Source, StepFlag
+
+if TYPE_CHECKING:
+    from sacflow_robot.data.check import Problem
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,11 @@ class Info:
     """What an episode log holds; reading it all also checks it.
 
     Attributes:
-        log: Episode log.
+        log: Episode log: a folder, or an address such as s3://bucket/episodes.zarr.
         json: Print the result as one JSON object.
     """
 
-    log: Annotated[Path, tyro.conf.Positional]
+    log: Annotated[str, tyro.conf.Positional]
     json: bool = False
 
     def run(self) -> int:
@@ -39,6 +42,11 @@ class Info:
         for episode in episodes:
             values, counts = np.unique(episode.source, return_counts=True)
             sources.update({_source_name(int(v)): int(n) for v, n in zip(values, counts, strict=True)})
+        flags: Counter[str] = Counter()
+        for episode in episodes:
+            if episode.flags is not None:
+                flags.update({str(f.name).lower(): int((episode.flags & f != 0).sum()) for f in StepFlag})
+        cut = sum(bool(e.info.get("interrupted")) for e in episodes)
         versions = sorted({str(e.info["policy_version"]) for e in episodes if "policy_version" in e.info})
         lengths = [len(e) for e in episodes]
         arm = log.arm
@@ -49,6 +57,8 @@ class Info:
             else "0",
             "steps": f"{log.steps:,}" + (f" ({min(lengths)} to {max(lengths)} an episode)" if lengths else ""),
             "chosen by": ", ".join(f"{name} {n:,}" for name, n in sources.items()),
+            "flags": ", ".join(f"{name} {n:,}" for name, n in flags.items() if n) or "none",
+            "interrupted": f"{cut} episodes" if cut else "none",
             "policies": ", ".join(versions) or "none",
             "simulator states": "yes, episodes can be replayed"
             if any(e.states is not None for e in episodes)
@@ -65,10 +75,103 @@ class Info:
                     **common.success_json(solved, len(episodes)),
                     "steps": log.steps,
                     "sources": dict(sources),
+                    "flags": dict(flags),
+                    "interrupted": cut,
                     "policies": versions,
                 }
             )
         return 0
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check everything in an episode log without changing it; exit status 1 if anything is wrong.
+
+    Attributes:
+        log: Episode log: a folder, or an address such as s3://bucket/episodes.zarr.
+        json: Print the result as one JSON object.
+    """
+
+    log: Annotated[str, tyro.conf.Positional]
+    json: bool = False
+
+    def run(self) -> int:
+        from sacflow_robot.data.check import verify
+
+        problems = verify(self.log)
+        if problems:
+            _print_problems(problems, "what is wrong")
+            if not self.json:
+                repair = common.command_line("log repair", self.log, "--out NEW")
+                common.console().print(f"save what can be read with: {repair}")
+        else:
+            common.console().print(f"{self.log}: sound")
+        if self.json:
+            common.print_json({"sound": not problems, "problems": [asdict(p) for p in problems]})
+        return 1 if problems else 0
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Save every episode that can still be read to a new log; the original is not touched.
+
+    Attributes:
+        log: Damaged episode log.
+        out: The new log.
+        json: Print the result as one JSON object.
+    """
+
+    log: Annotated[Path, tyro.conf.Positional]
+    out: Path
+    json: bool = False
+
+    def run(self) -> int:
+        from sacflow_robot.data.check import repair
+
+        saved, lost = repair(self.log, self.out)
+        if lost:
+            _print_problems(lost, "what was wrong, or not saved")
+        common.console().print(f"{saved} episodes saved to {self.out}; {self.log} is as it was")
+        if self.json:
+            common.print_json({"saved": saved, "problems": [asdict(p) for p in lost]})
+        return 0
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Copy an episode log, each way between folders and object stores.
+
+    Attributes:
+        log: Episode log: a folder, or an address such as s3://bucket/episodes.zarr.
+        out: Where to; nothing may be there yet.
+        json: Print the result as one JSON object.
+    """
+
+    log: Annotated[str, tyro.conf.Positional]
+    out: Annotated[str, tyro.conf.Positional]
+    json: bool = False
+
+    def run(self) -> int:
+        from sacflow_robot.data.log import EpisodeLog, write_log
+
+        log = EpisodeLog.open(self.log)
+        write_log(self.out, log.arm, log.episodes())
+        common.console().print(f"{len(log)} episodes copied to {self.out}")
+        if self.json:
+            common.print_json({"episodes": len(log), "steps": log.steps})
+        return 0
+
+
+def _print_problems(problems: list[Problem], heading: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("where")
+    table.add_column(heading)
+    for problem in problems:
+        table.add_row(Text(problem.where, "bold"), Text(problem.what))
+    common.console().print(table)
 
 
 def _source_name(value: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ class Run:
         episodes: Episodes to run.
         seed: First seed: start of the episode (on a simulated arm) and noise of the policy.
         log: Episode log to append to; made if absent.
+        note: Text to keep with every episode.
         profile: Calibration profile whose action limits hold on top of the arm's.
         timeout: Longest wait for the server (s).
         json: Print the result as one JSON object.
@@ -32,6 +34,7 @@ class Run:
     episodes: int = 10
     seed: int = common.RUN_SEED
     log: Path | None = None
+    note: str | None = None
     profile: Path | None = None
     timeout: float = 2.0
     json: bool = False
@@ -58,14 +61,17 @@ class Run:
             limits = None if profile is None else profile.action_limits(robot.spec)
             log = None
             if self.log is not None:
-                from sacflow_robot.data.log import EpisodeLog
+                from sacflow_robot.data.recorder import StepRecorder
 
-                log = stack.enter_context(EpisodeLog.writer(self.log, robot.spec))
+                log = stack.enter_context(StepRecorder(self.log, robot.spec))
+            info = {} if self.note is None else {"note": self.note}
+            if self.profile is not None:
+                info["calibration_sha256"] = hashlib.sha256(self.profile.read_bytes()).hexdigest()
             bar = stack.enter_context(common.progress_bar("episodes"))
             row = bar.add_task("running", total=self.episodes, success="")
             for seed in range(self.seed, self.seed + self.episodes):
                 run = run_episode(
-                    robot, client, seed, policy_version=client.policy_version, recorder=log, limits=limits
+                    robot, client, seed, policy_version=client.policy_version, recorder=log, limits=limits, info=info
                 )
                 done, solved, overruns = done + 1, solved + run.episode.success, overruns + run.overruns
                 bar.update(row, advance=1, success=f"success {solved / done:.0%}")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError
+from sacflow_robot.episode import STEP_TIMES, UNKNOWN_TIME, Episode, StepFlag
+from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import ArmSpec
 
 Columns = dict[str, npt.NDArray[Any]]
 
-_INFO_BYTES = 1024
+FORMAT, VERSION = "sacflow-robot episodes", 2
+INFO_BYTES = 1024
 
 # Column of the log: attribute of Episode
 STEP_COLUMNS = {
@@ -29,15 +31,35 @@ STEP_COLUMNS = {
     "truncated": "truncated",
 }
 
+# Columns that a log of an earlier version, or an episode made elsewhere, lacks: what stands there instead.
+FILLS = {**dict.fromkeys(STEP_TIMES, UNKNOWN_TIME), "flags": int(StepFlag.UNKNOWN)}
+
+STEP_DTYPES = {
+    "action": "<f4",
+    "proposed": "<f4",
+    "measured": "<f4",
+    "source": "|u1",
+    "reward": "<f4",
+    "terminated": "|b1",
+    "truncated": "|b1",
+    "time_ns": "<i8",
+    "state": "<f8",
+    **dict.fromkeys(STEP_TIMES, "<i8"),
+    "flags": "|u1",
+}
+
 
 def step_columns(episode: Episode, arm: ArmSpec) -> Columns:
     """Columns with one row per step (T, ...), for the group ``data``."""
-    columns: Columns = {a.key: episode.observations[a.key][:-1] for a in arm.observations}
+    columns: Columns = {a.key: episode.observations[a.key][:-1].astype(a.dtype, copy=False) for a in arm.observations}
     columns |= {key: getattr(episode, name) for key, name in STEP_COLUMNS.items()}
     columns["time_ns"] = episode.time_ns[:-1]
     if episode.states is not None:
         columns["state"] = episode.states[:-1]
-    return columns
+    for key, fill in FILLS.items():
+        known = getattr(episode, key)
+        columns[key] = np.full(len(episode), fill) if known is None else known
+    return {key: np.asarray(rows, STEP_DTYPES.get(key, rows.dtype)) for key, rows in columns.items()}
 
 
 def episode_columns(episode: Episode, arm: ArmSpec) -> Columns:
@@ -46,26 +68,29 @@ def episode_columns(episode: Episode, arm: ArmSpec) -> Columns:
     Raises:
         DataError: The episode's info is too long.
     """
-    columns: Columns = {f"last_{a.key}": episode.observations[a.key][-1:] for a in arm.observations}
-    columns["last_time_ns"] = episode.time_ns[-1:]
+    columns: Columns = {
+        f"last_{a.key}": episode.observations[a.key][-1:].astype(a.dtype, copy=False) for a in arm.observations
+    }
+    columns["last_time_ns"] = np.asarray(episode.time_ns[-1:], np.int64)
     if episode.states is not None:
-        columns["last_state"] = episode.states[-1:]
-    info = json.dumps(dict(episode.info), separators=(",", ":")).encode()
-    if len(info) > _INFO_BYTES:
-        raise DataError(f"episode info takes {len(info)} bytes, a log keeps {_INFO_BYTES}; shorten it")
-    columns["info"] = np.frombuffer(info.ljust(_INFO_BYTES, b"\0"), np.uint8)[None]
+        columns["last_state"] = np.asarray(episode.states[-1:], np.float64)
+    columns["info"] = info_row(episode.info)[None]
     return columns
 
 
-def concatenate(parts: Sequence[Columns]) -> Columns:
-    """The rows of several episodes, one after another.
+def info_row(info: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+    """An episode's info as one row (1024,) of JSON bytes.
 
     Raises:
-        DataError: They do not have the same columns.
+        DataError: It is too long, or not JSON.
     """
-    if any(part.keys() != parts[0].keys() for part in parts):
-        raise DataError("episodes with and without simulator states cannot share a log; give another path")
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    try:
+        text = json.dumps(dict(info), separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"episode info is not JSON: {one_line(error)}") from None
+    if len(text) > INFO_BYTES:
+        raise DataError(f"episode info takes {len(text)} bytes, a log keeps {INFO_BYTES}; shorten it")
+    return np.frombuffer(text.ljust(INFO_BYTES, b"\0"), np.uint8)
 
 
 def whole_ends(ends: list[int]) -> list[int]:
@@ -87,3 +112,30 @@ def parse_info(row: npt.NDArray[np.uint8]) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise ValueError("an episode's info is not a map")
     return info
+
+
+def parse_attributes(attributes: Mapping[str, Any], path: Path | str) -> tuple[int, ArmSpec]:
+    """Version and arm of a log, from the attributes of its root.
+
+    Raises:
+        DataError: It is no log, or one of a later version.
+    """
+    if attributes.get("format") != FORMAT:
+        raise DataError(f"{path} is a Zarr store but not an episode log; expected one written by this program")
+    version: Any = attributes.get("version")
+    if version not in range(1, VERSION + 1):
+        raise DataError(f"{path} has log version {version}, this program reads 1 to {VERSION}; install a later one")
+    return int(version), ArmSpec.from_dict(attributes["arm"])
+
+
+def read_arm(path: Path) -> ArmSpec:
+    """The arm of the log in a folder.
+
+    Raises:
+        DataError: It is no log.
+        OSError: It cannot be read.
+    """
+    try:
+        return parse_attributes(json.loads((path / ".zattrs").read_text()), path)[1]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} is damaged: {one_line(error)}") from None

@@ -1,51 +1,56 @@
-"""Episode log: whole episodes appended to a Zarr store that diffusion_policy's reader can read too.
+"""Episode log: episodes kept in a Zarr store that diffusion_policy's reader can read too.
 
 Layout (Zarr format 2). One row per step under ``data/``, one row per episode under ``meta/``:
 
     data/<observation key>      observation before the step      data/state      simulator state before the step
     data/action                 commanded action                 data/time_ns    capture time of the observation
     data/proposed, measured, source, reward, terminated, truncated
+    data/received_ns, inferred_ns, sent_ns, flags                             since version 2
     meta/episode_ends           exclusive end row of each episode, cumulative
     meta/last_<key>             the observation, state and time after the episode's last step
     meta/info                   the episode's info as JSON bytes
 
-An episode counts once its row of ``meta/episode_ends`` is written, which happens last. Every file of the store is
-replaced atomically, so that an interrupted append leaves whole episodes and surplus rows behind them. Readers here ignore
-such rows, and the next writer cuts them off; other readers may want that done first.
+:mod:`sacflow_robot.data.store` says how it is written so that every array is as long as the last end at any instant;
+:mod:`sacflow_robot.data.recorder` logs step by step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import zarr
 from filelock import FileLock, Timeout
 
+from sacflow_robot.data import remote
 from sacflow_robot.data.columns import (
+    FILLS,
+    FORMAT,
     STEP_COLUMNS,
-    Columns,
-    concatenate,
+    VERSION,
     episode_columns,
+    parse_attributes,
     parse_info,
     step_columns,
     whole_ends,
 )
-from sacflow_robot.episode import Episode
+from sacflow_robot.data.journal import recover
+from sacflow_robot.data.store import WRITING, Store, create_store, put
+from sacflow_robot.episode import Episode, known_columns
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec
 
-_FORMAT, _VERSION = "sacflow-robot episodes", 1
-_CHUNK_BYTES, _CHUNK_ROWS = 2_000_000, 4096
-_BLOCK_EPISODES = 256
+_BLOCK_BYTES = 64 << 20
+_LOCK_PATIENCE_S = 0.5  # a reader that brings a killed writer's steps in holds the lock for a moment
 
 # What zarr and numpy raise on a store whose files are damaged.
 _DAMAGE = (
@@ -55,37 +60,49 @@ _DAMAGE = (
 
 
 class EpisodeLog:
-    """An episode log on disk. Use :meth:`open` to read and :meth:`writer` to append."""
+    """An episode log. Use :meth:`open` to read and :meth:`writer` to append whole episodes."""
 
-    def __init__(self, path: Path, root: zarr.Group, lock: FileLock | None = None) -> None:
-        self.path, self._root, self._lock = path, root, lock
+    def __init__(
+        self, path: Path | str, root: zarr.Group, ends: Callable[[EpisodeLog], list[int]] | None = None
+    ) -> None:
+        self.path, self._root = path, root
+        self._lock: FileLock | None = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._store: Store | None = None
         try:
-            attributes: dict[str, Any] = dict(root.attrs)
+            self.version, self.arm = parse_attributes(dict(root.attrs), path)
+            self.ends = (ends or _recorded_ends)(self)
         except _DAMAGE as error:
-            raise _damaged(path, error) from None
-        if attributes.get("format") != _FORMAT:
-            raise DataError(f"{path} is a Zarr store but not an episode log; expected one written by this program")
-        if attributes.get("version") != _VERSION:
-            raise DataError(f"{path} has log version {attributes.get('version')}, this program reads {_VERSION}")
-        try:
-            self.arm = ArmSpec.from_dict(attributes["arm"])
-            self.ends = whole_ends(np.asarray(_array(root, "meta/episode_ends")[:]).tolist())
-            self._observed = {a.key for a in self.arm.observations} | {"time_ns", "state"}
-        except _DAMAGE as error:
-            raise _damaged(path, error) from None
+            raise (
+                error if type(error) is DataError and error.args[0].startswith(str(path)) else _damaged(path, error)
+            ) from None
 
     @staticmethod
-    def open(path: Path) -> EpisodeLog:
+    def open(
+        path: Path | str, *, heal: bool = True, ends: Callable[[EpisodeLog], list[int]] | None = None
+    ) -> EpisodeLog:
         """Open for reading, also while another process appends.
+
+        A log whose writers were killed gets the steps that they left behind first, as SQLite does it, unless its folder
+        may not be written to.
+
+        Args:
+            path: Folder, or address of a finished log on an object store, e.g. ``s3://bucket/episodes.zarr``.
+            heal: Whether to do that.
+            ends: How to find the episodes' ends, for a log that has lost them.
 
         Raises:
             DataError: There is no log at the path, or it cannot be read.
         """
+        if remote.is_url(path):
+            return EpisodeLog(str(path), remote.open_group(str(path)), ends)
+        path = Path(path)
         if not path.exists():
             raise DataError(f"no episode log at {path}; check the path")
         try:
-            return EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2))
+            if heal and (path / WRITING).exists():
+                _heal(path)
+            return EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2), ends)
         except (FileNotFoundError, zarr.errors.GroupNotFoundError):
             raise DataError(
                 f"{path} is not an episode log; expected a folder written with --log or demos collect"
@@ -94,35 +111,34 @@ class EpisodeLog:
             raise error if type(error) is DataError else _damaged(path, error) from None
 
     @staticmethod
-    def writer(path: Path, arm: ArmSpec) -> EpisodeLog:
+    def writer(path: Path | str, arm: ArmSpec) -> EpisodeLog:
         """Open for appending, making the log when there is none. Close it, or use it as a context manager.
 
         Raises:
             DataError: The path holds something else, or episodes of a different arm.
             LogWriteError: The log cannot be made there, or another process is appending to it.
         """
-        # The lock file stays: were it removed, two writers could hold locks on two files of that name.
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise LogWriteError(f"{path} is being written by another process; give another path") from None
-        except OSError as error:
-            raise LogWriteError(f"cannot write at {path}: {one_line(error)}") from None
+        if remote.is_url(path):
+            raise UsageError(f"{path} is on an object store, which holds finished logs only; write to a folder")
+        path = Path(path)
+        lock = _acquire(path)
         try:
             if not path.exists():
-                _create(path, arm)
-            log = EpisodeLog.open(path)
+                create_store(path, {"format": FORMAT, "version": VERSION, "arm": json.loads(arm.to_json())})
+            elif (path / WRITING).exists():
+                recover(path, EpisodeLog.open(path, heal=False).arm)
+            log = EpisodeLog.open(path, heal=False)
             different = log.arm.differences(arm)
             if different:
                 raise DataError(f"{path} holds episodes of another arm ({'; '.join(different)}); give another path")
-            log._root, log._lock = zarr.open_group(path, mode="r+", zarr_format=2), lock
-            log._check_not_emptied()
-            log._cut(log.steps, len(log))
+            log._lock, log._store = lock, Store(path)
+            if log.version < VERSION:
+                put(path / ".zattrs", json.dumps({**dict(log._root.attrs), "version": VERSION}).encode(), path)
             return log
-        except BaseException:
+        except BaseException as error:
             lock.release()
+            if isinstance(error, OSError):
+                raise LogWriteError(f"cannot write at {path}: {one_line(error)}") from None
             raise
 
     def __len__(self) -> int:
@@ -134,43 +150,50 @@ class EpisodeLog:
         """Number of steps in whole episodes."""
         return self.ends[-1] if self.ends else 0
 
+    @property
+    def state_size(self) -> int | None:
+        """S of the simulator states, 0 for episodes without; None while there are no episodes."""
+        if not self.ends:
+            return None
+        return int(self.shape("data/state")[1]) if self.has("data/state") else 0
+
     def append(self, episode: Episode) -> None:
         """Append one episode; see :meth:`extend`."""
         self.extend([episode])
 
-    def extend(self, episodes: Sequence[Episode]) -> None:
+    def extend(self, episodes: Iterable[Episode]) -> None:
         """Append whole episodes at once; either all of them count afterwards, or none.
 
         Raises:
             DataError: An episode does not fit the log.
             LogWriteError: The disk is full or failing; what was logged before is intact.
         """
-        if self._lock is None:
+        if self._store is None:
             raise UsageError(f"{self.path} is open for reading only")
-        if not episodes:
-            return
-        for episode in episodes:
-            episode.check_fits(self.arm, str(self.path))
-        data = concatenate([step_columns(e, self.arm) for e in episodes])
-        meta = concatenate([episode_columns(e, self.arm) for e in episodes])
-        ends = self.steps + np.cumsum([len(e) for e in episodes])
-        before = self.steps, len(self)
-        self._check_columns(data, meta)
         try:
-            self._write("data", data, self.steps)
-            self._write("meta", meta, len(self))
-            self._write("meta", {"episode_ends": ends.astype(np.int64)}, len(self))
-        except OSError as error:
-            self._cut(*before)
-            raise LogWriteError(
-                f"episode not logged: {one_line(error)}; the {len(self)} episodes in {self.path} are intact, free some space"
-            ) from None
-        self.ends += [int(end) for end in ends]
+            for episode in episodes:
+                episode.check_fits(self.arm, str(self.path))
+                self._store.stage("data", step_columns(episode, self.arm))
+                self._store.end_episodes(np.array([len(episode)]), episode_columns(episode, self.arm))
+            self._store.commit()
+        except BaseException as error:
+            self._store.rollback()
+            if isinstance(error, OSError):
+                raise LogWriteError(
+                    f"episode not logged: {one_line(error)}; the {len(self)} episodes in {self.path} are intact, "
+                    "free some space"
+                ) from None
+            raise
+        self.ends = self._store.ends
+        self._arrays.clear()
 
     def truncate(self, count: int) -> None:
         """Keep the first ``count`` episodes only."""
-        self.ends = self.ends[:count]
-        self._cut(self.steps, count)
+        if self._store is None:
+            raise UsageError(f"{self.path} is open for reading only")
+        self._store.truncate(count)
+        self.ends = self._store.ends
+        self._arrays.clear()
 
     def read(self, index: int) -> Episode:
         """Read one episode; negative indices count from the end.
@@ -186,36 +209,51 @@ class EpisodeLog:
 
     def episodes(self) -> Iterator[Episode]:
         """All whole episodes, oldest first, read in blocks."""
-        for first in range(0, len(self), _BLOCK_EPISODES):
-            yield from self._read(first, min(first + _BLOCK_EPISODES, len(self)))
+        step_bytes = sum(np.dtype(a.dtype).itemsize * a.size for a in self.arm.observations) + 1000
+        first, most = 0, max(1, _BLOCK_BYTES // step_bytes)
+        while first < len(self):
+            before = self.ends[first - 1] if first else 0
+            stop = first + 1
+            while stop < len(self) and self.ends[stop] - before <= most:
+                stop += 1
+            yield from self._read(first, stop)
+            first = stop
 
     def close(self) -> None:
-        """Let other processes append."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Make the log an ordinary Zarr store, and let other processes append.
+
+        Raises:
+            LogWriteError: The disk is failing; what was appended counts.
+        """
+        if self._lock is None:
+            return
+        lock, self._lock, store, self._store = self._lock, None, self._store, None
+        try:
+            if store is not None:
+                store.close()
+        except OSError as error:
+            raise LogWriteError(f"cannot finish {self.path}: {one_line(error)}; its episodes are intact") from None
+        finally:
+            lock.release()
 
     def __enter__(self) -> EpisodeLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        with contextlib.suppress(*() if error is None else (LogWriteError,)):  # what went wrong first is to be heard
+            self.close()
 
     def _read(self, first: int, stop: int) -> list[Episode]:
         """Episodes first to stop - 1, each column read once."""
         bounds = [0, *self.ends][first : stop + 1]
+        observed = [*(a.key for a in self.arm.observations), "time_ns"]
         try:
-            names = {key: f"data/{key}" for key in _group(self._root, "data").array_keys()}
-            data = {key: np.asarray(self._array(name)[bounds[0] : bounds[-1]]) for key, name in names.items()}
-            for name in (*names.values(), "meta/info"):
-                self._check_chunks(name)
-            for key, column in data.items():
-                if len(column) != bounds[-1] - bounds[0]:
-                    raise DataError(f"{self.path} is damaged: data/{key} is shorter than meta/episode_ends says")
-            last = {
-                key: np.asarray(self._array(f"meta/last_{key}")[first:stop]) for key in data if key in self._observed
-            }
-            infos = [parse_info(row) for row in np.asarray(self._array("meta/info")[first:stop])]
+            if self.has("data/state"):
+                observed.append("state")
+            acted = {**STEP_COLUMNS, **{key: key for key in FILLS if self.has(f"data/{key}")}}
+            data = {key: self.rows(f"data/{key}", bounds[0], bounds[-1]) for key in (*observed, *acted)}
+            last = {key: self.rows(f"meta/last_{key}", first, stop) for key in observed}
+            infos = [parse_info(row) for row in self.rows("meta/info", first, stop)]
             episodes = []
             for i, (start, end) in enumerate(itertools.pairwise(bounds)):
                 rows = slice(start - bounds[0], end - bounds[0])
@@ -227,127 +265,115 @@ class EpisodeLog:
                         states=whole.get("state"),
                         info=infos[i],
                         **{name: data[key][rows] for key, name in STEP_COLUMNS.items()},
+                        **known_columns({key: data[key][rows] for key in acted if key in FILLS}),
                     )
                 )
             return episodes
         except _DAMAGE as error:
             raise DataError(f"{self.path} is damaged at episodes {first} to {stop - 1}: {one_line(error)}") from None
 
-    def _check_chunks(self, name: str) -> None:
-        """Zarr reads a chunk whose file is missing as zeros; here every chunk has been written.
+    def rows(self, name: str, first: int, stop: int) -> np.ndarray[Any, np.dtype[Any]]:
+        """Rows first to stop - 1 of one array.
+
+        Zarr reads a chunk whose file is missing as zeros; here every chunk has been written.
 
         Raises:
-            DataError: A chunk's file is missing.
+            DataError: The array is too short, or a chunk's file is missing.
         """
-        array, width = self._array(name), self._array(name).ndim
-        needed = self.steps if name.startswith("data/") else len(self)
-        for chunk in range(-(-needed // array.chunks[0])):
-            file = self.path / name / ".".join([str(chunk), *["0"] * (width - 1)])
-            if not file.is_file():
-                raise DataError(f"{name} lacks its chunk {file.name}")
+        array = self._array(name)
+        if array.shape[0] < stop:
+            raise DataError(f"{name} is shorter than meta/episode_ends says")
+        size, rest = array.chunks[0], ["0"] * (array.ndim - 1)
+        present = remote.names(self.path, name)
+        for chunk in range(first // size, -(-stop // size)):
+            file = ".".join([str(chunk), *rest])
+            if file not in present:
+                raise DataError(f"{name} lacks its chunk {file}")
+        return np.asarray(array[first:stop])
+
+    def has(self, name: str) -> bool:
+        """Whether there is an array of that name, e.g. ``data/state``."""
+        return name in self._root
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array, its rows first."""
+        return tuple(self._array(name).shape)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Type of an array's entries."""
+        return np.dtype(self._array(name).dtype)
 
     def _array(self, name: str) -> zarr.Array[Any]:
         """The array of that name; looking one up costs a read of its metadata, so it is kept."""
         if name not in self._arrays:
-            # Chunks of nothing but zeros are written too, so that one whose file is missing is known to be lost.
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                self._arrays[name] = _array(self._root, name)
+            array = self._root[name]
+            assert isinstance(array, zarr.Array)
+            self._arrays[name] = array
         return self._arrays[name]
 
-    def _check_not_emptied(self) -> None:
-        """An interrupted first append leaves rows of one episode at most; more rows than that mean lost ends."""
-        if len(self) or "meta/info" not in self._root:
-            return
-        rows = self._array("meta/info").shape[0]
-        if rows > 1 and np.any(np.asarray(self._array("meta/info")[:])):
-            raise DataError(f"{self.path} is damaged: it has {rows} episodes' rows and no ends; restore it from a copy")
 
-    def _check_columns(self, data: Columns, meta: Columns) -> None:
-        """Make the columns of an empty log; refuse rows that are not those of a log with episodes."""
-        for group, columns in (("data", data), ("meta", meta)):
-            parent = _group(self._root, group)
-            if len(self) == 0:
-                for key in set(parent.array_keys()) - {"episode_ends"}:
-                    del parent[key]
-                    self._arrays.pop(f"{group}/{key}", None)
-                for key, values in columns.items():
-                    _create_array(parent, key, values)
-            found = {key: array.shape[1:] for key, array in parent.arrays() if key != "episode_ends"}
-            given = {key: values.shape[1:] for key, values in columns.items()}
-            different = sorted(key for key in found.keys() | given.keys() if found.get(key) != given.get(key))
-            if different:
-                raise DataError(
-                    f"the episodes differ from those in {self.path} in {', '.join(different)}; log them to another path"
-                )
-
-    def _write(self, group: str, columns: Columns, at: int) -> None:
-        for key, values in columns.items():
-            array = self._array(f"{group}/{key}")
-            array.resize((at + len(values), *array.shape[1:]))
-            array[at:] = values
-
-    def _cut(self, steps: int, episodes: int) -> None:
-        """Drop rows past those counts. Readers ignore such rows, so failing here does no harm."""
-        for group, length in (("meta", episodes), ("data", steps)):
-            for key in list(_group(self._root, group).array_keys()):
-                try:
-                    array = self._array(f"{group}/{key}")
-                    if array.shape[0] > length:
-                        array.resize((length, *array.shape[1:]))
-                except OSError:
-                    continue
+def _recorded_ends(log: EpisodeLog) -> list[int]:
+    return whole_ends(log.rows("meta/episode_ends", 0, log.shape("meta/episode_ends")[0]).tolist())
 
 
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is damaged: {one_line(error)}; restore it from a copy")
-
-
-def _create(path: Path, arm: ArmSpec) -> None:
-    """Make an empty log beside its final name, then move it there."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+def _acquire(path: Path) -> FileLock:
+    """The lock of whoever may write to a log."""
+    # The lock file stays: were it removed, two writers could hold locks on two files of that name.
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        root = zarr.open_group(partial, mode="w", zarr_format=2)
-        root.attrs.update({"format": _FORMAT, "version": _VERSION, "arm": json.loads(arm.to_json())})
-        root.create_group("data")
-        _create_array(root.create_group("meta"), "episode_ends", np.zeros(0, np.int64))
-        partial.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_LOCK_PATIENCE_S, poll_interval=0.02)
+    except Timeout:
+        raise LogWriteError(f"{path} is being written by another process; give another path") from None
     except OSError as error:
-        raise LogWriteError(f"cannot make an episode log at {path}: {one_line(error)}") from None
+        raise LogWriteError(f"cannot write at {path}: {one_line(error)}") from None
+    return lock
+
+
+def _heal(path: Path) -> None:
+    """Bring in what dead writers left behind, unless they live, or this process may not."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return
+    try:
+        recover(path, EpisodeLog.open(path, heal=False).arm)
+    except (OSError, LogWriteError):
+        return
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
 
 
-def _create_array(parent: zarr.Group, key: str, like: npt.NDArray[Any]) -> None:
-    row_bytes = max(1, like.dtype.itemsize * int(np.prod(like.shape[1:])))
-    rows = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
-    parent.create_array(key, shape=(0, *like.shape[1:]), chunks=(rows, *like.shape[1:]), dtype=like.dtype)
+def _damaged(path: Path | str, error: Exception) -> DataError:
+    return DataError(f"{path} is damaged: {one_line(error)}; see log verify, and log repair")
 
 
-def _group(root: zarr.Group, name: str) -> zarr.Group:
-    group = root[name]
-    assert isinstance(group, zarr.Group)
-    return group
-
-
-def _array(root: zarr.Group, name: str) -> zarr.Array[Any]:
-    array = root[name]
-    assert isinstance(array, zarr.Array)
-    return array
-
-
-def write_log(path: Path, arm: ArmSpec, episodes: Iterable[Episode]) -> None:
+def write_log(path: Path | str, arm: ArmSpec, episodes: Iterable[Episode]) -> None:
     """Write a new log with these episodes, under its final name only once it is whole.
+
+    Args:
+        path: Folder, or address on an object store, e.g. ``s3://bucket/episodes.zarr``.
+        arm: The arm that the episodes are of.
+        episodes: The episodes; taken one by one.
 
     Raises:
         UsageError: Something is at the path already.
         LogWriteError: It cannot be written there.
     """
+    if remote.is_url(path):
+        remote.check_absent(str(path))
+        with tempfile.TemporaryDirectory() as folder:
+            write_log(Path(folder) / "log.zarr", arm, episodes)
+            remote.upload(Path(folder) / "log.zarr", str(path))
+        return
+    path = Path(path)
     if path.exists():
         raise UsageError(f"{path} exists already; give another path or remove it")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with EpisodeLog.writer(partial, arm) as log:
-            log.extend(list(episodes))
+            log.extend(episodes)
         partial.rename(path)
     except OSError as error:
         raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None

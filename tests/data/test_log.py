@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-import zarr.storage._local
 
+from sacflow_robot.data import store
+from sacflow_robot.data.check import verify
 from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
@@ -96,7 +97,7 @@ def test_a_disk_that_fills_at_any_write_costs_no_episode(
     make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every single file that an append writes fails once, and stays failing, as on a full disk."""
-    real = zarr.storage._local._put
+    real = store._write_through
     before = [make_episode(3, seed=1), make_episode(4, seed=2)]
     for allowed in range(1000):
         path = tmp_path / f"log{allowed}.zarr"
@@ -109,14 +110,14 @@ def test_a_disk_that_fills_at_any_write_costs_no_episode(
             return real(*args, **options)
 
         with EpisodeLog.writer(path, arm) as log:
-            monkeypatch.setattr(zarr.storage._local, "_put", put)
+            monkeypatch.setattr(store, "_write_through", put)
             try:
                 log.append(make_episode(5, seed=3))
                 failed = False
             except LogWriteError as error:
                 assert "the 2 episodes in" in str(error)
                 failed = True
-            monkeypatch.setattr(zarr.storage._local, "_put", real)
+            monkeypatch.setattr(store, "_write_through", real)
         expected = before if failed else [*before, make_episode(5, seed=3)]
         for episode, again in zip(expected, EpisodeLog.open(path).episodes(), strict=True):
             assert_same(episode, again)
@@ -212,6 +213,28 @@ def test_truncate_keeps_the_first_episodes(make_episode: MakeEpisode, arm: ArmSp
         log.truncate(1)
         log.append(make_episode(6))
     assert [len(e) for e in EpisodeLog.open(path).episodes()] == [3, 6]
+
+
+def test_logs_of_version_1_are_read_and_gain_the_new_columns(
+    make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.zarr"
+    write_log(path, arm, [make_episode(5), make_episode(3)])
+    for key in ("received_ns", "inferred_ns", "sent_ns", "flags"):
+        shutil.rmtree(path / "data" / key)
+    attributes = (path / ".zattrs").read_text()
+    (path / ".zattrs").write_text(attributes.replace('"version": 2', '"version": 1'))
+    assert_same(EpisodeLog.open(path).read(0), make_episode(5))
+    assert EpisodeLog.open(path).read(0).sent_ns is None and verify(path) == []
+    timed = replace(make_episode(4), sent_ns=np.arange(4), flags=np.array([1, 2, 0, 8], np.uint8))
+    with EpisodeLog.writer(path, arm) as log:
+        log.append(timed)
+    assert verify(path) == [] and EpisodeLog.open(path).version == 2
+    first, second, third = EpisodeLog.open(path).episodes()
+    assert_same(first, make_episode(5))
+    assert second.flags is None and second.sent_ns is None
+    assert third.sent_ns.tolist() == [0, 1, 2, 3] and third.flags.tolist() == [1, 2, 0, 8]
+    assert third.received_ns is None
 
 
 def test_bad_places_are_one_clear_line(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sacflow_robot.episode import Episode
+from sacflow_robot.episode import Episode, EpisodeBuilder, Step, StepFlag
 from sacflow_robot.errors import InvalidValueError, SpecMismatchError, UnknownNameError
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.robot.drivers import make_robot
@@ -101,8 +103,51 @@ class Kept:
     def __init__(self) -> None:
         self.episodes: list[Episode] = []
 
-    def append(self, episode: Episode) -> None:
-        self.episodes.append(episode)
+    def begin(self, start: StepResult, time_ns: int, info: Mapping[str, Any]) -> None:
+        self._builder, self._info = EpisodeBuilder(start, time_ns), dict(info)
+
+    def append(self, step: Step) -> None:
+        self._builder.append(step)
+
+    def end(self, info: Mapping[str, Any]) -> None:
+        self.episodes.append(self._builder.build(**self._info, **info))
+
+
+def test_the_recorder_gets_every_step_with_its_times_and_flags(robot: SimRobot, policy: OnnxPolicy) -> None:
+    """The clock ticks once a reading: received, inferred once a chunk, then sent and received again for each step."""
+    chunk = np.zeros((5, 7), np.float32)
+    chunk[1, 0] = 1.5
+    arm, kept, tick = ShortEpisodes(robot, 7), Kept(), 30_000_000
+    clock = itertools.count(0, tick)
+    info = {"note": "second try", "calibration_sha256": "ab"}
+    run = run_episode(
+        *(arm, Fixed(policy.spec, chunk), 3),
+        policy_version="v1",
+        recorder=kept,
+        info=info,
+        clock_ns=lambda: next(clock),
+    )
+    (episode,) = kept.episodes
+    first, late = StepFlag.CHUNK_START, StepFlag.LATE
+    for found in (episode, run.episode):
+        assert (found.time_ns // tick).tolist() == [0, 3, 5, 7, 9, 11, 14, 16]
+        assert (found.received_ns // tick).tolist() == [0, 3, 5, 7, 9, 11, 14]
+        assert (found.inferred_ns // tick).tolist() == [1, 1, 1, 1, 1, 12, 12]
+        assert (found.sent_ns // tick).tolist() == [2, 4, 6, 8, 10, 13, 15]
+        assert found.flags.tolist() == [first | late, StepFlag.CLIPPED, 0, 0, 0, first | late, StepFlag.CLIPPED]
+        assert found.info["note"] == "second try" and found.info["calibration_sha256"] == "ab"
+    assert run.overruns == 2
+
+
+def test_capture_times_of_an_arm_that_tells_them_are_kept(robot: SimRobot, policy: OnnxPolicy) -> None:
+    class Stamped(ShortEpisodes):
+        def command(self, action: FloatArray) -> StepResult:
+            return replace(super().command(action), time_ns=1000 * self._taken)
+
+    fixed, clock = Fixed(policy.spec, np.zeros((5, 7), np.float32)), itertools.count(1_000_000)
+    episode = run_episode(Stamped(robot, 3), fixed, 3, policy_version="v1", clock_ns=lambda: next(clock)).episode
+    assert episode.time_ns.tolist() == [1_000_000, 1000, 2000, 3000]
+    assert episode.received_ns is not None and (episode.received_ns >= 1_000_000).all()
 
 
 def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lost(

@@ -1,0 +1,131 @@
+"""Measures the episode log as the control loop meets it: paced steps, with the keeper writing to the disk meanwhile."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sacflow_robot.bench.machine import machine
+from sacflow_robot.data.log import EpisodeLog, write_log
+from sacflow_robot.data.recorder import StepRecorder
+from sacflow_robot.data.ring import Layout
+from sacflow_robot.episode import Episode, EpisodeBuilder, Step
+from sacflow_robot.spec import ArmSpec, ArraySpec, StepResult
+
+RATES_HZ = 20, 100, 1000
+_ACTIONS, _WARM_UP = 7, 20
+PAYLOADS = {
+    "64 floats": (ArraySpec("floats", (64,), "m"),),
+    "two 128x128 images": tuple(ArraySpec(f"camera{i}", (128, 128, 3), "", dtype="uint8") for i in range(2)),
+}
+
+
+@dataclass(frozen=True)
+class LogBench:
+    """Latencies in microseconds, one row for each rate and payload; the day, the machine, how busy that was."""
+
+    date: str
+    machine: str
+    load_1min: float
+    rows: list[dict[str, Any]]
+    open_10k_episodes_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench_log(seconds: float, least_steps: int, folder: Path | None = None) -> LogBench:
+    """Measure every rate with every payload, then the opening of a log of 10 000 episodes.
+
+    Raises:
+        LogWriteError: The disk is full or too slow for one of the rates.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        path = Path(scratch)
+        load = os.getloadavg()[0]
+        rows = [
+            _measure(path / f"{hz}-{name[:2]}.zarr", hz, name, max(least_steps, round(seconds * hz)))
+            for name in PAYLOADS
+            for hz in RATES_HZ
+        ]
+        opening = _measure_opening(path / "10k.zarr")
+    return LogBench(datetime.date.today().isoformat(), machine(), load, rows, opening)
+
+
+def _arm(hz: int, payload: str) -> ArmSpec:
+    names = tuple(f"a{i}" for i in range(_ACTIONS))
+    bounds = (-1.0,) * _ACTIONS, (1.0,) * _ACTIONS
+    return ArmSpec("bench", "bench", "none", float(hz), PAYLOADS[payload], names, ("1",) * _ACTIONS, *bounds)
+
+
+def _observations(arm: ArmSpec) -> list[dict[str, Any]]:
+    """A few observations to take turns; noise, so that nothing can be compressed away."""
+    rng = np.random.default_rng(0)
+    return [
+        {
+            a.key: rng.integers(0, 256, a.shape, np.uint8)
+            if a.dtype == "uint8"
+            else rng.standard_normal(a.shape).astype(np.float32)
+            for a in arm.observations
+        }
+        for _ in range(16)
+    ]
+
+
+def _measure(path: Path, hz: int, payload: str, steps: int) -> dict[str, Any]:
+    arm = _arm(hz, payload)
+    observations, action = _observations(arm), np.zeros(_ACTIONS, np.float32)
+    times = np.zeros(steps + _WARM_UP)
+    with StepRecorder(path, arm) as log:
+        log.begin(StepResult(observations[0]), time.monotonic_ns(), {})
+        due = time.perf_counter()
+        for i in range(len(times)):
+            due += 1 / hz
+            time.sleep(max(0.0, due - time.perf_counter()))
+            now = time.monotonic_ns()
+            step = Step(StepResult(observations[i % 16]), action, now, received_ns=now, inferred_ns=now, sent_ns=now)
+            began = time.perf_counter_ns()
+            log.append(step)
+            times[i] = time.perf_counter_ns() - began
+        log.end({})
+    p50, p99, longest = (float(v) for v in np.percentile(times[_WARM_UP:] / 1e3, [50, 99, 100]))
+    stored = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    return {
+        "hz": hz,
+        "payload": payload,
+        "steps": steps,
+        "append_p50_us": round(p50, 1),
+        "append_p99_us": round(p99, 1),
+        "append_max_us": round(longest, 1),
+        "bytes_per_step": round(stored / len(times)),
+        "record_bytes": Layout(arm, 0).bytes,
+    }
+
+
+def _measure_opening(path: Path) -> float:
+    """Seconds to open a log of 10 000 episodes and read its first and last one."""
+    arm = _arm(20, "64 floats")
+    observations = _observations(arm)
+
+    def episodes() -> Iterator[Episode]:
+        builder = EpisodeBuilder(StepResult(observations[0]), period_ns=arm.period_ns)
+        for i in range(20):
+            builder.add(StepResult(observations[i % 16], terminated=i == 19), np.zeros(_ACTIONS, np.float32))
+        episode = builder.build()
+        for _ in range(10_000):
+            yield episode
+
+    write_log(path, arm, episodes())
+    began = time.perf_counter()
+    log = EpisodeLog.open(path)
+    log.read(0)
+    log.read(-1)
+    return round(time.perf_counter() - began, 4)

@@ -1,0 +1,107 @@
+"""The process that takes steps from the ring to the disk: ``python -m sacflow_robot.data.keeper LOG TOKEN PARENT``.
+
+It outlives the control loop: when that dies, it logs what is in the ring, marks the episode interrupted, and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sacflow_robot.data.columns import read_arm
+from sacflow_robot.data.journal import Assembler, Journal, Session
+from sacflow_robot.data.ring import Kind, Layout, Ring
+from sacflow_robot.data.store import WRITING, Store
+from sacflow_robot.errors import SacflowError, one_line
+
+_TICK_S, _SYNC_S = 0.01, 0.4
+_BLOCK_BYTES = 8 << 20
+
+
+class Keeper:
+    """Drains one ring into one log.
+
+    Args:
+        log: The log.
+        ring: Its ring, held by this process.
+        session: Its session.
+    """
+
+    def __init__(self, log: Path, ring: Ring, session: Session) -> None:
+        self._ring = ring
+        layout = Layout(read_arm(log), session.state_size)
+        self._block = max(1, min(ring.capacity // 4, _BLOCK_BYTES // layout.bytes))
+        self._journal = Journal(log / WRITING)
+        self._store = Store(log)
+        self._assembler = Assembler(self._store, layout, session.token)
+        self._synced_at = time.monotonic()
+
+    def drain(self, stop: int) -> None:
+        """Take the records before number ``stop`` from the ring.
+
+        A record's place is free once the journal has it. The journal begins anew after each episode's end.
+        """
+        while (first := self._ring.drained) < stop:
+            records = self._ring.copy(first, min(stop, first + self._block))
+            ends = np.flatnonzero(records["kind"] == Kind.END)
+            if len(ends):
+                records = records[: ends[0] + 1]
+            self._journal.write(records)
+            self._ring.drained = first + len(records)
+            self.sync()
+            self._ring.beat()
+            self._assembler.feed(records)
+            if len(ends):
+                self._journal.begin_anew()
+
+    def sync(self) -> None:
+        """Have the disk hold the journal, if that is due."""
+        if time.monotonic() - self._synced_at >= _SYNC_S:
+            self._journal.sync()
+            self._synced_at = time.monotonic()
+
+    def run(self, parent: int) -> None:
+        """Drain until the writer closes the ring or dies."""
+        seen = self._ring.drained
+        while True:
+            self._ring.beat()
+            over = self._ring.closed or os.getppid() != parent
+            published = self._ring.published
+            # What was published a tick ago: by now every core agrees on what those records hold.
+            self.drain(published if over else seen)
+            if over:
+                break
+            seen = published
+            self.sync()
+            time.sleep(_TICK_S)
+        self._assembler.finish()
+        self._ring.close(remove=True)
+        self._store.close()
+
+
+def main(log: Path, token: str, parent: int) -> int:
+    """Keep one session; returns the exit status."""
+    session = Session.read(log)
+    if session is None or session.token != token:
+        return 1
+    ring = None
+    try:
+        ring = Ring.attach(Path(session.ring), token, Layout(read_arm(log), session.state_size))
+        if ring is None or Session.read(log) != session:  # somebody else has recovered the log meanwhile
+            return 1
+        Keeper(log, ring, session).run(parent)
+    except (OSError, SacflowError) as error:
+        if ring is not None:
+            ring.error = one_line(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -1,0 +1,279 @@
+"""Step by step into an episode log, at the cost of a copy per step.
+
+``StepRecorder.append`` puts the step into a ring in shared memory and returns: from then on the step survives the
+death of this process. The keeper (:mod:`sacflow_robot.data.keeper`), a process of its own, takes it to the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import struct
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from mmap import mmap
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.data.columns import info_row
+from sacflow_robot.data.journal import Session, recover
+from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.ring import HEAD, HEADER_BYTES, Kind, Layout, Ring
+from sacflow_robot.data.store import WRITING
+from sacflow_robot.episode import Step
+from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
+from sacflow_robot.spec import ArmSpec, StepResult
+
+_LONGEST_CLOSE_S = 120.0
+_SHORT = 256
+_pack_head = struct.Struct(HEAD).pack_into
+
+
+class Process(Protocol):
+    """What is needed of the keeper's process."""
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
+_Place = tuple[str, np.dtype[Any], tuple[int, ...], int, int]
+"""Name, dtype, shape and byte range of an array in a record."""
+
+
+def _copy(memory: mmap, base: int, array: Any, place: _Place) -> None:
+    """Copy an array to its place in the record that begins at ``base``."""
+    name, dtype, shape, start, stop = place
+    if array.shape != shape:
+        raise DataError(f"{name} has shape {array.shape}, expected {shape}; the step was not logged")
+    if array.dtype is not dtype or not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array, dtype)
+    memory[base + start : base + stop] = array
+
+
+class _Finite:
+    """Tells whether a record's numbers are finite, of one kind and side by side.
+
+    A plain sum says so for a few numbers, without waking up NumPy's machinery.
+    """
+
+    def __init__(self, code: str, count: int, start: int) -> None:
+        self._start, self._count, self._dtype = start, count, np.dtype(code)
+        self._unpack = struct.Struct(f"={count}{code}").unpack_from
+
+    def __call__(self, memory: mmap, base: int) -> bool:
+        if self._count <= _SHORT and math.isfinite(sum(self._unpack(memory, base + self._start))):
+            return True
+        return bool(np.isfinite(np.frombuffer(memory, self._dtype, self._count, base + self._start)).all())
+
+
+def start_keeper(log: Path, token: str) -> Process:
+    """Start the keeper in a session of its own, so that a Ctrl-C meant for the control loop does not reach it."""
+    command = [sys.executable, "-m", "sacflow_robot.data.keeper", str(log), token, str(os.getpid())]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+class StepRecorder:
+    """A log that is open for steps; a :class:`~sacflow_robot.spec.Recorder`. Close it, or use it as a context manager.
+
+    Args:
+        path: The log, made if absent.
+        arm: The arm whose steps it will get.
+        keeper: How to start the keeper.
+
+    Raises:
+        DataError: The path holds something else, or episodes of a different arm.
+        LogWriteError: The log cannot be made there, or another process is writing to it.
+    """
+
+    def __init__(self, path: Path, arm: ArmSpec, keeper: Callable[[Path, str], Process] = start_keeper) -> None:
+        self.path, self._arm, self._start_keeper = path, arm, keeper
+        self._log = EpisodeLog.writer(path, arm)
+        self._ring: Ring | None = None
+        self._keeper: Process | None = None
+        self._info: dict[str, Any] | None = None  # of the episode in progress
+        self._ended = self._solved = False
+
+    def begin(self, start: StepResult, time_ns: int, info: Mapping[str, Any]) -> None:
+        """Start an episode.
+
+        Raises:
+            DataError: The start does not fit the log, or the info is too long.
+            LogWriteError: There is no room, or the keeper has failed.
+        """
+        if self._info is not None:
+            raise UsageError("an episode is in progress; end it first")
+        state_size = 0 if start.state is None else len(start.state)
+        if self._ring is None:
+            self._open(state_size)
+        elif state_size != self._state_size:
+            raise DataError("episodes with and without simulator states cannot share a log; give another path")
+        self._make_room(2)
+        self._write_info(Kind.BEGIN, info_row({**info, "success": False, "interrupted": True}))
+        self._write_step(Kind.START, Step(start, self._standstill, time_ns), self._count + 1)
+        self._publish(2)
+        self._info, self._ended, self._solved = dict(info), False, False
+
+    def append(self, step: Step) -> None:
+        """Keep one step. It survives the death of this process from now on, and a power cut within half a second.
+
+        Raises:
+            DataError: The step does not fit the log or holds a NaN; it was not kept.
+            LogWriteError: The disk is full or failing, or the keeper is dead or too slow. All steps before are kept.
+        """
+        if self._info is None or self._ended:
+            raise UsageError("no episode is in progress; begin one first")
+        self._make_room(1)
+        self._write_step(Kind.STEP, step, self._count)
+        self._publish(1)
+        self._ended, self._solved = step.result.ended, step.result.terminated
+
+    def end(self, info: Mapping[str, Any]) -> None:
+        """End the episode; the keeper commits it in the background.
+
+        Raises:
+            DataError: The info is too long; the episode will count as interrupted.
+            LogWriteError: The keeper has failed; the steps are kept.
+        """
+        if self._info is None:
+            raise UsageError("no episode is in progress; begin one first")
+        text = info_row({**self._info, "success": self._solved, **info})
+        self._info = None
+        self._make_room(1)
+        self._write_info(Kind.END, text)
+        self._publish(1)
+
+    def close(self) -> None:
+        """Wait until everything is in the log, and let others write to it.
+
+        Raises:
+            LogWriteError: The disk is full or failing. What was appended is kept until the log is next opened.
+        """
+        try:
+            if self._info is not None:
+                with contextlib.suppress(DataError):
+                    self.end({"interrupted": True})
+            if self._ring is not None and self._keeper is not None:
+                self._ring.closed = True
+                self._finish(self._ring, self._keeper)
+        finally:
+            if self._ring is not None:
+                self._ring.close()
+            self._ring = self._keeper = self._info = None
+            self._log.close()
+
+    def __enter__(self) -> StepRecorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(LogWriteError):  # what went wrong first is what the user must hear
+            self.close()
+
+    def _open(self, state_size: int) -> None:
+        """Make the ring, say where it is, and start the keeper."""
+        held = self._log.state_size
+        if held is not None and held != state_size:
+            raise DataError(f"the episodes differ from those in {self.path} in state; log them to another path")
+        layout, token = Layout(self._arm, state_size), uuid.uuid4().hex
+        try:
+            (self.path / WRITING).mkdir(exist_ok=True)
+            ring = Ring.create(self.path, token, self._arm, layout)
+            Session(token, str(ring.path), state_size).write(self.path)
+            self._keeper = self._start_keeper(self.path, token)
+        except OSError as error:
+            raise LogWriteError(f"cannot log to {self.path}: {one_line(error)}") from None
+        self._ring, self._layout, self._state_size = ring, layout, state_size
+        self._count, self._room_until = 0, ring.capacity
+        self._standstill = np.zeros(self._arm.action_dim, np.float32)
+        self._unmeasured = np.full_like(self._standstill, np.nan)
+        fields = layout.step.fields
+        assert fields is not None
+
+        def place(name: str) -> _Place:
+            dtype, start = fields[name][:2]
+            return name, dtype.base, dtype.shape, start, start + dtype.itemsize
+
+        self._places = [place(a.key) for a in self._arm.observations]
+        self._actions = [place(name) for name in ("action", "proposed", "measured")]
+        self._state = place("state") if state_size else None
+        width = sum(math.prod(shape) for _, shape in layout.finite.values())
+        self._finite = [_Finite("f", width, self._actions[0][3])]
+        if self._state is not None:
+            self._finite.append(_Finite("d", state_size, self._state[3]))
+
+    def _make_room(self, count: int) -> None:
+        """Raise LogWriteError unless the keeper is alive and there is room for that many records."""
+        ring, keeper = self._ring, self._keeper
+        assert ring is not None and keeper is not None
+        if ring.quiet and (ring.error or keeper.poll() is not None):
+            reason = f"{ring.error}, free some space" if ring.error else "the process that writes the log has died"
+            raise LogWriteError(f"step not logged: {reason}; what was logged to {self.path} before is kept")
+        if self._count + count > self._room_until:
+            self._room_until = ring.drained + ring.capacity
+            if self._count + count > self._room_until:
+                raise LogWriteError(
+                    f"step not logged: the disk of {self.path} is {ring.capacity} steps behind; log to a faster one"
+                )
+
+    def _write_info(self, kind: Kind, text: npt.NDArray[np.uint8]) -> None:
+        assert self._ring is not None
+        record = self._ring.infos[self._count % self._ring.capacity]
+        record["index"], record["kind"], record["info"] = self._count, kind, text
+
+    def _write_step(self, kind: Kind, step: Step, index: int) -> None:
+        """Fill the record of that number; it does not count yet.
+
+        This is what the control loop pays, mostly in cache misses: plain copies, and little code on the common path.
+        """
+        ring, result = self._ring, step.result
+        assert ring is not None
+        base, memory = HEADER_BYTES + index % ring.capacity * self._layout.bytes, ring.map
+        # fmt: off
+        _pack_head(
+            memory, base, index, 0, kind, step.time_ns, step.received_ns, step.inferred_ns, step.sent_ns,
+            result.reward, step.source, step.flags, result.terminated, result.truncated,
+        )
+        # fmt: on
+        action, proposed, measured = step.commanded, step.proposed, result.measured
+        _copy(memory, base, action, self._actions[0])
+        _copy(memory, base, action if proposed is None else proposed, self._actions[1])
+        _copy(memory, base, self._unmeasured if measured is None else measured, self._actions[2])
+        for place in self._places:
+            _copy(memory, base, result.observation[place[0]], place)
+        if self._state is not None:
+            if result.state is None:
+                raise DataError("a simulator state is missing; the step was not logged")
+            _copy(memory, base, result.state, self._state)
+        for finite in self._finite:
+            if not finite(memory, base):
+                raise DataError("an observation, action or state holds NaN or infinity; the step was not logged")
+
+    def _publish(self, count: int) -> None:
+        assert self._ring is not None
+        self._count += count
+        self._ring.published = self._count
+
+    def _finish(self, ring: Ring, keeper: Process) -> None:
+        try:
+            status = keeper.wait(_LONGEST_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            raise LogWriteError(f"{self.path} is still being written; what was logged is kept") from None
+        if status == 0:
+            return
+        reason = ring.error or "the process that writes the log has died"
+        try:
+            recover(self.path, self._arm)  # a keeper that was killed did not finish; this process can
+        except (OSError, DataError) as error:
+            raise LogWriteError(
+                f"episode not logged: {reason}, {one_line(error)}; what was logged to {self.path} before is intact, "
+                "the rest is kept in memory until the log is opened again, free some space"
+            ) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import get_task
@@ -18,6 +19,10 @@ from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.spec import ArmSpec
 
 torch.set_num_threads(1)  # tests may share the cores with other work, which threads that wait for each other hate
+
+# A machine that is busy with other things fails no test.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 HUMAN_DEMOS = Path(__file__).parents[2] / "shared" / "data" / "lift_human" / "demo.hdf5"
 TINY_FLOW = FlowConfig(width=32, depth=2, gate_width=16)

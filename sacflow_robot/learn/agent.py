@@ -66,9 +66,11 @@ class Agent:
                 observation_dim, action_dim, learner.critic_width, learner.critic_depth, learner.critics
             ).to(device)
         self.average_policy = copy.deepcopy(self.policy).requires_grad_(False)
+        self.reference = copy.deepcopy(self.policy)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_temperature = torch.tensor(math.log(learner.initial_temperature), device=device, requires_grad=True)
         self.policy_optimiser = torch.optim.Adam(self.policy.parameters(), learner.policy_rate, fused=True)
+        self.reference_optimiser = torch.optim.Adam(self.reference.parameters(), learner.policy_rate, fused=True)
         self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), learner.critic_rate, fused=True)
         self.temperature_optimiser = torch.optim.Adam([self.log_temperature], learner.policy_rate)
         self._reference_entropy = path_entropy(action_dim, config.flow.euler_steps, config.flow.noise_scale)
@@ -77,7 +79,7 @@ class Agent:
 
     def fit_normaliser(self, observations: FloatArray) -> None:
         """Set the observation normaliser from observations (N, O), once, before training."""
-        for policy in (self.policy, self.average_policy):
+        for policy in (self.policy, self.average_policy, self.reference):
             policy.fit_normaliser(torch.from_numpy(observations).to(self.device))
 
     @torch.no_grad()
@@ -103,7 +105,7 @@ class Agent:
     def update_offline(self, chunks: ChunkBatch) -> Metrics:
         """One flow-matching step of the policy, one step of the critic on the policy so far."""
         batch = self._on_device(chunks)
-        loss = self._flow_matching(batch)
+        loss = self._flow_matching(self.policy, batch)
         _step(self.policy_optimiser, loss)
         self._average()
         self.updates += 1
@@ -140,19 +142,27 @@ class Agent:
 
     def _update_policy(self, batch: _Batch) -> Metrics:
         learner = self.config.learner
+        noise = self.generator.get_state()
         rollout = self.policy.sample(batch.observation, self.generator)
         excess = rollout.log_prob + self._reference_entropy
         value = self._value(self.critic.requires_grad_(False), self.policy.normalise(batch.observation), rollout.action)
         if learner.regulariser == "action":
-            distance = losses.data_distance(rollout, batch.chunk, batch.mask)
+            distance = losses.chunk_distance(rollout.action, batch.chunk, batch.mask)
+        elif learner.regulariser == "flow-matching":
+            distance = self._flow_matching(self.policy, batch)
         else:
-            distance = self._flow_matching(batch)
+            self.generator.set_state(noise)
+            with torch.no_grad():
+                reference = self.reference.sample(batch.observation, self.generator)
+            distance = losses.chunk_distance(rollout.action, reference.action, torch.ones_like(batch.mask))
         if learner.value_scale:
             value = value / value.detach().abs().mean().clamp_min(_SMALLEST_VALUE)
         loss = losses.actor_loss(value, self.temperature * excess, distance, learner.regularisation)
         _step(self.policy_optimiser, loss)
         self.critic.requires_grad_(True)
         self._average()
+        if learner.regulariser == "same-noise":
+            _step(self.reference_optimiser, self._flow_matching(self.reference, batch))
         if learner.temperature == "learned":
             _step(
                 self.temperature_optimiser, losses.temperature_loss(self.log_temperature, excess, self._target_entropy)
@@ -168,9 +178,14 @@ class Agent:
             "policy/temperature": self.temperature,
         }
 
-    def _flow_matching(self, batch: _Batch) -> Tensor:
+    def begin_online(self) -> None:
+        """Cloning is over: the reference goes on from where the policy is, and stays a clone."""
+        self.reference.load_state_dict(self.policy.state_dict())
+        self.reference_optimiser.load_state_dict(self.policy_optimiser.state_dict())
+
+    def _flow_matching(self, policy: FlowPolicy, batch: _Batch) -> Tensor:
         mask = batch.mask * batch.cloned.unsqueeze(-1)
-        return losses.flow_matching_loss(self.policy, batch.observation, batch.chunk, mask, self.generator)
+        return losses.flow_matching_loss(policy, batch.observation, batch.chunk, mask, self.generator)
 
     def _value(self, critic: Critic, observation: Tensor, chunk: Tensor) -> Tensor:
         values: Tensor = critic(observation, chunk)
@@ -207,10 +222,12 @@ class Agent:
         return {
             "policy": self.policy.state_dict(),
             "average_policy": self.average_policy.state_dict(),
+            "reference": self.reference.state_dict(),
             "critic": self.critic.state_dict(),
             "target_critic": self.target_critic.state_dict(),
             "log_temperature": self.log_temperature.detach(),
             "policy_optimiser": self.policy_optimiser.state_dict(),
+            "reference_optimiser": self.reference_optimiser.state_dict(),
             "critic_optimiser": self.critic_optimiser.state_dict(),
             "temperature_optimiser": self.temperature_optimiser.state_dict(),
             "generator": self.generator.get_state(),
@@ -219,11 +236,11 @@ class Agent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
-        for name in ("policy", "average_policy", "critic", "target_critic"):
+        for name in ("policy", "average_policy", "reference", "critic", "target_critic"):
             getattr(self, name).load_state_dict(state[name])
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
-        for name in ("policy_optimiser", "critic_optimiser", "temperature_optimiser"):
+        for name in ("policy_optimiser", "reference_optimiser", "critic_optimiser", "temperature_optimiser"):
             getattr(self, name).load_state_dict(state[name])
         self.generator.set_state(state["generator"].cpu())
         self.updates = int(state["updates"])

@@ -60,8 +60,9 @@ class LearnerConfig:
         clone: Episodes that the policy is fitted to: all, or solved ones only (all while there are none). The critic
             learns from all.
         regulariser: What holds the policy near the data online: ``action``, the paper's ||a - a_data||^2 summed over the
-            chunk's H*A dimensions, which pulls towards the mean of the ways that the data show; or ``flow-matching``,
-            the loss that the policy is cloned with, which keeps them apart. Offline, cloning is all.
+            chunk's H*A dimensions, which pulls towards the mean of the ways that the data show; ``flow-matching``, the
+            loss that the policy is cloned with; or ``same-noise``, the squared distance, summed likewise, to what a
+            second flow makes of the same noise, one that does nothing but clone, online too. Offline, cloning is all.
         regularisation: beta, weight of the regulariser in the actor loss.
         value_scale: Divide the critic's value in the actor loss by its mean size over the batch (TD3+BC's and FQL's way),
             so that beta means the same for short tasks and long ones.
@@ -87,7 +88,7 @@ class LearnerConfig:
     policy_delay: int = 2
     warmup_steps: int = 3000
     clone: Literal["all", "solved"] = "solved"
-    regulariser: Literal["action", "flow-matching"] = "action"
+    regulariser: Literal["action", "flow-matching", "same-noise"] = "action"
     regularisation: float = 0.15
     value_scale: bool = False
     temperature: Literal["learned", "zero"] = "learned"

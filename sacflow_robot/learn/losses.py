@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sacflow_robot.learn.flow import FlowPolicy, Rollout, unsquash
+from sacflow_robot.learn.flow import FlowPolicy, unsquash
 
 
 def flow_matching_loss(
@@ -48,9 +48,9 @@ def actor_loss(value: Tensor, penalty: Tensor, distance: Tensor, regularisation:
     return (penalty - value + regularisation * distance).mean()
 
 
-def data_distance(rollout: Rollout, chunk: Tensor, mask: Tensor) -> Tensor:
-    """||a - a_data||^2 (B,): a sum over the chunk's dimensions, as in the paper, of its valid rows only."""
-    return ((rollout.action - chunk).square() * mask).sum(-1)
+def chunk_distance(chunk: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    """||a - b||^2 (B,): a sum over the chunk's dimensions, as in the paper, of its valid rows only."""
+    return ((chunk - other).square() * mask).sum(-1)
 
 
 def temperature_loss(log_temperature: Tensor, excess_log_prob: Tensor, target_entropy: float) -> Tensor:

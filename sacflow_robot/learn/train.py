@@ -188,6 +188,8 @@ class Trainer:
             if self.offline_steps % METRICS_EVERY == 0:
                 self._record("offline", metrics)
             self._check_stop()
+        if self.env_steps == 0 and not self.evaluations:
+            self.agent.begin_online()
         if not self.evaluations and self.config.eval_episodes:
             self._evaluate("offline")
             self._save()

@@ -44,6 +44,7 @@ def test_windows_stay_within_their_episode_and_the_ring(
         assert batch.next_observation[row, 1] == which
         reaches_end = start + valid == len(episode)
         assert batch.critic_valid[row] == (episode.success or valid == H)
+        assert batch.solved[row] == episode.success
         # The discount once in the reward sum, once in the bootstrap, and no bootstrap after success.
         expected = GAMMA ** (len(episode) - 1 - start) if episode.success and reaches_end else 0.0
         assert batch.reward[row] == pytest.approx(expected)

@@ -52,6 +52,49 @@ def test_cloning_reduces_its_loss(arm: ArmSpec, batch: ChunkBatch) -> None:
     assert np.mean(history[-20:]) < 0.8 * np.mean(history[:20])
 
 
+def test_cloning_is_from_solved_episodes_where_there_are_some(arm: ArmSpec, batch: ChunkBatch) -> None:
+    """Actions of failed episodes make no difference to the policy; without a solved one, all are cloned."""
+    half = np.arange(32) < 16
+    other = np.where(half[:, None, None], batch.actions, -batch.actions)
+
+    def cloned(clone: str, solved: np.ndarray, actions: np.ndarray) -> list[torch.Tensor]:
+        agent = make_agent(arm, clone=clone, critic_rate=0.0)
+        agent.update_offline(replace(batch, solved=solved, actions=actions))
+        return list(agent.policy.parameters())
+
+    def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+        return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    assert same(cloned("solved", half, batch.actions), cloned("solved", half, other))
+    assert not same(cloned("all", half, batch.actions), cloned("all", half, other))
+    none = np.zeros(32, bool)
+    assert same(cloned("solved", none, batch.actions), cloned("all", none, batch.actions))
+
+
+def test_same_noise_measures_the_distance_to_a_clone_that_only_clones(arm: ArmSpec, batch: ChunkBatch) -> None:
+    agent = make_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=0.5)
+    for _ in range(3):
+        agent.update_offline(batch)
+    agent.begin_online()
+    first = agent.update_online(batch)
+    assert first["policy/distance_to_data"].item() == 0.0, "the same flow makes the same of the same noise"
+    assert agent.update_online(batch)["policy/distance_to_data"].item() > 0.0
+    alone = make_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=0.0)
+    held = make_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=100.0)
+    for other in (alone, held):
+        other.begin_online()
+        for _ in range(30):
+            metrics = other.update_online(batch)
+        other.moved = metrics["policy/distance_to_data"].item()  # type: ignore[attr-defined]
+    assert held.moved < alone.moved / 2  # type: ignore[attr-defined]
+
+
+def test_flow_matching_as_the_regulariser_goes_on_cloning(arm: ArmSpec, batch: ChunkBatch) -> None:
+    agent = make_agent(arm, policy_delay=1, regulariser="flow-matching", regularisation=10.0, policy_rate=1e-3)
+    losses = [float(agent.update_online(batch)["policy/distance_to_data"]) for _ in range(100)]
+    assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])
+
+
 def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(
     arm: ArmSpec, batch: ChunkBatch
 ) -> None:

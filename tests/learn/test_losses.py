@@ -5,7 +5,7 @@ import torch
 
 from sacflow_robot.learn import losses
 from sacflow_robot.learn.config import FlowConfig
-from sacflow_robot.learn.flow import FlowPolicy, Rollout, unsquash
+from sacflow_robot.learn.flow import FlowPolicy, unsquash
 
 
 def test_temperature_rises_when_entropy_is_below_target() -> None:
@@ -34,11 +34,11 @@ def test_critic_loss_skips_windows_without_return() -> None:
 
 def test_distance_to_data_is_a_sum_over_valid_dimensions() -> None:
     """Traps 6 and 8."""
-    rollout = Rollout(torch.tensor([[1.0, 0.0, 5.0]]), torch.zeros(1, 3), torch.zeros(1))
-    distance = losses.data_distance(rollout, torch.zeros(1, 3), torch.tensor([[1.0, 1.0, 0.0]]))
+    distance = losses.chunk_distance(
+        torch.tensor([[1.0, 0.0, 5.0]]), torch.zeros(1, 3), torch.tensor([[1.0, 1.0, 0.0]])
+    )
     assert distance.tolist() == [1.0]
-    rollout = Rollout(torch.ones(1, 35), torch.zeros(1, 35), torch.zeros(1))
-    assert losses.data_distance(rollout, torch.zeros(1, 35), torch.ones(1, 35)).tolist() == [35.0]
+    assert losses.chunk_distance(torch.ones(1, 35), torch.zeros(1, 35), torch.ones(1, 35)).tolist() == [35.0]
 
 
 def test_actor_loss_by_hand() -> None:

@@ -27,7 +27,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def demonstration() -> Episode:
-    return demonstrate("lift", 5)
+    return demonstrate("lift", "proficient", 5)
 
 
 @pytest.fixture(scope="module")

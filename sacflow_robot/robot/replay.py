@@ -83,7 +83,7 @@ def sending_offsets(episode: Episode) -> npt.NDArray[np.int64]:
     Raises:
         DataError: The times run backwards.
     """
-    sent, times = getattr(episode, "sent_ns", None), episode.time_ns[:-1]
+    sent, times = episode.sent_ns, episode.time_ns[:-1]
     if sent is not None:
         times = np.where(np.asarray(sent) < 0, times, sent)
     offsets: npt.NDArray[np.int64] = times - episode.time_ns[0]

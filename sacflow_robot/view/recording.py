@@ -25,7 +25,7 @@ import numpy.typing as npt
 import rerun as rr
 from PIL import Image
 
-from sacflow_robot.episode import Episode, Source
+from sacflow_robot.episode import Episode, Source, StepFlag
 from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import ArmSpec, ArraySpec
 from sacflow_robot.view.blueprint import make_blueprint
@@ -36,7 +36,7 @@ _AXES = [[255, 80, 80], [80, 200, 120], [86, 156, 255]]
 _PATHS = [(86, 156, 255), (255, 176, 46), (80, 200, 120), (200, 120, 220), (230, 100, 100)]
 _AXIS_M = 0.05
 # Bits of a step's flags that are worth a line; where a chunk starts is not.
-_FLAGS = {1: "late", 2: "clipped", 4: "held"}
+_FLAGS = {StepFlag.LATE: "late", StepFlag.CLIPPED: "clipped", StepFlag.HELD: "held"}
 # Times of a step that a log may keep (T,), in the order in which they happen.
 _TIMES = {"received_ns": "received", "inferred_ns": "inferred", "sent_ns": "sent"}
 
@@ -114,7 +114,7 @@ class _Exporter:
         keys |= {"joints"} if self._scene.joints or "robot0_joint_pos" in self._episode.observations else set()
         keys |= {"world"} if self._scene.objects or "robot0_eef_pos" in self._episode.observations else set()
         keys |= {"timing"} if len(self._timings()) else set()
-        keys |= {"flags"} if getattr(self._episode, "flags", None) is not None else set()
+        keys |= {"flags"} if self._episode.flags is not None else set()
         return keys
 
     def send(self, title: str) -> None:
@@ -179,7 +179,7 @@ class _Exporter:
     def _send_step_columns(self) -> None:
         self._scalars("reward", self._episode.rewards, "reward", (80, 200, 120))
         self._scalars("source", self._episode.source, "source", (255, 176, 46))
-        if (flags := getattr(self._episode, "flags", None)) is not None:
+        if (flags := self._episode.flags) is not None:
             self._scalars("flags", flags, "flags", (230, 100, 100))
         for name, values in self._timings().items():
             self._scalars(f"timing/{name}_ms", values, f"{name} (ms)")
@@ -198,7 +198,7 @@ class _Exporter:
     def _send_events(self) -> None:
         """One line for whatever changes: who acts, the flags, how it ended."""
         episode, before = self._episode, ""
-        flags = getattr(episode, "flags", None)
+        flags = episode.flags
         for step in range(len(episode)):
             if step == 0 or episode.source[step] != episode.source[step - 1]:
                 self._event(step, f"{Source(int(episode.source[step])).name.lower()} acts", "INFO")

@@ -32,7 +32,7 @@ TINY = replace(TINY, learner=replace(TINY.learner, batch_size=32, critic_width=3
 
 @pytest.fixture(scope="module")
 def demos() -> list[Episode]:
-    return collect("lift", range(1_000_000, 1_000_003), 2, lambda _: None)
+    return collect("lift", "proficient", range(1_000_000, 1_000_003), 2, lambda _: None)
 
 
 @pytest.fixture(scope="module")

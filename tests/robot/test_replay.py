@@ -25,7 +25,7 @@ def robot() -> Iterator[SimRobot]:
 
 @pytest.fixture(scope="module")
 def demonstration() -> Episode:
-    return demonstrate("lift", 5)
+    return demonstrate("lift", "proficient", 5)
 
 
 class FakeClock:

@@ -57,8 +57,8 @@ def draw_habits(quality: Quality, rng: np.random.Generator) -> Habits:
             aligns=True,
             carelessness=0.0,
             close_steps=int(rng.integers(5, 8)),
-            tremor=0.04,
-            jitter=0.03,
+            tremor=0.08,
+            jitter=0.05,
             pause_rate=0.0,
             persistence=1.0,
         )

@@ -20,6 +20,8 @@ _YAWS = (-1.6, 3.0)  # that the Panda's last joint allows with the gripper point
 _LEVER_IN_DOOR = (-0.05, -0.10)  # end of the closed door's lever in the frame of its panel, x and y (m)
 _LEVER = 0.125  # from the lever's joint to its end (m)
 _UNLATCHED = 1.15  # turn of the lever that frees the door (rad)
+_CAN_YAW = 0.5  # to either side (rad)
+_UNEQUAL = 1.0  # of two ways to turn, one that is longer by more than this (rad) is nobody's choice
 _QUARTER, _HALF = np.pi / 2, np.pi
 
 
@@ -34,7 +36,7 @@ def lift(hand: Hand) -> Motion:
 
 
 def stack(hand: Hand) -> Motion:
-    """Put cube A on cube B. Two ways: A's nearer pair of faces, or the other, where B leaves the fingers room."""
+    """Put cube A on cube B. Two ways, where both are about as far to turn: one pair of A's faces, or the other."""
 
     def cube_a() -> Vector:
         return hand.objects[:3]
@@ -44,7 +46,7 @@ def stack(hand: Hand) -> Motion:
 
     near = nearest_yaw(yaw_of(hand.objects[3:7]), hand.yaw, _QUARTER)
     other = near + (_QUARTER if near < 0 else -_QUARTER)
-    chosen = near if hand.first_way else other
+    chosen = near if hand.first_way or abs(other) - abs(near) > _UNEQUAL else other
     apart = (cube_b() - cube_a())[:2]
     if np.linalg.norm(apart) < 0.09:
         chosen = min((near, other), key=lambda yaw: abs(apart @ [-np.sin(yaw), np.cos(yaw)]))
@@ -60,8 +62,8 @@ def stack(hand: Hand) -> Motion:
 
 
 def can(hand: Hand) -> Motion:
-    """Put the can into its compartment. Two ways: fingers along y, or along x."""
-    yaw = 0.0 if hand.first_way else -_QUARTER
+    """Put the can into its compartment. Two ways: the fingers to one side of it, or to the other."""
+    yaw = _CAN_YAW if hand.first_way else -_CAN_YAW
     if not (yield from hand.grasp(lambda: hand.objects[7:10], hand.aim(0.009, 0.009, 0.008), yaw, clearance=0.07)):
         return False
     high = np.array([*hand.position[:2], _WALLS + 0.13])
@@ -110,7 +112,8 @@ def _plan_turn(nut_yaw: float, first_way: bool) -> tuple[float, float]:
     """Yaw to grasp the nut's handle with, and by how much to turn it then (rad).
 
     Of the four ways the nut fits the peg, the one with the handle pointing away from the arm is out of its reach. The
-    first way is the shortest; the second one takes the handle with the fingers the other way round, where the wrist can.
+    first way is the shortest; the second one takes the handle with the fingers the other way round, where that is about
+    as far to turn.
     """
     plans: list[tuple[float, float, float]] = []
     for grasp in (nut_yaw + k * _HALF for k in (-2, -1, 0, 1, 2)):
@@ -120,7 +123,7 @@ def _plan_turn(nut_yaw: float, first_way: bool) -> tuple[float, float]:
                 plans.append((abs(grasp) + abs(turn), grasp, turn))
     plans.sort()
     _, grasp, turn = plans[0]
-    others = [plan for plan in plans if abs(plan[1] - grasp) > 1.0]
+    others = [plan for plan in plans if abs(plan[1] - grasp) > 1.0 and plan[0] - plans[0][0] < _UNEQUAL]
     if not first_way and others:
         _, grasp, turn = others[0]
     return grasp, turn

@@ -36,17 +36,17 @@ def test_the_proficient_expert_solves_every_task_in_both_ways(task: str) -> None
         assert episode.success and len(episode) < TASKS[task].horizon
 
 
-def test_the_two_ways_of_grasping_differ(task: str = "can") -> None:
-    """The can is grasped with the fingers along one axis or the other: a quarter turn apart at the moment of closing."""
+def test_the_two_ways_of_grasping_differ() -> None:
+    """The can is grasped with the fingers turned to one side or to the other."""
     yaws: dict[bool, list[float]] = {True: [], False: []}
     for seed in range(4):
-        episode = demonstrate(task, "proficient", seed)
+        episode = demonstrate("can", "proficient", seed)
         hand = Hand(draw_habits("proficient", np.random.default_rng(0)), np.random.default_rng(0), first_way=True)
         closing = int(np.argmax(episode.commanded[:, -1] > 0))
         hand.see({key: column[closing] for key, column in episode.observations.items()})
-        yaws[make_expert(task, seed, "proficient").first_way].append(hand.yaw)
-    assert np.abs(yaws[True]).max() < 0.3
-    assert np.abs(np.array(yaws[False]) + np.pi / 2).max() < 0.3
+        yaws[make_expert("can", seed, "proficient").first_way].append(hand.yaw)
+    assert yaws[True] == pytest.approx([0.5] * len(yaws[True]), abs=0.2)
+    assert yaws[False] == pytest.approx([-0.5] * len(yaws[False]), abs=0.2)
 
 
 def test_poor_is_worse_than_mixed_is_worse_than_proficient() -> None:
@@ -54,7 +54,7 @@ def test_poor_is_worse_than_mixed_is_worse_than_proficient() -> None:
         quality: sum(e.success for e in collect("stack", quality, range(16), 2, lambda _: None))
         for quality in ("poor", "mixed", "proficient")
     }
-    assert solved["poor"] < solved["mixed"] < solved["proficient"]
+    assert solved["poor"] + 2 <= solved["mixed"] <= solved["proficient"] == 16
 
 
 def test_nearest_yaw() -> None:

@@ -24,7 +24,7 @@ def test_unreadable_configuration(text: str) -> None:
 def test_presets_by_name() -> None:
     assert preset("lift", "flow-t").flow.width == 128
     with pytest.raises(
-        UnknownNameError, match="unknown task 'lit'; valid names: any Gymnasium id, e.g. HalfCheetah-v5, can"
+        UnknownNameError, match=r"unknown task 'lit'; valid names: any Gymnasium id, e\.g\. HalfCheetah-v5, can"
     ):
         preset("lit")
     with pytest.raises(UnknownNameError, match="valid names: flow-g, flow-t, mlp"):

@@ -158,12 +158,12 @@ def door(hand: Hand) -> Motion:
         angle = hand.objects[13]
         if angle > _UNLATCHED:
             break
-        yield Goal(on_lever(min(angle + 0.4, 1.8)) + 0.04 * down, gripper, yaw)
+        yield Goal(on_lever(min(angle + 0.4, 1.8)) + 0.04 * down, gripper, yaw, 0.7)
     wiggle = 0.05 if hand.first_way else 0.0  # the latch sticks to its frame; a loose lever slips off when wiggled
     for step in range(140):
         angle = hand.objects[13]
         press = np.cos(angle) * down - np.sin(angle) * along
-        yield Goal(hand.position + 0.09 * outwards + (0.04 + wiggle * np.sin(0.6 * step)) * press, gripper, yaw)
+        yield Goal(hand.position + 0.09 * outwards + (0.04 + wiggle * np.sin(0.6 * step)) * press, gripper, yaw, 0.7)
     return False
 
 

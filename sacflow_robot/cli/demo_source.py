@@ -65,11 +65,11 @@ def read(path: Path, task: str | None, trim_idle: bool) -> DemoSet:
         DataError: It cannot be read, or is of a task that is not known here.
     """
     from sacflow_robot.data.sources import read_demos, recorded_arm
-    from sacflow_robot.envs.tasks import TASKS, get_task
+    from sacflow_robot.envs.tasks import TASKS, get_arm
 
     arm, env_name = recorded_arm(path)
     if task is not None:
-        get_task(task)
+        get_arm(task)
     elif arm is not None:
         return read_demos(path, DemoOptions(arm, arm.task))
     elif env_name is None:

@@ -17,7 +17,7 @@ from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.ring import Layout, Ring
 from sacflow_robot.data.store import WRITING, Store
 from sacflow_robot.episode import STEP_TIMES, UNKNOWN_TIME, Episode, Source
-from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
+from sacflow_robot.errors import DataError, LogWriteError, SacflowError, UsageError, one_line
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,15 @@ def _check_arrays(log: EpisodeLog) -> Iterator[Problem]:
     action = (np.dtype(np.float32), (log.arm.action_dim,))
     names |= {f"data/{key}": action for key in ("action", "proposed", "measured")}
     others = [*(f"data/{key}" for key in STEP_COLUMNS if f"data/{key}" not in names), "meta/info"]
-    if log.version > 1:
+    if any(log.has(f"data/{key}") for key in FILLS):
         others += [f"data/{key}" for key in FILLS]
     if not log.ends:
         return
+    for name in log.arrays("data"):
+        if name not in names and name not in others and log.shape(name)[0] != log.steps:
+            yield Problem(name, f"has {log.shape(name)[0]} rows, expected {log.steps}")
+    if log.shape("meta/episode_ends")[0] != len(log):
+        yield Problem("meta/episode_ends", f"has {log.shape('meta/episode_ends')[0]} rows for {len(log)} episodes")
     for name in (*names, *others):
         if not log.has(name):
             yield Problem(name, "is missing")
@@ -157,18 +162,24 @@ def repair(path: Path, out: Path) -> tuple[int, list[Problem]]:
             try:
                 copy.append(episode)
                 saved += 1
+            except LogWriteError:
+                raise
             except DataError as error:
                 lost.append(Problem(f"episode {index}", one_line(error)))
 
         for index in range(len(log)):
             try:
                 keep(index, log.read(index))
+            except LogWriteError:
+                raise
             except DataError as error:
                 what = str(error).partition(f"episodes {index} to {index}: ")[2] or str(error)
                 lost.append(Problem(f"episode {index}", what))
         try:
             for episode in _left_behind(path, log):
                 keep("in the journal", episode)
+        except LogWriteError:
+            raise
         except (SacflowError, OSError, ValueError, KeyError) as error:
             lost.append(Problem(WRITING, one_line(error)))
     return saved, lost

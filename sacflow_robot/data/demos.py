@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.episode import Episode, Source
+from sacflow_robot.episode import STEP_TIMES, Episode, Source
 from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, FloatArray
 
 ObserveState = Callable[[npt.NDArray[np.float64]], tuple[dict[str, FloatArray], bool]]
@@ -54,6 +54,8 @@ STEP_COLUMNS = (
     Column("rewards", "rewards", "next.reward", "float32"),
     Column("terminated", "dones", "next.terminated", "bool"),
     Column("truncated", "truncated", "next.truncated", "bool"),
+    *(Column(name, name, name, "int64") for name in STEP_TIMES),
+    Column("flags", "flags", "flags", "uint8"),
 )
 """One row per step (T, ...), beside the commanded action."""
 

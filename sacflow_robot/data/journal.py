@@ -17,8 +17,8 @@ import numpy as np
 
 from sacflow_robot.data.columns import Columns
 from sacflow_robot.data.ring import Kind, Layout, Records, Ring, checksum
-from sacflow_robot.data.store import WRITING, Store, put
-from sacflow_robot.errors import DataError
+from sacflow_robot.data.store import WRITING, Store, put, sync_folder
+from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import ArmSpec
 
 _BLOCK_BYTES = 8 << 20
@@ -41,14 +41,23 @@ class Session:
     def write(self, log: Path) -> None:
         """Say so in the log's folder."""
         put(log / WRITING / "session", json.dumps(asdict(self)).encode(), log / WRITING)
+        sync_folder(log / WRITING)
 
     @staticmethod
     def read(log: Path) -> Session | None:
-        """The session that a log is in, or was in when its writers died."""
+        """The session that a log is in, or was in when its writers died; None where there was none.
+
+        Raises:
+            DataError: It cannot be read, or is gone while its journal is there.
+        """
         try:
             return Session(**json.loads((log / WRITING / "session").read_text()))
-        except (OSError, ValueError, TypeError):
+        except FileNotFoundError:
+            if any((log / WRITING).glob("journal.*")):
+                raise DataError(f"{log} has a journal and has lost the session that it is of") from None
             return None
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"the session of {log} cannot be read: {one_line(error)}") from None
 
 
 class Journal:
@@ -66,6 +75,7 @@ class Journal:
         if self._file < 0:
             self._name = self._folder / f"journal.{int(records['index'][0])}"
             self._file = os.open(self._name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            sync_folder(self._folder)
         records["crc"] = checksum(records)
         data = memoryview(records.tobytes())
         while data:

@@ -141,6 +141,10 @@ class EpisodeLog:
                 raise LogWriteError(f"cannot write at {path}: {one_line(error)}") from None
             raise
 
+    def hand_over(self) -> None:
+        """Leave the arrays to another process; what is left here is the lock that keeps others out until ``close``."""
+        self._store = None
+
     def __len__(self) -> int:
         """Number of whole episodes."""
         return len(self.ends)
@@ -290,6 +294,12 @@ class EpisodeLog:
             if file not in present:
                 raise DataError(f"{name} lacks its chunk {file}")
         return np.asarray(array[first:stop])
+
+    def arrays(self, group: str) -> list[str]:
+        """Names of the arrays in a group."""
+        parent = self._root[group]
+        assert isinstance(parent, zarr.Group)
+        return [f"{group}/{key}" for key in sorted(parent.array_keys())]
 
     def has(self, name: str) -> bool:
         """Whether there is an array of that name, e.g. ``data/state``."""

@@ -95,6 +95,7 @@ class StepRecorder:
     def __init__(self, path: Path, arm: ArmSpec, keeper: Callable[[Path, str], Process] = start_keeper) -> None:
         self.path, self._arm, self._start_keeper = path, arm, keeper
         self._log = EpisodeLog.writer(path, arm)
+        self._log.hand_over()  # the keeper writes: closing here must not undo what it commits
         self._ring: Ring | None = None
         self._keeper: Process | None = None
         self._info: dict[str, Any] | None = None  # of the episode in progress
@@ -132,7 +133,9 @@ class StepRecorder:
         self._make_room(1)
         self._write_step(Kind.STEP, step, self._count)
         self._publish(1)
-        self._ended, self._solved = step.result.ended, step.result.terminated
+        result = step.result
+        self._ended = result.ended
+        self._solved |= result.terminated if result.success is None else result.success
 
     def end(self, info: Mapping[str, Any]) -> None:
         """End the episode; the keeper commits it in the background.
@@ -143,8 +146,8 @@ class StepRecorder:
         """
         if self._info is None:
             raise UsageError("no episode is in progress; begin one first")
-        text = info_row({**self._info, "success": self._solved, **info})
-        self._info = None
+        info, self._info = {**self._info, "success": self._solved, **info}, None
+        text = info_row(info)
         self._make_room(1)
         self._write_info(Kind.END, text)
         self._publish(1)

@@ -143,12 +143,14 @@ class Ring:
         """The ring at ``path`` for this process alone, or None when it is gone or another one is there.
 
         Raises:
-            LogWriteError: Another process is still busy with it.
+            LogWriteError: Another process is still busy with it, or it is not this user's.
         """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise LogWriteError(f"the steps in {path} cannot be read: {one_line(error)}") from None
         deadline = time.monotonic() + patience_s
         while True:
             try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import zarr
 
-from sacflow_robot.data.columns import STEP_COLUMNS
+from sacflow_robot.data.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses, end_at_success
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.episode import Episode
@@ -116,7 +116,7 @@ def _read_log(path: Path, options: DemoOptions) -> DemoSet:
 
 def _unread(root: zarr.Group, arm: ArmSpec) -> Losses:
     """Columns beside those of an episode, which other programs may keep in a log."""
-    known = {a.key for a in arm.observations} | {"time_ns", "state"} | STEP_COLUMNS.keys()
+    known = {a.key for a in arm.observations} | {"time_ns", "state"} | STEP_COLUMNS.keys() | FILLS.keys()
     data = root["data"]
     assert isinstance(data, zarr.Group)
     losses = Losses()

@@ -140,6 +140,7 @@ class Store:
         self._link()
         for array in self._arrays.values():
             array.flush(self._writing)
+            sync_folder(array.folder)
         before = self._swap(position or {})
         self.ends = whole_ends(self._arrays["meta/episode_ends"].read_staged().tolist())
         with contextlib.suppress(OSError):  # it counts already
@@ -168,6 +169,9 @@ class Store:
             for folder in (self.path / group).iterdir():
                 if f"{group}/{folder.name}" not in self._arrays and folder.is_dir():
                     shutil.rmtree(folder)
+        # Whoever finds this half done must not take the journal for steps that are yet to be committed.
+        for file in (*self._writing.glob("journal.*"), self._writing / "session"):
+            file.unlink(missing_ok=True)
         shutil.rmtree(self._writing)
         self._linked = False
 
@@ -203,6 +207,7 @@ class Store:
         for name, content in written.items():
             _write_through(folder / name.replace("/", "."), content)
         _write_through(folder / "position", json.dumps(dict(position)).encode())
+        sync_folder(folder)
         if self._linked:
             for name, array in self._arrays.items():
                 self._point(name, array)
@@ -213,7 +218,7 @@ class Store:
         self._commits += 1
         self._written, self.position = written, dict(position)
         with contextlib.suppress(OSError):  # it counts already
-            _sync_folder(self._writing)
+            sync_folder(self._writing)
         return self._commits - 1
 
     def _prune(self, before: int) -> None:
@@ -362,7 +367,8 @@ def _write_through(file: Path, content: bytes) -> None:
         os.fdatasync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold the names in a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

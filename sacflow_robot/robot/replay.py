@@ -144,7 +144,7 @@ def replay_episode(
     states = np.stack(found) if len(found) == len(results) else None
     return ReplayResult(
         steps=len(results) - 1,
-        success=result.terminated,
+        success=any(r.terminated if r.success is None else r.success for r in results),
         commanded=np.array(sent, np.float32).reshape(-1, arm.action_dim),
         limited_steps=limited,
         observation_deviation={

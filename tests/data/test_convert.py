@@ -21,7 +21,7 @@ from sacflow_robot.data.convert import write_demos
 from sacflow_robot.data.demos import DemoOptions, DemoSet, end_at_success
 from sacflow_robot.data.log import write_log
 from sacflow_robot.data.sources import load_episodes, read_demos, recorded_arm
-from sacflow_robot.episode import Episode
+from sacflow_robot.episode import STEP_TIMES, Episode
 from sacflow_robot.errors import DataError, LogWriteError, SpecMismatchError, UsageError
 from sacflow_robot.spec import ArmSpec, ArraySpec
 
@@ -46,8 +46,8 @@ FLOAT64 = {"dtype": np.float64, "elements": st.floats(allow_nan=False, allow_inf
 
 
 @st.composite
-def episodes(draw: st.DrawFn, *, states: int) -> Episode:
-    """Any valid episode of ``ARM``; ``states`` is S, 0 for none."""
+def episodes(draw: st.DrawFn, *, states: int, timed: bool) -> Episode:
+    """Any valid episode of ``ARM``; ``states`` is S, 0 for none; ``timed`` has every step's times and flags."""
     steps = draw(st.integers(1, 5))
 
     def rows(count: int, *shape: int, **kind: Any) -> Any:
@@ -66,6 +66,8 @@ def episodes(draw: st.DrawFn, *, states: int) -> Episode:
         truncated=end & draw(st.booleans()),
         time_ns=rows(steps + 1, dtype=np.int64, elements=st.integers(0, 2**62)),
         states=rows(steps + 1, states, **FLOAT64) if states else None,
+        **{name: rows(steps, dtype=np.int64, elements=st.integers(0, 2**62)) for name in STEP_TIMES if timed},
+        **({"flags": rows(steps, dtype=np.uint8, elements=st.integers(0, 15))} if timed else {}),
         info=draw(
             st.dictionaries(st.text(max_size=5), st.booleans() | st.integers() | st.text(max_size=9), max_size=3)
         ),
@@ -74,7 +76,7 @@ def episodes(draw: st.DrawFn, *, states: int) -> Episode:
 
 @st.composite
 def demo_sets(draw: st.DrawFn) -> DemoSet:
-    found = draw(st.lists(episodes(states=draw(st.integers(0, 3))), min_size=1, max_size=3))
+    found = draw(st.lists(episodes(states=draw(st.integers(0, 3)), timed=draw(st.booleans())), min_size=1, max_size=3))
     env_args = draw(st.none() | st.just({"env_name": "Peg", "env_kwargs": {"control_freq": 12.5}}))
     masks = draw(st.sampled_from([{}, {"train": [0], "valid": []}]))
     return DemoSet(ARM, found, env_args, draw(st.sampled_from([{}, {"lang": "put it in", "size": 0.04}])), masks)

@@ -10,9 +10,11 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import pytest
 from sacflow_robot.data import keeper, store
 from sacflow_robot.data.check import repair, verify
 from sacflow_robot.data.log import EpisodeLog
-from sacflow_robot.data.recorder import StepRecorder
+from sacflow_robot.data.recorder import StepRecorder, start_keeper
 from sacflow_robot.episode import Episode, Source, Step, StepFlag
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
 from sacflow_robot.spec import ArmSpec, ArraySpec, StepResult
@@ -416,3 +418,92 @@ def test_what_killed_writers_left_is_repaired_without_touching_it(tmp_path: Path
     assert_are_the_written(list(EpisodeLog.open(out).episodes()), acknowledged)
     assert verify(out) == [] and content() == before
     assert_are_the_written(list(EpisodeLog.open(path).episodes()), acknowledged)
+
+
+class Slow:
+    """A keeper that does not finish in time."""
+
+    def __init__(self, log: Path, token: str) -> None:
+        self.process = start_keeper(log, token)
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+    def wait(self, timeout: float | None = None) -> int:
+        raise subprocess.TimeoutExpired("keeper", timeout or 0)
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["a new log", "a log with episodes"])
+def test_closing_before_the_keeper_has_finished_takes_nothing_from_it(tmp_path: Path, before: int) -> None:
+    path, keepers = tmp_path / "log.zarr", []
+    for _ in range(before):
+        with StepRecorder(path, ARM) as log:
+            write_episodes(log, lambda: None)
+
+    def slow(log: Path, token: str) -> Slow:
+        keepers.append(Slow(log, token))
+        return keepers[-1]
+
+    log = StepRecorder(path, ARM, slow)
+    write_episodes(log, lambda: None)
+    with pytest.raises(LogWriteError, match="still being written; what was logged is kept"):
+        log.close()
+    keepers[0].process.wait(60)
+    assert len(EpisodeLog.open(path)) == EPISODES * (1 + before)
+
+
+def test_a_journal_without_its_session_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "log.zarr"
+    with StepRecorder(path, ARM) as log:
+        write_episodes(log, lambda: None)
+    journal = path / store.WRITING / "journal.5"
+    journal.parent.mkdir()
+    journal.write_bytes(b"steps")
+    with pytest.raises(DataError, match="has a journal and has lost the session"):
+        EpisodeLog.writer(path, ARM)
+    assert journal.read_bytes() == b"steps"
+
+
+def test_a_kill_while_the_leftovers_are_removed_repeats_no_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.zarr"
+    remove = shutil.rmtree
+
+    def removes_the_commit_and_dies(folder: Path, *args: Any, **kwargs: Any) -> None:
+        if Path(folder).name == store.WRITING:
+            (Path(folder) / "commit").unlink()
+            raise OSError("killed")
+        remove(folder, *args, **kwargs)
+
+    recorder = StepRecorder(path, ARM, Forked)
+    recorder.begin(result(0, 0), 1000, {"seed": 0})
+    recorder.append(Step(result(0, 1), np.zeros(2, np.float32), 1001))
+    os.kill(recorder._keeper.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    with monkeypatch.context() as patch:
+        patch.setattr(store.shutil, "rmtree", removes_the_commit_and_dies)
+        with contextlib.suppress(LogWriteError):
+            recorder.close()
+    assert [len(e) for e in EpisodeLog.open(path).episodes()] == [1]
+
+
+def test_success_is_what_the_arm_reports(tmp_path: Path) -> None:
+    path = tmp_path / "log.zarr"
+    with StepRecorder(path, ARM, Forked) as log:
+        for success in (True, False):
+            log.begin(result(0, 0), 1000, {})
+            fallen = replace(result(0, 1, last=True), success=success)
+            log.append(Step(fallen, np.zeros(2, np.float32), 1001))
+            log.end({})
+    assert [e.success for e in EpisodeLog.open(path).episodes()] == [True, False]
+
+
+def test_an_info_that_is_too_long_interrupts_its_episode_only(tmp_path: Path) -> None:
+    path = tmp_path / "log.zarr"
+    with StepRecorder(path, ARM, Forked) as log:
+        for info in ({"note": "x" * 5000}, {"note": "short"}):
+            log.begin(result(0, 0), 1000, {})
+            log.append(Step(result(0, 1), np.zeros(2, np.float32), 1001))
+            with contextlib.suppress(DataError):
+                log.end(info)
+    assert [e.info.get("interrupted", False) for e in EpisodeLog.open(path).episodes()] == [True, False]

@@ -17,7 +17,8 @@ from sacflow_robot.spec import ArmSpec
 def test_bench_replay_says_what_it_measured_and_what_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "robomimic", None)  # as where it is not installed
+    for name in {"robomimic", *(name for name in sys.modules if name.startswith("robomimic."))}:
+        monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
     out = tmp_path / "new" / "replay.json"
     command = ["bench", "replay", "--steps", "1000", "1500", "--turns", "2", "--folder", str(tmp_path), "--json"]
     assert main([*command, "--out", str(out)]) == 0

@@ -109,11 +109,16 @@ class Forked:
     """A keeper as a fork of this process, which spares importing everything again."""
 
     def __init__(self, log: Path, token: str) -> None:
-        parent = os.getpid()
+        parent, (seen, held) = os.getpid(), os.pipe()
         self.pid, self._status = os.fork(), None
         if self.pid == 0:
             os.closerange(3, 256)
             os._exit(keeper.main(log, token, parent))
+        os.close(held)
+        os.read(
+            seen, 1
+        )  # until it has let go of the log's lock, which a keeper that is a program of its own never holds
+        os.close(seen)
 
     def poll(self) -> int | None:
         if self._status is None:

@@ -105,10 +105,11 @@ class _Plain:
                     np.float32(0 if ended else GAMMA**valid),
                     flat[step + valid],
                     episode.success or valid == H,
+                    episode.success,
                 )
             )
-        observation, mask, reward, discount, after, complete = map(np.array, zip(*columns, strict=True))
-        return ChunkBatch(observation, actions, mask, reward, discount, after, complete)
+        observation, mask, reward, discount, after, complete, solved = map(np.array, zip(*columns, strict=True))
+        return ChunkBatch(observation, actions, mask, reward, discount, after, complete, solved)
 
 
 def assert_same(a: ChunkBatch, b: ChunkBatch) -> None:
@@ -214,7 +215,7 @@ def test_a_disk_without_room_is_one_line_before_anything_is_learned(arm: ArmSpec
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
-        with pytest.raises(DataError, match=r"^no room for the replay buffer's 0.0193 GB in .* lower --replay-cap"):
+        with pytest.raises(DataError, match=r"^no room for the replay buffer's 0.0194 GB in .* lower --replay-cap"):
             ReplayBuffer(arm, H, GAMMA, 100_000, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

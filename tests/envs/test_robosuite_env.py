@@ -154,7 +154,7 @@ def test_success_terminates_and_the_horizon_truncates(env: RobosuiteEnv) -> None
 
 
 def test_bad_input_is_one_clear_line(env: RobosuiteEnv) -> None:
-    with pytest.raises(UnknownNameError, match="unknown task 'lfit'; valid names: lift"):
+    with pytest.raises(UnknownNameError, match="unknown task 'lfit'; valid names: can, door, lift, square, stack"):
         get_task("lfit")
     env.begin(0)
     before = env.state()

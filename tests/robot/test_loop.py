@@ -193,5 +193,5 @@ def test_driver_names() -> None:
     assert make_robot("sim:lift").spec.task == "lift"
     with pytest.raises(UnknownNameError, match="unknown robot driver 'smi'; valid names: sim:"):
         make_robot("smi:lift")
-    with pytest.raises(UnknownNameError, match="unknown task 'juggle'; valid names: lift"):
+    with pytest.raises(UnknownNameError, match="unknown task 'juggle'; valid names: can, door, lift"):
         make_robot("sim:juggle")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import json
 import multiprocessing as mp
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import tyro
 import zmq
 
+from sacflow_robot.bench.machine import machine
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.client import PolicyClient
@@ -108,17 +108,6 @@ def measure(config: Benchmark) -> dict[str, object]:
         row["ratio_p50"] = round(served["p50_us"] / (direct["p50_us"] + bounced["p50_us"]), 3)
         rows.append(row)
     return {"date": datetime.date.today().isoformat(), "machine": machine(), "rows": rows}
-
-
-def machine() -> str:
-    """Processor and core count."""
-    cores = mp.cpu_count()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"{model}, {cores} cores, {platform.system()}"
 
 
 if __name__ == "__main__":

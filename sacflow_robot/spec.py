@@ -39,6 +39,8 @@ class ArraySpec:
         unit: Unit of its entries, e.g. ``"m"``.
         frame: Frame that it is expressed in, e.g. ``"world"``; empty where none applies.
         dtype: NumPy name of its entries' type.
+        quaternions: Where in the flattened array a unit quaternion x y z w starts. A hint for learners, which have to know
+            that q and -q are one rotation; arms that differ in it alone fit each other.
     """
 
     key: str
@@ -46,6 +48,7 @@ class ArraySpec:
     unit: str
     frame: str = ""
     dtype: str = "float32"
+    quaternions: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def size(self) -> int:
@@ -87,6 +90,12 @@ class ArmSpec:
         return sum(array.size for array in self.observations)
 
     @property
+    def quaternions(self) -> tuple[int, ...]:
+        """Where in the flattened observation a unit quaternion starts."""
+        starts = np.cumsum([0, *(array.size for array in self.observations)])
+        return tuple(int(s) + q for s, a in zip(starts, self.observations, strict=False) for q in a.quaternions)
+
+    @property
     def period_ns(self) -> int:
         """Nominal time between observations (ns)."""
         return round(1e9 / self.control_rate_hz)
@@ -97,7 +106,7 @@ class ArmSpec:
         return np.array(self.action_low, np.float32), np.array(self.action_high, np.float32)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return _canonical(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ArmSpec:
@@ -109,7 +118,12 @@ class ArmSpec:
         try:
             arrays = tuple(
                 ArraySpec(
-                    str(a["key"]), tuple(int(n) for n in a["shape"]), str(a["unit"]), str(a["frame"]), str(a["dtype"])
+                    str(a["key"]),
+                    tuple(int(n) for n in a["shape"]),
+                    str(a["unit"]),
+                    str(a["frame"]),
+                    str(a["dtype"]),
+                    tuple(int(n) for n in a.get("quaternions", ())),
                 )
                 for a in data["observations"]
             )
@@ -128,6 +142,8 @@ class ArmSpec:
             extents = [n for array in arrays for n in array.shape]
             if len(per_action) != 1 or not arrays or not all(1 <= n <= _MOST for n in (*extents, *per_action)):
                 raise ValueError("array shapes or action dimensions are out of range")
+            if any(not 0 <= q <= array.size - 4 for array in arrays for q in array.quaternions):
+                raise ValueError("a quaternion lies outside its array")
             if not 0 < spec.control_rate_hz < float("inf"):
                 raise ValueError(f"control_rate_hz {spec.control_rate_hz}")
             return spec
@@ -199,6 +215,15 @@ class ArmSpec:
         return np.concatenate(parts, axis=-1)
 
 
+def _canonical(spec: ArmSpec | PolicySpec) -> str:
+    """Canonical JSON; without the fields that say nothing, so that a field can be added and old fingerprints stand."""
+
+    def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in pairs if name != "quaternions" or value}
+
+    return json.dumps(asdict(spec, dict_factory=plain), sort_keys=True, separators=(",", ":"))
+
+
 def _brief(array: ArraySpec | None) -> str:
     return "absent" if array is None else f"{array.shape} {array.dtype} {array.unit} {array.frame}".strip()
 
@@ -231,7 +256,7 @@ class PolicySpec:
         return self.chunk_length, self.arm.action_dim
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return _canonical(self)
 
     @property
     def fingerprint(self) -> str:

@@ -49,7 +49,7 @@ def test_there_and_back(capsys: Capture, log: Path, tmp_path: Path, env: Robosui
     for mine, theirs in zip(before.episodes(), after.episodes(), strict=True):
         assert np.array_equal(mine.commanded, theirs.commanded) and mine.info == theirs.info
     for path in (tmp_path / "a.hdf5", tmp_path / "b.lerobot", tmp_path / "c.zarr"):
-        found = load_training_episodes(TrainConfig(demos=str(path)))
+        found, _ = load_training_episodes(TrainConfig(demos=str(path)))
         assert [len(e) for e in found] == [3, 5, 3]
 
 
@@ -121,7 +121,7 @@ def test_robomimics_data_sets_by_name(
     monkeypatch.setenv("SACFLOW_ROBOT_CACHE", str(tmp_path / "cache"))
     cached = tmp_path / "cache" / "demos" / "robomimic" / "v1.5" / "lift" / "mh" / "low_dim_v15.hdf5"
     assert run("demos", "convert", log, cached) == 0
-    assert [len(e) for e in load_training_episodes(TrainConfig(demos="robomimic:lift/mh"))] == [3, 5, 3]
+    assert [len(e) for e in load_training_episodes(TrainConfig(demos="robomimic:lift/mh"))[0]] == [3, 5, 3]
     assert run("demos", "convert", "robomimic:lift/mh", tmp_path / "b.lerobot") == 0
     with pytest.raises(UnknownNameError):
         load_training_episodes(TrainConfig(demos="robomimic:lift/best"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -67,3 +68,15 @@ def test_action_is_clipped_and_refused_when_not_finite(arm: ArmSpec) -> None:
         arm.check_action([np.nan] * 7)
     with pytest.raises(InvalidValueError, match=r"\(6,\), expected \(7,\)"):
         arm.check_action([0] * 6)
+
+
+def test_quaternions_are_a_hint_that_no_file_without_it_is_refused_for(arm: ArmSpec) -> None:
+    plain = replace(arm, observations=tuple(replace(a, quaternions=()) for a in arm.observations))
+    assert arm.quaternions == (3, 12) and plain.quaternions == ()
+    assert arm == plain and not arm.differences(plain)
+    assert "quaternions" not in plain.to_json(), "fingerprints from before the hint stand"
+    assert ArmSpec.from_dict(json.loads(arm.to_json())).quaternions == (3, 12)
+    beyond = json.loads(arm.to_json())
+    beyond["observations"][3]["quaternions"] = [8]
+    with pytest.raises(DataError, match="a quaternion lies outside its array"):
+        ArmSpec.from_dict(beyond)

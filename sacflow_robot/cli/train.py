@@ -65,7 +65,7 @@ class Train:
             config = self.config
             RunFolder.check_free(self.out)
         pick_device(config.device)
-        episodes = load_training_episodes(config) if folder is None else []
+        demos, logged = load_training_episodes(config) if folder is None else ([], [])
         with (
             ArmPool(config.env, config.arms) as arms,
             ArmPool(config.env, max(1, min(core_count(), config.eval_episodes))) as eval_arms,
@@ -78,7 +78,7 @@ class Train:
                 if self.resume is not None:
                     trainer.resume()
                 else:
-                    trainer.load(episodes)
+                    trainer.load(demos, logged)
                 try:
                     trainer.run()
                 except Interrupted:
@@ -155,8 +155,8 @@ class Export:
         return 0
 
 
-def load_training_episodes(config: TrainConfig) -> list[Episode]:
-    """Everything that ``--demos`` and ``--replay`` name.
+def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Episode]]:
+    """Everything that ``--demos`` names, and everything that ``--replay`` does.
 
     Raises:
         UsageError: They name nothing.
@@ -167,24 +167,25 @@ def load_training_episodes(config: TrainConfig) -> list[Episode]:
     from sacflow_robot.data.sources import load_episodes
 
     options = demo_source.options_for(config.env, config.trim_idle)
-    paths = list(config.replay)
+    demos: Path | None = None
     if config.demos == "auto":
-        paths.insert(0, _cached_demos(config))
+        demos = _cached_demos(config)
     elif config.demos != "none":
         named = parse_name(config.demos)
         if named is not None and named[0] != config.env:
             raise UsageError(f"--demos {config.demos} are of another task than --env {config.env}")
-        paths.insert(0, demo_source.locate(config.demos))
-    if not paths:
+        demos = demo_source.locate(config.demos)
+    if demos is None and not config.replay:
         raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG")
-    episodes = []
-    for path in paths:
+
+    def load(path: Path) -> list[Episode]:
         found = load_episodes(path, options)
         check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))
         common.console().print(f"read {len(found)} episodes ({solved} successful, {steps:,} steps) from {path}")
-        episodes += found
-    return episodes
+        return found
+
+    return load(demos) if demos else [], [episode for path in config.replay for episode in load(path)]
 
 
 def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path) -> None:

@@ -192,10 +192,18 @@ class EpisodeLog:
         self._arrays.clear()
 
     def truncate(self, count: int) -> None:
-        """Keep the first ``count`` episodes only."""
+        """Keep the first ``count`` episodes only.
+
+        Raises:
+            LogWriteError: The disk is full or failing; all of them are kept.
+        """
         if self._store is None:
             raise UsageError(f"{self.path} is open for reading only")
-        self._store.truncate(count)
+        try:
+            self._store.truncate(count)
+        except OSError as error:
+            self._store.rollback()
+            raise LogWriteError(f"cannot shorten {self.path}: {one_line(error)}; it is as it was") from None
         self.ends = self._store.ends
         self._arrays.clear()
 

@@ -6,7 +6,9 @@ import math
 import os
 import tempfile
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,14 @@ import numpy.typing as npt
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.spec import ArmSpec, FloatArray
+
+
+class Source(IntEnum):
+    """Where an episode in the buffer comes from. All but those collected are kept for good."""
+
+    DEMOS = 0
+    REPLAY = 1  # logs of earlier runs
+    COLLECTED = 2
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ class ReplayBuffer:
             capacity, window, buffer=self._columns["action"].data, strides=(row_bytes,)
         )
         self._valid_by_length = np.arange(chunk_length) < np.arange(chunk_length + 1)[:, None]
-        self._kept_steps = self._kept_episodes = 0  # rows [0, kept_steps); the ring is behind them
+        self._ends = [0, 0]  # rows where demonstrations end and where logs do; the ring is behind them
+        self._kept_episodes = 0
         self._ring: deque[tuple[int, int]] = deque()  # (first row, steps), oldest first
         self._ring_steps = 0
         self._head = 0
@@ -91,64 +102,67 @@ class ReplayBuffer:
 
     def __len__(self) -> int:
         """Steps held."""
-        return self._kept_steps + self._ring_steps
+        return self.kept_steps + self._ring_steps
 
     @property
     def kept_steps(self) -> int:
         """Steps held for good."""
-        return self._kept_steps
+        return self._ends[-1]
 
     @property
     def episode_count(self) -> int:
         return self._kept_episodes + len(self._ring)
 
-    def append(self, episode: Episode, *, keep: bool = False) -> None:
-        """Add a whole episode, evicting the oldest ones that are in its way.
+    def append(self, episode: Episode, source: Source = Source.COLLECTED) -> None:
+        """Add a whole episode, evicting the oldest collected ones that are in its way.
 
         Args:
             episode: The episode.
-            keep: Never evict it. Such episodes come before all others.
+            source: Where it comes from; demonstrations enter first, then logs, then what is collected.
 
         Raises:
             DataError: The episode does not fit the arm.
-            UsageError: The episode is longer than the ring, or is to be kept and comes too late for that.
+            UsageError: The episode is longer than the ring, or comes after one of a later source.
         """
         episode.check_fits(self._arm, "replay buffer")
         steps = len(episode)
         low, high = self._arm.action_bounds
         if (episode.commanded < low).any() or (episode.commanded > high).any():
             raise DataError("an episode's actions are beyond the arm's bounds; log what was commanded, after clipping")
-        if keep and self._ring:
-            raise UsageError("an episode to keep comes after one that was collected; add those to keep first")
-        if steps > self._capacity - self._kept_steps:
-            beside = f" beside {self._kept_steps} steps that it keeps" if self._kept_steps else ""
+        kept = self.kept_steps
+        if (source < Source.COLLECTED and self._ring) or (source == Source.DEMOS and self._ends[0] < kept):
+            raise UsageError("an episode comes too late: demonstrations enter first, then logs, then what is collected")
+        if steps > self._capacity - kept:
+            beside = f" beside {kept} steps that it keeps" if kept else ""
             raise UsageError(
                 f"an episode of {steps} steps does not fit a replay buffer of {self._capacity}{beside}; enlarge it"
             )
         self._make_room(steps)
         self._write(slice(self._head, self._head + steps), episode)
-        if keep:
-            self._kept_steps += steps
-            self._kept_episodes += 1
-        else:
+        if source == Source.COLLECTED:
             self._ring.append((self._head, steps))
             self._ring_steps += steps
+        else:
+            self._ends[source:] = [end + steps for end in self._ends[source:]]
+            self._kept_episodes += 1
         self._head += steps
 
-    def sample(self, batch_size: int, rng: np.random.Generator, kept_share: float | None = None) -> ChunkBatch:
+    def sample(
+        self, batch_size: int, rng: np.random.Generator, shares: Mapping[Source, float] | None = None
+    ) -> ChunkBatch:
         """Draw windows.
 
         Args:
             batch_size: B.
             rng: Where the randomness comes from.
-            kept_share: Share of the windows drawn from the episodes kept for good, which are then the batch's first;
-                the others come from the ring. None draws uniformly from all steps held, and so does any share while one
-                of the two is empty.
+            shares: Share of the windows drawn from each source named. The sources not named share what is left in
+                proportion to their steps, and what an empty source cannot give is given by the others. The windows then
+                come in the order of their sources. Without shares they are drawn uniformly from all steps held.
 
         Raises:
             DataError: The buffer is empty.
         """
-        index = self._rows(self._draw(batch_size, rng, kept_share))
+        index = self._rows(self._draw(batch_size, rng, shares))
 
         def rows_of(column: str) -> Any:
             return self._columns[column].take(index, axis=0, mode="clip")  # in range: clip does without the check
@@ -183,10 +197,10 @@ class ReplayBuffer:
 
         The columns are views: write or copy them before the next episode enters.
         """
-        used = max((first + steps for first, steps in self._ring), default=self._kept_steps)
+        used = max((first + steps for first, steps in self._ring), default=self.kept_steps)
         state: dict[str, npt.NDArray[Any]] = {name: column[:used] for name, column in self._columns.items()}
         state["ring"] = np.array(self._ring, np.int64).reshape(-1, 2)
-        state["counters"] = np.array([self._head, self._kept_steps, self._kept_episodes])
+        state["counters"] = np.array([self._head, self._kept_episodes, *self._ends])
         return state
 
     def load_state_dict(self, state: dict[str, npt.NDArray[Any]]) -> None:
@@ -195,7 +209,7 @@ class ReplayBuffer:
             column[: len(state[name])] = state[name]
         self._ring = deque((int(first), int(steps)) for first, steps in state["ring"])
         self._ring_steps = sum(steps for _, steps in self._ring)
-        self._head, self._kept_steps, self._kept_episodes = map(int, state["counters"])
+        self._head, self._kept_episodes, *self._ends = map(int, state["counters"])
 
     def _write(self, rows: slice, episode: Episode) -> None:
         steps, h = len(episode), self._h
@@ -221,7 +235,7 @@ class ReplayBuffer:
         if self._head + steps > self._capacity:
             while self._ring and self._ring[0][0] >= self._head:
                 self._evict_oldest()
-            self._head = self._kept_steps
+            self._head = self.kept_steps
         while self._ring and self._head <= self._ring[0][0] < self._head + steps:
             self._evict_oldest()
 
@@ -238,14 +252,25 @@ class ReplayBuffer:
         gap = self._gap
         return numbers + gap * (numbers >= self._head) if gap else numbers
 
-    def _draw(self, count: int, rng: np.random.Generator, kept_share: float | None) -> npt.NDArray[np.int64]:
+    def _draw(
+        self, count: int, rng: np.random.Generator, shares: Mapping[Source, float] | None
+    ) -> npt.NDArray[np.int64]:
         """Numbers of that many steps."""
         self._check_not_empty()
-        kept, held = self._kept_steps, len(self)
-        if kept_share is None or kept in (0, held):
+        held = len(self)
+        if not shares:
             return rng.integers(held, size=count)
-        from_kept = round(kept_share * count)
-        return np.concatenate([rng.integers(kept, size=from_kept), rng.integers(kept, held, size=count - from_kept)])
+        bounds = [0, *self._ends, held]
+        steps = np.diff(bounds)
+        named = np.array([source in shares for source in Source])
+        others = steps * ~named
+        weights = np.array([shares.get(source, 0.0) for source in Source]) * (steps > 0)
+        if others.any():
+            weights = weights + (1 - min(1.0, weights.sum())) * others / others.sum()
+        weights = weights if weights.any() else steps
+        cuts = np.rint(np.cumsum(weights) / weights.sum() * count).astype(int)
+        counts = np.diff(cuts, prepend=0)
+        return np.concatenate([rng.integers(bounds[i], bounds[i + 1], size=n) for i, n in enumerate(counts) if n])
 
     def _check_not_empty(self) -> None:
         if not len(self):

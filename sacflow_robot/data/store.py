@@ -151,12 +151,18 @@ class Store:
         self._load()
 
     def truncate(self, count: int) -> None:
-        """Keep the first ``count`` episodes only."""
+        """Keep the first ``count`` episodes only.
+
+        Raises:
+            OSError: The disk is full or failing; all of them are kept. Roll back.
+        """
         self._link()
         self.ends = self.ends[:count]
         for name, array in self._arrays.items():
             array.cut(self._length(name))
-        self._prune(self._swap({}))
+        before = self._swap({})
+        with contextlib.suppress(OSError):  # it counts already
+            self._prune(before)
 
     def close(self) -> None:
         """Make the log an ordinary Zarr store again, with nothing left in it but what was committed."""

@@ -26,6 +26,7 @@ class Task:
         robosuite_name: robosuite's name of it.
         horizon: Steps after which an episode is truncated.
         object_size: Length of the observation ``object``: robosuite's (and robomimic's) ``object-state`` of the task.
+        object_quaternions: Where in ``object`` a quaternion starts.
         placed_bodies: Bodies that an episode's start places in the model itself, having no joint that could; their
             poses are part of the simulator state.
     """
@@ -34,6 +35,7 @@ class Task:
     robosuite_name: str
     horizon: int
     object_size: int
+    object_quaternions: tuple[int, ...]
     placed_bodies: tuple[str, ...] = ()
 
     @property
@@ -46,9 +48,15 @@ class Task:
             control_rate_hz=CONTROL_RATE_HZ,
             observations=(
                 ArraySpec("robot0_eef_pos", (3,), "m", "world"),
-                ArraySpec("robot0_eef_quat", (4,), "unit quaternion xyzw", "world"),
+                ArraySpec("robot0_eef_quat", (4,), "unit quaternion xyzw", "world", quaternions=(0,)),
                 ArraySpec("robot0_gripper_qpos", (2,), "m"),
-                ArraySpec("object", (self.object_size,), "m, unit quaternion xyzw", "world"),
+                ArraySpec(
+                    "object",
+                    (self.object_size,),
+                    "m, unit quaternion xyzw",
+                    "world",
+                    quaternions=self.object_quaternions,
+                ),
             ),
             action_names=_OSC_POSE_NAMES,
             action_units=_OSC_POSE_UNITS,
@@ -60,11 +68,11 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("lift", "Lift", 300, object_size=10),
-        Task("stack", "Stack", 300, object_size=23),
-        Task("can", "PickPlaceCan", 300, object_size=14),
-        Task("square", "NutAssemblySquare", 400, object_size=14),
-        Task("door", "Door", 300, object_size=14, placed_bodies=("Door_main",)),
+        Task("lift", "Lift", 300, object_size=10, object_quaternions=(3,)),
+        Task("stack", "Stack", 300, object_size=23, object_quaternions=(3, 10)),
+        Task("can", "PickPlaceCan", 300, object_size=14, object_quaternions=(3, 10)),
+        Task("square", "NutAssemblySquare", 400, object_size=14, object_quaternions=(3, 10)),
+        Task("door", "Door", 300, object_size=14, object_quaternions=(), placed_bodies=("Door_main",)),
     )
 }
 

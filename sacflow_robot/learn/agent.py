@@ -57,13 +57,14 @@ class Agent:
             raise UsageError(f"arm {arm.robot!r} takes actions beyond -1 to 1; give it a driver that scales them")
         self.arm, self.config, self.device = arm, config, device
         learner = config.learner
-        observation_dim, action_dim = arm.observation_dim, config.chunk_length * arm.action_dim
+        action_dim = config.chunk_length * arm.action_dim
         self.generator = torch.Generator(device).manual_seed(config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.policy = FlowPolicy(config.velocity, observation_dim, action_dim, config.flow).to(device)
+            policy = FlowPolicy(config.velocity, arm.observation_dim, action_dim, config.flow, arm.quaternions)
+            self.policy = policy.to(device)
             self.critic = Critic(
-                observation_dim, action_dim, learner.critic_width, learner.critic_depth, learner.critics
+                self.policy.feature_dim, action_dim, learner.critic_width, learner.critic_depth, learner.critics
             ).to(device)
         self.average_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.reference = copy.deepcopy(self.policy)

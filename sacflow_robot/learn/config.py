@@ -133,8 +133,9 @@ class TrainConfig:
             stay in it for good; of what the run collects, the oldest goes first.
         replay_memory_gb: Memory that the replay buffer may take. A larger one is kept in files in the run folder, which
             take their whole size on its disk at the start and are gone when the run ends.
-        demo_share: Share of each batch that is drawn from the demonstrations and logs given at the start, the others
-            from what the run collected; 0.5 is RLPD's symmetric sampling. None draws uniformly from all steps.
+        demo_share: Share of each batch that is drawn from the demonstrations; 0.5 without logs is RLPD's symmetric
+            sampling. None draws them in proportion to their steps.
+        replay_share: The same for the logs given with --replay. What the run collects makes up the rest.
         threads: Cores that the learner computes on. More than one pays for wide networks on an otherwise idle machine;
             where cores are shared, threads that wait for each other are slower than one alone.
         arms: Simulated arms stepped at once.
@@ -161,6 +162,7 @@ class TrainConfig:
     replay_capacity: int = 300_000
     replay_memory_gb: float = 4.0
     demo_share: float | None = None
+    replay_share: float | None = None
     threads: int = 1
     arms: int = 2
     eval_episodes: int = 50
@@ -175,8 +177,11 @@ class TrainConfig:
         for name in ("demo_episodes", "offline_steps", "online_steps", "seed", "eval_episodes", "final_eval_episodes"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _check(self.replay_memory_gb >= 0, "replay_memory_gb", self.replay_memory_gb, "at least 0")
-        if self.demo_share is not None:
-            _check(0 <= self.demo_share <= 1, "demo_share", self.demo_share, "from 0 to 1")
+        for name in ("demo_share", "replay_share"):
+            share = getattr(self, name)
+            _check(share is None or 0 <= share <= 1, name, share, "from 0 to 1")
+        together = (self.demo_share or 0) + (self.replay_share or 0)
+        _check(together <= 1, "replay_share", self.replay_share, "at most what --demo-share leaves of 1")
 
 
 def _check(fine: bool, name: str, value: object, expected: str) -> None:

@@ -9,6 +9,7 @@ would turn a gripper command of 1 into 0.76.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,17 @@ def path_entropy(dim: int, euler_steps: int, noise_scale: float) -> float:
     return gaussian + euler_steps * dim * math.log(noise_scale / math.sqrt(euler_steps))
 
 
+def rotation_matrix(quaternion: Tensor) -> Tensor:
+    """Rotation matrices, row by row (..., 9), of quaternions x y z w (..., 4) of any length but 0."""
+    x, y, z, w = (quaternion / quaternion.norm(dim=-1, keepdim=True).clamp_min(1e-6)).unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([entry for row in rows for entry in row], -1)
+
+
 @dataclass(frozen=True)
 class Rollout:
     """Result of a noise-augmented rollout.
@@ -78,14 +90,27 @@ class FlowPolicy(nn.Module):
         observation_dim: O, flattened.
         action_dim: D = H * A.
         config: Sizes, K and sigma.
+        quaternions: Where in the observation a unit quaternion x y z w starts. The networks see its rotation matrix: q and
+            -q are one rotation, and a sensor that changes between them would tear what lies close together apart.
     """
 
     observation_mean: Tensor
     observation_std: Tensor
 
-    def __init__(self, velocity: str, observation_dim: int, action_dim: int, config: FlowConfig) -> None:
+    def __init__(
+        self,
+        velocity: str,
+        observation_dim: int,
+        action_dim: int,
+        config: FlowConfig,
+        quaternions: Sequence[int] = (),
+    ) -> None:
         super().__init__()
-        self.velocity = make_velocity(velocity, observation_dim, action_dim, config)
+        self._quaternions = [[start + i for i in range(4)] for start in quaternions]
+        rotations = {index for four in self._quaternions for index in four}
+        self._others = [i for i in range(observation_dim) if i not in rotations]
+        self.feature_dim = len(self._others) + 9 * len(self._quaternions)
+        self.velocity = make_velocity(velocity, self.feature_dim, action_dim, config)
         self.action_dim, self.euler_steps, self.noise_scale = action_dim, config.euler_steps, config.noise_scale
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
         self.register_buffer("observation_std", torch.ones(observation_dim))
@@ -96,9 +121,12 @@ class FlowPolicy(nn.Module):
         self.observation_std.copy_(observations.std(0, unbiased=False).clamp_min(_STD_FLOOR))
 
     def normalise(self, observation: Tensor) -> Tensor:
-        """Normalised observation (B, O)."""
+        """What the networks see (B, F): the observation (B, O) normalised, with rotation matrices for quaternions."""
         scaled = (observation - self.observation_mean) / self.observation_std
-        return scaled.clamp(-_NORMALISED_LIMIT, _NORMALISED_LIMIT)
+        scaled = scaled.clamp(-_NORMALISED_LIMIT, _NORMALISED_LIMIT)
+        if not self._quaternions:
+            return scaled
+        return torch.cat([scaled[:, self._others], rotation_matrix(observation[:, self._quaternions]).flatten(1)], -1)
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Deterministic rollout: actions (B, D) for raw observations (B, O) and noise A_0 (B, D)."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.data.log import EpisodeLog
-from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer
+from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer, Source
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
 from sacflow_robot.learn.agent import Agent
@@ -86,6 +86,8 @@ class Trainer:
         self.evaluations: list[Evaluation] = []
         self.offline_steps = self.env_steps = 0
         self._rng = random_stream(config.seed, Stream.REPLAY)
+        shares = {Source.DEMOS: config.demo_share, Source.REPLAY: config.replay_share}
+        self._shares = {source: share for source, share in shares.items() if share is not None}
         self._episodes_begun = 0
         self._updates_owed = 0.0
         self._recent: deque[bool] = deque(maxlen=_RECENT_EPISODES)
@@ -100,8 +102,9 @@ class Trainer:
         shape = config.chunk_length, arms.spec.action_dim
         self._rollouts = Rollouts(arms, shape, self._training_seeds())
 
-    def load(self, episodes: Sequence[Episode]) -> None:
+    def load(self, demos: Sequence[Episode], logged: Sequence[Episode] = ()) -> None:
         """Start afresh from demonstrations and logged episodes."""
+        episodes = [*demos, *logged]
         steps = sum(map(len, episodes))
         needed = steps + min(self.config.online_steps, _ROOM * max(map(len, episodes), default=0))
         if needed > self.config.replay_capacity:
@@ -109,8 +112,8 @@ class Trainer:
                 f"the episodes have {steps:,} steps, and what the run collects needs room beside them; give a "
                 f"--replay-capacity of at least {needed:,}"
             )
-        for episode in episodes:
-            self.buffer.append(episode, keep=True)
+        for i, episode in enumerate(episodes):
+            self.buffer.append(episode, Source.DEMOS if i < len(demos) else Source.REPLAY)
         self.agent.fit_normaliser(self.buffer.observations())
 
     def resume(self) -> None:
@@ -231,7 +234,7 @@ class Trainer:
         self._progress.advance(steps)
 
     def _sample(self) -> ChunkBatch:
-        return self.buffer.sample(self.config.learner.batch_size, self._rng, self.config.demo_share)
+        return self.buffer.sample(self.config.learner.batch_size, self._rng, self._shares)
 
     def _explore(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
         chunks = self.agent.explore(self._arms.spec.flatten(observation), noise)

@@ -276,3 +276,37 @@ def test_damage_is_reported(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: P
         (path / ".zattrs").write_bytes(junk)
         with pytest.raises(DataError, match=r"^[^\n]+$"):
             EpisodeLog.open(path)
+
+
+def test_a_disk_that_fills_while_a_log_is_shortened_leaves_it_whole(
+    make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, episodes = store._write_through, [make_episode(3, seed=seed) for seed in range(3)]
+    for allowed in range(1000):
+        path = tmp_path / f"log{allowed}.zarr"
+        write_log(path, arm, episodes)
+        writes = itertools.count()
+
+        def put(*args: Any, **options: Any) -> Any:
+            if next(writes) >= allowed:  # noqa: B023
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*args, **options)
+
+        with EpisodeLog.writer(path, arm) as log:
+            monkeypatch.setattr(store, "_write_through", put)
+            failed = False
+            try:
+                log.truncate(1)
+            except LogWriteError as error:
+                assert "it is as it was" in str(error)
+                failed = True
+            monkeypatch.setattr(store, "_write_through", real)
+            assert len(log) == (3 if failed else 1)
+            log.append(make_episode(2, seed=4))
+        lengths = [len(e) for e in EpisodeLog.open(path).episodes()]
+        assert lengths == ([3, 3, 3, 2] if failed else [3, 2])
+        assert not verify(path)
+        if not failed:
+            assert allowed > 1
+            return
+    raise AssertionError("never succeeded")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer
+from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer, Source
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.spec import ArmSpec
@@ -148,39 +148,61 @@ def test_every_number_is_that_of_a_plain_implementation(
             resumed.load_state_dict(files.state_dict())
         plain.append(episode, keep)
         for buffer in (memory, files, resumed):
-            buffer.append(episode, keep=keep)
+            buffer.append(episode, Source.DEMOS if keep else Source.COLLECTED)
         assert len(memory) == len(plain.rows) <= capacity and memory.kept_steps == plain.kept
         expected = plain.sample(9, rngs[0], share)
         for buffer, rng in zip((memory, files, resumed), rngs[1:], strict=True):
-            assert_same(buffer.sample(9, rng, share), expected)
+            assert_same(buffer.sample(9, rng, None if share is None else {Source.DEMOS: share}), expected)
             assert rng.bit_generator.state == rngs[0].bit_generator.state
         flat = [arm.flatten(e.observations)[step] for _, (e, step) in sorted(plain.rows.items())]
         assert np.array_equal(files.observations(), np.array(flat))
 
 
-@pytest.mark.parametrize(("share", "from_kept"), [(0.5, 128), (0.25, 64), (0.0, 0), (1.0, 256)])
-def test_shares_hold_in_every_batch(make_episode: MakeEpisode, arm: ArmSpec, share: float, from_kept: int) -> None:
+DEMOS, REPLAY, COLLECTED = Source
+
+
+@pytest.mark.parametrize(
+    ("shares", "held", "expected"),
+    [
+        ({DEMOS: 0.5}, (20, 0, 300), (128, 0, 128)),
+        ({DEMOS: 0.5, REPLAY: 0.25}, (20, 30, 300), (128, 64, 64)),
+        ({DEMOS: 0.0, REPLAY: 0.0}, (20, 30, 300), (0, 0, 256)),
+        ({DEMOS: 0.5}, (20, 100, 300), (128, 32, 96)),  # what is left, by their steps
+        ({REPLAY: 0.0}, (100, 30, 300), (64, 0, 192)),
+        ({DEMOS: 0.5, REPLAY: 0.25}, (20, 30, 0), (171, 85, 0)),  # an empty source's share goes to the others
+        ({DEMOS: 0.25}, (20, 0, 0), (256, 0, 0)),
+        ({DEMOS: 0.0, REPLAY: 0.0}, (30, 90, 0), (64, 192, 0)),
+        ({DEMOS: 1.0}, (20, 30, 300), (256, 0, 0)),
+    ],
+)
+def test_shares_hold_in_every_batch(
+    make_episode: MakeEpisode,
+    arm: ArmSpec,
+    shares: dict[Source, float],
+    held: tuple[int, ...],
+    expected: tuple[int, ...],
+) -> None:
     buffer = ReplayBuffer(arm, H, GAMMA, capacity=500)
-    rng = np.random.default_rng(0)
-    buffer.append(make_episode(20, seed=0), keep=True)
-    assert (buffer.sample(256, rng, share).observation[:, 1] == 0).all(), "nothing was collected yet"
-    for seed in range(1, 40):
-        buffer.append(make_episode(10, seed=seed))
-        batch = buffer.sample(256, rng, share)
-        assert ((batch.observation[:, 1] == 0) == (np.arange(256) < from_kept)).all()
+    for source in Source:
+        for _ in range(held[source] // 10):
+            buffer.append(make_episode(10, seed=int(source)), source)
+    for seed in range(3):
+        drawn = buffer.sample(256, np.random.default_rng(seed), shares).observation[:, 1]
+        assert drawn.tolist() == [source for source in Source for _ in range(expected[source])]
 
 
 def test_demonstrations_are_never_evicted(make_episode: MakeEpisode, arm: ArmSpec) -> None:
     buffer = ReplayBuffer(arm, H, GAMMA, capacity=40)
     for seed in range(3):
-        buffer.append(make_episode(6, seed=seed), keep=True)
+        buffer.append(make_episode(6, seed=seed), Source.DEMOS)
     for seed in range(3, 60):
         buffer.append(make_episode(1 + seed % 9, seed=seed))
         drawn = {int(o[1]) for o in buffer.sample(1000, np.random.default_rng(seed)).observation}
         assert {0, 1, 2, seed} <= drawn
     assert 18 < len(buffer) <= 40 and buffer.kept_steps == 18
-    with pytest.raises(UsageError, match="comes after one that was collected"):
-        buffer.append(make_episode(1), keep=True)
+    for source in (DEMOS, REPLAY):
+        with pytest.raises(UsageError, match="comes too late: demonstrations enter first"):
+            buffer.append(make_episode(1), source)
     with pytest.raises(UsageError, match="23 steps does not fit a replay buffer of 40 beside 18 steps that it keeps"):
         buffer.append(make_episode(23))
 

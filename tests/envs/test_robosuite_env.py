@@ -166,3 +166,13 @@ def test_bad_input_is_one_clear_line(env: RobosuiteEnv) -> None:
     for damage in (np.nan, 1e300):
         with pytest.raises(DataError, match="damaged"):
             env.reset(options={"state": np.full(32, damage)})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_quaternions_of_a_task_are_where_its_table_says(name: str) -> None:
+    env, starts = RobosuiteEnv(name), TASKS[name].arm.quaternions
+    flat = np.array([env.arm.flatten(env.begin(seed).observation) for seed in range(6)])
+    fours = {
+        i for i in range(flat.shape[1] - 3) if np.allclose(np.linalg.norm(flat[:, i : i + 4], axis=1), 1, atol=1e-4)
+    }
+    assert set(starts) == fours

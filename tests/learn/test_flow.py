@@ -3,14 +3,24 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import mujoco
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sacflow_robot.learn.config import FlowConfig
-from sacflow_robot.learn.flow import FlowPolicy, path_entropy, squash, squash_log_det, squash_through, unsquash
+from sacflow_robot.learn.flow import (
+    FlowPolicy,
+    path_entropy,
+    rotation_matrix,
+    squash,
+    squash_log_det,
+    squash_through,
+    unsquash,
+)
 from sacflow_robot.learn.velocity import Velocity
 
 CONFIG = FlowConfig(width=16, depth=2, gate_width=8, euler_steps=4, noise_scale=0.1)
@@ -135,3 +145,30 @@ def test_deterministic_rollout_is_the_noise_free_one_and_normalises_inside() -> 
     noise = torch.randn(4, 3)
     first, second = policy(observations[:4], noise), policy(observations[:4], noise)
     assert torch.equal(first, second) and first.abs().max() <= 1
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_rotation_matrices_turn_vectors_as_the_quaternions_do(seed: int) -> None:
+    x, y, z, w, *vector = np.random.default_rng(seed).normal(size=7)
+    expected = np.zeros(3)
+    mujoco.mju_rotVecQuat(expected, np.array(vector), np.array([w, x, y, z]) / np.linalg.norm([w, x, y, z]))
+    matrix = rotation_matrix(torch.tensor([[x, y, z, w]], dtype=torch.float64)).numpy().reshape(3, 3)
+    assert matrix @ vector == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_quaternion_and_its_negative_are_one_rotation_to_the_policy() -> None:
+    torch.manual_seed(0)
+    policy = FlowPolicy("flow-g", 9, 4, CONFIG, quaternions=(2,))
+    one = torch.randn(6, 9)
+    policy.fit_normaliser(one)
+    other = one.clone()
+    other[:, 2:6] *= -1
+    noise = torch.randn(6, 4)
+    assert torch.equal(policy(one, noise), policy(other, noise))
+    other[:, 2] += 0.5
+    assert not torch.equal(policy(one, noise), policy(other, noise))
+    features = policy.normalise(one)
+    assert features.shape == (6, policy.feature_dim) == (6, 5 + 9)
+    assert torch.allclose(features[:, :5].mean(0), torch.zeros(5), atol=1e-6)
+    assert policy(torch.zeros(1, 9), noise[:1]).isfinite().all(), "a quaternion of zeros is no rotation, and no NaN"

@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from sacflow_robot.spec import ArmSpec
 
 
-def locate(source: str) -> Path:
-    """The file or folder that a source names; ``robomimic:task/kind`` is downloaded once, with a progress bar.
+def locate(source: str) -> Path | str:
+    """The file or folder that a source names, or its address on an object store; ``robomimic:task/kind`` is downloaded once, with a progress bar.
 
     Raises:
         UnknownNameError: There is no such data set.
         DataError: It cannot be downloaded.
     """
     from sacflow_robot.data.hub import fetch, parse_name
+    from sacflow_robot.data.remote import is_url
 
     named = parse_name(source)
     if named is None:
-        return Path(source)
+        return source if is_url(source) else Path(source)
     with common.transfer_bar() as bar:
         row = bar.add_task(source, total=None, visible=False)
         return fetch(
@@ -57,7 +58,7 @@ def options_for(task_name: str, trim_idle: bool) -> DemoOptions:
     return DemoOptions(task.arm, task.robosuite_name, observe, trim_idle)
 
 
-def read(path: Path, task: str | None, trim_idle: bool) -> DemoSet:
+def read(path: Path | str, task: str | None, trim_idle: bool) -> DemoSet:
     """Everything at a path, of the task that it names itself or, where it names none, the one given.
 
     Raises:

@@ -167,7 +167,7 @@ def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Epi
     from sacflow_robot.data.sources import load_episodes
 
     options = demo_source.options_for(config.env, config.trim_idle)
-    demos: Path | None = None
+    demos: Path | str | None = None
     if config.demos == "auto":
         demos = _cached_demos(config)
     elif config.demos != "none":
@@ -178,7 +178,7 @@ def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Epi
     if demos is None and not config.replay:
         raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG")
 
-    def load(path: Path) -> list[Episode]:
+    def load(path: Path | str) -> list[Episode]:
         found = load_episodes(path, options)
         check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))
@@ -188,7 +188,7 @@ def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Epi
     return load(demos) if demos else [], [episode for path in config.replay for episode in load(path)]
 
 
-def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path) -> None:
+def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path | str) -> None:
     """Refuse episodes that began where evaluation begins: their success would be no evidence.
 
     Raises:

@@ -133,7 +133,7 @@ class EpisodeLog:
                 raise DataError(f"{path} holds episodes of another arm ({'; '.join(different)}); give another path")
             log._lock, log._store = lock, Store(path)
             if log.version < VERSION:
-                put(path / ".zattrs", json.dumps({**dict(log._root.attrs), "version": VERSION}).encode(), path)
+                put(path / ".zattrs", json.dumps({**log.attributes, "version": VERSION}).encode(), path)
             return log
         except BaseException as error:
             lock.release()
@@ -308,6 +308,11 @@ class EpisodeLog:
         parent = self._root[group]
         assert isinstance(parent, zarr.Group)
         return [f"{group}/{key}" for key in sorted(parent.array_keys())]
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the log as a whole."""
+        return dict(self._root.attrs)
 
     def has(self, name: str) -> bool:
         """Whether there is an array of that name, e.g. ``data/state``."""

@@ -20,7 +20,7 @@ from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 
-class Source(IntEnum):
+class Origin(IntEnum):
     """Where an episode in the buffer comes from. All but those collected are kept for good."""
 
     DEMOS = 0
@@ -113,16 +113,16 @@ class ReplayBuffer:
     def episode_count(self) -> int:
         return self._kept_episodes + len(self._ring)
 
-    def append(self, episode: Episode, source: Source = Source.COLLECTED) -> None:
+    def append(self, episode: Episode, origin: Origin = Origin.COLLECTED) -> None:
         """Add a whole episode, evicting the oldest collected ones that are in its way.
 
         Args:
             episode: The episode.
-            source: Where it comes from; demonstrations enter first, then logs, then what is collected.
+            origin: Where it comes from; demonstrations enter first, then logs, then what is collected.
 
         Raises:
             DataError: The episode does not fit the arm.
-            UsageError: The episode is longer than the ring, or comes after one of a later source.
+            UsageError: The episode is longer than the ring, or comes after one of a later origin.
         """
         episode.check_fits(self._arm, "replay buffer")
         steps = len(episode)
@@ -130,7 +130,7 @@ class ReplayBuffer:
         if (episode.commanded < low).any() or (episode.commanded > high).any():
             raise DataError("an episode's actions are beyond the arm's bounds; log what was commanded, after clipping")
         kept = self.kept_steps
-        if (source < Source.COLLECTED and self._ring) or (source == Source.DEMOS and self._ends[0] < kept):
+        if (origin < Origin.COLLECTED and self._ring) or (origin == Origin.DEMOS and self._ends[0] < kept):
             raise UsageError("an episode comes too late: demonstrations enter first, then logs, then what is collected")
         if steps > self._capacity - kept:
             beside = f" beside {kept} steps that it keeps" if kept else ""
@@ -139,25 +139,25 @@ class ReplayBuffer:
             )
         self._make_room(steps)
         self._write(slice(self._head, self._head + steps), episode)
-        if source == Source.COLLECTED:
+        if origin == Origin.COLLECTED:
             self._ring.append((self._head, steps))
             self._ring_steps += steps
         else:
-            self._ends[source:] = [end + steps for end in self._ends[source:]]
+            self._ends[origin:] = [end + steps for end in self._ends[origin:]]
             self._kept_episodes += 1
         self._head += steps
 
     def sample(
-        self, batch_size: int, rng: np.random.Generator, shares: Mapping[Source, float] | None = None
+        self, batch_size: int, rng: np.random.Generator, shares: Mapping[Origin, float] | None = None
     ) -> ChunkBatch:
         """Draw windows.
 
         Args:
             batch_size: B.
             rng: Where the randomness comes from.
-            shares: Share of the windows drawn from each source named. The sources not named share what is left in
-                proportion to their steps, and what an empty source cannot give is given by the others. The windows then
-                come in the order of their sources. Without shares they are drawn uniformly from all steps held.
+            shares: Share of the windows drawn from each origin named. The origins not named share what is left in
+                proportion to their steps, and what an empty one cannot give is given by the others. The windows then
+                come in the order of their origins. Without shares they are drawn uniformly from all steps held.
 
         Raises:
             DataError: The buffer is empty.
@@ -253,7 +253,7 @@ class ReplayBuffer:
         return numbers + gap * (numbers >= self._head) if gap else numbers
 
     def _draw(
-        self, count: int, rng: np.random.Generator, shares: Mapping[Source, float] | None
+        self, count: int, rng: np.random.Generator, shares: Mapping[Origin, float] | None
     ) -> npt.NDArray[np.int64]:
         """Numbers of that many steps."""
         self._check_not_empty()
@@ -262,9 +262,9 @@ class ReplayBuffer:
             return rng.integers(held, size=count)
         bounds = [0, *self._ends, held]
         steps = np.diff(bounds)
-        named = np.array([source in shares for source in Source])
+        named = np.array([origin in shares for origin in Origin])
         others = steps * ~named
-        weights = np.array([shares.get(source, 0.0) for source in Source]) * (steps > 0)
+        weights = np.array([shares.get(origin, 0.0) for origin in Origin]) * (steps > 0)
         if others.any():
             weights = weights + (1 - min(1.0, weights.sum())) * others / others.sum()
         weights = weights if weights.any() else steps

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import zarr
-
+from sacflow_robot.data import remote
 from sacflow_robot.data.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses, end_at_success
 from sacflow_robot.data.log import EpisodeLog
@@ -21,12 +20,17 @@ LOG_ABOUT = "demonstrations"
 """Attribute of an episode log that was converted from elsewhere: JSON, see ``DemoSet.about``."""
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path | str) -> str:
     """Kind of what is at the path: a folder with ``meta/info.json`` is a LeRobotDataset, another one an episode log.
+
+    What an address such as ``s3://bucket/episodes.zarr`` names can only be an episode log.
 
     Raises:
         DataError: Nothing is there, or it is of no kind known here.
     """
+    if remote.is_url(path):
+        return "zarr"
+    path = Path(path)
     if not path.exists():
         raise DataError(f"no file or folder {path}; check the path")
     if path.is_dir():
@@ -52,7 +56,7 @@ def kind_to_write(path: Path, kind: str | None = None) -> str:
     return kind
 
 
-def recorded_arm(path: Path) -> tuple[ArmSpec | None, str | None]:
+def recorded_arm(path: Path | str) -> tuple[ArmSpec | None, str | None]:
     """The arm that a source was recorded with, and robosuite's name of its task; None where it does not say.
 
     Raises:
@@ -61,6 +65,7 @@ def recorded_arm(path: Path) -> tuple[ArmSpec | None, str | None]:
     kind = kind_of(path)
     if kind == "zarr":
         return EpisodeLog.open(path).arm, None
+    path = Path(path)
     if kind == "lerobot":
         from sacflow_robot.data.lerobot import read_arm
 
@@ -71,7 +76,7 @@ def recorded_arm(path: Path) -> tuple[ArmSpec | None, str | None]:
     return header.arm, header.env_name
 
 
-def read_demos(path: Path, options: DemoOptions) -> DemoSet:
+def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
     """Read everything at ``path``.
 
     Raises:
@@ -84,41 +89,38 @@ def read_demos(path: Path, options: DemoOptions) -> DemoSet:
     elif kind == "hdf5":
         from sacflow_robot.data.hdf5 import read_hdf5
 
-        demos = read_hdf5(path, options)
+        demos = read_hdf5(Path(path), options)
     else:
         from sacflow_robot.data.lerobot import read_lerobot
 
-        demos = read_lerobot(path, options)
+        demos = read_lerobot(Path(path), options)
     if not demos.episodes:
         raise DataError(f"{path} holds no episodes")
     return demos
 
 
-def load_episodes(path: Path, options: DemoOptions) -> list[Episode]:
+def load_episodes(path: Path | str, options: DemoOptions) -> list[Episode]:
     """The episodes at ``path`` to learn from: each ends where its task is first solved; see :func:`read_demos`."""
     return [end_at_success(episode) for episode in read_demos(path, options).episodes]
 
 
-def _read_log(path: Path, options: DemoOptions) -> DemoSet:
+def _read_log(path: Path | str, options: DemoOptions) -> DemoSet:
     log = EpisodeLog.open(path)
     different = options.arm.differences(log.arm)
     if different:
         raise SpecMismatchError(f"{path} does not fit (expected, found): {'; '.join(different)}")
-    root = zarr.open_group(path, mode="r")
-    about = root.attrs.get(LOG_ABOUT)
+    about = log.attributes.get(LOG_ABOUT)
     return DemoSet(
         arm=log.arm,
         episodes=list(log.episodes()),
-        losses=_unread(root, log.arm),
+        losses=_unread(log),
         **(json.loads(about) if isinstance(about, str) else {}),
     )
 
 
-def _unread(root: zarr.Group, arm: ArmSpec) -> Losses:
+def _unread(log: EpisodeLog) -> Losses:
     """Columns beside those of an episode, which other programs may keep in a log."""
-    known = {a.key for a in arm.observations} | {"time_ns", "state"} | STEP_COLUMNS.keys() | FILLS.keys()
-    data = root["data"]
-    assert isinstance(data, zarr.Group)
+    known = {a.key for a in log.arm.observations} | {"time_ns", "state"} | STEP_COLUMNS.keys() | FILLS.keys()
     losses = Losses()
-    losses.leave_out(*(f"data/{key}" for key in sorted(data.array_keys()) if key not in known))
+    losses.leave_out(*(name for name in log.arrays("data") if name.removeprefix("data/") not in known))
     return losses

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Literal, cast, get_args
 
 import yaml
@@ -123,7 +122,7 @@ class TrainConfig:
         demo_quality: Quality of the expert that auto collects from.
         demo_episodes: Episodes that auto collects.
         trim_idle: Drop the steps of raw robosuite demonstrations that command nothing and move no finger.
-        replay: Episode logs to learn from besides.
+        replay: Episode logs to learn from besides: folders, or addresses such as s3://bucket/episodes.zarr.
         offline_steps: Updates on the demonstrations before going online.
         online_steps: Environment steps to learn from online.
         seed: Seed of everything random in the run.
@@ -153,7 +152,7 @@ class TrainConfig:
     demo_quality: Literal["proficient", "mixed", "poor"] = "mixed"
     demo_episodes: int = 200
     trim_idle: bool = True
-    replay: tuple[Path, ...] = ()
+    replay: tuple[str, ...] = ()
     offline_steps: int = 2500
     online_steps: int = 30_000
     seed: int = 0
@@ -227,7 +226,7 @@ def preset(env: str, velocity: str = "flow-g") -> TrainConfig:
 def to_yaml(config: TrainConfig) -> str:
     """The configuration as YAML, readable by people and by :func:`from_yaml`."""
     data = asdict(config)
-    data["replay"] = [str(path) for path in config.replay]
+    data["replay"] = list(config.replay)
     data["learner"]["temperature_bounds"] = list(config.learner.temperature_bounds)
     return yaml.safe_dump(data, sort_keys=False)
 
@@ -242,7 +241,7 @@ def from_yaml(text: str) -> TrainConfig:
         data = yaml.safe_load(text)
         learner = {**data.pop("learner")}
         learner["temperature_bounds"] = tuple(learner["temperature_bounds"])
-        data["replay"] = tuple(Path(path) for path in data["replay"])
+        data["replay"] = tuple(map(str, data["replay"]))
         return TrainConfig(flow=FlowConfig(**data.pop("flow")), learner=LearnerConfig(**learner), **data)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"config.yaml of the run cannot be read: {one_line(error)}") from None

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.data.log import EpisodeLog
-from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer, Source
+from sacflow_robot.data.replay import ChunkBatch, Origin, ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
 from sacflow_robot.learn.agent import Agent
@@ -86,8 +86,8 @@ class Trainer:
         self.evaluations: list[Evaluation] = []
         self.offline_steps = self.env_steps = 0
         self._rng = random_stream(config.seed, Stream.REPLAY)
-        shares = {Source.DEMOS: config.demo_share, Source.REPLAY: config.replay_share}
-        self._shares = {source: share for source, share in shares.items() if share is not None}
+        shares = {Origin.DEMOS: config.demo_share, Origin.REPLAY: config.replay_share}
+        self._shares = {origin: share for origin, share in shares.items() if share is not None}
         self._episodes_begun = 0
         self._updates_owed = 0.0
         self._recent: deque[bool] = deque(maxlen=_RECENT_EPISODES)
@@ -113,7 +113,7 @@ class Trainer:
                 f"--replay-capacity of at least {needed:,}"
             )
         for i, episode in enumerate(episodes):
-            self.buffer.append(episode, Source.DEMOS if i < len(demos) else Source.REPLAY)
+            self.buffer.append(episode, Origin.DEMOS if i < len(demos) else Origin.REPLAY)
         self.agent.fit_normaliser(self.buffer.observations())
 
     def resume(self) -> None:

@@ -11,10 +11,12 @@ import pytest
 from zarr.core.sync import sync
 
 from sacflow_robot.cli import main
+from sacflow_robot.cli.train import load_training_episodes
 from sacflow_robot.data.check import verify
 from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
+from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.spec import ArmSpec
 
 moto_server = pytest.importorskip("moto.server", reason="needs moto with its server")
@@ -63,6 +65,10 @@ def test_logs_go_to_an_object_store_and_back(
         EpisodeLog.writer(url, arm)
     assert main(["log", "info", url, "--json"]) == 0
     assert '"episodes": 2' in capsys.readouterr().out
+    demos, logged = load_training_episodes(TrainConfig(demos="none", replay=(url,)))
+    assert demos == [] and [len(e) for e in logged] == [4, 7], "a run learns from logs where they are"
+    assert main(["demos", "info", url, "--json"]) == 0
+    assert '"steps": 11' in capsys.readouterr().out
     assert main(["log", "copy", url, str(tmp_path / "back.zarr")]) == 0
     assert verify(tmp_path / "back.zarr") == []
     assert [e.info["seed"] for e in EpisodeLog.open(tmp_path / "back.zarr").episodes()] == [4, 7]

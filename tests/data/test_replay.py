@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer, Source
+from sacflow_robot.data.replay import ChunkBatch, Origin, ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.spec import ArmSpec
@@ -148,17 +148,17 @@ def test_every_number_is_that_of_a_plain_implementation(
             resumed.load_state_dict(files.state_dict())
         plain.append(episode, keep)
         for buffer in (memory, files, resumed):
-            buffer.append(episode, Source.DEMOS if keep else Source.COLLECTED)
+            buffer.append(episode, Origin.DEMOS if keep else Origin.COLLECTED)
         assert len(memory) == len(plain.rows) <= capacity and memory.kept_steps == plain.kept
         expected = plain.sample(9, rngs[0], share)
         for buffer, rng in zip((memory, files, resumed), rngs[1:], strict=True):
-            assert_same(buffer.sample(9, rng, None if share is None else {Source.DEMOS: share}), expected)
+            assert_same(buffer.sample(9, rng, None if share is None else {Origin.DEMOS: share}), expected)
             assert rng.bit_generator.state == rngs[0].bit_generator.state
         flat = [arm.flatten(e.observations)[step] for _, (e, step) in sorted(plain.rows.items())]
         assert np.array_equal(files.observations(), np.array(flat))
 
 
-DEMOS, REPLAY, COLLECTED = Source
+DEMOS, REPLAY, COLLECTED = Origin
 
 
 @pytest.mark.parametrize(
@@ -178,31 +178,31 @@ DEMOS, REPLAY, COLLECTED = Source
 def test_shares_hold_in_every_batch(
     make_episode: MakeEpisode,
     arm: ArmSpec,
-    shares: dict[Source, float],
+    shares: dict[Origin, float],
     held: tuple[int, ...],
     expected: tuple[int, ...],
 ) -> None:
     buffer = ReplayBuffer(arm, H, GAMMA, capacity=500)
-    for source in Source:
-        for _ in range(held[source] // 10):
-            buffer.append(make_episode(10, seed=int(source)), source)
+    for origin in Origin:
+        for _ in range(held[origin] // 10):
+            buffer.append(make_episode(10, seed=int(origin)), origin)
     for seed in range(3):
         drawn = buffer.sample(256, np.random.default_rng(seed), shares).observation[:, 1]
-        assert drawn.tolist() == [source for source in Source for _ in range(expected[source])]
+        assert drawn.tolist() == [origin for origin in Origin for _ in range(expected[origin])]
 
 
 def test_demonstrations_are_never_evicted(make_episode: MakeEpisode, arm: ArmSpec) -> None:
     buffer = ReplayBuffer(arm, H, GAMMA, capacity=40)
     for seed in range(3):
-        buffer.append(make_episode(6, seed=seed), Source.DEMOS)
+        buffer.append(make_episode(6, seed=seed), Origin.DEMOS)
     for seed in range(3, 60):
         buffer.append(make_episode(1 + seed % 9, seed=seed))
         drawn = {int(o[1]) for o in buffer.sample(1000, np.random.default_rng(seed)).observation}
         assert {0, 1, 2, seed} <= drawn
     assert 18 < len(buffer) <= 40 and buffer.kept_steps == 18
-    for source in (DEMOS, REPLAY):
+    for origin in (DEMOS, REPLAY):
         with pytest.raises(UsageError, match="comes too late: demonstrations enter first"):
-            buffer.append(make_episode(1), source)
+            buffer.append(make_episode(1), origin)
     with pytest.raises(UsageError, match="23 steps does not fit a replay buffer of 40 beside 18 steps that it keeps"):
         buffer.append(make_episode(23))
 

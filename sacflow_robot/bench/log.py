@@ -1,4 +1,4 @@
-"""Measures the episode log as the control loop meets it: paced steps, with the keeper writing to the disk meanwhile."""
+"""Measures the episode log inside the control loop, at the loop's pace, with the keeper writing to the disk meanwhile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.data.recorder import StepRecorder
 from sacflow_robot.data.ring import Layout
 from sacflow_robot.episode import Episode, EpisodeBuilder, Step
-from sacflow_robot.spec import ArmSpec, ArraySpec, StepResult
+from sacflow_robot.robot.loop import run_episode
+from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Observation, PolicySpec, StepResult
 
 RATES_HZ = 20, 100, 1000
 _ACTIONS, _WARM_UP = 7, 20
@@ -80,23 +81,60 @@ def _observations(arm: ArmSpec) -> list[dict[str, Any]]:
     ]
 
 
+class _PacedArm:
+    """An arm that moves at its own pace: a command returns at the next tick, with what was seen just then."""
+
+    def __init__(self, spec: ArmSpec, steps: int) -> None:
+        self.spec, self._steps, self._seen = spec, steps, _observations(spec)
+
+    def begin(self, seed: int) -> StepResult:
+        self._count, self._due = 0, time.perf_counter()
+        return StepResult(self._look())
+
+    def command(self, action: FloatArray) -> StepResult:
+        self._count += 1
+        self._due += 1 / self.spec.control_rate_hz
+        time.sleep(max(0.0, self._due - time.perf_counter()))
+        return StepResult(self._look(), truncated=self._count == self._steps)
+
+    def close(self) -> None:
+        pass
+
+    def _look(self) -> dict[str, Any]:
+        return {key: array.copy() for key, array in self._seen[self._count % len(self._seen)].items()}
+
+
+class _Still:
+    """A policy that keeps the arm where it is."""
+
+    def __init__(self, arm: ArmSpec) -> None:
+        size = arm.observation_dim
+        self.spec = PolicySpec(arm, 1, 1, "none", (0.0,) * size, (1.0,) * size)
+
+    def infer(self, observation: Observation, noise: FloatArray) -> FloatArray:
+        return np.zeros_like(noise)
+
+
+class _Timed:
+    """A recorder that notes what each append took (ns)."""
+
+    def __init__(self, log: StepRecorder) -> None:
+        self.begin, self.end, self._append = log.begin, log.end, log.append
+        self.times: list[int] = []
+
+    def append(self, step: Step) -> None:
+        began = time.perf_counter_ns()
+        self._append(step)
+        self.times.append(time.perf_counter_ns() - began)
+
+
 def _measure(path: Path, hz: int, payload: str, steps: int) -> dict[str, Any]:
+    """One episode through the control loop itself, so that append is met as it finds it: after a pause, in its place."""
     arm = _arm(hz, payload)
-    observations, action = _observations(arm), np.zeros(_ACTIONS, np.float32)
-    times = np.zeros(steps + _WARM_UP)
     with StepRecorder(path, arm) as log:
-        log.begin(StepResult(observations[0]), time.monotonic_ns(), {})
-        due = time.perf_counter()
-        for i in range(len(times)):
-            due += 1 / hz
-            time.sleep(max(0.0, due - time.perf_counter()))
-            now = time.monotonic_ns()
-            step = Step(StepResult(observations[i % 16]), action, now, received_ns=now, inferred_ns=now, sent_ns=now)
-            began = time.perf_counter_ns()
-            log.append(step)
-            times[i] = time.perf_counter_ns() - began
-        log.end({})
-    p50, p99, longest = (float(v) for v in np.percentile(times[_WARM_UP:] / 1e3, [50, 99, 100]))
+        timed = _Timed(log)
+        run_episode(_PacedArm(arm, steps + _WARM_UP), _Still(arm), 0, policy_version="none", recorder=timed)
+    p50, p99, longest = (float(v) for v in np.percentile(np.array(timed.times[_WARM_UP:]) / 1e3, [50, 99, 100]))
     stored = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     return {
         "hz": hz,
@@ -105,7 +143,7 @@ def _measure(path: Path, hz: int, payload: str, steps: int) -> dict[str, Any]:
         "append_p50_us": round(p50, 1),
         "append_p99_us": round(p99, 1),
         "append_max_us": round(longest, 1),
-        "bytes_per_step": round(stored / len(times)),
+        "bytes_per_step": round(stored / len(timed.times)),
         "record_bytes": Layout(arm, 0).bytes,
     }
 

@@ -52,9 +52,12 @@ def _copy(memory: mmap, base: int, array: Any, place: _Place) -> None:
     name, dtype, shape, start, stop = place
     if array.shape != shape:
         raise DataError(f"{name} has shape {array.shape}, expected {shape}; the step was not logged")
-    if array.dtype is not dtype or not array.flags.c_contiguous:
+    if array.dtype is not dtype:
         array = np.ascontiguousarray(array, dtype)
-    memory[base + start : base + stop] = array
+    try:
+        memory[base + start : base + stop] = array
+    except (BufferError, ValueError):  # it does not lie in one piece
+        memory[base + start : base + stop] = np.ascontiguousarray(array)
 
 
 class _Finite:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from sacflow_robot.envs.experts.expert import make_expert
-from sacflow_robot.envs.experts.habits import draw_habits
-from sacflow_robot.envs.experts.hand import Hand, nearest_yaw
+from sacflow_robot.envs.experts.hand import nearest_yaw
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import TASKS
 from sacflow_robot.envs.workers import collect, demonstrate
 from sacflow_robot.episode import Source
@@ -36,17 +38,32 @@ def test_the_proficient_expert_solves_every_task_in_both_ways(task: str) -> None
         assert episode.success and len(episode) < TASKS[task].horizon
 
 
-def test_the_two_ways_of_grasping_differ() -> None:
-    """The can is grasped with the fingers turned to one side or to the other."""
-    yaws: dict[bool, list[float]] = {True: [], False: []}
-    for seed in range(4):
-        episode = demonstrate("can", "proficient", seed)
-        hand = Hand(draw_habits("proficient", np.random.default_rng(0)), np.random.default_rng(0), first_way=True)
-        closing = int(np.argmax(episode.commanded[:, -1] > 0))
-        hand.see({key: column[closing] for key, column in episode.observations.items()})
-        yaws[make_expert("can", seed, "proficient").first_way].append(hand.yaw)
-    assert yaws[True] == pytest.approx([0.5] * len(yaws[True]), abs=0.2)
-    assert yaws[False] == pytest.approx([-0.5] * len(yaws[False]), abs=0.2)
+def show(task: str, seed: int, first_way: bool) -> tuple[bool, float, float]:
+    """Whether the task was solved, the hand's yaw (rad) when it first closed, and the gripper command at the end."""
+    env, expert = RobosuiteEnv(task), make_expert(task, seed, "proficient")
+    expert._hand.first_way = first_way
+    result, yaw, action = env.begin(seed), math.nan, np.zeros(7)
+    while not result.ended:
+        action = expert.act(result.observation)
+        if math.isnan(yaw) and action[-1] > 0:
+            yaw = expert._hand.yaw
+        result = env.command(action)
+    return result.terminated, yaw, float(action[-1])
+
+
+@pytest.mark.parametrize(("task", "starts"), [("stack", (3, 6)), ("can", (0, 1)), ("square", (17, 31))])
+def test_the_two_ways_grasp_with_the_hand_turned_otherwise(task: str, starts: tuple[int, ...]) -> None:
+    """From starts where both are about as short; elsewhere there is but one."""
+    for seed in starts:
+        (first_solved, first, _), (second_solved, second, _) = (show(task, seed, way) for way in (True, False))
+        assert first_solved and second_solved
+        assert 0.8 < abs(first - second) < 3.5
+
+
+def test_the_two_ways_of_opening_a_door_pull_with_fingers_closed_and_open() -> None:
+    for seed in range(2):
+        assert show("door", seed, True)[::2] == (True, 1.0)
+        assert show("door", seed, False)[::2] == (True, -1.0)
 
 
 def test_poor_is_worse_than_mixed_is_worse_than_proficient() -> None:

@@ -7,7 +7,6 @@ death of this process. The keeper (:mod:`sacflow_robot.data.keeper`), a process 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import struct
 import subprocess
@@ -32,8 +31,9 @@ from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec, StepResult
 
 _LONGEST_CLOSE_S = 120.0
-_SHORT = 256
-_pack_head = struct.Struct(HEAD).pack_into
+_STEP = int(Kind.STEP)
+# Found once: append has no time to look things up.
+_pack_head, _isfinite = struct.Struct(HEAD).pack_into, np.isfinite
 
 
 class Process(Protocol):
@@ -47,33 +47,17 @@ _Place = tuple[str, np.dtype[Any], tuple[int, ...], int, int]
 """Name, dtype, shape and byte range of an array in a record."""
 
 
-def _copy(memory: mmap, base: int, array: Any, place: _Place) -> None:
+def _copy(memory: mmap, base: int, array: npt.NDArray[Any], place: _Place) -> None:
     """Copy an array to its place in the record that begins at ``base``."""
     name, dtype, shape, start, stop = place
     if array.shape != shape:
         raise DataError(f"{name} has shape {array.shape}, expected {shape}; the step was not logged")
-    if array.dtype is not dtype:
-        array = np.ascontiguousarray(array, dtype)
+    content: Any = array if array.dtype is dtype else np.ascontiguousarray(array, dtype)
     try:
-        memory[base + start : base + stop] = array
+        memory[base + start : base + stop] = content
     except (BufferError, ValueError):  # it does not lie in one piece
-        memory[base + start : base + stop] = np.ascontiguousarray(array)
-
-
-class _Finite:
-    """Tells whether a record's numbers are finite, of one kind and side by side.
-
-    A plain sum says so for a few numbers, without waking up NumPy's machinery.
-    """
-
-    def __init__(self, code: str, count: int, start: int) -> None:
-        self._start, self._count, self._dtype = start, count, np.dtype(code)
-        self._unpack = struct.Struct(f"={count}{code}").unpack_from
-
-    def __call__(self, memory: mmap, base: int) -> bool:
-        if self._count <= _SHORT and math.isfinite(sum(self._unpack(memory, base + self._start))):
-            return True
-        return bool(np.isfinite(np.frombuffer(memory, self._dtype, self._count, base + self._start)).all())
+        content = np.ascontiguousarray(array)
+        memory[base + start : base + stop] = content
 
 
 def start_keeper(log: Path, token: str) -> Process:
@@ -134,7 +118,7 @@ class StepRecorder:
         if self._info is None or self._ended:
             raise UsageError("no episode is in progress; begin one first")
         self._make_room(1)
-        self._write_step(Kind.STEP, step, self._count)
+        self._write_step(_STEP, step, self._count)
         self._publish(1)
         result = step.result
         self._ended = result.ended
@@ -211,10 +195,10 @@ class StepRecorder:
         self._places = [place(a.key) for a in self._arm.observations]
         self._actions = [place(name) for name in ("action", "proposed", "measured")]
         self._state = place("state") if state_size else None
-        width = sum(math.prod(shape) for _, shape in layout.finite.values())
-        self._finite = [_Finite("f", width, self._actions[0][3])]
+        # Views of what must be finite in each record.
+        self._finite = [ring.columns("<f4", layout.finite_floats, self._actions[0][3])]
         if self._state is not None:
-            self._finite.append(_Finite("d", state_size, self._state[3]))
+            self._finite.append(ring.columns("<f8", state_size, self._state[3]))
 
     def _make_room(self, count: int) -> None:
         """Raise LogWriteError unless the keeper is alive and there is room for that many records."""
@@ -235,14 +219,15 @@ class StepRecorder:
         record = self._ring.infos[self._count % self._ring.capacity]
         record["index"], record["kind"], record["info"] = self._count, kind, text
 
-    def _write_step(self, kind: Kind, step: Step, index: int) -> None:
+    def _write_step(self, kind: int, step: Step, index: int) -> None:
         """Fill the record of that number; it does not count yet.
 
         This is what the control loop pays, mostly in cache misses: plain copies, and little code on the common path.
         """
         ring, result = self._ring, step.result
         assert ring is not None
-        base, memory = HEADER_BYTES + index % ring.capacity * self._layout.bytes, ring.map
+        memory, place = ring.map, index % ring.capacity
+        base = HEADER_BYTES + place * self._layout.bytes
         # fmt: off
         _pack_head(
             memory, base, index, 0, kind, step.time_ns, step.received_ns, step.inferred_ns, step.sent_ns,
@@ -253,14 +238,14 @@ class StepRecorder:
         _copy(memory, base, action, self._actions[0])
         _copy(memory, base, action if proposed is None else proposed, self._actions[1])
         _copy(memory, base, self._unmeasured if measured is None else measured, self._actions[2])
-        for place in self._places:
-            _copy(memory, base, result.observation[place[0]], place)
+        for array in self._places:
+            _copy(memory, base, result.observation[array[0]], array)
         if self._state is not None:
             if result.state is None:
                 raise DataError("a simulator state is missing; the step was not logged")
             _copy(memory, base, result.state, self._state)
-        for finite in self._finite:
-            if not finite(memory, base):
+        for rows in self._finite:
+            if not _isfinite(rows[place]).all():
                 raise DataError("an observation, action or state holds NaN or infinity; the step was not logged")
 
     def _publish(self, count: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import mmap
 import os
 import struct
@@ -16,6 +17,7 @@ import time
 import zlib
 from enum import IntEnum
 from pathlib import Path
+from time import monotonic_ns
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from sacflow_robot.spec import ArmSpec
 Records = npt.NDArray[np.void]
 
 _TMPFS = Path("/dev/shm")
-_HEADER = np.dtype(
+HEADER = np.dtype(
     [
         *(("token", "S32"), ("capacity", "<u8"), ("published", "<u8"), ("drained", "<u8"), ("beat", "<u8")),
         *(("closed", "u1"), ("error", "S512")),
@@ -65,6 +67,7 @@ class Layout:
         state = {"state": ("<f8", (state_size,))} if state_size else {}
         # What must be finite lies side by side, so that one look finds a NaN in any of it.
         self.finite = {"action": actions.pop("action"), **floats}
+        self.finite_floats = sum(math.prod(shape) for _, shape in self.finite.values())
         others = {key: of for key, of in arrays.items() if key not in floats}
         fields = [(key, *of) for key, of in {**self.finite, **actions, **others, **state}.items()]
         self.observed = [*arrays, "time_ns", *state]
@@ -99,7 +102,7 @@ class Ring:
         self.path, self._descriptor = path, descriptor
         # Populated at once, so that no append waits for a page.
         self.map = mmap.mmap(descriptor, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        self._header = np.frombuffer(self.map, _HEADER, 1)
+        self._header = np.frombuffer(self.map, HEADER, 1)
         self._words = memoryview(self.map).cast("Q")  # whole words change at once
         self.records: Records = np.frombuffer(self.map, layout.step, offset=HEADER_BYTES)
         self.infos: Records = self.records.view(layout.info)
@@ -197,12 +200,12 @@ class Ring:
 
     def beat(self) -> None:
         """Say that the reader is alive."""
-        self._words[_BEAT] = time.monotonic_ns()
+        self._words[_BEAT] = monotonic_ns()
 
     @property
     def quiet(self) -> bool:
         """Whether the reader has not said for a second that it is alive, or has failed."""
-        return time.monotonic_ns() - self._words[_BEAT] > _QUIET_NS
+        return monotonic_ns() - self._words[_BEAT] > _QUIET_NS
 
     @property
     def error(self) -> str:
@@ -213,6 +216,11 @@ class Ring:
     def error(self, text: str) -> None:
         self._header["error"][0] = text.encode()[:500]
         self._words[_BEAT] = 0
+
+    def columns(self, dtype: str, count: int, start: int) -> npt.NDArray[Any]:
+        """View of ``count`` numbers of each record, from the byte ``start`` of it on (capacity, count)."""
+        shape, strides = (self.capacity, count), (self.records.itemsize, np.dtype(dtype).itemsize)
+        return np.ndarray(shape, dtype, self.map, HEADER_BYTES + start, strides)
 
     def copy(self, first: int, stop: int) -> Records:
         """Records first to stop - 1."""

@@ -26,6 +26,7 @@ from sacflow_robot.data import keeper, store
 from sacflow_robot.data.check import repair, verify
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.recorder import StepRecorder, start_keeper
+from sacflow_robot.data.ring import HEADER
 from sacflow_robot.episode import Episode, Source, Step, StepFlag
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
 from sacflow_robot.spec import ArmSpec, ArraySpec, StepResult
@@ -38,6 +39,7 @@ ARM = ArmSpec(
     action_low=(-1, -1),
     action_high=(1, 1),
 )
+ONE = np.ones(2, np.float32)
 EPISODES, STEPS = 3, 12
 OPERATIONS = EPISODES * (STEPS + 2) + 2  # opening, per episode begin, steps and end, closing
 
@@ -301,6 +303,14 @@ def test_the_real_keeper_of_a_killed_writer_finishes_the_log(tmp_path: Path) -> 
     assert_are_the_written([episode], 5)
 
 
+def published_in(ring: Path) -> int:
+    return int(np.fromfile(ring, HEADER, 1)["published"][0])
+
+
+def drained_from(ring: Path) -> int:
+    return int(np.fromfile(ring, HEADER, 1)["drained"][0])
+
+
 def test_a_power_cut_costs_only_what_was_not_yet_flushed(tmp_path: Path) -> None:
     """As a power cut leaves it: no process, no shared memory, and a journal whose last block is garbage."""
     path, progress = tmp_path / "log.zarr", Progress()
@@ -308,11 +318,12 @@ def test_a_power_cut_costs_only_what_was_not_yet_flushed(tmp_path: Path) -> None
     while progress.done < 2 + STEPS + 2 + 8:
         time.sleep(0.001)
     os.kill(pid, signal.SIGSTOP)
-    time.sleep(0.05)  # the keeper drains every hundredth of a second
+    ring = Path(json.loads((path / store.WRITING / "session").read_text())["ring"])
+    while drained_from(ring) < published_in(ring):
+        time.sleep(0.001)
     for process in (progress.keeper, pid):
         send(process, signal.SIGKILL)
     os.waitpid(pid, 0)
-    ring = Path(json.loads((path / store.WRITING / "session").read_text())["ring"])
     ring.unlink()
     (journal,) = (path / store.WRITING).glob("journal.*")
     with journal.open("r+b") as file:
@@ -399,6 +410,20 @@ def test_what_does_not_fit_is_refused_and_not_kept(tmp_path: Path) -> None:
     assert np.isnan(episode.measured).all() and episode.truncated[-1]
     with StepRecorder(path, ARM, Forked) as log, pytest.raises(DataError, match="in state"):
         log.begin(StepResult(observation(0, 0)), 0, {})
+
+
+def test_arrays_of_another_layout_or_type_are_kept_as_what_the_log_declares(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    with StepRecorder(tmp_path / "log.zarr", ARM, Forked) as log:
+        log.begin(result(0, 0), 0, {})
+        flipped = StepResult({"pos": np.arange(3), "image": image[::-1]}, state=np.array([1, 2]))
+        log.append(Step(flipped, np.array([0.5, -0.5]), 1))
+        log.append(Step(StepResult({**observation(0, 0), "image": image.transpose(1, 0, 2)}, state=np.ones(2)), ONE, 2))
+        log.end({})
+    (episode,) = EpisodeLog.open(tmp_path / "log.zarr").episodes()
+    assert np.array_equal(episode.observations["image"][1], image[::-1])
+    assert np.array_equal(episode.observations["image"][2], image.transpose(1, 0, 2))
+    assert episode.observations["pos"][1].tolist() == [0, 1, 2] and episode.commanded.tolist() == [[0.5, -0.5], [1, 1]]
 
 
 def test_what_killed_writers_left_is_repaired_without_touching_it(tmp_path: Path) -> None:

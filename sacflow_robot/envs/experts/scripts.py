@@ -6,6 +6,7 @@ Where a task can be done in two ways, ``hand.first_way`` says which one an episo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,7 @@ _LEVER = 0.125  # from the lever's joint to its end (m)
 _UNLATCHED = 1.15  # turn of the lever that frees the door (rad)
 _CAN_YAW = 0.5  # to either side (rad)
 _UNEQUAL = 1.0  # of two ways to turn, one that is longer by more than this (rad) is nobody's choice
+_CARELESS = 0.85
 _QUARTER, _HALF = np.pi / 2, np.pi
 
 
@@ -89,6 +91,8 @@ def square(hand: Hand) -> Motion:
     def handle() -> Vector:
         return nut() + _HANDLE * np.array([np.cos(nut_yaw()), np.sin(nut_yaw()), 0.0])
 
+    if hand.habits.carelessness < _CARELESS:  # all but the most careless know that a handle must be taken across
+        hand.habits = replace(hand.habits, aligns=True)
     yaw, turn = _plan_turn(nut_yaw(), hand.first_way)
     if not (yield from hand.grasp(handle, hand.aim(0.009, 0.009, 0.006), yaw, clearance=0.02, within=0.015)):
         return False
@@ -149,6 +153,7 @@ def door(hand: Hand) -> Motion:
         return held
 
     miss = hand.aim(0.009, 0.009, 0.007)
+    hasty = abs(miss[2]) / 0.01  # who aims badly also pulls too early, and lets the lever rise again
     above = on_lever(0) + up(0.05 + hand.habits.hover)
     yield from hand.move(lambda: above, OPEN, within=0.02, limit=80, yaw=yaw)
     yield from hand.move(lambda: on_lever(0) + miss, OPEN, within=0.015, limit=30, yaw=yaw)
@@ -156,14 +161,19 @@ def door(hand: Hand) -> Motion:
         yield from hand.close()
     for _ in range(60):
         angle = hand.objects[13]
-        if angle > _UNLATCHED:
+        if angle > _UNLATCHED - 0.15 * hasty:
             break
         yield Goal(on_lever(min(angle + 0.4, 1.8)) + 0.04 * down, gripper, yaw, 0.7)
     wiggle = 0.05 if hand.first_way else 0.0  # the latch sticks to its frame; a loose lever slips off when wiggled
     for step in range(140):
         angle = hand.objects[13]
         press = np.cos(angle) * down - np.sin(angle) * along
-        yield Goal(hand.position + 0.09 * outwards + (0.04 + wiggle * np.sin(0.6 * step)) * press, gripper, yaw, 0.7)
+        yield Goal(
+            hand.position + 0.09 * outwards + (0.04 - 0.03 * hasty + wiggle * np.sin(0.6 * step)) * press,
+            gripper,
+            yaw,
+            0.7,
+        )
     return False
 
 

@@ -214,6 +214,14 @@ class ArmSpec:
         ]
         return np.concatenate(parts, axis=-1)
 
+    def unflatten(self, flat: FloatArray) -> dict[str, FloatArray]:
+        """Inverse of :meth:`flatten`: views of the arrays in (..., observation_dim)."""
+        arrays, start = {}, 0
+        for a in self.observations:
+            arrays[a.key] = flat[..., start : start + a.size].reshape(*flat.shape[:-1], *a.shape)
+            start += a.size
+        return arrays
+
 
 def _canonical(spec: ArmSpec | PolicySpec) -> str:
     """Canonical JSON; without the fields that say nothing, so that a field can be added and old fingerprints stand."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from typing import Literal
 
 from sacflow_robot.envs.tasks import is_gymnasium_id
-
-Engine = Literal["stock", "compiled"]
-"""``stock`` is robosuite's controllers in Python; ``compiled`` the same in machine code, equal to rounding."""
+from sacflow_robot.spec import Engine
 
 _log = logging.getLogger(__name__)
 

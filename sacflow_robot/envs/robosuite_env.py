@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from sacflow_robot.envs.engine import Engine, fall_back, usable_engine
+from sacflow_robot.envs.engine import fall_back, usable_engine
 from sacflow_robot.envs.rendering import SceneRenderer
 from sacflow_robot.envs.state import State, StateLayout
 from sacflow_robot.envs.suite import robosuite
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, get_task
-from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.compiled.arm import CompiledArm
@@ -75,7 +75,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         self._steps = 0
         self._renderer: SceneRenderer | None = None
         self._compiled: CompiledArm | None = None
-        self.engine = usable_engine(task, engine)
+        self.engine: Engine = usable_engine(task, engine)
         if self.engine == "compiled":
             self._compile()
 
@@ -104,7 +104,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         super().reset(seed=seed)
         state = (options or {}).get("state")
         self._restore(self.draw_start(self.np_random) if state is None else np.asarray(state, np.float64))
-        return self._observe(), {"state": self.state()}
+        return self.observe()[0], {"state": self.state()}
 
     def draw_start(self, rng: np.random.Generator) -> State:
         """A state (S,) in which robosuite starts an episode; the episode in progress is lost."""
@@ -128,8 +128,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
             observation, state = self.arm.unflatten(flat[0]), states[0]
         else:
             self._control(given)
-            success = bool(self._suite._check_success())
-            observation, state = self._observe(), self.state()
+            (observation, success), state = self.observe(), self.state()
         truncated = not success and self._steps >= self.task.horizon
         return observation, float(success), success, truncated, {"success": success, "state": state}
 
@@ -155,6 +154,12 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
     def observe_state(self, state: State) -> tuple[dict[str, FloatArray], bool]:
         """Observation and success flag of a logged state (S,); the episode in progress is lost."""
         self.layout.write(state, self._model, self._data)
+        return self.observe()
+
+    def observe(self) -> tuple[dict[str, FloatArray], bool]:
+        """Observation and success flag of the present state."""
+        if self._compiled is not None:
+            return self.arm.unflatten(self._compiled.observe()), self._compiled.solved()
         return self._observe(), bool(self._suite._check_success())
 
     @property

@@ -17,7 +17,7 @@ from sacflow_robot.envs.compiled.check import checked_task
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.state import State
 from sacflow_robot.envs.workers import core_count
-from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult
 
 
 class ArmThreads:
@@ -41,6 +41,10 @@ class ArmThreads:
     @property
     def spec(self) -> ArmSpec:
         return self._maker.spec
+
+    @property
+    def engine(self) -> Engine:
+        return "compiled"
 
     def __len__(self) -> int:
         return len(self._arms)

@@ -14,13 +14,13 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sacflow_robot.envs.engine import Engine, fall_back, usable_engine
+from sacflow_robot.envs.engine import fall_back, usable_engine
 from sacflow_robot.envs.experts.expert import make_expert
 from sacflow_robot.envs.experts.habits import Quality
 from sacflow_robot.envs.tasks import get_arm, is_gymnasium_id
 from sacflow_robot.episode import Episode, EpisodeBuilder, Source
 from sacflow_robot.errors import SacflowError, one_line
-from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, FloatArray, StepResult
+from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, Engine, FloatArray, StepResult
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
@@ -85,6 +85,10 @@ class ArmPool:
     @property
     def spec(self) -> ArmSpec:
         return self._spec
+
+    @property
+    def engine(self) -> Engine:
+        return "stock"
 
     def __len__(self) -> int:
         return len(self._links)
@@ -189,7 +193,7 @@ def demonstrate(task: str, quality: Quality, seed: int, engine: Engine = "stock"
         action = expert.act(result.observation)
         result = arm.command(action)
         builder.add(result, action, source=Source.EXPERT)
-    return builder.build(seed=seed, task=task, expert=quality, clock=NOMINAL_CLOCK)
+    return builder.build(seed=seed, task=task, expert=quality, clock=NOMINAL_CLOCK, env_engine=arm.engine)
 
 
 def collect(
@@ -241,7 +245,7 @@ def _prepared(task: str, engine: Engine) -> Engine:
         from sacflow_robot.envs.compiled import kernels
 
         if not kernels.is_cached():
-            engine = getattr(_local_arm(task, engine), "engine", "stock")
+            engine = _local_arm(task, engine).engine
     return engine
 
 

@@ -149,14 +149,13 @@ def _kernel(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-def _plain(function: Any) -> Callable[..., Any]:
-    """robosuite's own function behind its Numba wrapper, whether it is switched on or not."""
-    inner: Callable[..., Any] = getattr(function, "py_func", function)
-    return inner
+def _theirs(function: Any) -> Any:
+    """A function that robosuite has compiled, or compiles here if its own switch for that is off."""
+    return function if hasattr(function, "py_func") else _kernel(function)
 
 
-_quat2mat = numba.njit(nogil=True)(_plain(robosuite.utils.transform_utils.quat2mat))
-_mat2quat = numba.njit(nogil=True)(_plain(robosuite.utils.transform_utils.mat2quat))
+_quat2mat = _theirs(robosuite.utils.transform_utils.quat2mat)
+_mat2quat = _theirs(robosuite.utils.transform_utils.mat2quat)
 
 
 @_kernel
@@ -217,7 +216,9 @@ def _solve_block(a: Reals, start: int, b: Reals, block: Reals) -> None:
 @_kernel
 def _mass_matrix(views: Views, plan: Plan, mass: Reals) -> None:
     """The arm's block of the joint-space inertia matrix (7, 7)."""
-    mass[:] = 0.0
+    for i in range(ARM):
+        for j in range(ARM):
+            mass[i, j] = 0.0
     for i in range(ARM):
         dof = plan.dofs[i]
         address = plan.dof_mass[dof]
@@ -356,27 +357,32 @@ def _control(model: int, data: int, views: Views, plan: Plan, memory: Memory, s:
 
 @_kernel
 def _pose(position: Reals, quaternion: Reals) -> npt.NDArray[np.float32]:
-    """robosuite's ``pose2mat`` (4, 4), in its single precision; quaternion w x y z."""
-    pose = np.zeros((4, 4), np.float32)
-    xyzw = np.array((quaternion[1], quaternion[2], quaternion[3], quaternion[0]))
-    pose[:3, :3] = _quat2mat(xyzw)
-    pose[:3, 3] = position
-    pose[3, 3] = 1.0
+    """robosuite's ``pose2mat``, upper three rows (3, 4), in its single precision; quaternion w x y z."""
+    matrix = _quat2mat(np.array((quaternion[1], quaternion[2], quaternion[3], quaternion[0])))
+    pose = np.empty((3, 4), np.float32)
+    for i in range(3):
+        for j in range(3):
+            pose[i, j] = matrix[i, j]
+        pose[i, 3] = position[i]
     return pose
 
 
 @_kernel
 def _pose_in_grip(grip: npt.NDArray[np.float32], pose: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
     """Position and quaternion x y z w (7,) of one pose seen from another."""
-    relative = np.zeros((4, 4))
+    matrix = np.zeros((3, 3))
     for i in range(3):
-        for j in range(4):
-            for k in range(3):
-                relative[i, j] += np.float64(grip[k, i]) * np.float64(pose[k, j])
+        away = np.zeros(2)
         for k in range(3):
-            relative[i, 3] -= np.float64(grip[k, i]) * np.float64(grip[k, 3])
-    out[:3] = relative[:3, 3]
-    out[3:7] = _mat2quat(relative[:3, :3])
+            across = np.float64(grip[k, i])
+            for j in range(3):
+                matrix[i, j] += across * np.float64(pose[k, j])
+            away[0] += across * np.float64(pose[k, 3])
+            away[1] += across * np.float64(grip[k, 3])
+        out[i] = away[0] - away[1]
+    quaternion = _mat2quat(matrix)
+    for i in range(4):
+        out[3 + i] = quaternion[i]
 
 
 @_kernel
@@ -469,8 +475,10 @@ def execute(
         _control(model, data, views, plan, memory, scratch, actions[t])
         observe(views, plan, observations[t])
         states[t, 0] = memory.time[0]
-        states[t, 1 : 1 + nq] = views.qpos
-        states[t, 1 + nq : 1 + nq + nv] = views.qvel
+        for i in range(nq):
+            states[t, 1 + i] = views.qpos[i]
+        for i in range(nv):
+            states[t, 1 + nq + i] = views.qvel[i]
         if at_goal(views, plan):
             return t + 1
     return len(actions)

@@ -57,7 +57,7 @@ class Comparer:
         seen = stock.begin(seed)
         alike = _equal(seen, following.begin(seed)) and _equal(seen, free.begin(seed))
         worst, free_worst, free_steps, held = 0.0, 0.0, 0, np.zeros(7, np.float32)
-        for t in range(steps):
+        for _ in range(steps):
             if kind == "expert" and not expert.done:
                 action = expert.act(seen.observation)
             elif kind == "extreme":

@@ -4,8 +4,9 @@ All of it is compiled by Numba, runs without the interpreter's lock, and is cach
 notices a change to the file of the function that is called from Python, but not to the files of those it calls.
 
 The arithmetic is that of robosuite 1.5.2 (controllers/parts/arm/osc.py, parts/gripper/simple_grip.py and
-utils/control_utils.py, MIT licence) but for one thing: where robosuite inverts matrices by singular value decomposition, 25
-times per control step, here they are factorised by Cholesky. That is an order of magnitude faster and agrees to rounding.
+utils/control_utils.py, MIT licence), operation by operation and through the same BLAS and LAPACK routines, so that the
+result is the same to the last bit. That is worth its price, which is the singular value decompositions: contacts make of a
+difference in the last bit one that is seen within a second.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba import types
+from numba.extending import get_cython_function_address
 
 from sacflow_robot.envs.suite import robosuite
 
@@ -35,8 +37,6 @@ BODY_POSITION, BODY_QUATERNION, BODY_FROM_GRIP, BODY_FROM_BODY, SITE_POSITION, S
     range(8)
 )
 SIGHT_SIZES = (3, 4, 3, 3, 3, 3, 1, 7)
-
-_FLOAT64_MIN = 2.2250738585072014e-308
 
 
 class Views(NamedTuple):
@@ -102,20 +102,35 @@ class Memory(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room for one substep's results."""
+    """Room for one substep's results. Matrices that BLAS reads column by column are marked."""
 
     jacobian: Reals  # (6, 7) of the gripper by the arm's joints
-    columns: Reals  # (6, 7) the same over the mass matrix's factor
+    velocity: Reals  # (6,) of the gripper, linear then angular
     mass: Reals  # (7, 7)
-    inertia: Reals  # (6, 6) inverse of the gripper's, J M⁻¹ J'
-    block: Reals  # (3, 3)
+    mass_inverse: Reals  # (7, 7), by columns
+    product: Reals  # (6, 7) J M⁻¹
+    inertia: Reals  # (6, 6) (J M⁻¹ J')⁻¹, by columns; before that its inverse
+    position_inertia: Reals  # (3, 3), by columns
+    rotation_inertia: Reals  # (3, 3), by columns
+    weighted: Reals  # (7, 6) M⁻¹ J'
+    jbar: Reals  # (7, 6)
+    nullspace: Reals  # (7, 7)
     posture: Reals  # (7,) acceleration towards the posture at rest
-    pulled: Reals  # (6,) what of it the gripper would feel
+    posture_torques: Reals  # (7,)
+    pulled: Reals  # (7,) torques of the nullspace
+    force: Reals  # (6,) wanted, linear then angular
     wrench: Reals  # (6,)
     torques: Reals  # (7,)
-    goal_position: Reals  # (3,)
-    goal_matrix: Reals  # (3, 3)
+    goal_position: Reals  # (3,) in the base's frame
+    goal_matrix: Reals  # (3, 3) likewise
     wanted: Reals  # (3, 3)
+    wanted_position: Reals  # (3,)
+    svd: Reals  # (2 * 36 + 6,) U, V' and singular values
+    work: Reals  # (600,)
+    integers: npt.NDArray[np.int32]  # pivots and status
+    counts: npt.NDArray[np.int32]  # 0, 1, 2, ... for BLAS to point at
+    letters: npt.NDArray[np.uint8]  # n, t, S
+    constants: Reals  # 1, 0
 
 
 def _load_physics() -> None:
@@ -125,20 +140,29 @@ def _load_physics() -> None:
     if not libraries:
         raise ImportError(f"no shared library of MuJoCo in {folder}")
     llvmlite.binding.load_library_permanently(str(libraries[0]))
+    for module, names in (("blas", ("dgemm", "dgemv")), ("lapack", ("dgesdd", "dgetrf", "dgetri"))):
+        for name in names:
+            address = get_cython_function_address(f"scipy.linalg.cython_{module}", name)
+            llvmlite.binding.add_symbol(f"sacflow_{name}", address)
 
 
 _load_physics()
 
 
-def _physics(name: str, *arguments: types.Type) -> Any:
+def _external(name: str, *arguments: types.Type) -> Any:
     return types.ExternalFunction(name, types.void(*arguments))
 
 
-_mj_step1 = _physics("mj_step1", types.intp, types.intp)
-_mj_step2 = _physics("mj_step2", types.intp, types.intp)
-_mj_kinematics = _physics("mj_kinematics", types.intp, types.intp)
-_mj_collision = _physics("mj_collision", types.intp, types.intp)
-_mj_jac_site = _physics("mj_jacSite", types.intp, types.intp, types.intp, types.intp, types.int32)
+_mj_step1 = _external("mj_step1", types.intp, types.intp)
+_mj_step2 = _external("mj_step2", types.intp, types.intp)
+_mj_kinematics = _external("mj_kinematics", types.intp, types.intp)
+_mj_collision = _external("mj_collision", types.intp, types.intp)
+_mj_jac_site = _external("mj_jacSite", types.intp, types.intp, types.intp, types.intp, types.int32)
+
+# SciPy's, which Numba uses as well; all of their arguments are addresses.
+_dgemm, _dgemv = _external("sacflow_dgemm", *[types.intp] * 13), _external("sacflow_dgemv", *[types.intp] * 11)
+_dgesdd = _external("sacflow_dgesdd", *[types.intp] * 14)
+_dgetrf, _dgetri = _external("sacflow_dgetrf", *[types.intp] * 6), _external("sacflow_dgetri", *[types.intp] * 7)
 
 
 def _kernel(function: Callable[..., Any]) -> Any:
@@ -161,56 +185,58 @@ _mat2quat = _theirs(robosuite.utils.transform_utils.mat2quat)
 @_kernel
 def _scratch() -> Scratch:
     return Scratch(
-        np.empty((6, ARM)), np.empty((6, ARM)), np.empty((ARM, ARM)), np.empty((6, 6)), np.empty((3, 3)), np.empty(ARM),
-        np.empty(6), np.empty(6), np.empty(ARM), np.empty(3), np.empty((3, 3)), np.empty((3, 3)),
+        np.empty((6, ARM)), np.empty(6), np.empty((ARM, ARM)), np.empty((ARM, ARM)), np.empty((6, ARM)), np.empty((6, 6)),
+        np.empty((3, 3)), np.empty((3, 3)), np.empty((ARM, 6)), np.empty((ARM, 6)), np.empty((ARM, ARM)), np.empty(ARM),
+        np.empty(ARM), np.empty(ARM), np.empty(6), np.empty(6), np.empty(ARM), np.empty(3), np.empty((3, 3)),
+        np.empty((3, 3)), np.empty(3), np.empty(78), np.empty(600), np.zeros(64, np.int32), np.arange(1024).astype(np.int32),
+        np.array([110, 116, 83], np.uint8), np.array([1.0, 0.0]),
     )  # fmt: skip
 
 
 @_kernel
-def _factorise(a: Reals, n: int) -> None:
-    """Cholesky factor of a positive definite matrix, in place of its lower triangle."""
-    for j in range(n):
-        pivot = a[j, j]
-        for k in range(j):
-            pivot -= a[j, k] * a[j, k]
-        a[j, j] = math.sqrt(max(pivot, _FLOAT64_MIN))
-        for i in range(j + 1, n):
-            rest = a[i, j]
-            for k in range(j):
-                rest -= a[i, k] * a[j, k]
-            a[i, j] = rest / a[j, j]
+def _times(x: int, x_turned: bool, y: int, y_turned: bool, out: int, m: int, k: int, n: int, s: Scratch) -> None:
+    """out (m, n) = x (m, k) @ y (k, n), given by their addresses; those turned are stored by columns, the others by rows."""
+    letter, count, constant = s.letters.ctypes.data, s.counts.ctypes.data, s.constants.ctypes.data
+    _dgemm(
+        letter + y_turned, letter + x_turned, count + 4 * n, count + 4 * m, count + 4 * k, constant,
+        y, count + 4 * (k if y_turned else n), x, count + 4 * (m if x_turned else k), constant + 8, out, count + 4 * n,
+    )  # fmt: skip
 
 
 @_kernel
-def _forward(factor: Reals, b: Reals, n: int) -> None:
-    """Solve L x = b in place."""
+def _apply(matrix: int, turned: bool, x: int, out: int, m: int, n: int, s: Scratch) -> None:
+    """out (m,) = matrix (m, n) @ x (n,), given by their addresses."""
+    letter, count, constant = s.letters.ctypes.data, s.counts.ctypes.data, s.constants.ctypes.data
+    rows, columns = (m, n) if turned else (n, m)
+    _dgemv(
+        letter + (not turned), count + 4 * rows, count + 4 * columns, constant, matrix, count + 4 * rows,
+        x, count + 4, constant + 8, out, count + 4,
+    )  # fmt: skip
+
+
+@_kernel
+def _pseudo_inverse(a: Reals, n: int, s: Scratch) -> None:
+    """Numba's ``pinv`` of a matrix (n, n) stored by columns, in place; the result is stored by columns too."""
+    letter, count, constant = s.letters.ctypes.data, s.counts.ctypes.data, s.constants.ctypes.data
+    left, right = s.svd.ctypes.data, s.svd.ctypes.data + 8 * 36
+    values, status = right + 8 * 36, s.integers.ctypes.data
+    size = count + 4 * n
+    _dgesdd(
+        letter + 2, size, size, a.ctypes.data, size, values, left, size, right, size,
+        s.work.ctypes.data, count + 4 * 600, status + 4 * 16, status,
+    )  # fmt: skip
+    rank = 0
+    for k in range(n):
+        if s.svd[72 + k] > s.svd[72] * 1e-15:
+            s.svd[72 + k] = 1.0 / s.svd[72 + k]
+            rank = k
     for i in range(n):
-        rest = b[i]
-        for k in range(i):
-            rest -= factor[i, k] * b[k]
-        b[i] = rest / factor[i, i]
-
-
-@_kernel
-def _backward(factor: Reals, b: Reals, n: int) -> None:
-    """Solve L' x = b in place."""
-    for i in range(n - 1, -1, -1):
-        rest = b[i]
-        for k in range(i + 1, n):
-            rest -= factor[k, i] * b[k]
-        b[i] = rest / factor[i, i]
-
-
-@_kernel
-def _solve_block(a: Reals, start: int, b: Reals, block: Reals) -> None:
-    """Solve the 3x3 diagonal block of a positive definite matrix at ``start`` for three entries of b, in place."""
-    for i in range(3):
-        for j in range(i + 1):
-            block[i, j] = a[start + i, start + j]
-    part = b[start : start + 3]
-    _factorise(block, 3)
-    _forward(block, part, 3)
-    _backward(block, part, 3)
+        for k in range(rank + 1):
+            s.svd[36 + n * i + k] *= s.svd[72 + k]
+    _dgemm(
+        letter + 1, letter + 1, size, size, count + 4 * (rank + 1), constant,
+        right, size, left, size, constant + 8, a.ctypes.data, size,
+    )  # fmt: skip
 
 
 @_kernel
@@ -233,18 +259,29 @@ def _mass_matrix(views: Views, plan: Plan, mass: Reals) -> None:
 @_kernel
 def _set_goal(views: Views, plan: Plan, action: Reals, s: Scratch) -> None:
     """Where the gripper should go, in the base's frame: from where it is now, by what the action says."""
-    delta = np.empty(6)
+    delta, base, world, grip = np.empty(6), np.zeros((4, 4)), np.eye(4), np.eye(4)
     for i in range(6):
         given = min(max(action[i], plan.input_low[i]), plan.input_high[i])
         delta[i] = (given - plan.input_middle[i]) * plan.input_scale[i] + plan.output_middle[i]
-    origin, base = views.site_position[plan.base_site], views.site_matrix[plan.base_site].reshape(3, 3)
-    grip, turned = views.site_position[plan.grip_site], views.site_matrix[plan.grip_site].reshape(3, 3)
+    turned, origin = np.empty((3, 3)), np.empty(3)
     for i in range(3):
-        shift = base[0, i] * origin[0] + base[1, i] * origin[1] + base[2, i] * origin[2]
-        position = base[0, i] * grip[0] + base[1, i] * grip[1] + base[2, i] * grip[2]
-        s.goal_position[i] = (position - shift) + delta[i]
+        origin[i] = views.site_position[plan.base_site, i]
+        world[i, 3] = grip[i, 3] = views.site_position[plan.grip_site, i]
         for j in range(3):
-            s.wanted[i, j] = base[0, i] * turned[0, j] + base[1, i] * turned[1, j] + base[2, i] * turned[2, j]
+            turned[i, j] = base[i, j] = views.site_matrix[plan.base_site, 3 * j + i]
+            grip[i, j] = views.site_matrix[plan.grip_site, 3 * i + j]
+    moved, present = np.empty(3), np.empty((4, 4))
+    _apply(turned.ctypes.data, False, origin.ctypes.data, moved.ctypes.data, 3, 3, s)
+    for i in range(3):
+        base[i, 3] = -moved[i]
+    base[3, 3] = 1.0
+    _times(base.ctypes.data, False, world.ctypes.data, False, present.ctypes.data, 4, 4, 4, s)
+    for i in range(3):
+        s.goal_position[i] = present[i, 3] + delta[i]
+    _times(base.ctypes.data, False, grip.ctypes.data, False, present.ctypes.data, 4, 4, 4, s)
+    for i in range(3):
+        for j in range(3):
+            turned[i, j] = present[i, j]
     angle = math.sqrt(delta[3] * delta[3] + delta[4] * delta[4] + delta[5] * delta[5])
     quaternion = np.zeros(4)
     quaternion[3] = 1.0
@@ -252,74 +289,87 @@ def _set_goal(views: Views, plan: Plan, action: Reals, s: Scratch) -> None:
         quaternion[3] = math.cos(angle / 2.0)
         for i in range(3):
             quaternion[i] = delta[3 + i] / angle * math.sin(angle / 2.0)
-    _multiply(_quat2mat(quaternion), s.wanted, s.goal_matrix)
+    turn = _quat2mat(quaternion)
+    _times(turn.ctypes.data, False, turned.ctypes.data, False, s.goal_matrix.ctypes.data, 3, 3, 3, s)
 
 
 @_kernel
-def _multiply(a: Reals, b: Reals, out: Reals) -> None:
-    """Product of matrices (3, 3)."""
+def _wanted_force(views: Views, plan: Plan, memory: Memory, s: Scratch) -> None:
+    """Force (6,), linear then angular, that draws the gripper to its goal with critical damping."""
+    base, grip = views.site_matrix.ctypes.data + 72 * plan.base_site, views.site_position[plan.grip_site]
+    turned, wanted, force = views.site_matrix[plan.grip_site], s.wanted, s.force
+    _apply(base, False, s.goal_position.ctypes.data, s.wanted_position.ctypes.data, 3, 3, s)
+    _times(base, False, s.goal_matrix.ctypes.data, False, wanted.ctypes.data, 3, 3, 3, s)
+    nv = len(views.qvel)
+    rows, velocity = memory.jacobian.ctypes.data, s.velocity.ctypes.data
+    _apply(rows, False, views.qvel.ctypes.data, velocity, 3, nv, s)
+    _apply(rows + 24 * nv, False, views.qvel.ctypes.data, velocity + 24, 3, nv, s)
     for i in range(3):
-        for j in range(3):
-            out[i, j] = a[i, 0] * b[0, j] + a[i, 1] * b[1, j] + a[i, 2] * b[2, j]
-
-
-@_kernel
-def _wrench(views: Views, plan: Plan, s: Scratch) -> None:
-    """Acceleration (6,), linear then angular, that the gripper should have: critically damped towards its goal."""
-    origin, base = views.site_position[plan.base_site], views.site_matrix[plan.base_site].reshape(3, 3)
-    grip, turned = views.site_position[plan.grip_site], views.site_matrix[plan.grip_site].reshape(3, 3)
-    goal, wanted, wrench = s.goal_position, s.wanted, s.wrench
-    _multiply(base, s.goal_matrix, wanted)
-    for i in range(3):
-        wrench[i] = origin[i] + (base[i, 0] * goal[0] + base[i, 1] * goal[1] + base[i, 2] * goal[2]) - grip[i]
-        wrench[3 + i] = 0.0
-    for k in range(3):  # half the sum of the cross products of present and wanted axes
-        wrench[3] += 0.5 * (turned[1, k] * wanted[2, k] - turned[2, k] * wanted[1, k])
-        wrench[4] += 0.5 * (turned[2, k] * wanted[0, k] - turned[0, k] * wanted[2, k])
-        wrench[5] += 0.5 * (turned[0, k] * wanted[1, k] - turned[1, k] * wanted[0, k])
+        force[i] = (views.site_position[plan.base_site, i] + s.wanted_position[i]) - grip[i]
+        b, c = (i + 1) % 3, (i + 2) % 3
+        x = turned[3 * b] * wanted[c, 0] - turned[3 * c] * wanted[b, 0]
+        y = turned[3 * b + 1] * wanted[c, 1] - turned[3 * c + 1] * wanted[b, 1]
+        z = turned[3 * b + 2] * wanted[c, 2] - turned[3 * c + 2] * wanted[b, 2]
+        force[3 + i] = 0.5 * (x + y + z)
     for i in range(6):
-        velocity = 0.0
-        for k in range(ARM):
-            velocity += s.jacobian[i, k] * views.qvel[plan.dofs[k]]
-        wrench[i] = wrench[i] * plan.kp[i] - velocity * plan.kd[i]
+        force[i] = force[i] * plan.kp[i] + -s.velocity[i] * plan.kd[i]
+
+
+@_kernel
+def _inertias(s: Scratch) -> None:
+    """Inverse of the mass matrix, and the gripper's inertia: in full, of its position alone, of its rotation alone."""
+    mass_inverse, jacobian, product = s.mass_inverse.ctypes.data, s.jacobian.ctypes.data, s.product.ctypes.data
+    count, status = s.counts.ctypes.data, s.integers.ctypes.data
+    for i in range(ARM):
+        for j in range(ARM):
+            s.mass_inverse[i, j] = s.mass[i, j]
+    size = count + 4 * ARM
+    _dgetrf(size, size, mass_inverse, size, status + 4, status)
+    _dgetri(size, mass_inverse, size, status + 4, s.work.ctypes.data, count + 4 * 600, status)
+    # The product is symmetric but for rounding, so that its transpose is what has to be handed to LAPACK: it reads columns.
+    _times(jacobian, False, mass_inverse, True, product, 6, ARM, ARM, s)
+    _times(product, False, jacobian, True, s.inertia.ctypes.data, 6, ARM, 6, s)
+    _transpose(s.inertia, 6)
+    _times(jacobian, False, mass_inverse, True, product, 3, ARM, ARM, s)
+    _times(product, False, jacobian, True, s.position_inertia.ctypes.data, 3, ARM, 3, s)
+    _transpose(s.position_inertia, 3)
+    _times(jacobian + 24 * ARM, False, mass_inverse, True, product, 3, ARM, ARM, s)
+    _times(product, False, jacobian + 24 * ARM, True, s.rotation_inertia.ctypes.data, 3, ARM, 3, s)
+    _transpose(s.rotation_inertia, 3)
+    _pseudo_inverse(s.inertia, 6, s)
+    _pseudo_inverse(s.position_inertia, 3, s)
+    _pseudo_inverse(s.rotation_inertia, 3, s)
+
+
+@_kernel
+def _transpose(a: Reals, n: int) -> None:
+    for i in range(n):
+        for j in range(i):
+            a[i, j], a[j, i] = a[j, i], a[i, j]
 
 
 @_kernel
 def _torques(views: Views, plan: Plan, rest: Reals, s: Scratch) -> None:
-    """Joint torques (7,): J' Λ a, with position and orientation uncoupled, gravity's, and the nullspace's.
-
-    With Λ = (J M⁻¹ J')⁻¹ and the posture's torque M b, the nullspace's is (I - J' Λ J M⁻¹) M b = M b - J' Λ J b.
-    """
-    mass, columns, inertia, pulled = s.mass, s.columns, s.inertia, s.pulled
-    _mass_matrix(views, plan, mass)
-    stiffness = 10.0
-    damping = math.sqrt(stiffness) * 2
+    """Joint torques (7,): what the wanted force takes, gravity's, and the nullspace's, which pull to the posture at rest."""
+    jacobian, wrench, force = s.jacobian.ctypes.data, s.wrench.ctypes.data, s.force.ctypes.data
+    _mass_matrix(views, plan, s.mass)
+    _inertias(s)
+    _times(s.mass_inverse.ctypes.data, True, jacobian, True, s.weighted.ctypes.data, ARM, ARM, 6, s)
+    _times(s.weighted.ctypes.data, False, s.inertia.ctypes.data, True, s.jbar.ctypes.data, ARM, 6, 6, s)
+    _times(s.jbar.ctypes.data, False, jacobian, False, s.nullspace.ctypes.data, ARM, 6, ARM, s)
+    for i in range(ARM):
+        for j in range(ARM):
+            s.nullspace[i, j] = (1.0 if i == j else 0.0) - s.nullspace[i, j]
+    _apply(s.position_inertia.ctypes.data, True, force, wrench, 3, 3, s)
+    _apply(s.rotation_inertia.ctypes.data, True, force + 24, wrench + 24, 3, 3, s)
+    _apply(jacobian, True, wrench, s.torques.ctypes.data, ARM, 6, s)
+    stiffness, damping = 10, math.sqrt(10) * 2
     for k in range(ARM):
         s.posture[k] = stiffness * (rest[k] - views.qpos[plan.joints[k]]) - damping * views.qvel[plan.dofs[k]]
+    _apply(s.mass.ctypes.data, True, s.posture.ctypes.data, s.posture_torques.ctypes.data, ARM, ARM, s)
+    _apply(s.nullspace.ctypes.data, True, s.posture_torques.ctypes.data, s.pulled.ctypes.data, ARM, ARM, s)
     for k in range(ARM):
-        s.torques[k] = views.qfrc_bias[plan.dofs[k]]
-        for j in range(ARM):
-            s.torques[k] += mass[k, j] * s.posture[j]
-    _factorise(mass, ARM)
-    for i in range(6):
-        pulled[i] = 0.0
-        for k in range(ARM):
-            columns[i, k] = s.jacobian[i, k]
-            pulled[i] += columns[i, k] * s.posture[k]
-        _forward(mass, columns[i], ARM)
-        for j in range(i + 1):
-            total = 0.0
-            for k in range(ARM):
-                total += columns[i, k] * columns[j, k]
-            inertia[i, j] = total
-    _solve_block(inertia, 0, s.wrench, s.block)
-    _solve_block(inertia, 3, s.wrench, s.block)
-    _factorise(inertia, 6)
-    _forward(inertia, pulled, 6)
-    _backward(inertia, pulled, 6)
-    for i in range(6):
-        for k in range(ARM):
-            s.torques[k] += s.jacobian[i, k] * (s.wrench[i] - pulled[i])
+        s.torques[k] = (s.torques[k] + views.qfrc_bias[plan.dofs[k]]) + s.pulled[k]
 
 
 @_kernel
@@ -339,7 +389,7 @@ def _control(model: int, data: int, views: Views, plan: Plan, memory: Memory, s:
         for i in range(6):
             for k in range(ARM):
                 s.jacobian[i, k] = memory.jacobian[i, plan.dofs[k]]
-        _wrench(views, plan, s)
+        _wanted_force(views, plan, memory, s)
         _torques(views, plan, memory.rest, s)
         for k in range(ARM):
             motor = plan.motors[k]

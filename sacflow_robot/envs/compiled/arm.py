@@ -44,6 +44,8 @@ class CompiledArm:
 
     def __init__(self, task: CompiledTask, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         self._task, self._model, self._data = task, model, data
+        # Nobody reads the force and torque sensors at the wrist; without them the motion is the same, to the last bit.
+        model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
         self._views = Views(
             data.qpos, data.qvel, data.ctrl, data.qfrc_bias, data.qM, data.xpos, data.xquat, data.site_xpos,
             data.site_xmat,
@@ -58,6 +60,12 @@ class CompiledArm:
         self._memory.time[0] = self._data.time
         self._memory.rest[:] = self._data.qpos[self._task.plan.joints]
         self._memory.fingers[:] = 0.0
+
+    def physics_only(self, states: npt.NDArray[np.float64], controls: npt.NDArray[np.float64]) -> None:
+        """The physics alone of a control step from each of the states (T, S), with the motors as in ``controls`` (T, nu)."""
+        kernels.physics_only(
+            self._model._address, self._data._address, self._views, states, controls, self._task.plan.substeps
+        )
 
     def observe(self) -> FloatArray:
         """The flattened observation (D,) of the present state."""

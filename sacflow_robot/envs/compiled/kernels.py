@@ -155,6 +155,7 @@ def _external(name: str, *arguments: types.Type) -> Any:
 
 _mj_step1 = _external("mj_step1", types.intp, types.intp)
 _mj_step2 = _external("mj_step2", types.intp, types.intp)
+_mj_step = _external("mj_step", types.intp, types.intp)
 _mj_kinematics = _external("mj_kinematics", types.intp, types.intp)
 _mj_collision = _external("mj_collision", types.intp, types.intp)
 _mj_jac_site = _external("mj_jacSite", types.intp, types.intp, types.intp, types.intp, types.int32)
@@ -532,6 +533,30 @@ def execute(
         if at_goal(views, plan):
             return t + 1
     return len(actions)
+
+
+@_kernel
+def physics_only(model: int, data: int, views: Views, states: Reals, controls: Reals, substeps: int) -> None:
+    """The physics of control steps and nothing else, to measure what is left to gain.
+
+    Args:
+        model: Address of the ``mjModel``.
+        data: Address of its ``mjData``.
+        views: The latter's arrays.
+        states: States (T, S) to take a control step from each.
+        controls: What the motors do in them (T, nu).
+        substeps: Calls of ``mj_step`` per control step.
+    """
+    nq = len(views.qpos)
+    for t in range(len(states)):
+        for i in range(nq):
+            views.qpos[i] = states[t, 1 + i]
+        for i in range(len(views.qvel)):
+            views.qvel[i] = states[t, 1 + nq + i]
+        for i in range(len(views.ctrl)):
+            views.ctrl[i] = controls[t, i]
+        for _ in range(substeps):
+            _mj_step(model, data)
 
 
 def is_cached() -> bool:

@@ -10,10 +10,10 @@ import copy
 import multiprocessing as mp
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import mujoco
@@ -90,21 +90,22 @@ def _turn(task: str, engine: BenchEngine, worker: int, turn: int, barrier: int) 
     """Seconds that ``_STEPS`` control steps take once all workers are ready."""
     rng = np.random.default_rng(turn)
     actions = rng.uniform(-1, 1, (_STEPS, 7))
-    work = _native(task).prepare(engine, worker, actions, turn) if engine in ("compiled", "physics") else None
-    env = _interpreted(task) if work is None else None
-    if env is not None:
+    if engine in ("compiled", "physics"):
+        work = _native(task).prepare(engine, worker, actions, turn)
+    else:
+        env = _interpreted(task)
         env.begin(turn)
+        step = env._suite.step if engine == "stock" else env.command
+        work = partial(_each, step, actions)
     _here.barriers[barrier].wait(timeout=600)
     began = time.perf_counter()
-    if work is not None:
-        work()
-    elif engine == "stock":
-        for action in actions:
-            env._suite.step(action)
-    else:
-        for action in actions:
-            env.command(action)
+    work()
     return time.perf_counter() - began
+
+
+def _each(step: Callable[[Any], Any], actions: Any) -> None:
+    for action in actions:
+        step(action)
 
 
 @cache
@@ -121,7 +122,7 @@ class _Native:
         self._arms: dict[int, tuple[CompiledArm, mujoco.MjModel, mujoco.MjData]] = {}
         self._lock = threading.Lock()
 
-    def prepare(self, engine: BenchEngine, worker: int, actions: Any, turn: int) -> Any:
+    def prepare(self, engine: BenchEngine, worker: int, actions: Any, turn: int) -> Callable[[], Any]:
         """What is to be timed."""
         with self._lock:
             start = self._env.draw_start(np.random.default_rng(turn))

@@ -45,8 +45,9 @@ def test_overview_and_help_of_every_command(capsys: Capture) -> None:
 
 
 def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:
-    assert "bench log, bench replay, demos collect, demos convert, demos info, doctor, eval, export" in fails(
-        capsys, 2, "trian"
+    assert (
+        "bench log, bench replay, bench sim, demos collect, demos convert, demos info, doctor, eval, export"
+        in fails(capsys, 2, "trian")
     )
     assert "valid names: demos collect" in fails(capsys, 2, "demos", "colect")
     assert "unknown task 'lfit'; valid names: any Gymnasium id, e.g. HalfCheetah-v5, can, door, lift" in fails(

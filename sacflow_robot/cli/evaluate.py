@@ -51,7 +51,10 @@ class Eval:
             f"{mean_steps:.0f} steps and a return of {mean_return:.4g} on average"
         )
         if self.json:
-            common.print_json(
-                {**common.success_json(solved, len(episodes)), "mean_steps": mean_steps, "mean_return": mean_return}
-            )
+            result = {
+                **common.success_json(solved, len(episodes)),
+                "mean_steps": mean_steps,
+                "mean_return": mean_return,
+            }
+            common.print_json({**result, "env_engine": episodes[0].info["env_engine"]})
         return 0

@@ -9,7 +9,7 @@ from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.spec import Engine, Robot
 
 
-def _sim(task: str, engine: Engine) -> Robot:
+def _sim(task: str, engine: Engine = "compiled") -> Robot:
     try:
         from sacflow_robot.robot.sim import SimRobot
     except ImportError as error:
@@ -19,7 +19,7 @@ def _sim(task: str, engine: Engine) -> Robot:
     return SimRobot(task, engine)
 
 
-DRIVERS: dict[str, Callable[[str, Engine], Robot]] = {"sim": _sim}
+DRIVERS: dict[str, Callable[[str], Robot]] = {"sim": _sim}
 
 
 def make_robot(name: str, engine: Engine = "compiled") -> Robot:
@@ -42,4 +42,6 @@ def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
     driver, _, argument = name.partition(":")
     if driver not in DRIVERS:
         raise UnknownNameError("robot driver", driver, [f"{d}:..." for d in DRIVERS])
-    return partial(DRIVERS[driver], argument, engine)
+    if DRIVERS[driver] is _sim:
+        return partial(_sim, argument, engine)
+    return partial(DRIVERS[driver], argument)

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-gpu check format bench clean
+.PHONY: train test test-gpu test-sim check format bench clean
 
 train: $(READY)
 	$(BIN)/sacflow-robot train --env lift $(ARGS)
@@ -14,6 +14,10 @@ test: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu $(ARGS)
+
+# Every task, 50 episodes of 200 steps with random, expert and extreme actions, on both engines: some 10 minutes.
+test-sim: $(READY)
+	$(BIN)/python benchmarks/sim_equality.py --out benchmarks/results/sim_equality.json $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -29,6 +33,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/serve_latency.py --policy policies/lift.onnx --out benchmarks/results/serve_latency.json
 	$(BIN)/sacflow-robot bench replay --out benchmarks/results/replay.json
 	$(BIN)/sacflow-robot bench log --out benchmarks/results/log.json
+	$(BIN)/sacflow-robot bench sim --out benchmarks/results/sim.json
 
 # Made again whenever the requirements change; an interrupted set-up leaves no .ready and is taken up again.
 $(READY): pyproject.toml constraints.txt requirements-robomimic.txt

@@ -59,8 +59,8 @@ class Rollouts:
                 self._builders[i].add(result, action)
             self._latest[i] = results[-1]
             if results[-1].ended:
-                info = {"seed": self._current.pop(i), "task": self._arms.spec.task, "clock": NOMINAL_CLOCK}
-                ended.append(self._builders.pop(i).build(**info))
+                info = {"task": self._arms.spec.task, "clock": NOMINAL_CLOCK, "env_engine": self._arms.engine}
+                ended.append(self._builders.pop(i).build(seed=self._current.pop(i), **info))
         return steps, ended
 
     def state_dict(self) -> dict[int, dict[str, Any]]:

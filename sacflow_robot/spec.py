@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ _MOST = 1_000_000  # a chunk length, number of Euler steps or extent beyond this
 
 FloatArray = npt.NDArray[np.float32]
 Observation = Mapping[str, FloatArray]
+
+Engine = Literal["stock", "compiled"]
+"""What steps a simulated arm: robosuite's controllers in Python, or the same in machine code, equal to rounding."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,14 @@ class ArmSpec:
         ]
         return np.concatenate(parts, axis=-1)
 
+    def unflatten(self, flat: FloatArray) -> dict[str, FloatArray]:
+        """Inverse of :meth:`flatten`: views of the arrays in (..., observation_dim)."""
+        arrays, start = {}, 0
+        for a in self.observations:
+            arrays[a.key] = flat[..., start : start + a.size].reshape(*flat.shape[:-1], *a.shape)
+            start += a.size
+        return arrays
+
 
 def _canonical(spec: ArmSpec | PolicySpec) -> str:
     """Canonical JSON; without the fields that say nothing, so that a field can be added and old fingerprints stand."""
@@ -367,10 +378,13 @@ class Recorder(Protocol):
 
 
 class VectorArms(Protocol):
-    """N simulated arms, each executing whole chunks; :mod:`sacflow_robot.envs.workers` has one in processes."""
+    """N simulated arms, each executing whole chunks; ``sacflow_robot.envs.workers.make_arms`` makes them."""
 
     @property
     def spec(self) -> ArmSpec: ...
+
+    @property
+    def engine(self) -> Engine: ...
 
     def __len__(self) -> int: ...
 

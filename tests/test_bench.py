@@ -48,3 +48,17 @@ def test_robomimic_reads_the_same_steps(arm: ArmSpec, tmp_path: Path) -> None:
     assert np.array_equal(window["actions"], episodes[1].commanded[7:12])
     for key in keys:
         assert np.array_equal(window["next_obs"][key], episodes[1].observations[key][8:13])
+
+
+def test_bench_sim_measures_every_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "sim.json"
+    command = ["bench", "sim", "--tasks", "lift", "--turns", "1", "--workers", "1", "--json", "--out", str(out)]
+    assert main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads(out.read_text()) and {"date", "machine", "load_before"} < set(result)
+    rate = {row["engine"]: row["steps_per_s"] for row in result["rows"]}
+    assert rate.keys() == {"stock", "stripped", "compiled", "physics"} and min(rate.values()) > 0
+    assert all((row["workers"], row["task"]) == (1, "lift") for row in result["rows"])
+    for ratio in result["ratios"]:
+        assert ratio["of_stock"] == pytest.approx(rate["compiled"] / rate["stock"], abs=0.01)
+    assert main(["bench", "sim", "--tasks", "lfit"]) == main(["bench", "sim", "--turns", "0"]) == 2

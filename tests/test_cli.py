@@ -16,6 +16,7 @@ import pytest
 from sacflow_robot.cli import COMMANDS, main
 from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.episode import Episode
+from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
 from sacflow_robot.spec import ArmSpec
@@ -45,8 +46,9 @@ def test_overview_and_help_of_every_command(capsys: Capture) -> None:
 
 
 def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:
-    assert "bench log, bench replay, demos collect, demos convert, demos info, doctor, eval, export" in fails(
-        capsys, 2, "trian"
+    assert (
+        "bench log, bench replay, bench sim, demos collect, demos convert, demos info, doctor, eval, export"
+        in fails(capsys, 2, "trian")
     )
     assert "valid names: demos collect" in fails(capsys, 2, "demos", "colect")
     assert "unknown task 'lfit'; valid names: any Gymnasium id, e.g. HalfCheetah-v5, can, door, lift" in fails(
@@ -219,3 +221,19 @@ def test_the_server_stops_cleanly_when_asked(policy_file: Path, how: signal.Sign
     assert "stopped after 0 requests" in server.stderr.read()
     assert server.wait(10) == 0
     server.stderr.close()
+
+
+def test_an_evaluation_is_the_same_on_both_engines(policy_file: Path, capsys: Capture) -> None:
+    results = {}
+    for engine in ("stock", "compiled"):
+        assert main(["eval", "--policy", str(policy_file), "--episodes", "1", "--env-engine", engine, "--json"]) == 0
+        results[engine] = json.loads(capsys.readouterr().out)
+        assert results[engine].pop("env_engine") == engine
+    assert results["stock"] == results["compiled"]
+    assert "invalid choice" in fails(capsys, 2, "eval", "--policy", policy_file, "--env-engine", "quick")
+
+
+def test_a_run_takes_up_a_configuration_from_before_there_were_engines() -> None:
+    text = to_yaml(TrainConfig())
+    assert from_yaml(text).env_engine == "compiled"
+    assert from_yaml(text.replace("env_engine: compiled\n", "")).env_engine == "stock"

@@ -8,18 +8,26 @@ import numpy as np
 import pytest
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.workers import ArmPool
+from sacflow_robot.envs.workers import ArmPool, make_arms
 from sacflow_robot.errors import SacflowError, UnknownNameError
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.rollout import Rollouts, rollout
+from sacflow_robot.spec import VectorArms
 
 SHAPE = (5, 7)
 
 
+@pytest.fixture(scope="module", params=["stock", "compiled"])
+def arms(request: pytest.FixtureRequest) -> Iterator[VectorArms]:
+    with make_arms("lift", 2, request.param) as made:
+        assert made.engine == request.param
+        yield made
+
+
 @pytest.fixture(scope="module")
-def arms() -> Iterator[ArmPool]:
-    with ArmPool("lift", 2) as pool:
-        yield pool
+def pool() -> Iterator[ArmPool]:
+    with ArmPool("lift", 2) as made:
+        yield made
 
 
 def choose(observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
@@ -27,7 +35,7 @@ def choose(observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
     return np.clip(0.5 * noise + observation["object"][:, None, 7:8], -1, 1).astype(np.float32)
 
 
-def test_an_episode_depends_on_its_seed_alone(arms: ArmPool, env: RobosuiteEnv) -> None:
+def test_an_episode_depends_on_its_seed_alone(arms: VectorArms, env: RobosuiteEnv) -> None:
     rollouts = Rollouts(arms, SHAPE, [3, 4, 5])
     assert rollouts.send(choose)
     total, ended = rollouts.receive()
@@ -41,15 +49,16 @@ def test_an_episode_depends_on_its_seed_alone(arms: ArmPool, env: RobosuiteEnv) 
     assert np.array_equal(by_seed[4], choose(observation, noise[None])[0])
 
 
-def test_rollout_runs_every_seed_once_and_in_full(arms: ArmPool) -> None:
+def test_rollout_runs_every_seed_once_and_in_full(arms: VectorArms) -> None:
     episodes = list(rollout(arms, (75, 7), choose, [1, 2, 3]))
     assert sorted(e.info["seed"] for e in episodes) == [1, 2, 3]
     assert all((len(e) == 300 and e.truncated[-1]) or e.success for e in episodes)
     assert all((np.diff(e.time_ns) == 50_000_000).all() and "nominal" in e.info["clock"] for e in episodes)
+    assert {e.info["env_engine"] for e in episodes} == {arms.engine}
     assert list(rollout(arms, SHAPE, choose, [])) == []
 
 
-def test_interrupted_episodes_go_on_exactly(arms: ArmPool) -> None:
+def test_interrupted_episodes_go_on_exactly(arms: VectorArms) -> None:
     first = Rollouts(arms, SHAPE, [6, 7])
     for _ in range(3):
         first.send(choose)
@@ -70,7 +79,8 @@ def test_interrupted_episodes_go_on_exactly(arms: ArmPool) -> None:
         assert np.array_equal(again[i]["actions"], expected[i]["actions"])
 
 
-def test_failures_in_a_worker_reach_the_caller(arms: ArmPool) -> None:
+def test_failures_in_a_worker_reach_the_caller(pool: ArmPool) -> None:
+    arms = pool
     with pytest.raises(UnknownNameError):
         ArmPool("juggle", 1)
     arms.begin({0: 1, 1: 2})

@@ -80,3 +80,12 @@ def test_quaternions_are_a_hint_that_no_file_without_it_is_refused_for(arm: ArmS
     beyond["observations"][3]["quaternions"] = [8]
     with pytest.raises(DataError, match="a quaternion lies outside its array"):
         ArmSpec.from_dict(beyond)
+
+
+def test_unflatten_undoes_flatten(arm: ArmSpec) -> None:
+    flat = np.random.default_rng(0).standard_normal((3, 2, arm.observation_dim)).astype(np.float32)
+    observation = arm.unflatten(flat)
+    assert {key: array.shape for key, array in observation.items()} == {
+        a.key: (3, 2, *a.shape) for a in arm.observations
+    }
+    assert np.array_equal(arm.flatten(observation), flat)

@@ -113,3 +113,77 @@ class BenchReplay:
         if self.json:
             common.print_json(result)
         return 0
+
+
+@dataclass(frozen=True)
+class BenchSim:
+    """Control steps per second of the simulated tasks: stock robosuite, both engines, and the physics alone.
+
+    Attributes:
+        tasks: Which tasks.
+        turns: Turns of 50 control steps that each engine takes per number of arms; the median counts.
+        workers: Arms at once, one measurement each; by default one, and as many as there are cores.
+        json: Print the result as one JSON object.
+        out: JSON file to write the result to as well.
+    """
+
+    tasks: tuple[str, ...] = ("lift", "stack", "can", "square", "door")
+    turns: int = 15
+    workers: tuple[int, ...] = ()
+    json: bool = False
+    out: Path | None = None
+
+    def run(self) -> int:
+        import datetime
+        from dataclasses import asdict
+
+        from rich.table import Table
+
+        from sacflow_robot.bench import sim
+        from sacflow_robot.bench.machine import machine, present_load
+        from sacflow_robot.envs.tasks import get_task
+        from sacflow_robot.envs.workers import core_count
+
+        workers = self.workers or tuple(sorted({1, core_count()}))
+        if not self.tasks or self.turns < 1 or min(workers) < 1:
+            raise UsageError("--tasks must name at least one, --turns and --workers must be at least 1")
+        for task in self.tasks:
+            get_task(task)
+        load, rows = present_load(), []
+        for task in self.tasks:
+            common.console().print(f"stepping {task} ...")
+            rows += sim.measure(task, workers, self.turns)
+        columns = [*sim.ENGINES, "of stock", "of physics"]
+        table = Table("task", "arms", box=None, pad_edge=False)
+        for name in columns:
+            table.add_column(name, justify="right")
+        ratios = []
+        for task in self.tasks:
+            for count in workers:
+                rate = {row.engine: row.steps_per_s for row in rows if (row.task, row.workers) == (task, count)}
+                of_stock, of_physics = rate["compiled"] / rate["stock"], rate["compiled"] / rate["physics"]
+                table.add_row(
+                    task,
+                    str(count),
+                    *(f"{rate[e]:,.0f}" for e in sim.ENGINES),
+                    f"{of_stock:.1f} x",
+                    f"{of_physics:.0%}",
+                )
+                ratios.append(
+                    {"task": task, "workers": count, "of_stock": round(of_stock, 2), "of_physics": round(of_physics, 3)}
+                )
+        common.console().print("control steps per second; compiled in terms of stock and of the physics alone")
+        common.console().print(table)
+        result = {
+            "date": datetime.date.today().isoformat(),
+            "machine": machine(),
+            "load_before": load,
+            "rows": [asdict(row) for row in rows],
+            "ratios": ratios,
+        }
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(json.dumps(result) + "\n")
+        if self.json:
+            common.print_json(result)
+        return 0

@@ -23,7 +23,7 @@ from rich.progress import (
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import Policy
+from sacflow_robot.spec import Engine, Policy
 from sacflow_robot.statistics import wilson_interval
 
 if TYPE_CHECKING:
@@ -92,16 +92,16 @@ def success_json(successes: int, episodes: int) -> dict[str, Any]:
     }
 
 
-def evaluate(policy: Policy, task: str, seeds: Iterable[int]) -> list[Episode]:
+def evaluate(policy: Policy, task: str, seeds: Iterable[int], engine: Engine = "compiled") -> list[Episode]:
     """Run a policy on all cores, one episode per seed, with a progress bar."""
-    from sacflow_robot.envs.workers import ArmPool, core_count
+    from sacflow_robot.envs.workers import core_count, make_arms
     from sacflow_robot.rollout import rollout
 
     wanted = list(seeds)
     episodes: list[Episode] = []
     if not wanted:
         return episodes
-    with ArmPool(task, min(core_count(), len(wanted))) as arms, progress_bar("episodes") as bar:
+    with make_arms(task, min(core_count(), len(wanted)), engine) as arms, progress_bar("episodes") as bar:
         row = bar.add_task("evaluating", total=len(wanted), success="")
         for episode in rollout(arms, policy.spec.noise_shape, policy.infer, wanted):
             episodes.append(episode)
@@ -110,7 +110,9 @@ def evaluate(policy: Policy, task: str, seeds: Iterable[int]) -> list[Episode]:
     return episodes
 
 
-def collect_demos(task: str, quality: Quality, count: int, first_seed: int) -> list[Episode]:
+def collect_demos(
+    task: str, quality: Quality, count: int, first_seed: int, engine: Engine = "compiled"
+) -> list[Episode]:
     """Demonstrations of the scripted expert, collected on all cores with a progress bar."""
     from sacflow_robot.envs.workers import collect, core_count
 
@@ -124,7 +126,8 @@ def collect_demos(task: str, quality: Quality, count: int, first_seed: int) -> l
             bar.update(row, advance=1)
             bar.update(row, success=f"success {solved / bar.tasks[0].completed:.0%}")
 
-        return collect(task, quality, range(first_seed, first_seed + count), min(core_count(), max(count, 1)), show)
+        seeds = range(first_seed, first_seed + count)
+        return collect(task, quality, seeds, min(core_count(), max(count, 1)), show, engine)
 
 
 def cache_root() -> Path:
@@ -133,16 +136,18 @@ def cache_root() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sacflow-robot"
 
 
-def demo_cache(task: str, quality: Quality, count: int) -> Path:
+def demo_cache(task: str, quality: Quality, count: int, engine: Engine = "compiled") -> Path:
     """Where ``train`` keeps the demonstrations that it collects itself.
 
     The name holds a digest of the experts and the environment: another version of them does not reuse old episodes.
     """
-    from sacflow_robot.envs import experts, robosuite_env, tasks
+    from sacflow_robot.envs import compiled, experts, robosuite_env, tasks
 
     digest = hashlib.sha256()
-    expert_modules = sorted(Path(str(experts.__file__)).parent.glob("*.py"))
-    for module in (*expert_modules, Path(str(robosuite_env.__file__)), Path(str(tasks.__file__))):
+    modules = sorted(Path(str(experts.__file__)).parent.glob("*.py"))
+    if engine == "compiled":
+        modules += sorted(Path(str(compiled.__file__)).parent.glob("*.py"))
+    for module in (*modules, Path(str(robosuite_env.__file__)), Path(str(tasks.__file__))):
         digest.update(module.read_bytes())
     return cache_root() / "demos" / f"{task}-{quality}-{count}-{digest.hexdigest()[:10]}.zarr"
 

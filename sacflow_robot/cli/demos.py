@@ -8,6 +8,7 @@ from typing import Literal
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
+from sacflow_robot.spec import Engine
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Collect:
         episodes: Episodes to collect.
         out: Episode log to make.
         seed: First environment seed, which decides the expert's habits too.
+        env_engine: What steps the arms: compiled, or robosuite's own (stock).
         json: Print the result as one JSON object.
     """
 
@@ -28,6 +30,7 @@ class Collect:
     quality: Literal["proficient", "mixed", "poor"] = "mixed"
     episodes: int = 200
     seed: int = 1_000_000
+    env_engine: Engine = "compiled"
     json: bool = False
 
     def run(self) -> int:
@@ -41,7 +44,7 @@ class Collect:
         make_expert(self.env, 0, self.quality)
         if self.out.exists():
             raise UsageError(f"{self.out} exists already; give another --out or remove it")
-        episodes = common.collect_demos(self.env, self.quality, self.episodes, self.seed)
+        episodes = common.collect_demos(self.env, self.quality, self.episodes, self.seed, self.env_engine)
         write_log(self.out, arm, episodes)
         solved, steps = sum(e.success for e in episodes), sum(map(len, episodes))
         common.console().print(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import SpecMismatchError, UsageError
+from sacflow_robot.spec import Engine
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Eval:
         policy: Policy file.
         env: Task, or any Gymnasium id.
         episodes: Episodes to run.
+        env_engine: What steps the arms: compiled, or robosuite's own (stock).
         seed: First environment seed; training never uses seeds below 1 000 000.
         json: Print the result as one JSON object.
     """
@@ -24,6 +26,7 @@ class Eval:
     policy: Path
     env: str = "lift"
     episodes: int = 100
+    env_engine: Engine = "compiled"
     seed: int = common.EVAL_SEED
     json: bool = False
 
@@ -40,7 +43,7 @@ class Eval:
         different = arm.differences(policy.spec.arm)
         if different:
             raise SpecMismatchError(f"{self.policy} does not fit {self.env} (task, policy): {'; '.join(different)}")
-        episodes = common.evaluate(policy, self.env, range(self.seed, self.seed + self.episodes))
+        episodes = common.evaluate(policy, self.env, range(self.seed, self.seed + self.episodes), self.env_engine)
         solved, mean_steps = sum(e.success for e in episodes), float(np.mean([len(e) for e in episodes]))
         mean_return = float(np.mean([e.rewards.sum() for e in episodes]))
         common.console().print(
@@ -48,7 +51,10 @@ class Eval:
             f"{mean_steps:.0f} steps and a return of {mean_return:.4g} on average"
         )
         if self.json:
-            common.print_json(
-                {**common.success_json(solved, len(episodes)), "mean_steps": mean_steps, "mean_return": mean_return}
-            )
+            result = {
+                **common.success_json(solved, len(episodes)),
+                "mean_steps": mean_steps,
+                "mean_return": mean_return,
+            }
+            common.print_json({**result, "env_engine": episodes[0].info["env_engine"]})
         return 0

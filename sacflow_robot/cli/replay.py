@@ -13,6 +13,7 @@ import tyro
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, one_line
+from sacflow_robot.spec import Engine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +41,8 @@ class Replay:
         timing: lockstep sends each command as soon as the one before is done, logged at the logged times.
         profile: Calibration profile whose action limits hold on top of the arm's.
         video: MP4 file to write, where off-screen rendering works.
+        env_engine: What steps a simulated arm: compiled, or robosuite's own (stock). By default what stepped it when it was
+            logged.
         rerun: Recording to write for the Rerun viewer (.rrd); works without a simulator too, without pictures.
         json: Print the result as one JSON object.
     """
@@ -50,6 +53,7 @@ class Replay:
     timing: Literal["lockstep", "logged"] = "lockstep"
     profile: Path | None = None
     video: Path | None = None
+    env_engine: Engine | None = None
     rerun: Path | None = None
     json: bool = False
 
@@ -89,7 +93,8 @@ class Replay:
         needed = self.rerun is None or self.timing == "logged" or any(option is not None for option in asked)
         robot = None
         try:
-            robot = make_robot(self.robot or f"sim:{arm.task}")
+            logged: Engine = "compiled" if episode.info.get("env_engine") == "compiled" else "stock"
+            robot = make_robot(self.robot or f"sim:{arm.task}", self.env_engine or logged)
             check_replayable(robot, arm, episode, str(self.log))
         except SacflowError as error:
             if robot is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
+from sacflow_robot.spec import Engine
 
 _LONGEST_TIMEOUT_S = 3600
 
@@ -26,6 +27,7 @@ class Run:
         note: Text to keep with every episode.
         profile: Calibration profile whose action limits hold on top of the arm's.
         timeout: Longest wait for the server (s).
+        env_engine: What steps a simulated arm: compiled, or robosuite's own (stock).
         json: Print the result as one JSON object.
     """
 
@@ -37,6 +39,7 @@ class Run:
     note: str | None = None
     profile: Path | None = None
     timeout: float = 2.0
+    env_engine: Engine = "compiled"
     json: bool = False
 
     def run(self) -> int:
@@ -50,7 +53,7 @@ class Run:
             )
         solved = done = overruns = 0
         with ExitStack() as stack:
-            driver, profile = find_driver(self.robot), None
+            driver, profile = find_driver(self.robot, self.env_engine), None
             if self.profile is not None:
                 from sacflow_robot.calibrate.profile import load_profile
 
@@ -65,6 +68,8 @@ class Run:
 
                 log = stack.enter_context(StepRecorder(self.log, robot.spec))
             info = {} if self.note is None else {"note": self.note}
+            if (engine := getattr(robot, "engine", None)) is not None:
+                info["env_engine"] = engine
             if self.profile is not None:
                 info["calibration_sha256"] = hashlib.sha256(self.profile.read_bytes()).hexdigest()
             bar = stack.enter_context(common.progress_bar("episodes"))

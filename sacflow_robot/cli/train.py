@@ -52,7 +52,7 @@ class Train:
         return Train(config=preset(known.env, known.velocity))
 
     def run(self) -> int:
-        from sacflow_robot.envs.workers import ArmPool, core_count
+        from sacflow_robot.envs.workers import core_count, make_arms
         from sacflow_robot.learn.progress import TrainingProgress
         from sacflow_robot.learn.run_folder import RunFolder
         from sacflow_robot.learn.train import Interrupted, Trainer, pick_device
@@ -67,8 +67,8 @@ class Train:
         pick_device(config.device)
         demos, logged = load_training_episodes(config) if folder is None else ([], [])
         with (
-            ArmPool(config.env, config.arms) as arms,
-            ArmPool(config.env, max(1, min(core_count(), config.eval_episodes))) as eval_arms,
+            make_arms(config.env, config.arms, config.env_engine) as arms,
+            make_arms(config.env, max(1, min(core_count(), config.eval_episodes)), config.env_engine) as eval_arms,
         ):
             if folder is None:
                 folder = RunFolder.create(self.out, config)
@@ -93,7 +93,7 @@ class Train:
         difference = export_trainer(trainer, folder.policy)
         policy = OnnxPolicy(folder.policy)
         seeds = range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes)
-        final = common.evaluate(policy, config.env, seeds)
+        final = common.evaluate(policy, config.env, seeds, config.env_engine)
         solved = sum(e.success for e in final)
         cloning = trainer.evaluations[0] if trainer.evaluations else None
         if cloning is not None:
@@ -215,7 +215,7 @@ def _cached_demos(config: TrainConfig) -> Path:
 
     if config.demo_episodes < 1:
         raise UsageError("--demo-episodes is 0; it must be at least 1, or give --demos none and --replay LOG")
-    path = common.demo_cache(config.env, config.demo_quality, config.demo_episodes)
+    path = common.demo_cache(config.env, config.demo_quality, config.demo_episodes, config.env_engine)
     if not path.exists():
         common.console().print(f"collecting {config.demo_episodes} demonstrations, once; they are kept in {path}")
         try:
@@ -224,7 +224,9 @@ def _cached_demos(config: TrainConfig) -> Path:
             raise DataError(
                 f"cannot make the cache folder {path.parent}: {error.strerror}; set SACFLOW_ROBOT_CACHE"
             ) from None
-        episodes = common.collect_demos(config.env, config.demo_quality, config.demo_episodes, TRAINING_SEED)
+        episodes = common.collect_demos(
+            config.env, config.demo_quality, config.demo_episodes, TRAINING_SEED, config.env_engine
+        )
         try:
             write_log(path, get_arm(config.env), episodes)
         except (LogWriteError, UsageError):

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from sacflow_robot.errors import DataError, UsageError, one_line
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, StepResult
+from sacflow_robot.spec import ArmSpec, ArraySpec, Engine, FloatArray, StepResult
 
 _KEY = "observation"
 _DEFAULT_RATE_HZ = 20.0
@@ -29,6 +29,8 @@ class GymnasiumEnv:
     Raises:
         UsageError: There is no such environment, or its spaces are not boxes.
     """
+
+    engine: Engine = "stock"
 
     def __init__(self, task: str) -> None:
         try:

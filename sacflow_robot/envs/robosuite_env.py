@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import mujoco
@@ -12,24 +11,19 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from sacflow_robot.envs.engine import fall_back, usable_engine
 from sacflow_robot.envs.rendering import SceneRenderer
+from sacflow_robot.envs.state import State, StateLayout
+from sacflow_robot.envs.suite import robosuite
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, get_task
-from sacflow_robot.errors import DataError
-from sacflow_robot.spec import FloatArray, StepResult
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult
 
-# robosuite's import warns about optional extras that we do not use, and each environment logs its controller file.
-_previously_disabled = logging.root.manager.disable
-logging.disable(logging.WARNING)
-import robosuite  # noqa: E402
-
-logging.disable(_previously_disabled)
-logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+if TYPE_CHECKING:
+    from sacflow_robot.envs.compiled.arm import CompiledArm
 
 # robosuite draws the cube's size when it builds the model. One seed for the model gives every process the same cube,
 # without which a logged state would not replay.
 _MODEL_SEED = 0
-
-_LARGEST_STATE = 1e6  # metres, radians or seconds
 
 
 class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
@@ -43,6 +37,10 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
     Args:
         task: Name of the task, e.g. ``"lift"``.
         render_mode: None or ``"rgb_array"`` (needs off-screen rendering, see ``render``).
+        engine: What steps it; ``compiled`` gives way to ``stock``, with a line in the log, where it does not cover a task.
+
+    Attributes:
+        engine: What does step it.
 
     Raises:
         UnknownNameError: No such task.
@@ -50,14 +48,12 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_RATE_HZ)}  # noqa: RUF012 (Gymnasium's name)
 
-    def __init__(self, task: str = "lift", render_mode: str | None = None) -> None:
+    def __init__(self, task: str = "lift", render_mode: str | None = None, engine: Engine = "stock") -> None:
         self.task: Task = get_task(task)
         self.arm = self.task.arm
         self.render_mode = render_mode
-        self.observation_space: spaces.Dict = spaces.Dict(  # type: ignore[assignment]
-            {a.key: spaces.Box(-np.inf, np.inf, a.shape, np.float32) for a in self.arm.observations}
-        )
-        self.action_space = spaces.Box(-1.0, 1.0, (self.arm.action_dim,), np.float32)
+        self.observation_space: spaces.Dict  # type: ignore[assignment]
+        self.observation_space, self.action_space = make_spaces(self.arm)  # type: ignore[assignment]
         self._suite = robosuite.make(
             self.task.robosuite_name,
             robots="Panda",
@@ -73,10 +69,25 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         self._substeps = round(self._suite.control_timestep / self._suite.model_timestep)
         self._model = self._suite.sim.model._model
         self._data = self._suite.sim.data._data
-        self._placed_ids = [self._suite.sim.model.body_name2id(name) for name in self.task.placed_bodies]
+        placed = [self._suite.sim.model.body_name2id(name) for name in self.task.placed_bodies]
+        self.layout = StateLayout(task, self._model.nq, self._model.nv, placed)
         self._object_sensors, self._object_parts = _object_sensors(self._suite)
         self._steps = 0
         self._renderer: SceneRenderer | None = None
+        self._compiled: CompiledArm | None = None
+        self.engine: Engine = usable_engine(task, engine)
+        if self.engine == "compiled":
+            self._compile()
+
+    def _compile(self) -> None:
+        from sacflow_robot.envs.compiled.arm import CompiledArm
+        from sacflow_robot.envs.compiled.check import checked_task
+        from sacflow_robot.envs.compiled.plan import NotCoveredError
+
+        try:
+            self._compiled = CompiledArm(checked_task(self), self._model, self._data)
+        except NotCoveredError as error:
+            self.engine = fall_back(self.task.name, str(error))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -92,15 +103,17 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         """
         super().reset(seed=seed)
         state = (options or {}).get("state")
-        if state is None:
-            self._suite.rng = self.np_random
-            placement = self._suite.placement_initializer
-            for sampler in (placement, *getattr(placement, "samplers", {}).values()):
-                sampler.rng = self.np_random
-            self._suite.reset()
-            state = self.state()
-        self._restore(np.asarray(state, np.float64))
-        return self._observe(), {"state": self.state()}
+        self._restore(self.draw_start(self.np_random) if state is None else np.asarray(state, np.float64))
+        return self.observe()[0], {"state": self.state()}
+
+    def draw_start(self, rng: np.random.Generator) -> State:
+        """A state (S,) in which robosuite starts an episode; the episode in progress is lost."""
+        self._suite.rng = rng
+        placement = self._suite.placement_initializer
+        for sampler in (placement, *getattr(placement, "samplers", {}).values()):
+            sampler.rng = rng
+        self._suite.reset()
+        return self.state()
 
     def step(self, action: FloatArray) -> tuple[dict[str, FloatArray], float, bool, bool, dict[str, Any]]:
         """Execute one action (7,) for one control period (50 ms).
@@ -108,18 +121,23 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         Raises:
             InvalidValueError: The action has the wrong shape or holds NaN or infinity.
         """
-        self._control(self.arm.check_action(action))
+        given = self.arm.check_action(action).astype(np.float64)
         self._steps += 1
-        success = bool(self._suite._check_success())
+        if self._compiled is not None:
+            flat, states, success = self._compiled.execute(given[None])
+            observation, state = self.arm.unflatten(flat[0]), states[0]
+        else:
+            self._control(given)
+            (observation, success), state = self.observe(), self.state()
         truncated = not success and self._steps >= self.task.horizon
-        return self._observe(), float(success), success, truncated, {"success": success, "state": self.state()}
+        return observation, float(success), success, truncated, {"success": success, "state": state}
 
     def begin(self, seed: int) -> StepResult:
         """``reset`` as the rest of the package speaks of it."""
         observation, info = self.reset(seed=seed)
         return StepResult(observation, state=info["state"])
 
-    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
+    def begin_at(self, state: State) -> StepResult:
         """Start from a logged simulator state (S,)."""
         observation, info = self.reset(options={"state": state})
         return StepResult(observation, state=info["state"])
@@ -129,15 +147,19 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         observation, reward, terminated, truncated, info = self.step(action)
         return StepResult(observation, reward, terminated, truncated, info["state"])
 
-    def state(self) -> npt.NDArray[np.float64]:
-        """Time, qpos and qvel in robosuite's flattened order, then position and quaternion w x y z of each of the task's
-        ``placed_bodies`` (S,); S = 32 for lift."""
-        placed = [np.append(self._model.body_pos[i], self._model.body_quat[i]) for i in self._placed_ids]
-        return np.concatenate([[self._data.time], self._data.qpos, self._data.qvel, *placed])
+    def state(self) -> State:
+        """The simulator's state (S,), see ``StateLayout``; S = 32 for lift."""
+        return self.layout.read(self._model, self._data)
 
-    def observe_state(self, state: npt.NDArray[np.float64]) -> tuple[dict[str, FloatArray], bool]:
+    def observe_state(self, state: State) -> tuple[dict[str, FloatArray], bool]:
         """Observation and success flag of a logged state (S,); the episode in progress is lost."""
-        self._set_state(state)
+        self.layout.write(state, self._model, self._data)
+        return self.observe()
+
+    def observe(self) -> tuple[dict[str, FloatArray], bool]:
+        """Observation and success flag of the present state."""
+        if self._compiled is not None:
+            return self.arm.unflatten(self._compiled.observe()), self._compiled.solved()
         return self._observe(), bool(self._suite._check_success())
 
     @property
@@ -165,33 +187,22 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
             self._renderer.close()
             self._renderer = None
 
-    def _set_state(self, state: npt.NDArray[np.float64]) -> None:
-        moving = 1 + self._model.nq + self._model.nv
-        expected = moving + 7 * len(self._placed_ids)
-        if state.shape != (expected,):
-            raise DataError(f"simulator state has shape {state.shape}, task {self.task.name!r} expects ({expected},)")
-        if not (np.abs(state) < _LARGEST_STATE).all():
-            raise DataError(f"simulator state holds NaN or numbers beyond {_LARGEST_STATE:g}; it is damaged")
-        mujoco.mj_resetData(self._model, self._data)
-        self._data.time = state[0]
-        self._data.qpos[:] = state[1 : 1 + self._model.nq]
-        self._data.qvel[:] = state[1 + self._model.nq : moving]
-        for i, pose in zip(self._placed_ids, state[moving:].reshape(-1, 7), strict=True):
-            self._model.body_pos[i], self._model.body_quat[i] = pose[:3], pose[3:]
-        mujoco.mj_forward(self._model, self._data)
-
-    def _restore(self, state: npt.NDArray[np.float64]) -> None:
+    def _restore(self, state: State) -> None:
         """Start from a state with fresh controllers, so that state and actions alone decide what follows."""
-        self._set_state(state)
+        self._steps = 0
+        self.layout.write(state, self._model, self._data)
+        if self._compiled is not None:
+            self._compiled.begin(state)
+            return
         self._robot._load_controller()
         self._robot.composite_controller.update_state()
         self._robot.composite_controller.reset()
         for gripper in self._robot.gripper.values():
             gripper.current_action = np.zeros(gripper.dof)
-        self._set_state(state)  # loading the controllers left traces in the solver's warm start
-        self._steps = 0
+        # Loading the controllers left traces in the solver's warm start.
+        self.layout.write(state, self._model, self._data)
 
-    def _control(self, action: FloatArray) -> None:
+    def _control(self, action: npt.NDArray[np.float64]) -> None:
         """robosuite's own control step without what nobody reads: observables and proprioception buffers."""
         sim, controller = self._suite.sim, self._robot.composite_controller
         low, high = self._model.actuator_ctrlrange.T
@@ -199,7 +210,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
             sim.step1()
             controller.update_state()
             if substep == 0:
-                controller.set_goal(action.astype(np.float64))
+                controller.set_goal(action)
             for part, command in controller.run_controller(self._robot._enabled_parts).items():
                 index = self._robot._ref_actuators_indexes_dict[part]
                 self._data.ctrl[index] = np.clip(command, low[index], high[index])
@@ -221,6 +232,14 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
             seen[name] = sense(seen)
         arrays["object"] = np.concatenate([np.atleast_1d(seen[name]) for name in self._object_parts])
         return {key: array.astype(np.float32) for key, array in arrays.items()}
+
+
+def make_spaces(arm: ArmSpec) -> tuple[spaces.Dict, spaces.Box]:
+    """Observation and action space of an arm."""
+    seen: dict[str, spaces.Space[Any]] = {
+        a.key: spaces.Box(-np.inf, np.inf, a.shape, np.float32) for a in arm.observations
+    }
+    return spaces.Dict(seen), spaces.Box(-1.0, 1.0, (arm.action_dim,), np.float32)
 
 
 def _object_sensors(suite: Any) -> tuple[dict[str, Callable[[dict[str, Any]], Any]], list[str]]:

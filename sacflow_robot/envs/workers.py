@@ -1,4 +1,4 @@
-"""Simulated arms in processes of their own, stepped a chunk at a time, and whole episodes collected from them."""
+"""Simulated arms stepped a chunk at a time, in threads or in processes, and whole episodes collected from them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from sacflow_robot.envs.engine import fall_back, usable_engine
 from sacflow_robot.envs.experts.expert import make_expert
 from sacflow_robot.envs.experts.habits import Quality
 from sacflow_robot.envs.tasks import get_arm, is_gymnasium_id
 from sacflow_robot.episode import Episode, EpisodeBuilder, Source
 from sacflow_robot.errors import SacflowError, one_line
-from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, FloatArray, StepResult
+from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, Engine, FloatArray, StepResult
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+    from sacflow_robot.envs.threads import ArmThreads
 
 # Every worker is one busy core already; more threads inside it only fight for it.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -34,8 +36,28 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def make_arms(task: str, count: int, engine: Engine = "compiled") -> ArmThreads | ArmPool:
+    """Simulated arms: in threads of this process under the compiled engine, else in a process each.
+
+    Where the compiled engine does not cover the task, the stock one steps it, and the log has a line that says why.
+
+    Raises:
+        UnknownNameError: No such task.
+    """
+    get_arm(task)
+    if usable_engine(task, engine) == "compiled":
+        from sacflow_robot.envs.compiled.plan import NotCoveredError
+        from sacflow_robot.envs.threads import ArmThreads
+
+        try:
+            return ArmThreads(task, count)
+        except NotCoveredError as error:
+            fall_back(task, str(error))
+    return ArmPool(task, count)
+
+
 class ArmPool:
-    """``VectorArms`` with one process per arm.
+    """``VectorArms`` with one process per arm, each under the stock engine.
 
     Args:
         task: Name of the task.
@@ -63,6 +85,10 @@ class ArmPool:
     @property
     def spec(self) -> ArmSpec:
         return self._spec
+
+    @property
+    def engine(self) -> Engine:
+        return "stock"
 
     def __len__(self) -> int:
         return len(self._links)
@@ -130,7 +156,7 @@ def _serve_arm(link: Connection, task: str) -> None:
     """Body of one worker process: execute requests until the parent closes the link."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
-        arm = _local_arm(task)
+        arm = _local_arm(task, "stock")
     except Exception as error:
         link.send(f"{type(error).__name__}: {one_line(error)}")
         return
@@ -157,9 +183,9 @@ def _serve_arm(link: Connection, task: str) -> None:
             link.send(f"{type(error).__name__}: {one_line(error)}")
 
 
-def demonstrate(task: str, quality: Quality, seed: int) -> Episode:
+def demonstrate(task: str, quality: Quality, seed: int, engine: Engine = "stock") -> Episode:
     """One episode of the task's scripted expert; runs in the calling process."""
-    arm = _local_arm(task)
+    arm = _local_arm(task, engine)
     expert = make_expert(task, seed, quality)
     result = arm.begin(seed)
     builder = EpisodeBuilder(result, period_ns=arm.arm.period_ns)
@@ -167,13 +193,20 @@ def demonstrate(task: str, quality: Quality, seed: int) -> Episode:
         action = expert.act(result.observation)
         result = arm.command(action)
         builder.add(result, action, source=Source.EXPERT)
-    return builder.build(seed=seed, task=task, expert=quality, clock=NOMINAL_CLOCK)
+    return builder.build(seed=seed, task=task, expert=quality, clock=NOMINAL_CLOCK, env_engine=arm.engine)
 
 
 def collect(
-    task: str, quality: Quality, seeds: Iterable[int], workers: int, progress: Callable[[Episode], None]
+    task: str,
+    quality: Quality,
+    seeds: Iterable[int],
+    workers: int,
+    progress: Callable[[Episode], None],
+    engine: Engine = "compiled",
 ) -> list[Episode]:
     """Demonstrate the task once per seed on several processes; the result is in the order of the seeds.
+
+    Experts are Python, so that processes use the cores better than threads would, under either engine.
 
     Args:
         task: Name of the task.
@@ -181,13 +214,15 @@ def collect(
         seeds: Environment seeds, which decide the expert's habits too.
         workers: Number of processes.
         progress: Called with each episode as it becomes available, in order.
+        engine: What steps the arms.
     """
     make_expert(task, 0, quality)
+    engine = _prepared(task, engine)
     episodes = []
     with ProcessPoolExecutor(workers, mp.get_context("spawn"), _leave_ctrl_c_to_parent) as pool:
         try:
             with _starting_workers():
-                found = pool.map(demonstrate, *zip(*((task, quality, seed) for seed in seeds), strict=True))
+                found = pool.map(demonstrate, *zip(*((task, quality, seed, engine) for seed in seeds), strict=True))
             for episode in found:
                 episodes.append(episode)
                 progress(episode)
@@ -203,8 +238,19 @@ def _leave_ctrl_c_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _prepared(task: str, engine: Engine) -> Engine:
+    """The engine that processes to be started will find usable, compiled here once where it is not yet."""
+    engine = usable_engine(task, engine)
+    if engine == "compiled":
+        from sacflow_robot.envs.compiled import kernels
+
+        if not kernels.is_cached():
+            engine = _local_arm(task, engine).engine
+    return engine
+
+
 @cache
-def _local_arm(task: str) -> RobosuiteEnv | GymnasiumEnv:
+def _local_arm(task: str, engine: Engine) -> RobosuiteEnv | GymnasiumEnv:
     """This process's arm for the task; building one takes seconds, so it is kept."""
     if is_gymnasium_id(task):
         from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
@@ -212,7 +258,7 @@ def _local_arm(task: str) -> RobosuiteEnv | GymnasiumEnv:
         return GymnasiumEnv(task)
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
-    return RobosuiteEnv(task)
+    return RobosuiteEnv(task, engine=engine)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Literal, cast, get_args
 import yaml
 
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
+from sacflow_robot.spec import Engine
 
 VelocityName = Literal["flow-g", "flow-t", "mlp"]
 
@@ -138,6 +139,7 @@ class TrainConfig:
         threads: Cores that the learner computes on. More than one pays for wide networks on an otherwise idle machine;
             where cores are shared, threads that wait for each other are slower than one alone.
         arms: Simulated arms stepped at once.
+        env_engine: What steps them: compiled, or robosuite's own (stock).
         eval_episodes: Episodes per evaluation during the run.
         eval_every: Environment steps between evaluations online.
         final_eval_episodes: Episodes of the final evaluation, on seeds that were used for nothing else.
@@ -164,6 +166,7 @@ class TrainConfig:
     replay_share: float | None = None
     threads: int = 1
     arms: int = 2
+    env_engine: Engine = "compiled"
     eval_episodes: int = 50
     eval_every: int = 5_000
     final_eval_episodes: int = 100
@@ -245,6 +248,7 @@ def from_yaml(text: str) -> TrainConfig:
         learner = {**data.pop("learner")}
         learner["temperature_bounds"] = tuple(learner["temperature_bounds"])
         data["replay"] = tuple(map(str, data["replay"]))
+        data.setdefault("env_engine", "stock")  # a run begun before there was another
         return TrainConfig(flow=FlowConfig(**data.pop("flow")), learner=LearnerConfig(**learner), **data)
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"config.yaml of the run cannot be read: {one_line(error)}") from None

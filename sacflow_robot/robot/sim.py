@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION, is_gymnasium_id
-from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult
 
 
 class SimRobot:
@@ -18,19 +18,25 @@ class SimRobot:
 
     Args:
         task: Name of the task, or Gymnasium's id.
+        engine: What steps a robosuite task.
 
     Raises:
         UnknownNameError: No such task.
         UsageError: The Gymnasium environment cannot be made, or does not fit.
     """
 
-    def __init__(self, task: str) -> None:
-        self.env = GymnasiumEnv(task) if is_gymnasium_id(task) else RobosuiteEnv(task)
+    def __init__(self, task: str, engine: Engine = "compiled") -> None:
+        self.env = GymnasiumEnv(task) if is_gymnasium_id(task) else RobosuiteEnv(task, engine=engine)
         self._before: StepResult | None = None
 
     @property
     def spec(self) -> ArmSpec:
         return self.env.arm
+
+    @property
+    def engine(self) -> Engine:
+        """What does step it."""
+        return self.env.engine
 
     def begin(self, seed: int) -> StepResult:
         """Start the episode that this seed decides."""

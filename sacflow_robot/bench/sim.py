@@ -1,0 +1,149 @@
+"""Control steps per second of the simulated tasks: robosuite as it is, our engines, and what the physics alone would allow.
+
+All engines take the same steps from the same states, in turns of a fraction of a second, so that whatever else the machine
+does meets all of them; a rate is that of the median turn.
+"""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing as mp
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Literal
+
+import mujoco
+import numpy as np
+
+from sacflow_robot.envs.compiled.arm import CompiledArm
+from sacflow_robot.envs.compiled.check import checked_task
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+
+BenchEngine = Literal["stock", "stripped", "compiled", "physics"]
+"""robosuite's own ``step``; the same without what nobody reads, as ``--env-engine stock`` has it; ``--env-engine compiled``;
+and 25 times ``mj_step`` per control step."""
+
+ENGINES: tuple[BenchEngine, ...] = ("stock", "stripped", "compiled", "physics")
+
+_STEPS = 50  # per turn and worker, well within an episode
+_CHUNK = 5  # actions at once, as the shipped policies choose them
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task under one engine.
+
+    Attributes:
+        task: Name of the task.
+        engine: See ``BenchEngine``.
+        workers: Arms at once: processes, or threads for ``compiled`` and ``physics``.
+        steps_per_s: Control steps per second of all of them together.
+    """
+
+    task: str
+    engine: BenchEngine
+    workers: int
+    steps_per_s: float
+
+
+def measure(task: str, workers: Sequence[int], turns: int) -> list[Row]:
+    """Rates of all engines with each number of workers.
+
+    Args:
+        task: Name of the task.
+        workers: Arms at once, one measurement each.
+        turns: Turns that each engine takes; the median counts.
+    """
+    times: dict[tuple[BenchEngine, int], list[float]] = {}
+    most, context = max(workers), mp.get_context("spawn")
+    barriers = [context.Barrier(count) for count in workers], [threading.Barrier(count) for count in workers]
+    with (
+        ProcessPoolExecutor(most, context, _take_barriers, (barriers[0],)) as processes,
+        ThreadPoolExecutor(most, initializer=_take_barriers, initargs=(barriers[1],)) as threads,
+    ):
+        for turn in range(turns + 1):
+            for i, count in enumerate(workers):
+                for engine in ENGINES:
+                    pool = threads if engine in ("compiled", "physics") else processes
+                    jobs = [pool.submit(_turn, task, engine, worker, turn, i) for worker in range(count)]
+                    spent = max(job.result() for job in jobs)
+                    if turn > 0:  # the first one warms up
+                        times.setdefault((engine, count), []).append(spent)
+    return [
+        Row(task, engine, count, round(count * _STEPS / float(np.median(spent)), 1))
+        for (engine, count), spent in times.items()
+    ]
+
+
+_here = threading.local()  # the barriers of this thread, or of a process's only one
+
+
+def _take_barriers(barriers: list[Any]) -> None:
+    _here.barriers = barriers
+
+
+def _turn(task: str, engine: BenchEngine, worker: int, turn: int, barrier: int) -> float:
+    """Seconds that ``_STEPS`` control steps take once all workers are ready."""
+    rng = np.random.default_rng(turn)
+    actions = rng.uniform(-1, 1, (_STEPS, 7))
+    if engine in ("compiled", "physics"):
+        work = _native(task).prepare(engine, worker, actions, turn)
+    else:
+        env = _interpreted(task)
+        env.begin(turn)
+        step = env._suite.step if engine == "stock" else env.command
+        work = partial(_each, step, actions)
+    _here.barriers[barrier].wait(timeout=600)
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _each(step: Callable[[Any], Any], actions: Any) -> None:
+    for action in actions:
+        step(action)
+
+
+@cache
+def _interpreted(task: str) -> RobosuiteEnv:
+    return RobosuiteEnv(task)
+
+
+class _Native:
+    """Arms in threads."""
+
+    def __init__(self, task: str) -> None:
+        self._env = RobosuiteEnv(task)
+        self._task = checked_task(self._env)
+        self._arms: dict[int, tuple[CompiledArm, mujoco.MjModel, mujoco.MjData]] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self, engine: BenchEngine, worker: int, actions: Any, turn: int) -> Callable[[], Any]:
+        """What is to be timed."""
+        with self._lock:
+            start = self._env.draw_start(np.random.default_rng(turn))
+            if worker not in self._arms:
+                model = copy.copy(self._env.model)
+                data = mujoco.MjData(model)
+                self._arms[worker] = CompiledArm(self._task, model, data), model, data
+            arm, model, data = self._arms[worker]
+            self._env.layout.write(start, model, data)
+            arm.begin(start)
+            if engine == "compiled":
+                return lambda: [arm.execute(actions[t : t + _CHUNK]) for t in range(0, _STEPS, _CHUNK)]
+            states, controls = [self._env.layout.read(model, data)], [data.ctrl.copy()]
+            for action in actions[:-1]:
+                states.append(arm.execute(action[None])[1][0])
+                controls.append(data.ctrl.copy())
+            self._env.layout.write(start, model, data)
+            rows = np.array(states), np.array(controls)
+            return lambda: arm.physics_only(*rows)
+
+
+@cache
+def _native(task: str) -> _Native:
+    return _Native(task)

@@ -1,0 +1,98 @@
+"""One simulated arm under the compiled control step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.envs.compiled import kernels
+from sacflow_robot.envs.compiled.kernels import Memory, Plan, Views
+from sacflow_robot.envs.compiled.plan import Goal, goal_of, make_plan
+from sacflow_robot.spec import FloatArray
+
+
+class CompiledTask:
+    """A task as the compiled step sees it; every arm that performs it shares this.
+
+    Args:
+        suite: robosuite's environment.
+        task: Name of the task.
+        state_size: S.
+
+    Raises:
+        NotCoveredError: The compiled step does not cover it.
+    """
+
+    def __init__(self, suite: Any, task: str, state_size: int) -> None:
+        self.goal: Goal = goal_of(suite, task)
+        self.plan: Plan = make_plan(suite, task, self.goal)
+        self.state_size = state_size
+        self.observation_size = 9 + sum(kernels.SIGHT_SIZES[kind] for kind in self.plan.sights[:, 0])
+
+
+class CompiledArm:
+    """An ``mjData`` that is stepped without the interpreter.
+
+    Args:
+        task: What it does.
+        model: Its model, which other arms may share.
+        data: Its state.
+    """
+
+    def __init__(self, task: CompiledTask, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        self._task, self._model, self._data = task, model, data
+        # Nobody reads the force and torque sensors at the wrist; without them the motion is the same, to the last bit.
+        model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+        self._views = Views(
+            data.qpos, data.qvel, data.ctrl, data.qfrc_bias, data.qM, data.xpos, data.xquat, data.site_xpos,
+            data.site_xmat,
+        )  # fmt: skip
+        self._memory = Memory(np.zeros(1), np.zeros(kernels.ARM), np.zeros(2), np.zeros((6, model.nv)))
+        self._placed = np.zeros(0)
+
+    def begin(self, state: npt.NDArray[np.float64]) -> None:
+        """Take up a state (S,) that the ``mjData`` was just brought to, with controllers as at the start of an episode."""
+        moving = 1 + self._model.nq + self._model.nv
+        self._placed = state[moving:].copy()
+        self._memory.time[0] = self._data.time
+        self._memory.rest[:] = self._data.qpos[self._task.plan.joints]
+        self._memory.fingers[:] = 0.0
+
+    def physics_only(self, states: npt.NDArray[np.float64], controls: npt.NDArray[np.float64]) -> None:
+        """The physics alone of a control step from each of the states (T, S), with the motors as in ``controls`` (T, nu)."""
+        kernels.physics_only(
+            self._model._address, self._data._address, self._views, states, controls, self._task.plan.substeps
+        )
+
+    def observe(self) -> FloatArray:
+        """The flattened observation (D,) of the present state."""
+        out = np.empty(self._task.observation_size, np.float32)
+        kernels.observe(self._views, self._task.plan, out)
+        return out
+
+    def solved(self) -> bool:
+        """Whether the present state solves the task."""
+        goal = self._task.goal
+        at_goal = bool(kernels.at_goal(self._views, self._task.plan))
+        return at_goal and (goal.contacts is None or goal.contacts(self._data))
+
+    def execute(self, actions: npt.NDArray[np.float64]) -> tuple[FloatArray, npt.NDArray[np.float64], bool]:
+        """Execute actions (H, 7), stopping early when the task is solved.
+
+        Returns:
+            Observations (h, D) and states (h, S) after each of the h actions executed, and whether the last solved it.
+        """
+        observations = np.empty((len(actions), self._task.observation_size), np.float32)
+        states = np.empty((len(actions), self._task.state_size))
+        states[:, states.shape[1] - len(self._placed) :] = self._placed
+        done, solved = 0, False
+        while done < len(actions) and not solved:
+            done += kernels.execute(
+                self._model._address, self._data._address, self._views, self._task.plan, self._memory,
+                actions[done:], observations[done:], states[done:],
+            )  # fmt: skip
+            solved = self.solved()
+        return observations[:done], states[:done], solved

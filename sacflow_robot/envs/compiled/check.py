@@ -1,0 +1,72 @@
+"""Trust, but verify: the compiled step held against robosuite's own before it is used."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sacflow_robot.envs.compiled import kernels
+from sacflow_robot.envs.compiled.arm import CompiledArm, CompiledTask
+from sacflow_robot.envs.compiled.plan import NotCoveredError
+
+if TYPE_CHECKING:
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+
+_TOLERANCE = 1e-9  # m, rad, and per second, after one control step
+_ANNOUNCED_AFTER_S = 1.5  # reading the cache takes less
+
+_log = logging.getLogger(__name__)
+
+
+def checked_task(env: RobosuiteEnv) -> CompiledTask:
+    """The compiled step for a stock environment's task, after one control step of both; the episode in progress is lost.
+
+    Raises:
+        NotCoveredError: The task is not covered, or the two differ.
+    """
+    action = np.array([0.3, -0.2, -0.5, 0.1, -0.3, 0.2, 1.0], np.float32)
+    start = env.begin(0)
+    assert start.state is not None
+    task = CompiledTask(env._suite, env.task.name, env.layout.size)
+    theirs = env.command(action)
+    assert theirs.state is not None
+    env.layout.write(start.state, env.model, env.data)
+    arm = CompiledArm(task, env.model, env.data)
+    arm.begin(start.state)
+    with _announced_compilation():
+        seen = [arm.observe()]
+        observations, states, solved = arm.execute(action[None].astype(np.float64))
+    seen.append(observations[0])
+    difference = float(np.abs(states[0] - theirs.state).max())
+    if not difference < _TOLERANCE:
+        raise NotCoveredError(f"it differs from robosuite's by {difference:.1e} after one step on this machine")
+    for ours, result in zip(seen, (start, theirs), strict=True):
+        if not np.allclose(ours, env.arm.flatten(result.observation), rtol=0, atol=1e-6):
+            raise NotCoveredError("it observes differently from robosuite on this machine")
+    if solved != theirs.terminated:
+        raise NotCoveredError("it tells success differently from robosuite on this machine")
+    return task
+
+
+@contextmanager
+def _announced_compilation() -> Iterator[None]:
+    """Say that code is being compiled, once that is taking a while."""
+
+    def say() -> None:
+        kept = kernels.execute.stats.cache_path
+        _log.warning(
+            "compiling the simulator's control step, some 20 s; %s", f"kept in {kept}" if kept else "cannot be kept"
+        )
+
+    timer = threading.Timer(_ANNOUNCED_AFTER_S, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

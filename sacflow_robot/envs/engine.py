@@ -1,0 +1,27 @@
+"""Which code steps a simulated arm: robosuite's own, or the compiled step."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+from sacflow_robot.envs.tasks import is_gymnasium_id
+from sacflow_robot.spec import Engine
+
+_log = logging.getLogger(__name__)
+
+
+def usable_engine(task: str, wanted: Engine) -> Engine:
+    """The wanted engine, or ``stock`` with one line in the log saying why where the compiled one does not cover a task."""
+    if wanted == "compiled":
+        if is_gymnasium_id(task):
+            return fall_back(task, "it is of robosuite's tasks only")
+        if importlib.util.find_spec("numba") is None:
+            return fall_back(task, "numba is not installed")
+    return wanted
+
+
+def fall_back(task: str, why: str) -> Engine:
+    """Say that a task is stepped by its own code, and why."""
+    _log.warning("%s is stepped by the stock engine: the compiled one does not cover it (%s)", task, why)
+    return "stock"

@@ -1,0 +1,14 @@
+"""robosuite, imported without its warnings: about optional extras that we do not use, and for each controller file."""
+
+from __future__ import annotations
+
+import logging
+
+_previously_disabled = logging.root.manager.disable
+logging.disable(logging.WARNING)
+import robosuite  # noqa: E402
+
+logging.disable(_previously_disabled)
+logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+
+__all__ = ["robosuite"]

@@ -12,7 +12,7 @@ import yaml
 
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
 
-VelocityName = Literal["flow-g", "flow-t", "mlp"]
+VelocityName = Literal["flow-g", "flow-t", "flow-l", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class FlowConfig:
     """The flow policy.
 
     Attributes:
-        width: Hidden width of the velocity (mlp, candidate of flow-g, token of flow-t).
-        depth: Hidden layers (mlp, candidate of flow-g) or decoder layers (flow-t).
-        gate_width: Hidden width of flow-g's gate.
+        width: Hidden width of the velocity (mlp, candidate of flow-g, token of flow-t, observation encoder of flow-l).
+        depth: Hidden layers (mlp, candidate of flow-g, observation encoder of flow-l) or decoder layers (flow-t).
+        gate_width: Hidden width of flow-g's gate, and of what flow-l computes from the action.
         euler_steps: K.
         noise_scale: sigma of the noise-augmented rollout; sigma * sqrt(1 / K) a step. Training only, none at evaluation.
     """
@@ -205,7 +205,10 @@ PRESETS = {
 }
 
 # Published sizes differ between velocities (arXiv 2509.25756, offline to online); these fit two CPU cores.
-_FLOWS: dict[str, FlowConfig] = {"flow-t": FlowConfig(width=128, depth=2)}
+_FLOWS: dict[str, FlowConfig] = {
+    "flow-t": FlowConfig(width=128, depth=2),
+    "flow-l": FlowConfig(width=256, depth=2, gate_width=128),
+}
 
 
 def preset(env: str, velocity: str = "flow-g") -> TrainConfig:

@@ -27,7 +27,7 @@ def test_presets_by_name() -> None:
         UnknownNameError, match=r"unknown task 'lit'; valid names: any Gymnasium id, e\.g\. HalfCheetah-v5, can"
     ):
         preset("lit")
-    with pytest.raises(UnknownNameError, match="valid names: flow-g, flow-t, mlp"):
+    with pytest.raises(UnknownNameError, match="valid names: flow-g, flow-l, flow-t, mlp"):
         preset("lift", "flow")
 
 

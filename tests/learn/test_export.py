@@ -26,7 +26,7 @@ def make_policy(arm: ArmSpec, velocity: str) -> FlowPolicy:
     return policy
 
 
-@pytest.mark.parametrize("velocity", ["flow-g", "flow-t", "mlp"])
+@pytest.mark.parametrize("velocity", ["flow-g", "flow-t", "flow-l", "mlp"])
 def test_graph_equals_torch_at_any_batch(velocity: str, arm: ArmSpec, tmp_path: Path) -> None:
     policy, path = make_policy(arm, velocity), tmp_path / "lift.onnx"
     spec = export.make_spec(policy, arm, velocity, {"seed": 1})

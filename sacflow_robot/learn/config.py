@@ -14,6 +14,9 @@ from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_li
 
 VelocityName = Literal["flow-g", "flow-t", "flow-l", "mlp"]
 
+LOG_NOISE_BOUNDS = (-5.0, 2.0)
+"""Range of a learned log sigma, as published."""
+
 
 @dataclass(frozen=True)
 class FlowConfig:
@@ -24,19 +27,31 @@ class FlowConfig:
         depth: Hidden layers (mlp, candidate of flow-g, observation encoder of flow-l) or decoder layers (flow-t).
         gate_width: Hidden width of flow-g's gate, and of what flow-l computes from the action.
         euler_steps: K.
+        noise: Noise of the rollout in training: ``fixed``, one sigma; or ``learned``, a head for log sigma(t, A, s).
         noise_scale: sigma of the noise-augmented rollout; sigma * sqrt(1 / K) a step. Training only, none at evaluation.
+            Where sigma is learned, what it starts as, and what the target entropy is measured from.
+        drift: Correct the rollout's drift for the noise, so that its marginals stay those of the flow without noise.
+        weight_norm: Normalise the weights of the velocity's linear layers (another cure for exploding gradients, for
+            comparison).
     """
 
     width: int = 256
     depth: int = 3
     gate_width: int = 256
     euler_steps: int = 4
+    noise: Literal["fixed", "learned"] = "fixed"
     noise_scale: float = 0.10
+    drift: bool = True
+    weight_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "gate_width", "euler_steps"):
             _check(getattr(self, name) >= 1, f"flow.{name}", getattr(self, name), "at least 1")
         _check(0 < self.noise_scale < math.inf, "flow.noise_scale", self.noise_scale, "positive")
+        if self.noise == "learned":
+            low, high = (math.exp(bound) for bound in LOG_NOISE_BOUNDS)
+            expected = f"between {low:.2g} and {high:.2g} where sigma is learned"
+            _check(low < self.noise_scale < high, "flow.noise_scale", self.noise_scale, expected)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sacflow_robot import policyfile
 from sacflow_robot.errors import ExportError, one_line
 from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.velocity import fold_weights
 from sacflow_robot.spec import ArmSpec, FloatArray, PolicySpec
 
 _CHECKED_BATCHES = (1, 7, 64)
@@ -70,6 +71,7 @@ def export_policy(policy: FlowPolicy, spec: PolicySpec, path: Path) -> float:
         ExportError: The difference exceeds 1e-5, or the file cannot be written.
     """
     graph = ExportedGraph(copy.deepcopy(policy), spec.arm).to("cpu").eval()
+    fold_weights(graph)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sacflow_robot.learn.config import FlowConfig
-from sacflow_robot.learn.velocity import make_velocity
+from sacflow_robot.learn.velocity import NoiseScale, make_velocity, normalise_weights
 
 RHO = 0.95
 _STD_FLOOR = 1e-2
@@ -50,7 +50,9 @@ def path_entropy(dim: int, euler_steps: int, noise_scale: float) -> float:
 
     D/2 log(2 pi e) (1 + K) + K D log(sigma sqrt(1/K)): with a fixed sigma this does not depend on the policy. It is
     the reference that log-probabilities are measured from; the absolute number (below -170 nats at D = 35, K = 4,
-    sigma = 0.1) would act as a constant penalty on every step and no target entropy near 0 could be reached.
+    sigma = 0.1) would act as a constant penalty on every step and no target entropy near 0 could be reached. With a
+    learned sigma it is the entropy that a rollout with a fixed one of ``noise_scale`` would have, and so says in terms of
+    a noise scale how much entropy is asked for; at K = 4 a sigma of 0.34 makes it 0, the published target.
     """
     gaussian = 0.5 * dim * math.log(2 * math.pi * math.e) * (1 + euler_steps)
     return gaussian + euler_steps * dim * math.log(noise_scale / math.sqrt(euler_steps))
@@ -112,6 +114,12 @@ class FlowPolicy(nn.Module):
         self.feature_dim = len(self._others) + 9 * len(self._quaternions)
         self.velocity = make_velocity(velocity, self.feature_dim, action_dim, config)
         self.action_dim, self.euler_steps, self.noise_scale = action_dim, config.euler_steps, config.noise_scale
+        self._drift = config.drift
+        self.learned_noise: NoiseScale | None = None
+        if config.noise == "learned":
+            self.learned_noise = NoiseScale(self.feature_dim, action_dim, config.gate_width, config.noise_scale)
+        if config.weight_norm:
+            normalise_weights(self.velocity)
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
         self.register_buffer("observation_std", torch.ones(observation_dim))
 
@@ -140,16 +148,19 @@ class FlowPolicy(nn.Module):
         """Noise-augmented rollout with its path density (paper, section 4.2).
 
         A_{i+1} = A_i + b dt + sigma sqrt(dt) eps,  b = v + (sigma^2 / 2) (t v - A) / (1 - t).
-        The drift keeps the marginals of the deterministic flow while v is a true flow-matching velocity.
+        The drift keeps the marginals of the deterministic flow while v is a true flow-matching velocity; without the
+        correction b = v.
         log p = log N(A_0; 0, I) + sum_i log N(A_{i+1}; A_i + b dt, sigma^2 dt I) - log |da/du|.
         Noise is drawn anew for every step, sample and dimension; A_0 too unless ``start`` (B, D) gives it.
 
         With sigma fixed, the Gaussian terms do not depend on the policy: the gradient of log p reaches the velocity
-        through the squashing alone, where it penalises saturation.
+        through the squashing alone, where it penalises saturation. With sigma(t, A, s) learned, -log p is an entropy that
+        the policy can raise and lower by its noise.
         """
-        context = self.velocity.encode(self.normalise(observation))
-        batch, dt, sigma = len(observation), 1.0 / self.euler_steps, self.noise_scale
-        step_std = sigma * math.sqrt(dt)
+        features = self.normalise(observation)
+        context = self.velocity.encode(features)
+        noise_context = None if self.learned_noise is None else self.learned_noise.encode(features)
+        batch, dt = len(observation), 1.0 / self.euler_steps
 
         def draw() -> Tensor:
             return torch.randn(batch, self.action_dim, generator=generator, device=observation.device)
@@ -158,11 +169,21 @@ class FlowPolicy(nn.Module):
         log_prob = _standard_normal_log_prob(latent)
         for i in range(self.euler_steps):
             t = i * dt
-            v = self.velocity(_time(t, latent), latent, context)
-            drift = v + 0.5 * sigma**2 * (t * v - latent) / (1 - t)
+            time = _time(t, latent)
+            v = self.velocity(time, latent, context)
             eps = draw()
-            latent = latent + drift * dt + step_std * eps
-            log_prob = log_prob + _standard_normal_log_prob(eps) - self.action_dim * math.log(step_std)
+            if self.learned_noise is None:
+                variance: float | Tensor = self.noise_scale**2
+                step = self.noise_scale * math.sqrt(dt) * eps
+                log_scale: float | Tensor = self.action_dim * math.log(self.noise_scale * math.sqrt(dt))
+            else:
+                log_sigma = self.learned_noise(time, latent, noise_context)
+                variance = (2 * log_sigma).exp()
+                step = log_sigma.exp() * math.sqrt(dt) * eps
+                log_scale = (log_sigma + 0.5 * math.log(dt)).sum(-1)
+            drift = v + 0.5 * variance * (t * v - latent) / (1 - t) if self._drift else v
+            latent = latent + drift * dt + step
+            log_prob = log_prob + _standard_normal_log_prob(eps) - log_scale
         return Rollout(squash_through(latent), latent, log_prob - squash_log_det(latent))
 
 

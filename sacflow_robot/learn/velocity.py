@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.config import LOG_NOISE_BOUNDS, FlowConfig
 
 _TIME_FREQUENCIES = 4
 _GATE_BIAS = 5.0  # flow-g's gate starts open: sigmoid(5) = 0.993
@@ -65,6 +65,34 @@ class Mlp(Velocity):
 
     def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
         return cast(Tensor, self.trunk(time, action, context))
+
+
+class NoiseScale(nn.Module):
+    """Standard deviation sigma(t, A, s) of the noise-augmented rollout, per dimension, in exp([-5, 2]) as published.
+
+    Args:
+        observation_dim: O.
+        action_dim: D.
+        width: Hidden width.
+        start: What it is at first, for all inputs.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, width: int, start: float) -> None:
+        super().__init__()
+        self.trunk = _Trunk(observation_dim, action_dim, width, 1)
+        low, high = LOG_NOISE_BOUNDS
+        nn.init.zeros_(self.trunk.head.weight)
+        nn.init.constant_(self.trunk.head.bias, math.atanh(2 * (math.log(start) - low) / (high - low) - 1))
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """Context (B, C) from a normalised observation (B, O)."""
+        return cast(Tensor, self.trunk.from_observation(observation))
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        """log sigma (B, D) at flow time (B, 1) or (1, 1), action (B, D) and context (B, C)."""
+        low, high = LOG_NOISE_BOUNDS  # tanh rather than a clamp, which would have no gradient beyond its bounds
+        raw: Tensor = self.trunk(time, action, context)
+        return low + 0.5 * (high - low) * (raw.tanh() + 1)
 
 
 class FlowG(Velocity):
@@ -165,8 +193,8 @@ class FlowL(Velocity):
     def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
         gate, offset, scale, shift = torch.split(context, self._split, -1)
         orders = _legendre(time).unsqueeze(-1)
-        gate = torch.sigmoid((gate.unflatten(-1, (_TIME_ORDERS, -1)) * orders).sum(-2))
-        offset = (offset.unflatten(-1, (_TIME_ORDERS, -1)) * orders).sum(-2)
+        gate = torch.sigmoid((gate.reshape(-1, _TIME_ORDERS, action.shape[-1]) * orders).sum(-2))
+        offset = (offset.reshape(-1, _TIME_ORDERS, action.shape[-1]) * orders).sum(-2)
         hidden = F.silu((self.from_action(action) + self.from_time(embed_time(time))) * (1 + scale) + shift)
         return cast(Tensor, self._steps * gate * (offset + self.to_action(hidden) - action))
 
@@ -195,3 +223,20 @@ def make_velocity(name: str, observation_dim: int, action_dim: int, config: Flow
     if name not in VELOCITIES:
         raise UnknownNameError("velocity", name, VELOCITIES)
     return VELOCITIES[name](observation_dim, action_dim, config)
+
+
+def normalise_weights(module: nn.Module) -> None:
+    """Give every linear layer a weight of direction and length (Salimans and Kingma, 2016).
+
+    But for a layer that starts at zero, as the head of flow-g's gate does: it has no direction.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and bool(layer.weight.any(-1).all()):
+            nn.utils.parametrizations.weight_norm(layer)
+
+
+def fold_weights(module: nn.Module) -> None:
+    """Turn what :func:`normalise_weights` did back into plain weights of the same values."""
+    for layer in module.modules():
+        if nn.utils.parametrize.is_parametrized(layer):
+            nn.utils.parametrize.remove_parametrizations(layer, "weight")

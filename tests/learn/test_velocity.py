@@ -12,7 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.learn.config import FlowConfig, VelocityName, preset
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.velocity import VELOCITIES, FlowG, FlowL, FlowT, embed_time, make_velocity
+from sacflow_robot.learn.velocity import (
+    VELOCITIES,
+    FlowG,
+    FlowL,
+    FlowT,
+    embed_time,
+    fold_weights,
+    make_velocity,
+    normalise_weights,
+)
 
 OBSERVATION, D, B = 19, 35, 6
 CONFIG = FlowConfig(width=32, depth=2, gate_width=16)
@@ -150,3 +159,17 @@ def test_flow_l_keeps_gradients_as_flat_as_flow_t_with_fewer_operations_than_flo
     spread = {name: float(norms.max() / norms.min()) for name, norms in gradients.items()}
     assert spread["flow-l"] < spread["flow-t"] < spread["flow-g"]
     assert 2 * operations("flow-l") < operations("flow-g") < operations("flow-t")
+
+
+@pytest.mark.parametrize("name", get_args(VelocityName))
+def test_normalised_weights_start_where_plain_ones_do(name: VelocityName) -> None:
+    torch.manual_seed(0)
+    velocity = make_velocity(name, OBSERVATION, D, CONFIG)
+    observation, action, time = torch.randn(B, OBSERVATION), torch.randn(B, D), torch.rand(B, 1)
+    before, state = velocity(time, action, velocity.encode(observation)), set(velocity.state_dict())
+    normalise_weights(velocity)
+    torch.testing.assert_close(velocity(time, action, velocity.encode(observation)), before)
+    assert any("parametrizations" in key for key in velocity.state_dict())
+    fold_weights(velocity)
+    torch.testing.assert_close(velocity(time, action, velocity.encode(observation)), before)
+    assert set(velocity.state_dict()) == state

@@ -132,14 +132,14 @@ class Export:
 
     def run(self) -> int:
         from sacflow_robot.envs.tasks import get_arm
-        from sacflow_robot.learn.agent import Agent
-        from sacflow_robot.learn.export import export_policy, make_spec
+        from sacflow_robot.learn.algorithms import make_agent
+        from sacflow_robot.learn.export import export_agent
         from sacflow_robot.learn.run_folder import RunFolder
         from sacflow_robot.learn.train import pick_device
 
         folder, config = RunFolder.open(self.run_dir)
         arm = get_arm(config.env)
-        agent = Agent(arm, config, pick_device("cpu"))
+        agent = make_agent(arm, config, pick_device("cpu"))
         state = folder.load_checkpoint()
         try:
             agent.load_state_dict(state["agent"])
@@ -148,9 +148,7 @@ class Export:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{folder.checkpoint} does not fit the run's config.yaml: {one_line(error)}") from None
         path = self.out or folder.policy
-        difference = export_policy(
-            agent.average_policy, make_spec(agent.average_policy, arm, config.velocity, notes), path
-        )
+        difference = export_agent(agent, notes, path)
         common.console().print(f"wrote {path} (differs from torch by {difference:.1e} at most)")
         return 0
 
@@ -235,11 +233,9 @@ def _cached_demos(config: TrainConfig) -> Path:
 
 def export_trainer(trainer: Trainer, path: Path) -> float:
     """Export the policy that a trainer ended with; see ``export_policy``."""
-    from sacflow_robot.learn.export import export_policy, make_spec
+    from sacflow_robot.learn.export import export_agent
 
-    config, policy = trainer.config, trainer.agent.average_policy
-    notes = export_notes(config, trainer.offline_steps, trainer.env_steps)
-    return export_policy(policy, make_spec(policy, trainer.agent.arm, config.velocity, notes), path)
+    return export_agent(trainer.agent, export_notes(trainer.config, trainer.offline_steps, trainer.env_steps), path)
 
 
 def export_notes(config: TrainConfig, offline_steps: int, online_steps: int) -> dict[str, object]:

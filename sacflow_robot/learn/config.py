@@ -14,6 +14,8 @@ from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_li
 
 VelocityName = Literal["flow-g", "flow-t", "flow-l", "mlp"]
 
+AlgorithmName = Literal["sac-flow", "bc", "qc", "qc-fql", "rlpd", "sac"]
+
 LOG_NOISE_BOUNDS = (-5.0, 2.0)
 """Range of a learned log sigma, as published."""
 
@@ -81,11 +83,16 @@ class LearnerConfig:
         regularisation: beta, weight of the regulariser in the actor loss.
         value_scale: Divide the critic's value in the actor loss by its mean size over the batch (TD3+BC's and FQL's way),
             so that beta means the same for short tasks and long ones.
-        temperature: learned within the bounds, or zero. With the fixed noise scale here it weighs a penalty on saturated
-            actions; only a learned noise scale would make it weigh an entropy (learn/flow.py says why).
-        initial_temperature: Where a learned temperature starts.
+        temperature: learned within the bounds, fixed where it starts, or zero. With a fixed noise scale it weighs a
+            penalty on saturated actions; a learned noise scale makes it weigh an entropy (learn/flow.py says why).
+        initial_temperature: Where the temperature starts.
         temperature_bounds: Range that a learned temperature is kept in.
-        saturation_target: Nats per action dimension that tanh may cost before a learned temperature rises.
+        saturation_target: Nats per action dimension that the policy's entropy may be below its reference (the entropy of
+            a flow's noise, 0 for a Gaussian) before a learned temperature rises; with a fixed noise scale, what tanh costs.
+        best_of: Chunks among which the critic picks one when acting, and in the policy exported; 1 leaves the critic out.
+            qc picks so in its targets too.
+        adam_beta1: Adam's first beta; 0.5 is published for training from scratch.
+        gradient_clip: Largest norm of the policy's gradient; none does not limit it.
         policy_average_rate: Share of the policy that enters the averaged policy at each update; the averaged policy
             is what acts, is evaluated and is exported. 1 turns averaging off.
     """
@@ -106,19 +113,25 @@ class LearnerConfig:
     regulariser: Literal["action", "flow-matching", "same-noise"] = "action"
     regularisation: float = 0.15
     value_scale: bool = False
-    temperature: Literal["learned", "zero"] = "learned"
+    temperature: Literal["learned", "fixed", "zero"] = "learned"
     initial_temperature: float = 1e-3
     temperature_bounds: tuple[float, float] = (1e-5, 1e-2)
     saturation_target: float = 1.0
     policy_average_rate: float = 0.005
+    best_of: int = 1
+    adam_beta1: float = 0.9
+    gradient_clip: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "critic_width", "critic_depth", "critics", "policy_delay"):
+        for name in ("batch_size", "critic_width", "critic_depth", "critics", "policy_delay", "best_of"):
             _check(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
         for name in ("discount", "target_rate", "policy_average_rate"):
             _check(0 < getattr(self, name) <= 1, f"learner.{name}", getattr(self, name), "above 0 and at most 1")
         for name in ("policy_rate", "critic_rate", "updates_per_step", "regularisation", "warmup_steps"):
             _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
+        _check(0 <= self.adam_beta1 < 1, "learner.adam_beta1", self.adam_beta1, "at least 0 and below 1")
+        clip = self.gradient_clip
+        _check(clip is None or 0 < clip < math.inf, "learner.gradient_clip", clip, "positive, or none")
         low, high = self.temperature_bounds
         _check(0 < low <= high < math.inf, "learner.temperature_bounds", (low, high), "positive, the lower one first")
         inside = low <= self.initial_temperature <= high
@@ -162,7 +175,7 @@ class TrainConfig:
     """
 
     env: str = "lift"
-    algo: Literal["sac-flow"] = "sac-flow"
+    algo: AlgorithmName = "sac-flow"
     velocity: VelocityName = "flow-g"
     demos: str = "auto"
     demo_quality: Literal["proficient", "mixed", "poor"] = "mixed"

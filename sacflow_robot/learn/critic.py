@@ -60,3 +60,8 @@ class Critic(nn.Module):
         x = torch.cat([observation, action], -1)
         values: Tensor = self.net(x.expand(self._members, *x.shape))
         return values.squeeze(-1)
+
+
+def aggregate(values: Tensor, how: str) -> Tensor:
+    """One value (B,) of the members' (E, B): their ``min`` or their ``mean``."""
+    return values.amin(0) if how == "min" else values.mean(0)

@@ -24,7 +24,7 @@ from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer, Source
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
-from sacflow_robot.learn.agent import Agent
+from sacflow_robot.learn.algorithms import make_agent
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.curve import draw_curve
 from sacflow_robot.learn.progress import TrainingProgress
@@ -73,7 +73,7 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self._arms, self._eval_arms = config, folder, arms, eval_arms
         self._progress = progress
-        self.agent = Agent(arms.spec, config, pick_device(config.device))
+        self.agent = make_agent(arms.spec, config, pick_device(config.device))
         size = ReplayBuffer.size_bytes(arms.spec, config.chunk_length, config.replay_capacity)
         self._mapped = size > config.replay_memory_gb * 1e9
         self.buffer = ReplayBuffer(

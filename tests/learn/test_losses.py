@@ -5,7 +5,8 @@ import torch
 
 from sacflow_robot.learn import losses
 from sacflow_robot.learn.config import FlowConfig
-from sacflow_robot.learn.flow import FlowPolicy, unsquash
+from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.policy import unsquash
 
 
 def test_temperature_rises_when_entropy_is_below_target() -> None:
@@ -54,7 +55,8 @@ def test_flow_matching_loss_ignores_invalid_rows_and_fits_the_played_action() ->
     mask = torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(256, 4)
 
     def loss(data: torch.Tensor) -> torch.Tensor:
-        return losses.flow_matching_loss(policy, observation, data, mask, torch.Generator().manual_seed(1))
+        drawn = losses.draw_flow_matching(data, torch.Generator().manual_seed(1))
+        return losses.flow_matching_loss(policy, observation, data, mask, *drawn)
 
     # The last dimension is invalid: changing its data may change the network's input, never the target.
     changed = chunk.clone()
@@ -66,7 +68,8 @@ def test_flow_matching_loss_ignores_invalid_rows_and_fits_the_played_action() ->
     generator = torch.Generator().manual_seed(2)
     for _ in range(800):
         optimiser.zero_grad()
-        losses.flow_matching_loss(policy, observation, chunk, torch.ones_like(mask), generator).backward()
+        drawn = losses.draw_flow_matching(chunk, generator)
+        losses.flow_matching_loss(policy, observation, chunk, torch.ones_like(mask), *drawn).backward()
         optimiser.step()
     with torch.no_grad():
         played = policy(observation, torch.randn(256, 4))

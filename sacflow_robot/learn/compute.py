@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from sacflow_robot.errors import UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -26,3 +27,21 @@ class Compute:
     def prepare(self, loss: F) -> F:
         """The same function, faster where that is possible."""
         return loss
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        UsageError: The device is unknown or absent.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} is not usable here ({one_line(error)}); try --device cpu") from None
+    return device

@@ -1,16 +1,15 @@
-"""Training configuration: typed, frozen, one preset per task. Imports no torch, so that --help stays quick."""
+"""Training configuration: typed and frozen. Imports no torch, so that --help stays quick."""
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal
 
 import yaml
 
-from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
+from sacflow_robot.errors import DataError, UsageError, one_line
 
 VelocityName = Literal["flow-g", "flow-t", "flow-l", "mlp"]
 
@@ -81,6 +80,10 @@ class LearnerConfig:
             loss that the policy is cloned with; or ``same-noise``, the squared distance, summed likewise, to what a
             second flow makes of the same noise, one that does nothing but clone, online too. Offline, cloning is all.
         regularisation: beta, weight of the regulariser in the actor loss.
+        regularisation_schedule: constant; linear, from beta after the warm-up to ``regularisation_final`` at the end; or
+            adaptive, which lowers it while recent episodes are better than those of cloning alone, and raises it, up to
+            beta, while they are worse.
+        regularisation_final: Where a linear weight ends, and how low an adaptive one goes.
         value_scale: Divide the critic's value in the actor loss by its mean size over the batch (TD3+BC's and FQL's way),
             so that beta means the same for short tasks and long ones.
         temperature: learned within the bounds, fixed where it starts, or zero. With a fixed noise scale it weighs a
@@ -112,6 +115,8 @@ class LearnerConfig:
     clone: Literal["all", "solved"] = "solved"
     regulariser: Literal["action", "flow-matching", "same-noise"] = "action"
     regularisation: float = 0.15
+    regularisation_schedule: Literal["constant", "linear", "adaptive"] = "constant"
+    regularisation_final: float = 0.0
     value_scale: bool = False
     temperature: Literal["learned", "fixed", "zero"] = "learned"
     initial_temperature: float = 1e-3
@@ -130,6 +135,9 @@ class LearnerConfig:
         for name in ("policy_rate", "critic_rate", "updates_per_step", "regularisation", "warmup_steps"):
             _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
         _check(0 <= self.adam_beta1 < 1, "learner.adam_beta1", self.adam_beta1, "at least 0 and below 1")
+        final = self.regularisation_final
+        expected = "from 0 to learner.regularisation"
+        _check(0 <= final <= max(self.regularisation, 0), "learner.regularisation_final", final, expected)
         clip = self.gradient_clip
         _check(clip is None or 0 < clip < math.inf, "learner.gradient_clip", clip, "positive, or none")
         low, high = self.temperature_bounds
@@ -144,8 +152,10 @@ class TrainConfig:
 
     Attributes:
         env: Task, or any Gymnasium id; the defaults of all other options are its preset.
-        algo: Learning algorithm.
-        velocity: Velocity network.
+        algo: Learning algorithm: sac-flow; bc, flow matching alone; qc, the best of several chunks of a cloned flow; qc-fql,
+            a one-step policy distilled from it; rlpd and sac, a Gaussian with and without demonstrations.
+        velocity: Velocity network of a flow.
+        from_scratch: Learn without demonstrations: random actions during the warm-up, then SAC.
         demos: Demonstrations: auto collects them once and keeps them; none; an episode log, a LeRobotDataset, a raw
             robosuite or a robomimic low-dim HDF5 file; or robomimic:<task>/<ph|mh>, downloaded once.
         demo_quality: Quality of the expert that auto collects from.
@@ -177,6 +187,7 @@ class TrainConfig:
     env: str = "lift"
     algo: AlgorithmName = "sac-flow"
     velocity: VelocityName = "flow-g"
+    from_scratch: bool = False
     demos: str = "auto"
     demo_quality: Literal["proficient", "mixed", "poor"] = "mixed"
     demo_episodes: int = 200
@@ -210,49 +221,24 @@ class TrainConfig:
             _check(share is None or 0 <= share <= 1, name, share, "from 0 to 1")
         together = (self.demo_share or 0) + (self.replay_share or 0)
         _check(together <= 1, "replay_share", self.replay_share, "at most what --demo-share leaves of 1")
+        if self.from_scratch:
+            _check(
+                self.demos == "none" and not self.replay, "demos", self.demos, "none, without --replay, from scratch"
+            )
+            _check(self.offline_steps == 0, "offline_steps", self.offline_steps, "0 from scratch")
+        if self.learner.best_of > 1:
+            why = "1 with " + (
+                "bc, which learns no critic" if self.algo == "bc" else f"{self.algo}, which plays its mean"
+            )
+            _check(self.algo not in ("bc", "rlpd", "sac"), "learner.best_of", self.learner.best_of, why)
+        if self.algo in ("rlpd", "sac"):
+            expected = f"action with {self.algo}, which has no flow"
+            _check(self.learner.regulariser == "action", "learner.regulariser", self.learner.regulariser, expected)
 
 
 def _check(fine: bool, name: str, value: object, expected: str) -> None:
     if not fine:
         raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {expected}")
-
-
-# Longer tasks than Lift: demonstrations that hardly ever fail, less noise to explore with, and a policy held near what
-# cloning makes of the same noise, which keeps different ways of doing the task apart.
-_LONGER = TrainConfig(
-    demo_quality="proficient",
-    offline_steps=8000,
-    online_steps=50_000,
-    eval_every=10_000,
-    flow=FlowConfig(noise_scale=0.04),
-    learner=LearnerConfig(regulariser="same-noise", regularisation=0.5),
-)
-PRESETS = {
-    "lift": TrainConfig(),
-    **{task: replace(_LONGER, env=task) for task in ("stack", "can", "square", "door")},
-}
-
-# Published sizes differ between velocities (arXiv 2509.25756, offline to online); these fit two CPU cores.
-_FLOWS: dict[str, FlowConfig] = {
-    "flow-t": FlowConfig(width=128, depth=2),
-    "flow-l": FlowConfig(width=256, depth=2, gate_width=128),
-}
-
-
-def preset(env: str, velocity: str = "flow-g") -> TrainConfig:
-    """Default configuration for a task, or a Gymnasium id, and a velocity.
-
-    Raises:
-        UnknownNameError: No preset of that name.
-    """
-    if env not in PRESETS and not re.search(r"-v\d+$", env):
-        raise UnknownNameError("task", env, [*PRESETS, "any Gymnasium id, e.g. HalfCheetah-v5"])
-    chosen = PRESETS.get(env, TrainConfig(env=env, demos="none"))
-    if velocity not in get_args(VelocityName):
-        raise UnknownNameError("velocity", velocity, get_args(VelocityName))
-    sizes = _FLOWS.get(velocity, chosen.flow)
-    flow = replace(sizes, noise_scale=chosen.flow.noise_scale)
-    return replace(chosen, velocity=cast(VelocityName, velocity), flow=flow)
 
 
 def to_yaml(config: TrainConfig) -> str:

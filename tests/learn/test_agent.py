@@ -12,9 +12,9 @@ from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
 from sacflow_robot.learn.algorithms import make_agent
+from sacflow_robot.learn.compute import pick_device
 from sacflow_robot.learn.config import FlowConfig, TrainConfig
 from sacflow_robot.learn.sac_flow import SacFlow
-from sacflow_robot.learn.train import pick_device
 from sacflow_robot.spec import ArmSpec
 
 FLOW = FlowConfig(width=32, depth=2, gate_width=16)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError
-from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig, from_yaml, preset, to_yaml
+from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig, from_yaml, to_yaml
+from sacflow_robot.learn.presets import preset
 
 
 def test_configuration_survives_its_file() -> None:

@@ -16,9 +16,10 @@ from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError
 from sacflow_robot.learn import train
 from sacflow_robot.learn.config import FlowConfig, TrainConfig
+from sacflow_robot.learn.failures import Interrupted
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder, read_metrics
-from sacflow_robot.learn.train import Interrupted, Trainer
+from sacflow_robot.learn.train import Trainer
 
 TINY = TrainConfig(
     offline_steps=6,
@@ -163,10 +164,10 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="not a run folder"):
         RunFolder.open(tmp_path)
     with pytest.raises(DataError, match=r"no checkpoint.pt"):
-        RunFolder(first, "lift").load_checkpoint()
+        RunFolder(first, "lift").load_checkpoint(TINY)
     (first / "checkpoint.pt").write_bytes(b"PK\x03\x04 truncated")
     with pytest.raises(DataError, match=r"checkpoint.pt cannot be read .* is it complete\?$"):
-        RunFolder(first, "lift").load_checkpoint()
+        RunFolder(first, "lift").load_checkpoint(TINY)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError):
         RunFolder.create(tmp_path / "file", TINY)

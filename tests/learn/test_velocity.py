@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.learn.config import FlowConfig, VelocityName, preset
+from sacflow_robot.learn.config import FlowConfig, VelocityName
 from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.velocity import (
     VELOCITIES,
     FlowG,

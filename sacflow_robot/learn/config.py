@@ -89,6 +89,7 @@ class LearnerConfig:
         temperature: learned within the bounds, fixed where it starts, or zero. With a fixed noise scale it weighs a
             penalty on saturated actions; a learned noise scale makes it weigh an entropy (learn/flow.py says why).
         initial_temperature: Where the temperature starts.
+        temperature_rate: Adam step size of the temperature.
         temperature_bounds: Range that a learned temperature is kept in.
         saturation_target: Nats per action dimension that the policy's entropy may be below its reference (the entropy of
             a flow's noise, 0 for a Gaussian) before a learned temperature rises; with a fixed noise scale, what tanh costs.
@@ -120,6 +121,7 @@ class LearnerConfig:
     value_scale: bool = False
     temperature: Literal["learned", "fixed", "zero"] = "learned"
     initial_temperature: float = 1e-3
+    temperature_rate: float = 3e-4
     temperature_bounds: tuple[float, float] = (1e-5, 1e-2)
     saturation_target: float = 1.0
     policy_average_rate: float = 0.005
@@ -132,7 +134,9 @@ class LearnerConfig:
             _check(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
         for name in ("discount", "target_rate", "policy_average_rate"):
             _check(0 < getattr(self, name) <= 1, f"learner.{name}", getattr(self, name), "above 0 and at most 1")
-        for name in ("policy_rate", "critic_rate", "updates_per_step", "regularisation", "warmup_steps"):
+        for name in ("policy_rate", "critic_rate", "temperature_rate", "updates_per_step"):
+            _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
+        for name in ("regularisation", "warmup_steps"):
             _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
         _check(0 <= self.adam_beta1 < 1, "learner.adam_beta1", self.adam_beta1, "at least 0 and below 1")
         final = self.regularisation_final
@@ -222,6 +226,8 @@ class TrainConfig:
         together = (self.demo_share or 0) + (self.replay_share or 0)
         _check(together <= 1, "replay_share", self.replay_share, "at most what --demo-share leaves of 1")
         if self.from_scratch:
+            expected = "sac-flow or sac from scratch; the others need demonstrations"
+            _check(self.algo in ("sac-flow", "sac"), "algo", self.algo, expected)
             _check(
                 self.demos == "none" and not self.replay, "demos", self.demos, "none, without --replay, from scratch"
             )

@@ -12,6 +12,7 @@ from sacflow_robot.learn.config import TrainConfig
 
 _FEWEST, _RECENT = 10, 20  # episodes
 _FACTOR = 0.9  # an episode
+_SAME = 1e-6  # returns closer than that are equal but for rounding
 
 
 class RegularisationSchedule:
@@ -56,9 +57,9 @@ class RegularisationSchedule:
             return
         gain = float(np.mean(self._recent) - np.mean(self._cloned))
         error = math.sqrt(np.var(self._recent) / len(self._recent) + np.var(self._cloned) / len(self._cloned))
-        if gain > error:
+        if gain > error + _SAME:
             self._adaptive = max(self._low, self._adaptive * _FACTOR)
-        elif gain < 0:
+        elif gain < -_SAME:
             self._adaptive = min(self._high, self._adaptive / _FACTOR)
 
     def state_dict(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Temperature:
         self._config = config
         self._target = -config.saturation_target * action_dim
         self.log = torch.tensor(math.log(config.initial_temperature), device=device, requires_grad=True)
-        self._optimiser = torch.optim.Adam([self.log], config.policy_rate, betas=(config.adam_beta1, 0.999))
+        self._optimiser = torch.optim.Adam([self.log], config.temperature_rate, betas=(config.adam_beta1, 0.999))
 
     @property
     def value(self) -> Tensor:

@@ -134,7 +134,7 @@ def test_actor_follows_the_critic(arm: ArmSpec, batch: ChunkBatch) -> None:
 def test_temperature_stays_within_its_bounds(arm: ArmSpec, batch: ChunkBatch) -> None:
     bounds = (5e-4, 2e-3)
     for target, limit in ((-100.0, bounds[1]), (100.0, bounds[0])):
-        agent = tiny_agent(arm, saturation_target=target, temperature_bounds=bounds, policy_rate=0.1)
+        agent = tiny_agent(arm, saturation_target=target, temperature_bounds=bounds, temperature_rate=0.1)
         for _ in range(30):
             agent.update_online(batch)
         assert agent.temperature.item() == pytest.approx(limit, rel=1e-4)

@@ -34,6 +34,7 @@ COMMANDS = {
     "log copy": ("log", "Copy", "copy an episode log, also to and from an object store"),
     "bench log": ("bench", "BenchLog", "what logging a step costs the control loop"),
     "bench replay": ("bench", "BenchReplay", "how fast the replay buffer draws batches"),
+    "bench train": ("bench", "BenchTrain", "updates per second of each algorithm and velocity"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class Train:
         from sacflow_robot.learn.train import Trainer
 
         began = time.monotonic()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
         folder: RunFolder | None = None
         if self.resume is not None:
             folder, config = RunFolder.open(self.resume)

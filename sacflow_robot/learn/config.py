@@ -170,6 +170,9 @@ class TrainConfig:
         online_steps: Environment steps to learn from online.
         seed: Seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
+        compile: Compile the update: on, off, or auto, which does on a GPU and for wide networks on a CPU.
+        precision: float32; bfloat16, which multiplies in it and keeps weights in float32; or auto, which takes bfloat16 on
+            a GPU, and for wide networks on a CPU with instructions for it.
         chunk_length: H, actions per chunk, executed open loop.
         replay_capacity: Environment steps that the replay buffer holds. The demonstrations and logs given at the start
             stay in it for good; of what the run collects, the oldest goes first.
@@ -201,6 +204,8 @@ class TrainConfig:
     online_steps: int = 30_000
     seed: int = 0
     device: str = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     chunk_length: int = 5
     replay_capacity: int = 300_000
     replay_memory_gb: float = 4.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,8 @@ class OneStepPolicy(PolicyNetwork):
         return Rollout(squash_through(latent), latent, torch.zeros_like(latent[:, 0]))
 
     def _latent(self, observation: Tensor, noise: Tensor) -> Tensor:
-        return cast(Tensor, self.net(torch.cat([self.normalise(observation), noise], -1)))
+        latent: Tensor = self.net(torch.cat([self.normalise(observation), noise], -1))
+        return latent.to(noise.dtype)
 
 
 class GaussianPolicy(PolicyNetwork):
@@ -65,7 +65,7 @@ class GaussianPolicy(PolicyNetwork):
         return Rollout(squash_through(latent), latent, log_prob - squash_log_det(latent))
 
     def _moments(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = self.net(self.normalise(observation)).chunk(2, -1)
+        mean, raw = self.net(self.normalise(observation)).to(observation.dtype).chunk(2, -1)
         low, high = LOG_NOISE_BOUNDS
         return mean, low + 0.5 * (high - low) * (raw.tanh() + 1)
 

@@ -168,6 +168,8 @@ class Trainer:
             Interrupted: Ctrl-C was pressed and the run has been saved.
         """
         torch.set_num_threads(self.config.threads)
+        if self.agent.compute.compiled:
+            self._progress.say("the first updates compile, which takes minutes the first time on a machine")
         self._metrics = MetricsWriter(self.folder, self._metric_rows)
         try:
             with ctrl_c_asks(self._ask_to_stop), memory_is_explained(self.config, self.folder):
@@ -192,6 +194,7 @@ class Trainer:
             self._progress.advance(1)
             if self.offline_steps % METRICS_EVERY == 0:
                 self._record("offline", metrics)
+            self._say_what_failed()
             self._check_stop()
         if self.env_steps == 0 and not self.evaluations:
             self.agent.begin_online()
@@ -217,6 +220,7 @@ class Trainer:
             self._take(steps, ended)
             if self.agent.updates // METRICS_EVERY > updates_before // METRICS_EVERY:
                 self._record("online", self._latest)
+            self._say_what_failed()
             self._check_stop()
         self._save()
 
@@ -355,6 +359,11 @@ class Trainer:
     def _ask_to_stop(self) -> None:
         self._stop = True
         self._progress.say("stopping after this round; press Ctrl-C again to stop at once and lose it")
+
+    def _say_what_failed(self) -> None:
+        note, self.agent.compute.note = self.agent.compute.note, ""
+        if note:
+            self._progress.say(note)
 
     def _check_stop(self) -> None:
         if self._stop:

@@ -92,7 +92,7 @@ class NoiseScale(nn.Module):
         """log sigma (B, D) at flow time (B, 1) or (1, 1), action (B, D) and context (B, C)."""
         low, high = LOG_NOISE_BOUNDS  # tanh rather than a clamp, which would have no gradient beyond its bounds
         raw: Tensor = self.trunk(time, action, context)
-        return low + 0.5 * (high - low) * (raw.tanh() + 1)
+        return low + 0.5 * (high - low) * (raw.to(action.dtype).tanh() + 1)
 
 
 class FlowG(Velocity):

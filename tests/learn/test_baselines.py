@@ -72,6 +72,20 @@ def test_learns_offline_and_online_goes_on_from_its_state_and_is_exported(
     assert np.abs(agent.explore(arm.flatten(seen), noise)).max() <= 1
 
 
+@pytest.mark.parametrize("algo", sorted(ALGORITHMS))
+def test_half_precision_takes_nearly_the_same_steps(algo: str, arm: ArmSpec, batch: ChunkBatch) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        agent = tiny_agent(arm, algo, "learned", best_of=4 if algo == "qc" else 1)
+        agent = make_agent(arm, replace(agent.config, precision=precision), torch.device("cpu"))
+        agent.update_offline(batch)
+        metrics = [agent.update_online(batch) for _ in range(3)][-1]
+        assert {value.dtype for value in metrics.values()} == {torch.float32}
+        losses[precision] = {name: float(value) for name, value in metrics.items() if name.startswith("loss")}
+        assert agent.is_finite
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05, abs=0.02)
+
+
 def test_cloning_alone_has_no_critic_to_learn(arm: ArmSpec, batch: ChunkBatch) -> None:
     agent = tiny_agent(arm, "bc")
     before = weights(agent.critic)

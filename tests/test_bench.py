@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacflow_robot.bench import replay
+from sacflow_robot.bench import replay, train
 from sacflow_robot.cli import main
 from sacflow_robot.spec import ArmSpec
 
@@ -62,3 +62,45 @@ def test_bench_sim_measures_every_engine(tmp_path: Path, capsys: pytest.CaptureF
     for ratio in result["ratios"]:
         assert ratio["of_stock"] == pytest.approx(rate["compiled"] / rate["stock"], abs=0.01)
     assert main(["bench", "sim", "--tasks", "lfit"]) == main(["bench", "sim", "--turns", "0"]) == 2
+
+
+def test_bench_train_measures_each_case_in_a_process_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "train.json"
+    command = [
+        "bench",
+        "train",
+        "--cases",
+        "bc:flow-g",
+        "--compile",
+        "off",
+        "--precision",
+        "float32",
+        "--device",
+        "cpu",
+    ]
+    command += ["--repeats", "1", "--seconds", "0.01", "--threads", "1", "--json", "--out", str(out)]
+    assert main(command) == 0
+    result = json.loads(capsys.readouterr().out)
+    (row,) = result["rows"]
+    assert result == json.loads(out.read_text())
+    assert {name: row[name] for name in ("algo", "velocity", "device", "precision", "compiled")} == {
+        "algo": "bc",
+        "velocity": "flow-g",
+        "device": "cpu, 1 threads",
+        "precision": "float32",
+        "compiled": False,
+    }
+    assert row["updates_per_s"] > 0 and 100 < row["peak_mb"] < 4000
+    assert main(["bench", "train", "--cases", "bc:flow-x"]) == 2
+    assert "valid names: bc:flow-g," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("algo", "velocity"), train.CASES)
+def test_bench_train_measures_the_published_sizes(algo: str, velocity: str) -> None:
+    config = train.published(algo, velocity)
+    learner = config.learner
+    assert (config.algo, learner.batch_size, config.chunk_length * 7) == (algo, 256, 35)
+    assert (learner.critics, learner.critic_width, learner.critic_depth, learner.policy_delay) == (2, 512, 4, 1)
+    assert config.flow.euler_steps == (10 if algo == "qc-fql" else 4)

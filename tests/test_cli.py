@@ -47,16 +47,18 @@ def test_overview_and_help_of_every_command(capsys: Capture) -> None:
 
 def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:
     assert (
-        "bench log, bench replay, bench sim, demos collect, demos convert, demos info, doctor, eval, export"
+        "bench log, bench replay, bench sim, bench train, demos collect, demos convert, demos info, doctor, eval, export"
         in fails(capsys, 2, "trian")
     )
     assert "valid names: demos collect" in fails(capsys, 2, "demos", "colect")
     assert "unknown task 'lfit'; valid names: any Gymnasium id, e.g. HalfCheetah-v5, can, door, lift" in fails(
         capsys, 2, "train", "--env", "lfit"
     )
-    assert "valid names: flow-g, flow-t, mlp" in fails(capsys, 2, "train", "--velocity", "flow")
+    assert "valid names: flow-g, flow-l, flow-t, mlp" in fails(capsys, 2, "train", "--velocity", "flow")
     assert "Unrecognized options: --ofline-steps" in fails(capsys, 2, "train", "--ofline-steps", 3)
-    assert "invalid choice 'foo' for argument '--algo'" in fails(capsys, 2, "train", "--algo", "foo")
+    assert "unknown algorithm 'foo'; valid names: bc, qc, qc-fql, rlpd, sac" in fails(
+        capsys, 2, "train", "--algo", "foo"
+    )
     assert "--velocity: expected one argument" in fails(capsys, 2, "train", "--velocity")
     assert "Missing" in fails(capsys, 2, "eval")
     assert "leave out --seed 3" in fails(capsys, 2, "train", "--resume", "run", "--seed", 3)

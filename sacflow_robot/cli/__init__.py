@@ -35,6 +35,7 @@ COMMANDS = {
     "bench log": ("bench", "BenchLog", "what logging a step costs the control loop"),
     "bench replay": ("bench", "BenchReplay", "how fast the replay buffer draws batches"),
     "bench sim": ("bench", "BenchSim", "control steps per second of the simulated tasks"),
+    "bench train": ("bench", "BenchTrain", "updates per second of each algorithm and velocity"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sacflow_robot.cli import common
-from sacflow_robot.errors import UsageError
+from sacflow_robot.errors import UnknownNameError, UsageError
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,69 @@ class BenchSim:
             "rows": [asdict(row) for row in rows],
             "ratios": ratios,
         }
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(json.dumps(result) + "\n")
+        if self.json:
+            common.print_json(result)
+        return 0
+
+
+@dataclass(frozen=True)
+class BenchTrain:
+    """Updates per second at the published sizes: batch 256, D = 35, 19 observations, critics 2 x 512^4, K = 4.
+
+    Attributes:
+        cases: Algorithm and velocity, e.g. sac-flow:flow-g; all by default.
+        device: auto, cpu, cuda or cuda:N.
+        compile: auto, on or off.
+        precision: auto, float32 or bfloat16.
+        threads: Cores to compute on; all by default.
+        repeats: Measurements of each case, of which the median counts.
+        seconds: Length of each (s).
+        json: Print the result as one JSON object.
+        out: JSON file to write the result to as well.
+    """
+
+    cases: tuple[str, ...] = ()
+    device: str = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int | None = None
+    repeats: int = 5
+    seconds: float = 5.0
+    json: bool = False
+    out: Path | None = None
+
+    def run(self) -> int:
+        import datetime
+        from dataclasses import asdict
+
+        from rich.table import Table
+
+        from sacflow_robot.bench import train
+        from sacflow_robot.bench.machine import machine
+        from sacflow_robot.envs.workers import core_count
+
+        cases = {f"{algo}:{velocity}": (algo, velocity) for algo, velocity in train.CASES}
+        for name in self.cases:
+            if name not in cases:
+                raise UnknownNameError("case", name, cases)
+        threads = core_count() if self.threads is None else self.threads
+        if threads < 1 or self.repeats < 1 or not 0 < self.seconds <= 600:
+            raise UsageError("--threads and --repeats must be at least 1, --seconds above 0 and at most 600")
+        rows = []
+        for algo, velocity in (cases[name] for name in self.cases or cases):
+            common.console().print(f"{algo}, {velocity} ...")
+            config = train.published(algo, velocity, device=self.device, compile=self.compile, precision=self.precision)
+            rows.append(train.measure(config, velocity, self.repeats, self.seconds, threads))
+        table = Table("algorithm", "velocity", "precision", "compiled", "updates/s", "peak MB", "first s", box=None)
+        for row in rows:
+            yes = "yes" if row.compiled else "no"
+            rate = f"{row.updates_per_s:.1f}"
+            table.add_row(row.algo, row.velocity, row.precision, yes, rate, f"{row.peak_mb:.0f}", f"{row.first_s:.1f}")
+        common.console().print(table)
+        result = {"date": datetime.date.today().isoformat(), "machine": machine(), "rows": [asdict(r) for r in rows]}
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(json.dumps(result) + "\n")

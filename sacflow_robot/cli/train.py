@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,8 @@ from sacflow_robot import __version__
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
-from sacflow_robot.learn.config import TrainConfig, preset
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.presets import preset
 
 if TYPE_CHECKING:
     from sacflow_robot.learn.run_folder import RunFolder
@@ -24,9 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a flow policy offline to online, and export it.
+    """Train a flow policy offline to online, or from scratch, and export it.
 
     Attributes:
+        full: Take the published sizes and budgets, meant for a GPU, as defaults.
         config: The run's configuration.
         out: Run folder to make; by default the first free runs/<env>-<velocity>-s<seed>.
         resume: Run folder to go on with; its own configuration then holds, and no other option but --json.
@@ -37,27 +41,35 @@ class Train:
     out: Path | None = None
     resume: Path | None = None
     json: bool = False
+    full: bool = False
 
     @staticmethod
     def default(arguments: Sequence[str]) -> Train:
-        """Defaults from the preset of the task and velocity that the arguments name."""
+        """Defaults from the preset of the task, velocity and algorithm that the arguments name."""
         parser = common.OneLineParser(add_help=False, allow_abbrev=False)
         parser.add_argument("--env", default="lift")
         parser.add_argument("--velocity", default="flow-g")
+        parser.add_argument("--algo", default="sac-flow")
+        parser.add_argument("--from-scratch", action=argparse.BooleanOptionalAction, default=False)
+        parser.add_argument("--full", action=argparse.BooleanOptionalAction, default=False)
         parser.add_argument("--resume")
         parser.add_argument("--json", action="store_true")
         known, others = parser.parse_known_args(list(arguments))
         if known.resume is not None and set(others) - {"-h", "--help"}:
             raise UsageError(f"--resume goes on with the run's own configuration; leave out {' '.join(others)}")
-        return Train(config=preset(known.env, known.velocity))
+        config = preset(known.env, known.velocity, known.algo, from_scratch=known.from_scratch, full=known.full)
+        return Train(config=config)
 
     def run(self) -> int:
         from sacflow_robot.envs.workers import core_count, make_arms
+        from sacflow_robot.learn.compute import pick_device
+        from sacflow_robot.learn.failures import Interrupted
         from sacflow_robot.learn.progress import TrainingProgress
         from sacflow_robot.learn.run_folder import RunFolder
-        from sacflow_robot.learn.train import Interrupted, Trainer, pick_device
+        from sacflow_robot.learn.train import Trainer
 
         began = time.monotonic()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
         folder: RunFolder | None = None
         if self.resume is not None:
             folder, config = RunFolder.open(self.resume)
@@ -96,10 +108,14 @@ class Train:
         final = common.evaluate(policy, config.env, seeds, config.env_engine)
         solved = sum(e.success for e in final)
         cloning = trainer.evaluations[0] if trainer.evaluations else None
-        if cloning is not None:
+        if cloning is not None and not config.from_scratch:
             out.print(f"cloning alone:  {common.describe_success(cloning.successes, cloning.episodes)}")
+        mean_return = sum(float(e.rewards.sum()) for e in final) / len(final) if final else None
         if final:
-            out.print(f"final policy:   {common.describe_success(solved, len(final))}")
+            returned = f"return {mean_return:.4g} over {len(final)} episodes"
+            out.print(
+                f"final policy:   {returned if config.from_scratch else common.describe_success(solved, len(final))}"
+            )
         if folder.curve.exists():
             out.print(f"curve:          {folder.curve}")
         out.print(f"policy:         {folder.policy} (differs from torch by {difference:.1e} at most)")
@@ -112,7 +128,8 @@ class Train:
                     "wall_s": round(trainer.earlier_wall_s + time.monotonic() - began, 1),
                     "env_steps": trainer.env_steps,
                     "success_rate": solved / len(final) if final else None,
-                    "bc_success_rate": cloning.success_rate if cloning else None,
+                    "bc_success_rate": cloning.success_rate if cloning and not config.from_scratch else None,
+                    "mean_return": mean_return,
                 }
             )
         return 0
@@ -132,15 +149,15 @@ class Export:
 
     def run(self) -> int:
         from sacflow_robot.envs.tasks import get_arm
-        from sacflow_robot.learn.agent import Agent
-        from sacflow_robot.learn.export import export_policy, make_spec
+        from sacflow_robot.learn.algorithms import make_agent
+        from sacflow_robot.learn.compute import pick_device
+        from sacflow_robot.learn.export import export_agent
         from sacflow_robot.learn.run_folder import RunFolder
-        from sacflow_robot.learn.train import pick_device
 
         folder, config = RunFolder.open(self.run_dir)
         arm = get_arm(config.env)
-        agent = Agent(arm, config, pick_device("cpu"))
-        state = folder.load_checkpoint()
+        agent = make_agent(arm, config, pick_device("cpu"))
+        state = folder.load_checkpoint(config)
         try:
             agent.load_state_dict(state["agent"])
             done = json.loads(state["progress"])
@@ -148,9 +165,7 @@ class Export:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DataError(f"{folder.checkpoint} does not fit the run's config.yaml: {one_line(error)}") from None
         path = self.out or folder.policy
-        difference = export_policy(
-            agent.average_policy, make_spec(agent.average_policy, arm, config.velocity, notes), path
-        )
+        difference = export_agent(agent, notes, path)
         common.console().print(f"wrote {path} (differs from torch by {difference:.1e} at most)")
         return 0
 
@@ -175,8 +190,10 @@ def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Epi
         if named is not None and named[0] != config.env:
             raise UsageError(f"--demos {config.demos} are of another task than --env {config.env}")
         demos = demo_source.locate(config.demos)
+    if config.from_scratch:
+        return [], []
     if demos is None and not config.replay:
-        raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG")
+        raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG, or --from-scratch")
 
     def load(path: Path | str) -> list[Episode]:
         found = load_episodes(path, options)
@@ -237,11 +254,9 @@ def _cached_demos(config: TrainConfig) -> Path:
 
 def export_trainer(trainer: Trainer, path: Path) -> float:
     """Export the policy that a trainer ended with; see ``export_policy``."""
-    from sacflow_robot.learn.export import export_policy, make_spec
+    from sacflow_robot.learn.export import export_agent
 
-    config, policy = trainer.config, trainer.agent.average_policy
-    notes = export_notes(config, trainer.offline_steps, trainer.env_steps)
-    return export_policy(policy, make_spec(policy, trainer.agent.arm, config.velocity, notes), path)
+    return export_agent(trainer.agent, export_notes(trainer.config, trainer.offline_steps, trainer.env_steps), path)
 
 
 def export_notes(config: TrainConfig, offline_steps: int, online_steps: int) -> dict[str, object]:

@@ -1,11 +1,13 @@
-"""SAC Flow agent: networks, optimisers and the two kinds of update."""
+"""What all algorithms share: networks, optimisers, averages, the critic's update, acting, and saving.
+
+An algorithm is a subclass (learn/sac_flow.py, learn/baselines.py; by name in learn/algorithms.py) that says which policy
+it has, what a state is worth to it, and how the policy is updated.
+"""
 
 from __future__ import annotations
 
 import copy
-import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,18 +16,18 @@ from torch import Tensor, nn
 from sacflow_robot.data.replay import ChunkBatch
 from sacflow_robot.errors import UsageError
 from sacflow_robot.learn import losses
+from sacflow_robot.learn.compute import Compute
 from sacflow_robot.learn.config import TrainConfig
-from sacflow_robot.learn.critic import Critic
-from sacflow_robot.learn.flow import FlowPolicy, path_entropy
+from sacflow_robot.learn.critic import Critic, aggregate
+from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.policies import BestOf, pick_best, repeat_rows
+from sacflow_robot.learn.policy import PolicyNetwork
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 Metrics = dict[str, Tensor]
 
-_SMALLEST_VALUE = 1e-2
 
-
-@dataclass(frozen=True)
-class _Batch:
+class Batch(NamedTuple):
     """A ``ChunkBatch`` on the device, chunks flattened to (B, D)."""
 
     observation: Tensor
@@ -39,7 +41,7 @@ class _Batch:
 
 
 class Agent:
-    """Policy, critics and temperature, updated from chunk batches.
+    """Policy and critics, updated from chunk batches; the base of all algorithms.
 
     Two policies are kept: the one that is trained, and its running average, which acts and is exported.
 
@@ -57,63 +59,91 @@ class Agent:
             raise UsageError(f"arm {arm.robot!r} takes actions beyond -1 to 1; give it a driver that scales them")
         self.arm, self.config, self.device = arm, config, device
         learner = config.learner
-        action_dim = config.chunk_length * arm.action_dim
+        self.action_dim = config.chunk_length * arm.action_dim
         self.generator = torch.Generator(device).manual_seed(config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            policy = FlowPolicy(config.velocity, arm.observation_dim, action_dim, config.flow, arm.quaternions)
-            self.policy = policy.to(device)
+            self.policy = self._make_policy().to(device)
             self.critic = Critic(
-                self.policy.feature_dim, action_dim, learner.critic_width, learner.critic_depth, learner.critics
+                self.policy.feature_dim, self.action_dim, learner.critic_width, learner.critic_depth, learner.critics
             ).to(device)
         self.average_policy = copy.deepcopy(self.policy).requires_grad_(False)
-        self.reference = copy.deepcopy(self.policy)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_temperature = torch.tensor(math.log(learner.initial_temperature), device=device, requires_grad=True)
-        self.policy_optimiser = torch.optim.Adam(self.policy.parameters(), learner.policy_rate, fused=True)
-        self.reference_optimiser = torch.optim.Adam(self.reference.parameters(), learner.policy_rate, fused=True)
-        self.critic_optimiser = torch.optim.Adam(self.critic.parameters(), learner.critic_rate, fused=True)
-        self.temperature_optimiser = torch.optim.Adam([self.log_temperature], learner.policy_rate)
-        self._reference_entropy = path_entropy(action_dim, config.flow.euler_steps, config.flow.noise_scale)
-        self._target_entropy = -learner.saturation_target * action_dim
+        self.policy_optimiser = self._adam(self.policy, learner.policy_rate)
+        self.critic_optimiser = self._adam(self.critic, learner.critic_rate)
+        self.regularisation = learner.regularisation
         self.updates = 0
+        self.compute = Compute(config, device)
+        self._compiled_critic_loss = self.compute.prepare(self._critic_loss)
+        self.exported: nn.Module = self.average_policy
+        if learner.best_of > 1:
+            self.exported = BestOf(self.average_policy, self.target_critic, learner.best_of, learner.critic_aggregate)
+
+    def _make_policy(self) -> PolicyNetwork:
+        """The policy to train; a flow unless a subclass says otherwise."""
+        return self._make_flow()
+
+    def _update_policy_offline(self, batch: Batch) -> Metrics:
+        """One step of the policy on demonstrations."""
+        raise NotImplementedError
+
+    def _update_policy(self, batch: Batch) -> Metrics:
+        """One step of the policy online."""
+        raise NotImplementedError
+
+    def _draw_next(self, batch: Batch) -> Tensor:
+        """Noise for :meth:`_next_value`."""
+        return self.policy.draw(len(batch.chunk), self.generator)
+
+    def _next_value(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What the state after each window is worth (B,), and what is to be deducted from it (B,)."""
+        action = self.policy.rollout(batch.next_observation, noise).action
+        value = self._value(self.target_critic, batch.next_observation, action)
+        return value, torch.zeros_like(value)
 
     def fit_normaliser(self, observations: FloatArray) -> None:
         """Set the observation normaliser from observations (N, O), once, before training."""
-        for policy in (self.policy, self.average_policy, self.reference):
-            policy.fit_normaliser(torch.from_numpy(observations).to(self.device))
+        for policy in self._networks().values():
+            if isinstance(policy, PolicyNetwork):
+                policy.fit_normaliser(torch.from_numpy(observations).to(self.device))
 
     @torch.no_grad()
     def act(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
-        """Deterministic chunks (B, H, A) of the averaged policy for raw observations (B, O) and noise (B, H, A)."""
-        actions: Tensor = self.average_policy(
+        """Chunks (B, H, A) as exported, for raw observations (B, O) and noise (B, H, A)."""
+        actions: Tensor = self.exported(
             torch.from_numpy(observation).to(self.device), torch.from_numpy(noise).to(self.device).flatten(1)
         )
         chunks: FloatArray = actions.cpu().numpy().reshape(noise.shape)
         return chunks
 
+    @torch.no_grad()
     def explore(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
-        """Chunks (B, H, A) of the noise-augmented rollout of the trained policy, for collecting experience.
+        """Chunks (B, H, A) sampled from the trained policy, for collecting experience; the best of N where N is given.
 
-        ``noise`` (B, H, A) is A_0; the noise of the steps comes from the agent's generator.
+        ``noise`` (B, H, A) starts the first sample; other noise comes from the agent's generator.
         """
+        seen = torch.from_numpy(observation).to(self.device)
         start = torch.from_numpy(noise).to(self.device).flatten(1)
-        with torch.no_grad():
-            rollout = self.policy.sample(torch.from_numpy(observation).to(self.device), self.generator, start)
-        chunks: FloatArray = rollout.action.cpu().numpy().reshape(noise.shape)
+        action = self.policy.sample(seen, self.generator, start).action
+        others = self.config.learner.best_of - 1
+        if others:
+            more = self.policy.sample(repeat_rows(seen, others), self.generator).action
+            action = torch.cat([action.unsqueeze(1), more.reshape(len(seen), others, -1)], 1)
+            many = repeat_rows(seen, others + 1)
+            values = self._value(self.target_critic, many, action.flatten(0, 1))
+            action = pick_best(action, values.reshape(len(seen), -1))
+        chunks: FloatArray = action.cpu().numpy().reshape(noise.shape)
         return chunks
 
     def update_offline(self, chunks: ChunkBatch) -> Metrics:
-        """One flow-matching step of the policy, one step of the critic on the policy so far."""
+        """One step of the policy on demonstrations, one step of the critic on the policy so far."""
         batch = self._on_device(chunks)
-        loss = self._flow_matching(self.policy, batch)
-        _step(self.policy_optimiser, loss)
-        self._average()
+        metrics = self._update_policy_offline(batch)
         self.updates += 1
-        return {"loss/flow_matching": loss.detach(), **self._update_critic(batch)}
+        return {**metrics, **self._update_critic(batch)}
 
     def update_online(self, chunks: ChunkBatch, *, critic_only: bool = False) -> Metrics:
-        """One step of the critic; every ``policy_delay`` of them, unless ``critic_only``, one of policy and temperature."""
+        """One step of the critic; every ``policy_delay`` of them, unless ``critic_only``, one of the policy."""
         batch = self._on_device(chunks)
         metrics = self._update_critic(batch)
         self.updates += 1
@@ -121,87 +151,52 @@ class Agent:
             metrics |= self._update_policy(batch)
         return metrics
 
-    @property
-    def temperature(self) -> Tensor:
-        """alpha, a scalar without gradient."""
-        if self.config.learner.temperature == "zero":
-            return torch.zeros((), device=self.device)
-        return self.log_temperature.detach().exp()
-
-    def _update_critic(self, batch: _Batch) -> Metrics:
-        policy, learner = self.policy, self.config.learner
-        with torch.no_grad():
-            after = policy.sample(batch.next_observation, self.generator)
-            next_value = self._value(self.target_critic, policy.normalise(batch.next_observation), after.action)
-            penalty = self.temperature * (after.log_prob + self._reference_entropy)
-            target = losses.critic_target(batch.reward, batch.discount, next_value, penalty)
-        values = self.critic(policy.normalise(batch.observation), batch.chunk)
-        loss = losses.critic_loss(values, target, batch.critic_valid)
-        _step(self.critic_optimiser, loss)
-        _blend(self.target_critic, self.critic, learner.target_rate)
-        return {"loss/critic": loss.detach(), "value/data": values.detach().mean()}
-
-    def _update_policy(self, batch: _Batch) -> Metrics:
-        learner = self.config.learner
-        noise = self.generator.get_state()
-        rollout = self.policy.sample(batch.observation, self.generator)
-        excess = rollout.log_prob + self._reference_entropy
-        value = self._value(self.critic.requires_grad_(False), self.policy.normalise(batch.observation), rollout.action)
-        if learner.regulariser == "action":
-            distance = losses.chunk_distance(rollout.action, batch.chunk, batch.mask)
-        elif learner.regulariser == "flow-matching":
-            distance = self._flow_matching(self.policy, batch)
-        else:
-            self.generator.set_state(noise)
-            with torch.no_grad():
-                reference = self.reference.sample(batch.observation, self.generator)
-            distance = losses.chunk_distance(rollout.action, reference.action, torch.ones_like(batch.mask))
-        if learner.value_scale:
-            value = value / value.detach().abs().mean().clamp_min(_SMALLEST_VALUE)
-        loss = losses.actor_loss(value, self.temperature * excess, distance, learner.regularisation)
-        _step(self.policy_optimiser, loss)
-        self.critic.requires_grad_(True)
-        self._average()
-        if learner.regulariser == "same-noise":
-            _step(self.reference_optimiser, self._flow_matching(self.reference, batch))
-        if learner.temperature == "learned":
-            _step(
-                self.temperature_optimiser, losses.temperature_loss(self.log_temperature, excess, self._target_entropy)
-            )
-            low, high = (math.log(bound) for bound in learner.temperature_bounds)
-            with torch.no_grad():
-                self.log_temperature.clamp_(low, high)
-        return {
-            "loss/actor": loss.detach(),
-            "value/policy": value.detach().mean(),
-            "policy/distance_to_data": distance.detach().mean(),
-            "policy/excess_entropy": -excess.detach().mean(),
-            "policy/temperature": self.temperature,
-        }
-
     def begin_online(self) -> None:
-        """Cloning is over: the reference goes on from where the policy is, and stays a clone."""
-        self.reference.load_state_dict(self.policy.state_dict())
-        self.reference_optimiser.load_state_dict(self.policy_optimiser.state_dict())
+        """The offline phase is over."""
 
-    def _flow_matching(self, policy: FlowPolicy, batch: _Batch) -> Tensor:
-        mask = batch.mask * batch.cloned.unsqueeze(-1)
-        return losses.flow_matching_loss(policy, batch.observation, batch.chunk, mask, self.generator)
+    def _update_critic(self, batch: Batch) -> Metrics:
+        loss, value = self._compiled_critic_loss(batch, self._draw_next(batch))
+        losses.step(self.critic_optimiser, loss)
+        blend(self.target_critic, self.critic, self.config.learner.target_rate)
+        return {"loss/critic": loss.detach(), "value/data": value}
+
+    def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            target = losses.critic_target(batch.reward, batch.discount, *self._next_value(batch, noise))
+        values = self.critic(self.policy.normalise(batch.observation), batch.chunk)
+        return losses.critic_loss(values, target, batch.critic_valid), values.detach().mean()
 
     def _value(self, critic: Critic, observation: Tensor, chunk: Tensor) -> Tensor:
-        values: Tensor = critic(observation, chunk)
-        return values.amin(0) if self.config.learner.critic_aggregate == "min" else values.mean(0)
+        """Value (B,) of raw observations and chunks, the members combined."""
+        return aggregate(critic(self.policy.normalise(observation), chunk), self.config.learner.critic_aggregate)
+
+    def _flow_matching(self, policy: FlowPolicy, batch: Batch, drawn: tuple[Tensor, Tensor]) -> Tensor:
+        """Flow-matching loss on the rows that are to be cloned."""
+        mask = batch.mask * batch.cloned.unsqueeze(-1)
+        return losses.flow_matching_loss(policy, batch.observation, batch.chunk, mask, *drawn)
+
+    def _step_policy(self, loss: Tensor) -> None:
+        losses.step(self.policy_optimiser, loss, self.config.learner.gradient_clip)
+        self._average()
 
     def _average(self) -> None:
-        _blend(self.average_policy, self.policy, self.config.learner.policy_average_rate)
+        blend(self.average_policy, self.policy, self.config.learner.policy_average_rate)
 
-    def _on_device(self, chunks: ChunkBatch) -> _Batch:
+    def _make_flow(self) -> FlowPolicy:
+        config, arm = self.config, self.arm
+        return FlowPolicy(config.velocity, arm.observation_dim, self.action_dim, config.flow, arm.quaternions)
+
+    def _adam(self, network: nn.Module, rate: float) -> torch.optim.Adam:
+        betas = self.config.learner.adam_beta1, 0.999
+        return torch.optim.Adam(network.parameters(), rate, betas, fused=True)
+
+    def _on_device(self, chunks: ChunkBatch) -> Batch:
         def tensor(array: Any) -> Tensor:
             return torch.from_numpy(array).to(self.device, torch.float32)
 
         every = self.config.learner.clone == "all" or not chunks.solved.any()
         mask = tensor(chunks.valid).unsqueeze(-1).expand(chunks.actions.shape)
-        return _Batch(
+        return Batch(
             observation=tensor(chunks.observation),
             chunk=tensor(chunks.actions).flatten(1),
             mask=mask.flatten(1),
@@ -218,42 +213,31 @@ class Agent:
         weights = (*self.policy.parameters(), *self.critic.parameters())
         return all(bool(weight.isfinite().all()) for weight in weights)
 
+    def _networks(self) -> dict[str, nn.Module]:
+        """All networks, by name."""
+        return {
+            name: value for name, value in vars(self).items() if isinstance(value, nn.Module) and name != "exported"
+        }
+
+    def _state(self) -> dict[str, Any]:
+        """Everything with a state of its own, by name."""
+        optimisers = {n: v for n, v in vars(self).items() if isinstance(v, torch.optim.Optimizer)}
+        return {**self._networks(), **optimisers}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
-        return {
-            "policy": self.policy.state_dict(),
-            "average_policy": self.average_policy.state_dict(),
-            "reference": self.reference.state_dict(),
-            "critic": self.critic.state_dict(),
-            "target_critic": self.target_critic.state_dict(),
-            "log_temperature": self.log_temperature.detach(),
-            "policy_optimiser": self.policy_optimiser.state_dict(),
-            "reference_optimiser": self.reference_optimiser.state_dict(),
-            "critic_optimiser": self.critic_optimiser.state_dict(),
-            "temperature_optimiser": self.temperature_optimiser.state_dict(),
-            "generator": self.generator.get_state(),
-            "updates": self.updates,
-        }
+        parts = {name: part.state_dict() for name, part in self._state().items()}
+        return {**parts, "generator": self.generator.get_state(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
-        for name in ("policy", "average_policy", "reference", "critic", "target_critic"):
-            getattr(self, name).load_state_dict(state[name])
-        with torch.no_grad():
-            self.log_temperature.copy_(state["log_temperature"])
-        for name in ("policy_optimiser", "reference_optimiser", "critic_optimiser", "temperature_optimiser"):
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self._state().items():
+            part.load_state_dict(state[name])
         self.generator.set_state(state["generator"].cpu())
         self.updates = int(state["updates"])
 
 
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-
-
 @torch.no_grad()
-def _blend(average: nn.Module, latest: nn.Module, rate: float) -> None:
+def blend(average: nn.Module, latest: nn.Module, rate: float) -> None:
     """average += rate * (latest - average), parameter by parameter."""
     torch._foreach_lerp_(list(average.parameters()), list(latest.parameters()), rate)

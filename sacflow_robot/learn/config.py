@@ -1,18 +1,22 @@
-"""Training configuration: typed, frozen, one preset per task. Imports no torch, so that --help stays quick."""
+"""Training configuration: typed and frozen. Imports no torch, so that --help stays quick."""
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import asdict, dataclass, field, replace
-from typing import Literal, cast, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import yaml
 
-from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
+from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.spec import Engine
 
-VelocityName = Literal["flow-g", "flow-t", "mlp"]
+VelocityName = Literal["flow-g", "flow-t", "flow-l", "mlp"]
+
+AlgorithmName = Literal["sac-flow", "bc", "qc", "qc-fql", "rlpd", "sac"]
+
+LOG_NOISE_BOUNDS = (-5.0, 2.0)
+"""Range of a learned log sigma, as published."""
 
 
 @dataclass(frozen=True)
@@ -20,23 +24,35 @@ class FlowConfig:
     """The flow policy.
 
     Attributes:
-        width: Hidden width of the velocity (mlp, candidate of flow-g, token of flow-t).
-        depth: Hidden layers (mlp, candidate of flow-g) or decoder layers (flow-t).
-        gate_width: Hidden width of flow-g's gate.
+        width: Hidden width of the velocity (mlp, candidate of flow-g, token of flow-t, observation encoder of flow-l).
+        depth: Hidden layers (mlp, candidate of flow-g, observation encoder of flow-l) or decoder layers (flow-t).
+        gate_width: Hidden width of flow-g's gate, and of what flow-l computes from the action.
         euler_steps: K.
+        noise: Noise of the rollout in training: ``fixed``, one sigma; or ``learned``, a head for log sigma(t, A, s).
         noise_scale: sigma of the noise-augmented rollout; sigma * sqrt(1 / K) a step. Training only, none at evaluation.
+            Where sigma is learned, what it starts as, and what the target entropy is measured from.
+        drift: Correct the rollout's drift for the noise, so that its marginals stay those of the flow without noise.
+        weight_norm: Normalise the weights of the velocity's linear layers (another cure for exploding gradients, for
+            comparison).
     """
 
     width: int = 256
     depth: int = 3
     gate_width: int = 256
     euler_steps: int = 4
+    noise: Literal["fixed", "learned"] = "fixed"
     noise_scale: float = 0.10
+    drift: bool = True
+    weight_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "gate_width", "euler_steps"):
             _check(getattr(self, name) >= 1, f"flow.{name}", getattr(self, name), "at least 1")
         _check(0 < self.noise_scale < math.inf, "flow.noise_scale", self.noise_scale, "positive")
+        if self.noise == "learned":
+            low, high = (math.exp(bound) for bound in LOG_NOISE_BOUNDS)
+            expected = f"between {low:.2g} and {high:.2g} where sigma is learned"
+            _check(low < self.noise_scale < high, "flow.noise_scale", self.noise_scale, expected)
 
 
 @dataclass(frozen=True)
@@ -64,13 +80,23 @@ class LearnerConfig:
             loss that the policy is cloned with; or ``same-noise``, the squared distance, summed likewise, to what a
             second flow makes of the same noise, one that does nothing but clone, online too. Offline, cloning is all.
         regularisation: beta, weight of the regulariser in the actor loss.
+        regularisation_schedule: constant; linear, from beta after the warm-up to ``regularisation_final`` at the end; or
+            adaptive, which lowers it while recent episodes are better than those of cloning alone, and raises it, up to
+            beta, while they are worse.
+        regularisation_final: Where a linear weight ends, and how low an adaptive one goes.
         value_scale: Divide the critic's value in the actor loss by its mean size over the batch (TD3+BC's and FQL's way),
             so that beta means the same for short tasks and long ones.
-        temperature: learned within the bounds, or zero. With the fixed noise scale here it weighs a penalty on saturated
-            actions; only a learned noise scale would make it weigh an entropy (learn/flow.py says why).
-        initial_temperature: Where a learned temperature starts.
+        temperature: learned within the bounds, fixed where it starts, or zero. With a fixed noise scale it weighs a
+            penalty on saturated actions; a learned noise scale makes it weigh an entropy (learn/flow.py says why).
+        initial_temperature: Where the temperature starts.
+        temperature_rate: Adam step size of the temperature.
         temperature_bounds: Range that a learned temperature is kept in.
-        saturation_target: Nats per action dimension that tanh may cost before a learned temperature rises.
+        saturation_target: Nats per action dimension that the policy's entropy may be below its reference (the entropy of
+            a flow's noise, 0 for a Gaussian) before a learned temperature rises; with a fixed noise scale, what tanh costs.
+        best_of: Chunks among which the critic picks one when acting, and in the policy exported; 1 leaves the critic out.
+            qc picks so in its targets too.
+        adam_beta1: Adam's first beta; 0.5 is published for training from scratch.
+        gradient_clip: Largest norm of the policy's gradient; none does not limit it.
         policy_average_rate: Share of the policy that enters the averaged policy at each update; the averaged policy
             is what acts, is evaluated and is exported. 1 turns averaging off.
     """
@@ -90,20 +116,34 @@ class LearnerConfig:
     clone: Literal["all", "solved"] = "solved"
     regulariser: Literal["action", "flow-matching", "same-noise"] = "action"
     regularisation: float = 0.15
+    regularisation_schedule: Literal["constant", "linear", "adaptive"] = "constant"
+    regularisation_final: float = 0.0
     value_scale: bool = False
-    temperature: Literal["learned", "zero"] = "learned"
+    temperature: Literal["learned", "fixed", "zero"] = "learned"
     initial_temperature: float = 1e-3
+    temperature_rate: float = 3e-4
     temperature_bounds: tuple[float, float] = (1e-5, 1e-2)
     saturation_target: float = 1.0
     policy_average_rate: float = 0.005
+    best_of: int = 1
+    adam_beta1: float = 0.9
+    gradient_clip: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "critic_width", "critic_depth", "critics", "policy_delay"):
+        for name in ("batch_size", "critic_width", "critic_depth", "critics", "policy_delay", "best_of"):
             _check(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
         for name in ("discount", "target_rate", "policy_average_rate"):
             _check(0 < getattr(self, name) <= 1, f"learner.{name}", getattr(self, name), "above 0 and at most 1")
-        for name in ("policy_rate", "critic_rate", "updates_per_step", "regularisation", "warmup_steps"):
+        for name in ("policy_rate", "critic_rate", "temperature_rate", "updates_per_step"):
             _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
+        for name in ("regularisation", "warmup_steps"):
+            _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
+        _check(0 <= self.adam_beta1 < 1, "learner.adam_beta1", self.adam_beta1, "at least 0 and below 1")
+        final = self.regularisation_final
+        expected = "from 0 to learner.regularisation"
+        _check(0 <= final <= max(self.regularisation, 0), "learner.regularisation_final", final, expected)
+        clip = self.gradient_clip
+        _check(clip is None or 0 < clip < math.inf, "learner.gradient_clip", clip, "positive, or none")
         low, high = self.temperature_bounds
         _check(0 < low <= high < math.inf, "learner.temperature_bounds", (low, high), "positive, the lower one first")
         inside = low <= self.initial_temperature <= high
@@ -116,8 +156,10 @@ class TrainConfig:
 
     Attributes:
         env: Task, or any Gymnasium id; the defaults of all other options are its preset.
-        algo: Learning algorithm.
-        velocity: Velocity network.
+        algo: Learning algorithm: sac-flow; bc, flow matching alone; qc, the best of several chunks of a cloned flow; qc-fql,
+            a one-step policy distilled from it; rlpd and sac, a Gaussian with and without demonstrations.
+        velocity: Velocity network of a flow.
+        from_scratch: Learn without demonstrations: random actions during the warm-up, then SAC.
         demos: Demonstrations: auto collects them once and keeps them; none; an episode log, a LeRobotDataset, a raw
             robosuite or a robomimic low-dim HDF5 file; or robomimic:<task>/<ph|mh>, downloaded once.
         demo_quality: Quality of the expert that auto collects from.
@@ -128,6 +170,9 @@ class TrainConfig:
         online_steps: Environment steps to learn from online.
         seed: Seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
+        compile: Compile the update: on, off, or auto, which does on a GPU and for wide networks on a CPU.
+        precision: float32; bfloat16, which multiplies in it and keeps weights in float32; or auto, which takes bfloat16 on
+            a GPU, and for wide networks on a CPU with instructions for it.
         chunk_length: H, actions per chunk, executed open loop.
         replay_capacity: Environment steps that the replay buffer holds. The demonstrations and logs given at the start
             stay in it for good; of what the run collects, the oldest goes first.
@@ -148,8 +193,9 @@ class TrainConfig:
     """
 
     env: str = "lift"
-    algo: Literal["sac-flow"] = "sac-flow"
+    algo: AlgorithmName = "sac-flow"
     velocity: VelocityName = "flow-g"
+    from_scratch: bool = False
     demos: str = "auto"
     demo_quality: Literal["proficient", "mixed", "poor"] = "mixed"
     demo_episodes: int = 200
@@ -159,6 +205,8 @@ class TrainConfig:
     online_steps: int = 30_000
     seed: int = 0
     device: str = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     chunk_length: int = 5
     replay_capacity: int = 300_000
     replay_memory_gb: float = 4.0
@@ -184,49 +232,26 @@ class TrainConfig:
             _check(share is None or 0 <= share <= 1, name, share, "from 0 to 1")
         together = (self.demo_share or 0) + (self.replay_share or 0)
         _check(together <= 1, "replay_share", self.replay_share, "at most what --demo-share leaves of 1")
+        if self.from_scratch:
+            expected = "sac-flow or sac from scratch; the others need demonstrations"
+            _check(self.algo in ("sac-flow", "sac"), "algo", self.algo, expected)
+            _check(
+                self.demos == "none" and not self.replay, "demos", self.demos, "none, without --replay, from scratch"
+            )
+            _check(self.offline_steps == 0, "offline_steps", self.offline_steps, "0 from scratch")
+        if self.learner.best_of > 1:
+            why = "1 with " + (
+                "bc, which learns no critic" if self.algo == "bc" else f"{self.algo}, which plays its mean"
+            )
+            _check(self.algo not in ("bc", "rlpd", "sac"), "learner.best_of", self.learner.best_of, why)
+        if self.algo in ("rlpd", "sac"):
+            expected = f"action with {self.algo}, which has no flow"
+            _check(self.learner.regulariser == "action", "learner.regulariser", self.learner.regulariser, expected)
 
 
 def _check(fine: bool, name: str, value: object, expected: str) -> None:
     if not fine:
         raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {expected}")
-
-
-# Longer tasks than Lift: demonstrations that hardly ever fail, less noise to explore with, and a policy held near what
-# cloning makes of the same noise, which keeps different ways of doing the task apart.
-_LONGER = TrainConfig(
-    demo_quality="proficient",
-    offline_steps=8000,
-    online_steps=50_000,
-    eval_every=10_000,
-    flow=FlowConfig(noise_scale=0.04),
-    learner=LearnerConfig(regulariser="same-noise", regularisation=0.5),
-)
-# Tasks of millimetres: more cloning, and a critic that has seen more failures before the policy follows it.
-_FINER = replace(_LONGER, offline_steps=20_000, learner=replace(_LONGER.learner, warmup_steps=8000))
-PRESETS = {
-    "lift": TrainConfig(),
-    **{task: replace(_LONGER, env=task) for task in ("can", "door")},
-    **{task: replace(_FINER, env=task) for task in ("stack", "square")},
-}
-
-# Published sizes differ between velocities (arXiv 2509.25756, offline to online); these fit two CPU cores.
-_FLOWS: dict[str, FlowConfig] = {"flow-t": FlowConfig(width=128, depth=2)}
-
-
-def preset(env: str, velocity: str = "flow-g") -> TrainConfig:
-    """Default configuration for a task, or a Gymnasium id, and a velocity.
-
-    Raises:
-        UnknownNameError: No preset of that name.
-    """
-    if env not in PRESETS and not re.search(r"-v\d+$", env):
-        raise UnknownNameError("task", env, [*PRESETS, "any Gymnasium id, e.g. HalfCheetah-v5"])
-    chosen = PRESETS.get(env, TrainConfig(env=env, demos="none"))
-    if velocity not in get_args(VelocityName):
-        raise UnknownNameError("velocity", velocity, get_args(VelocityName))
-    sizes = _FLOWS.get(velocity, chosen.flow)
-    flow = replace(sizes, noise_scale=chosen.flow.noise_scale)
-    return replace(chosen, velocity=cast(VelocityName, velocity), flow=flow)
 
 
 def to_yaml(config: TrainConfig) -> str:

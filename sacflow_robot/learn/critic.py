@@ -56,7 +56,21 @@ class Critic(nn.Module):
         self.net = nn.Sequential(*layers, _EnsembleLinear(members, inputs, 1))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Values (E, B) of normalised observations (B, O) and flattened chunks (B, D)."""
+        """Values (E, B) of normalised observations (B, O) and flattened chunks (B, D).
+
+        Where products are taken in half the precision, the last one is not: a value rounded to 8 bits would be noise in
+        every target.
+        """
         x = torch.cat([observation, action], -1)
-        values: Tensor = self.net(x.expand(self._members, *x.shape))
+        hidden = self.net[:-1](x.expand(self._members, *x.shape))
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                values: Tensor = self.net[-1](hidden.float())
+        else:
+            values = self.net[-1](hidden)
         return values.squeeze(-1)
+
+
+def aggregate(values: Tensor, how: str) -> Tensor:
+    """One value (B,) of the members' (E, B): their ``min`` or their ``mean``."""
+    return values.amin(0) if how == "min" else values.mean(0)

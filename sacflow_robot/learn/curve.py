@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
@@ -15,8 +16,15 @@ from sacflow_robot.statistics import wilson_interval
 _LINE, _CLONING = "#1f5fa8", "#b8621b"
 
 
-def draw_curve(evaluations: Sequence[Evaluation], path: Path, title: str) -> None:
-    """Success on held-out seeds against environment steps, with 95 % Wilson intervals and the level of cloning alone."""
+def draw_curve(evaluations: Sequence[Evaluation], path: Path, title: str, *, returns: bool = False) -> None:
+    """Evaluations on held-out seeds against environment steps.
+
+    Args:
+        evaluations: At least one, or nothing is drawn.
+        path: PNG to write.
+        title: What was trained.
+        returns: Draw mean returns; otherwise success, with 95 % Wilson intervals and the level of cloning alone.
+    """
     points = [e for e in evaluations if e.episodes]
     if not points:
         return
@@ -24,9 +32,34 @@ def draw_curve(evaluations: Sequence[Evaluation], path: Path, title: str) -> Non
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     steps = [e.env_steps for e in points]
+    if returns:
+        _draw_line(axes, steps, [e.mean_return for e in points])
+        axes.set(ylabel="mean return")
+    else:
+        _draw_success(axes, steps, points)
+    axes.set(xlabel="environment steps online", xlim=(0, max(steps[-1], 1)))
+    band = "" if returns else ", band: 95 % interval"
+    axes.set_title(f"{title}, {points[-1].episodes} held-out episodes per point{band}", fontsize=10, loc="left")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
+    axes.grid(axis="y", color="#dddddd", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    partial = path.with_name(f".{path.stem}.partial.png")
+    try:
+        figure.savefig(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _draw_line(axes: Axes, steps: list[int], values: list[float]) -> None:
+    axes.plot(steps, values, "o-", color=_LINE, lw=1.8, ms=4.5, clip_on=False, zorder=3)
+
+
+def _draw_success(axes: Axes, steps: list[int], points: list[Evaluation]) -> None:
     intervals = [wilson_interval(e.successes, e.episodes) for e in points]
     axes.fill_between(steps, [i[0] for i in intervals], [i[1] for i in intervals], color=_LINE, alpha=0.18, lw=0)
-    axes.plot(steps, [e.success_rate for e in points], "o-", color=_LINE, lw=1.8, ms=4.5, clip_on=False, zorder=3)
+    _draw_line(axes, steps, [e.success_rate for e in points])
     start = points[0]
     axes.axhline(start.success_rate, color=_CLONING, lw=1.2, ls=(0, (5, 3)), zorder=1)
     axes.annotate(
@@ -39,18 +72,5 @@ def draw_curve(evaluations: Sequence[Evaluation], path: Path, title: str) -> Non
         va="top",
         color=_CLONING,
     )
-    axes.set(xlabel="environment steps online", ylabel="success rate", ylim=(0, 1.0), xlim=(0, max(steps[-1], 1)))
-    axes.set_title(
-        f"{title}, {points[-1].episodes} held-out episodes per point, band: 95 % interval", fontsize=10, loc="left"
-    )
+    axes.set(ylabel="success rate", ylim=(0, 1.0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
-    axes.grid(axis="y", color="#dddddd", lw=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name(f".{path.stem}.partial.png")
-    try:
-        figure.savefig(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Export of a flow policy as one ONNX graph with its K Euler steps unrolled."""
+"""Export of a policy as one ONNX graph: a flow with its K Euler steps unrolled, the best of N with the critic inside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from sacflow_robot import policyfile
 from sacflow_robot.errors import ExportError, one_line
-from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.agent import Agent
+from sacflow_robot.learn.policies import BestOf
+from sacflow_robot.learn.policy import PolicyNetwork
+from sacflow_robot.learn.velocity import fold_weights
 from sacflow_robot.spec import ArmSpec, FloatArray, PolicySpec
 
 _CHECKED_BATCHES = (1, 7, 64)
@@ -30,7 +33,7 @@ _OPSET = 20
 class ExportedGraph(nn.Module):
     """The policy as its file sees it: observation arrays and noise in, action chunks out."""
 
-    def __init__(self, policy: FlowPolicy, arm: ArmSpec) -> None:
+    def __init__(self, policy: nn.Module, arm: ArmSpec) -> None:
         super().__init__()
         self.policy, self._sizes = policy, [a.size for a in arm.observations]
 
@@ -41,8 +44,25 @@ class ExportedGraph(nn.Module):
         actions: Tensor = self.policy(flat, noise.flatten(1))
         return actions.reshape(noise.shape)
 
+    def margin(self, *arrays: Tensor) -> Tensor:
+        """By how much the action chosen is better than the next (B,), where there is a choice; else infinity."""
+        *observation, noise = arrays
+        if not isinstance(self.policy, BestOf):
+            return torch.full(noise.shape[:1], torch.inf)
+        _, values = self.policy.candidates(torch.cat([x.flatten(1) for x in observation], -1), noise.flatten(1))
+        best = values.topk(2, -1).values
+        return best[:, 0] - best[:, 1]
 
-def make_spec(policy: FlowPolicy, arm: ArmSpec, velocity: str, notes: Mapping[str, Any]) -> PolicySpec:
+
+def export_agent(agent: Agent, notes: Mapping[str, Any], path: Path) -> float:
+    """Write what an agent acts with to ``path``; see :func:`export_policy`."""
+    policy = agent.average_policy
+    best_of = agent.config.learner.best_of
+    more = {"best_of": best_of} if best_of > 1 else {}
+    return export_policy(agent.exported, make_spec(policy, agent.arm, policy.name, {**notes, **more}), path)
+
+
+def make_spec(policy: PolicyNetwork, arm: ArmSpec, velocity: str, notes: Mapping[str, Any]) -> PolicySpec:
     """The contract of a policy."""
     return PolicySpec(
         arm=arm,
@@ -55,11 +75,11 @@ def make_spec(policy: FlowPolicy, arm: ArmSpec, velocity: str, notes: Mapping[st
     )
 
 
-def export_policy(policy: FlowPolicy, spec: PolicySpec, path: Path) -> float:
+def export_policy(policy: nn.Module, spec: PolicySpec, path: Path) -> float:
     """Write the policy to ``path``, complete or not at all.
 
     Args:
-        policy: The policy to export.
+        policy: The policy to export: a ``PolicyNetwork``, or the best of several of its samples.
         spec: Its contract.
         path: File to write, replaced if it exists.
 
@@ -70,11 +90,12 @@ def export_policy(policy: FlowPolicy, spec: PolicySpec, path: Path) -> float:
         ExportError: The difference exceeds 1e-5, or the file cannot be written.
     """
     graph = ExportedGraph(copy.deepcopy(policy), spec.arm).to("cpu").eval()
+    fold_weights(graph)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         model = _to_onnx(graph, spec)
-        golden = _random_inputs(spec, 4)
+        golden = _decided_inputs(graph, spec, 4)
         golden[policyfile.ACTIONS] = _run_torch(graph, golden)
         metadata = {
             policyfile.SPEC_KEY: spec.to_json(),
@@ -141,6 +162,17 @@ def _random_inputs(spec: PolicySpec, batch: int) -> dict[str, FloatArray]:
 
 
 @torch.no_grad()
+def _decided_inputs(graph: ExportedGraph, spec: PolicySpec, batch: int) -> dict[str, FloatArray]:
+    """Random inputs for which rounding decides no choice between candidates: of more than enough, the clearest."""
+    if not isinstance(graph.policy, BestOf):
+        return _random_inputs(spec, batch)
+    many = _random_inputs(spec, 8 * batch)
+    margin = graph.margin(*(torch.from_numpy(x) for x in many.values()))
+    clearest = margin.argsort(descending=True)[:batch].sort().values.numpy()
+    return {name: x[clearest] for name, x in many.items()}
+
+
+@torch.no_grad()
 def _run_torch(graph: ExportedGraph, inputs: Mapping[str, FloatArray]) -> FloatArray:
     actions: FloatArray = graph(*(torch.from_numpy(x) for x in inputs.values())).numpy()
     return actions
@@ -150,7 +182,7 @@ def _compare(graph: ExportedGraph, spec: PolicySpec, path: Path) -> float:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for batch in _CHECKED_BATCHES:
-        inputs = _random_inputs(spec, batch)
+        inputs = _decided_inputs(graph, spec, batch)
         difference = np.abs(session.run(None, inputs)[0] - _run_torch(graph, inputs)).max()
         worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
     return worst

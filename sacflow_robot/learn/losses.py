@@ -9,20 +9,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sacflow_robot.learn.flow import FlowPolicy, unsquash
+from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.policy import unsquash
 
 
 def flow_matching_loss(
-    policy: FlowPolicy, observation: Tensor, chunk: Tensor, mask: Tensor, generator: torch.Generator
+    policy: FlowPolicy, observation: Tensor, chunk: Tensor, mask: Tensor, noise: Tensor, time: Tensor
 ) -> Tensor:
-    """|| v(t, (1 - t) A_0 + t u) - (u - A_0) ||^2 with u the latent of the data, averaged over valid entries."""
+    """|| v(t, (1 - t) A_0 + t u) - (u - A_0) ||^2 with u the latent of the data, averaged over valid entries.
+
+    A_0 is ``noise`` (B, D), t is ``time`` (B, 1); :func:`draw_flow_matching` draws both.
+    """
     target = unsquash(chunk)
-    noise = torch.randn(target.shape, generator=generator, device=target.device)
-    time = torch.rand(len(target), 1, generator=generator, device=target.device)
     velocity = policy.velocity(
         time, (1 - time) * noise + time * target, policy.velocity.encode(policy.normalise(observation))
     )
     return masked_mean((velocity - (target - noise)).square(), mask)
+
+
+def draw_flow_matching(chunk: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Noise (B, D) and flow time (B, 1) for :func:`flow_matching_loss` on chunks (B, D)."""
+    noise = torch.randn(chunk.shape, generator=generator, device=chunk.device)
+    return noise, torch.rand(len(chunk), 1, generator=generator, device=chunk.device)
 
 
 def critic_target(reward: Tensor, discount: Tensor, next_value: Tensor, next_penalty: Tensor) -> Tensor:
@@ -40,7 +48,7 @@ def critic_loss(values: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return error.sum() / (valid.sum().clamp_min(1) * len(values))
 
 
-def actor_loss(value: Tensor, penalty: Tensor, distance: Tensor, regularisation: float) -> Tensor:
+def actor_loss(value: Tensor, penalty: Tensor, distance: Tensor, regularisation: float | Tensor) -> Tensor:
     """alpha log p - Q(s, a) + beta R, averaged over the batch; all arguments (B,), or () for an R that is a mean already.
 
     R is ||a - a_data||^2 in the paper.
@@ -65,3 +73,13 @@ def temperature_loss(log_temperature: Tensor, excess_log_prob: Tensor, target_en
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of x over the entries where mask is 1."""
     return (x * mask).sum() / mask.sum().clamp_min(1)
+
+
+def step(optimiser: torch.optim.Optimizer, loss: Tensor, gradient_clip: float | None = None) -> None:
+    """One step down the gradient of a loss, whose norm over all parameters is limited where ``gradient_clip`` says so."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if gradient_clip is not None:
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
+    optimiser.step()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sacflow_robot import __version__
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
 
@@ -25,6 +26,7 @@ COLUMNS = (
     "success_low",
     "success_high",
     "mean_steps",
+    "mean_return",
     "train_success_rate",
     "replay_steps",
     "loss/flow_matching",
@@ -35,7 +37,11 @@ COLUMNS = (
     "policy/distance_to_data",
     "policy/excess_entropy",
     "policy/temperature",
+    "policy/regularisation",
 )
+
+CHECKPOINT_LAYOUT = 2
+"""Counts up when a checkpoint's content changes, so that another version's is refused by name and not by accident."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class Evaluation:
         successes: Episodes solved.
         episodes: Episodes run.
         mean_steps: Mean episode length.
+        mean_return: Mean sum of rewards.
     """
 
     phase: str
@@ -55,6 +62,7 @@ class Evaluation:
     successes: int
     episodes: int
     mean_steps: float
+    mean_return: float
 
     @property
     def success_rate(self) -> float:
@@ -85,7 +93,8 @@ class RunFolder:
         """Make a new run folder.
 
         Args:
-            path: Where; None takes the first free ``runs/<env>-<velocity>-s<seed>[-N]``.
+            path: Where; None takes the first free ``runs/<env>-<velocity>-s<seed>[-N]``, with another algorithm
+                than sac-flow named instead of the velocity.
             config: Written into it.
 
         Raises:
@@ -94,7 +103,8 @@ class RunFolder:
         RunFolder.check_free(path)
         try:
             if path is None:
-                path = _make_numbered(Path("runs") / f"{config.env}-{config.velocity}-s{config.seed}")
+                kind = config.velocity if config.algo == "sac-flow" else config.algo
+                path = _make_numbered(Path("runs") / f"{config.env}-{kind}-s{config.seed}")
             path.mkdir(parents=True, exist_ok=True)
             folder = RunFolder(path, config.env)
             replace_text(folder.config, to_yaml(config))
@@ -129,23 +139,50 @@ class RunFolder:
             partial.unlink(missing_ok=True)
             raise DataError(f"cannot write {self.checkpoint}: {one_line(error)}; is the disk full?") from None
 
-    def load_checkpoint(self, *, mapped: bool = False) -> dict[str, Any]:
+    def load_checkpoint(self, config: TrainConfig, *, mapped: bool = False) -> dict[str, Any]:
         """Read the checkpoint.
 
         Args:
+            config: What it has to be of.
             mapped: Leave it on disk and read what is used of it, for one with a replay buffer larger than memory.
 
         Raises:
-            DataError: There is none, or it is damaged.
+            DataError: There is none, it is damaged, or it is of another task, algorithm or version.
         """
         if not self.checkpoint.exists():
             raise DataError(f"{self.path} has no checkpoint.pt to go on from; start the run again")
         try:
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=mapped)
-            return state
         except Exception as error:  # torch raises pickle's, zip's and its own
             text = one_line(error)
             raise DataError(f"{self.checkpoint} cannot be read ({text}); is it complete?") from None
+        self._check_made_by(state.get("made_by", {}), made_by(config))
+        return state
+
+    def _check_made_by(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+        if theirs.get("layout") != ours["layout"]:
+            version = theirs.get("version", "an earlier version")
+            raise DataError(
+                f"{self.checkpoint} was written by sacflow-robot {version} in layout {theirs.get('layout', 1)}; this is "
+                f"{ours['version']}, which reads layout {ours['layout']}; go on with the version that wrote it"
+            )
+        for name in ("task", "algorithm", "policy"):
+            if theirs.get(name) != ours[name]:
+                raise DataError(
+                    f"{self.checkpoint} is of {name} {theirs.get(name)!r}, its config.yaml says {ours[name]!r}; put back "
+                    f"the file that belongs there"
+                )
+
+
+def made_by(config: TrainConfig) -> dict[str, Any]:
+    """What a checkpoint says of its origin."""
+    return {
+        "layout": CHECKPOINT_LAYOUT,
+        "version": __version__,
+        "task": config.env,
+        "algorithm": config.algo,
+        "policy": config.velocity,
+    }
 
 
 class MetricsWriter:

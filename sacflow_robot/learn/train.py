@@ -8,11 +8,9 @@ its checkpoint goes on bit for bit on the same CPU.
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -24,11 +22,14 @@ from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.replay import ChunkBatch, Origin, ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
-from sacflow_robot.learn.agent import Agent
+from sacflow_robot.learn.algorithms import make_agent
+from sacflow_robot.learn.compute import pick_device
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.curve import draw_curve
+from sacflow_robot.learn.failures import Interrupted, ctrl_c_asks, diverged, memory_is_explained
 from sacflow_robot.learn.progress import TrainingProgress
-from sacflow_robot.learn.run_folder import Evaluation, MetricsWriter, RunFolder
+from sacflow_robot.learn.run_folder import Evaluation, MetricsWriter, RunFolder, made_by
+from sacflow_robot.learn.schedule import RegularisationSchedule
 from sacflow_robot.randomness import Stream, random_stream
 from sacflow_robot.rollout import Rollouts, rollout
 from sacflow_robot.spec import FloatArray, VectorArms
@@ -46,10 +47,6 @@ METRICS_EVERY = 100
 _SEEDS_PER_RUN = 1_000_000
 _RECENT_EPISODES = 50
 _ROOM = 10  # longest episodes given that the replay buffer must have room for besides: those to come may be longer
-
-
-class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
-    """Ctrl-C was pressed; the run is saved."""
 
 
 class Trainer:
@@ -73,7 +70,7 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self._arms, self._eval_arms = config, folder, arms, eval_arms
         self._progress = progress
-        self.agent = Agent(arms.spec, config, pick_device(config.device))
+        self.agent = make_agent(arms.spec, config, pick_device(config.device))
         size = ReplayBuffer.size_bytes(arms.spec, config.chunk_length, config.replay_capacity)
         self._mapped = size > config.replay_memory_gb * 1e9
         self.buffer = ReplayBuffer(
@@ -88,6 +85,8 @@ class Trainer:
         self._rng = random_stream(config.seed, Stream.REPLAY)
         shares = {Origin.DEMOS: config.demo_share, Origin.REPLAY: config.replay_share}
         self._shares = {origin: share for origin, share in shares.items() if share is not None}
+        self._schedule = RegularisationSchedule(config)
+        self._normalised = not config.from_scratch
         self._episodes_begun = 0
         self._updates_owed = 0.0
         self._recent: deque[bool] = deque(maxlen=_RECENT_EPISODES)
@@ -103,7 +102,7 @@ class Trainer:
         self._rollouts = Rollouts(arms, shape, self._training_seeds())
 
     def load(self, demos: Sequence[Episode], logged: Sequence[Episode] = ()) -> None:
-        """Start afresh from demonstrations and logged episodes."""
+        """Start afresh from demonstrations and logged episodes; from scratch there are none."""
         episodes = [*demos, *logged]
         steps = sum(map(len, episodes))
         needed = steps + min(self.config.online_steps, _ROOM * max(map(len, episodes), default=0))
@@ -114,15 +113,16 @@ class Trainer:
             )
         for i, episode in enumerate(episodes):
             self.buffer.append(episode, Origin.DEMOS if i < len(demos) else Origin.REPLAY)
-        self.agent.fit_normaliser(self.buffer.observations())
+        if self._normalised:
+            self.agent.fit_normaliser(self.buffer.observations())
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint.
 
         Raises:
-            DataError: There is none, it is damaged, or it does not fit the configuration.
+            DataError: There is none, it is damaged, or it is of another task, algorithm, version or size.
         """
-        state = self.folder.load_checkpoint(mapped=self._mapped)
+        state = self.folder.load_checkpoint(self.config, mapped=self._mapped)
         try:
             self._restore(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -140,6 +140,8 @@ class Trainer:
         self._episodes_begun, self._updates_owed = progress["episodes_begun"], progress["updates_owed"]
         self._evaluation_due = progress["evaluation_due"]
         self._recent.extend(progress["recent"])
+        self._normalised = progress["normalised"]
+        self._schedule.load_state_dict(progress["schedule"])
         self._logged, self._earlier_wall_s = progress["logged"], progress["wall_s"]
         self._rng.bit_generator.state = progress["rng"]
         self._metric_rows = progress["metric_rows"]
@@ -166,9 +168,11 @@ class Trainer:
             Interrupted: Ctrl-C was pressed and the run has been saved.
         """
         torch.set_num_threads(self.config.threads)
+        if self.agent.compute.compiled:
+            self._progress.say("the first updates compile, which takes minutes the first time on a machine")
         self._metrics = MetricsWriter(self.folder, self._metric_rows)
         try:
-            with self._ctrl_c_asks_to_stop():
+            with ctrl_c_asks(self._ask_to_stop), memory_is_explained(self.config, self.folder):
                 self._offline()
                 self._online()
         except Interrupted:
@@ -190,6 +194,7 @@ class Trainer:
             self._progress.advance(1)
             if self.offline_steps % METRICS_EVERY == 0:
                 self._record("offline", metrics)
+            self._say_what_failed()
             self._check_stop()
         if self.env_steps == 0 and not self.evaluations:
             self.agent.begin_online()
@@ -209,22 +214,37 @@ class Trainer:
                 break
             self._rollouts.send(self._explore)
             updates_before = self.agent.updates
-            warming_up = self.env_steps < config.learner.warmup_steps
-            for _ in range(int(self._updates_owed)):
-                self._latest |= self.agent.update_online(self._sample(), critic_only=warming_up)
+            self._learn(int(self._updates_owed))
             self._updates_owed %= 1
             steps, ended = self._rollouts.receive()
             self._take(steps, ended)
             if self.agent.updates // METRICS_EVERY > updates_before // METRICS_EVERY:
                 self._record("online", self._latest)
+            self._say_what_failed()
             self._check_stop()
         self._save()
+
+    @property
+    def _warming_up(self) -> bool:
+        return self.env_steps < self.config.learner.warmup_steps
+
+    def _learn(self, updates: int) -> None:
+        """Updates online; from scratch they begin when the warm-up is over and an episode is there to learn from."""
+        if not self._normalised:
+            if self._warming_up or not len(self.buffer):
+                return
+            self.agent.fit_normaliser(self.buffer.observations())
+            self._normalised = True
+        self.agent.regularisation = self._schedule.weight(self.env_steps)
+        for _ in range(updates):
+            self._latest |= self.agent.update_online(self._sample(), critic_only=self._warming_up)
 
     def _take(self, steps: int, ended: list[Episode]) -> None:
         """Account for one round of the arms."""
         for episode in ended:
             self.buffer.append(episode)
             self._recent.append(episode.success)
+            self._schedule.observe(episode.rewards, warming_up=self._warming_up)
         self._unlogged += ended
         rounds_before = self.env_steps // self.config.eval_every
         self.env_steps += steps
@@ -237,6 +257,8 @@ class Trainer:
         return self.buffer.sample(self.config.learner.batch_size, self._rng, self._shares)
 
     def _explore(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
+        if self.config.from_scratch and not self._normalised:
+            return uniform_actions(noise)
         chunks = self.agent.explore(self._arms.spec.flatten(observation), noise)
         if not np.isfinite(chunks).all():
             raise self._diverged("the policy's action")
@@ -258,18 +280,19 @@ class Trainer:
             successes=sum(e.success for e in episodes),
             episodes=len(episodes),
             mean_steps=float(np.mean([len(e) for e in episodes])),
+            mean_return=float(np.mean([e.rewards.sum() for e in episodes])),
         )
         self.evaluations.append(result)
         low, high = wilson_interval(result.successes, result.episodes)
         values = {"success_rate": result.success_rate, "success_low": low, "success_high": high}
-        self._record(phase, {**values, "mean_steps": result.mean_steps})
-        what = "after cloning" if phase == "offline" else f"after {self.env_steps:,} online steps"
-        self._progress.evaluated(
-            f"  {what}: success {result.successes}/{result.episodes} (95 % interval {low:.0%} to {high:.0%}), "
-            f"{result.mean_steps:.0f} steps on average",
-            result.success_rate,
-        )
-        draw_curve(self.evaluations, self.folder.curve, f"{self.config.env}, {self.config.velocity}")
+        self._record(phase, {**values, "mean_steps": result.mean_steps, "mean_return": result.mean_return})
+        cloned = "before learning" if self.config.from_scratch else "after cloning"
+        when = cloned if phase == "offline" else f"after {self.env_steps:,} online steps"
+        success = f"success {result.successes}/{result.episodes} (95 % interval {low:.0%} to {high:.0%})"
+        what = f"return {result.mean_return:.4g}" if self.config.from_scratch else success
+        self._progress.evaluated(f"  {when}: {what}, {result.mean_steps:.0f} steps on average", result.success_rate)
+        title = f"{self.config.env}, {self.agent.policy.name}"
+        draw_curve(self.evaluations, self.folder.curve, title, returns=self.config.from_scratch)
 
     def _record(self, phase: str, values: Mapping[str, Tensor | float]) -> None:
         assert self._metrics is not None
@@ -303,6 +326,8 @@ class Trainer:
             "updates_owed": self._updates_owed,
             "evaluation_due": self._evaluation_due,
             "recent": list(self._recent),
+            "normalised": self._normalised,
+            "schedule": self._schedule.state_dict(),
             "logged": self._logged,
             "wall_s": self.wall_s,
             "rng": self._rng.bit_generator.state,
@@ -318,6 +343,7 @@ class Trainer:
             "buffer": {k: torch.from_numpy(np.asarray(v)) for k, v in self.buffer.state_dict().items()},
             "rollouts": in_progress,
             "progress": json.dumps(progress),
+            "made_by": made_by(self.config),
         }
         self.folder.save_checkpoint(state)
 
@@ -328,49 +354,23 @@ class Trainer:
             yield first + self._episodes_begun - 1
 
     def _diverged(self, what: str) -> SacflowError:
-        again = f", or go on from the last checkpoint with --resume {self.folder.path}"
-        return SacflowError(
-            f"training diverged: {what} is not finite at update {self.agent.updates}; lower the step sizes"
-            f"{again if self.folder.checkpoint.exists() else ''}"
-        )
+        return diverged(what, self.agent.updates, self.folder)
+
+    def _ask_to_stop(self) -> None:
+        self._stop = True
+        self._progress.say("stopping after this round; press Ctrl-C again to stop at once and lose it")
+
+    def _say_what_failed(self) -> None:
+        note, self.agent.compute.note = self.agent.compute.note, ""
+        if note:
+            self._progress.say(note)
 
     def _check_stop(self) -> None:
         if self._stop:
             raise Interrupted
 
-    @contextmanager
-    def _ctrl_c_asks_to_stop(self) -> Iterator[None]:
-        """Turn the first Ctrl-C into a request that is met between two rounds; a second one acts as usual."""
 
-        def ask(*_: object) -> None:
-            self._stop = True
-            self._progress.say("stopping after this round; press Ctrl-C again to stop at once and lose it")
-            signal.signal(signal.SIGINT, previous)
-
-        try:
-            previous = signal.signal(signal.SIGINT, ask)
-        except ValueError:  # not the main thread: whoever called has Ctrl-C
-            yield
-            return
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        UsageError: The device is unknown or absent.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("only cpu and cuda are supported")
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} is not usable here ({one_line(error)}); try --device cpu") from None
-    return device
+def uniform_actions(noise: FloatArray) -> FloatArray:
+    """Actions spread evenly over [-1, 1], one for each number of standard normal noise of any shape."""
+    spread: FloatArray = torch.erf(torch.from_numpy(noise) / 2**0.5).numpy()
+    return spread

@@ -2,7 +2,7 @@
 
 All share one interface: ``encode`` turns the observation into whatever depends on it alone, once per rollout;
 ``forward`` gives the velocity at one Euler step. A is the flattened action chunk (B, D), D = H * A.
-Equations: Flow-G and Flow-T of arXiv 2509.25756, section 4.
+Equations: Flow-G and Flow-T of arXiv 2509.25756, section 4; Flow-L is this project's own.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.config import LOG_NOISE_BOUNDS, FlowConfig
 
 _TIME_FREQUENCIES = 4
-_GATE_BIAS = 5.0  # the gate starts open: sigmoid(5) = 0.993
+_GATE_BIAS = 5.0  # flow-g's gate starts open: sigmoid(5) = 0.993
+_LIGHT_RATE = 0.07  # K alpha at the start, little for any K: flow-l's steps start with Jacobians close to 1
+_TIME_ORDERS = 4
 
 
 class Velocity(nn.Module):
@@ -63,6 +65,34 @@ class Mlp(Velocity):
 
     def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
         return cast(Tensor, self.trunk(time, action, context))
+
+
+class NoiseScale(nn.Module):
+    """Standard deviation sigma(t, A, s) of the noise-augmented rollout, per dimension, in exp([-5, 2]) as published.
+
+    Args:
+        observation_dim: O.
+        action_dim: D.
+        width: Hidden width.
+        start: What it is at first, for all inputs.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, width: int, start: float) -> None:
+        super().__init__()
+        self.trunk = _Trunk(observation_dim, action_dim, width, 1)
+        low, high = LOG_NOISE_BOUNDS
+        nn.init.zeros_(self.trunk.head.weight)
+        nn.init.constant_(self.trunk.head.bias, math.atanh(2 * (math.log(start) - low) / (high - low) - 1))
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """Context (B, C) from a normalised observation (B, O)."""
+        return cast(Tensor, self.trunk.from_observation(observation))
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        """log sigma (B, D) at flow time (B, 1) or (1, 1), action (B, D) and context (B, C)."""
+        low, high = LOG_NOISE_BOUNDS  # tanh rather than a clamp, which would have no gradient beyond its bounds
+        raw: Tensor = self.trunk(time, action, context)
+        return low + 0.5 * (high - low) * (raw.to(action.dtype).tanh() + 1)
 
 
 class FlowG(Velocity):
@@ -131,13 +161,57 @@ class FlowT(Velocity):
         return cast(Tensor, self.head(token))
 
 
+class FlowL(Velocity):
+    """Light velocity, K alpha(t, s) * (c(t, s) + U phi(V A) - A): most of it does not see A, so it is not recurrent.
+
+    An Euler step is the convex update A + alpha * (target - A), a GRU's, whose gate and target's offset depend on time and
+    state alone. ``encode`` computes their expansion in Legendre polynomials of time, once per rollout, at the cost of one
+    MLP; a step then costs two narrow products, V and U, with the hidden layer between them scaled and shifted by the
+    state. The Jacobian of a step is 1 - alpha + alpha U phi' V: gate and candidate of flow-g add a product of the
+    Jacobians of several layers instead.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, config: FlowConfig) -> None:
+        super().__init__()
+        self._steps, width, rank = config.euler_steps, config.width, config.gate_width
+        layers: list[nn.Module] = [nn.Linear(observation_dim, width), nn.SiLU()]
+        for _ in range(config.depth - 1):
+            layers += [nn.Linear(width, width), nn.SiLU()]
+        self.from_observation = nn.Sequential(*layers)
+        self._split = [_TIME_ORDERS * action_dim] * 2 + [rank] * 2
+        self.head = nn.Linear(width, sum(self._split))
+        self.from_action = nn.Linear(action_dim, rank, bias=False)
+        self.from_time = nn.Linear(2 * _TIME_FREQUENCIES, rank, bias=False)
+        self.to_action = nn.Linear(rank, action_dim, bias=False)
+        with torch.no_grad():
+            self.head.bias.zero_()
+            self.head.bias[:action_dim] = math.log(_LIGHT_RATE / (self._steps - _LIGHT_RATE))
+
+    def encode(self, observation: Tensor) -> Tensor:
+        return cast(Tensor, self.head(self.from_observation(observation)))
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        gate, offset, scale, shift = torch.split(context, self._split, -1)
+        orders = _legendre(time).unsqueeze(-1)
+        gate = torch.sigmoid((gate.reshape(-1, _TIME_ORDERS, action.shape[-1]) * orders).sum(-2))
+        offset = (offset.reshape(-1, _TIME_ORDERS, action.shape[-1]) * orders).sum(-2)
+        hidden = F.silu((self.from_action(action) + self.from_time(embed_time(time))) * (1 + scale) + shift)
+        return cast(Tensor, self._steps * gate * (offset + self.to_action(hidden) - action))
+
+
+def _legendre(time: Tensor) -> Tensor:
+    """Legendre polynomials of orders 0 to 3 (B, 4) on flow time (B, 1) in [0, 1]."""
+    x = 2 * time - 1
+    return torch.cat([torch.ones_like(x), x, 1.5 * x**2 - 0.5, 2.5 * x**3 - 1.5 * x], -1)
+
+
 def embed_time(time: Tensor) -> Tensor:
     """Sine and cosine features (B, 8) of flow time (B, 1) in [0, 1]."""
     angles = time * (math.pi * 2.0 ** torch.arange(_TIME_FREQUENCIES, device=time.device, dtype=time.dtype) / 2)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-VELOCITIES: dict[str, type[Velocity]] = {"mlp": Mlp, "flow-g": FlowG, "flow-t": FlowT}
+VELOCITIES: dict[str, type[Velocity]] = {"mlp": Mlp, "flow-g": FlowG, "flow-t": FlowT, "flow-l": FlowL}
 
 
 def make_velocity(name: str, observation_dim: int, action_dim: int, config: FlowConfig) -> Velocity:
@@ -149,3 +223,20 @@ def make_velocity(name: str, observation_dim: int, action_dim: int, config: Flow
     if name not in VELOCITIES:
         raise UnknownNameError("velocity", name, VELOCITIES)
     return VELOCITIES[name](observation_dim, action_dim, config)
+
+
+def normalise_weights(module: nn.Module) -> None:
+    """Give every linear layer a weight of direction and length (Salimans and Kingma, 2016).
+
+    But for a layer that starts at zero, as the head of flow-g's gate does: it has no direction.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and bool(layer.weight.any(-1).all()):
+            nn.utils.parametrizations.weight_norm(layer)
+
+
+def fold_weights(module: nn.Module) -> None:
+    """Turn what :func:`normalise_weights` did back into plain weights of the same values."""
+    for layer in module.modules():
+        if nn.utils.parametrize.is_parametrized(layer):
+            nn.utils.parametrize.remove_parametrizations(layer, "weight")

@@ -11,19 +11,20 @@ import torch
 from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
-from sacflow_robot.learn.agent import Agent
+from sacflow_robot.learn.algorithms import make_agent
+from sacflow_robot.learn.compute import pick_device
 from sacflow_robot.learn.config import FlowConfig, TrainConfig
-from sacflow_robot.learn.train import pick_device
+from sacflow_robot.learn.sac_flow import SacFlow
 from sacflow_robot.spec import ArmSpec
 
 FLOW = FlowConfig(width=32, depth=2, gate_width=16)
 
 
-def make_agent(arm: ArmSpec, **learner: Any) -> Agent:
+def tiny_agent(arm: ArmSpec, **learner: Any) -> SacFlow:
     config = TrainConfig(flow=FLOW)
     sizes = {"critic_width": 32, "critic_depth": 2, "batch_size": 32}
     config = replace(config, learner=replace(config.learner, **{**sizes, **learner}))
-    return Agent(arm, config, torch.device("cpu"))
+    return SacFlow(arm, config, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def batch(make_episode: Callable[..., Episode], arm: ArmSpec) -> ChunkBatch:
 
 def test_offline_updates_clone_and_leave_the_temperature_alone(arm: ArmSpec, batch: ChunkBatch) -> None:
     """Trap 7: one loss per optimiser and step; the policy's offline step does not depend on the critic."""
-    agents = [make_agent(arm), make_agent(arm, critic_rate=0.1)]
+    agents = [tiny_agent(arm), tiny_agent(arm, critic_rate=0.1)]
     for _ in range(3):
         for agent in agents:
             agent.generator.manual_seed(agent.updates)
@@ -47,7 +48,7 @@ def test_offline_updates_clone_and_leave_the_temperature_alone(arm: ArmSpec, bat
 
 
 def test_cloning_reduces_its_loss(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = make_agent(arm, policy_rate=1e-3)
+    agent = tiny_agent(arm, policy_rate=1e-3)
     history = [float(agent.update_offline(batch)["loss/flow_matching"]) for _ in range(200)]
     assert np.mean(history[-20:]) < 0.8 * np.mean(history[:20])
 
@@ -58,7 +59,7 @@ def test_cloning_is_from_solved_episodes_where_there_are_some(arm: ArmSpec, batc
     other = np.where(half[:, None, None], batch.actions, -batch.actions)
 
     def cloned(clone: str, solved: np.ndarray, actions: np.ndarray) -> list[torch.Tensor]:
-        agent = make_agent(arm, clone=clone, critic_rate=0.0)
+        agent = tiny_agent(arm, clone=clone, critic_rate=0.0)
         agent.update_offline(replace(batch, solved=solved, actions=actions))
         return list(agent.policy.parameters())
 
@@ -72,15 +73,15 @@ def test_cloning_is_from_solved_episodes_where_there_are_some(arm: ArmSpec, batc
 
 
 def test_same_noise_measures_the_distance_to_a_clone_that_only_clones(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = make_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=0.5)
+    agent = tiny_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=0.5)
     for _ in range(3):
         agent.update_offline(batch)
     agent.begin_online()
     first = agent.update_online(batch)
     assert first["policy/distance_to_data"].item() == 0.0, "the same flow makes the same of the same noise"
     assert agent.update_online(batch)["policy/distance_to_data"].item() > 0.0
-    alone = make_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=0.0)
-    held = make_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=100.0)
+    alone = tiny_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=0.0)
+    held = tiny_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=100.0)
     for other in (alone, held):
         other.begin_online()
         for _ in range(30):
@@ -90,7 +91,7 @@ def test_same_noise_measures_the_distance_to_a_clone_that_only_clones(arm: ArmSp
 
 
 def test_flow_matching_as_the_regulariser_goes_on_cloning(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = make_agent(arm, policy_delay=1, regulariser="flow-matching", regularisation=10.0, policy_rate=1e-3)
+    agent = tiny_agent(arm, policy_delay=1, regulariser="flow-matching", regularisation=10.0, policy_rate=1e-3)
     losses = [float(agent.update_online(batch)["policy/distance_to_data"]) for _ in range(100)]
     assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])
 
@@ -98,7 +99,7 @@ def test_flow_matching_as_the_regulariser_goes_on_cloning(arm: ArmSpec, batch: C
 def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(
     arm: ArmSpec, batch: ChunkBatch
 ) -> None:
-    agent = make_agent(arm, policy_delay=2)
+    agent = tiny_agent(arm, policy_delay=2)
     before = [p.clone() for p in agent.policy.parameters()]
     assert "loss/actor" not in agent.update_online(batch)
     assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
@@ -118,14 +119,14 @@ def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(
 
 def test_actor_follows_the_critic(arm: ArmSpec, batch: ChunkBatch) -> None:
     """With a critic that prefers larger actions and no regularisation, the actions grow."""
-    agent = make_agent(arm, regularisation=0.0, temperature="zero", policy_delay=1, critic_rate=0.0, policy_rate=1e-3)
+    agent = tiny_agent(arm, regularisation=0.0, temperature="zero", policy_delay=1, critic_rate=0.0, policy_rate=1e-3)
     agent.critic.forward = lambda observation, action: action.sum(-1).expand(2, -1)  # type: ignore[method-assign]
     observation = batch.observation[:8]
     noise = np.random.default_rng(0).standard_normal((8, 5, 7)).astype(np.float32)
     agent.config = replace(agent.config, learner=replace(agent.config.learner, policy_average_rate=1.0))
     agent._average()
     start = agent.act(observation, noise).mean()
-    for _ in range(30):
+    for _ in range(40):
         agent._update_policy(agent._on_device(batch))
     assert agent.act(observation, noise).mean() > start + 0.2
 
@@ -133,14 +134,14 @@ def test_actor_follows_the_critic(arm: ArmSpec, batch: ChunkBatch) -> None:
 def test_temperature_stays_within_its_bounds(arm: ArmSpec, batch: ChunkBatch) -> None:
     bounds = (5e-4, 2e-3)
     for target, limit in ((-100.0, bounds[1]), (100.0, bounds[0])):
-        agent = make_agent(arm, saturation_target=target, temperature_bounds=bounds, policy_rate=0.1)
+        agent = tiny_agent(arm, saturation_target=target, temperature_bounds=bounds, temperature_rate=0.1)
         for _ in range(30):
             agent.update_online(batch)
         assert agent.temperature.item() == pytest.approx(limit, rel=1e-4)
 
 
 def test_zero_temperature_is_a_mode_of_its_own(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = make_agent(arm, temperature="zero")
+    agent = tiny_agent(arm, temperature="zero")
     before = agent.log_temperature.item()
     for _ in range(4):
         metrics = agent.update_online(batch)
@@ -148,7 +149,7 @@ def test_zero_temperature_is_a_mode_of_its_own(arm: ArmSpec, batch: ChunkBatch) 
 
 
 def test_target_critic_and_average_policy_lag(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = make_agent(arm, target_rate=0.25, policy_average_rate=0.25)
+    agent = tiny_agent(arm, target_rate=0.25, policy_average_rate=0.25)
     before = [p.clone() for p in agent.target_critic.parameters()]
     agent.update_offline(batch)
     for old, target, latest in zip(before, agent.target_critic.parameters(), agent.critic.parameters(), strict=True):
@@ -157,7 +158,7 @@ def test_target_critic_and_average_policy_lag(arm: ArmSpec, batch: ChunkBatch) -
 
 
 def test_acting_is_deterministic_exploring_is_not(arm: ArmSpec) -> None:
-    agent = make_agent(arm)
+    agent = tiny_agent(arm)
     observation = np.zeros((2, 19), np.float32)
     noise = np.random.default_rng(0).standard_normal((2, 5, 7)).astype(np.float32)
     assert np.array_equal(agent.act(observation, noise), agent.act(observation, noise))
@@ -167,11 +168,11 @@ def test_acting_is_deterministic_exploring_is_not(arm: ArmSpec) -> None:
 
 def test_arms_with_other_bounds_are_refused(arm: ArmSpec) -> None:
     with pytest.raises(UsageError, match="beyond -1 to 1"):
-        make_agent(replace(arm, action_high=(2.0,) * 7))
+        tiny_agent(replace(arm, action_high=(2.0,) * 7))
 
 
 def test_divergence_shows(arm: ArmSpec) -> None:
-    agent = make_agent(arm)
+    agent = tiny_agent(arm)
     assert agent.is_finite
     with torch.no_grad():
         next(agent.critic.parameters())[0, 0, 0] = float("nan")
@@ -182,7 +183,7 @@ def test_divergence_shows(arm: ArmSpec) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_computes_what_the_cpu_does(arm: ArmSpec, batch: ChunkBatch) -> None:
     config = TrainConfig(flow=FLOW)
-    cpu, cuda = (Agent(arm, config, torch.device(name)) for name in ("cpu", "cuda"))
+    cpu, cuda = (make_agent(arm, config, torch.device(name)) for name in ("cpu", "cuda"))
     cuda.policy.load_state_dict(cpu.policy.state_dict())
     cuda.average_policy.load_state_dict(cpu.policy.state_dict())
     observation = batch.observation[:8]

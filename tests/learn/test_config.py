@@ -2,11 +2,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError
-from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig, from_yaml, preset, to_yaml
+from sacflow_robot.learn.config import (
+    AlgorithmName,
+    FlowConfig,
+    LearnerConfig,
+    TrainConfig,
+    VelocityName,
+    from_yaml,
+    to_yaml,
+)
+from sacflow_robot.learn.presets import preset
 
 
 def test_configuration_survives_its_file() -> None:
@@ -26,7 +36,7 @@ def test_presets_by_name() -> None:
         UnknownNameError, match=r"unknown task 'lit'; valid names: any Gymnasium id, e\.g\. HalfCheetah-v5, can"
     ):
         preset("lit")
-    with pytest.raises(UnknownNameError, match="valid names: flow-g, flow-t, mlp"):
+    with pytest.raises(UnknownNameError, match="valid names: flow-g, flow-l, flow-t, mlp"):
         preset("lift", "flow")
 
 
@@ -38,6 +48,11 @@ def test_presets_by_name() -> None:
         (lambda: LearnerConfig(batch_size=0), "--learner.batch-size is 0"),
         (lambda: LearnerConfig(discount=2), "--learner.discount is 2; it must be above 0 and at most 1"),
         (lambda: LearnerConfig(policy_rate=float("nan")), "--learner.policy-rate is nan"),
+        (lambda: LearnerConfig(best_of=0), "--learner.best-of is 0; it must be at least 1"),
+        (lambda: LearnerConfig(gradient_clip=0.0), "--learner.gradient-clip is 0.0; it must be positive, or none"),
+        (lambda: LearnerConfig(adam_beta1=1.0), "--learner.adam-beta1 is 1.0; it must be at least 0 and below 1"),
+        (lambda: LearnerConfig(regularisation_final=1.0), "must be from 0 to learner.regularisation"),
+        (lambda: FlowConfig(noise="learned", noise_scale=9), "between 0.0067 and 7.4 where sigma is learned"),
         (lambda: LearnerConfig(temperature_bounds=(1, 0)), "the lower one first"),
         (lambda: LearnerConfig(initial_temperature=1), "within learner.temperature-bounds"),
     ],
@@ -56,3 +71,39 @@ def test_numbers_are_checked() -> None:
         TrainConfig(demo_share=1.5)
     with pytest.raises(UsageError, match="--replay-memory-gb is -1; it must be at least 0"):
         TrainConfig(replay_memory_gb=-1)
+
+
+def test_options_that_do_not_go_together_are_refused() -> None:
+    best = LearnerConfig(best_of=4)
+    for algo, why in (("bc", "learns no critic"), ("sac", "plays its mean"), ("rlpd", "plays its mean")):
+        with pytest.raises(UsageError, match=f"--learner.best-of is 4; it must be 1 with {algo}, which {why}"):
+            TrainConfig(algo=algo, learner=best)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="must be action with sac, which has no flow"):
+        TrainConfig(algo="sac", learner=LearnerConfig(regulariser="same-noise"))
+    with pytest.raises(UsageError, match="--demos is auto; it must be none, without --replay, from scratch"):
+        TrainConfig(from_scratch=True)
+    with pytest.raises(UsageError, match="--offline-steps is 2500; it must be 0 from scratch"):
+        TrainConfig(from_scratch=True, demos="none")
+
+
+@pytest.mark.parametrize("algo", get_args(AlgorithmName))
+@pytest.mark.parametrize("velocity", get_args(VelocityName))
+@pytest.mark.parametrize("full", [False, True])
+def test_every_preset_is_valid_and_survives_its_file(algo: str, velocity: str, full: bool) -> None:
+    for env, from_scratch in (("lift", False), ("can", False), ("HalfCheetah-v5", True)):
+        if from_scratch and algo not in ("sac-flow", "sac"):
+            with pytest.raises(UsageError, match=f"--algo is {algo}; it must be sac-flow or sac from scratch"):
+                preset(env, velocity, algo, from_scratch=True, full=full)
+            continue
+        config = preset(env, velocity, algo, from_scratch=from_scratch, full=full)
+        assert (config.env, config.algo, config.velocity) == (env, algo, velocity)
+        assert config.from_scratch == from_scratch and from_yaml(to_yaml(config)) == config
+        assert (config.online_steps == 1_000_000) == (full and algo != "bc")
+        assert config.chunk_length == (1 if from_scratch else 5)
+
+
+def test_unknown_algorithm() -> None:
+    with pytest.raises(
+        UnknownNameError, match="unknown algorithm 'ppo'; valid names: bc, qc, qc-fql, rlpd, sac, sac-flow"
+    ):
+        preset("lift", algo="ppo")

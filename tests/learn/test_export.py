@@ -26,7 +26,7 @@ def make_policy(arm: ArmSpec, velocity: str) -> FlowPolicy:
     return policy
 
 
-@pytest.mark.parametrize("velocity", ["flow-g", "flow-t", "mlp"])
+@pytest.mark.parametrize("velocity", ["flow-g", "flow-t", "flow-l", "mlp"])
 def test_graph_equals_torch_at_any_batch(velocity: str, arm: ArmSpec, tmp_path: Path) -> None:
     policy, path = make_policy(arm, velocity), tmp_path / "lift.onnx"
     spec = export.make_spec(policy, arm, velocity, {"seed": 1})
@@ -48,6 +48,17 @@ def test_graph_equals_torch_at_any_batch(velocity: str, arm: ArmSpec, tmp_path: 
     metadata = session.get_modelmeta().custom_metadata_map
     assert PolicySpec.from_json(metadata[policyfile.SPEC_KEY]) == spec
     assert metadata[policyfile.FINGERPRINT_KEY] == spec.fingerprint
+
+
+def test_normalised_weights_are_folded_and_a_learned_noise_stays_out(arm: ArmSpec, tmp_path: Path) -> None:
+    sizes = {}
+    for name, changes in {"plain": {}, "other": {"weight_norm": True, "noise": "learned"}}.items():
+        torch.manual_seed(0)
+        policy = FlowPolicy("flow-g", arm.observation_dim, 5 * arm.action_dim, replace(FLOW, **changes))
+        path = tmp_path / f"{name}.onnx"
+        assert export.export_policy(policy, export.make_spec(policy, arm, "flow-g", {}), path) <= 1e-5
+        sizes[name] = sum(len(weight.raw_data) for weight in onnx.load(path).graph.initializer)
+    assert sizes["plain"] == sizes["other"]
 
 
 def test_a_policy_that_differs_is_not_left_behind(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import mujoco
@@ -12,15 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sacflow_robot.learn.config import FlowConfig
-from sacflow_robot.learn.flow import (
-    FlowPolicy,
-    path_entropy,
-    rotation_matrix,
-    squash,
-    squash_log_det,
-    squash_through,
-    unsquash,
-)
+from sacflow_robot.learn.flow import FlowPolicy, path_entropy
+from sacflow_robot.learn.policy import rotation_matrix, squash, squash_log_det, squash_through, unsquash
 from sacflow_robot.learn.velocity import Velocity
 
 CONFIG = FlowConfig(width=16, depth=2, gate_width=8, euler_steps=4, noise_scale=0.1)
@@ -81,8 +75,6 @@ class Scaling(Velocity):
 
 
 def policy_with(velocity: nn.Module, dim: int = 3, **changes: Any) -> FlowPolicy:
-    from dataclasses import replace
-
     policy = FlowPolicy("mlp", 2, dim, replace(CONFIG, **changes))
     policy.velocity = velocity  # type: ignore[assignment]
     return policy
@@ -126,12 +118,94 @@ def test_noise_augmented_rollout_keeps_the_marginal(sigma: float) -> None:
     assert rollout.latent.mean().item() == pytest.approx(0, abs=0.02)
 
 
+class Wave(Velocity):
+    """v = sin(2 A) + t, smooth and not linear."""
+
+    def encode(self, observation: Tensor) -> Tensor:
+        return observation
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        return torch.sin(2 * action) + time
+
+
+class WavySigma(nn.Module):
+    """log sigma = -1 + cos(A) / 2 + t / 4."""
+
+    def encode(self, observation: Tensor) -> Tensor:
+        return observation
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        return -1 + torch.cos(action) / 2 + time / 4
+
+
+@pytest.mark.parametrize("drift", [True, False])
+@pytest.mark.parametrize("learned", [True, False])
+def test_path_density_against_numerical_integration_in_one_dimension(learned: bool, drift: bool) -> None:
+    """Three points A_0, A_1, A_2 on a grid: the density sums to 1, and its entropy is that of sampled paths."""
+    sigma = 0.7
+    policy = policy_with(Wave(), dim=1, euler_steps=2, noise_scale=sigma, drift=drift)
+    if learned:
+        policy.learned_noise = WavySigma()  # type: ignore[assignment]
+    with torch.no_grad():
+        rollout = policy.sample(torch.zeros(200_000, 2), torch.Generator().manual_seed(0))
+
+    grid = np.linspace(-6, 6, 241)
+    width = grid[1] - grid[0]
+
+    def step(t: float) -> np.ndarray:
+        """log p(A' | A) on the grid, [A, A']."""
+        v = np.sin(2 * grid) + t
+        std = np.exp(-1 + np.cos(grid) / 2 + t / 4) if learned else np.full_like(grid, sigma)
+        mean = grid + 0.5 * (v + (std**2 / 2 * (t * v - grid) / (1 - t) if drift else 0))
+        step_std = (std * math.sqrt(0.5))[:, None]
+        return -0.5 * ((grid - mean[:, None]) / step_std) ** 2 - np.log(step_std * math.sqrt(2 * math.pi))
+
+    start = -0.5 * grid**2 - 0.5 * math.log(2 * math.pi)
+    log_p = start[:, None, None] + step(0.0)[:, :, None] + step(0.5)[None]
+    weight = np.exp(log_p) * width**3
+    assert weight.sum() == pytest.approx(1, abs=1e-3)
+    squashing = np.log((1 - np.tanh(grid) ** 2) / 0.95)
+    assert rollout.log_prob.mean().item() == pytest.approx((weight * (log_p - squashing)).sum(), abs=0.02)
+    assert rollout.latent.mean().item() == pytest.approx((weight.sum((0, 1)) * grid).sum(), abs=0.02)
+
+
+def test_without_the_drift_correction_noise_widens_the_marginal() -> None:
+    widths = {}
+    for drift in (True, False):
+        policy = policy_with(Scaling(0.5), dim=1, euler_steps=400, noise_scale=0.5, drift=drift)
+        with torch.no_grad():
+            widths[drift] = policy.sample(torch.zeros(20_000, 2), torch.Generator().manual_seed(0)).latent.std().item()
+    assert widths[True] == pytest.approx(0.5, rel=0.03) and widths[False] > 0.6
+
+
+def test_a_learned_noise_scale_starts_as_configured_stays_bounded_and_gets_the_entropy_gradient() -> None:
+    torch.manual_seed(0)
+    policies = {noise: FlowPolicy("mlp", 2, 3, replace(CONFIG, noise=noise)) for noise in ("fixed", "learned")}
+    policies["fixed"].velocity.load_state_dict(policies["learned"].velocity.state_dict())
+    observation = torch.randn(16, 2)
+    rollouts = {n: p.sample(observation, torch.Generator().manual_seed(1)) for n, p in policies.items()}
+    torch.testing.assert_close(rollouts["fixed"].latent, rollouts["learned"].latent)
+    torch.testing.assert_close(rollouts["fixed"].log_prob, rollouts["learned"].log_prob)
+    head = policies["learned"].learned_noise
+    assert head is not None
+    rollouts["learned"].log_prob.sum().backward()
+    assert (head.trunk.head.bias.grad < 0).all(), "a smaller log p, more entropy, means a larger sigma"
+    with torch.no_grad():
+        head.trunk.head.bias.fill_(99.0)
+        assert head(torch.zeros(1, 1), torch.zeros(1, 3), head.encode(observation)).unique().tolist() == [2.0]
+        assert torch.equal(
+            policies["learned"](observation, torch.ones(16, 3)), policies["fixed"](observation, torch.ones(16, 3))
+        )
+
+
 def test_path_entropy_is_the_mean_negative_log_density() -> None:
     policy = policy_with(Recorded(), dim=3)
     rollout = policy.sample(torch.zeros(20_000, 2), torch.Generator().manual_seed(0))
     without_squash = -(rollout.log_prob + squash_log_det(rollout.latent)).mean().item()
     assert without_squash == pytest.approx(path_entropy(3, 4, 0.1), abs=0.05)
     assert path_entropy(35, 4, 0.1) < -170  # trap 2
+    published = math.exp(-0.5 * math.log(2 * math.pi * math.e) * 5 / 4) * 2
+    assert path_entropy(35, 4, published) == pytest.approx(0, abs=1e-9) and published == pytest.approx(0.34, abs=0.01)
 
 
 def test_deterministic_rollout_is_the_noise_free_one_and_normalises_inside() -> None:

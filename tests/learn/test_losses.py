@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
+from sacflow_robot.data.replay import ReplayBuffer
+from sacflow_robot.episode import Episode
 from sacflow_robot.learn import losses
 from sacflow_robot.learn.config import FlowConfig
-from sacflow_robot.learn.flow import FlowPolicy, unsquash
+from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.policy import unsquash
+from sacflow_robot.spec import ArmSpec
 
 
 def test_temperature_rises_when_entropy_is_below_target() -> None:
@@ -54,7 +61,8 @@ def test_flow_matching_loss_ignores_invalid_rows_and_fits_the_played_action() ->
     mask = torch.tensor([1.0, 1.0, 1.0, 0.0]).expand(256, 4)
 
     def loss(data: torch.Tensor) -> torch.Tensor:
-        return losses.flow_matching_loss(policy, observation, data, mask, torch.Generator().manual_seed(1))
+        drawn = losses.draw_flow_matching(data, torch.Generator().manual_seed(1))
+        return losses.flow_matching_loss(policy, observation, data, mask, *drawn)
 
     # The last dimension is invalid: changing its data may change the network's input, never the target.
     changed = chunk.clone()
@@ -66,9 +74,49 @@ def test_flow_matching_loss_ignores_invalid_rows_and_fits_the_played_action() ->
     generator = torch.Generator().manual_seed(2)
     for _ in range(800):
         optimiser.zero_grad()
-        losses.flow_matching_loss(policy, observation, chunk, torch.ones_like(mask), generator).backward()
+        drawn = losses.draw_flow_matching(chunk, generator)
+        losses.flow_matching_loss(policy, observation, chunk, torch.ones_like(mask), *drawn).backward()
         optimiser.step()
     with torch.no_grad():
         played = policy(observation, torch.randn(256, 4))
     assert played.mean(0).tolist() == pytest.approx([1.0, -1.0, 0.3, 0.0], abs=0.06)
     assert unsquash(torch.tensor(1.0)).isfinite()
+
+
+def test_chunked_targets_by_hand_around_the_ends_of_episodes(
+    make_episode: Callable[..., Episode], arm: ArmSpec
+) -> None:
+    """H = 3, gamma = 0.5, reward 1 at the last step, value 8 everywhere: what each window's critic is fitted to."""
+    expected = {
+        # steps of the episode, success: (target, whether it counts) from the first window on
+        (5, True): [(0 + 8 / 8, True), (0 + 8 / 8, True), (0.25, True), (0.5, True), (1.0, True)],
+        (5, False): [(1.0, True), (1.0, True), (1.0, True), (None, False), (None, False)],
+        (2, True): [(0.5, True), (1.0, True)],
+        (2, False): [(None, False), (None, False)],
+    }
+    for (steps, success), windows in expected.items():
+        buffer = ReplayBuffer(arm, 3, 0.5, 50)
+        buffer.append(make_episode(steps, success=success))
+        batch = buffer.sample(200, np.random.default_rng(0))
+        starts = batch.observation[:, 0].astype(int)
+        target = losses.critic_target(
+            torch.from_numpy(batch.reward), torch.from_numpy(batch.discount), torch.full((200,), 8.0), torch.zeros(200)
+        )
+        assert set(starts) == set(range(steps))
+        for start, value, counts in zip(starts, target.tolist(), batch.critic_valid, strict=True):
+            by_hand, valid = windows[start]
+            assert counts == valid and (by_hand is None or value == pytest.approx(by_hand))
+
+
+def test_distances_and_losses_leave_out_what_is_behind_an_episodes_end(
+    make_episode: Callable[..., Episode], arm: ArmSpec
+) -> None:
+    buffer = ReplayBuffer(arm, 3, 0.5, 50)
+    buffer.append(make_episode(2))
+    batch = buffer.sample(50, np.random.default_rng(0))
+    chunk = torch.from_numpy(batch.actions).flatten(1)
+    mask = torch.from_numpy(batch.valid).float().repeat_interleave(7, 1)
+    assert mask.sum(-1).unique().tolist() == [7.0, 14.0]
+    torch.testing.assert_close(losses.chunk_distance(chunk + 1, chunk, mask), mask.sum(-1))
+    wild = torch.where(mask == 1, chunk, torch.full_like(chunk, 50.0))
+    torch.testing.assert_close(losses.chunk_distance(wild, chunk, mask), torch.zeros(50))

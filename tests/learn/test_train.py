@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,9 +17,11 @@ from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError
 from sacflow_robot.learn import train
 from sacflow_robot.learn.config import FlowConfig, TrainConfig
+from sacflow_robot.learn.failures import Interrupted
+from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder, read_metrics
-from sacflow_robot.learn.train import Interrupted, Trainer
+from sacflow_robot.learn.train import Trainer
 
 TINY = TrainConfig(
     offline_steps=6,
@@ -145,6 +148,73 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         small.load(demos)
 
 
+def test_a_checkpoint_of_something_else_is_refused_with_both_named(
+    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+) -> None:
+    config = replace(TINY, offline_steps=2, online_steps=0, eval_episodes=0)
+    trainer = make_trainer(tmp_path / "run", pools, config)
+    trainer.load(demos)
+    trainer.run()
+    for change, names in (
+        ({"env": "can"}, "of task 'lift', its config.yaml says 'can'"),
+        ({"algo": "bc"}, "of algorithm 'sac-flow', its config.yaml says 'bc'"),
+        ({"velocity": "mlp"}, "of policy 'flow-g', its config.yaml says 'mlp'"),
+    ):
+        with pytest.raises(DataError, match=f"checkpoint.pt is {names}; put back the file that belongs there"):
+            trainer.folder.load_checkpoint(replace(config, **change))
+    state = torch.load(trainer.folder.checkpoint)
+    for made_by, theirs in (
+        ({"layout": 9, "version": "9.9"}, "9.9 in layout 9"),
+        (None, "an earlier version in layout 1"),
+    ):
+        state["made_by"] = made_by
+        if made_by is None:
+            del state["made_by"]
+        torch.save(state, trainer.folder.checkpoint)
+        with pytest.raises(
+            DataError, match=rf"written by sacflow-robot {theirs}; this is [\d.]+, which reads layout 2"
+        ):
+            make_trainer(tmp_path / "run", pools, config).resume()
+
+
+def test_from_scratch_acts_at_random_first_learns_then_and_resumes(tmp_path: Path) -> None:
+    config = preset("InvertedPendulum-v5", "flow-l", from_scratch=True)
+    config = replace(
+        config, online_steps=200, eval_every=100, eval_episodes=1, flow=replace(config.flow, width=16, gate_width=16)
+    )
+    learner = replace(config.learner, warmup_steps=50, batch_size=32, critic_width=32)
+    config = replace(config, learner=replace(learner, regularisation_schedule="adaptive"))
+    with ArmPool(config.env, 1) as arms, ArmPool(config.env, 1) as eval_arms:
+        trainers = []
+        for name in ("whole", "parts"):
+            trainer = make_trainer(tmp_path / name, (arms, eval_arms), config)
+            trainer.load([])
+            if name == "parts":
+                for steps in (30, 130):
+                    _StopsAt(trainer, 0, steps)
+                    with pytest.raises(Interrupted):
+                        trainer.run()
+                    assert (trainer.agent.updates > 0) == (steps > 50)
+                    trainer = make_trainer(tmp_path / name, (arms, eval_arms), config)
+                    trainer.resume()
+            trainer.run()
+            trainers.append(trainer)
+    whole, parts = trainers
+    assert_equal(parts.agent.state_dict(), whole.agent.state_dict(), "agent")
+    assert whole.agent.updates == pytest.approx(150, abs=30), "one a step after the warm-up"
+    assert whole.evaluations[-1].mean_return == whole.evaluations[-1].mean_steps - 1 > 0, "1 a step but the last"
+    drawn = whole.buffer.sample(100, np.random.default_rng(0)).actions
+    assert np.abs(drawn).max() <= 1
+    with pytest.raises(DataError, match="empty"):
+        make_trainer(tmp_path / "other", (arms, eval_arms), TINY).load([])
+
+
+def test_random_actions_are_spread_evenly() -> None:
+    actions = train.uniform_actions(np.random.default_rng(0).standard_normal((20_000, 1, 1)).astype(np.float32))
+    counts = np.histogram(actions, bins=10, range=(-1, 1))[0]
+    assert counts.sum() == 20_000 and (np.abs(counts - 2000) < 200).all()
+
+
 def test_divergence_stops_the_run(tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]) -> None:
     config = replace(TINY, offline_steps=100, learner=replace(TINY.learner, policy_rate=1e30))
     trainer = make_trainer(tmp_path / "run", pools, config)
@@ -163,10 +233,10 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="not a run folder"):
         RunFolder.open(tmp_path)
     with pytest.raises(DataError, match=r"no checkpoint.pt"):
-        RunFolder(first, "lift").load_checkpoint()
+        RunFolder(first, "lift").load_checkpoint(TINY)
     (first / "checkpoint.pt").write_bytes(b"PK\x03\x04 truncated")
     with pytest.raises(DataError, match=r"checkpoint.pt cannot be read .* is it complete\?$"):
-        RunFolder(first, "lift").load_checkpoint()
+        RunFolder(first, "lift").load_checkpoint(TINY)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError):
         RunFolder.create(tmp_path / "file", TINY)

@@ -1,12 +1,28 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.learn.config import FlowConfig
-from sacflow_robot.learn.velocity import VELOCITIES, FlowG, embed_time, make_velocity
+from sacflow_robot.learn.config import FlowConfig, VelocityName
+from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.presets import preset
+from sacflow_robot.learn.velocity import (
+    VELOCITIES,
+    FlowG,
+    FlowL,
+    FlowT,
+    embed_time,
+    fold_weights,
+    make_velocity,
+    normalise_weights,
+)
 
 OBSERVATION, D, B = 19, 35, 6
 CONFIG = FlowConfig(width=32, depth=2, gate_width=16)
@@ -56,5 +72,105 @@ def test_time_embedding_tells_the_euler_steps_apart() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UnknownNameError, match="valid names: flow-g, flow-t, mlp"):
+    with pytest.raises(UnknownNameError, match="valid names: flow-g, flow-l, flow-t, mlp"):
         make_velocity("flow-x", OBSERVATION, D, CONFIG)
+
+
+def test_a_step_of_flow_g_by_hand() -> None:
+    """One dimension, one hidden unit: A + sigmoid(g) (c - A) / K."""
+    torch.manual_seed(0)
+    velocity = FlowG(1, 1, FlowConfig(width=1, depth=1, gate_width=1))
+    with torch.no_grad():
+        for parameter in velocity.parameters():
+            parameter.fill_(0.5)
+    s, a = torch.tensor([[0.3]]), torch.tensor([[-0.7]])
+    time = embed_time(torch.tensor([[0.25]])).sum().item()
+    hidden = F.silu(torch.tensor(0.5 * 0.3 + 0.5 + 0.5 * -0.7 + 0.5 * time)).item()
+    head = 0.5 * hidden + 0.5
+    by_hand = torch.sigmoid(torch.tensor(head)).item() * (head - -0.7)
+    out = velocity(torch.tensor([[0.25]]), a, velocity.encode(s))
+    assert out.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_step_of_flow_t_is_that_of_a_decoder_with_attention() -> None:
+    """Against torch's own pre-norm decoder layer with four heads and one token, given the same weights."""
+    torch.manual_seed(0)
+    width = 8
+    velocity = FlowT(OBSERVATION, D, FlowConfig(width=width, depth=1))
+    layer = nn.TransformerDecoderLayer(width, 4, 4 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
+    ours = velocity.layers[0]
+    with torch.no_grad():
+        for theirs, (value, out) in (
+            (layer.self_attn, ours.self_attention),
+            (layer.multihead_attn, ours.cross_attention[1:]),
+        ):
+            theirs.in_proj_weight[2 * width :] = value.weight
+            theirs.in_proj_bias[2 * width :] = value.bias
+            theirs.out_proj.load_state_dict(out.state_dict())
+        layer.linear1.load_state_dict(ours.feed_forward[1].state_dict())
+        layer.linear2.load_state_dict(ours.feed_forward[3].state_dict())
+    observation, action, time = torch.randn(B, OBSERVATION), torch.randn(B, D), torch.rand(B, 1)
+    state = F.layer_norm(velocity.from_observation(observation), (width,))
+    token = velocity.from_action(action) + velocity.from_time(embed_time(time))
+    decoded = layer(token.unsqueeze(1), state.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(velocity(time, action, velocity.encode(observation)), velocity.head(decoded))
+
+
+def test_a_step_of_flow_l_is_convex_and_its_gate_does_not_see_the_action() -> None:
+    """A + v / K = (1 - alpha) A + alpha * target; without the narrow term, the Jacobian is 1 - alpha, diagonal."""
+    torch.manual_seed(0)
+    velocity = FlowL(OBSERVATION, D, CONFIG)
+    nn.init.zeros_(velocity.to_action.weight)
+    observation, time = torch.randn(1, OBSERVATION), torch.rand(1, 1)
+    context = velocity.encode(observation)
+
+    def step(action: torch.Tensor) -> torch.Tensor:
+        return action + velocity(time, action, context) / CONFIG.euler_steps
+
+    jacobians = [torch.func.jacrev(step)(torch.randn(1, D)).squeeze() for _ in range(2)]
+    torch.testing.assert_close(*jacobians)
+    kept = jacobians[0].diagonal()
+    torch.testing.assert_close(jacobians[0], torch.diag(kept))
+    assert ((kept > 0) & (kept < 1)).all()
+
+
+def rollout_gradients(name: VelocityName, euler_steps: int) -> torch.Tensor:
+    """Norm of dL/dA_k, k = 0 to K, for a loss linear in A_K, at initialisation."""
+    torch.manual_seed(0)
+    velocity = make_velocity(name, OBSERVATION, D, replace(preset("lift", name).flow, euler_steps=euler_steps))
+    context = velocity.encode(torch.randn(64, OBSERVATION))
+    actions = [torch.randn(64, D, requires_grad=True)]
+    for k in range(euler_steps):
+        actions.append(actions[-1] + velocity(torch.full((1, 1), k / euler_steps), actions[-1], context) / euler_steps)
+    gradients = torch.autograd.grad((actions[-1] @ torch.randn(D)).sum(), actions)
+    return torch.stack([g.norm() for g in gradients])
+
+
+def operations(name: VelocityName) -> int:
+    """Multiplications of one rollout with a preset's sizes."""
+    policy = FlowPolicy(name, OBSERVATION, D, preset("lift", name).flow)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        policy(torch.zeros(1, OBSERVATION), torch.zeros(1, D))
+    return int(counter.get_total_flops()) // 2
+
+
+@pytest.mark.parametrize("euler_steps", [4, 10])
+def test_flow_l_keeps_gradients_as_flat_as_flow_t_with_fewer_operations_than_flow_g(euler_steps: int) -> None:
+    gradients = {name: rollout_gradients(name, euler_steps) for name in get_args(VelocityName)}
+    spread = {name: float(norms.max() / norms.min()) for name, norms in gradients.items()}
+    assert spread["flow-l"] < spread["flow-t"] < spread["flow-g"]
+    assert 2 * operations("flow-l") < operations("flow-g") < operations("flow-t")
+
+
+@pytest.mark.parametrize("name", get_args(VelocityName))
+def test_normalised_weights_start_where_plain_ones_do(name: VelocityName) -> None:
+    torch.manual_seed(0)
+    velocity = make_velocity(name, OBSERVATION, D, CONFIG)
+    observation, action, time = torch.randn(B, OBSERVATION), torch.randn(B, D), torch.rand(B, 1)
+    before, state = velocity(time, action, velocity.encode(observation)), set(velocity.state_dict())
+    normalise_weights(velocity)
+    torch.testing.assert_close(velocity(time, action, velocity.encode(observation)), before)
+    assert any("parametrizations" in key for key in velocity.state_dict())
+    fold_weights(velocity)
+    torch.testing.assert_close(velocity(time, action, velocity.encode(observation)), before)
+    assert set(velocity.state_dict()) == state

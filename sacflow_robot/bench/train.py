@@ -1,0 +1,113 @@
+"""Updates per second of each algorithm and velocity, at the sizes published for offline-to-online training."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.presets import preset
+
+CASES = (
+    ("sac-flow", "flow-g"),
+    ("sac-flow", "flow-t"),
+    ("sac-flow", "flow-l"),
+    ("sac-flow", "mlp"),
+    ("bc", "flow-g"),
+    ("qc-fql", "mlp"),
+    ("qc", "flow-g"),
+    ("rlpd", "gaussian"),
+    ("sac", "gaussian"),
+)
+"""(algorithm, velocity)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement.
+
+    Attributes:
+        algo: Algorithm.
+        velocity: Velocity of its flow.
+        device: What computed.
+        precision: Of the products; weights are float32 throughout.
+        compiled: Whether the update was compiled.
+        updates_per_s: Updates of critic and policy a second, the median of the repeats; drawing the batch included.
+        peak_mb: Largest memory of the process, or on a GPU what was allocated there (MB).
+        first_s: Seconds that the first update took: compiling, unless it is cached.
+    """
+
+    algo: str
+    velocity: str
+    device: str
+    precision: str
+    compiled: bool
+    updates_per_s: float
+    peak_mb: float
+    first_s: float
+
+
+def published(algo: str, velocity: str, **changes: Any) -> TrainConfig:
+    """Lift at the published sizes: batch 256, D = 35, critics 2 x 512^4; every update is of critic and policy."""
+    config = preset("lift", "flow-g" if velocity == "gaussian" else velocity, algo, full=True)
+    learner = replace(config.learner, policy_delay=1, critics=2)
+    return replace(config, learner=learner, **changes)
+
+
+def measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, threads: int) -> Row:
+    """Measure one case in a process of its own, whose peak memory is the case's."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_measure, (config, velocity, repeats, seconds, threads))
+
+
+def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, threads: int) -> Row:
+    import numpy as np
+    import torch
+
+    from sacflow_robot.bench.replay import made_up_episodes
+    from sacflow_robot.data.replay import ReplayBuffer
+    from sacflow_robot.envs.tasks import get_arm
+    from sacflow_robot.learn.algorithms import make_agent
+    from sacflow_robot.learn.compute import pick_device
+
+    torch.set_num_threads(threads)
+    device = pick_device(config.device)
+    arm = get_arm(config.env)
+    buffer = ReplayBuffer(arm, config.chunk_length, config.learner.discount, 20_000)
+    for episode in made_up_episodes(arm, 20_000):
+        buffer.append(episode)
+    agent, rng = make_agent(arm, config, device), np.random.default_rng(0)
+    agent.fit_normaliser(buffer.observations())
+
+    def update() -> None:
+        agent.update_online(buffer.sample(config.learner.batch_size, rng))
+
+    def run(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            update()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    first = run(1)
+    run(3)
+    count = max(1, round(seconds / run(1)))
+    rates = [count / run(count) for _ in range(repeats)]
+    gpu = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Row(
+        algo=config.algo,
+        velocity=velocity,
+        device=torch.cuda.get_device_name(device) if gpu else f"cpu, {threads} threads",
+        precision=agent.compute.precision,
+        compiled=agent.compute.compiled,
+        updates_per_s=round(statistics.median(rates), 2),
+        peak_mb=round(peak / 1e6),
+        first_s=round(first, 1),
+    )

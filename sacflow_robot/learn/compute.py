@@ -1,0 +1,100 @@
+"""How the update is computed: compiled or not, in float32 or in bfloat16 with float32 weights; and on which device."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from sacflow_robot.errors import UsageError, one_line
+from sacflow_robot.learn.config import TrainConfig
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_WIDE = 512
+"""Critic width from which compiling and half the precision gain more on a CPU than they cost."""
+
+
+class Compute:
+    """Prepares losses for a device.
+
+    What is left to ``auto`` depends on the device and the sizes alone, so that a run that is resumed goes on as it was:
+    everywhere on a GPU; on a CPU with wide networks, in bfloat16 only where it multiplies matrices of it in hardware.
+
+    Attributes:
+        compiled: Whether losses are compiled; turns false when the compiler fails.
+        precision: ``float32`` or ``bfloat16``.
+        note: Why it is not as was asked for, in a line; empty if it is.
+
+    Args:
+        config: The run's configuration.
+        device: Where to compute.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self._device = device
+        gpu, wide = device.type == "cuda", config.learner.critic_width >= _WIDE
+        self.compiled = config.compile == "on" or (config.compile == "auto" and (gpu or wide))
+        half = config.precision == "bfloat16"
+        if config.precision == "auto":
+            half = torch.cuda.is_bf16_supported() if gpu else wide and multiplies_bfloat16()
+        self.precision = "bfloat16" if half else "float32"
+        self.note = ""
+
+    def prepare(self, loss: Callable[_P, _T]) -> Callable[_P, _T]:
+        """The same function, as fast as was asked for. It must not draw random numbers: it may be called twice."""
+
+        def plain(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            if self.precision == "float32":
+                return loss(*args, **kwargs)
+            with torch.autocast(self._device.type, torch.bfloat16):
+                return loss(*args, **kwargs)
+
+        if not self.compiled:
+            return plain
+        fast: Callable[_P, _T] | None = None
+
+        def compiled(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            nonlocal fast
+            if not self.compiled:
+                return plain(*args, **kwargs)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the compiler's remarks on its own deprecated parts
+                    if fast is None:
+                        fast = torch.compile(plain, dynamic=False)
+                    return fast(*args, **kwargs)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # the compiler's own family is wide: no C++ compiler, an operation it lacks
+                self.compiled = False
+                self.note = f"not compiled: {one_line(error, 120)}; --compile off leaves it out"
+                return plain(*args, **kwargs)
+
+        return compiled
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 faster than of float32: with AMX, or AVX-512's bf16 instructions."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        UsageError: The device is unknown or absent.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("only cpu and cuda are supported")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} is not usable here ({one_line(error)}); try --device cpu") from None
+    return device

@@ -1,0 +1,70 @@
+"""What stops a run, said in one line each."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sacflow_robot.errors import SacflowError
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.run_folder import RunFolder
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
+    """Ctrl-C was pressed; the run is saved."""
+
+
+def diverged(what: str, update: int, folder: RunFolder) -> SacflowError:
+    """The error for a number that is not finite."""
+    return SacflowError(
+        f"training diverged: {what} is not finite at update {update}; lower the step sizes{_go_on(folder)}"
+    )
+
+
+@contextmanager
+def memory_is_explained(config: TrainConfig, folder: RunFolder) -> Iterator[None]:
+    """Turn running out of memory into an error that says which settings take it.
+
+    Raises:
+        SacflowError: Memory ran out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        device = isinstance(error, torch.OutOfMemoryError)
+        if not (device or isinstance(error, MemoryError) or "allocate memory" in str(error)):
+            raise
+        settings = [f"--learner.batch-size (now {config.learner.batch_size})"]
+        if config.learner.best_of > 1:
+            settings.append(f"--learner.best-of (now {config.learner.best_of})")
+        settings.append(f"--learner.critic-width (now {config.learner.critic_width})")
+        if not device:
+            settings.append(f"--replay-memory-gb (now {config.replay_memory_gb:g})")
+        where = "the GPU's memory" if device else "memory"
+        raise SacflowError(f"out of {where}; lower {', '.join(settings)}{_go_on(folder)}") from None
+
+
+def _go_on(folder: RunFolder) -> str:
+    return f", or go on from the last checkpoint with --resume {folder.path}" if folder.checkpoint.exists() else ""
+
+
+@contextmanager
+def ctrl_c_asks(ask: Callable[[], None]) -> Iterator[None]:
+    """Turn the first Ctrl-C into a call of ``ask``; a second one acts as usual."""
+
+    def once(*_: object) -> None:
+        signal.signal(signal.SIGINT, previous)
+        ask()
+
+    try:
+        previous = signal.signal(signal.SIGINT, once)
+    except ValueError:  # not the main thread: whoever called has Ctrl-C
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,156 @@
+"""Default configurations by task, velocity and algorithm. Imports no torch, so that --help stays quick."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import cast, get_args
+
+from sacflow_robot.errors import UnknownNameError
+from sacflow_robot.learn.config import AlgorithmName, FlowConfig, LearnerConfig, TrainConfig, VelocityName
+
+# Longer tasks than Lift: demonstrations that hardly ever fail, less noise to explore with, and a policy held near what
+# cloning makes of the same noise, which keeps different ways of doing the task apart.
+_LONGER = TrainConfig(
+    demo_quality="proficient",
+    offline_steps=8000,
+    online_steps=50_000,
+    eval_every=10_000,
+    flow=FlowConfig(noise_scale=0.04),
+    learner=LearnerConfig(regulariser="same-noise", regularisation=0.5),
+)
+# Tasks of millimetres: more cloning, and a critic that has seen more failures before the policy follows it.
+_FINER = replace(_LONGER, offline_steps=20_000, learner=replace(_LONGER.learner, warmup_steps=8000))
+PRESETS = {
+    "lift": TrainConfig(),
+    **{task: replace(_LONGER, env=task) for task in ("can", "door")},
+    **{task: replace(_FINER, env=task) for task in ("stack", "square")},
+}
+
+# Published sizes differ between velocities (arXiv 2509.25756, offline to online); these fit two CPU cores.
+_FLOWS: dict[str, FlowConfig] = {
+    "flow-t": FlowConfig(width=128, depth=2),
+    "flow-l": FlowConfig(width=256, depth=2, gate_width=128),
+}
+
+# From scratch, scaled to two CPU cores: 50 000 steps in minutes. As published but for the sizes: one action at a time,
+# sigma learned, with the entropy of a fixed sigma of 0.34 as its target (which is the published target of 0 at K = 4),
+# Adam's beta_1 of 0.5. The temperature starts lower than the published 0.2, which would need the published million steps
+# to come down: a path's entropy has no upper bound as a Gaussian's behind tanh has.
+_SCRATCH = TrainConfig(
+    from_scratch=True,
+    demos="none",
+    offline_steps=0,
+    online_steps=50_000,
+    chunk_length=1,
+    replay_capacity=100_000,
+    arms=1,
+    eval_episodes=5,
+    eval_every=5_000,
+    final_eval_episodes=10,
+    flow=FlowConfig(width=128, depth=2, gate_width=64, noise="learned", noise_scale=0.34),
+    learner=LearnerConfig(
+        critic_rate=1e-3,
+        critic_depth=2,
+        updates_per_step=1.0,
+        warmup_steps=2_500,
+        regularisation=0.0,
+        initial_temperature=0.05,
+        temperature_rate=1e-3,
+        temperature_bounds=(1e-4, 2.0),
+        saturation_target=0.0,
+        adam_beta1=0.5,
+    ),
+)
+_SCRATCH_FLOWS = {
+    "flow-t": replace(_SCRATCH.flow, width=64),
+    "flow-l": replace(_SCRATCH.flow, width=128, gate_width=64),
+}
+
+
+def preset(
+    env: str, velocity: str = "flow-g", algo: str = "sac-flow", *, from_scratch: bool = False, full: bool = False
+) -> TrainConfig:
+    """Default configuration.
+
+    Args:
+        env: Task, or a Gymnasium id.
+        velocity: Velocity network of a flow.
+        algo: Algorithm.
+        from_scratch: Without demonstrations.
+        full: The published sizes and budgets, for a GPU.
+
+    Raises:
+        UnknownNameError: No preset of that name.
+    """
+    if env not in PRESETS and not re.search(r"-v\d+$", env):
+        raise UnknownNameError("task", env, [*PRESETS, "any Gymnasium id, e.g. HalfCheetah-v5"])
+    for kind, name, names in (("velocity", velocity, VelocityName), ("algorithm", algo, AlgorithmName)):
+        if name not in get_args(names):
+            raise UnknownNameError(kind, name, get_args(names))
+    if from_scratch:
+        chosen = replace(_SCRATCH, env=env)
+        flow = _SCRATCH_FLOWS.get(velocity, chosen.flow)
+    else:
+        chosen = PRESETS.get(env, TrainConfig(env=env, demos="none"))
+        flow = replace(_FLOWS.get(velocity, chosen.flow), noise_scale=chosen.flow.noise_scale)
+    chosen = replace(chosen, velocity=cast(VelocityName, velocity), flow=flow)
+    chosen = _for_algorithm(chosen, cast(AlgorithmName, algo))
+    return _published(chosen) if full else chosen
+
+
+def _for_algorithm(config: TrainConfig, algo: AlgorithmName) -> TrainConfig:
+    """The configuration of sac-flow, with what an algorithm needs otherwise."""
+    learner, flow = config.learner, config.flow
+    if algo == "bc":
+        return replace(config, algo=algo, online_steps=0)
+    if algo == "qc":
+        return replace(config, algo=algo, learner=replace(learner, best_of=16))
+    if algo == "qc-fql":
+        learner = replace(learner, regulariser="action", regularisation=0.5, policy_delay=1)
+        return replace(config, algo=algo, flow=replace(flow, euler_steps=10), learner=learner)
+    if algo in ("rlpd", "sac"):
+        # SAC's target entropy is -dim, and the entropy is a Gaussian's own.
+        learner = replace(learner, regulariser="action", regularisation=0.0, saturation_target=1.0)
+        flow = FlowConfig(width=learner.critic_width, depth=2)
+        if config.from_scratch:
+            return replace(config, algo=algo, flow=flow, learner=learner)
+        learner = replace(learner, critics=10, critic_aggregate="mean", updates_per_step=1.0)
+        learner = replace(learner, initial_temperature=0.1, temperature_bounds=(1e-4, 1.0))
+        share = 0.5 if algo == "rlpd" else None
+        return replace(config, algo=algo, offline_steps=0, demo_share=share, flow=flow, learner=learner)
+    return replace(config, algo=algo)
+
+
+def _published(config: TrainConfig) -> TrainConfig:
+    """The published sizes (arXiv 2509.25756): of training from scratch, or offline to online.
+
+    From scratch its critics have batch renormalisation and no target network (CrossQ); ours keep layer norm and the target.
+    """
+    flow, learner = config.flow, config.learner
+    token = config.velocity == "flow-t" and config.algo in ("sac-flow", "bc", "qc", "qc-fql")
+    if config.from_scratch:
+        flow = replace(flow, width=64 if token else 128, depth=2, gate_width=128)
+        learner = replace(
+            learner,
+            batch_size=512,
+            critic_width=1024,
+            critic_depth=2,
+            policy_delay=3,
+            warmup_steps=50_000,
+            initial_temperature=0.2,
+        )
+        config = replace(config, online_steps=1_000_000, replay_capacity=1_000_000, eval_every=50_000)
+        return replace(config, flow=flow, learner=learner)
+    flow = replace(flow, width=128 if token else 512, depth=2 if token else 4, gate_width=256)
+    learner = replace(learner, batch_size=256, critic_width=512, critic_depth=4, updates_per_step=1.0)
+    learner = replace(learner, warmup_steps=5_000)
+    return replace(
+        config,
+        offline_steps=1_000_000 if config.offline_steps else 0,
+        online_steps=1_000_000 if config.online_steps else 0,
+        replay_capacity=2_000_000,
+        eval_every=50_000,
+        flow=flow,
+        learner=learner,
+    )

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from sacflow_robot.learn import compute
+from sacflow_robot.learn.compute import Compute
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.critic import Critic
+from sacflow_robot.learn.presets import preset
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def make(**changes: Any) -> Compute:
+    return Compute(replace(TrainConfig(), **changes), CPU)
+
+
+def test_what_is_chosen_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow, wide = preset("lift"), preset("lift", full=True)
+    for hardware in (False, True):
+        monkeypatch.setattr(compute, "multiplies_bfloat16", lambda hardware=hardware: hardware)
+        assert (Compute(narrow, CPU).compiled, Compute(narrow, CPU).precision) == (False, "float32")
+        half = "bfloat16" if hardware else "float32"
+        assert (Compute(wide, CPU).compiled, Compute(wide, CPU).precision) == (True, half)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert (Compute(narrow, GPU).compiled, Compute(narrow, GPU).precision) == (True, "bfloat16")
+    off = replace(wide, compile="off", precision="float32")
+    assert (Compute(off, GPU).compiled, Compute(off, GPU).precision) == (False, "float32")
+
+
+def test_half_precision_is_near_and_values_losses_and_weights_stay_single() -> None:
+    torch.manual_seed(0)
+    critic, seen, chunk = Critic(64, 8, 64, 2, 2), torch.randn(32, 64), torch.randn(32, 8)
+
+    def loss(seen: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
+        values = critic(seen, chunk)
+        assert values.dtype == torch.float32 and len(values.unique()) == 64, "not rounded to 8 bits"
+        return (values - 1).square().mean()
+
+    exact = make(precision="float32").prepare(loss)(seen, chunk)
+    near = make(precision="bfloat16").prepare(loss)(seen, chunk)
+    near.backward()
+    assert near.dtype == torch.float32
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in critic.parameters())  # type: ignore[union-attr]
+    assert near.item() != exact.item() and near.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_a_compiler_that_fails_is_said_once_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fails(*_: Any, **__: Any) -> Any:
+        def call(*_: Any) -> None:
+            calls.append(1)
+            raise RuntimeError("no working C++ compiler\nfound")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fails)
+    made = make(compile="on")
+    double = made.prepare(lambda x: 2 * x)
+    assert [double(torch.tensor(2.0)).item(), double(torch.tensor(3.0)).item()] == [4.0, 6.0]
+    assert calls == [1] and not made.compiled
+    assert made.note == "not compiled: no working C++ compiler found; --compile off leaves it out"
+
+
+def test_compiled_computes_the_same() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(8, 8, requires_grad=True)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(x @ weight).sum()
+
+    made, x = make(compile="on"), torch.randn(4, 8)
+    gradients = []
+    for one in (loss, made.prepare(loss)):
+        (gradient,) = torch.autograd.grad(one(x), weight)
+        gradients.append(gradient)
+    if made.note:
+        pytest.skip(made.note)
+    torch.testing.assert_close(*gradients)

@@ -314,7 +314,7 @@ class Policy(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What came of one action, or of starting an episode (then with reward 0).
 

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from mmap import mmap
 from pathlib import Path
+from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from sacflow_robot.data.columns import info_row
 from sacflow_robot.data.journal import Session, recover
 from sacflow_robot.data.log import EpisodeLog
-from sacflow_robot.data.ring import HEAD, HEADER_BYTES, Kind, Layout, Ring
+from sacflow_robot.data.ring import BEAT, HEAD, HEADER_BYTES, PUBLISHED, QUIET_NS, Kind, Layout, Ring
 from sacflow_robot.data.store import WRITING
 from sacflow_robot.episode import Step
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
@@ -117,11 +118,13 @@ class StepRecorder:
         """
         if self._info is None or self._ended:
             raise UsageError("no episode is in progress; begin one first")
-        self._make_room(1)
-        self._write_step(_STEP, step, self._count)
-        self._publish(1)
+        words, count = self._words, self._count
+        if monotonic_ns() - words[BEAT] > QUIET_NS or count >= self._room_until:
+            self._make_room(1)
+        self._write_step(_STEP, step, count)
+        words[PUBLISHED] = self._count = count + 1
         result = step.result
-        self._ended = result.ended
+        self._ended = result.terminated or result.truncated
         self._solved |= result.terminated if result.success is None else result.success
 
     def end(self, info: Mapping[str, Any]) -> None:
@@ -182,6 +185,7 @@ class StepRecorder:
         except OSError as error:
             raise LogWriteError(f"cannot log to {self.path}: {one_line(error)}") from None
         self._ring, self._layout, self._state_size = ring, layout, state_size
+        self._words = ring.words
         self._count, self._room_until = 0, ring.capacity
         self._standstill = np.zeros(self._arm.action_dim, np.float32)
         self._unmeasured = np.full_like(self._standstill, np.nan)
@@ -224,20 +228,21 @@ class StepRecorder:
 
         This is what the control loop pays, mostly in cache misses: plain copies, and little code on the common path.
         """
-        ring, result = self._ring, step.result
+        ring = self._ring
         assert ring is not None
+        result, action, time_ns, proposed, source, flags, received_ns, inferred_ns, sent_ns = step
         memory, place = ring.map, index % ring.capacity
         base = HEADER_BYTES + place * self._layout.bytes
         # fmt: off
         _pack_head(
-            memory, base, index, 0, kind, step.time_ns, step.received_ns, step.inferred_ns, step.sent_ns,
-            result.reward, step.source, step.flags, result.terminated, result.truncated,
+            memory, base, index, 0, kind, time_ns, received_ns, inferred_ns, sent_ns,
+            result.reward, source, flags, result.terminated, result.truncated,
         )
         # fmt: on
-        action, proposed, measured = step.commanded, step.proposed, result.measured
-        _copy(memory, base, action, self._actions[0])
-        _copy(memory, base, action if proposed is None else proposed, self._actions[1])
-        _copy(memory, base, self._unmeasured if measured is None else measured, self._actions[2])
+        measured, (acted, asked, done) = result.measured, self._actions
+        _copy(memory, base, action, acted)
+        _copy(memory, base, action if proposed is None else proposed, asked)
+        _copy(memory, base, self._unmeasured if measured is None else measured, done)
         for array in self._places:
             _copy(memory, base, result.observation[array[0]], array)
         if self._state is not None:

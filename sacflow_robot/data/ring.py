@@ -38,8 +38,8 @@ HEADER = np.dtype(
     ]
 )
 HEADER_BYTES = 4096
-_PUBLISHED, _DRAINED, _BEAT = 5, 6, 7  # as words of 8 bytes
-_QUIET_NS = 1_000_000_000
+PUBLISHED, DRAINED, BEAT = 5, 6, 7  # as words of 8 bytes
+QUIET_NS = 1_000_000_000
 _LEAST_BYTES, _MOST_BYTES, _SECONDS = 1 << 20, 1 << 29, 4.0
 
 
@@ -103,7 +103,7 @@ class Ring:
         # Populated at once, so that no append waits for a page.
         self.map = mmap.mmap(descriptor, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         self._header = np.frombuffer(self.map, HEADER, 1)
-        self._words = memoryview(self.map).cast("Q")  # whole words change at once
+        self.words = memoryview(self.map).cast("Q")  # whole words change at once
         self.records: Records = np.frombuffer(self.map, layout.step, offset=HEADER_BYTES)
         self.infos: Records = self.records.view(layout.info)
         self.capacity = len(self.records)
@@ -175,19 +175,19 @@ class Ring:
 
     @property
     def published(self) -> int:
-        return self._words[_PUBLISHED]
+        return self.words[PUBLISHED]
 
     @published.setter
     def published(self, count: int) -> None:
-        self._words[_PUBLISHED] = count
+        self.words[PUBLISHED] = count
 
     @property
     def drained(self) -> int:
-        return self._words[_DRAINED]
+        return self.words[DRAINED]
 
     @drained.setter
     def drained(self, count: int) -> None:
-        self._words[_DRAINED] = count
+        self.words[DRAINED] = count
 
     @property
     def closed(self) -> bool:
@@ -200,12 +200,12 @@ class Ring:
 
     def beat(self) -> None:
         """Say that the reader is alive."""
-        self._words[_BEAT] = monotonic_ns()
+        self.words[BEAT] = monotonic_ns()
 
     @property
     def quiet(self) -> bool:
         """Whether the reader has not said for a second that it is alive, or has failed."""
-        return monotonic_ns() - self._words[_BEAT] > _QUIET_NS
+        return monotonic_ns() - self.words[BEAT] > QUIET_NS
 
     @property
     def error(self) -> str:
@@ -215,7 +215,7 @@ class Ring:
     @error.setter
     def error(self, text: str) -> None:
         self._header["error"][0] = text.encode()[:500]
-        self._words[_BEAT] = 0
+        self.words[BEAT] = 0
 
     def columns(self, dtype: str, count: int, start: int) -> npt.NDArray[Any]:
         """View of ``count`` numbers of each record, from the byte ``start`` of it on (capacity, count)."""

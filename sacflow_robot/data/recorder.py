@@ -88,6 +88,7 @@ class StepRecorder:
         self._keeper: Process | None = None
         self._info: dict[str, Any] | None = None  # of the episode in progress
         self._ended = self._solved = False
+        self._count = self._room_until = 0  # records written; number of the first that needs to wait for room
 
     def begin(self, start: StepResult, time_ns: int, info: Mapping[str, Any]) -> None:
         """Start an episode.

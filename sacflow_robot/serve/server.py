@@ -1,4 +1,9 @@
-"""Policy server: answers inference requests on a ZeroMQ ROUTER socket."""
+"""Policy server: one loop on a ZeroMQ ROUTER socket.
+
+A round of the loop takes the requests that wait, answers at once what needs no inference, and evaluates the rest
+together. A request that comes alone is evaluated alone, at once. ROUTER takes from its clients in turn, so that one that
+asks a lot gets no more than its share; answers that a client does not take are dropped, so that it holds up nobody.
+"""
 
 from __future__ import annotations
 
@@ -6,64 +11,346 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import zmq
 
 from sacflow_robot import __version__
-from sacflow_robot.errors import SacflowError, UsageError, WireError, one_line
+from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
+from sacflow_robot.serve.meters import Meters
 from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.security import Security, check_bind
+from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed
+from sacflow_robot.spec import FloatArray
 
 _POLL_MS = 100
-_MAX_BATCH = 4096
-_LAST_PORT = 65535
+_MESSAGES_A_ROUND = 256
+_PEER_QUEUE = 64  # messages that wait for, or from, one client; beyond that it waits, or loses answers
+_UPKEEP_NS = 1_000_000_000
+_DRAIN_S = 5.0
+_RECENT = 64
 _LOG = logging.getLogger(__name__)
 
 
+class Request(NamedTuple):
+    """One admitted inference request."""
+
+    peer: bytes
+    identifier: int
+    session: Session
+    policy: OnnxPolicy
+    inputs: dict[str, FloatArray]
+    rows: int
+    seed: int | None
+    step: int | None
+    deadline_ns: int | None
+    received_ns: int
+
+
 class PolicyServer:
-    """Serves one policy.
+    """Serves one policy at a time.
 
     Args:
         policy: The policy, self-tested by its loading.
         bind: Address, e.g. ``tcp://127.0.0.1:5555``; port 0 or ``*`` takes a free one, see ``address``.
+        max_batch: Rows evaluated together, and rows of one request, at most.
+        heartbeat_s: Time between heartbeats; a connection is dead after two without one.
+        security: Who may connect; by default whoever is on this computer.
+        meters: Where to count.
 
     Raises:
-        UsageError: The address is malformed or in use.
+        UsageError: The address is malformed, in use, or open to others without keys.
     """
 
-    def __init__(self, policy: OnnxPolicy, bind: str) -> None:
-        _check_bind(bind)
-        self._policy = policy
+    def __init__(
+        self,
+        policy: OnnxPolicy,
+        bind: str,
+        *,
+        max_batch: int = 64,
+        heartbeat_s: float = 0.5,
+        security: Security | None = None,
+        meters: Meters | None = None,
+    ) -> None:
+        security = security or Security()
+        check_bind(bind, security)
+        self.policy, self._max_batch, self._heartbeat_s = policy, max_batch, heartbeat_s
+        self.server_id = secrets.token_hex(8)
+        self.sessions, self.meters = Sessions(), meters or Meters()
+        self.recent: deque[tuple[dict[str, FloatArray], FloatArray]] = deque(maxlen=_RECENT)
+        self._offered: OnnxPolicy | None = None
+        self._expected_ns: dict[int, float] = {}
+        self._next_upkeep_ns = 0
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
+        _configure(self._socket, heartbeat_s)
+        self._gate = security.guard(self._context, self._socket)
         try:
             self._socket.bind(bind)
         except zmq.ZMQError as error:
+            self._gate.close()
             self._context.destroy(linger=0)
             reason = "it is in use" if error.errno == zmq.EADDRINUSE else str(error)
             raise UsageError(f"cannot bind {bind}: {reason}; give another address with --bind") from None
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self.requests = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "hello": self._hello,
+            "episode": self._episode,
+            "ping": self._ping,
+            "status": self._status,
+            "bye": self._bye,
+        }
+        self.meters.serves(policy.version, policy.spec.velocity)
+
+    @property
+    def requests(self) -> int:
+        """Requests answered with actions so far."""
+        return self.meters.counts["requests"]
+
+    # ---- the loop
 
     def run(self) -> None:
-        """Answer requests until :meth:`stop` is called; the one at hand is still answered."""
+        """Answer requests until :meth:`stop` is called, then those that have come by then."""
         while not self._stop.is_set():
-            if not self._socket.poll(_POLL_MS):
+            self._round()
+        self._drain()
+
+    def _round(self, flags: int = 0) -> bool:
+        """Take what waits and answer it; False if nothing waited."""
+        try:
+            frames = wire.receive(self._socket, flags, heads=2)
+        except zmq.Again:
+            self._upkeep(time.monotonic_ns())
+            return False
+        waiting, rows = [], 0
+        for _ in range(_MESSAGES_A_ROUND):
+            request = self._accept(frames)
+            if request is not None:
+                waiting.append(request)
+                rows += request.rows
+            if rows >= self._max_batch or not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                break
+            frames = wire.receive(self._socket, heads=2)
+        if len(waiting) == 1:
+            self._infer(waiting)
+        elif waiting:
+            for policy in {id(request.policy): request.policy for request in waiting}.values():
+                self._infer([request for request in waiting if request.policy is policy])
+        self._upkeep(time.monotonic_ns())
+        return True
+
+    def _accept(self, frames: list[Any]) -> Request | None:
+        """The inference request in these frames; None if they held something else, which is then answered."""
+        received_ns = time.monotonic_ns()
+        peer, identifier, session = frames[0], None, None
+        try:
+            header = wire.decode_header(frames[1:])
+            if type(header.get("id")) is int:
+                identifier = header["id"]
+            operation = header.get("op")
+            if operation == "infer":
+                session = self.sessions.find(header, received_ns)
+                return self._admit(peer, header, frames, session, received_ns)
+            handler = self._handlers.get(operation) if isinstance(operation, str) else None
+            if handler is None:
+                raise WireError(f"unknown op; valid: infer, {', '.join(self._handlers)}")
+            self._reply(peer, identifier, {**handler(header), "server_ns": time.monotonic_ns()})
+        except Exception as error:  # whatever one client sends, the others are served on
+            self._refuse(peer, identifier, session, error)
+        return None
+
+    def _admit(
+        self, peer: bytes, header: dict[str, Any], frames: list[Any], session: Session, received_ns: int
+    ) -> Request:
+        """Check an inference request.
+
+        Raises:
+            Refusal, WireError, InvalidValueError: It cannot be met.
+        """
+        deadline_ns, policy = header.get("deadline_ns"), session.policy or self.policy
+        if deadline_ns is not None and type(deadline_ns) is not int:
+            raise Refusal("invalid", "deadline_ns is not an integer")
+        if deadline_ns is not None and received_ns > deadline_ns:
+            raise _late()
+        _, arrays = wire.decode_arrays(header, frames[1:])
+        first = arrays.get(policy.spec.arm.observations[0].key)
+        rows = max(1, len(first) if first is not None and first.ndim else 0)
+        if rows > self._max_batch:
+            raise Refusal("limit", f"{rows} rows, at most {self._max_batch} are answered at once")
+        noise, seed, step = arrays.get("noise"), None, None
+        if noise is None:
+            seed, step = session.seed, session.step
+            if header.get("seed") is not None:
+                seed, step = checked_seed(header["seed"]), checked_seed(header.get("step", 0))
+            else:
+                session.step += 1
+            noise = chunk_noise((rows, *policy.spec.noise_shape), seed, step)
+        inputs = policy.check(arrays, noise)
+        return Request(peer, header["id"], session, policy, inputs, rows, seed, step, deadline_ns, received_ns)
+
+    def _infer(self, requests: Sequence[Request]) -> None:
+        """Evaluate requests for one policy together, and answer them."""
+        policy, began_ns = requests[0].policy, time.monotonic_ns()
+        batch = self._in_time(requests, began_ns)
+        if not batch:
+            return
+        inputs = batch[0].inputs
+        if len(batch) > 1:
+            inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in inputs}
+        try:
+            actions = policy.run(inputs)
+        except SacflowError as error:
+            for request in batch:
+                self._refuse(request.peer, request.identifier, request.session, error)
+            return
+        infer_ns = time.monotonic_ns() - began_ns
+        answered, start = [], 0
+        for request in batch:
+            part = actions if len(batch) == 1 else actions[start : start + request.rows]
+            start += request.rows
+            if not np.isfinite(part).all():
+                nonsense = InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
+                self._refuse(request.peer, request.identifier, request.session, nonsense)
                 continue
-            client, *frames = self._socket.recv_multipart()
-            received = time.perf_counter_ns()
-            reply = self._answer(frames, received)
-            # A client that vanished cannot be reached; ROUTER drops its reply.
-            self._socket.send_multipart([client, *wire.encode(reply)])
+            ended_ns = time.monotonic_ns()
+            times = began_ns - request.received_ns, infer_ns, ended_ns - request.received_ns
+            answered.append(times)
+            timings = {"queue": times[0] / 1e3, "infer": times[1] / 1e3, "total": times[2] / 1e3}
+            header = {
+                "policy_version": policy.version,
+                "seed": request.seed,
+                "step": request.step,
+                "batch": len(actions),
+                "timings_us": timings,
+                "server_ns": ended_ns,
+            }
+            request.session.requests += 1
+            self._reply(request.peer, request.identifier, header, {"actions": part})
+        # Nobody waits for what follows.
+        self._learn_duration(start, infer_ns)
+        self.recent.append((inputs, actions))
+        self.meters.evaluated(start)
+        for times in answered:
+            self.meters.answered(*times)
+
+    def _in_time(self, requests: Sequence[Request], now_ns: int) -> Sequence[Request]:
+        """The requests whose answers will be in time; the others are told at once."""
+        if all(request.deadline_ns is None for request in requests):
+            return requests
+        rows = sum(request.rows for request in requests)
+        ready_ns = now_ns + self._expected_ns.get(rows.bit_length(), 0.0)
+        kept = []
+        for request in requests:
+            if request.deadline_ns is None or ready_ns <= request.deadline_ns:
+                kept.append(request)
+            else:
+                self._refuse(request.peer, request.identifier, request.session, _late())
+        if not kept:  # or one slow inference would make all that follow late, and none would correct it
+            self._expected_ns[rows.bit_length()] = 0.9 * (ready_ns - now_ns)
+        return kept
+
+    def _learn_duration(self, rows: int, infer_ns: int) -> None:
+        size = rows.bit_length()
+        self._expected_ns[size] = 0.9 * self._expected_ns.get(size, infer_ns) + 0.1 * infer_ns
+
+    # ---- what needs no inference
+
+    def _hello(self, header: dict[str, Any]) -> dict[str, Any]:
+        if self._stop.is_set():
+            raise Refusal("draining", "this server is stopping")
+        policy = self.policy
+        session = self.sessions.open(header, policy, time.monotonic_ns())
+        _LOG.info("client connected", extra={"client": session.client, "session": session.token[:4]})
+        return {
+            "session": session.token,
+            "seed": session.seed,
+            "server_id": self.server_id,
+            "server_version": __version__,
+            "heartbeat_s": self._heartbeat_s,
+            "max_rows": self._max_batch,
+            "spec": policy.spec.to_json(),
+            "fingerprint": policy.fingerprint,
+            "policy_version": policy.version,
+        }
+
+    def _episode(self, header: dict[str, Any]) -> dict[str, Any]:
+        """A new episode begins: the noise starts anew, and a session that held on to its policy gets the newest."""
+        session = self.sessions.find(header, time.monotonic_ns())
+        session.seed, session.step = checked_seed(header.get("seed")), 0
+        if session.policy is not None:
+            session.policy = self.policy
+        policy = session.policy or self.policy
+        return {"seed": session.seed, "policy_version": policy.version, "fingerprint": policy.fingerprint}
+
+    def _ping(self, header: dict[str, Any]) -> dict[str, Any]:
+        if "session" in header:
+            self.sessions.find(header, time.monotonic_ns())
+        return {"server_id": self.server_id, "policy_version": self.policy.version}
+
+    def _status(self, header: dict[str, Any]) -> dict[str, Any]:
+        active = self.sessions.active(time.monotonic_ns())
+        clients = [
+            {"client": s.client, "requests": s.requests, "late": s.late, "refused": s.refused} for s in active[:64]
+        ]
+        spec, policy = self.policy.spec, self.policy
+        about = {"policy_version": policy.version, "velocity": spec.velocity, "task": spec.arm.task}
+        return {**about, "engine": str(policy.engine), "clients": clients, **self.meters.snapshot()}
+
+    def _bye(self, header: dict[str, Any]) -> dict[str, Any]:
+        self.sessions.close(self.sessions.find(header, time.monotonic_ns()))
+        return {}
+
+    # ---- answers
+
+    def _reply(
+        self, peer: bytes, identifier: int | None, header: dict[str, Any], arrays: dict[str, Any] | None = None
+    ) -> None:
+        message = wire.Message({"id": identifier, "ok": "error" not in header, **header}, arrays or {})
+        try:
+            wire.send(self._socket, [peer, *wire.encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError:  # it is gone, or does not take its answers
+            self.meters.dropped()
+
+    def _refuse(self, peer: bytes, identifier: int | None, session: Session | None, error: Exception) -> None:
+        kind, message, more = _describe(error)
+        if kind == "late":
+            self.meters.late()
+        else:
+            self.meters.refused(kind)
+        if session is not None:
+            session.late, session.refused = session.late + (kind == "late"), session.refused + (kind != "late")
+        failure = {"kind": kind, "message": message, **more}
+        self._reply(peer, identifier, {"error": failure, "server_ns": time.monotonic_ns()})
+
+    # ---- around the loop
+
+    def offer(self, policy: OnnxPolicy) -> None:
+        """Serve this policy from the next round on; may be called from any thread."""
+        self._offered = policy
+
+    def _upkeep(self, now_ns: int) -> None:
+        if self._offered is not None:
+            self.policy, self._offered = self._offered, None
+            self.meters.serves(self.policy.version, self.policy.spec.velocity)
+        if now_ns >= self._next_upkeep_ns:
+            self._next_upkeep_ns = now_ns + _UPKEEP_NS
+            self.meters.clients(len(self.sessions.active(now_ns)))
+
+    def _drain(self) -> None:
+        """Take no new connections, and answer what has come."""
+        self._socket.unbind(self.address)
+        deadline = time.monotonic() + _DRAIN_S
+        while time.monotonic() < deadline and self._round(zmq.NOBLOCK):
+            pass
 
     def start(self) -> PolicyServer:
         """Answer requests on a thread."""
@@ -80,7 +367,9 @@ class PolicyServer:
         self.stop()
         if self._thread is not None:
             self._thread.join()
-        self._context.destroy(linger=0)
+        self._gate.close()
+        self._context.destroy(linger=500)
+        self.meters.close()
         transport, _, place = self.address.partition("://")
         if transport == "ipc" and not place.startswith("@"):
             Path(place).unlink(missing_ok=True)
@@ -91,73 +380,34 @@ class PolicyServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _answer(self, frames: list[bytes], received_ns: int) -> wire.Message:
-        identifier: Any = None
-        try:
-            request = wire.decode(frames)
-            identifier = request.header.get("id")
-            handler = self._handlers().get(str(request.header.get("op")))
-            if handler is None:
-                raise WireError(f"unknown op {request.header.get('op')!r}; valid: {', '.join(self._handlers())}")
-            reply = handler(request)
-        except Exception as error:  # whatever one client sends, the others are served on
-            failure = {"kind": type(error).__name__, "message": one_line(error)}
-            if not isinstance(error, SacflowError):
-                _LOG.exception("request failed")
-            return wire.Message({"id": identifier, "ok": False, "error": failure})
-        self.requests += 1
-        timings = {**reply.header.get("timings_us", {}), "total": (time.perf_counter_ns() - received_ns) / 1e3}
-        return wire.Message({**reply.header, "id": identifier, "ok": True, "timings_us": timings}, reply.arrays)
 
-    def _handlers(self) -> dict[str, Callable[[wire.Message], wire.Message]]:
-        return {"hello": self._hello, "infer": self._infer}
-
-    def _hello(self, request: wire.Message) -> wire.Message:
-        spec = self._policy.spec
-        return wire.Message(
-            {
-                "spec": spec.to_json(),
-                "fingerprint": spec.fingerprint,
-                "policy_version": self._policy.version,
-                "server_version": __version__,
-            }
-        )
-
-    def _infer(self, request: wire.Message) -> wire.Message:
-        spec = self._policy.spec
-        first = request.arrays.get(spec.arm.observations[0].key)
-        batch = len(first) if first is not None and first.ndim else 0
-        if batch > _MAX_BATCH:
-            raise WireError(f"batch of {batch}, at most {_MAX_BATCH} are answered at once")
-        observation = spec.arm.check_observation(request.arrays, (batch,))
-        noise, seed = request.arrays.get("noise"), None
-        if noise is None:
-            seed = request.header.get("seed")
-            if seed is None:
-                seed = secrets.randbits(63)
-            if type(seed) is not int or seed < 0:
-                raise WireError(f"seed is {seed!r}, expected a non-negative integer")
-            noise = chunk_noise((batch, *spec.noise_shape), seed)
-        before = time.perf_counter_ns()
-        actions = self._policy.infer(observation, noise)
-        header = {
-            "policy_version": self._policy.version,
-            "seed": seed,
-            "timings_us": {"infer": (time.perf_counter_ns() - before) / 1e3},
-        }
-        return wire.Message(header, {"actions": actions})
+def _configure(socket: zmq.Socket[bytes], heartbeat_s: float) -> None:
+    heartbeat_ms = round(heartbeat_s * 1e3)
+    for option, value in (
+        (zmq.LINGER, 0),
+        (zmq.RCVTIMEO, _POLL_MS),
+        (zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES),
+        (zmq.SNDHWM, _PEER_QUEUE),
+        (zmq.RCVHWM, _PEER_QUEUE),
+        (zmq.ROUTER_MANDATORY, 1),
+        (zmq.HEARTBEAT_IVL, heartbeat_ms),
+        (zmq.HEARTBEAT_TIMEOUT, heartbeat_ms),
+        (zmq.HANDSHAKE_IVL, 5000),
+    ):
+        socket.setsockopt(option, value)
 
 
-def _check_bind(bind: str) -> None:
-    """Refuse what ZeroMQ would accept to somebody's harm: a port that wraps round, an ipc path that is taken.
+def _late() -> Refusal:
+    return Refusal("late", "the answer would have come after the request's deadline; nothing was computed")
 
-    Raises:
-        UsageError: The address is one of these.
-    """
-    transport, _, place = bind.partition("://")
-    if transport == "tcp":
-        port = place.rpartition(":")[2]
-        if port != "*" and not (port.isascii() and port.isdigit() and int(port[:9]) <= _LAST_PORT):
-            raise UsageError(f"cannot bind {bind!r}: {port!r} is no port; give e.g. tcp://127.0.0.1:5555 with --bind")
-    if transport == "ipc" and not place.startswith("@") and Path(place).exists():
-        raise UsageError(f"cannot bind {bind!r}: {place} exists; stop what serves there, or remove it")
+
+def _describe(error: Exception) -> tuple[str, str, dict[str, Any]]:
+    """Kind, message and further fields of an error, for the client."""
+    if isinstance(error, Refusal):
+        return error.kind, str(error), error.fields
+    if isinstance(error, WireError):
+        return "malformed", str(error), {}
+    if isinstance(error, InvalidValueError):
+        return "invalid", str(error), {}
+    _LOG.error("request failed", exc_info=error)
+    return "internal", "the server could not answer this request; its log says why", {}

@@ -1,74 +1,140 @@
-"""Wire protocol, version 1: a msgpack header frame followed by one raw frame per array. Written down in
-``docs/protocol.md``; no pickle, nothing executable."""
+"""Wire protocol, version 2: a msgpack header frame followed by one raw frame per array. Written down in
+``docs/protocol.md``; no pickle, nothing executable, and nothing that a peer sent is ever repeated in an error."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
+import numpy.typing as npt
+import zmq
 
 from sacflow_robot.errors import WireError
-from sacflow_robot.spec import FloatArray
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME_BYTES = 16 * 1024 * 1024
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+MAX_HEADER_BYTES = 1024 * 1024
+MAX_ARRAYS = 64
 _MAX_DIMENSIONS, _MAX_EXTENT = 8, 2**24
-_DTYPE = "<f4"
+_DTYPES = {name: np.dtype(name) for name in ("<f4", "<f8", "|u1", "<i4", "<i8", "|b1")}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+Array = npt.NDArray[Any]
+Frame = bytes | memoryview | zmq.Frame
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """One request or reply.
 
     Attributes:
         header: Fields besides ``v`` and ``arrays``.
-        arrays: Float32 arrays by name.
+        arrays: Arrays by name.
     """
 
     header: Mapping[str, Any]
-    arrays: Mapping[str, FloatArray] = field(default_factory=dict)
+    arrays: Mapping[str, Array] = {}
 
 
-def encode(message: Message) -> list[bytes]:
-    """Frames of a message: header, then the bytes of each array in C order, little-endian float32."""
-    arrays = {name: np.asarray(array, _DTYPE, order="C") for name, array in message.arrays.items()}
-    layout = [{"name": name, "dtype": _DTYPE, "shape": array.shape} for name, array in arrays.items()]
-    header = msgpack.packb({"v": VERSION, **message.header, "arrays": layout})
-    return [header, *(array.tobytes() for array in arrays.values())]
+def encode(message: Message) -> list[bytes | memoryview]:
+    """Frames of a message: header, then the bytes of each array in C order, little-endian.
+
+    The arrays' frames are their own memory, not copies, where they are contiguous.
+
+    Raises:
+        WireError: An array has a dtype that the protocol does not carry.
+    """
+    layout, frames = [], []
+    for name, value in message.arrays.items():
+        array = np.asarray(value, order="C")
+        dtype = _NAMES.get(array.dtype)
+        if dtype is None:
+            raise WireError(f"array {name!r} has dtype {array.dtype}; the protocol carries {', '.join(_DTYPES)}")
+        layout.append((name, dtype, array.shape))
+        frames.append(array.data.cast("B") if array.size else b"")
+    return [msgpack.packb({"v": VERSION, **message.header, "arrays": layout}), *frames]
 
 
-def decode(frames: Sequence[bytes]) -> Message:
+def send(socket: zmq.Socket[bytes], frames: Sequence[Frame], flags: int = 0) -> None:
+    """Send a message at once or not at all; frames of 64 KiB and more are not copied.
+
+    Raises:
+        zmq.ZMQError: The peer is unknown, or takes no more.
+    """
+    last = len(frames) - 1
+    for i, frame in enumerate(frames):
+        socket.send(frame, flags | zmq.SNDMORE if i < last else flags, copy=False)
+
+
+def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[Any]:
+    """The next message: ``heads`` frames as bytes (routing identity, header), array frames as they lie in memory.
+
+    Raises:
+        zmq.Again: There is none (yet).
+    """
+    frames: list[Any] = [socket.recv(flags)]
+    while socket.getsockopt(zmq.RCVMORE):
+        frames.append(socket.recv(copy=len(frames) < heads))
+    return frames
+
+
+def decode(frames: Sequence[Any]) -> Message:
     """Inverse of :func:`encode`; arrays are read-only views of the frames.
 
     Raises:
         WireError: The frames are not a message of this version.
     """
+    return decode_arrays(decode_header(frames), frames)
+
+
+def decode_header(frames: Sequence[Any]) -> dict[str, Any]:
+    """The header, still with ``arrays``; the first thing to know of a message, for it says whom to answer.
+
+    Raises:
+        WireError: It is not a header of this version.
+    """
+    if not frames or len(frames[0]) > MAX_HEADER_BYTES:
+        raise WireError(f"a header frame has 1 to {MAX_HEADER_BYTES} bytes")
     try:
         header = msgpack.unpackb(frames[0], raw=False, strict_map_key=True)
-    except (ValueError, IndexError, msgpack.exceptions.UnpackException) as error:
-        raise WireError(f"header frame is not msgpack ({error})") from None
+    except (ValueError, RecursionError, msgpack.exceptions.UnpackException):
+        raise WireError("the header frame is not msgpack with string keys") from None
     if not isinstance(header, dict):
-        raise WireError("header frame is not a msgpack map")
+        raise WireError("the header frame is not a msgpack map")
     if header.pop("v", None) != VERSION:
         raise WireError(f"protocol version is not {VERSION}; use a client and a server of the same release")
+    return header
+
+
+def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:
+    """The message with that header.
+
+    Raises:
+        WireError: The frames are not what the header says.
+    """
     layout = header.pop("arrays", [])
-    if not isinstance(layout, list) or len(layout) != len(frames) - 1:
-        raise WireError("header does not describe the array frames that follow it")
-    arrays = {}
-    for entry, frame in zip(layout, frames[1:], strict=True):
-        try:
-            name, dtype, shape = entry["name"], entry["dtype"], entry["shape"]
-        except (KeyError, TypeError, IndexError):
-            raise WireError("an array's description lacks name, dtype or shape") from None
-        if not isinstance(name, str) or dtype != _DTYPE:
-            raise WireError(f"array {name!r} has dtype {dtype!r}; the protocol carries {_DTYPE!r} only")
-        if not _is_shape(shape) or len(frame) != 4 * math.prod(shape):
-            raise WireError(f"array {name!r} has {len(frame)} bytes, which shape {str(shape)[:80]} does not take")
-        arrays[name] = np.frombuffer(frame, _DTYPE).reshape(shape)
+    if not isinstance(layout, list) or len(layout) != len(frames) - 1 or len(layout) > MAX_ARRAYS:
+        raise WireError("the header does not describe the array frames that follow it")
+    arrays: dict[str, Array] = {}
+    total = 0
+    for i, entry in enumerate(layout):
+        frame = frames[i + 1]
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[0], str):
+            raise WireError(f"the description of array {i} is not [name, dtype, shape]")
+        dtype = _DTYPES.get(entry[1]) if isinstance(entry[1], str) else None
+        if dtype is None:
+            raise WireError(f"array {i} has a dtype that the protocol does not carry; valid: {', '.join(_DTYPES)}")
+        size, total = len(frame), total + len(frame)
+        if not _is_shape(entry[2]) or size != dtype.itemsize * math.prod(entry[2]):
+            raise WireError(f"array {i} has {size} bytes, which its shape and dtype do not take")
+        array = np.frombuffer(frame, dtype).reshape(entry[2])
+        # A frame starts anywhere in the buffer that came from the network; what computes on it expects whole words.
+        arrays[entry[0]] = array if array.flags.aligned else array.copy()
+    if total > MAX_MESSAGE_BYTES:
+        raise WireError(f"a message has {MAX_MESSAGE_BYTES} bytes at most")
     return Message(header, arrays)
 
 

@@ -26,6 +26,8 @@ class Run:
         note: Text to keep with every episode.
         profile: Calibration profile whose action limits hold on top of the arm's.
         timeout: Longest wait for the server (s).
+        key: Secret key file of this client, where the server asks for keys.
+        server_key: Public key file of the server, likewise.
         json: Print the result as one JSON object.
     """
 
@@ -37,6 +39,8 @@ class Run:
     note: str | None = None
     profile: Path | None = None
     timeout: float = 2.0
+    key: Path | None = None
+    server_key: Path | None = None
     json: bool = False
 
     def run(self) -> int:
@@ -55,7 +59,10 @@ class Run:
                 from sacflow_robot.calibrate.profile import load_profile
 
                 profile = load_profile(self.profile)
-            client = stack.enter_context(PolicyClient(self.server, self.timeout))
+            keys = common.client_keys(self.key, self.server_key)
+            client = stack.enter_context(
+                PolicyClient(self.server, self.timeout, swap="episode", name=self.robot, keys=keys)
+            )
             robot = stack.enter_context(closing(driver()))
             check_fit(client, robot.spec)
             limits = None if profile is None else profile.action_limits(robot.spec)
@@ -70,9 +77,8 @@ class Run:
             bar = stack.enter_context(common.progress_bar("episodes"))
             row = bar.add_task("running", total=self.episodes, success="")
             for seed in range(self.seed, self.seed + self.episodes):
-                run = run_episode(
-                    robot, client, seed, policy_version=client.policy_version, recorder=log, limits=limits, info=info
-                )
+                version = client.begin_episode(seed)
+                run = run_episode(robot, client, seed, policy_version=version, recorder=log, limits=limits, info=info)
                 done, solved, overruns = done + 1, solved + run.episode.success, overruns + run.overruns
                 bar.update(row, advance=1, success=f"success {solved / done:.0%}")
         out = common.console()

@@ -181,3 +181,15 @@ def check_open(place: str, insecure: bool, remedy: str) -> None:
         raise UsageError(
             f"{place} can be reached from other computers, by anyone; protect it with {remedy}, or say --insecure"
         )
+
+
+def split_place(place: str) -> tuple[str, int]:
+    """Host and port of ``host:port``.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    host, _, port = place.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port[:9]) <= _LAST_PORT):
+        raise UsageError(f"{place!r} is not host:port; give e.g. 127.0.0.1:8000")
+    return host.strip("[]"), int(port)

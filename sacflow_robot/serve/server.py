@@ -26,7 +26,7 @@ from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.meters import Meters
 from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.serve.security import Security, check_bind
+from sacflow_robot.serve.security import Gate, Security, check_bind
 from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed
 from sacflow_robot.spec import FloatArray
 
@@ -34,7 +34,7 @@ _POLL_MS = 100
 _MESSAGES_A_ROUND = 256
 _PEER_QUEUE = 64  # messages that wait for, or from, one client; beyond that it waits, or loses answers
 _UPKEEP_NS = 1_000_000_000
-_DRAIN_S = 5.0
+_DRAIN_S = 0.5  # for what is still on its way; clients that ask on are told by the lost connection
 _RECENT = 64
 _LOG = logging.getLogger(__name__)
 
@@ -91,12 +91,15 @@ class PolicyServer:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         _configure(self._socket, heartbeat_s)
-        self._gate = security.guard(self._context, self._socket)
+        self._gate = Gate(None)
         try:
+            self._gate = security.guard(self._context, self._socket)
             self._socket.bind(bind)
-        except zmq.ZMQError as error:
+        except BaseException as error:
             self._gate.close()
             self._context.destroy(linger=0)
+            if not isinstance(error, zmq.ZMQError):
+                raise
             reason = "it is in use" if error.errno == zmq.EADDRINUSE else str(error)
             raise UsageError(f"cannot bind {bind}: {reason}; give another address with --bind") from None
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -124,10 +127,10 @@ class PolicyServer:
             self._round()
         self._drain()
 
-    def _round(self, flags: int = 0) -> bool:
-        """Take what waits and answer it; False if nothing waited."""
+    def _round(self) -> bool:
+        """Take what waits and answer it; False if nothing came for a while."""
         try:
-            frames = wire.receive(self._socket, flags, heads=2)
+            frames = wire.receive(self._socket, heads=2)
         except zmq.Again:
             self._upkeep(time.monotonic_ns())
             return False
@@ -349,7 +352,7 @@ class PolicyServer:
         """Take no new connections, and answer what has come."""
         self._socket.unbind(self.address)
         deadline = time.monotonic() + _DRAIN_S
-        while time.monotonic() < deadline and self._round(zmq.NOBLOCK):
+        while time.monotonic() < deadline and self._round():
             pass
 
     def start(self) -> PolicyServer:

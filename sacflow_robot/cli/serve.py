@@ -113,10 +113,10 @@ class Serve:
 
     def _open_doors(self, server: PolicyServer, stack: ExitStack) -> list[str]:
         """Open what else was asked for; a line about each."""
+        from sacflow_robot.serve.security import Security, check_bind, check_open, split_place
+
         lines: list[str] = []
         if self.metrics is not None:
-            from sacflow_robot.serve.security import check_open, split_place
-
             host, port = split_place(self.metrics)
             check_open(self.metrics, self.insecure, "a proxy that asks who it is")
             try:
@@ -124,4 +124,18 @@ class Serve:
             except OSError as error:
                 raise UsageError(f"cannot bind {self.metrics}: {error.strerror or error}; see --metrics") from None
             lines.append(f"metrics for Prometheus at http://{host}:{port}/metrics")
+        remedy = "a proxy that asks who it is; this protocol knows no keys"
+        if self.openpi is not None:
+            from sacflow_robot.serve.gateways.openpi import OpenpiGateway
+
+            host, port = split_place(self.openpi)
+            check_open(self.openpi, self.insecure, remedy)
+            door = stack.enter_context(closing(OpenpiGateway(lambda: server.policy, host, port)))
+            lines.append(f"openpi clients are served at ws://{host}:{door.port}")
+        if self.groot is not None:
+            from sacflow_robot.serve.gateways.groot import GrootGateway
+
+            check_bind(self.groot, Security(insecure=self.insecure))
+            gateway = stack.enter_context(closing(GrootGateway(lambda: server.policy, self.groot)))
+            lines.append(f"GR00T clients are served at {gateway.address}")
         return lines

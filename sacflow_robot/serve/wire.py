@@ -120,19 +120,19 @@ def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:
         raise WireError("the header does not describe the array frames that follow it")
     arrays: dict[str, Array] = {}
     total = 0
-    for i, entry in enumerate(layout):
-        frame = frames[i + 1]
-        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[0], str):
+    for i, (entry, frame) in enumerate(zip(layout, frames[1:], strict=True)):
+        if type(entry) is not list or len(entry) != 3 or type(entry[0]) is not str or type(entry[1]) is not str:
             raise WireError(f"the description of array {i} is not [name, dtype, shape]")
-        dtype = _DTYPES.get(entry[1]) if isinstance(entry[1], str) else None
+        name, kind, shape = entry
+        dtype, size = _DTYPES.get(kind), len(frame)
         if dtype is None:
             raise WireError(f"array {i} has a dtype that the protocol does not carry; valid: {', '.join(_DTYPES)}")
-        size, total = len(frame), total + len(frame)
-        if not _is_shape(entry[2]) or size != dtype.itemsize * math.prod(entry[2]):
+        if not _is_shape(shape) or size != dtype.itemsize * math.prod(shape):
             raise WireError(f"array {i} has {size} bytes, which its shape and dtype do not take")
-        array = np.frombuffer(frame, dtype).reshape(entry[2])
+        total += size
+        array: Array = np.ndarray(shape, dtype, frame)
         # A frame starts anywhere in the buffer that came from the network; what computes on it expects whole words.
-        arrays[entry[0]] = array if array.flags.aligned else array.copy()
+        arrays[name] = array if array.flags.aligned else array.copy()
     if total > MAX_MESSAGE_BYTES:
         raise WireError(f"a message has {MAX_MESSAGE_BYTES} bytes at most")
     return Message(header, arrays)
@@ -140,8 +140,9 @@ def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:
 
 def _is_shape(shape: object) -> bool:
     """Whether it is a list of few, not negative and not absurd whole numbers."""
-    return (
-        isinstance(shape, list)
-        and len(shape) <= _MAX_DIMENSIONS
-        and all(type(n) is int and 0 <= n <= _MAX_EXTENT for n in shape)
-    )
+    if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
+        return False
+    for extent in shape:  # noqa: SIM110; all() takes twice as long, on every array of every request
+        if type(extent) is not int or not 0 <= extent <= _MAX_EXTENT:
+            return False
+    return True

@@ -41,7 +41,7 @@ def test_any_bytes_are_a_message_or_a_wire_error(frames: list[bytes]) -> None:
         ({"v": 2, "arrays": []}, [b""], "does not describe the array frames"),
         ({"v": 2, "arrays": 3}, [b""], "does not describe the array frames"),
         ({"v": 2, "arrays": [["a", "|O", [1]]]}, [b"1234"], "dtype that the protocol does not carry; valid: <f4"),
-        ({"v": 2, "arrays": [["a", ["<f4"], [1]]]}, [b"1234"], "dtype that the protocol"),
+        ({"v": 2, "arrays": [["a", ["<f4"], [1]]]}, [b"1234"], "description of array 0 is not"),
         ({"v": 2, "arrays": [["a", "<f4", [2]]]}, [b"1234"], "4 bytes, which its shape"),
         ({"v": 2, "arrays": [["a", "<f4", [-1]]]}, [b"1234"], "shape"),
         ({"v": 2, "arrays": [["a", "<f4", [2**40, 2**40]]]}, [b""], "shape"),

@@ -71,14 +71,10 @@ def round_trips(path: Path, engine: Engine, requests: int) -> list[dict[str, Any
                     ],
                     requests,
                 )
-                row = {
-                    "velocity": policy.spec.velocity,
-                    "transport": transport,
-                    "payload": payload,
-                    **percentiles(served),
-                }
-                row |= {"ort_p50_us": percentiles(direct)["p50_us"], "echo_p50_us": percentiles(echoed)["p50_us"]}
-                row["ratio_p50"] = round(row["p50_us"] / (row["ort_p50_us"] + row["echo_p50_us"]), 3)
+                own, ort, bounced = (percentiles(times) for times in (served, direct, echoed))
+                row = {"velocity": policy.spec.velocity, "transport": transport, "payload": payload, **own}
+                row |= {"ort_p50_us": ort["p50_us"], "echo_p50_us": bounced["p50_us"]}
+                row["ratio_p50"] = round(own["p50_us"] / (ort["p50_us"] + bounced["p50_us"]), 3)
                 rows.append(row)
     return rows
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "log copy": ("log", "Copy", "copy an episode log, also to and from an object store"),
     "bench log": ("bench", "BenchLog", "what logging a step costs the control loop"),
     "bench replay": ("bench", "BenchReplay", "how fast the replay buffer draws batches"),
+    "bench serve": ("bench", "BenchServe", "round trips of a served policy, many clients, long and hostile runs"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }

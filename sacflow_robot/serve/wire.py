@@ -142,7 +142,7 @@ def _is_shape(shape: object) -> bool:
     """Whether it is a list of few, not negative and not absurd whole numbers."""
     if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
         return False
-    for extent in shape:  # noqa: SIM110; all() takes twice as long, on every array of every request
+    for extent in shape:  # noqa: SIM110 - all() takes twice as long, on every array of every request
         if type(extent) is not int or not 0 <= extent <= _MAX_EXTENT:
             return False
     return True

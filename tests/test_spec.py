@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sacflow_robot.errors import DataError, InvalidValueError
-from sacflow_robot.spec import ArmSpec, PolicySpec
+from sacflow_robot.spec import ArmSpec, PolicySpec, all_finite
 
 
 @pytest.fixture
@@ -80,3 +80,11 @@ def test_quaternions_are_a_hint_that_no_file_without_it_is_refused_for(arm: ArmS
     beyond["observations"][3]["quaternions"] = [8]
     with pytest.raises(DataError, match="a quaternion lies outside its array"):
         ArmSpec.from_dict(beyond)
+
+
+def test_all_finite() -> None:
+    for fine in (np.zeros((0, 3), np.float32), np.array([[1, 3e38]], np.float32), np.array(-1e300)):
+        assert all_finite(fine)
+    for bad in (np.nan, np.inf, -np.inf):
+        assert not all_finite(np.array([[1, bad]], np.float32)) and not all_finite(np.array(bad))
+        assert not all_finite(np.array([[1, 2], [bad, 3]], np.float32).T)

@@ -12,7 +12,7 @@ import onnxruntime
 
 from sacflow_robot import policyfile
 from sacflow_robot.errors import DataError, InvalidValueError, PolicyFileError, UnknownNameError, UsageError, one_line
-from sacflow_robot.spec import FloatArray, Observation, PolicySpec
+from sacflow_robot.spec import FloatArray, Observation, PolicySpec, all_finite
 
 # TensorFloat-32 would not pass the self-test.
 _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -91,7 +91,7 @@ class OnnxPolicy:
             InvalidValueError: An input has a wrong shape or holds NaN or infinity, or the output does.
         """
         actions = self.run(self.check(observation, noise))
-        if not np.isfinite(actions).all():
+        if not all_finite(actions):
             raise InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
         return actions
 
@@ -106,7 +106,7 @@ class OnnxPolicy:
             raise InvalidValueError(
                 f"noise has shape {noise.shape}, expected (B, {self.spec.noise_shape[0]}, {self.spec.noise_shape[1]})"
             )
-        if not np.isfinite(noise).all():
+        if not all_finite(noise):
             raise InvalidValueError("noise holds NaN or infinity")
         inputs = self.spec.arm.check_observation(observation, (len(noise),))
         inputs[policyfile.NOISE] = noise

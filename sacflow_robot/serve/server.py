@@ -12,23 +12,23 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import zmq
 
-from sacflow_robot import __version__
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
+from sacflow_robot.serve.batch import Pace, Request, join, too_late
 from sacflow_robot.serve.meters import Meters
+from sacflow_robot.serve.operations import Operations
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.security import Gate, Security, check_bind
 from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.spec import FloatArray, all_finite
 
 _POLL_MS = 100
 _MESSAGES_A_ROUND = 256
@@ -37,21 +37,6 @@ _UPKEEP_NS = 1_000_000_000
 _DRAIN_S = 0.5  # for what is still on its way; clients that ask on are told by the lost connection
 _RECENT = 64
 _LOG = logging.getLogger(__name__)
-
-
-class Request(NamedTuple):
-    """One admitted inference request."""
-
-    peer: bytes
-    identifier: int
-    session: Session
-    policy: OnnxPolicy
-    inputs: dict[str, FloatArray]
-    rows: int
-    seed: int | None
-    step: int | None
-    deadline_ns: int | None
-    received_ns: int
 
 
 class PolicyServer:
@@ -81,12 +66,12 @@ class PolicyServer:
     ) -> None:
         security = security or Security()
         check_bind(bind, security)
-        self.policy, self._max_batch, self._heartbeat_s = policy, max_batch, heartbeat_s
+        self.policy, self._max_batch = policy, max_batch
         self.server_id = secrets.token_hex(8)
         self.sessions, self.meters = Sessions(), meters or Meters()
         self.recent: deque[tuple[dict[str, FloatArray], FloatArray]] = deque(maxlen=_RECENT)
         self._offered: OnnxPolicy | None = None
-        self._expected_ns: dict[int, float] = {}
+        self._pace = Pace()
         self._next_upkeep_ns = 0
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -105,14 +90,13 @@ class PolicyServer:
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-            "hello": self._hello,
-            "episode": self._episode,
-            "ping": self._ping,
-            "status": self._status,
-            "bye": self._bye,
-        }
+        self._operations = Operations(self, heartbeat_s, max_batch)
         self.meters.serves(policy.version, policy.spec.velocity)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stop.is_set()
 
     @property
     def requests(self) -> int:
@@ -163,10 +147,8 @@ class PolicyServer:
             if operation == "infer":
                 session = self.sessions.find(header, received_ns)
                 return self._admit(peer, header, frames, session, received_ns)
-            handler = self._handlers.get(operation) if isinstance(operation, str) else None
-            if handler is None:
-                raise WireError(f"unknown op; valid: infer, {', '.join(self._handlers)}")
-            self._reply(peer, identifier, {**handler(header), "server_ns": time.monotonic_ns()})
+            answer = self._operations.answer(operation, header)
+            self._reply(peer, identifier, {**answer, "server_ns": time.monotonic_ns()})
         except Exception as error:  # whatever one client sends, the others are served on
             self._refuse(peer, identifier, session, error)
         return None
@@ -183,7 +165,7 @@ class PolicyServer:
         if deadline_ns is not None and type(deadline_ns) is not int:
             raise Refusal("invalid", "deadline_ns is not an integer")
         if deadline_ns is not None and received_ns > deadline_ns:
-            raise _late()
+            raise too_late()
         _, arrays = wire.decode_arrays(header, frames[1:])
         first = arrays.get(policy.spec.arm.observations[0].key)
         rows = max(1, len(first) if first is not None and first.ndim else 0)
@@ -203,12 +185,12 @@ class PolicyServer:
     def _infer(self, requests: Sequence[Request]) -> None:
         """Evaluate requests for one policy together, and answer them."""
         policy, began_ns = requests[0].policy, time.monotonic_ns()
-        batch = self._in_time(requests, began_ns)
+        batch, late = self._pace.split(requests, began_ns)
+        for request in late:
+            self._refuse(request.peer, request.identifier, request.session, too_late())
         if not batch:
             return
-        inputs = batch[0].inputs
-        if len(batch) > 1:
-            inputs = {name: np.concatenate([request.inputs[name] for request in batch]) for name in inputs}
+        inputs = join(batch)
         try:
             actions = policy.run(inputs)
         except SacflowError as error:
@@ -220,7 +202,7 @@ class PolicyServer:
         for request in batch:
             part = actions if len(batch) == 1 else actions[start : start + request.rows]
             start += request.rows
-            if not np.isfinite(part).all():
+            if not all_finite(part):
                 nonsense = InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
                 self._refuse(request.peer, request.identifier, request.session, nonsense)
                 continue
@@ -239,78 +221,11 @@ class PolicyServer:
             request.session.requests += 1
             self._reply(request.peer, request.identifier, header, {"actions": part})
         # Nobody waits for what follows.
-        self._learn_duration(start, infer_ns)
+        self._pace.learn(start, infer_ns)
         self.recent.append((inputs, actions))
         self.meters.evaluated(start)
         for times in answered:
             self.meters.answered(*times)
-
-    def _in_time(self, requests: Sequence[Request], now_ns: int) -> Sequence[Request]:
-        """The requests whose answers will be in time; the others are told at once."""
-        if all(request.deadline_ns is None for request in requests):
-            return requests
-        rows = sum(request.rows for request in requests)
-        ready_ns = now_ns + self._expected_ns.get(rows.bit_length(), 0.0)
-        kept = []
-        for request in requests:
-            if request.deadline_ns is None or ready_ns <= request.deadline_ns:
-                kept.append(request)
-            else:
-                self._refuse(request.peer, request.identifier, request.session, _late())
-        if not kept:  # or one slow inference would make all that follow late, and none would correct it
-            self._expected_ns[rows.bit_length()] = 0.9 * (ready_ns - now_ns)
-        return kept
-
-    def _learn_duration(self, rows: int, infer_ns: int) -> None:
-        size = rows.bit_length()
-        self._expected_ns[size] = 0.9 * self._expected_ns.get(size, infer_ns) + 0.1 * infer_ns
-
-    # ---- what needs no inference
-
-    def _hello(self, header: dict[str, Any]) -> dict[str, Any]:
-        if self._stop.is_set():
-            raise Refusal("draining", "this server is stopping")
-        policy = self.policy
-        session = self.sessions.open(header, policy, time.monotonic_ns())
-        _LOG.info("client connected", extra={"client": session.client, "session": session.token[:4]})
-        return {
-            "session": session.token,
-            "seed": session.seed,
-            "server_id": self.server_id,
-            "server_version": __version__,
-            "heartbeat_s": self._heartbeat_s,
-            "max_rows": self._max_batch,
-            "spec": policy.spec.to_json(),
-            "fingerprint": policy.fingerprint,
-            "policy_version": policy.version,
-        }
-
-    def _episode(self, header: dict[str, Any]) -> dict[str, Any]:
-        """A new episode begins: the noise starts anew, and a session that held on to its policy gets the newest."""
-        session = self.sessions.find(header, time.monotonic_ns())
-        session.seed, session.step = checked_seed(header.get("seed")), 0
-        if session.policy is not None:
-            session.policy = self.policy
-        policy = session.policy or self.policy
-        return {"seed": session.seed, "policy_version": policy.version, "fingerprint": policy.fingerprint}
-
-    def _ping(self, header: dict[str, Any]) -> dict[str, Any]:
-        if "session" in header:
-            self.sessions.find(header, time.monotonic_ns())
-        return {"server_id": self.server_id, "policy_version": self.policy.version}
-
-    def _status(self, header: dict[str, Any]) -> dict[str, Any]:
-        active = self.sessions.active(time.monotonic_ns())
-        clients = [
-            {"client": s.client, "requests": s.requests, "late": s.late, "refused": s.refused} for s in active[:64]
-        ]
-        spec, policy = self.policy.spec, self.policy
-        about = {"policy_version": policy.version, "velocity": spec.velocity, "task": spec.arm.task}
-        return {**about, "engine": str(policy.engine), "clients": clients, **self.meters.snapshot()}
-
-    def _bye(self, header: dict[str, Any]) -> dict[str, Any]:
-        self.sessions.close(self.sessions.find(header, time.monotonic_ns()))
-        return {}
 
     # ---- answers
 
@@ -398,10 +313,6 @@ def _configure(socket: zmq.Socket[bytes], heartbeat_s: float) -> None:
         (zmq.HANDSHAKE_IVL, 5000),
     ):
         socket.setsockopt(option, value)
-
-
-def _late() -> Refusal:
-    return Refusal("late", "the answer would have come after the request's deadline; nothing was computed")
 
 
 def _describe(error: Exception) -> tuple[str, str, dict[str, Any]]:

@@ -143,7 +143,7 @@ def test_what_would_be_late_is_said_at_once_and_not_computed(server: PolicyServe
 def test_one_slow_inference_does_not_make_all_that_follow_late(server: PolicyServer) -> None:
     with PolicyClient(server.address, deadline_s=1.0) as client:
         client.infer(observation())
-        server._expected_ns[1] = 5e9
+        server._pace._expected_ns[1] = 5e9
         answers = []
         for _ in range(40):
             try:

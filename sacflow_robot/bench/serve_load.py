@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import resource
 import threading
 import time
@@ -15,7 +14,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import zmq
 
@@ -184,66 +182,6 @@ def endure(
     }
     row |= {"lost": sum(counts.values()) - counts["wrong"] - counts["LateError"], "memory_mb": memory}
     return {**row, **trips.percentiles(times)}
-
-
-def fuzz(path: Path, engine: Engine, messages: int, seed: int = 0) -> dict[str, Any]:
-    """Broken, truncated, oversized, reordered and replayed messages beside a good client with a deadline."""
-    arrays, noise = trips.example(OnnxPolicy(path, engine))
-    rng, counts, marker = random.Random(seed), Counter[str](), b"MARKER-7f3a"
-    with trips.process(trips.serve_native, path, engine, _TCP) as address, PolicyClient(address) as good:
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.connect(address)
-        wire.send(socket, wire.encode(wire.Message({"op": "hello", "id": 0})))
-        session = wire.decode(wire.receive(socket)).header["session"]
-        header = {"op": "infer", "id": 1, "session": session, "client": marker.decode()}
-        whole = [bytes(f) for f in wire.encode(wire.Message(header, {**arrays, "noise": noise}))]
-        times = []
-        for i in range(messages):
-            socket.send_multipart(spoil(whole, rng, marker))
-            while socket.poll(0):
-                reply = socket.recv_multipart()
-                counts["answered"] += 1
-                counts["echoed"] += any(marker in frame for frame in reply)
-                counts["met"] += bool(msgpack.unpackb(reply[0])["ok"])
-            if i % 50 == 0:
-                began = time.perf_counter_ns()
-                try:
-                    good.collect(good.ask(arrays, noise, deadline_s=0.05))
-                except ServerError:
-                    counts["good_refused"] += 1
-                times.append((time.perf_counter_ns() - began) / 1e3)
-        context.destroy(linger=0)
-        good.infer(arrays, noise)
-    names = "answered", "echoed", "met", "good_refused"
-    return {"messages": messages, **{n: counts[n] for n in names}, "good": trips.percentiles(np.array(times))}
-
-
-def spoil(whole: list[bytes], rng: random.Random, marker: bytes) -> list[bytes]:
-    """A message made from a good one by one of a dozen accidents or attacks."""
-    frames, kind = list(whole), rng.randrange(9)
-    at = rng.randrange(len(frames))
-    if kind == 0:  # random bytes
-        return [rng.randbytes(rng.randrange(60)) for _ in range(rng.randrange(1, 5))]
-    if kind == 1:  # a truncated frame
-        frames[at] = frames[at][: rng.randrange(len(frames[at]))]
-    elif kind == 2:  # an oversized frame
-        frames[at] += marker * rng.randrange(1, 2000)
-    elif kind == 3:  # a flipped bit in the header
-        spot = rng.randrange(len(frames[0]))
-        frames[0] = frames[0][:spot] + bytes([frames[0][spot] ^ 1 << rng.randrange(8)]) + frames[0][spot + 1 :]
-    elif kind == 4:  # frames in another order
-        rng.shuffle(frames)
-    elif kind == 5:  # frames missing, or twice
-        frames = frames[:at] if rng.random() < 0.5 else frames + frames[at:]
-    elif kind == 6:  # a header of its own
-        value: object = rng.choice([marker.decode(), -1, 2**63, [[]], {}, None, 1e300, marker])
-        field = rng.choice(["op", "id", "session", "arrays", "seed", "deadline_ns", "v", "expect"])
-        frames[0] = msgpack.packb({**msgpack.unpackb(frames[0]), field: value})
-    elif kind == 7:  # values that are no numbers
-        frames[-1] = b"\xff" * len(frames[-1])
-    return frames or [b""]  # kind 8 is the message itself, replayed
 
 
 def serve_batches(path: Path, engine: Engine, batch: int, ready: Connection) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def measure(wanted: BenchServe) -> dict[str, Any]:
     """All of it, as the JSON object that the command prints; tables go to the console as they come."""
-    from sacflow_robot.bench import serve, serve_load
+    from sacflow_robot.bench import serve, serve_fuzz, serve_load
     from sacflow_robot.serve.policy import Engine
 
     engine, out = Engine(threads=wanted.threads), common.console()
@@ -45,8 +45,8 @@ def measure(wanted: BenchServe) -> dict[str, Any]:
             result["endure"] = serve_load.endure(wanted.policy, twin, engine, Path(folder), wanted.endure)
             _show([result["endure"]])
         if wanted.fuzz:
-            result["fuzz"] = serve_load.fuzz(wanted.policy, engine, wanted.fuzz)
-            _show([result["fuzz"]])
+            result["fuzz_rows"] = serve_fuzz.fuzz(wanted.policy, engine, wanted.fuzz)
+            _show(result["fuzz_rows"])
     for note in result["notes"]:
         out.print(note)
     result["load_after"] = [round(value, 2) for value in os.getloadavg()]
@@ -54,13 +54,19 @@ def measure(wanted: BenchServe) -> dict[str, Any]:
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
+    """A table of figures; lists of them in lines below it."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for name, value in rows[0].items():
-        words, is_text = name.replace("_us", " us").replace("_", " "), isinstance(value, str)
-        table.add_column(words, justify="left" if is_text else "right", no_wrap=is_text)
+    out, table = common.console(), Table(box=None, pad_edge=False)
+    names = [name for name, value in rows[0].items() if not isinstance(value, list)]
+    for name in names:
+        words, is_text = name.replace("_us", " us").replace("_", " "), isinstance(rows[0][name], str)
+        table.add_column(words, justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, (int, float)) else str(v) for v in row.values()))
-    common.console().print(table)
-    common.console().print()
+        table.add_row(*(str(row[name]) if isinstance(row[name], str) else f"{row[name]:,}" for name in names))
+    out.width = max(out.width, 200) if not out.is_terminal else out.width
+    out.print(table)
+    for row in rows:
+        for name in row.keys() - set(names):
+            out.print(f"{name.replace('_', ' ')}: {', '.join(map(str, row[name]))}")
+    out.print()

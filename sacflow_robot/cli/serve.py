@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,7 @@ class Serve:
 
         self._check()
         set_up_logging(self.log_format == "json")
-        out = common.console()
-        out.quiet = self.log_format == "json"
+        say = self._speaker()
         policy, how = self._load()
         spec, security = policy.spec, Security(self.key, self.clients, self.insecure)
         with ExitStack() as stack:
@@ -81,17 +81,30 @@ class Serve:
                 signal.signal(asked, lambda *_: server.stop())
             if hasattr(signal, "SIGHUP"):
                 signal.signal(signal.SIGHUP, lambda *_: reloader.ask())
-            out.print(
+            say(
                 f"serving {self.policy} (version {policy.version}, {spec.velocity}, K = {spec.euler_steps}, "
-                f"H = {spec.chunk_length}, self-test passed) for {spec.arm.robot} {spec.arm.task} at {server.address}"
+                f"H = {spec.chunk_length}, self-test passed) for {spec.arm.robot} {spec.arm.task} at {server.address}",
+                policy_version=policy.version,
+                address=server.address,
             )
             for line in (how, *doors):
-                out.print(line)
-            command = common.command_line("run --robot", f"sim:{spec.arm.task}", "--server", server.address)
-            out.print(f"drive the simulated arm with:\n  {command}")
+                say(line)
+            if self.log_format == "text":
+                command = common.command_line("run --robot", f"sim:{spec.arm.task}", "--server", server.address)
+                say(f"drive the simulated arm with:\n  {command}")
             server.run()
-            out.print(f"stopped after {server.requests:,} requests")
+            say(f"stopped after {server.requests:,} requests", requests=server.requests)
         return 0
+
+    def _speaker(self) -> Callable[..., None]:
+        """Tells people, or programs, what is going on."""
+        if self.log_format == "json":
+            import logging
+
+            log = logging.getLogger(__name__)
+            return lambda text, **fields: log.info(text, extra=fields)
+        out = common.console()
+        return lambda text, **_: out.print(text)
 
     def _check(self) -> None:
         if not 1 <= self.max_batch <= 4096 or not 0.01 <= self.heartbeat <= 60:

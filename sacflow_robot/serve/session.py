@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from sacflow_robot.errors import InvalidValueError, WireError
 from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.shortcut import Shortcut
 from sacflow_robot.spec import ArmSpec, PolicySpec
 
 _MOST_SESSIONS = 4096
@@ -15,6 +18,7 @@ _IDLE_NS = 60_000_000_000
 _NAME_LENGTH = 64
 _SEED_LIMIT = 2**63
 ACTIVE_NS = 5_000_000_000
+_LOG = logging.getLogger(__name__)
 
 
 class Refusal(Exception):  # noqa: N818
@@ -40,6 +44,7 @@ class Session:
         client: What the client calls itself.
         seed: Seed of its noise.
         policy: The policy it keeps until its next episode; None where it follows every swap at once.
+        shortcut: How to read requests like its last one, for the policy that it was for.
         step: Step of the noise stream that its next request draws from.
         last_id: Highest request id so far; what comes with that or a lower one is a repetition.
         last_ns: When it was last heard from (server's clock).
@@ -50,6 +55,7 @@ class Session:
     seed: int
     policy: OnnxPolicy | None
     last_ns: int
+    shortcut: tuple[OnnxPolicy, Shortcut] | None = None
     step: int = 0
     last_id: int = -1
     requests: int = 0
@@ -173,3 +179,15 @@ def _plain(value: object) -> object:
 
 def _printable(name: str) -> str:
     return "".join(c for c in name[:_NAME_LENGTH] if c.isprintable())
+
+
+def describe(error: Exception) -> tuple[str, str, dict[str, Any]]:
+    """Kind, message and further fields of an error, for the client."""
+    if isinstance(error, Refusal):
+        return error.kind, str(error), error.fields
+    if isinstance(error, WireError):
+        return "malformed", str(error), {}
+    if isinstance(error, InvalidValueError):
+        return "invalid", str(error), {}
+    _LOG.error("request failed", exc_info=error)
+    return "internal", "the server could not answer this request; its log says why", {}

@@ -19,6 +19,7 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_ARRAYS = 64
+_PEER_QUEUE = 64  # messages that wait for, or from, one client; beyond that it waits, or loses answers
 _MAX_DIMENSIONS, _MAX_EXTENT = 8, 2**24
 _DTYPES = {name: np.dtype(name) for name in ("<f4", "<f8", "|u1", "<i4", "<i8", "|b1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -37,6 +38,23 @@ class Message(NamedTuple):
 
     header: Mapping[str, Any]
     arrays: Mapping[str, Array] = {}
+
+
+def configure_router(socket: zmq.Socket[bytes], heartbeat_s: float, receive_ms: int) -> None:
+    """Bounds and heartbeats of a server's socket, so that no client costs more than its share, dead or alive."""
+    heartbeat_ms = round(heartbeat_s * 1e3)
+    for option, value in (
+        (zmq.LINGER, 0),
+        (zmq.RCVTIMEO, receive_ms),
+        (zmq.MAXMSGSIZE, MAX_FRAME_BYTES),
+        (zmq.SNDHWM, _PEER_QUEUE),
+        (zmq.RCVHWM, _PEER_QUEUE),
+        (zmq.ROUTER_MANDATORY, 1),
+        (zmq.HEARTBEAT_IVL, heartbeat_ms),
+        (zmq.HEARTBEAT_TIMEOUT, heartbeat_ms),
+        (zmq.HANDSHAKE_IVL, 5000),
+    ):
+        socket.setsockopt(option, value)
 
 
 def encode(message: Message) -> list[bytes | memoryview]:

@@ -209,6 +209,7 @@ class PolicyClient:
         milliseconds = max(1, round(seconds * 1e3))
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, milliseconds)
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, milliseconds)
+        self._socket.setsockopt(zmq.HEARTBEAT_TTL, 2 * milliseconds)
         self._slice_ms = max(1, min(milliseconds, round(self._timeout_s * 1e3)))
         self._socket.setsockopt(zmq.RCVTIMEO, self._slice_ms)
 

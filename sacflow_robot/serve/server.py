@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError
+from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.policyfile import NOISE
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
@@ -34,7 +34,7 @@ from sacflow_robot.spec import FloatArray, all_finite
 _POLL_MS = 100
 _MESSAGES_A_ROUND = 256
 _UPKEEP_NS = 1_000_000_000
-_DRAIN_S = 0.5  # for what is still on its way; clients that ask on are told by the lost connection
+_DRAIN_S = 0.3  # for what is still on its way; clients that ask on are told by the lost connection
 _RECENT = 64
 
 
@@ -45,7 +45,7 @@ class PolicyServer:
         policy: The policy, self-tested by its loading.
         bind: Address, e.g. ``tcp://127.0.0.1:5555``; port 0 or ``*`` takes a free one, see ``address``.
         max_batch: Rows evaluated together, and rows of one request, at most.
-        heartbeat_s: Time between heartbeats; a connection is dead after two without one.
+        heartbeat_s: Time between heartbeats that clients are asked for; a connection is dead after two without one.
         security: Who may connect; by default whoever is on this computer.
         meters: Where to count.
 
@@ -74,7 +74,7 @@ class PolicyServer:
         self._next_upkeep_ns = 0
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        wire.configure_router(self._socket, heartbeat_s, _POLL_MS)
+        wire.configure_router(self._socket, _POLL_MS)
         self._gate = Gate(None)
         try:
             self._gate = security.guard(self._context, self._socket)
@@ -204,10 +204,10 @@ class PolicyServer:
             self._refuse(request.peer, request.identifier, request.session, too_late())
         if not batch:
             return
-        inputs = join(batch)
         try:
+            inputs = join(batch)
             actions = policy.run(inputs)
-        except SacflowError as error:
+        except Exception as error:  # as above: the loop goes on
             for request in batch:
                 self._refuse(request.peer, request.identifier, request.session, error)
             return
@@ -278,11 +278,10 @@ class PolicyServer:
             self.meters.clients(len(self.sessions.active(now_ns)))
 
     def _drain(self) -> None:
-        """Take no new connections, and answer what has come."""
-        self._socket.unbind(self.address)
+        """Open no new sessions, and answer what has come. (To unbind would end the connections that there are.)"""
         deadline = time.monotonic() + _DRAIN_S
-        while time.monotonic() < deadline and self._round():
-            pass
+        while time.monotonic() < deadline:
+            self._round()
 
     def start(self) -> PolicyServer:
         """Answer requests on a thread."""

@@ -30,7 +30,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/serve_latency.py --policy policies/lift.onnx --out benchmarks/results/serve_latency.json
+	$(BIN)/sacflow-robot bench serve --out benchmarks/results/serve.json
 	$(BIN)/sacflow-robot bench replay --out benchmarks/results/replay.json
 	$(BIN)/sacflow-robot bench log --out benchmarks/results/log.json
 	$(BIN)/sacflow-robot bench sim --out benchmarks/results/sim.json

@@ -11,6 +11,10 @@ SacflowError                     exit status 1: the run failed
 ├── PolicyFileError              an ONNX policy that cannot be read or fails its own golden vectors
 ├── WireError                    a message that breaks the wire protocol
 └── ServerError                  the server is unreachable, or answered with an error
+    ├── LateError                the answer would have come after the request's deadline; nothing was computed
+    ├── RefusedError             the server refused the request, or this client
+    ├── ServerGoneError          the server does not answer any more
+    └── ServerRestartedError     the server does not know this session; what was asked before is forgotten
 
 Each message is one line: what was wrong, what was expected, what to do.
 """
@@ -75,6 +79,22 @@ class WireError(SacflowError):
 
 class ServerError(SacflowError):
     """The policy server is unreachable, or answered with an error."""
+
+
+class LateError(ServerError):
+    """The answer would have come after the request's deadline; the next request may be in time again."""
+
+
+class RefusedError(ServerError):
+    """The server refused the request, or refuses this client."""
+
+
+class ServerGoneError(ServerError):
+    """The server does not answer any more; the next call tries to reach it again."""
+
+
+class ServerRestartedError(ServerError):
+    """The server has been restarted, and knows nothing of what was asked before; the next call starts a new session."""
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

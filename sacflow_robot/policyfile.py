@@ -51,6 +51,11 @@ def unpack_arrays(text: str) -> dict[str, FloatArray]:
         raise DataError(f"packed arrays cannot be read: {error!r}") from None
 
 
+def content_version(content: bytes) -> str:
+    """Policy version: the first 12 hexadecimal digits of the content's SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def file_version(path: Path) -> str:
-    """Policy version: the first 12 hexadecimal digits of the file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    """:func:`content_version` of a file."""
+    return content_version(path.read_bytes())

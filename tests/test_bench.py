@@ -104,3 +104,28 @@ def test_bench_train_measures_the_published_sizes(algo: str, velocity: str) -> N
     assert (config.algo, learner.batch_size, config.chunk_length * 7) == (algo, 256, 35)
     assert (learner.critics, learner.critic_width, learner.critic_depth, learner.policy_delay) == (2, 512, 4, 1)
     assert config.flow.euler_steps == (10 if algo == "qc-fql" else 4)
+
+
+def test_bench_serve_says_what_it_measured(
+    tmp_path: Path, policy_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "serve.json"
+    command = ["bench", "serve", "--policy", str(policy_file), "--velocities", "mlp", "--requests", "100"]
+    assert main([*command, "--seconds", "0.5", "--endure", "200", "--fuzz", "300", "--out", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads(out.read_text())
+    asked = {"velocity", "transport", "p50_us", "p99_us", "p999_us", "ort_p50_us", "echo_p50_us", "ratio_p50"}
+    assert [(row["velocity"], row["transport"]) for row in result["rows"]] == [
+        (velocity, transport) for velocity in ("flow-g", "mlp") for transport in ("ipc", "ipc", "tcp", "tcp")
+    ]
+    assert all(asked <= set(row) and 0 < row["p50_us"] <= row["p99_us"] for row in result["rows"])
+    assert {row["way"] for row in result["websocket_rows"]} == {
+        "native",
+        "openpi gateway",
+        "plain websockets + msgpack",
+    }
+    assert result["many_clients"]["lost"] == result["endure"]["wrong"] == result["endure"]["lost"] == 0
+    assert next(row["mean_batch"] for row in result["throughput_rows"]) == 1
+    for row in result["fuzz_rows"]:
+        assert row["messages"] == 300 and row["echoed"] == row["good_wrong"] == 0
+    assert main(["bench", "serve", "--requests", "10"]) == 2

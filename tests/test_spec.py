@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sacflow_robot.errors import DataError, InvalidValueError
-from sacflow_robot.spec import ArmSpec, PolicySpec
+from sacflow_robot.spec import ArmSpec, PolicySpec, all_finite
 
 
 @pytest.fixture
@@ -89,3 +89,11 @@ def test_unflatten_undoes_flatten(arm: ArmSpec) -> None:
         a.key: (3, 2, *a.shape) for a in arm.observations
     }
     assert np.array_equal(arm.flatten(observation), flat)
+
+
+def test_all_finite() -> None:
+    for fine in (np.zeros((0, 3), np.float32), np.array([[1, 3e38]], np.float32), np.array(-1e300)):
+        assert all_finite(fine)
+    for bad in (np.nan, np.inf, -np.inf):
+        assert not all_finite(np.array([[1, bad]], np.float32)) and not all_finite(np.array(bad))
+        assert not all_finite(np.array([[1, 2], [bad, 3]], np.float32).T)

@@ -23,6 +23,8 @@ COMMANDS = {
     "export": ("train", "Export", "export the policy of a run folder to ONNX"),
     "eval": ("evaluate", "Eval", "success rate of a policy file on held-out seeds"),
     "serve": ("serve", "Serve", "serve a policy file over ZeroMQ"),
+    "top": ("top", "Top", "watch a policy server"),
+    "keys new": ("keys", "New", "make a pair of keys for a server or a client"),
     "run": ("run", "Run", "drive an arm with a served policy and log its episodes"),
     "replay": ("replay", "Replay", "run a logged episode again; as a video; into the Rerun viewer"),
     "demos collect": ("demos", "Collect", "collect demonstrations from a scripted expert"),
@@ -36,6 +38,7 @@ COMMANDS = {
     "bench replay": ("bench", "BenchReplay", "how fast the replay buffer draws batches"),
     "bench sim": ("bench", "BenchSim", "control steps per second of the simulated tasks"),
     "bench train": ("bench", "BenchTrain", "updates per second of each algorithm and velocity"),
+    "bench serve": ("bench", "BenchServe", "round trips of a served policy, many clients, long and hostile runs"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }

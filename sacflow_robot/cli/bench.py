@@ -251,3 +251,43 @@ class BenchTrain:
         if self.json:
             common.print_json(result)
         return 0
+
+
+@dataclass(frozen=True)
+class BenchServe:
+    """Round trips of a served policy beside bare ONNX Runtime and a bare ZeroMQ echo; many clients; the usual way.
+
+    Attributes:
+        policy: Policy file.
+        velocities: Measure these velocity networks too, untrained, where torch is installed.
+        requests: Requests per measurement of round trips, after as many tenths to warm up.
+        seconds: Length of the measurement with many clients (s).
+        threads: Threads for one inference, everywhere.
+        endure: Requests of the long run, with the policy replaced every second; 0 leaves it out.
+        fuzz: Broken messages to send to the server beside a good client; 0 leaves it out.
+        out: JSON file to write the result to as well.
+        json: Print the result as one JSON object.
+    """
+
+    policy: Path = Path("policies/lift.onnx")
+    velocities: tuple[str, ...] = ("flow-t",)
+    requests: int = 5000
+    seconds: float = 10.0
+    threads: int = 1
+    endure: int = 20_000
+    fuzz: int = 10_000
+    out: Path | None = None
+    json: bool = False
+
+    def run(self) -> int:
+        from sacflow_robot.cli.bench_serve import measure
+
+        if self.requests < 100 or not 0.1 <= self.seconds <= 600 or not 1 <= self.threads <= 64:
+            raise UsageError("--requests must be at least 100, --seconds 0.1 to 600, --threads 1 to 64")
+        result = measure(self)
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.out.write_text(json.dumps(result) + "\n")
+        if self.json:
+            common.print_json(result)
+        return 0

@@ -28,6 +28,7 @@ from sacflow_robot.statistics import wilson_interval
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.experts.habits import Quality
+    from sacflow_robot.serve.client import Keys
 
 EVAL_SEED, RUN_SEED = 10_000, 30_000
 """First seeds of ``eval`` and ``run``. They differ because runs are logged and learned from; the curve's evaluations
@@ -150,6 +151,19 @@ def demo_cache(task: str, quality: Quality, count: int, engine: Engine = "compil
     for module in (*modules, Path(str(robosuite_env.__file__)), Path(str(tasks.__file__))):
         digest.update(module.read_bytes())
     return cache_root() / "demos" / f"{task}-{quality}-{count}-{digest.hexdigest()[:10]}.zarr"
+
+
+def client_keys(own: Path | None, server: Path | None) -> Keys | None:
+    """Keys of a client, from its options --key and --server-key; None where there are neither.
+
+    Raises:
+        UsageError: Only one is given.
+    """
+    from sacflow_robot.serve.client import Keys
+
+    if (own is None) != (server is None):
+        raise UsageError("--key and --server-key go together: this client's secret key, and the server's public key")
+    return None if own is None or server is None else Keys(own, server)
 
 
 def command_line(*words: object) -> str:

@@ -28,6 +28,8 @@ class Run:
         profile: Calibration profile whose action limits hold on top of the arm's.
         timeout: Longest wait for the server (s).
         env_engine: What steps a simulated arm: compiled, or robosuite's own (stock).
+        key: Secret key file of this client, where the server asks for keys.
+        server_key: Public key file of the server, likewise.
         json: Print the result as one JSON object.
     """
 
@@ -40,6 +42,8 @@ class Run:
     profile: Path | None = None
     timeout: float = 2.0
     env_engine: Engine = "compiled"
+    key: Path | None = None
+    server_key: Path | None = None
     json: bool = False
 
     def run(self) -> int:
@@ -58,7 +62,10 @@ class Run:
                 from sacflow_robot.calibrate.profile import load_profile
 
                 profile = load_profile(self.profile)
-            client = stack.enter_context(PolicyClient(self.server, self.timeout))
+            keys = common.client_keys(self.key, self.server_key)
+            client = stack.enter_context(
+                PolicyClient(self.server, self.timeout, swap="episode", name=self.robot, keys=keys)
+            )
             robot = stack.enter_context(closing(driver()))
             check_fit(client, robot.spec)
             limits = None if profile is None else profile.action_limits(robot.spec)
@@ -75,9 +82,8 @@ class Run:
             bar = stack.enter_context(common.progress_bar("episodes"))
             row = bar.add_task("running", total=self.episodes, success="")
             for seed in range(self.seed, self.seed + self.episodes):
-                run = run_episode(
-                    robot, client, seed, policy_version=client.policy_version, recorder=log, limits=limits, info=info
-                )
+                version = client.begin_episode(seed)
+                run = run_episode(robot, client, seed, policy_version=version, recorder=log, limits=limits, info=info)
                 done, solved, overruns = done + 1, solved + run.episode.success, overruns + run.overruns
                 bar.update(row, advance=1, success=f"success {solved / done:.0%}")
         out = common.console()

@@ -3,42 +3,152 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from sacflow_robot.cli import common
+from sacflow_robot.errors import UsageError
+
+if TYPE_CHECKING:
+    from sacflow_robot.serve.policy import OnnxPolicy
+    from sacflow_robot.serve.server import PolicyServer
 
 
 @dataclass(frozen=True)
 class Serve:
     """Serve a policy file over ZeroMQ until Ctrl-C or SIGTERM.
 
-    The port is open to whoever reaches it: keep the default, which is this computer alone, or a network you trust.
+    Without keys it is open to this computer alone. SIGHUP loads the file again.
 
     Attributes:
         policy: Policy file.
         bind: Address to listen at.
+        reload: Whether to watch the file, and serve a new one as soon as it has passed its tests.
+        max_change: Refuse a new file that changes an action given of late by more than this (action units).
+        provider: What computes, as far as ONNX Runtime offers it: cpu, cuda, tensorrt.
+        threads: Threads for one inference; if not given, what is quickest here is measured, for a second.
+        spin: Let those threads keep their cores busy while they wait.
+        max_batch: Rows evaluated together at most; 1 never evaluates two requests together.
+        heartbeat: Time between heartbeats (s); a connection is dead after two without one.
+        key: Secret key file of this server; with --clients, connections are encrypted and checked.
+        clients: Folder of the public key files of the clients that may connect.
+        insecure: Listen to other computers although nothing is encrypted and anyone may connect.
+        openpi: Address host:port at which openpi's WebSocket clients are served too, usually port 8000.
+        groot: Address at which GR00T's ZeroMQ clients are served too, e.g. tcp://127.0.0.1:5557.
+        metrics: Address host:port at which Prometheus finds metrics, e.g. 127.0.0.1:9464.
+        log_format: Log lines for people, or one JSON object each.
     """
 
     policy: Path
     bind: str = "tcp://127.0.0.1:5555"
+    reload: bool = False
+    max_change: float | None = None
+    provider: str = "cpu"
+    threads: int | None = None
+    spin: bool = False
+    max_batch: int = 64
+    heartbeat: float = 0.5
+    key: Path | None = None
+    clients: Path | None = None
+    insecure: bool = False
+    openpi: str | None = None
+    groot: str | None = None
+    metrics: str | None = None
+    log_format: Literal["text", "json"] = "text"
 
     def run(self) -> int:
-        from sacflow_robot.serve.policy import OnnxPolicy
+        from sacflow_robot.serve.logs import set_up_logging
+        from sacflow_robot.serve.reload import Reloader
+        from sacflow_robot.serve.security import Security
         from sacflow_robot.serve.server import PolicyServer
 
-        out = common.console()
-        policy = OnnxPolicy(self.policy)
-        spec = policy.spec
-        with PolicyServer(policy, self.bind) as server:
+        self._check()
+        set_up_logging(self.log_format == "json")
+        say = self._speaker()
+        policy, how = self._load()
+        spec, security = policy.spec, Security(self.key, self.clients, self.insecure)
+        with ExitStack() as stack:
+            server = stack.enter_context(
+                PolicyServer(policy, self.bind, max_batch=self.max_batch, heartbeat_s=self.heartbeat, security=security)
+            )
+            reloader = Reloader(server, self.policy, max_change=self.max_change, watch=self.reload)
+            stack.enter_context(closing(reloader.start()))
+            doors = self._open_doors(server, stack)
             for asked in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(asked, lambda *_: server.stop())
-            out.print(
+            if hasattr(signal, "SIGHUP"):
+                signal.signal(signal.SIGHUP, lambda *_: reloader.ask())
+            say(
                 f"serving {self.policy} (version {policy.version}, {spec.velocity}, K = {spec.euler_steps}, "
-                f"H = {spec.chunk_length}, self-test passed) for {spec.arm.robot} {spec.arm.task} at {server.address}"
+                f"H = {spec.chunk_length}, self-test passed) for {spec.arm.robot} {spec.arm.task} at {server.address}",
+                policy_version=policy.version,
+                address=server.address,
             )
-            command = common.command_line("run --robot", f"sim:{spec.arm.task}", "--server", server.address)
-            out.print(f"drive the simulated arm with:\n  {command}")
+            for line in (how, *doors):
+                say(line)
+            if self.log_format == "text":
+                command = common.command_line("run --robot", f"sim:{spec.arm.task}", "--server", server.address)
+                say(f"drive the simulated arm with:\n  {command}")
             server.run()
-            out.print(f"stopped after {server.requests:,} requests")
+            say(f"stopped after {server.requests:,} requests", requests=server.requests)
         return 0
+
+    def _speaker(self) -> Callable[..., None]:
+        """Tells people, or programs, what is going on."""
+        if self.log_format == "json":
+            import logging
+
+            log = logging.getLogger(__name__)
+            return lambda text, **fields: log.info(text, extra=fields)
+        out = common.console()
+        return lambda text, **_: out.print(text)
+
+    def _check(self) -> None:
+        if not 1 <= self.max_batch <= 4096 or not 0.01 <= self.heartbeat <= 60:
+            raise UsageError("--max-batch must be 1 to 4096, --heartbeat 0.01 to 60")
+        if self.threads is not None and not 1 <= self.threads <= 256:
+            raise UsageError("--threads must be 1 to 256")
+
+    def _load(self) -> tuple[OnnxPolicy, str]:
+        """The policy, and how it computes, in words."""
+        from sacflow_robot.serve import tune
+        from sacflow_robot.serve.policy import Engine, OnnxPolicy
+
+        if self.threads is not None or self.provider != "cpu":
+            policy = OnnxPolicy(self.policy, Engine(self.provider, self.threads or 1, self.spin))
+            return policy, f"computing with {policy.engine}"
+        policy, trials = tune.quickest(self.policy)
+        tried = "; ".join(f"{t.engine} {t.p50_us:g} us" for t in trials)
+        return policy, f"computing with {policy.engine} (measured: {tried}); --threads N says otherwise"
+
+    def _open_doors(self, server: PolicyServer, stack: ExitStack) -> list[str]:
+        """Open what else was asked for; a line about each."""
+        from sacflow_robot.serve.security import Security, check_bind, check_open, split_place
+
+        lines: list[str] = []
+        if self.metrics is not None:
+            host, port = split_place(self.metrics)
+            check_open(self.metrics, self.insecure, "a proxy that asks who it is")
+            try:
+                port = server.meters.expose(host, port)
+            except OSError as error:
+                raise UsageError(f"cannot bind {self.metrics}: {error.strerror or error}; see --metrics") from None
+            lines.append(f"metrics for Prometheus at http://{host}:{port}/metrics")
+        remedy = "a proxy that asks who it is; this protocol knows no keys"
+        if self.openpi is not None:
+            from sacflow_robot.serve.gateways.openpi import OpenpiGateway
+
+            host, port = split_place(self.openpi)
+            check_open(self.openpi, self.insecure, remedy)
+            door = stack.enter_context(closing(OpenpiGateway(lambda: server.policy, host, port)))
+            lines.append(f"openpi clients are served at ws://{host}:{door.port}")
+        if self.groot is not None:
+            from sacflow_robot.serve.gateways.groot import GrootGateway
+
+            check_bind(self.groot, Security(insecure=self.insecure))
+            gateway = stack.enter_context(closing(GrootGateway(lambda: server.policy, self.groot)))
+            lines.append(f"GR00T clients are served at {gateway.address}")
+        return lines

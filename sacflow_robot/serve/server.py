@@ -1,69 +1,287 @@
-"""Policy server: answers inference requests on a ZeroMQ ROUTER socket."""
+"""Policy server: one loop on a ZeroMQ ROUTER socket.
+
+A round of the loop takes the requests that wait, answers at once what needs no inference, and evaluates the rest
+together. A request that comes alone is evaluated alone, at once. ROUTER takes from its clients in turn, so that one that
+asks a lot gets no more than its share; answers that a client does not take are dropped, so that it holds up nobody.
+"""
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import zmq
 
-from sacflow_robot import __version__
-from sacflow_robot.errors import SacflowError, UsageError, WireError, one_line
+from sacflow_robot.errors import InvalidValueError, UsageError
+from sacflow_robot.policyfile import NOISE
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
+from sacflow_robot.serve.batch import Pace, Request, join, too_late
+from sacflow_robot.serve.meters import Meters
+from sacflow_robot.serve.operations import Operations
 from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.security import Gate, Security, check_bind
+from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed, describe
+from sacflow_robot.serve.shortcut import Shortcut
+from sacflow_robot.spec import FloatArray, all_finite
 
 _POLL_MS = 100
-_MAX_BATCH = 4096
-_LAST_PORT = 65535
-_LOG = logging.getLogger(__name__)
+_MESSAGES_A_ROUND = 256
+_UPKEEP_NS = 1_000_000_000
+_DRAIN_S = 0.3  # for what is still on its way; clients that ask on are told by the lost connection
+_RECENT = 64
 
 
 class PolicyServer:
-    """Serves one policy.
+    """Serves one policy at a time.
 
     Args:
         policy: The policy, self-tested by its loading.
         bind: Address, e.g. ``tcp://127.0.0.1:5555``; port 0 or ``*`` takes a free one, see ``address``.
+        max_batch: Rows evaluated together, and rows of one request, at most.
+        heartbeat_s: Time between heartbeats that clients are asked for; a connection is dead after two without one.
+        security: Who may connect; by default whoever is on this computer.
+        meters: Where to count.
 
     Raises:
-        UsageError: The address is malformed or in use.
+        UsageError: The address is malformed, in use, or open to others without keys.
     """
 
-    def __init__(self, policy: OnnxPolicy, bind: str) -> None:
-        _check_bind(bind)
-        self._policy = policy
+    def __init__(
+        self,
+        policy: OnnxPolicy,
+        bind: str,
+        *,
+        max_batch: int = 64,
+        heartbeat_s: float = 0.5,
+        security: Security | None = None,
+        meters: Meters | None = None,
+    ) -> None:
+        security = security or Security()
+        check_bind(bind, security)
+        self.policy, self._max_batch = policy, max_batch
+        self.server_id = secrets.token_hex(8)
+        self.sessions, self.meters = Sessions(), meters or Meters()
+        self.recent: deque[tuple[dict[str, FloatArray], FloatArray]] = deque(maxlen=_RECENT)
+        self._offered: OnnxPolicy | None = None
+        self._pace = Pace()
+        self._next_upkeep_ns = 0
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
+        wire.configure_router(self._socket, _POLL_MS)
+        self._gate = Gate(None)
         try:
+            self._gate = security.guard(self._context, self._socket)
             self._socket.bind(bind)
-        except zmq.ZMQError as error:
+        except BaseException as error:
+            self._gate.close()
             self._context.destroy(linger=0)
+            if not isinstance(error, zmq.ZMQError):
+                raise
             reason = "it is in use" if error.errno == zmq.EADDRINUSE else str(error)
             raise UsageError(f"cannot bind {bind}: {reason}; give another address with --bind") from None
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self.requests = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._operations = Operations(self, heartbeat_s, max_batch)
+        self.meters.serves(policy.version, policy.spec.velocity)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stop.is_set()
+
+    @property
+    def requests(self) -> int:
+        """Requests answered with actions so far."""
+        return self.meters.counts["requests"]
+
+    # ---- the loop
 
     def run(self) -> None:
-        """Answer requests until :meth:`stop` is called; the one at hand is still answered."""
+        """Answer requests until :meth:`stop` is called, then those that have come by then."""
         while not self._stop.is_set():
-            if not self._socket.poll(_POLL_MS):
+            self._round()
+        self._drain()
+
+    def _round(self) -> bool:
+        """Take what waits and answer it; False if nothing came for a while."""
+        try:
+            frames = wire.receive(self._socket, heads=2)
+        except zmq.Again:
+            self._upkeep(time.monotonic_ns())
+            return False
+        waiting, rows = [], 0
+        for _ in range(_MESSAGES_A_ROUND):
+            request = self._accept(frames)
+            if request is not None:
+                waiting.append(request)
+                rows += request.rows
+            if rows >= self._max_batch or not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                break
+            frames = wire.receive(self._socket, heads=2)
+        if len(waiting) == 1:
+            self._infer(waiting)
+        elif waiting:
+            for policy in {id(request.policy): request.policy for request in waiting}.values():
+                self._infer([request for request in waiting if request.policy is policy])
+        self._upkeep(time.monotonic_ns())
+        return True
+
+    def _accept(self, frames: list[Any]) -> Request | None:
+        """The inference request in these frames; None if they held something else, which is then answered."""
+        received_ns = time.monotonic_ns()
+        peer, identifier, session = frames[0], None, None
+        try:
+            header = wire.decode_header(frames[1:])
+            if type(header.get("id")) is int:
+                identifier = header["id"]
+            operation = header.get("op")
+            if operation == "infer":
+                session = self.sessions.find(header, received_ns)
+                return self._admit(peer, header, frames, session, received_ns)
+            answer = self._operations.answer(operation, header)
+            self._reply(peer, identifier, {**answer, "server_ns": time.monotonic_ns()})
+        except Exception as error:  # whatever one client sends, the others are served on
+            self._refuse(peer, identifier, session, error)
+        return None
+
+    def _admit(
+        self, peer: bytes, header: dict[str, Any], frames: list[Any], session: Session, received_ns: int
+    ) -> Request:
+        """Check an inference request.
+
+        Raises:
+            Refusal, WireError, InvalidValueError: It cannot be met.
+        """
+        deadline_ns, policy = header.get("deadline_ns"), session.policy or self.policy
+        if deadline_ns is not None and type(deadline_ns) is not int:
+            raise Refusal("invalid", "deadline_ns is not an integer")
+        if deadline_ns is not None and received_ns > deadline_ns:
+            raise too_late()
+        layout, known, seed, step = header.get("arrays"), session.shortcut, None, None
+        if known is not None and known[0] is policy and layout == known[1].layout:
+            inputs = known[1].read(frames[1:])
+            if inputs is not None:
+                rows = len(inputs[NOISE])
+                return Request(peer, header["id"], session, policy, inputs, rows, None, None, deadline_ns, received_ns)
+        _, arrays = wire.decode_arrays(header, frames[1:])
+        first = arrays.get(policy.spec.arm.observations[0].key)
+        rows = max(1, len(first) if first is not None and first.ndim else 0)
+        if rows > self._max_batch:
+            raise Refusal("limit", f"{rows} rows, at most {self._max_batch} are answered at once")
+        noise = arrays.get(NOISE)
+        if noise is None:
+            seed, step = self._noise_source(session, header)
+            noise = chunk_noise((rows, *policy.spec.noise_shape), seed, step)
+        inputs = policy.check(arrays, noise)
+        if layout is not None and Shortcut.applies(layout, inputs):
+            session.shortcut = policy, Shortcut(layout, inputs)
+        return Request(peer, header["id"], session, policy, inputs, rows, seed, step, deadline_ns, received_ns)
+
+    def _noise_source(self, session: Session, header: dict[str, Any]) -> tuple[int, int]:
+        """Seed and step of the noise of a request that brings none.
+
+        Raises:
+            Refusal: It names ones that are none.
+        """
+        if header.get("seed") is not None:
+            return checked_seed(header["seed"]), checked_seed(header.get("step", 0))
+        session.step += 1
+        return session.seed, session.step - 1
+
+    def _infer(self, requests: Sequence[Request]) -> None:
+        """Evaluate requests for one policy together, and answer them."""
+        policy, began_ns = requests[0].policy, time.monotonic_ns()
+        batch, late = self._pace.split(requests, began_ns)
+        for request in late:
+            self._refuse(request.peer, request.identifier, request.session, too_late())
+        if not batch:
+            return
+        try:
+            inputs = join(batch)
+            actions = policy.run(inputs)
+        except Exception as error:  # as above: the loop goes on
+            for request in batch:
+                self._refuse(request.peer, request.identifier, request.session, error)
+            return
+        infer_ns = time.monotonic_ns() - began_ns
+        answered, start = [], 0
+        for request in batch:
+            part = actions if len(batch) == 1 else actions[start : start + request.rows]
+            start += request.rows
+            if not all_finite(part):
+                nonsense = InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
+                self._refuse(request.peer, request.identifier, request.session, nonsense)
                 continue
-            client, *frames = self._socket.recv_multipart()
-            received = time.perf_counter_ns()
-            reply = self._answer(frames, received)
-            # A client that vanished cannot be reached; ROUTER drops its reply.
-            self._socket.send_multipart([client, *wire.encode(reply)])
+            ended_ns = time.monotonic_ns()
+            times = began_ns - request.received_ns, infer_ns, ended_ns - request.received_ns
+            answered.append(times)
+            timings = {"queue": times[0] / 1e3, "infer": times[1] / 1e3, "total": times[2] / 1e3}
+            header = {
+                "policy_version": policy.version,
+                "seed": request.seed,
+                "step": request.step,
+                "batch": len(actions),
+                "timings_us": timings,
+                "server_ns": ended_ns,
+            }
+            request.session.requests += 1
+            self._reply(request.peer, request.identifier, header, {"actions": part})
+        # Nobody waits for what follows.
+        self._pace.learn(start, infer_ns)
+        self.recent.append((inputs, actions))
+        self.meters.evaluated(start)
+        for times in answered:
+            self.meters.answered(*times)
+
+    # ---- answers
+
+    def _reply(
+        self, peer: bytes, identifier: int | None, header: dict[str, Any], arrays: dict[str, Any] | None = None
+    ) -> None:
+        message = wire.Message({"id": identifier, "ok": "error" not in header, **header}, arrays or {})
+        try:
+            wire.send(self._socket, [peer, *wire.encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError:  # it is gone, or does not take its answers
+            self.meters.dropped()
+
+    def _refuse(self, peer: bytes, identifier: int | None, session: Session | None, error: Exception) -> None:
+        kind, message, more = describe(error)
+        if kind == "late":
+            self.meters.late()
+        else:
+            self.meters.refused(kind)
+        if session is not None:
+            session.late, session.refused = session.late + (kind == "late"), session.refused + (kind != "late")
+        failure = {"kind": kind, "message": message, **more}
+        self._reply(peer, identifier, {"error": failure, "server_ns": time.monotonic_ns()})
+
+    # ---- around the loop
+
+    def offer(self, policy: OnnxPolicy) -> None:
+        """Serve this policy from the next round on; may be called from any thread."""
+        self._offered = policy
+
+    def _upkeep(self, now_ns: int) -> None:
+        if self._offered is not None:
+            self.policy, self._offered = self._offered, None
+            self.meters.serves(self.policy.version, self.policy.spec.velocity)
+        if now_ns >= self._next_upkeep_ns:
+            self._next_upkeep_ns = now_ns + _UPKEEP_NS
+            self.meters.clients(len(self.sessions.active(now_ns)))
+
+    def _drain(self) -> None:
+        """Open no new sessions, and answer what has come. (To unbind would end the connections that there are.)"""
+        deadline = time.monotonic() + _DRAIN_S
+        while time.monotonic() < deadline:
+            self._round()
 
     def start(self) -> PolicyServer:
         """Answer requests on a thread."""
@@ -80,7 +298,9 @@ class PolicyServer:
         self.stop()
         if self._thread is not None:
             self._thread.join()
-        self._context.destroy(linger=0)
+        self._gate.close()
+        self._context.destroy(linger=500)
+        self.meters.close()
         transport, _, place = self.address.partition("://")
         if transport == "ipc" and not place.startswith("@"):
             Path(place).unlink(missing_ok=True)
@@ -90,74 +310,3 @@ class PolicyServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-    def _answer(self, frames: list[bytes], received_ns: int) -> wire.Message:
-        identifier: Any = None
-        try:
-            request = wire.decode(frames)
-            identifier = request.header.get("id")
-            handler = self._handlers().get(str(request.header.get("op")))
-            if handler is None:
-                raise WireError(f"unknown op {request.header.get('op')!r}; valid: {', '.join(self._handlers())}")
-            reply = handler(request)
-        except Exception as error:  # whatever one client sends, the others are served on
-            failure = {"kind": type(error).__name__, "message": one_line(error)}
-            if not isinstance(error, SacflowError):
-                _LOG.exception("request failed")
-            return wire.Message({"id": identifier, "ok": False, "error": failure})
-        self.requests += 1
-        timings = {**reply.header.get("timings_us", {}), "total": (time.perf_counter_ns() - received_ns) / 1e3}
-        return wire.Message({**reply.header, "id": identifier, "ok": True, "timings_us": timings}, reply.arrays)
-
-    def _handlers(self) -> dict[str, Callable[[wire.Message], wire.Message]]:
-        return {"hello": self._hello, "infer": self._infer}
-
-    def _hello(self, request: wire.Message) -> wire.Message:
-        spec = self._policy.spec
-        return wire.Message(
-            {
-                "spec": spec.to_json(),
-                "fingerprint": spec.fingerprint,
-                "policy_version": self._policy.version,
-                "server_version": __version__,
-            }
-        )
-
-    def _infer(self, request: wire.Message) -> wire.Message:
-        spec = self._policy.spec
-        first = request.arrays.get(spec.arm.observations[0].key)
-        batch = len(first) if first is not None and first.ndim else 0
-        if batch > _MAX_BATCH:
-            raise WireError(f"batch of {batch}, at most {_MAX_BATCH} are answered at once")
-        observation = spec.arm.check_observation(request.arrays, (batch,))
-        noise, seed = request.arrays.get("noise"), None
-        if noise is None:
-            seed = request.header.get("seed")
-            if seed is None:
-                seed = secrets.randbits(63)
-            if type(seed) is not int or seed < 0:
-                raise WireError(f"seed is {seed!r}, expected a non-negative integer")
-            noise = chunk_noise((batch, *spec.noise_shape), seed)
-        before = time.perf_counter_ns()
-        actions = self._policy.infer(observation, noise)
-        header = {
-            "policy_version": self._policy.version,
-            "seed": seed,
-            "timings_us": {"infer": (time.perf_counter_ns() - before) / 1e3},
-        }
-        return wire.Message(header, {"actions": actions})
-
-
-def _check_bind(bind: str) -> None:
-    """Refuse what ZeroMQ would accept to somebody's harm: a port that wraps round, an ipc path that is taken.
-
-    Raises:
-        UsageError: The address is one of these.
-    """
-    transport, _, place = bind.partition("://")
-    if transport == "tcp":
-        port = place.rpartition(":")[2]
-        if port != "*" and not (port.isascii() and port.isdigit() and int(port[:9]) <= _LAST_PORT):
-            raise UsageError(f"cannot bind {bind!r}: {port!r} is no port; give e.g. tcp://127.0.0.1:5555 with --bind")
-    if transport == "ipc" and not place.startswith("@") and Path(place).exists():
-        raise UsageError(f"cannot bind {bind!r}: {place} exists; stop what serves there, or remove it")

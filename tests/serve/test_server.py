@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -12,7 +19,7 @@ import onnxruntime
 import pytest
 import zmq
 
-from sacflow_robot.errors import ServerError, UsageError
+from sacflow_robot.errors import LateError, RefusedError, ServerError, SpecMismatchError, UsageError
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.client import PolicyClient
@@ -45,62 +52,233 @@ def test_served_actions_equal_onnx_runtime_bit_for_bit(server: PolicyServer, pol
             assert np.array_equal(served, direct)
         assert client.policy_version == client.last_header["policy_version"]
         timings = client.last_header["timings_us"]
-        assert 0 < timings["infer"] <= timings["total"]
+        assert 0 < timings["infer"] <= timings["total"] and 0 <= timings["queue"] <= timings["total"]
 
 
-def ask(server: PolicyServer, frames: list[bytes]) -> wire.Message:
-    """Send raw frames and return the reply, as a client in another language would."""
-    context = zmq.Context()
-    try:
-        socket = context.socket(zmq.DEALER)
-        socket.connect(server.address)
-        socket.send_multipart(frames)
-        assert socket.poll(2000)
-        return wire.decode(socket.recv_multipart())
-    finally:
-        context.destroy(linger=0)
+class RawClient:
+    """What a client in another language does: frames over a socket, a session, rising ids."""
+
+    def __init__(self, server: PolicyServer, **introduction: object) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.connect(server.address)
+        self._ids = itertools.count(1)
+        self.welcome = self.ask("hello", **introduction)
+
+    def ask(self, op: str, arrays: dict[str, np.ndarray] | None = None, **fields: object) -> wire.Message:
+        header = {"op": op, "id": next(self._ids), **fields}
+        if op not in ("hello", "ping", "status"):
+            header.setdefault("session", self.welcome.header["session"])
+        return self.exchange(wire.encode(wire.Message(header, arrays or {})))
+
+    def exchange(self, frames: list[bytes]) -> wire.Message:
+        self.socket.send_multipart(frames)
+        assert self.socket.poll(5000), "no answer"
+        return wire.decode(self.socket.recv_multipart())
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.destroy(linger=0)
 
 
-def test_the_server_draws_noise_from_a_seed_and_tells_which(server: PolicyServer, policy_file: Path) -> None:
-    def infer(**fields: object) -> wire.Message:
-        return ask(server, wire.encode(wire.Message({"op": "infer", "id": 1, **fields}, observation())))
+def test_noise_of_a_session_of_a_seed_and_of_an_episode(server: PolicyServer, policy_file: Path) -> None:
+    policy = OnnxPolicy(policy_file)
 
-    seeded = infer(seed=42)
-    expected = OnnxPolicy(policy_file).infer(observation(), chunk_noise((1, 5, 7), 42))
-    assert seeded.header["seed"] == 42 and np.array_equal(seeded.arrays["actions"], expected)
-    drawn = infer()
-    again = infer(seed=drawn.header["seed"])
-    assert np.array_equal(drawn.arrays["actions"], again.arrays["actions"])
-    for bad in (-1, "x", 1.5, True):
-        assert "non-negative integer" in infer(seed=bad).header["error"]["message"]
+    def expected(seed: int, step: int) -> np.ndarray:
+        return policy.infer(observation(), chunk_noise((1, 5, 7), seed, step))
+
+    with RawClient(server, seed=7) as client, RawClient(server) as other:
+        for step in range(3):
+            reply = client.ask("infer", observation())
+            assert (reply.header["seed"], reply.header["step"]) == (7, step)
+            assert np.array_equal(reply.arrays["actions"], expected(7, step))
+            other.ask("infer", observation())  # has a stream of its own, and takes nothing from this one
+        given = client.ask("infer", observation(), seed=42, step=5)
+        assert np.array_equal(given.arrays["actions"], expected(42, 5))
+        assert client.ask("infer", observation()).header["step"] == 3
+        assert client.ask("episode", seed=9).header["seed"] == 9
+        again = client.ask("infer", observation())
+        assert (again.header["seed"], again.header["step"]) == (9, 0)
+        brought = client.ask("infer", {**observation(), "noise": chunk_noise((1, 5, 7), 9, 0)})
+        assert brought.header["seed"] is None and np.array_equal(brought.arrays["actions"], again.arrays["actions"])
+        for bad in (-1, "x", 1.5, True, 2**63):
+            failure = client.ask("infer", observation(), seed=bad).header["error"]
+            assert failure["kind"] == "invalid" and "non-negative integer" in failure["message"]
+
+
+def test_a_client_that_expects_another_policy_is_refused_with_the_fields_named(server: PolicyServer) -> None:
+    with PolicyClient(server.address) as client:
+        arm, spec = client.spec.arm, client.spec
+    with PolicyClient(server.address, expect=arm) as client:
+        assert client.spec.arm == arm
+    with pytest.raises(SpecMismatchError, match=r"differs .* in: arm\.robot, arm\.control_rate_hz$"):
+        PolicyClient(server.address, expect=replace(arm, control_rate_hz=10.0, robot="UR5e"))
+    fits = {"chunk_length": 5, "fingerprint": spec.fingerprint, "arm": {"control_rate_hz": 20, "robot": "Panda"}}
+    PolicyClient(server.address, expect=fits).close()
+    with pytest.raises(SpecMismatchError, match=r"in: chunk_length, fingerprint, arm\.action_names$"):
+        bad = {"chunk_length": 8, "fingerprint": "0", "arm": {"action_names": ["x"]}}
+        PolicyClient(server.address, expect=bad)
+    for nonsense in ({"chunks": 5}, {"arm": {"colour": 1}}, {"arm": 3}, [1]):
+        with pytest.raises(RefusedError, match="expect"):
+            PolicyClient(server.address, expect=nonsense)  # type: ignore[arg-type]
+
+
+def test_what_would_be_late_is_said_at_once_and_not_computed(server: PolicyServer) -> None:
+    with PolicyClient(server.address) as client:
+        for _ in range(3):
+            client.infer(observation())
+        with pytest.raises(LateError, match="after the request's deadline"):
+            client.collect(client.ask(observation(), deadline_s=0.0))
+        assert server.requests == 3 and server.meters.counts["late"] == 1
+        assert client.collect(client.ask(observation(), deadline_s=10.0)).shape == (1, 5, 7)
+    with RawClient(server) as raw:
+        now = raw.welcome.header["server_ns"]
+        assert raw.ask("infer", observation(), deadline_ns=now).header["error"]["kind"] == "late"
+        assert raw.ask("infer", observation(), deadline_ns=now + 10**10).header["ok"]
+        assert raw.ask("infer", observation(), deadline_ns="soon").header["error"]["kind"] == "invalid"
+
+
+def test_one_slow_inference_does_not_make_all_that_follow_late(server: PolicyServer) -> None:
+    with PolicyClient(server.address, deadline_s=1.0) as client:
+        client.infer(observation())
+        server._pace._expected_ns[1] = 5e9
+        answers = []
+        for _ in range(40):
+            try:
+                answers.append(client.infer(observation()))
+            except LateError:
+                continue
+        assert 10 < len(answers) < 40
+
+
+def test_repeated_and_reordered_requests_are_refused(server: PolicyServer) -> None:
+    with RawClient(server) as client:
+        session = client.welcome.header["session"]
+        frames = wire.encode(wire.Message({"op": "infer", "id": 10, "session": session}, observation()))
+        assert client.exchange(frames).header["ok"]
+        for identifier in (10, 9, -1, None, "11", 1.5):
+            header = {"op": "infer", "id": identifier, "session": session}
+            reply = client.exchange(wire.encode(wire.Message(header, observation())))
+            assert reply.header["error"]["kind"] == "replayed"
+        assert server.requests == 1
+        for unknown in ("0" * 16, None, 3, ["x"]):
+            header = {"op": "infer", "id": 11, "session": unknown}
+            reply = client.exchange(wire.encode(wire.Message(header, observation())))
+            assert reply.header["error"]["kind"] == "session"
 
 
 def test_bad_requests_are_answered_and_the_server_goes_on(server: PolicyServer) -> None:
-    with PolicyClient(server.address) as client:
+    with PolicyClient(server.address) as client, RawClient(server) as raw:
         noise = chunk_noise((1, 5, 7), 0)
         bad = {**observation(), "object": np.full((1, 10), np.nan, np.float32)}
-        with pytest.raises(ServerError, match="refused the request: observation 'object' holds NaN"):
+        with pytest.raises(RefusedError, match="refused the request: observation 'object' holds NaN"):
             client.infer(bad, noise)
-        with pytest.raises(ServerError, match="lacks 'robot0_eef_pos'"):
+        with pytest.raises(RefusedError, match="lacks 'robot0_eef_pos'"):
             client.infer({"object": bad["object"]}, noise)
         assert client.infer(observation(), noise).shape == (1, 5, 7)
-    for frames in ([b"junk"], [b""], [b"\x80"], [b"\x81\xa1v\x01", b"extra"]):
-        reply = ask(server, frames)
-        assert reply.header["ok"] is False and reply.header["error"]["kind"] == "WireError"
-    for shape in ([float("inf")], [2**62, 0], [1] * 70, [2**40, 0], [True], "x", [-1], [None]):
-        layout = [{"name": "robot0_eef_pos", "dtype": "<f4", "shape": shape}]
-        reply = ask(server, [msgpack.packb({"v": 1, "op": "infer", "id": 1, "arrays": layout}), b""])
-        assert reply.header["error"]["kind"] == "WireError", shape
-    scalar = wire.encode(wire.Message({"op": "infer"}, {"robot0_eef_pos": np.float32(1)}))
-    assert "shape ()" in ask(server, scalar).header["error"]["message"]
-    crowd = wire.encode(wire.Message({"op": "infer"}, {"robot0_eef_pos": np.zeros((5000, 3), np.float32)}))
-    assert "batch of 5000" in ask(server, crowd).header["error"]["message"]
-    unknown = ask(server, wire.encode(wire.Message({"op": "kill", "id": 9})))
-    assert unknown.header["id"] == 9 and "valid: hello, infer" in unknown.header["error"]["message"]
-    empty = ask(server, wire.encode(wire.Message({"op": "infer", "id": 1})))
-    assert empty.header["ok"] is False
-    with PolicyClient(server.address) as client:
-        assert client.infer(observation(), noise).shape == (1, 5, 7)
+
+        def kind(reply: wire.Message) -> str:
+            assert reply.header["ok"] is False
+            return str(reply.header["error"]["kind"])
+
+        for frames in ([b"junk"], [b""], [b"\x80"], [b"\x81\xa1v\x02", b"extra"], [b"\x81\xa1v\x01"], [b"\x93" * 900]):
+            assert kind(raw.exchange(frames)) == "malformed"
+        for identifier, shape in enumerate(
+            ([float("inf")], [2**62, 0], [1] * 70, [2**40, 0], [True], "x", [-1], [None])
+        ):
+            header = {"v": 2, "op": "infer", "id": 50 + identifier, "session": raw.welcome.header["session"]}
+            layout = [["robot0_eef_pos", "<f4", shape]]
+            assert kind(raw.exchange([msgpack.packb({**header, "arrays": layout}), b""])) == "malformed", shape
+        raw._ids = itertools.count(100)
+        assert "shape ()" in raw.ask("infer", {"robot0_eef_pos": np.float32(1)}).header["error"]["message"]
+        assert kind(raw.ask("infer", {"robot0_eef_pos": np.zeros((65, 3), np.float32)})) == "limit"
+        assert kind(raw.ask("infer")) == "invalid"
+        unknown = raw.ask("kill")
+        assert kind(unknown) == "malformed" and "valid: infer, hello" in unknown.header["error"]["message"]
+        assert raw.ask("infer", observation(3)).arrays["actions"].shape == (3, 5, 7)
+
+
+def test_errors_never_repeat_what_was_sent(server: PolicyServer) -> None:
+    secret = "TOPSECRET"
+    with RawClient(server, client=secret) as raw:
+        messages = [
+            {"op": secret},
+            {"op": "infer", "session": secret},
+            {"op": "hello", "expect": {secret: 1}},
+            {"op": "hello", "expect": {"arm": {"robot": secret}}},
+            {"op": "hello", "swap": secret},
+            {"op": "infer", "session": raw.welcome.header["session"], "seed": secret},
+            {"v": secret},
+        ]
+        for number, header in enumerate(messages, 10):
+            frames = wire.encode(wire.Message({"id": number, **header}, {secret: np.zeros(1, np.float32)}))
+            raw.socket.send_multipart(frames)
+            assert secret.encode() not in b"".join(raw.socket.recv_multipart())
+
+
+def test_a_frame_that_is_too_large_drops_its_sender_only(server: PolicyServer) -> None:
+    with PolicyClient(server.address) as client, RawClient(server) as raw:
+        raw.socket.send_multipart([b"x" * (wire.MAX_FRAME_BYTES + 1)])
+        assert not raw.socket.poll(300)
+        assert client.infer(observation()).shape == (1, 5, 7)
+
+
+def test_requests_that_wait_are_evaluated_together_and_a_lone_one_alone(policy_file: Path) -> None:
+    policy = OnnxPolicy(policy_file)
+    with PolicyServer(policy, ANY_PORT, max_batch=6) as server, ExitStack() as stack:
+        server.start()
+        clients = [stack.enter_context(PolicyClient(server.address)) for _ in range(8)]
+        clients[0].infer(observation())
+        assert clients[0].last_header["batch"] == 1
+        held = threading.Lock()
+        run = policy.run
+
+        def slow(inputs: dict[str, np.ndarray]) -> np.ndarray:
+            with held:
+                return run(inputs)
+
+        policy.run = slow  # type: ignore[assignment, method-assign]
+        with held:
+            first = clients[0].ask(observation())
+            time.sleep(0.3)  # the loop is inside that inference now
+            numbers = [client.ask(observation(seed=i)) for i, client in enumerate(clients[1:], 1)]
+            time.sleep(0.2)
+        clients[0].collect(first)
+        sizes = []
+        for i, (client, number) in enumerate(zip(clients[1:], numbers, strict=True), 1):
+            actions = client.collect(number)
+            sizes.append(client.last_header["batch"])
+            noise = chunk_noise((1, 5, 7), client.last_header["seed"], client.last_header["step"])
+            alone = run(policy.check(observation(seed=i), noise))
+            assert np.allclose(actions, alone, atol=1e-5), "everybody gets the answer to his own question"
+        assert sorted(sizes) == [1, 6, 6, 6, 6, 6, 6]
+
+
+def test_a_client_that_does_not_read_its_answers_holds_up_nobody(policy_file: Path) -> None:
+    with PolicyServer(OnnxPolicy(policy_file), f"ipc://@sacflow-test-{os.getpid()}") as server:
+        server.start()
+        with RawClient(server) as glutton, PolicyClient(server.address) as client:
+            session = glutton.welcome.header["session"]
+            glutton.socket.setsockopt(zmq.SNDTIMEO, 2000)
+            batch = observation(64)
+            for identifier in range(10, 3000):
+                header = {"op": "infer", "id": identifier, "session": session}
+                with suppress(zmq.Again):
+                    glutton.socket.send_multipart(wire.encode(wire.Message(header, batch)), zmq.NOBLOCK)
+                if identifier % 300 == 0:
+                    assert client.infer(observation()).shape == (1, 5, 7)
+            deadline = time.monotonic() + 20
+            while not server.meters.counts["dropped"] and time.monotonic() < deadline:
+                client.infer(observation())
+                with suppress(zmq.Again):
+                    identifier += 1
+                    header = {"op": "infer", "id": identifier, "session": session}
+                    glutton.socket.send_multipart(wire.encode(wire.Message(header, batch)), zmq.NOBLOCK)
+            assert server.meters.counts["dropped"], "its answers were dropped, not kept"
+        with PolicyClient(server.address) as client:
+            assert client.infer(observation()).shape == (1, 5, 7)
 
 
 def test_several_clients_each_get_their_own_answers(server: PolicyServer) -> None:
@@ -117,17 +295,16 @@ def test_no_server_is_said_within_the_timeout() -> None:
     with pytest.raises(ServerError, match=r"no answer from tcp://127.0.0.1:9 within 0.3 s.*sacflow-robot serve"):
         PolicyClient("tcp://127.0.0.1:9", timeout_s=0.3)
     assert time.monotonic() - began < 5
-    with pytest.raises(ServerError, match="cannot connect to nonsense"):
+    with pytest.raises(UsageError, match="cannot connect to nonsense"):
         PolicyClient("nonsense")
 
 
 def test_a_late_answer_is_not_taken_for_the_next_one(policy_file: Path) -> None:
-    context = zmq.Context()
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.bind(ANY_PORT)
     address = router.getsockopt_string(zmq.LAST_ENDPOINT)
     spec = OnnxPolicy(policy_file).spec
-    import threading
 
     def slow_server() -> None:
         def reply(client: bytes, header: dict[str, object], value: float) -> None:
@@ -135,7 +312,7 @@ def test_a_late_answer_is_not_taken_for_the_next_one(policy_file: Path) -> None:
             router.send_multipart([client, *wire.encode(wire.Message({"ok": True, **header}, arrays))])
 
         client, *frames = router.recv_multipart()
-        hello = {"spec": spec.to_json(), "policy_version": "1"}
+        hello = {"spec": spec.to_json(), "policy_version": "1", "session": "s"}
         reply(client, {"id": wire.decode(frames).header["id"], **hello}, 0)
         _, *late = router.recv_multipart()
         _, *frames = router.recv_multipart()
@@ -145,22 +322,24 @@ def test_a_late_answer_is_not_taken_for_the_next_one(policy_file: Path) -> None:
     thread = threading.Thread(target=slow_server)
     thread.start()
     try:
-        with PolicyClient(address, timeout_s=0.5) as client:
+        with PolicyClient(address, timeout_s=2) as client:
             noise = chunk_noise((1, 5, 7), 0)
-            with pytest.raises(ServerError, match="no answer"):
-                client.infer(observation(), noise)
+            with pytest.raises(TimeoutError):
+                client.collect(client.ask(observation(), noise), wait_s=0.2)
             assert client.infer(observation(), noise)[0, 0, 0] == 2
     finally:
         thread.join()
         context.destroy(linger=0)
 
 
-def test_a_client_notices_that_the_policy_was_replaced(policy_file: Path) -> None:
-    policy = OnnxPolicy(policy_file)
-    with PolicyServer(policy, ANY_PORT) as server, PolicyClient(server.start().address) as client:
-        policy.version = "another"
-        with pytest.raises(ServerError, match="serves another policy by now"):
-            client.infer(observation(), chunk_noise((1, 5, 7), 0))
+def test_the_minimal_client_of_the_examples(server: PolicyServer) -> None:
+    example = Path(__file__).parents[2] / "examples" / "minimal_client.py"
+    source = example.read_text()
+    assert len(source.splitlines()) < 100 and "numpy" not in source and "sacflow_robot" not in source
+    command = [sys.executable, str(example), server.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env={**os.environ, "PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert "5 x 7 actions" in done.stdout and "late: the answer would have come after" in done.stdout
 
 
 def test_a_port_in_use(server: PolicyServer, policy_file: Path) -> None:

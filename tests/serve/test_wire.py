@@ -34,17 +34,49 @@ def test_any_bytes_are_a_message_or_a_wire_error(frames: list[bytes]) -> None:
 @pytest.mark.parametrize(
     ("header", "frames", "message"),
     [
-        ({"v": 2, "arrays": []}, [], "version is not 1"),
+        ({"v": 1, "arrays": []}, [], "version is not 2"),
         ([1], [], "not a msgpack map"),
-        ({"v": 1, "arrays": [{}]}, [b""], "lacks name, dtype or shape"),
-        ({"v": 1, "arrays": []}, [b""], "does not describe the array frames"),
-        ({"v": 1, "arrays": 3}, [b""], "does not describe the array frames"),
-        ({"v": 1, "arrays": [{"name": "a", "dtype": "|O", "shape": [1]}]}, [b"1234"], "dtype '|O'"),
-        ({"v": 1, "arrays": [{"name": "a", "dtype": "<f4", "shape": [2]}]}, [b"1234"], "4 bytes, which shape"),
-        ({"v": 1, "arrays": [{"name": "a", "dtype": "<f4", "shape": [-1]}]}, [b"1234"], "shape"),
-        ({"v": 1, "arrays": [{"name": "a", "dtype": "<f4", "shape": [2**40, 2**40]}]}, [b""], "shape"),
+        ({"v": 2, "arrays": [{}]}, [b""], "description of array 0 is not"),
+        ({"v": 2, "arrays": [["a", "<f4"]]}, [b""], "description of array 0 is not"),
+        ({"v": 2, "arrays": []}, [b""], "does not describe the array frames"),
+        ({"v": 2, "arrays": 3}, [b""], "does not describe the array frames"),
+        ({"v": 2, "arrays": [["a", "|O", [1]]]}, [b"1234"], "dtype that the protocol does not carry; valid: <f4"),
+        ({"v": 2, "arrays": [["a", ["<f4"], [1]]]}, [b"1234"], "description of array 0 is not"),
+        ({"v": 2, "arrays": [["a", "<f4", [2]]]}, [b"1234"], "4 bytes, which its shape"),
+        ({"v": 2, "arrays": [["a", "<f4", [-1]]]}, [b"1234"], "shape"),
+        ({"v": 2, "arrays": [["a", "<f4", [2**40, 2**40]]]}, [b""], "shape"),
+        ({"v": 2, "arrays": [["a", "|u1", [0]]] * 65}, [b""] * 65, "does not describe"),
     ],
 )
 def test_broken_messages(header: object, frames: list[bytes], message: str) -> None:
     with pytest.raises(WireError, match=message.replace("|", r"\|")):
         wire.decode([msgpack.packb(header), *frames])
+
+
+def test_other_dtypes_and_what_is_not_carried() -> None:
+    content = {
+        "image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
+        "count": np.array([1, -1]),
+        "on": np.array([True]),
+    }
+    message = wire.decode(wire.encode(wire.Message({}, content)))
+    for name, array in content.items():
+        assert message.arrays[name].dtype == array.dtype and np.array_equal(message.arrays[name], array)
+    for bad in (np.array([{}]), np.zeros(1, np.complex64), np.array(["x"])):
+        with pytest.raises(WireError, match="array 'bad' has dtype"):
+            wire.encode(wire.Message({}, {"bad": bad}))
+
+
+def test_a_frame_that_starts_anywhere_in_memory_is_read_right() -> None:
+    values = np.arange(6, dtype="<f4")
+    header, _ = wire.encode(wire.Message({}, {"a": values}))
+    odd = memoryview(b"x" + values.tobytes())[1:]
+    array = wire.decode([header, odd]).arrays["a"]
+    assert array.flags.aligned and np.array_equal(array, values)
+
+
+def test_arrays_are_sent_from_their_own_memory() -> None:
+    array = np.zeros((300, 300), np.float32)
+    _, frame = wire.encode(wire.Message({}, {"a": array}))
+    array[0, 0] = 1
+    assert np.frombuffer(frame, "<f4")[0] == 1

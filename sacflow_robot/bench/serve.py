@@ -1,0 +1,221 @@
+"""Round trips of a served policy, beside what they consist of and beside the usual way of serving, in one run.
+
+Server, echo and WebSocket servers each run in a process of their own. The ways measured take turns call by call, so that what
+else the machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import multiprocessing as mp
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zmq
+
+from sacflow_robot.bench.machine import machine
+from sacflow_robot.randomness import chunk_noise
+from sacflow_robot.serve import wire
+from sacflow_robot.serve.client import PolicyClient
+from sacflow_robot.serve.gateways.openpi import OpenpiGateway, pack_array, unpack
+from sacflow_robot.serve.policy import Engine, OnnxPolicy
+from sacflow_robot.serve.server import PolicyServer
+
+Call = Callable[[], object]
+_BINDS = {"ipc": "ipc://@sacflow-bench-{name}-{pid}", "tcp": "tcp://127.0.0.1:*"}
+IMAGES = {f"camera_{i}": np.zeros((1, 128, 128, 3), np.uint8) for i in range(2)}
+
+
+def describe() -> dict[str, Any]:
+    """When and where, and how busy the machine was with other things."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "load_before": [round(value, 2) for value in os.getloadavg()],
+    }
+
+
+def round_trips(path: Path, engine: Engine, requests: int) -> list[dict[str, Any]]:
+    """A row per transport and payload: native server, bare ONNX Runtime, bare ZeroMQ echo of the same bytes."""
+    policy, rows = OnnxPolicy(path, engine), []
+    observation, noise = example(policy)
+    for transport, bind in _BINDS.items():
+        with (
+            process(serve_native, path, engine, _place(bind, "serve")) as address,
+            process(echo, _place(bind, "echo")) as echo_address,
+            PolicyClient(address) as client,
+            _dealer(echo_address) as socket,
+        ):
+            for payload, extra in (("state", {}), ("state + 2 images 128x128", IMAGES)):
+                sent = {**observation, **extra}
+                inputs = policy.check(observation, noise)
+                frames = wire.encode(wire.Message({"op": "infer", "id": 1}, {**sent, "noise": noise}))
+
+                def bounce(frames: list[Any] = frames, socket: zmq.Socket[bytes] = socket) -> None:
+                    wire.send(socket, frames)
+                    wire.receive(socket)
+
+                served, direct, echoed = take_turns(
+                    [
+                        lambda sent=sent, client=client: client.infer(sent, noise),  # type: ignore[misc]
+                        lambda inputs=inputs: policy.run(inputs),  # type: ignore[misc]
+                        bounce,
+                    ],
+                    requests,
+                )
+                own, ort, bounced = (percentiles(times) for times in (served, direct, echoed))
+                row = {"velocity": policy.spec.velocity, "transport": transport, "payload": payload, **own}
+                row |= {"ort_p50_us": ort["p50_us"], "echo_p50_us": bounced["p50_us"]}
+                row["ratio_p50"] = round(own["p50_us"] / (ort["p50_us"] + bounced["p50_us"]), 3)
+                rows.append(row)
+    return rows
+
+
+def against_websockets(path: Path, engine: Engine, requests: int) -> list[dict[str, Any]]:
+    """Native client over TCP; the real openpi client with our gateway, and with a plain websockets + msgpack server."""
+    from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+    policy = OnnxPolicy(path, engine)
+    observation, noise = example(policy)
+    single = {key: array[0] for key, array in observation.items()}
+    ways: dict[str, Call] = {}
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # openpi-client with websockets 17
+        address = stack.enter_context(process(serve_native, path, engine, _BINDS["tcp"]))
+        client = stack.enter_context(PolicyClient(address))
+        ways["native"] = lambda: client.infer(observation, noise)
+        for name, server in (("openpi gateway", serve_gateway), ("plain websockets + msgpack", serve_plain)):
+            port = int(stack.enter_context(process(server, path, engine)))
+            websocket = WebsocketClientPolicy("127.0.0.1", port)
+            stack.callback(websocket._ws.close)
+            ways[name] = lambda websocket=websocket: websocket.infer(single)  # type: ignore[misc]
+        times = take_turns(list(ways.values()), requests)
+    return [
+        {"velocity": policy.spec.velocity, "way": name, **percentiles(own)}
+        for name, own in zip(ways, times, strict=True)
+    ]
+
+
+def take_turns(calls: list[Call], count: int) -> list[np.ndarray[Any, Any]]:
+    """Times (microseconds) of ``count`` calls of each, taking turns, after a tenth as many to warm up."""
+    times = np.empty((len(calls), count))
+    for i in range(-max(1, count // 10), count):
+        for call, own in zip(calls, times, strict=True):
+            began = time.perf_counter_ns()
+            call()
+            own[i] = (time.perf_counter_ns() - began) / 1e3  # warming up fills the end, which is written again
+    return list(times)
+
+
+def percentiles(times: np.ndarray[Any, Any]) -> dict[str, float]:
+    """p50, p99 and p99.9."""
+    values = np.percentile(times, [50, 99, 99.9])
+    return {name: round(float(v), 1) for name, v in zip(("p50_us", "p99_us", "p999_us"), values, strict=True)}
+
+
+def example(policy: OnnxPolicy, rows: int = 1) -> tuple[dict[str, Any], Any]:
+    """An observation and noise, the same every time."""
+    rng = np.random.default_rng(0)
+    arrays = {a.key: rng.standard_normal((rows, *a.shape)).astype(a.dtype) for a in policy.spec.arm.observations}
+    return arrays, chunk_noise((rows, *policy.spec.noise_shape), 0)
+
+
+def untrained_twin(path: Path, velocity: str, out: Path) -> Path:
+    """A policy like that in ``path`` with another velocity network, as large as training makes it by default; needs torch."""
+    import torch
+
+    from sacflow_robot.learn.config import FlowConfig
+    from sacflow_robot.learn.export import export_policy, make_spec
+    from sacflow_robot.learn.flow import FlowPolicy
+
+    spec = OnnxPolicy(path).spec
+    torch.manual_seed(0)
+    size = spec.chunk_length * spec.arm.action_dim
+    policy = FlowPolicy(velocity, spec.arm.observation_dim, size, FlowConfig())
+    export_policy(policy, make_spec(policy, spec.arm, velocity, {"untrained": True}), out)
+    return out
+
+
+# ---- servers, each in a process of its own; the first thing they send is their address
+
+
+def serve_native(path: Path, engine: Engine, bind: str, ready: Connection) -> None:
+    with PolicyServer(OnnxPolicy(path, engine), bind) as server:
+        ready.send(server.address)
+        server.run()
+
+
+def echo(bind: str, ready: Connection) -> None:
+    socket = zmq.Context().socket(zmq.ROUTER)
+    socket.bind(bind)
+    ready.send(socket.getsockopt_string(zmq.LAST_ENDPOINT))
+    while True:
+        wire.send(socket, wire.receive(socket, heads=1))
+
+
+def serve_gateway(path: Path, engine: Engine, ready: Connection) -> None:
+    policy = OnnxPolicy(path, engine)
+    gateway = OpenpiGateway(lambda: policy, "127.0.0.1", 0)
+    ready.send(gateway.port)
+    gateway._thread.join()
+
+
+def serve_plain(path: Path, engine: Engine, ready: Connection) -> None:
+    """What labs write: websockets, msgpack, one request after another."""
+    import msgpack
+    from websockets.asyncio.server import ServerConnection, serve
+
+    policy = OnnxPolicy(path, engine)
+    rng = np.random.default_rng(0)
+
+    async def talk(connection: ServerConnection) -> None:
+        await connection.send(msgpack.packb({}))
+        async for message in connection:
+            observation: Mapping[str, Any] = unpack(message)
+            noise = rng.standard_normal((1, *policy.spec.noise_shape), dtype=np.float32)
+            actions = policy.infer({key: array[None] for key, array in observation.items()}, noise)[0]
+            await connection.send(msgpack.packb({"actions": actions}, default=pack_array))
+
+    async def run() -> None:
+        async with serve(talk, "127.0.0.1", 0, compression=None, max_size=None) as server:
+            ready.send(next(iter(server.sockets)).getsockname()[1])
+            await server.serve_forever()
+
+    asyncio.run(run())
+
+
+@contextmanager
+def process(target: Callable[..., None], *args: object) -> Iterator[Any]:
+    """Run ``target(*args, ready)`` in a new process; what it sends first."""
+    context = mp.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=target, args=(*args, theirs), daemon=True)
+    child.start()
+    try:
+        yield ours.recv()
+    finally:
+        child.terminate()
+        child.join()
+
+
+@contextmanager
+def _dealer(address: str) -> Iterator[zmq.Socket[bytes]]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.connect(address)
+    try:
+        yield socket
+    finally:
+        context.destroy(linger=0)
+
+
+def _place(bind: str, name: str) -> str:
+    return bind.format(name=name, pid=os.getpid())

@@ -1,0 +1,185 @@
+"""Isaac GR00T's ZeroMQ protocol (N1.6, 1.7), so that its policy client connects unchanged.
+
+REQ/REP; msgpack with string keys, ``{endpoint, data}``. Endpoints: ``ping``, ``get_action``, ``reset``,
+``get_modality_config``; its ``kill``, open to anyone there, does not exist here. An observation is ``state[key]``
+(B, T, D), of which the last time step counts, ``video`` and ``language`` likewise if the policy has them; the answer is
+``action["action"]`` (B, H, A) in the arm's units, and an info map.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import zmq
+
+from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
+from sacflow_robot.randomness import chunk_noise
+from sacflow_robot.serve import wire
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.spec import FloatArray
+
+_POLL_MS = 100
+_MAX_ROWS = 64
+_NPY_HEADER_BYTES = 4096
+ENDPOINTS = "ping", "get_action", "reset", "get_modality_config"
+
+
+class GrootGateway:
+    """A ZeroMQ REP socket on a thread of its own.
+
+    Args:
+        policy: Gives the policy to ask, anew for every request.
+        bind: Address, e.g. ``tcp://127.0.0.1:5557``.
+
+    Raises:
+        UsageError: The address cannot be had.
+    """
+
+    def __init__(self, policy: Callable[[], OnnxPolicy], bind: str) -> None:
+        self._policy, self._seed, self._count = policy, secrets.randbits(63), 0
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.REP)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
+        self._socket.setsockopt(zmq.RCVTIMEO, _POLL_MS)
+        self._socket.setsockopt(zmq.RCVHWM, 8)
+        try:
+            self._socket.bind(bind)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise UsageError(f"cannot bind {bind}: {error}; see --groot") from None
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="groot-gateway", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering and release the address."""
+        self._stop.set()
+        self._thread.join()
+        self._context.destroy(linger=200)
+        transport, _, place = self.address.partition("://")
+        if transport == "ipc" and not place.startswith("@"):
+            Path(place).unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                frames = self._socket.recv_multipart()
+            except zmq.Again:
+                continue
+            self._socket.send(msgpack.packb(self._answer(frames), default=pack))
+
+    def _answer(self, frames: list[bytes]) -> Any:
+        try:
+            request = unpack(frames)
+            endpoint, data = request.get("endpoint", "get_action"), request.get("data") or {}
+            if not isinstance(data, dict):
+                raise WireError("data is not a map")
+            if endpoint == "ping":
+                return {"status": "ok", "message": "Server is running"}
+            if endpoint == "get_action":
+                return self._get_action(data)
+            if endpoint == "reset":
+                return {}
+            if endpoint == "get_modality_config":
+                return modality_config(self._policy())
+            raise WireError(f"unknown endpoint; valid: {', '.join(ENDPOINTS)}")
+        except SacflowError as error:
+            return {"error": str(error)}
+        except Exception as error:  # whatever one client sends, the others are served on
+            return {"error": f"the request cannot be answered ({type(error).__name__})"}
+
+    def _get_action(self, data: Mapping[str, Any]) -> list[Any]:
+        policy = self._policy()
+        observation = data.get("observation", data)
+        if not isinstance(observation, dict):
+            raise WireError("observation is not a map")
+        arrays = last_steps(observation, policy)
+        rows = len(next(iter(arrays.values()))) if arrays else 1
+        if not 1 <= rows <= _MAX_ROWS:
+            raise WireError(f"{rows} rows, at most {_MAX_ROWS} are answered at once")
+        self._count += 1
+        noise = chunk_noise((rows, *policy.spec.noise_shape), self._seed, self._count)
+        actions = policy.run(policy.check(arrays, noise))
+        if not np.isfinite(actions).all():
+            raise InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
+        return [{"action": actions}, {"policy_version": policy.version}]
+
+
+def last_steps(observation: Mapping[str, Any], policy: OnnxPolicy) -> dict[str, FloatArray]:
+    """The policy's observation arrays (B, *shape), each from ``state`` or ``video``, at the last time step given.
+
+    Raises:
+        WireError: One is no array (B, T, ...).
+    """
+    arrays = {}
+    groups = [group for group in (observation.get("state"), observation.get("video")) if isinstance(group, dict)]
+    for spec in policy.spec.arm.observations:
+        value = next((group[spec.key] for group in groups if spec.key in group), None)
+        if value is None:
+            continue  # the policy says what it lacks
+        if not isinstance(value, np.ndarray) or value.ndim != 2 + len(spec.shape) or not value.shape[1]:
+            raise WireError(f"{spec.key} is not an array (B, T, {', '.join(map(str, spec.shape))})")
+        arrays[spec.key] = value[:, -1]
+    return arrays
+
+
+def modality_config(policy: OnnxPolicy) -> dict[str, Any]:
+    """What GR00T's clients ask for first: names and time steps of what goes in and out."""
+    arm = policy.spec.arm
+    images = [a.key for a in arm.observations if len(a.shape) == 3]
+    states = [a.key for a in arm.observations if a.key not in images]
+    groups = {"state": ([0], states), "action": (list(range(policy.spec.chunk_length)), ["action"])}
+    if images:
+        groups["video"] = ([0], images)
+    return {
+        name: {
+            "__ModalityConfig_class__": True,
+            "as_json": json.dumps({"delta_indices": steps, "modality_keys": keys}),
+        }
+        for name, (steps, keys) in groups.items()
+    }
+
+
+def unpack(frames: list[bytes]) -> dict[str, Any]:
+    """A request, arrays as NumPy arrays.
+
+    Raises:
+        WireError: It is none.
+    """
+    try:
+        request = msgpack.unpackb(b"".join(frames), raw=False, object_hook=_unpack_array)
+    except (ValueError, TypeError, KeyError, EOFError, RecursionError, msgpack.exceptions.UnpackException):
+        raise WireError("the message is not msgpack of plain values and .npy arrays") from None
+    if not isinstance(request, dict):
+        raise WireError("the message is not a map")
+    return request
+
+
+def pack(value: Any) -> Any:
+    """An array as GR00T's clients read it; for ``msgpack.packb(default=...)``."""
+    if isinstance(value, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, value, allow_pickle=False)
+        return {"__ndarray_class__": True, "as_npy": buffer.getvalue()}
+    raise TypeError
+
+
+def _unpack_array(value: dict[str, Any]) -> Any:
+    if "__ndarray_class__" not in value:
+        return value
+    # A .npy header is a Python literal: a long one is an attack on whoever parses it.
+    content = io.BytesIO(value["as_npy"])
+    read = np.lib.format.read_array  # type: ignore[attr-defined, unused-ignore]
+    array = read(content, allow_pickle=False, max_header_size=_NPY_HEADER_BYTES)  # type: ignore[no-untyped-call, call-arg, unused-ignore]
+    if array.dtype.kind not in "fiub":
+        raise ValueError("dtype")
+    return array

@@ -1,0 +1,195 @@
+"""openpi's WebSocket protocol, so that ``openpi_client.WebsocketClientPolicy`` connects unchanged.
+
+On connect one binary msgpack map of metadata; then one map with an observation in, one with ``actions`` (H, A) out.
+Observation keys are the policy's own, with or without ``observation/`` before them, one sample without batch axis.
+An error is a text frame, then close code 1011. Facts about the protocol are from openpi's own client and server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from sacflow_robot import __version__
+from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
+from sacflow_robot.randomness import chunk_noise
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.wire import MAX_FRAME_BYTES
+
+_INTERNAL_ERROR = 1011
+_PREFIX = "observation/"
+_WAITING = 2  # messages of one client that wait; it is one question at a time by protocol
+
+
+class OpenpiGateway:
+    """A WebSocket server on a thread of its own.
+
+    Args:
+        policy: Gives the policy to ask, anew for every request.
+        host: Host to listen at.
+        port: Port; 0 takes a free one, see ``port``.
+
+    Raises:
+        UsageError: The address cannot be had.
+    """
+
+    def __init__(self, policy: Callable[[], OnnxPolicy], host: str, port: int) -> None:
+        self._policy, self._seed = policy, secrets.randbits(63)
+        self._count = 0
+        self._loop = asyncio.new_event_loop()
+        self._stopped = asyncio.Event()
+        try:
+            self._server = self._loop.run_until_complete(self._open(host, port))
+        except OSError as error:
+            self._loop.close()
+            raise UsageError(f"cannot bind {host}:{port}: {error.strerror or error}; see --openpi") from None
+        self.port = int(next(iter(self._server.sockets)).getsockname()[1])
+        self._thread = threading.Thread(target=self._run, name="openpi-gateway", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Say goodbye to the clients and release the address."""
+        self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join()
+
+    async def _open(self, host: str, port: int) -> Server:
+        return await serve(
+            *(self._talk, host, port),
+            compression=None,
+            max_size=MAX_FRAME_BYTES,
+            max_queue=_WAITING,
+            process_request=_answer_health,
+            server_header=None,
+        )
+
+    def _run(self) -> None:
+        async def until_stopped() -> None:
+            await self._stopped.wait()
+            self._server.close()
+            await self._server.wait_closed()
+
+        self._loop.run_until_complete(until_stopped())
+        self._loop.close()
+
+    async def _talk(self, connection: ServerConnection) -> None:
+        spec = self._policy().spec
+        metadata = {
+            "spec": spec.to_json(),
+            "fingerprint": spec.fingerprint,
+            "policy_version": self._policy().version,
+            "server_version": __version__,
+            "action_horizon": spec.chunk_length,
+        }
+        previous_ms = None
+        try:
+            await connection.send(msgpack.packb(metadata))
+            while True:
+                message = await connection.recv()
+                began = time.monotonic()
+                try:
+                    answer = self._infer(message)
+                except SacflowError as error:
+                    await connection.send(str(error))
+                    await connection.close(_INTERNAL_ERROR, "see the text before")
+                    return
+                if previous_ms is not None:
+                    answer["server_timing"]["prev_total_ms"] = previous_ms
+                await connection.send(msgpack.packb(answer, default=pack_array))
+                previous_ms = (time.monotonic() - began) * 1e3
+        except ConnectionClosed:
+            return
+
+    def _infer(self, message: str | bytes) -> dict[str, Any]:
+        """The answer to one observation.
+
+        Raises:
+            WireError, InvalidValueError, PolicyFileError: It cannot be given.
+        """
+        policy, began = self._policy(), time.monotonic()
+        observation = unpack(message)
+        if not isinstance(observation, dict):
+            raise WireError("an observation is one msgpack map")
+        arrays = {}
+        for array in policy.spec.arm.observations:
+            value = observation.get(array.key, observation.get(_PREFIX + array.key))
+            if value is not None:
+                arrays[array.key] = as_numbers(value)[None]
+        self._count += 1
+        noise = chunk_noise((1, *policy.spec.noise_shape), self._seed, self._count)
+        inputs = policy.check(arrays, noise)
+        before = time.monotonic()
+        actions = policy.run(inputs)[0]
+        ended = time.monotonic()
+        if not np.isfinite(actions).all():
+            raise InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
+        return {
+            "actions": actions,
+            "server_timing": {"infer_ms": (ended - began) * 1e3},
+            "policy_timing": {"infer_ms": (ended - before) * 1e3},
+            "policy_version": policy.version,
+        }
+
+
+def unpack(message: str | bytes) -> Any:
+    """What a binary frame holds, arrays as NumPy arrays.
+
+    Raises:
+        WireError: It is no msgpack of plain values and numeric arrays.
+    """
+    if isinstance(message, str):
+        raise WireError("messages are binary msgpack, not text")
+    try:
+        return msgpack.unpackb(message, object_hook=_unpack_array, strict_map_key=False)
+    except (ValueError, TypeError, KeyError, RecursionError, msgpack.exceptions.UnpackException):
+        raise WireError("the message is not msgpack of plain values and numeric arrays") from None
+
+
+def pack_array(value: Any) -> Any:
+    """An array or NumPy scalar as openpi's client reads it; for ``msgpack.packb(default=...)``."""
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "VOc":
+        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+    if isinstance(value, np.generic):
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    raise TypeError
+
+
+def as_numbers(value: Any) -> npt.NDArray[Any]:
+    """A client's value as an array of numbers.
+
+    Raises:
+        WireError: It is none.
+    """
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError):
+        raise WireError("an observation's value is not an array of numbers") from None
+    if array.dtype.kind not in "fiub":
+        raise WireError("an observation's value is not an array of numbers")
+    return array
+
+
+def _unpack_array(value: dict[Any, Any]) -> Any:
+    if b"__ndarray__" in value or b"__npgeneric__" in value:
+        dtype = np.dtype(value[b"dtype"])
+        if dtype.kind not in "fiubUS":
+            raise ValueError("dtype")
+        if b"__npgeneric__" in value:
+            return dtype.type(value[b"data"])
+        return np.ndarray(buffer=value[b"data"], dtype=dtype, shape=tuple(value[b"shape"]))
+    return value
+
+
+def _answer_health(connection: ServerConnection, request: Request) -> Response | None:
+    return connection.respond(http.HTTPStatus.OK, "OK\n") if request.path == "/healthz" else None

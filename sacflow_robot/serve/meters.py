@@ -1,0 +1,123 @@
+"""What the server counts: for Prometheus, and for ``sacflow-robot top``."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from typing import Any
+
+import numpy as np
+import prometheus_client as prometheus
+
+_RECENT = 2048
+_PHASES = "queue", "infer", "total"
+_SECONDS = (50e-6, 1e-4, 2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.5)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Meters:
+    """Counters and histograms of one server; the loop writes, whoever likes reads."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        self._latency = prometheus.Histogram(
+            *("sacflow_latency_seconds", "Time of a request in the server, by phase", ["phase"]),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._phases = [self._latency.labels(phase) for phase in _PHASES]
+        self._batch = prometheus.Histogram(
+            *("sacflow_batch_rows", "Rows evaluated together"), buckets=_BATCHES, registry=self.registry
+        )
+        self._answered = self._counter("sacflow_requests", "Requests answered with actions")
+        self._late = self._counter("sacflow_late", "Requests answered 'late'")
+        self._dropped = self._counter("sacflow_dropped", "Answers that a slow or dead client did not take")
+        self._refused = prometheus.Counter(
+            *("sacflow_refused", "Requests refused, by kind", ["kind"]), registry=self.registry
+        )
+        self._reloads = prometheus.Counter(
+            *("sacflow_reloads", "Policy files taken over or refused", ["result"]), registry=self.registry
+        )
+        self._clients = prometheus.Gauge(
+            *("sacflow_clients", "Clients heard from in the last five seconds"), registry=self.registry
+        )
+        self._policy = prometheus.Gauge(
+            *("sacflow_policy_info", "1 for the policy being served", ["version", "velocity"]), registry=self.registry
+        )
+        self._recent: deque[tuple[int, int, int]] = deque(maxlen=_RECENT)
+        self.counts: Counter[str] = Counter()
+        self._http: tuple[Any, threading.Thread] | None = None
+
+    def answered(self, queue_ns: int, infer_ns: int, total_ns: int) -> None:
+        """One request was answered with actions."""
+        times = queue_ns, infer_ns, total_ns
+        self.counts["requests"] += 1
+        self._answered.inc()
+        self._recent.append(times)
+        for phase, ns in zip(self._phases, times, strict=True):
+            phase.observe(ns * 1e-9)
+
+    def evaluated(self, rows: int) -> None:
+        """One call of the network."""
+        self._batch.observe(rows)
+
+    def late(self) -> None:
+        """One request was answered ``late``."""
+        self.counts["late"] += 1
+        self._late.inc()
+
+    def refused(self, kind: str) -> None:
+        """One request was refused."""
+        self.counts["refused"] += 1
+        self._refused.labels(kind).inc()
+
+    def dropped(self) -> None:
+        """One answer could not be delivered."""
+        self.counts["dropped"] += 1
+        self._dropped.inc()
+
+    def reloaded(self, result: str) -> None:
+        """A policy file was ``"taken"`` over or ``"refused"``."""
+        self.counts[f"reloads_{result}"] += 1
+        self._reloads.labels(result).inc()
+
+    def clients(self, count: int) -> None:
+        """So many clients are there."""
+        self._clients.set(count)
+
+    def serves(self, version: str, velocity: str) -> None:
+        """This policy is served from now on."""
+        self._policy.clear()
+        self._policy.labels(version, velocity).set(1)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Counts since the start, and p50, p99 of each phase (microseconds) over the last requests."""
+        recent = np.array(self._recent, np.float64).reshape(-1, len(_PHASES)) / 1e3
+        latency = {}
+        for name, column in zip(_PHASES, recent.T, strict=True):
+            p50, p99 = np.percentile(column, [50, 99]) if len(column) else (0.0, 0.0)
+            latency[name] = {"p50": round(float(p50), 1), "p99": round(float(p99), 1)}
+        names = "requests", "late", "refused", "dropped", "reloads_taken", "reloads_refused"
+        return {**{name: self.counts[name] for name in names}, "latency_us": latency}
+
+    def expose(self, host: str, port: int) -> int:
+        """Answer Prometheus at ``http://host:port/metrics``; returns the port, chosen where 0 was given.
+
+        Raises:
+            OSError: The address cannot be had.
+        """
+        server, thread = prometheus.start_http_server(port, host, self.registry)
+        self._http = server, thread
+        return int(server.server_port)
+
+    def close(self) -> None:
+        """Stop answering Prometheus."""
+        if self._http is not None:
+            server, thread = self._http
+            server.shutdown()
+            server.server_close()
+            thread.join()
+            self._http = None
+
+    def _counter(self, name: str, text: str) -> prometheus.Counter:
+        return prometheus.Counter(name, text, registry=self.registry)

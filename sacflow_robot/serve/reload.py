@@ -1,0 +1,118 @@
+"""A new policy file takes the place of the one being served, if it is fit to."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from sacflow_robot.errors import PolicyFileError, SacflowError, one_line
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.server import PolicyServer
+
+_POLL_S = 0.25
+_LOG = logging.getLogger(__name__)
+
+
+class Reloader:
+    """Watches the policy file; loads, tests and compares a new one beside the one that is being served.
+
+    Args:
+        server: The server whose policy is replaced.
+        path: The file.
+        max_change: Largest difference from the actions given for the last observations that a new policy may have, in
+            action units; None for any.
+        watch: Whether to look for a new file; otherwise :meth:`ask` does.
+    """
+
+    def __init__(
+        self, server: PolicyServer, path: Path, *, max_change: float | None = None, watch: bool = True
+    ) -> None:
+        self._server, self._path, self._max_change, self._watch = server, path, max_change, watch
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._tried = self._stamp()
+        self._thread = threading.Thread(target=self._run, name="policy-reloader", daemon=True)
+
+    def start(self) -> Reloader:
+        """Watch on a thread of its own."""
+        self._thread.start()
+        return self
+
+    def ask(self) -> None:
+        """Load the file now, also if it looks unchanged; may be called from a signal handler."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join()
+
+    def reload(self) -> bool:
+        """Load the file, and have it served if it is fit to; whether it is."""
+        running = self._server.policy
+        try:
+            candidate = OnnxPolicy(self._path, running.engine)
+            if candidate.version == running.version:
+                return False
+            largest, mean, rows = self._compare(running, candidate)
+        except (SacflowError, OSError) as error:
+            self._server.meters.reloaded("refused")
+            _LOG.warning("new policy file refused: %s", one_line(error, 500), extra={"serving": running.version})
+            return False
+        self._server.offer(candidate)
+        self._server.meters.reloaded("taken")
+        figures = {"max_change": round(largest, 4), "mean_change": round(mean, 4), "compared_rows": rows}
+        _LOG.info("policy replaced", extra={"old": running.version, "version": candidate.version, **figures})
+        return True
+
+    def _compare(self, running: OnnxPolicy, candidate: OnnxPolicy) -> tuple[float, float, int]:
+        """Largest and mean difference of actions on the last observations, and how many these were.
+
+        Raises:
+            PolicyFileError: The candidate is for another arm, cannot be evaluated, or differs too much.
+        """
+        different = running.spec.arm.differences(candidate.spec.arm)
+        if candidate.spec.chunk_length != running.spec.chunk_length:
+            different.append(f"chunk_length: {running.spec.chunk_length}, {candidate.spec.chunk_length}")
+        if different:
+            raise PolicyFileError(f"{self._path} is for another arm (served, new): {'; '.join(different)}")
+        differences = []
+        for inputs, actions in self._server.recent.copy():
+            proposed = candidate.run(inputs)
+            if not np.isfinite(proposed).all():
+                raise PolicyFileError(f"{self._path} puts out NaN or infinity for an observation of late")
+            differences.append(np.abs(proposed - actions).reshape(-1))
+        if not differences:
+            return 0.0, 0.0, 0
+        every = np.concatenate(differences)
+        largest = float(every.max())
+        if self._max_change is not None and largest > self._max_change:
+            raise PolicyFileError(
+                f"{self._path} changes an action of late by {largest:.3g}, at most {self._max_change:g} is allowed"
+            )
+        rows = every.size // int(np.prod(running.spec.noise_shape))
+        return largest, float(every.mean()), rows
+
+    def _run(self) -> None:
+        previous = self._tried
+        while not self._stop.is_set():
+            asked = self._wake.wait(_POLL_S)
+            self._wake.clear()
+            if self._stop.is_set():
+                return
+            now = self._stamp()
+            settled = now is not None and now == previous and now != self._tried  # not while it is being written
+            if asked or (self._watch and settled):
+                self._tried = now
+                self.reload()
+            previous = now
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino

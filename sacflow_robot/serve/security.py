@@ -1,0 +1,195 @@
+"""Who may connect: CURVE keys, a folder of the clients' public keys, and what may be bound without them.
+
+Keys are pairs of files as ``zmq.auth`` writes them: ``NAME.key`` is public, ``NAME.key_secret`` stays with its owner.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from sacflow_robot.errors import DataError, UsageError
+
+_LAST_PORT = 65535
+
+
+@dataclass(frozen=True)
+class Security:
+    """Who may connect to a server.
+
+    Attributes:
+        key: The server's secret key file; without one, connections are neither encrypted nor checked.
+        clients: Folder of the public key files of those who may connect, read at every connection.
+        insecure: Whether other computers may connect without keys.
+    """
+
+    key: Path | None = None
+    clients: Path | None = None
+    insecure: bool = False
+
+    def guard(self, context: zmq.Context[Any], socket: zmq.Socket[bytes]) -> Gate:
+        """Set the socket up before it is bound.
+
+        Raises:
+            UsageError: A key without clients, or clients without a key.
+            DataError: The key cannot be read, or the folder is not there.
+        """
+        if (self.key is None) != (self.clients is None):
+            raise UsageError("--key and --clients go together: the server's secret key, and a folder of clients' keys")
+        if self.key is None or self.clients is None:
+            return Gate(None)
+        public, secret = load_secret(self.key)
+        if not self.clients.is_dir():
+            raise DataError(f"no folder of clients' public keys at {self.clients}; put their .key files there")
+        from zmq.auth.thread import ThreadAuthenticator
+
+        authenticator = ThreadAuthenticator(context)
+        authenticator.start()
+        authenticator.configure_curve_callback(domain="*", credentials_provider=_AllowList(self.clients))
+        socket.curve_publickey, socket.curve_secretkey, socket.curve_server = public, secret, True
+        return Gate(authenticator)
+
+
+class Gate:
+    """What checks connections, until it is closed."""
+
+    def __init__(self, authenticator: Any) -> None:
+        self._authenticator = authenticator
+
+    def close(self) -> None:
+        """Stop checking; nobody gets in any more."""
+        if self._authenticator is not None:
+            self._authenticator.stop()
+            self._authenticator = None
+
+
+class _AllowList:
+    """Asked at every handshake, so that a key that is added or removed counts from the next connection on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        for path in self._folder.glob("*.key"):
+            try:
+                if load_public(path) == key:
+                    return True
+            except DataError:
+                continue
+        return False
+
+
+def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
+    """Make a pair of keys; returns the public and the secret file, the latter readable by its owner alone.
+
+    Raises:
+        UsageError: The name is no file name, or there are keys of that name.
+        DataError: They cannot be written.
+    """
+    import zmq.auth
+
+    if not name or name != Path(name).name or name.startswith("."):
+        raise UsageError(f"{name!r} cannot name a file; give a name such as 'robot-1'")
+    public, secret = folder / f"{name}.key", folder / f"{name}.key_secret"
+    if public.exists() or secret.exists():
+        raise UsageError(f"there are keys named {name!r} in {folder}; give another name")
+    before = os.umask(0o077)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        zmq.auth.create_certificates(folder, name)
+    except OSError as error:
+        raise DataError(f"cannot write keys to {folder}: {error.strerror or error}") from None
+    finally:
+        os.umask(before)
+    public.chmod(0o644)
+    return public, secret
+
+
+def load_public(path: Path) -> bytes:
+    """The public key in a file, in Z85.
+
+    Raises:
+        DataError: There is none.
+    """
+    return _load(path)[0]
+
+
+def load_secret(path: Path) -> tuple[bytes, bytes]:
+    """The public and secret key in a file, in Z85.
+
+    Raises:
+        DataError: There is none.
+    """
+    public, secret = _load(path)
+    if secret is None:
+        raise DataError(f"{path} holds no secret key; give the .key_secret file")
+    return public, secret
+
+
+def _load(path: Path) -> tuple[bytes, bytes | None]:
+    import zmq.auth
+
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+        for key in (public, secret):
+            if key is not None and len(zmq.utils.z85.decode(key)) != 32:
+                raise ValueError("a key has 32 bytes")
+    except (OSError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise DataError(f"no key can be read from {path} ({error}); make one with 'sacflow-robot keys new'") from None
+    return public, secret
+
+
+def is_local(place: str) -> bool:
+    """Whether ``host:port`` can be reached from this computer alone."""
+    host = place.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_bind(bind: str, security: Security) -> None:
+    """Refuse what ZeroMQ would accept to somebody's harm: a port that wraps round, an ipc path that is taken, a port that
+    is open to a network without keys.
+
+    Raises:
+        UsageError: The address is one of these.
+    """
+    transport, _, place = bind.partition("://")
+    if transport == "tcp":
+        port = place.rpartition(":")[2]
+        if port != "*" and not (port.isascii() and port.isdigit() and int(port[:9]) <= _LAST_PORT):
+            raise UsageError(f"cannot bind {bind!r}: {port!r} is no port; give e.g. tcp://127.0.0.1:5555 with --bind")
+        if security.key is None:
+            check_open(place, security.insecure, "--key and --clients, see 'sacflow-robot keys new --help'")
+    if transport == "ipc" and not place.startswith("@") and Path(place).exists():
+        raise UsageError(f"cannot bind {bind!r}: {place} exists; stop what serves there, or remove it")
+
+
+def check_open(place: str, insecure: bool, remedy: str) -> None:
+    """Refuse an unprotected ``host:port`` that other computers reach.
+
+    Raises:
+        UsageError: It is one, and ``insecure`` was not asked for.
+    """
+    if not insecure and not is_local(place):
+        raise UsageError(
+            f"{place} can be reached from other computers, by anyone; protect it with {remedy}, or say --insecure"
+        )
+
+
+def split_place(place: str) -> tuple[str, int]:
+    """Host and port of ``host:port``.
+
+    Raises:
+        UsageError: It is something else.
+    """
+    host, _, port = place.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port[:9]) <= _LAST_PORT):
+        raise UsageError(f"{place!r} is not host:port; give e.g. 127.0.0.1:8000")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,193 @@
+"""Who is connected: one session per client, with its own stream of noise."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sacflow_robot.errors import InvalidValueError, WireError
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.shortcut import Shortcut
+from sacflow_robot.spec import ArmSpec, PolicySpec
+
+_MOST_SESSIONS = 4096
+_IDLE_NS = 60_000_000_000
+_NAME_LENGTH = 64
+_SEED_LIMIT = 2**63
+ACTIVE_NS = 5_000_000_000
+_LOG = logging.getLogger(__name__)
+
+
+class Refusal(Exception):  # noqa: N818
+    """A request that is not met: ``kind``, one of the protocol's, and why in one line.
+
+    Args:
+        kind: For programs.
+        message: For people; never a client's own words.
+        fields: What else the answer carries.
+    """
+
+    def __init__(self, kind: str, message: str, **fields: Any) -> None:
+        super().__init__(message)
+        self.kind, self.fields = kind, fields
+
+
+@dataclass
+class Session:
+    """One client, from its ``hello`` on.
+
+    Attributes:
+        token: What the client names it by; nobody else can guess it.
+        client: What the client calls itself.
+        seed: Seed of its noise.
+        policy: The policy it keeps until its next episode; None where it follows every swap at once.
+        shortcut: How to read requests like its last one, for the policy that it was for.
+        step: Step of the noise stream that its next request draws from.
+        last_id: Highest request id so far; what comes with that or a lower one is a repetition.
+        last_ns: When it was last heard from (server's clock).
+    """
+
+    token: str
+    client: str
+    seed: int
+    policy: OnnxPolicy | None
+    last_ns: int
+    shortcut: tuple[OnnxPolicy, Shortcut] | None = None
+    step: int = 0
+    last_id: int = -1
+    requests: int = 0
+    late: int = 0
+    refused: int = 0
+
+
+class Sessions:
+    """All sessions of one server process; a new process knows none of an earlier one's."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+
+    def open(self, header: Mapping[str, Any], policy: OnnxPolicy, now_ns: int) -> Session:
+        """The session that a ``hello`` asks for.
+
+        Raises:
+            Refusal: The client expects another policy, or there is no room for it.
+        """
+        expect = header.get("expect")
+        if expect is not None:
+            different = differing_fields(policy.spec, policy.fingerprint, expect)
+            if different:
+                names = ", ".join(different)
+                raise Refusal("mismatch", f"the policy served differs from what is expected in: {names}", differs=names)
+        if len(self._sessions) >= _MOST_SESSIONS:
+            oldest = min(self._sessions.values(), key=lambda session: session.last_ns)
+            if now_ns - oldest.last_ns < _IDLE_NS:
+                raise Refusal("limit", f"{_MOST_SESSIONS} clients are connected, which is as many as there may be")
+            del self._sessions[oldest.token]
+        swap = header.get("swap", "now")
+        if swap not in ("now", "episode"):
+            raise Refusal("invalid", "swap is neither 'now' nor 'episode'")
+        name = header.get("client")
+        session = Session(
+            token=secrets.token_hex(8),
+            client=_printable(name) if isinstance(name, str) else "",
+            seed=checked_seed(header.get("seed")),
+            policy=policy if swap == "episode" else None,
+            last_ns=now_ns,
+        )
+        self._sessions[session.token] = session
+        return session
+
+    def find(self, header: Mapping[str, Any], now_ns: int) -> Session:
+        """The session of a request.
+
+        Raises:
+            Refusal: It is not one of this process; or the request's id does not rise.
+        """
+        token, identifier = header.get("session"), header.get("id")
+        session = self._sessions.get(token) if isinstance(token, str) else None
+        if session is None:
+            raise Refusal("session", "this server does not know that session; it was restarted, or say hello first")
+        session.last_ns = now_ns
+        if type(identifier) is not int or identifier <= session.last_id:
+            raise Refusal("replayed", "ids of a session's requests rise; this one was used, or is no number")
+        session.last_id = identifier
+        return session
+
+    def close(self, session: Session) -> None:
+        """Forget it."""
+        self._sessions.pop(session.token, None)
+
+    def active(self, now_ns: int) -> list[Session]:
+        """Those heard from in the last five seconds."""
+        return [session for session in self._sessions.values() if now_ns - session.last_ns <= ACTIVE_NS]
+
+
+def checked_seed(seed: object) -> int:
+    """A client's seed, or a random one for None.
+
+    Raises:
+        Refusal: It is no seed.
+    """
+    if seed is None:
+        return secrets.randbits(63)
+    if type(seed) is not int or not 0 <= seed < _SEED_LIMIT:
+        raise Refusal("invalid", "a seed or step is a non-negative integer below 2**63")
+    return seed
+
+
+def differing_fields(spec: PolicySpec, fingerprint: str, expect: object) -> list[str]:
+    """Names of the fields in which ``expect``, a part of a specification as plain data, differs from ``spec``.
+
+    Raises:
+        Refusal: It names a field that does not exist.
+    """
+    if not isinstance(expect, dict):
+        raise Refusal("invalid", "expect is not a map")
+    served = {**asdict(spec), "fingerprint": fingerprint}
+    different = []
+    for name, value in expect.items():
+        if name not in served:
+            raise Refusal("invalid", f"expect has a field that is none of {', '.join(served)}")
+        if name == "arm":
+            different += [f"arm.{field}" for field in _differing_arm(spec.arm, value)]
+        elif _plain(served[name]) != _plain(value):
+            different.append(name)
+    return different
+
+
+def _differing_arm(arm: ArmSpec, expect: object) -> list[str]:
+    names = [field.name for field in fields(arm)]
+    if not isinstance(expect, dict) or not set(expect) <= set(names):
+        raise Refusal("invalid", f"expect.arm is not a map of some of {', '.join(names)}")
+    served = asdict(arm)
+    for arrays in (served["observations"], expect.get("observations", ())):
+        for array in arrays if isinstance(arrays, (list, tuple)) else ():
+            if isinstance(array, dict):
+                array.pop("quaternions", None)  # a hint for learners
+    return [name for name in names if name in expect and _plain(served[name]) != _plain(expect[name])]
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists, as msgpack and JSON have them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _printable(name: str) -> str:
+    return "".join(c for c in name[:_NAME_LENGTH] if c.isprintable())
+
+
+def describe(error: Exception) -> tuple[str, str, dict[str, Any]]:
+    """Kind, message and further fields of an error, for the client."""
+    if isinstance(error, Refusal):
+        return error.kind, str(error), error.fields
+    if isinstance(error, WireError):
+        return "malformed", str(error), {}
+    if isinstance(error, InvalidValueError):
+        return "invalid", str(error), {}
+    _LOG.error("request failed", exc_info=error)
+    return "internal", "the server could not answer this request; its log says why", {}

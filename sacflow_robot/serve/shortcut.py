@@ -1,0 +1,64 @@
+"""The short way through the checks, for a client that asks again with arrays of the same names, shapes and types.
+
+A control loop sends the same layout every time. Once one such request has passed all checks, what is left to check of the
+next is the frames' sizes and that every number is finite, in one pass over all arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sacflow_robot.spec import FloatArray, all_finite
+
+_MOST_BYTES = 16 * 1024  # up to here copying the arrays into one piece is quicker than looking at each
+_FLOAT = np.dtype("<f4")
+
+
+class Shortcut:
+    """How to read frames laid out as those of a request that passed.
+
+    Args:
+        layout: The request's ``arrays``.
+        inputs: What was made of it, by name: what the policy takes.
+    """
+
+    def __init__(self, layout: Sequence[Sequence[Any]], inputs: Mapping[str, FloatArray]) -> None:
+        places = {entry[0]: i for i, entry in enumerate(layout, 1)}
+        self.layout, self._frames = layout, len(layout) + 1
+        self._parts: list[tuple[int, int]] = []
+        self._views: list[tuple[str, int, int, tuple[int, ...]]] = []
+        start = 0
+        for name, array in inputs.items():
+            self._parts.append((places[name], array.nbytes))
+            self._views.append((name, start, start + array.size, array.shape))
+            start += array.size
+
+    @staticmethod
+    def applies(layout: Sequence[Sequence[Any]], inputs: Mapping[str, FloatArray]) -> bool:
+        """Whether there is a short way: few float32 values, each array given once, as the policy takes it."""
+        names = [entry[0] for entry in layout]
+        return (
+            len(set(names)) == len(names)
+            and inputs.keys() <= set(names)
+            and all(entry[1] == "<f4" for entry in layout if entry[0] in inputs)
+            and all(array.dtype == _FLOAT for array in inputs.values())
+            and sum(array.nbytes for array in inputs.values()) <= _MOST_BYTES
+        )
+
+    def read(self, frames: Sequence[Any]) -> dict[str, FloatArray] | None:
+        """The inputs in the frames (header first); None where the long way has to say what is wrong."""
+        if len(frames) != self._frames:
+            return None
+        parts = []
+        for place, size in self._parts:
+            frame = frames[place]
+            if len(frame) != size:
+                return None
+            parts.append(frame)
+        values = np.frombuffer(b"".join(parts), _FLOAT)
+        if not all_finite(values):
+            return None
+        return {name: values[start:stop].reshape(shape) for name, start, stop, shape in self._views}

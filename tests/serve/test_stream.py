@@ -1,0 +1,137 @@
+"""Chunks over a made-up network whose delays are known, and over a real one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sacflow_robot.errors import LateError, ServerGoneError
+from sacflow_robot.serve.client import PolicyClient
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.server import PolicyServer
+from sacflow_robot.serve.stream import ChunkStream
+from sacflow_robot.spec import FloatArray, Observation, PolicySpec
+
+PERIOD_NS = 50_000_000  # lift's control rate is 20 Hz
+
+
+class Network:
+    """A client on a made-up clock. A chunk asked for at time t says t / period + 0, 1, 2, ..., plus a jump of its own."""
+
+    def __init__(self, spec: PolicySpec, delay_ns: int, jump: Callable[[int], float] = lambda n: 0.0) -> None:
+        self.spec, self.delay_ns, self._jump = spec, delay_ns, jump
+        self.now_ns, self.count, self.deadlines, self.error = 0, 0, [], None
+        self._asked: dict[int, int] = {}
+
+    def ask(self, observation: Observation, noise: FloatArray | None = None, deadline_s: float | None = None) -> int:
+        if isinstance(self.error, ServerGoneError):
+            raise self.error
+        self.count += 1
+        self._asked = {self.count: self.now_ns}
+        self.deadlines.append(deadline_s)
+        return self.count
+
+    def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
+        ready = self._asked[number] + self.delay_ns
+        if wait_s is None:
+            self.now_ns = max(self.now_ns, ready)
+        if self.now_ns < ready:
+            raise TimeoutError
+        if self.error is not None:
+            raise self.error
+        steps = self._asked[number] // PERIOD_NS + np.arange(5) + self._jump(number)
+        return np.repeat(steps[None, :, None], 7, 2).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def spec(policy_file: Path) -> PolicySpec:
+    return OnnxPolicy(policy_file).spec
+
+
+def play(network: Network, stream: ChunkStream, steps: int) -> list[float | None]:
+    actions = []
+    for _ in range(steps):
+        result = stream.step({"x": np.zeros(3, np.float32)})
+        actions.append(None if result.action is None else float(result.action[0]))
+        network.now_ns += PERIOD_NS
+    return actions
+
+
+@pytest.mark.parametrize("delay_ms", [1, 49, 60, 90])
+def test_every_action_is_for_the_step_it_is_played_at(spec: PolicySpec, delay_ms: int) -> None:
+    network = Network(spec, delay_ms * 1_000_000)
+    stream = ChunkStream(network, clock_ns=lambda: network.now_ns)
+    first = play(network, stream, 1)
+    assert first == [0.0], "the first chunk is waited for"
+    network.now_ns = PERIOD_NS  # as where that wait is no part of the episode
+    assert play(network, stream, 60) == [float(n) for n in range(1, 61)], "none is missing, late or played twice"
+    assert stream.lost == 0 and 60 / 5 <= network.count <= 61
+
+
+def test_it_asks_as_late_as_the_delay_allows(spec: PolicySpec) -> None:
+    counts = []
+    for delay_ms in (1, 60, 110):
+        network = Network(spec, delay_ms * 1_000_000)
+        stream = ChunkStream(network, blend=0, clock_ns=lambda network=network: network.now_ns)
+        play(network, stream, 100)
+        assert stream.delay_steps == -(-delay_ms // 50)
+        counts.append(network.count)
+    assert counts[0] < counts[1] <= counts[2]
+    assert counts[0] <= 26, "a chunk of five serves four steps, and the fifth covers the delay"
+
+
+def test_chunks_that_disagree_are_joined_smoothly(spec: PolicySpec) -> None:
+    def jump(number: int) -> float:
+        return 10.0 if number % 2 else -10.0
+
+    steepest = {}
+    for blend in (0, 2):
+        network = Network(spec, 1_000_000, jump)
+        stream = ChunkStream(network, blend=blend, clock_ns=lambda network=network: network.now_ns)
+        actions = np.array(play(network, stream, 60))
+        steepest[blend] = np.abs(np.diff(actions)).max()
+    assert steepest[0] >= 19 and steepest[2] <= 1 + 20 / 3 + 1e-4, "a jump of 20 is spread over three steps"
+
+
+def test_without_an_answer_it_plays_to_the_end_and_then_holds(spec: PolicySpec) -> None:
+    network = Network(spec, 1_000_000)
+    stream = ChunkStream(network, clock_ns=lambda: network.now_ns)
+    play(network, stream, 1)
+    network.delay_ns = 10**12
+    assert play(network, stream, 8) == [1.0, 2.0, 3.0, 4.0, None, None, None, None]
+    stream.begin()
+    network.delay_ns = 1_000_000
+    assert play(network, stream, 1)[0] is not None
+
+
+def test_a_late_answer_or_a_lost_server_costs_nothing_while_there_is_a_chunk_to_play(spec: PolicySpec) -> None:
+    network = Network(spec, 1_000_000)
+    stream = ChunkStream(network, clock_ns=lambda: network.now_ns)
+    play(network, stream, 1)
+    assert play(network, stream, 1) == [1.0]
+    for error in (LateError("late"), ServerGoneError("gone")):
+        network.error = error
+        before = stream.lost
+        play(network, stream, 1)
+        assert stream.lost >= before
+    with pytest.raises(ServerGoneError):
+        play(network, stream, 8)
+    network.error = None
+    assert None not in play(network, stream, 4)[1:]
+    assert network.deadlines[0] is None and all(0 < d <= 0.25 for d in network.deadlines[1:])
+
+
+def test_over_a_real_server(policy_file: Path) -> None:
+    sizes = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 10}
+    policy = OnnxPolicy(policy_file)
+    with PolicyServer(policy, "tcp://127.0.0.1:*").start() as server, PolicyClient(server.address) as client:
+        stream, played, joined = ChunkStream(client, blend=1), 0, 0
+        for _ in range(30):
+            step = stream.step({key: np.zeros(size, np.float32) for key, size in sizes.items()})
+            played, joined = played + (step.action is not None), joined + step.joined
+            time.sleep(0.01)
+        assert joined >= 4 and played >= 20

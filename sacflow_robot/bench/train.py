@@ -7,6 +7,7 @@ import resource
 import statistics
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from sacflow_robot.learn.config import TrainConfig
@@ -100,7 +101,7 @@ def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, t
     count = max(1, round(seconds / run(1)))
     rates = [count / run(count) for _ in range(repeats)]
     gpu = device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if gpu else _peak_memory()
     return Row(
         algo=config.algo,
         velocity=velocity,
@@ -111,3 +112,14 @@ def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, t
         peak_mb=round(peak / 1e6),
         first_s=round(first, 1),
     )
+
+
+def _peak_memory() -> int:
+    """Most memory that this process has held (bytes).
+
+    Linux's ``ru_maxrss`` begins with what the parent held when it started this process; VmHWM does not.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

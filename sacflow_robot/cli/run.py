@@ -12,6 +12,7 @@ from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import Engine
 
 _LONGEST_TIMEOUT_S = 3600
+_LOCKSTEP_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,15 @@ class Run:
             robot = stack.enter_context(closing(driver()))
             check_fit(client, robot.spec)
             limits = None if profile is None else profile.action_limits(robot.spec)
+            engine = getattr(robot, "engine", None)
             log = None
             if self.log is not None:
                 from sacflow_robot.data.recorder import StepRecorder
 
-                log = stack.enter_context(StepRecorder(self.log, robot.spec))
+                patience = 0.0 if engine is None else _LOCKSTEP_PATIENCE_S
+                log = stack.enter_context(StepRecorder(self.log, robot.spec, patience_s=patience))
             info = {} if self.note is None else {"note": self.note}
-            if (engine := getattr(robot, "engine", None)) is not None:
+            if engine is not None:
                 info["env_engine"] = engine
             if self.profile is not None:
                 info["calibration_sha256"] = hashlib.sha256(self.profile.read_bytes()).hexdigest()

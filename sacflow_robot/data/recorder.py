@@ -11,6 +11,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from mmap import mmap
@@ -31,7 +32,7 @@ from sacflow_robot.episode import Step
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec, StepResult
 
-_LONGEST_CLOSE_S = 120.0
+_LONGEST_CLOSE_S, _WAIT_S = 120.0, 0.002
 _STEP = int(Kind.STEP)
 # Found once: append has no time to look things up.
 _pack_head, _isfinite = struct.Struct(HEAD).pack_into, np.isfinite
@@ -74,14 +75,22 @@ class StepRecorder:
         path: The log, made if absent.
         arm: The arm whose steps it will get.
         keeper: How to start the keeper.
+        patience_s: Longest that a step waits for a disk that is behind (s). 0 for an arm that moves on its own; a simulated
+            arm in lockstep outruns any disk, and can wait.
 
     Raises:
         DataError: The path holds something else, or episodes of a different arm.
         LogWriteError: The log cannot be made there, or another process is writing to it.
     """
 
-    def __init__(self, path: Path, arm: ArmSpec, keeper: Callable[[Path, str], Process] = start_keeper) -> None:
-        self.path, self._arm, self._start_keeper = path, arm, keeper
+    def __init__(
+        self,
+        path: Path,
+        arm: ArmSpec,
+        keeper: Callable[[Path, str], Process] = start_keeper,
+        patience_s: float = 0.0,
+    ) -> None:
+        self.path, self._arm, self._start_keeper, self._patience_s = path, arm, keeper, patience_s
         self._log = EpisodeLog.writer(path, arm)
         self._log.hand_over()  # the keeper writes: closing here must not undo what it commits
         self._ring: Ring | None = None
@@ -206,18 +215,23 @@ class StepRecorder:
             self._finite.append(ring.columns("<f8", state_size, self._state[3]))
 
     def _make_room(self, count: int) -> None:
-        """Raise LogWriteError unless the keeper is alive and there is room for that many records."""
+        """Raise LogWriteError unless the keeper is alive and there is, within the patience, room for that many records."""
         ring, keeper = self._ring, self._keeper
         assert ring is not None and keeper is not None
-        if ring.quiet and (ring.error or keeper.poll() is not None):
-            reason = f"{ring.error}, free some space" if ring.error else "the process that writes the log has died"
-            raise LogWriteError(f"step not logged: {reason}; what was logged to {self.path} before is kept")
-        if self._count + count > self._room_until:
-            self._room_until = ring.drained + ring.capacity
+        until = monotonic_ns() + 1e9 * self._patience_s
+        while True:
+            if ring.quiet and (ring.error or keeper.poll() is not None):
+                reason = f"{ring.error}, free some space" if ring.error else "the process that writes the log has died"
+                raise LogWriteError(f"step not logged: {reason}; what was logged to {self.path} before is kept")
             if self._count + count > self._room_until:
+                self._room_until = ring.drained + ring.capacity
+            if self._count + count <= self._room_until:
+                return
+            if monotonic_ns() >= until:
                 raise LogWriteError(
                     f"step not logged: the disk of {self.path} is {ring.capacity} steps behind; log to a faster one"
                 )
+            time.sleep(_WAIT_S)
 
     def _write_info(self, kind: Kind, text: npt.NDArray[np.uint8]) -> None:
         assert self._ring is not None

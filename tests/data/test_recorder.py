@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -537,3 +538,36 @@ def test_an_info_that_is_too_long_interrupts_its_episode_only(tmp_path: Path) ->
             with contextlib.suppress(DataError):
                 log.end(info)
     assert [e.info.get("interrupted", False) for e in EpisodeLog.open(path).episodes()] == [True, False]
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 60.0])
+def test_a_disk_that_is_behind_stops_an_arm_that_moves_on_and_holds_up_one_that_waits(
+    tmp_path: Path, patience_s: float
+) -> None:
+    keepers: list[Forked] = []
+
+    def start(log: Path, token: str) -> Forked:
+        keepers.append(Forked(log, token))
+        return keepers[0]
+
+    taken = 0
+    with StepRecorder(tmp_path / "log.zarr", ARM, start, patience_s=patience_s) as log:
+        log.begin(result(0, 0), 0, {})
+        send(keepers[0].pid, signal.SIGSTOP)
+        wakes = threading.Timer(0.3, os.kill, (keepers[0].pid, signal.SIGCONT))
+        if patience_s:
+            wakes.start()
+        try:
+            for taken in range(1500):
+                log.append(Step(result(0, 1), ONE, taken))
+        except LogWriteError as error:
+            assert patience_s == 0 and "steps behind; log to a faster one" in str(error)
+            os.kill(keepers[0].pid, signal.SIGCONT)
+            while not log._ring.drained:
+                time.sleep(0.001)
+        else:
+            assert patience_s > 0
+            taken += 1
+        log.end({})
+    (episode,) = EpisodeLog.open(tmp_path / "log.zarr").episodes()
+    assert len(episode) == taken and (taken == 1500) == (patience_s > 0)

@@ -39,6 +39,7 @@ def test_divergence_names_term_step_and_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_first_ctrl_c_asks_and_the_second_acts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests without
     asked = []
     with ctrl_c_asks(lambda: asked.append(1)):
         os.kill(os.getpid(), signal.SIGINT)

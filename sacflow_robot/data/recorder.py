@@ -209,10 +209,17 @@ class StepRecorder:
         self._places = [place(a.key) for a in self._arm.observations]
         self._actions = [place(name) for name in ("action", "proposed", "measured")]
         self._state = place("state") if state_size else None
-        # Views of what must be finite in each record.
-        self._finite = [ring.columns("<f4", layout.finite_floats, self._actions[0][3])]
+        self._finite = [self._finite_check("<f4", layout.finite_floats, self._actions[0][3])]
         if self._state is not None:
-            self._finite.append(ring.columns("<f8", state_size, self._state[3]))
+            self._finite.append(self._finite_check("<f8", state_size, self._state[3]))
+
+    def _finite_check(
+        self, dtype: str, count: int, start: int
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], bytearray]:
+        """What must be finite in each record, room for the answer, and that room as bytes, which are quickly searched."""
+        assert self._ring is not None
+        memory = bytearray(count)
+        return self._ring.columns(dtype, count, start), np.frombuffer(memory, np.bool_), memory
 
     def _make_room(self, count: int) -> None:
         """Raise LogWriteError unless the keeper is alive and there is, within the patience, room for that many records."""
@@ -264,8 +271,9 @@ class StepRecorder:
             if result.state is None:
                 raise DataError("a simulator state is missing; the step was not logged")
             _copy(memory, base, result.state, self._state)
-        for rows in self._finite:
-            if not _isfinite(rows[place]).all():
+        for rows, finite, answer in self._finite:
+            _isfinite(rows[place], finite)
+            if 0 in answer:
                 raise DataError("an observation, action or state holds NaN or infinity; the step was not logged")
 
     def _publish(self, count: int) -> None:

@@ -125,11 +125,11 @@ class Scratch(NamedTuple):
     goal_matrix: Reals  # (3, 3) likewise
     wanted: Reals  # (3, 3)
     wanted_position: Reals  # (3,)
-    svd: Reals  # (2 * 36 + 6,) U, V' and singular values
+    svd: Reals  # (2 * 36 + 6,) U, V' and singular values, each by columns
     work: Reals  # (600,)
     integers: npt.NDArray[np.int32]  # pivots and status
     counts: npt.NDArray[np.int32]  # 0, 1, 2, ... for BLAS to point at
-    letters: npt.NDArray[np.uint8]  # n, t, S
+    letters: npt.NDArray[np.uint8]  # N, T, L, R, U: what tells LAPACK how a matrix lies
     constants: Reals  # 1, 0
 
 
@@ -140,7 +140,8 @@ def _load_physics() -> None:
     if not libraries:
         raise ImportError(f"no shared library of MuJoCo in {folder}")
     llvmlite.binding.load_library_permanently(str(libraries[0]))
-    for module, names in (("blas", ("dgemm", "dgemv")), ("lapack", ("dgesdd", "dgetrf", "dgetri"))):
+    lapack = ("dgebd2", "dbdsqr", "dorm2r", "dorml2", "dgetrf", "dgetri")
+    for module, names in (("blas", ("dgemm", "dgemv")), ("lapack", lapack)):
         for name in names:
             address = get_cython_function_address(f"scipy.linalg.cython_{module}", name)
             llvmlite.binding.add_symbol(f"sacflow_{name}", address)
@@ -162,7 +163,8 @@ _mj_jac_site = _external("mj_jacSite", types.intp, types.intp, types.intp, types
 
 # SciPy's, which Numba uses as well; all of their arguments are addresses.
 _dgemm, _dgemv = _external("sacflow_dgemm", *[types.intp] * 13), _external("sacflow_dgemv", *[types.intp] * 11)
-_dgesdd = _external("sacflow_dgesdd", *[types.intp] * 14)
+_dgebd2, _dbdsqr = _external("sacflow_dgebd2", *[types.intp] * 10), _external("sacflow_dbdsqr", *[types.intp] * 15)
+_dorm2r, _dorml2 = _external("sacflow_dorm2r", *[types.intp] * 12), _external("sacflow_dorml2", *[types.intp] * 12)
 _dgetrf, _dgetri = _external("sacflow_dgetrf", *[types.intp] * 6), _external("sacflow_dgetri", *[types.intp] * 7)
 
 
@@ -190,7 +192,7 @@ def _scratch() -> Scratch:
         np.empty((3, 3)), np.empty((3, 3)), np.empty((ARM, 6)), np.empty((ARM, 6)), np.empty((ARM, ARM)), np.empty(ARM),
         np.empty(ARM), np.empty(ARM), np.empty(6), np.empty(6), np.empty(ARM), np.empty(3), np.empty((3, 3)),
         np.empty((3, 3)), np.empty(3), np.empty(78), np.empty(600), np.zeros(64, np.int32), np.arange(1024).astype(np.int32),
-        np.array([110, 116, 83], np.uint8), np.array([1.0, 0.0]),
+        np.array([78, 84, 76, 82, 85], np.uint8), np.array([1.0, 0.0]),
     )  # fmt: skip
 
 
@@ -217,15 +219,27 @@ def _apply(matrix: int, turned: bool, x: int, out: int, m: int, n: int, s: Scrat
 
 @_kernel
 def _pseudo_inverse(a: Reals, n: int, s: Scratch) -> None:
-    """Numba's ``pinv`` of a matrix (n, n) stored by columns, in place; the result is stored by columns too."""
+    """Numba's ``pinv`` of a matrix (n, n) stored by columns, in place; the result is stored by columns too.
+
+    Calls what LAPACK's dgesdd calls for a small square matrix, in its order (dgesdd.f, dbdsdc.f and dormbr.f of LAPACK
+    3.12), without the questions that it asks first, which take as long as a fourth of the answer.
+    """
     letter, count, constant = s.letters.ctypes.data, s.counts.ctypes.data, s.constants.ctypes.data
-    left, right = s.svd.ctypes.data, s.svd.ctypes.data + 8 * 36
-    values, status = right + 8 * 36, s.integers.ctypes.data
-    size = count + 4 * n
-    _dgesdd(
-        letter + 2, size, size, a.ctypes.data, size, values, left, size, right, size,
-        s.work.ctypes.data, count + 4 * 600, status + 4 * 16, status,
+    matrix, left, status = a.ctypes.data, s.svd.ctypes.data, s.integers.ctypes.data
+    right = left + 8 * 36
+    values, above = right + 8 * 36, s.work.ctypes.data
+    left_reflectors, right_reflectors, work = above + 8 * 6, above + 8 * 12, above + 8 * 18
+    size, less = count + 4 * n, count + 4 * (n - 1)
+    _dgebd2(size, size, matrix, size, values, above, left_reflectors, right_reflectors, work, status)
+    for i in range(n * n):
+        s.svd[i] = s.svd[36 + i] = 1.0 if i % (n + 1) == 0 else 0.0
+    _dbdsqr(
+        letter + 4, size, size, size, count, values, above, right, size, left, size, left, size, work, status
     )  # fmt: skip
+    _dorm2r(letter + 2, letter, size, size, size, matrix, size, left_reflectors, left, size, work, status)
+    _dorml2(
+        letter + 3, letter, size, less, less, matrix + 8 * n, size, right_reflectors, right + 8 * n, size, work, status
+    )
     rank = 0
     for k in range(n):
         if s.svd[72 + k] > s.svd[72] * 1e-15:

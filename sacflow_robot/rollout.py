@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,18 @@ class Rollouts:
             )
 
 
-def rollout(arms: VectorArms, noise_shape: tuple[int, int], choose: Chunker, seeds: Iterable[int]) -> Iterator[Episode]:
-    """Run one episode per seed, yielding episodes as they end (not in the order of the seeds)."""
-    rollouts = Rollouts(arms, noise_shape, seeds)
-    while rollouts.send(choose):
-        yield from rollouts.receive()[1]
+def rollout(
+    arms: VectorArms | Sequence[VectorArms], noise_shape: tuple[int, int], choose: Chunker, seeds: Iterable[int]
+) -> Iterator[Episode]:
+    """Run one episode per seed, yielding episodes as they end (not in the order of the seeds).
+
+    Of several sets of arms, those of the others move while an action is chosen for one, each set in its turn.
+    """
+    left = iter(seeds)
+    sets = [Rollouts(each, noise_shape, left) for each in (arms if isinstance(arms, Sequence) else [arms])]
+    moving = deque(each for each in sets if each.send(choose))
+    while moving:
+        first = moving.popleft()
+        yield from first.receive()[1]
+        if first.send(choose):
+            moving.append(first)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -55,7 +56,7 @@ class ArraySpec:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ class ArmSpec:
         array = np.asarray(action, dtype=np.float32)
         if array.shape != (self.action_dim,):
             raise InvalidValueError(f"action has shape {array.shape}, expected ({self.action_dim},)")
-        if not np.isfinite(array).all():
+        if not all_finite(array):
             raise InvalidValueError("action holds NaN or infinity; it was not sent to the arm")
         low, high = self.action_bounds
         return np.clip(array, low, high)
@@ -403,4 +404,8 @@ class VectorArms(Protocol):
 
     def receive(self) -> dict[int, list[StepResult]]:
         """Wait for what was sent; per arm one result for each action executed."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the arms hold."""
         ...

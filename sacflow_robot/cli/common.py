@@ -6,7 +6,8 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,7 +24,7 @@ from rich.progress import (
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import Engine, Policy
+from sacflow_robot.spec import Engine, Policy, VectorArms
 from sacflow_robot.statistics import wilson_interval
 
 if TYPE_CHECKING:
@@ -95,16 +96,35 @@ def success_json(successes: int, episodes: int) -> dict[str, Any]:
 
 def evaluate(policy: Policy, task: str, seeds: Iterable[int], engine: Engine = "compiled") -> list[Episode]:
     """Run a policy on all cores, one episode per seed, with a progress bar."""
+    wanted = list(seeds)
+    if not wanted:
+        return []
+    with evaluation_arms(task, len(wanted), engine) as arms:
+        return evaluate_on(arms, policy, wanted)
+
+
+@contextmanager
+def evaluation_arms(task: str, episodes: int, engine: Engine) -> Iterator[list[VectorArms]]:
+    """Arms enough for all cores, each by itself, so that no episode depends on another even in the last bit."""
     from sacflow_robot.envs.workers import core_count, make_arms
+
+    arms: list[VectorArms] = []
+    with ExitStack() as stack:
+        # Threads share a model, so that some may wait for their turn; a process each would only take memory.
+        while not arms or len(arms) < min(episodes, core_count() * (2 if arms[0].engine == "compiled" else 1)):
+            arms.append(make_arms(task, 1, engine))
+            stack.callback(arms[-1].close)
+        yield arms
+
+
+def evaluate_on(arms: Sequence[VectorArms], policy: Policy, seeds: Sequence[int]) -> list[Episode]:
+    """Run a policy, one episode per seed, with a progress bar."""
     from sacflow_robot.rollout import rollout
 
-    wanted = list(seeds)
     episodes: list[Episode] = []
-    if not wanted:
-        return episodes
-    with make_arms(task, min(core_count(), len(wanted)), engine) as arms, progress_bar("episodes") as bar:
-        row = bar.add_task("evaluating", total=len(wanted), success="")
-        for episode in rollout(arms, policy.spec.noise_shape, policy.infer, wanted):
+    with progress_bar("episodes") as bar:
+        row = bar.add_task("evaluating", total=len(seeds), success="")
+        for episode in rollout(arms, policy.spec.noise_shape, policy.infer, seeds):
             episodes.append(episode)
             solved = sum(e.success for e in episodes)
             bar.update(row, advance=1, success=f"success {solved / len(episodes):.0%}")

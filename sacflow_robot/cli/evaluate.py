@@ -31,6 +31,8 @@ class Eval:
     json: bool = False
 
     def run(self) -> int:
+        import time
+
         import numpy as np
 
         from sacflow_robot.envs.tasks import get_arm
@@ -43,18 +45,25 @@ class Eval:
         different = arm.differences(policy.spec.arm)
         if different:
             raise SpecMismatchError(f"{self.policy} does not fit {self.env} (task, policy): {'; '.join(different)}")
-        episodes = common.evaluate(policy, self.env, range(self.seed, self.seed + self.episodes), self.env_engine)
+        seeds = range(self.seed, self.seed + self.episodes)
+        with common.evaluation_arms(self.env, self.episodes, self.env_engine) as arms:
+            for each in arms:
+                each.begin({0: self.seed})  # returns when it has been built
+            start = time.perf_counter()
+            episodes = common.evaluate_on(arms, policy, seeds)
+            wall_s = time.perf_counter() - start
         solved, mean_steps = sum(e.success for e in episodes), float(np.mean([len(e) for e in episodes]))
         mean_return = float(np.mean([e.rewards.sum() for e in episodes]))
         common.console().print(
             f"{self.policy} on {self.env}: success {common.describe_success(solved, len(episodes))}, "
-            f"{mean_steps:.0f} steps and a return of {mean_return:.4g} on average"
+            f"{mean_steps:.0f} steps and a return of {mean_return:.4g} on average, in {wall_s:.1f} s"
         )
         if self.json:
             result = {
                 **common.success_json(solved, len(episodes)),
                 "mean_steps": mean_steps,
                 "mean_return": mean_return,
+                "wall_s": wall_s,
             }
             common.print_json({**result, "env_engine": episodes[0].info["env_engine"]})
         return 0

@@ -205,22 +205,23 @@ class EpisodeBuilder:
         self._solved |= step.result.terminated if step.result.success is None else step.result.success
         self._steps.append(step)
 
-    def build(self, **info: Any) -> Episode:
-        """The episode so far; without an end of its own, its last step is marked truncated.
+    def build(self, first: int = 0, **info: Any) -> Episode:
+        """The episode so far, from step ``first``; without an end of its own, its last step is marked truncated.
 
         Raises:
             DataError: No step was added.
         """
-        steps, results = self._steps, [step.result for step in self._steps]
+        steps = self._steps[first:]
         if not steps:
             raise DataError("an episode without steps cannot be used; skip it")
+        results = [step.result for step in steps]
         truncated = np.array([r.truncated for r in results], bool)
         truncated[-1] |= not results[-1].terminated
         nothing = np.full_like(steps[0].commanded, np.nan)
         times = {name: np.array([getattr(s, name) for s in steps], np.int64) for name in STEP_TIMES}
         flags = np.array([s.flags for s in steps], np.uint8)
         return Episode(
-            observations={k: _kept(np.stack(v)) for k, v in self._observations.items()},
+            observations={k: _kept(np.stack(v[first:])) for k, v in self._observations.items()},
             commanded=np.stack([s.commanded for s in steps]).astype(np.float32),
             proposed=np.stack([s.commanded if s.proposed is None else s.proposed for s in steps]).astype(np.float32),
             measured=np.stack([nothing if r.measured is None else r.measured for r in results]).astype(np.float32),
@@ -228,8 +229,8 @@ class EpisodeBuilder:
             rewards=np.array([r.reward for r in results], np.float32),
             terminated=np.array([r.terminated for r in results], bool),
             truncated=truncated,
-            time_ns=np.array(self._times, np.int64),
-            states=None if self._states is None else np.stack(self._states).astype(np.float64),
+            time_ns=np.array(self._times[first:], np.int64),
+            states=None if self._states is None else np.stack(self._states[first:]).astype(np.float64),
             info={"success": self._solved, **info},
             **known_columns(times | {"flags": flags}),
         )

@@ -27,14 +27,20 @@ class Rollouts:
         arms: The arms.
         noise_shape: (H, A).
         seeds: Environment seeds, one per episode, taken as arms fall free; rollouts end when they do.
+        part_steps: Give out episodes in parts of this many steps as well, see :meth:`take_parts`; None does not.
     """
 
-    def __init__(self, arms: VectorArms, noise_shape: tuple[int, int], seeds: Iterable[int]) -> None:
+    def __init__(
+        self, arms: VectorArms, noise_shape: tuple[int, int], seeds: Iterable[int], part_steps: int | None = None
+    ) -> None:
         self._arms, self._noise_shape, self._seeds = arms, noise_shape, iter(seeds)
         self._builders: dict[int, EpisodeBuilder] = {}
         self._latest: dict[int, StepResult] = {}
         self._current: dict[int, int] = {}
         self._chunks: dict[int, FloatArray] = {}
+        self._part_steps = part_steps
+        self._given: dict[int, int] = {}
+        self._parts: list[Episode] = []
 
     def send(self, choose: Chunker) -> bool:
         """Start episodes on idle arms and send every arm its next chunk; False when no episode is left."""
@@ -59,15 +65,26 @@ class Rollouts:
             for result, action in zip(results, self._chunks[i], strict=False):
                 self._builders[i].add(result, action)
             self._latest[i] = results[-1]
+            self._cut(i, results[-1].ended)
             if results[-1].ended:
-                info = {"task": self._arms.spec.task, "clock": NOMINAL_CLOCK, "env_engine": self._arms.engine}
+                info: dict[str, Any] = {
+                    "task": self._arms.spec.task,
+                    "clock": NOMINAL_CLOCK,
+                    "env_engine": self._arms.engine,
+                }
                 ended.append(self._builders.pop(i).build(seed=self._current.pop(i), **info))
         return steps, ended
 
+    def take_parts(self) -> list[Episode]:
+        """What has been completed since the last call of parts of episodes: each once, whole, for a learner that cannot wait
+        for an episode's end. The last step of a part from the middle is marked truncated."""
+        parts, self._parts = self._parts, []
+        return parts
+
     def state_dict(self) -> dict[int, dict[str, Any]]:
-        """Episodes in progress, as seed and actions so far (T, A) per arm."""
+        """Episodes in progress, as seed, actions so far (T, A), and number of steps given out in parts, per arm."""
         return {
-            i: {"seed": seed, "actions": self._builders[i].actions(self._noise_shape[1])}
+            i: {"seed": seed, "actions": self._builders[i].actions(self._noise_shape[1]), "given": self._given[i]}
             for i, seed in self._current.items()
         }
 
@@ -76,15 +93,24 @@ class Rollouts:
         self._start({i: int(episode["seed"]) for i, episode in state.items()})
         self._chunks = {i: episode["actions"] for i, episode in state.items() if len(episode["actions"])}
         self._arms.send(self._chunks)
+        part_steps, self._part_steps = self._part_steps, None
         self.receive()
+        self._part_steps = part_steps
+        self._given = {i: int(episode["given"]) for i, episode in state.items()}
+
+    def _cut(self, arm: int, ended: bool) -> None:
+        """Set a part aside if one is complete."""
+        if self._part_steps is None:
+            return
+        first, length = self._given[arm], len(self._builders[arm])
+        if length > first and (ended or length - first >= self._part_steps):
+            self._parts.append(self._builders[arm].build(first))
+            self._given[arm] = length
 
     def _start(self, starts: dict[int, int]) -> None:
         for i, start in self._arms.begin(starts).items():
-            self._builders[i], self._latest[i], self._current[i] = (
-                EpisodeBuilder(start, period_ns=self._arms.spec.period_ns),
-                start,
-                starts[i],
-            )
+            self._builders[i] = EpisodeBuilder(start, period_ns=self._arms.spec.period_ns)
+            self._latest[i], self._current[i], self._given[i] = start, starts[i], 0
 
 
 def rollout(

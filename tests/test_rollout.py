@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -100,3 +101,23 @@ def test_a_worker_that_dies_is_named() -> None:
         with pytest.raises(SacflowError, match="simulator process 0 died"):
             pool.send({0: np.zeros((1, 7), np.float32)})
             pool.receive()
+
+
+def test_parts_are_the_episode_cut_where_it_was_complete(arms: VectorArms) -> None:
+    rollouts = Rollouts(arms, SHAPE, [8], part_steps=20)
+    parts, whole = [], []
+    while rollouts.send(choose):
+        whole += rollouts.receive()[1]
+        parts += rollouts.take_parts()
+        if len(parts) == 1:  # what was given out before a stop is not given out again after it
+            state = rollouts.state_dict()
+            rollouts = Rollouts(arms, SHAPE, [], part_steps=20)
+            rollouts.load_state_dict(state)
+    assert {len(part) for part in parts[:-1]} == {20} and sum(map(len, parts)) == len(whole[0])
+    for name in ("commanded", "rewards", "terminated", "time_ns"):
+        cut = [getattr(part, name)[: len(part)] for part in parts]
+        assert np.array_equal(np.concatenate(cut), getattr(whole[0], name)[: len(whole[0])])
+    for key, column in whole[0].observations.items():
+        assert np.array_equal(np.concatenate([part.observations[key][:-1] for part in parts]), column[:-1])
+        assert all(np.array_equal(a.observations[key][-1], b.observations[key][0]) for a, b in pairwise(parts))
+    assert all(part.truncated[-1] for part in parts[:-1])

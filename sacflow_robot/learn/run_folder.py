@@ -40,7 +40,7 @@ COLUMNS = (
     "policy/regularisation",
 )
 
-CHECKPOINT_LAYOUT = 2
+CHECKPOINT_LAYOUT = 3
 """Counts up when a checkpoint's content changes, so that another version's is refused by name and not by accident."""
 
 

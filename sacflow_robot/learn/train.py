@@ -46,6 +46,7 @@ METRICS_EVERY = 100
 
 _SEEDS_PER_RUN = 1_000_000
 _RECENT_EPISODES = 50
+_PART_STEPS = 50  # of an episode that are learned from before it ends, where it is long
 _ROOM = 10  # longest episodes given that the replay buffer must have room for besides: those to come may be longer
 
 
@@ -99,7 +100,8 @@ class Trainer:
         self._metric_rows = 0
         self._latest: dict[str, Tensor | float] = {}
         shape = config.chunk_length, arms.spec.action_dim
-        self._rollouts = Rollouts(arms, shape, self._training_seeds())
+        part_steps = _PART_STEPS if config.from_scratch else None
+        self._rollouts = Rollouts(arms, shape, self._training_seeds(), part_steps)
 
     def load(self, demos: Sequence[Episode], logged: Sequence[Episode] = ()) -> None:
         """Start afresh from demonstrations and logged episodes; from scratch there are none."""
@@ -145,9 +147,7 @@ class Trainer:
         self._logged, self._earlier_wall_s = progress["logged"], progress["wall_s"]
         self._rng.bit_generator.state = progress["rng"]
         self._metric_rows = progress["metric_rows"]
-        in_progress = {
-            int(i): {"seed": e["seed"], "actions": e["actions"].numpy()} for i, e in state["rollouts"].items()
-        }
+        in_progress = {int(i): {**e, "actions": e["actions"].numpy()} for i, e in state["rollouts"].items()}
         self._rollouts.load_state_dict(in_progress)
         self._latest = progress["latest_metrics"]
 
@@ -229,7 +229,7 @@ class Trainer:
         return self.env_steps < self.config.learner.warmup_steps
 
     def _learn(self, updates: int) -> None:
-        """Updates online; from scratch they begin when the warm-up is over and an episode is there to learn from."""
+        """Updates online; from scratch they begin when the warm-up is over and there are steps to learn from."""
         if not self._normalised:
             if self._warming_up or not len(self.buffer):
                 return
@@ -241,8 +241,9 @@ class Trainer:
 
     def _take(self, steps: int, ended: list[Episode]) -> None:
         """Account for one round of the arms."""
+        for piece in self._rollouts.take_parts() if self.config.from_scratch else ended:
+            self.buffer.append(piece)
         for episode in ended:
-            self.buffer.append(episode)
             self._recent.append(episode.success)
             self._schedule.observe(episode.rewards, warming_up=self._warming_up)
         self._unlogged += ended
@@ -335,8 +336,7 @@ class Trainer:
             "latest_metrics": {name: float(value) for name, value in self._latest.items()},
         }
         in_progress = {
-            str(i): {"seed": e["seed"], "actions": torch.from_numpy(e["actions"])}
-            for i, e in self._rollouts.state_dict().items()
+            str(i): {**e, "actions": torch.from_numpy(e["actions"])} for i, e in self._rollouts.state_dict().items()
         }
         state: dict[str, Any] = {
             "agent": self.agent.state_dict(),

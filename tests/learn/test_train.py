@@ -172,7 +172,7 @@ def test_a_checkpoint_of_something_else_is_refused_with_both_named(
             del state["made_by"]
         torch.save(state, trainer.folder.checkpoint)
         with pytest.raises(
-            DataError, match=rf"written by sacflow-robot {theirs}; this is [\d.]+, which reads layout 2"
+            DataError, match=rf"written by sacflow-robot {theirs}; this is [\d.]+, which reads layout 3"
         ):
             make_trainer(tmp_path / "run", pools, config).resume()
 

@@ -1,0 +1,182 @@
+"""Trainings side by side over several seeds: the figures that compare algorithms, velocities and precisions.
+
+Runs what is missing, goes on with what was interrupted, then draws all of it and prints one JSON object. Run it again
+after a stop: finished runs are kept. Wall time is the run's own clock, so compare it between runs made under the same load.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from sacflow_robot.bench.machine import machine
+from sacflow_robot.learn.run_folder import RunFolder
+
+_SCRATCH = {
+    "flow-g": "--velocity flow-g",
+    "flow-t": "--velocity flow-t",
+    "mlp": "--velocity mlp",
+    "sac": "--algo sac",
+}
+_ALGORITHMS = {f"{name}": f"--algo {name}" for name in ("sac-flow", "qc-fql", "qc", "rlpd", "bc")}
+_PRECISIONS = {name: f"--precision {name}" for name in ("float32", "bfloat16")}
+
+# What is compared: per environment, the options of each line.
+COMPARISONS: dict[str, dict[str, dict[str, str]]] = {
+    "scratch": {
+        env: {name: f"--env {env} --from-scratch {options}" for name, options in _SCRATCH.items()}
+        for env in ("HalfCheetah-v5", "Hopper-v5")
+    },
+    "lift": {"lift": {name: f"--env lift {options}" for name, options in _ALGORITHMS.items()}},
+    "precision": {"lift": {name: f"--env lift {options}" for name, options in _PRECISIONS.items()}},
+}
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train what a comparison needs, and draw it.
+
+    Attributes:
+        name: Which comparison.
+        runs: Folder of its run folders.
+        seeds: Seeds 0 to N - 1 of each line.
+        jobs: Trainings at once, one core each.
+        options: What to add to every training's command line, e.g. "--full" for the published sizes.
+        figure: PNG to draw; by default in the folder of the runs.
+        out: JSON file to write the result to as well.
+    """
+
+    name: Annotated[Literal["scratch", "lift", "precision"], tyro.conf.Positional]
+    runs: Path = Path("runs/compare")
+    seeds: int = 3
+    jobs: int = 2
+    options: str = ""
+    figure: Path | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Evaluations of one run: environment steps, seconds, and success rate or mean return, each (N,)."""
+
+    steps: npt.NDArray[np.float64]
+    wall_s: npt.NDArray[np.float64]
+    value: npt.NDArray[np.float64]
+
+
+def main() -> int:
+    config = tyro.cli(Compare)
+    wanted = {
+        (env, line, seed): config.runs / config.name / f"{env}-{line}-s{seed}"
+        for env, lines in COMPARISONS[config.name].items()
+        for line in lines
+        for seed in range(config.seeds)
+    }
+    with ThreadPoolExecutor(config.jobs) as pool:
+        jobs = [
+            pool.submit(train, folder, f"{COMPARISONS[config.name][env][line]} --seed {seed} {config.options}")
+            for seed in range(config.seeds)  # all lines of a seed first, so that an early stop leaves a fair comparison
+            for (env, line, s), folder in wanted.items()
+            if s == seed
+        ]
+        for job in jobs:
+            job.result()
+    value = "mean_return" if config.name == "scratch" else "success_rate"
+    curves = {key: read_curve(folder, value) for key, folder in wanted.items()}
+    draw(config.name, curves, config.figure or config.runs / f"{config.name}.png")
+    rows = [
+        {"env": env, "line": line, "seed": seed, value: curve.value.tolist(), "env_steps": curve.steps.tolist(),
+         "wall_s": curve.wall_s.tolist()}
+        for (env, line, seed), curve in curves.items()
+    ]  # fmt: skip
+    result = {"date": datetime.date.today().isoformat(), "machine": machine(), "options": config.options, "rows": rows}
+    if config.out is not None:
+        config.out.write_text(json.dumps(result) + "\n")
+    print(json.dumps(result))
+    return 0
+
+
+def train(folder: Path, options: str) -> None:
+    """One training, unless it is finished."""
+    run = RunFolder(folder, "")
+    if list(folder.glob("*.onnx")):  # written last
+        return
+    how = f"--resume {folder}" if run.checkpoint.exists() else f"{options} --out {folder}"
+    log = folder.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{folder.name}: {how}", file=sys.stderr, flush=True)
+    with log.open("a") as out:
+        command = [sys.executable, "-m", "sacflow_robot", "train", *how.split(), "--json"]
+        if subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out).returncode:
+            raise SystemExit(f"{folder.name} failed; see {log}")
+
+
+def read_curve(folder: Path, value: str) -> Curve:
+    """The evaluations that a run folder's metrics hold."""
+    with RunFolder(folder, "").metrics.open() as file:
+        rows = [row for row in csv.DictReader(file) if row[value]]
+    steps, wall, values = ([float(row[name]) for row in rows] for name in ("env_steps", "wall_s", value))
+    return Curve(np.array(steps), np.array(wall), np.array(values))
+
+
+def draw(name: str, curves: dict[tuple[str, str, int], Curve], path: Path) -> None:
+    """Mean over the seeds, and the range of them as a band."""
+    envs = list(COMPARISONS[name])
+    panels = [(env, against) for env in envs for against in (("steps",) if name == "scratch" else ("steps", "wall_s"))]
+    figure = Figure(figsize=(4.6 * len(panels), 3.9), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (env, against) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for colour, line in zip(_COLOURS, COMPARISONS[name][env], strict=False):
+            same = [curve for (e, other, _), curve in curves.items() if (e, other) == (env, line)]
+            _draw_line(axes, same, against, line, colour)
+        axes.set_title(
+            env if name == "scratch" else f"{env}, mean and range of {len(same)} seeds", fontsize=10, loc="left"
+        )
+        if against == "steps":
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
+            axes.set(xlabel="environment steps online")
+        else:
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 60:g}"))
+            axes.set(xlabel="minutes of training, offline part included")
+        if name == "scratch":
+            axes.set(ylabel="mean return of 5 held-out episodes")
+        else:
+            axes.set(ylabel="success on held-out seeds", ylim=(0, 1.02))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.grid(axis="y", color="#dddddd", lw=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _draw_line(axes: Axes, curves: Sequence[Curve], against: str, label: str, colour: str) -> None:
+    points = min(len(curve.value) for curve in curves)
+    x = np.mean([getattr(curve, against)[:points] for curve in curves], axis=0)
+    values = np.array([curve.value[:points] for curve in curves])
+    axes.plot(x, values.mean(0), "o-", color=colour, lw=1.8, ms=3.5, label=label, zorder=3)
+    axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -120,8 +120,10 @@ class _Features(nn.Module):
         super().__init__()
         self.mean, self.std = _constant(policy.observation_mean), _constant(policy.observation_std)
         fours, pairs = policy.quaternions, list(combinations_with_replacement(range(4), 2))
-        self._left = [q[i] for q in fours for i, _ in pairs]
-        self._right = [q[j] for q in fours for _, j in pairs]
+        self.left: Tensor
+        self.right: Tensor
+        for name, which in ("left", 0), ("right", 1):
+            self.register_buffer(name, torch.tensor([q[pair[which]] for q in fours for pair in pairs], dtype=torch.long))
         square = torch.tensor([[float(i == j)] for i, j in pairs]).expand(-1, len(pairs))
         self.norm = _constant(torch.block_diag(*[square] * len(fours)))
         kept = torch.eye(len(policy.observation_mean), dtype=torch.float64)[:, policy.others]
@@ -132,9 +134,9 @@ class _Features(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         scaled = ((observation - self.mean) / self.std).clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)
-        if not self._left:
+        if not len(self.left):
             return scaled
-        products = observation[:, self._left] * observation[:, self._right]
+        products = observation.index_select(1, self.left) * observation.index_select(1, self.right)
         return torch.cat([scaled, products / (products @ self.norm).clamp_min(1e-12)], -1)
 
 

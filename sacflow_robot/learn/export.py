@@ -61,16 +61,18 @@ class ExportOptions:
 class ExportedGraph(nn.Module):
     """The policy as its file sees it: observation arrays and noise in, what is committed where it takes that, chunks out."""
 
+    over_steps: Tensor
+
     def __init__(self, policy: nn.Module, arm: ArmSpec, chunk_length: int) -> None:
         super().__init__()
-        self.policy, self._sizes = policy, [a.size for a in arm.observations]
+        self.policy, self._keys, self._shape = policy, len(arm.observations), (-1, chunk_length, arm.action_dim)
         over_steps = torch.eye(chunk_length).repeat_interleave(arm.action_dim, 1)
         self.register_buffer("over_steps", over_steps)  # (H, D): a product with it is cheaper than repeating entries
 
     def forward(self, *arrays: Tensor) -> Tensor:
         """Actions (B, H, A) from one array (B, *shape) per observation key, noise (B, H, A), prefix and its mask (B, H)."""
         actions: Tensor = self.policy(*self._flat(arrays))
-        return actions.reshape(arrays[len(self._sizes)].shape)
+        return actions.reshape(self._shape)
 
     def margin(self, *arrays: Tensor) -> Tensor:
         """By how much the action chosen is better than the next (B,), where there is a choice; else infinity."""
@@ -81,8 +83,7 @@ class ExportedGraph(nn.Module):
         return best[:, 0] - best[:, 1]
 
     def _flat(self, arrays: Sequence[Tensor]) -> list[Tensor]:
-        count = len(self._sizes)
-        observation, (noise, *committed) = arrays[:count], arrays[count:]
+        observation, (noise, *committed) = arrays[: self._keys], arrays[self._keys :]
         flat = [torch.cat([x.flatten(1) for x in observation], -1), noise.flatten(1)]
         if committed:
             prefix, mask = committed
@@ -101,11 +102,15 @@ def export_agent(agent: Agent, notes: Mapping[str, Any], path: Path, options: Ex
     policy, learner = copy.deepcopy(agent.average_policy), agent.config.learner
     if options.euler_steps is not None:
         if not isinstance(policy, FlowPolicy):
-            raise UsageError(f"--euler-steps is {options.euler_steps}, but a {policy.name} policy has none; leave it out")
+            raise UsageError(
+                f"--euler-steps is {options.euler_steps}, but a {policy.name} policy has none; leave it out"
+            )
         policy.euler_steps = options.euler_steps
     best_of = learner.best_of if options.best_of is None else options.best_of
     if best_of > 1 and (agent.config.algo == "bc" or isinstance(policy, GaussianPolicy)):
-        why = "learns no critic that could choose" if agent.config.algo == "bc" else "plays its mean, the only candidate"
+        why = (
+            "learns no critic that could choose" if agent.config.algo == "bc" else "plays its mean, the only candidate"
+        )
         raise UsageError(f"--best-of is {best_of}, but {agent.config.algo} {why}; leave it out")
     more = {"best_of": best_of} if best_of > 1 else {}
     exported = policy if best_of == 1 else BestOf(policy, agent.target_critic, best_of, learner.critic_aggregate)
@@ -148,11 +153,12 @@ def export_policy(
     fold_weights(plain)
     folded = _folded(plain, prefix)
     prefix = folded is not plain and prefix
-    graphs = _Graphs(*(ExportedGraph(p, spec.arm, spec.chunk_length).eval() for p in (plain, folded)), prefix)
+    made = (ExportedGraph(p, spec.arm, spec.chunk_length).eval() for p in (plain, folded))
+    graphs = _Graphs(next(made), next(made), prefix)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        model = _to_onnx(graphs.folded, spec, prefix)
+        model = to_onnx(graphs.folded, spec, prefix)
         worst = _compare(graphs, spec, model, _CHECKED_BATCHES)
         if not worst <= policyfile.TOLERANCE:
             raise ExportError(
@@ -203,10 +209,12 @@ def _folded(policy: nn.Module, prefix: bool) -> nn.Module:
     return policy
 
 
-def _to_onnx(graph: ExportedGraph, spec: PolicySpec, prefix: bool = False) -> onnx.ModelProto:
+def to_onnx(graph: ExportedGraph, spec: PolicySpec, prefix: bool) -> onnx.ModelProto:
+    """The graph as ONNX, without metadata; with ``prefix`` it takes what is committed, and need not be given it."""
     example = _random_inputs(spec, 2, prefix)
     batch = torch.export.Dim("batch", min=1)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter warns about its own deprecated internals
         program = torch.onnx.export(
@@ -239,6 +247,9 @@ def _make_optional(model: onnx.ModelProto, spec: PolicySpec) -> None:
         declared = next(value for value in model.graph.input if value.name == name)
         declared.type.tensor_type.shape.dim[0].dim_param = "prefix_batch"
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name))
+    for node in model.graph.node:  # where the batch's size is asked for, it is not to be asked of them
+        if node.op_type == "Shape" and node.input[0] in (policyfile.PREFIX, policyfile.PREFIX_MASK):
+            node.input[0] = policyfile.NOISE
     del model.graph.value_info[:]  # their shapes are of a batch as large as the others
 
 

@@ -64,7 +64,7 @@ class FoldedFlow(nn.Module):
 
     def normalise(self, observation: Tensor) -> Tensor:
         """As ``PolicyNetwork.normalise``."""
-        return self.features.read_out(self.features(observation))
+        return cast(Tensor, self.features.read_out(self.features(observation)))
 
 
 class _Affine:
@@ -123,13 +123,15 @@ class _Features(nn.Module):
         self.left: Tensor
         self.right: Tensor
         for name, which in ("left", 0), ("right", 1):
-            self.register_buffer(name, torch.tensor([q[pair[which]] for q in fours for pair in pairs], dtype=torch.long))
+            self.register_buffer(
+                name, torch.tensor([q[pair[which]] for q in fours for pair in pairs], dtype=torch.long)
+            )
         square = torch.tensor([[float(i == j)] for i, j in pairs]).expand(-1, len(pairs))
-        self.norm = _constant(torch.block_diag(*[square] * len(fours)))
+        self.norm = _constant(_block_diagonal(*[square] * len(fours)))
         kept = torch.eye(len(policy.observation_mean), dtype=torch.float64)[:, policy.others]
         rotations = [_rotation(pairs)] * len(fours)
         bias = torch.cat([kept.new_zeros(kept.shape[1]), *[torch.eye(3).flatten()] * len(fours)])
-        self.read = _Affine(torch.block_diag(kept, *rotations) if fours else kept, bias)
+        self.read = _Affine(_block_diagonal(kept, *rotations) if fours else kept, bias)
         self.read_out = _Product(self.read)
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -138,6 +140,10 @@ class _Features(nn.Module):
             return scaled
         products = observation.index_select(1, self.left) * observation.index_select(1, self.right)
         return torch.cat([scaled, products / (products @ self.norm).clamp_min(1e-12)], -1)
+
+
+def _block_diagonal(*blocks: Tensor) -> Tensor:
+    return cast(Tensor, torch.block_diag(*blocks))  # type: ignore[no-untyped-call]
 
 
 def _rotation(pairs: Sequence[tuple[int, int]]) -> Tensor:
@@ -255,7 +261,8 @@ class _FoldedFlowG(_Folded):
         x, for_gate = torch.split(self.first(i, latent, context[0]), self._split, -1)
         for layer in self.hidden:
             x = F.silu(layer(x))
-        return torch.sigmoid(self.gate(for_gate)) * self.head(x, latent, alpha=self._dt, beta=-self._dt)
+        gate: Tensor = torch.sigmoid(self.gate(for_gate))
+        return gate * cast(Tensor, self.head(x, latent, alpha=self._dt, beta=-self._dt))
 
 
 class _FoldedFlowT(_Folded):
@@ -331,7 +338,7 @@ class _FoldedFlowL(_Folded):
         gate, offset, scale, shift = (
             _Affine(weight, bias)
             for weight, bias in zip(
-                head.weight.split(velocity._split, -1), head.bias.split(velocity._split), strict=True
+                *(torch.split(x, velocity._split, -1) for x in (head.weight, head.bias)), strict=True
             )
         )
         orders = legendre(torch.arange(steps, dtype=torch.float64)[:, None] / steps)
@@ -361,7 +368,7 @@ class _FoldedFlowL(_Folded):
         gates = torch.sigmoid(self.gates(features))
         if self._rate != 1:  # other steps than it was trained with
             gates = self._rate * gates
-        scale, *others = self.others(features).split(self._split, -1)
+        scale, *others = torch.split(self.others(features), self._split, -1)
         return [scale, *others, *gates.chunk(self._steps, -1)]
 
     def change(self, i: int, latent: Tensor, context: Sequence[Tensor]) -> Tensor:

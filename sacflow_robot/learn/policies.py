@@ -116,7 +116,7 @@ class BestOf(nn.Module):
 
 def repeat_rows(x: Tensor, times: int) -> Tensor:
     """(B, F) -> (B * times, F), each row ``times`` times in succession."""
-    return x.unsqueeze(1).expand(-1, times, -1).reshape(-1, x.shape[-1])
+    return torch.cat([x] * times, -1).reshape(-1, x.shape[-1])
 
 
 def pick_best(chunks: Tensor, values: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ not depend on the rows beside it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -24,6 +26,7 @@ _LEAST_SUM = 64  # observations and actions themselves are narrower, and are not
 _CONTRIB = "com.microsoft"
 
 Array = npt.NDArray[np.float32]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 def store_weights(model: onnx.ModelProto, kind: WeightsKind) -> onnx.ModelProto:
@@ -65,7 +68,8 @@ def _to_half(model: onnx.ModelProto, kind: WeightsKind) -> None:
 
 def _to_int8(model: onnx.ModelProto) -> None:
     values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    nodes, made = [], {}
+    nodes: list[onnx.NodeProto] = []
+    made: Arrays = {}
     for node in model.graph.node:
         weight = values.get(node.input[1]) if node.op_type in ("Gemm", "MatMul") else None
         if weight is None or weight.ndim != 2:
@@ -88,7 +92,7 @@ def _to_int8(model: onnx.ModelProto) -> None:
 
 
 def _int8_product(
-    node: onnx.NodeProto, matrix: Array, options: dict[str, float], values: dict[str, Array], made: dict[str, Array]
+    node: onnx.NodeProto, matrix: Array, options: dict[str, float], values: Arrays, made: Arrays
 ) -> list[onnx.NodeProto]:
     """What computes alpha x W + beta C as ``node`` does, with W (in, out) in int8."""
     alpha, beta = options.get("alpha", 1.0), options.get("beta", 1.0)

@@ -13,7 +13,7 @@ from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.folded import FoldedFlow
 from sacflow_robot.learn.policy import squash, unsquash
 
-O, H, A = 11, 3, 4
+OBSERVATION, H, A = 11, 3, 4
 D = H * A
 QUATERNIONS = (2, 7)
 CONFIG = FlowConfig(width=32, depth=3, gate_width=16, euler_steps=4)
@@ -22,16 +22,18 @@ CONFIG = FlowConfig(width=32, depth=3, gate_width=16, euler_steps=4)
 def make_policy(velocity: VelocityName, quaternions: tuple[int, ...] = QUATERNIONS) -> FlowPolicy:
     """Untrained, with no bias, norm or head left at the zero or one where it starts."""
     torch.manual_seed(3)
-    policy = FlowPolicy(velocity, O, D, CONFIG, quaternions).requires_grad_(False).eval()
+    policy = FlowPolicy(velocity, OBSERVATION, D, CONFIG, quaternions).requires_grad_(False).eval()
     for parameter in policy.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
-    policy.fit_normaliser(torch.randn(100, O) * torch.linspace(0.02, 2, O) + torch.linspace(-1, 1, O))
+    policy.fit_normaliser(
+        torch.randn(100, OBSERVATION) * torch.linspace(0.02, 2, OBSERVATION) + torch.linspace(-1, 1, OBSERVATION)
+    )
     return policy
 
 
 def observations(batch: int) -> torch.Tensor:
     """With entries beyond the normaliser's limit, and a quaternion that is none."""
-    seen = torch.randn(batch, O, generator=torch.Generator().manual_seed(batch)) * 2
+    seen = torch.randn(batch, OBSERVATION, generator=torch.Generator().manual_seed(batch)) * 2
     seen[0, 0], seen[-1, QUATERNIONS[0] : QUATERNIONS[0] + 4] = 1e3, 0
     return seen
 
@@ -82,7 +84,7 @@ def test_what_is_committed_comes_back_and_the_rest_flows_beside_it(
 ) -> None:
     policy = make_policy(velocity)
     batch, drawn = len(masks), torch.Generator().manual_seed(seed)
-    seen = torch.randn(batch, O, generator=drawn)
+    seen = torch.randn(batch, OBSERVATION, generator=drawn)
     noise, prefix = (torch.randn(batch, D, generator=drawn) for _ in range(2))
     held = torch.tensor(masks).repeat_interleave(A, 1)
     chunk = FoldedFlow(policy, with_prefix=True)(seen, noise, prefix, held)
@@ -94,6 +96,6 @@ def test_the_rest_of_a_chunk_depends_on_what_is_committed() -> None:
     policy = make_policy("flow-g")
     folded, held = FoldedFlow(policy, with_prefix=True), torch.zeros(1, D)
     held[:, :A] = 1
-    seen, noise = torch.randn(1, O), torch.randn(1, D)
+    seen, noise = torch.randn(1, OBSERVATION), torch.randn(1, D)
     low, high = (folded(seen, noise, torch.full((1, D), value), held) for value in (-0.9, 0.9))
     assert (low - high)[:, A:].abs().max() > 1e-3

@@ -8,15 +8,15 @@ row spends more time between its nodes than in them, so it is nodes that are sav
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations_with_replacement
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sacflow_robot.learn.affine import Affine, Features, Product, after_norm, beside, constant, linear
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.policy import NORMALISED_LIMIT, PolicyNetwork, squash, unsquash
+from sacflow_robot.learn.policy import squash, unsquash
 from sacflow_robot.learn.velocity import TIME_ORDERS, FlowG, FlowL, FlowT, Mlp, Velocity, embed_time, legendre
 
 _CONSTANT_UNIT = 10.0  # gelu(10) is 10 in float32
@@ -38,7 +38,7 @@ class FoldedFlow(nn.Module):
     def __init__(self, policy: FlowPolicy, *, with_prefix: bool = False) -> None:
         super().__init__()
         self.action_dim, self.steps, self._with_prefix = policy.action_dim, policy.euler_steps, with_prefix
-        self.features = _Features(policy)
+        self.features = Features(policy)
         fold = _FOLDS[type(policy.velocity)]
         # Constants that a step adds are left out of the latent; a held entry must not get them.
         self.velocity = fold(policy.velocity, self.steps, self.features.read, defer=not with_prefix)
@@ -65,102 +65,6 @@ class FoldedFlow(nn.Module):
     def normalise(self, observation: Tensor) -> Tensor:
         """As ``PolicyNetwork.normalise``."""
         return cast(Tensor, self.features.read_out(self.features(observation)))
-
-
-class _Affine:
-    """x W + b in float64, W (in, out) and b (out,): a linear layer while it is being folded."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight = weight.detach().double()
-        self.bias = self.weight.new_zeros(weight.shape[1]) if bias is None else bias.detach().double()
-
-    def then(self, after: _Affine) -> _Affine:
-        return _Affine(self.weight @ after.weight, self.bias @ after.weight + after.bias)
-
-    def scaled(self, factor: float) -> _Affine:
-        return _Affine(factor * self.weight, factor * self.bias)
-
-
-def _linear(layer: Any) -> _Affine:
-    return _Affine(layer.weight.T, layer.bias)
-
-
-def _after_norm(norm: Any) -> _Affine:
-    """What a layer norm does when it has normalised."""
-    return _Affine(torch.diag(norm.weight), norm.bias)
-
-
-def _beside(*parts: _Affine) -> _Affine:
-    """Several of one input, their outputs in succession."""
-    return _Affine(torch.cat([p.weight for p in parts], 1), torch.cat([p.bias for p in parts]))
-
-
-class _Product(nn.Module):
-    """x W + b, or x W + C with C (B, out) given and b left out: one node either way."""
-
-    def __init__(self, affine: _Affine) -> None:
-        super().__init__()
-        self.weight, self.bias = _constant(affine.weight), _constant(affine.bias)
-
-    def forward(self, x: Tensor, added: Tensor | None = None, alpha: float = 1, beta: float = 1) -> Tensor:
-        return torch.addmm(self.bias if added is None else added, x, self.weight, beta=beta, alpha=alpha)
-
-
-def _constant(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.float().contiguous(), requires_grad=False)
-
-
-class _Features(nn.Module):
-    """Normalised observation entries and, of each quaternion, the products q_i q_j / |q|^2.
-
-    The rotation matrices that the networks see are linear in these: ``read``, which is folded into the layers after it.
-    """
-
-    def __init__(self, policy: PolicyNetwork) -> None:
-        super().__init__()
-        self.mean, self.std = _constant(policy.observation_mean), _constant(policy.observation_std)
-        fours, pairs = policy.quaternions, list(combinations_with_replacement(range(4), 2))
-        self.left: Tensor
-        self.right: Tensor
-        for name, which in ("left", 0), ("right", 1):
-            self.register_buffer(
-                name, torch.tensor([q[pair[which]] for q in fours for pair in pairs], dtype=torch.long)
-            )
-        square = torch.tensor([[float(i == j)] for i, j in pairs]).expand(-1, len(pairs))
-        self.norm = _constant(_block_diagonal(*[square] * len(fours)))
-        kept = torch.eye(len(policy.observation_mean), dtype=torch.float64)[:, policy.others]
-        rotations = [_rotation(pairs)] * len(fours)
-        bias = torch.cat([kept.new_zeros(kept.shape[1]), *[torch.eye(3).flatten()] * len(fours)])
-        self.read = _Affine(_block_diagonal(kept, *rotations) if fours else kept, bias)
-        self.read_out = _Product(self.read)
-
-    def forward(self, observation: Tensor) -> Tensor:
-        scaled = ((observation - self.mean) / self.std).clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)
-        if not len(self.left):
-            return scaled
-        products = observation.index_select(1, self.left) * observation.index_select(1, self.right)
-        return torch.cat([scaled, products / (products @ self.norm).clamp_min(1e-12)], -1)
-
-
-def _block_diagonal(*blocks: Tensor) -> Tensor:
-    return cast(Tensor, torch.block_diag(*blocks))  # type: ignore[no-untyped-call]
-
-
-def _rotation(pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Rotation matrix less the identity (9, row by row) as a linear map of the products q_i q_j / |q|^2, q = x y z w."""
-    x, y, z, w = range(4)
-    entries: list[dict[tuple[int, int], float]] = [
-        {(y, y): -2, (z, z): -2},
-        {(x, y): 2, (z, w): -2},
-        {(x, z): 2, (y, w): 2},
-        {(x, y): 2, (z, w): 2},
-        {(x, x): -2, (z, z): -2},
-        {(y, z): 2, (x, w): -2},
-        {(x, z): 2, (y, w): -2},
-        {(y, z): 2, (x, w): 2},
-        {(x, x): -2, (y, y): -2},
-    ]
-    return torch.tensor([[entry.get(pair, 0.0) for entry in entries] for pair in pairs], dtype=torch.float64)
 
 
 class _Folded(nn.Module):
@@ -202,28 +106,28 @@ def _times(layer: Any, steps: int) -> Tensor:
 class _FirstLayers(nn.Module):
     """First layers of trunks side by side; ``missing`` (K, D) is what the latent of each step is short of."""
 
-    def __init__(self, trunks: Sequence[Any], steps: int, read: _Affine, missing: Tensor) -> None:
+    def __init__(self, trunks: Sequence[Any], steps: int, read: Affine, missing: Tensor) -> None:
         super().__init__()
-        from_action = _beside(*(_Affine(trunk.from_action.weight.T) for trunk in trunks))
+        from_action = beside(*(Affine(trunk.from_action.weight.T) for trunk in trunks))
         times = torch.cat([_times(trunk.from_time, steps) for trunk in trunks], -1) + missing @ from_action.weight
-        from_features = read.then(_beside(*(_linear(trunk.from_observation) for trunk in trunks)))
+        from_features = read.then(beside(*(linear(trunk.from_observation) for trunk in trunks)))
         from_features.bias = from_features.bias + times[0]
-        self.from_features, self.from_action = _Product(from_features), _Product(from_action)
-        self.since_first = nn.ParameterList(_constant(time - times[0]) for time in times)
+        self.from_features, self.from_action = Product(from_features), Product(from_action)
+        self.since_first = nn.ParameterList(constant(time - times[0]) for time in times)
 
     def forward(self, i: int, latent: Tensor, context: Tensor) -> Tensor:
         return F.silu(self.from_action(latent, context if i == 0 else context + self.since_first[i]))
 
 
 class _FoldedMlp(_Folded):
-    def __init__(self, velocity: Any, steps: int, read: _Affine, defer: bool) -> None:
+    def __init__(self, velocity: Any, steps: int, read: Affine, defer: bool) -> None:
         super().__init__()
-        trunk, head = velocity.trunk, _linear(velocity.trunk.head).scaled(1 / steps)
+        trunk, head = velocity.trunk, linear(velocity.trunk.head).scaled(1 / steps)
         missing = torch.arange(steps + 1)[:, None] * head.bias * defer
         self.first = _FirstLayers([trunk], steps, read, missing[:steps])
-        self.hidden = nn.ModuleList(_Product(_linear(layer)) for layer in trunk.hidden)
-        self.head, self._defer = _Product(head), defer
-        self.added = _constant(missing[-1]) if defer else None
+        self.hidden = nn.ModuleList(Product(linear(layer)) for layer in trunk.hidden)
+        self.head, self._defer = Product(head), defer
+        self.added = constant(missing[-1]) if defer else None
 
     def encode(self, features: Tensor) -> Sequence[Tensor]:
         return [self.first.from_features(features)]
@@ -244,14 +148,14 @@ class _FoldedMlp(_Folded):
 class _FoldedFlowG(_Folded):
     """Candidate and gate share their first product; the latent is short of the candidate's last bias."""
 
-    def __init__(self, velocity: Any, steps: int, read: _Affine, defer: bool) -> None:
+    def __init__(self, velocity: Any, steps: int, read: Affine, defer: bool) -> None:
         super().__init__()
         candidate, gate = velocity.candidate, velocity.gate
-        head = _linear(candidate.head)
+        head = linear(candidate.head)
         self.first = _FirstLayers([candidate, gate], steps, read, head.bias.expand(steps, -1))
-        self.hidden = nn.ModuleList(_Product(_linear(layer)) for layer in candidate.hidden)
-        self.head, self.gate = _Product(head), _Product(_linear(gate.head))
-        self.short = self.added = _constant(head.bias)
+        self.hidden = nn.ModuleList(Product(linear(layer)) for layer in candidate.hidden)
+        self.head, self.gate = Product(head), Product(linear(gate.head))
+        self.short = self.added = constant(head.bias)
         self._dt, self._split = 1 / steps, [len(candidate.head.weight.T), len(gate.head.weight.T)]
 
     def encode(self, features: Tensor) -> Sequence[Tensor]:
@@ -272,37 +176,37 @@ class _FoldedFlowT(_Folded):
     after GELU, its bias is the weight of one more hidden unit, which is constant.
     """
 
-    def __init__(self, velocity: Any, steps: int, read: _Affine, defer: bool) -> None:
+    def __init__(self, velocity: Any, steps: int, read: Affine, defer: bool) -> None:
         super().__init__()
         first, _, second = velocity.from_observation
-        self.from_features, self.state = _Product(read.then(_linear(first))), _Product(_linear(second))
-        self.cross, parts = _Product(_beside(*map(self._from_state, velocity.layers))), []
+        self.from_features, self.state = Product(read.then(linear(first))), Product(linear(second))
+        self.cross, parts = Product(beside(*map(self._from_state, velocity.layers))), []
         for layer in velocity.layers:
             value, out = layer.self_attention
-            attention = _after_norm(layer.self_norm).then(_linear(value)).then(_linear(out))
+            attention = after_norm(layer.self_norm).then(linear(value)).then(linear(out))
             norm, up, _, down = layer.feed_forward
-            unit = _Affine(torch.zeros(len(up.weight.T), 1), torch.tensor([_CONSTANT_UNIT]))
+            unit = Affine(torch.zeros(len(up.weight.T), 1), torch.tensor([_CONSTANT_UNIT]))
             widened = torch.cat([down.weight.T, down.bias[None] / _CONSTANT_UNIT])
-            folded = attention, _beside(_after_norm(norm).then(_linear(up)), unit), _Affine(widened)
-            parts.append(nn.ModuleList(map(_Product, folded)))
+            folded = attention, beside(after_norm(norm).then(linear(up)), unit), Affine(widened)
+            parts.append(nn.ModuleList(map(Product, folded)))
         self.layers = nn.ModuleList(parts)
         norm, head = velocity.head
-        to_action = _after_norm(norm).then(_linear(head)).scaled(1 / steps)
+        to_action = after_norm(norm).then(linear(head)).scaled(1 / steps)
         missing = torch.arange(steps + 1)[:, None] * to_action.bias * defer
-        from_action = _linear(velocity.from_action)
+        from_action = linear(velocity.from_action)
         times = _times(velocity.from_time, steps) + from_action.bias + missing[:steps] @ from_action.weight
-        self.from_action, self.head = _Product(from_action), _Product(to_action)
-        self.times = nn.ParameterList(_constant(time) for time in times)
-        self.added = _constant(missing[-1]) if defer else None
+        self.from_action, self.head = Product(from_action), Product(to_action)
+        self.times = nn.ParameterList(constant(time) for time in times)
+        self.added = constant(missing[-1]) if defer else None
 
     @staticmethod
-    def _from_state(layer: Any) -> _Affine:
+    def _from_state(layer: Any) -> Affine:
         """What the token gets in one layer whatever it is: cross-attention, and the bias of self-attention."""
         norm, value, out = layer.cross_attention
         own_value, own_out = layer.self_attention
-        own = _after_norm(layer.self_norm).then(_linear(own_value)).then(_linear(own_out))
-        cross = _after_norm(norm).then(_linear(value)).then(_linear(out))
-        return _Affine(cross.weight, cross.bias + own.bias)
+        own = after_norm(layer.self_norm).then(linear(own_value)).then(linear(own_out))
+        cross = after_norm(norm).then(linear(value)).then(linear(out))
+        return Affine(cross.weight, cross.bias + own.bias)
 
     def encode(self, features: Tensor) -> Sequence[Tensor]:
         state = _normalised(self.state(F.silu(self.from_features(features))))
@@ -330,13 +234,13 @@ def _normalised(x: Tensor) -> Tensor:
 class _FoldedFlowL(_Folded):
     """Gates, offsets and shifts of all steps come out of the encoder's head; of a step, what sees the action is left."""
 
-    def __init__(self, velocity: Any, steps: int, read: _Affine, defer: bool) -> None:
+    def __init__(self, velocity: Any, steps: int, read: Affine, defer: bool) -> None:
         super().__init__()
         first, *others = [layer for layer in velocity.from_observation if isinstance(layer, nn.Linear)]
-        self.encoder = nn.ModuleList(map(_Product, [read.then(_linear(first)), *map(_linear, others)]))
-        head = _linear(velocity.head)
+        self.encoder = nn.ModuleList(map(Product, [read.then(linear(first)), *map(linear, others)]))
+        head = linear(velocity.head)
         gate, offset, scale, shift = (
-            _Affine(weight, bias)
+            Affine(weight, bias)
             for weight, bias in zip(
                 *(torch.split(x, velocity._split, -1) for x in (head.weight, head.bias)), strict=True
             )
@@ -344,23 +248,23 @@ class _FoldedFlowL(_Folded):
         orders = legendre(torch.arange(steps, dtype=torch.float64)[:, None] / steps)
         scale.bias = scale.bias + 1
         shifts = [
-            _Affine(shift.weight + time * scale.weight, shift.bias + time * scale.bias)
+            Affine(shift.weight + time * scale.weight, shift.bias + time * scale.bias)
             for time in _times(velocity.from_time, steps)
         ]
-        self.gates = _Product(_beside(*(self._at(gate, order) for order in orders)))
-        self.others = _Product(_beside(scale, *shifts, *(self._at(offset, order) for order in orders)))
+        self.gates = Product(beside(*(self._at(gate, order) for order in orders)))
+        self.others = Product(beside(scale, *shifts, *(self._at(offset, order) for order in orders)))
         rank, size = len(scale.bias), len(gate.bias) // TIME_ORDERS
         self._split, self._steps, self._rate = [rank] * (1 + steps) + [size] * steps, steps, velocity._steps / steps
         self.from_action, self.to_action = (
-            _Product(_Affine(layer.weight.T)) for layer in (velocity.from_action, velocity.to_action)
+            Product(Affine(layer.weight.T)) for layer in (velocity.from_action, velocity.to_action)
         )
 
     @staticmethod
-    def _at(expansion: _Affine, order: Tensor) -> _Affine:
+    def _at(expansion: Affine, order: Tensor) -> Affine:
         """A Legendre expansion at one time."""
         weight = expansion.weight.reshape(len(expansion.weight), TIME_ORDERS, -1)
         bias = expansion.bias.reshape(TIME_ORDERS, -1)
-        return _Affine((weight * order[:, None]).sum(1), (bias * order[:, None]).sum(0))
+        return Affine((weight * order[:, None]).sum(1), (bias * order[:, None]).sum(0))
 
     def encode(self, features: Tensor) -> Sequence[Tensor]:
         for layer in self.encoder:

@@ -1,7 +1,9 @@
 """What a policy file carries besides its graph, in the ONNX metadata.
 
 Inputs of the graph: one per observation key (B, *shape) float32, and ``noise`` (B, H, A) float32. Output: ``actions``
-(B, H, A) float32 in the arm's units. B is dynamic. Metadata: ``sacflow_robot.spec``, the ``PolicySpec`` as JSON;
+(B, H, A) float32 in the arm's units. B is dynamic. Optional inputs, of flow policies: ``prefix`` (B, H, A) float32, actions,
+and ``prefix_mask`` (B, H) float32, 1 where the step is committed already; ``actions`` equals ``prefix`` there, and the flow
+completes the rest. Left out, nothing is committed. Metadata: ``sacflow_robot.spec``, the ``PolicySpec`` as JSON;
 ``sacflow_robot.fingerprint``, its SHA-256; ``sacflow_robot.golden``, inputs and the outputs that they must give.
 """
 
@@ -16,15 +18,30 @@ from pathlib import Path
 import numpy as np
 
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.spec import FloatArray, PolicySpec
 
 SPEC_KEY = "sacflow_robot.spec"
 FINGERPRINT_KEY = "sacflow_robot.fingerprint"
 GOLDEN_KEY = "sacflow_robot.golden"
 NOISE, ACTIONS = "noise", "actions"
+PREFIX, PREFIX_MASK = "prefix", "prefix_mask"
 
 TOLERANCE = 1e-5
 """Largest absolute difference allowed between a graph's output and the original's, in action units."""
+
+_MOST_TOLERANCE = 0.1
+
+
+def tolerance(spec: PolicySpec) -> float:
+    """Largest absolute difference allowed between what a graph puts out and its golden vectors.
+
+    ``TOLERANCE``; but products in int8 round what they multiply, and where a value lies between two codes, the last bit of
+    another processor decides. There it is the error that int8 was measured to make, and 0.1 at most.
+    """
+    stated = spec.notes.get("max_action_error")
+    if spec.notes.get("weights") != "int8" or not isinstance(stated, float):
+        return TOLERANCE
+    return min(max(stated, TOLERANCE), _MOST_TOLERANCE)
 
 
 def pack_arrays(arrays: Mapping[str, FloatArray]) -> str:

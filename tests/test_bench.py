@@ -129,3 +129,23 @@ def test_bench_serve_says_what_it_measured(
     for row in result["fuzz_rows"]:
         assert row["messages"] == 300 and row["echoed"] == row["good_wrong"] == 0
     assert main(["bench", "serve", "--requests", "10"]) == 2
+
+
+def test_bench_export_sets_graphs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "export.json"
+    command = ["bench", "export", "--velocities", "mlp", "--euler-steps", "1", "--bursts", "1", "--json"]
+    assert main([*command, "--out", str(out)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == json.loads(out.read_text()) and {"date", "machine", "load_before"} < set(result)
+    rows = {row["variant"]: row for row in result["rows"]}
+    kinds = ["folded, float16", "folded, bf16", "folded, int8"]
+    assert list(rows) == ["naive", "as trained", "folded", *kinds, "folded, prefix", "folded, K = 1"]
+    for name, row in rows.items():
+        assert row["velocity"] == "mlp" and row["euler_steps"] == (1 if name == "folded, K = 1" else 4)
+        assert row["p50_us"] > 0 and 0 < row["max_abs_error"] < (0.05 if name in kinds else 1e-5)
+    assert rows["folded"]["nodes"] < rows["as trained"]["nodes"] < rows["naive"]["nodes"]
+    assert all(rows[name]["bytes"] < 0.7 * rows["folded"]["bytes"] for name in kinds)
+    assert result["folded_of_naive"]["mlp"] == pytest.approx(
+        rows["folded"]["p50_us"] / rows["naive"]["p50_us"], abs=1e-3
+    )
+    assert main(["bench", "export", "--euler-steps", "0"]) == main(["bench", "export", "--bursts", "0"]) == 2

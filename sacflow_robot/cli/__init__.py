@@ -20,7 +20,7 @@ PROGRAM = "sacflow-robot"
 # command: (module, class, what it does)
 COMMANDS = {
     "train": ("train", "Train", "train a flow policy offline to online and export it"),
-    "export": ("train", "Export", "export the policy of a run folder to ONNX"),
+    "export": ("export", "Export", "export the policy of a run folder to ONNX"),
     "eval": ("evaluate", "Eval", "success rate of a policy file on held-out seeds"),
     "serve": ("serve", "Serve", "serve a policy file over ZeroMQ"),
     "top": ("top", "Top", "watch a policy server"),
@@ -38,6 +38,7 @@ COMMANDS = {
     "bench replay": ("bench", "BenchReplay", "how fast the replay buffer draws batches"),
     "bench sim": ("bench", "BenchSim", "control steps per second of the simulated tasks"),
     "bench train": ("bench", "BenchTrain", "updates per second of each algorithm and velocity"),
+    "bench export": ("bench_export", "BenchExport", "size and microseconds of exported graphs, naive and folded"),
     "bench serve": ("bench", "BenchServe", "round trips of a served policy, many clients, long and hostile runs"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import tyro
 from sacflow_robot import __version__
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
+from sacflow_robot.errors import DataError, LogWriteError, UsageError
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.presets import preset
 
@@ -132,41 +131,6 @@ class Train:
                     "mean_return": mean_return,
                 }
             )
-        return 0
-
-
-@dataclass(frozen=True)
-class Export:
-    """Export the policy of a run folder, as of its last checkpoint.
-
-    Attributes:
-        run_dir: Run folder.
-        out: ONNX file to write; by default <env>.onnx in the run folder.
-    """
-
-    run_dir: Annotated[Path, tyro.conf.Positional]
-    out: Path | None = None
-
-    def run(self) -> int:
-        from sacflow_robot.envs.tasks import get_arm
-        from sacflow_robot.learn.algorithms import make_agent
-        from sacflow_robot.learn.compute import pick_device
-        from sacflow_robot.learn.export import export_agent
-        from sacflow_robot.learn.run_folder import RunFolder
-
-        folder, config = RunFolder.open(self.run_dir)
-        arm = get_arm(config.env)
-        agent = make_agent(arm, config, pick_device("cpu"))
-        state = folder.load_checkpoint(config)
-        try:
-            agent.load_state_dict(state["agent"])
-            done = json.loads(state["progress"])
-            notes = export_notes(config, done["offline_steps"], done["env_steps"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"{folder.checkpoint} does not fit the run's config.yaml: {one_line(error)}") from None
-        path = self.out or folder.policy
-        difference = export_agent(agent, notes, path)
-        common.console().print(f"wrote {path} (differs from torch by {difference:.1e} at most)")
         return 0
 
 

@@ -8,9 +8,10 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -19,47 +20,102 @@ import torch
 from torch import Tensor, nn
 
 from sacflow_robot import policyfile
-from sacflow_robot.errors import ExportError, one_line
+from sacflow_robot.errors import ExportError, UsageError, one_line
 from sacflow_robot.learn.agent import Agent
-from sacflow_robot.learn.policies import BestOf
+from sacflow_robot.learn.config import WeightsKind
+from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.folded import FoldedFlow
+from sacflow_robot.learn.policies import BestOf, GaussianPolicy
 from sacflow_robot.learn.policy import PolicyNetwork
 from sacflow_robot.learn.velocity import fold_weights
+from sacflow_robot.learn.weights import store_weights
 from sacflow_robot.spec import ArmSpec, FloatArray, PolicySpec
 
 _CHECKED_BATCHES = (1, 7, 64)
 _OPSET = 20
+_MOST = 100
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to choose when a trained policy is exported.
+
+    Attributes:
+        weights: How to keep the weights.
+        euler_steps: K; None for that of the training.
+        best_of: Chunks among which the critic picks one; None for that of the training.
+        prefix: Whether a flow takes what is committed already.
+    """
+
+    weights: WeightsKind = "float32"
+    euler_steps: int | None = None
+    best_of: int | None = None
+    prefix: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in ("euler-steps", self.euler_steps), ("best-of", self.best_of):
+            if value is not None and not 1 <= value <= _MOST:
+                raise UsageError(f"--{name} is {value}; it must be from 1 to {_MOST}")
 
 
 class ExportedGraph(nn.Module):
-    """The policy as its file sees it: observation arrays and noise in, action chunks out."""
+    """The policy as its file sees it: observation arrays and noise in, what is committed where it takes that, chunks out."""
 
-    def __init__(self, policy: nn.Module, arm: ArmSpec) -> None:
+    over_steps: Tensor
+
+    def __init__(self, policy: nn.Module, arm: ArmSpec, chunk_length: int) -> None:
         super().__init__()
-        self.policy, self._sizes = policy, [a.size for a in arm.observations]
+        self.policy, self._keys, self._shape = policy, len(arm.observations), (-1, chunk_length, arm.action_dim)
+        over_steps = torch.eye(chunk_length).repeat_interleave(arm.action_dim, 1)
+        self.register_buffer("over_steps", over_steps)  # (H, D): a product with it is cheaper than repeating entries
 
     def forward(self, *arrays: Tensor) -> Tensor:
-        """Actions (B, H, A) from one array (B, *shape) per observation key, and noise (B, H, A) last."""
-        *observation, noise = arrays
-        flat = torch.cat([x.flatten(1) for x in observation], -1)
-        actions: Tensor = self.policy(flat, noise.flatten(1))
-        return actions.reshape(noise.shape)
+        """Actions (B, H, A) from one array (B, *shape) per observation key, noise (B, H, A), prefix and its mask (B, H)."""
+        actions: Tensor = self.policy(*self._flat(arrays))
+        return actions.reshape(self._shape)
 
     def margin(self, *arrays: Tensor) -> Tensor:
         """By how much the action chosen is better than the next (B,), where there is a choice; else infinity."""
-        *observation, noise = arrays
         if not isinstance(self.policy, BestOf):
-            return torch.full(noise.shape[:1], torch.inf)
-        _, values = self.policy.candidates(torch.cat([x.flatten(1) for x in observation], -1), noise.flatten(1))
+            return torch.full(arrays[0].shape[:1], torch.inf)
+        _, values = self.policy.candidates(*self._flat(arrays))
         best = values.topk(2, -1).values
         return best[:, 0] - best[:, 1]
 
+    def _flat(self, arrays: Sequence[Tensor]) -> list[Tensor]:
+        observation, (noise, *committed) = arrays[: self._keys], arrays[self._keys :]
+        flat = [torch.cat([x.flatten(1) for x in observation], -1), noise.flatten(1)]
+        if committed:
+            prefix, mask = committed
+            flat += [prefix.flatten(1), mask @ self.over_steps]
+        return flat
 
-def export_agent(agent: Agent, notes: Mapping[str, Any], path: Path) -> float:
-    """Write what an agent acts with to ``path``; see :func:`export_policy`."""
-    policy = agent.average_policy
-    best_of = agent.config.learner.best_of
+
+def export_agent(agent: Agent, notes: Mapping[str, Any], path: Path, options: ExportOptions | None = None) -> float:
+    """Write what an agent acts with to ``path``; see :func:`export_policy`.
+
+    Raises:
+        ExportError: As :func:`export_policy`.
+        UsageError: The agent has no such policy.
+    """
+    options = options or ExportOptions()
+    policy, learner = copy.deepcopy(agent.average_policy), agent.config.learner
+    if options.euler_steps is not None:
+        if not isinstance(policy, FlowPolicy):
+            raise UsageError(
+                f"--euler-steps is {options.euler_steps}, but a {policy.name} policy has none; leave it out"
+            )
+        policy.euler_steps = options.euler_steps
+    best_of = learner.best_of if options.best_of is None else options.best_of
+    if best_of > 1 and (agent.config.algo == "bc" or isinstance(policy, GaussianPolicy)):
+        why = (
+            "learns no critic that could choose" if agent.config.algo == "bc" else "plays its mean, the only candidate"
+        )
+        raise UsageError(f"--best-of is {best_of}, but {agent.config.algo} {why}; leave it out")
     more = {"best_of": best_of} if best_of > 1 else {}
-    return export_policy(agent.exported, make_spec(policy, agent.arm, policy.name, {**notes, **more}), path)
+    exported = policy if best_of == 1 else BestOf(policy, agent.target_critic, best_of, learner.critic_aggregate)
+    spec = make_spec(policy, agent.arm, policy.name, {**notes, **more})
+    return export_policy(exported, spec, path, weights=options.weights, prefix=options.prefix)
 
 
 def make_spec(policy: PolicyNetwork, arm: ArmSpec, velocity: str, notes: Mapping[str, Any]) -> PolicySpec:
@@ -75,28 +131,47 @@ def make_spec(policy: PolicyNetwork, arm: ArmSpec, velocity: str, notes: Mapping
     )
 
 
-def export_policy(policy: nn.Module, spec: PolicySpec, path: Path) -> float:
-    """Write the policy to ``path``, complete or not at all.
+def export_policy(
+    policy: nn.Module, spec: PolicySpec, path: Path, *, weights: WeightsKind = "float32", prefix: bool = True
+) -> float:
+    """Write the policy to ``path``, folded (see learn/folded.py), complete or not at all.
 
     Args:
         policy: The policy to export: a ``PolicyNetwork``, or the best of several of its samples.
-        spec: Its contract.
+        spec: Its contract; weights other than float32 are noted in it, with their error.
         path: File to write, replaced if it exists.
+        weights: How to keep the weights.
+        prefix: Whether a flow is to take what is committed already; other policies never do.
 
     Returns:
         Largest absolute difference between ONNX Runtime and torch at batch 1, 7 and 64.
 
     Raises:
-        ExportError: The difference exceeds 1e-5, or the file cannot be written.
+        ExportError: The difference exceeds 1e-5 with weights in float32, or the file cannot be written.
     """
-    graph = ExportedGraph(copy.deepcopy(policy), spec.arm).to("cpu").eval()
-    fold_weights(graph)
+    plain = copy.deepcopy(policy).to("cpu").eval()
+    fold_weights(plain)
+    folded = _folded(plain, prefix)
+    prefix = folded is not plain and prefix
+    made = (ExportedGraph(p, spec.arm, spec.chunk_length).eval() for p in (plain, folded))
+    graphs = _Graphs(next(made), next(made), prefix)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        model = _to_onnx(graph, spec)
-        golden = _decided_inputs(graph, spec, 4)
-        golden[policyfile.ACTIONS] = _run_torch(graph, golden)
+        model = to_onnx(graphs.folded, spec, prefix)
+        worst = _compare(graphs, spec, model, _CHECKED_BATCHES)
+        if not worst <= policyfile.TOLERANCE:
+            raise ExportError(
+                f"ONNX Runtime differs from torch by {worst:.2e}, allowed is {policyfile.TOLERANCE:.0e}; {path} not written"
+            )
+        if weights != "float32":
+            model = store_weights(model, weights)
+            worst = _compare(graphs, spec, model, (*_CHECKED_BATCHES, 1024))
+            if not worst < np.inf:
+                raise ExportError(f"with weights in {weights} the policy puts out NaN or infinity; {path} not written")
+            spec = replace(spec, notes={**spec.notes, "weights": weights, "max_action_error": worst})
+        golden = _inputs(graphs.folded, spec, 4, prefix)
+        golden[policyfile.ACTIONS] = _open(model).run(None, golden)[0]
         metadata = {
             policyfile.SPEC_KEY: spec.to_json(),
             policyfile.FINGERPRINT_KEY: spec.fingerprint,
@@ -104,11 +179,6 @@ def export_policy(policy: nn.Module, spec: PolicySpec, path: Path) -> float:
         }
         onnx.helper.set_model_props(model, metadata)
         onnx.save(model, partial)
-        worst = _compare(graph, spec, partial)
-        if not worst <= policyfile.TOLERANCE:
-            raise ExportError(
-                f"ONNX Runtime differs from torch by {worst:.2e}, allowed is {policyfile.TOLERANCE:.0e}; {path} not written"
-            )
         partial.replace(path)
         return worst
     except OSError as error:
@@ -120,19 +190,39 @@ def export_policy(policy: nn.Module, spec: PolicySpec, path: Path) -> float:
             partial.unlink(missing_ok=True)
 
 
-def _to_onnx(graph: ExportedGraph, spec: PolicySpec) -> onnx.ModelProto:
-    names = [*(a.key for a in spec.arm.observations), policyfile.NOISE]
-    example = _random_inputs(spec, 2)
+class _Graphs(NamedTuple):
+    """The policy as it was trained, and folded."""
+
+    plain: ExportedGraph
+    folded: ExportedGraph
+    prefix: bool
+
+
+def _folded(policy: nn.Module, prefix: bool) -> nn.Module:
+    """The policy folded, where it is a flow or the best of one's samples; else itself."""
+    if isinstance(policy, FlowPolicy):
+        return FoldedFlow(policy, with_prefix=prefix)
+    if isinstance(policy, BestOf) and isinstance(policy.policy, FlowPolicy):
+        best = copy.deepcopy(policy)
+        best.policy = FoldedFlow(policy.policy, with_prefix=prefix)
+        return best
+    return policy
+
+
+def to_onnx(graph: ExportedGraph, spec: PolicySpec, prefix: bool) -> onnx.ModelProto:
+    """The graph as ONNX, without metadata; with ``prefix`` it takes what is committed, and need not be given it."""
+    example = _random_inputs(spec, 2, prefix)
     batch = torch.export.Dim("batch", min=1)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter warns about its own deprecated internals
         program = torch.onnx.export(
             graph,
-            tuple(torch.from_numpy(example[name]) for name in names),
-            input_names=names,
+            tuple(map(torch.from_numpy, example.values())),
+            input_names=list(example),
             output_names=[policyfile.ACTIONS],
-            dynamic_shapes=(tuple({0: batch} for _ in names),),
+            dynamic_shapes=(tuple({0: batch} for _ in example),),
             opset_version=_OPSET,
             dynamo=True,
         )
@@ -145,11 +235,29 @@ def _to_onnx(graph: ExportedGraph, spec: PolicySpec) -> onnx.ModelProto:
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         if hasattr(value, "metadata_props"):
             del value.metadata_props[:]
+    if prefix:
+        _make_optional(model, spec)
     return model
 
 
-def _random_inputs(spec: PolicySpec, batch: int) -> dict[str, FloatArray]:
-    """Inputs around the normaliser's mean, by name; the same for the same spec and batch."""
+def _make_optional(model: onnx.ModelProto, spec: PolicySpec) -> None:
+    """Give the inputs of a prefix a default, one row of zeros for all: nothing is committed."""
+    h, a = spec.noise_shape
+    for name, shape in (policyfile.PREFIX, (1, h, a)), (policyfile.PREFIX_MASK, (1, h)):
+        declared = next(value for value in model.graph.input if value.name == name)
+        declared.type.tensor_type.shape.dim[0].dim_param = "prefix_batch"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name))
+    for node in model.graph.node:  # where the batch's size is asked for, it is not to be asked of them
+        if node.op_type == "Shape" and node.input[0] in (policyfile.PREFIX, policyfile.PREFIX_MASK):
+            node.input[0] = policyfile.NOISE
+    del model.graph.value_info[:]  # their shapes are of a batch as large as the others
+
+
+def _random_inputs(spec: PolicySpec, batch: int, prefix: bool) -> dict[str, FloatArray]:
+    """Inputs around the normaliser's mean, by name; the same for the same spec and batch.
+
+    Of what is committed, the first row has nothing and the next have one step more each, up to all.
+    """
     rng = np.random.default_rng(batch)
     spread = rng.standard_normal((batch, spec.arm.observation_dim)).astype(np.float32)
     flat = np.array(spec.observation_mean, np.float32) + np.array(spec.observation_std, np.float32) * spread
@@ -158,31 +266,43 @@ def _random_inputs(spec: PolicySpec, batch: int) -> dict[str, FloatArray]:
         inputs[array.key] = np.ascontiguousarray(flat[:, start : start + array.size]).reshape(batch, *array.shape)
         start += array.size
     inputs[policyfile.NOISE] = rng.standard_normal((batch, *spec.noise_shape)).astype(np.float32)
+    if prefix:
+        inputs[policyfile.PREFIX] = rng.uniform(-1, 1, (batch, *spec.noise_shape)).astype(np.float32)
+        count = np.arange(batch)[:, None] % (spec.chunk_length + 1)
+        inputs[policyfile.PREFIX_MASK] = (np.arange(spec.chunk_length) < count).astype(np.float32)
     return inputs
 
 
 @torch.no_grad()
-def _decided_inputs(graph: ExportedGraph, spec: PolicySpec, batch: int) -> dict[str, FloatArray]:
+def _inputs(graph: ExportedGraph, spec: PolicySpec, batch: int, prefix: bool) -> dict[str, FloatArray]:
     """Random inputs for which rounding decides no choice between candidates: of more than enough, the clearest."""
     if not isinstance(graph.policy, BestOf):
-        return _random_inputs(spec, batch)
-    many = _random_inputs(spec, 8 * batch)
-    margin = graph.margin(*(torch.from_numpy(x) for x in many.values()))
+        return _random_inputs(spec, batch, prefix)
+    many = _random_inputs(spec, 8 * batch, prefix)
+    margin = graph.margin(*map(torch.from_numpy, many.values()))
     clearest = margin.argsort(descending=True)[:batch].sort().values.numpy()
     return {name: x[clearest] for name, x in many.items()}
 
 
 @torch.no_grad()
 def _run_torch(graph: ExportedGraph, inputs: Mapping[str, FloatArray]) -> FloatArray:
-    actions: FloatArray = graph(*(torch.from_numpy(x) for x in inputs.values())).numpy()
+    actions: FloatArray = graph(*map(torch.from_numpy, inputs.values())).numpy()
     return actions
 
 
-def _compare(graph: ExportedGraph, spec: PolicySpec, path: Path) -> float:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for batch in _CHECKED_BATCHES:
-        inputs = _decided_inputs(graph, spec, batch)
-        difference = np.abs(session.run(None, inputs)[0] - _run_torch(graph, inputs)).max()
-        worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+def _open(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _compare(graphs: _Graphs, spec: PolicySpec, model: onnx.ModelProto, batches: Sequence[int]) -> float:
+    """Largest difference of the file's actions from the trained policy's and, given a prefix, the folded one's in torch."""
+    session, worst = _open(model), 0.0
+    cases = [(graphs.plain, False), *([(graphs.folded, True)] if graphs.prefix else [])]
+    for batch in batches:
+        for graph, prefix in cases:
+            inputs = _inputs(graph, spec, batch, prefix)
+            difference = np.abs(session.run(None, inputs)[0] - _run_torch(graph, inputs)).max()
+            worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
     return worst

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sacflow_robot.learn.config import LOG_NOISE_BOUNDS, FlowConfig
 from sacflow_robot.learn.critic import Critic, aggregate
+from sacflow_robot.learn.folded import FoldedFlow
 from sacflow_robot.learn.policy import PolicyNetwork, Rollout, squash, squash_log_det, squash_through
 
 
@@ -88,7 +89,8 @@ class BestOf(nn.Module):
 
     def __init__(self, policy: PolicyNetwork, critic: Critic, candidates: int, how: str) -> None:
         super().__init__()
-        self.policy, self.critic, self._candidates, self._how = policy, critic, candidates, how
+        self.policy: PolicyNetwork | FoldedFlow = policy
+        self.critic, self._candidates, self._how = critic, candidates, how
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(candidates, policy.action_dim, policy.action_dim, generator=generator)
         turns = torch.linalg.qr(drawn).Q
@@ -97,23 +99,24 @@ class BestOf(nn.Module):
         turns = turns.permute(2, 0, 1).reshape(policy.action_dim, -1).to(policy.observation_mean.device)
         self.register_buffer("turns", turns, persistent=False)
 
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """Actions (B, D) for raw observations (B, O) and noise (B, D)."""
-        chunks, values = self.candidates(observation, noise)
+    def forward(self, observation: Tensor, noise: Tensor, *committed: Tensor) -> Tensor:
+        """Actions (B, D) for raw observations (B, O), noise (B, D), and what else the policy takes, each (B, D)."""
+        chunks, values = self.candidates(observation, noise, *committed)
         return pick_best(chunks, values)
 
-    def candidates(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def candidates(self, observation: Tensor, noise: Tensor, *committed: Tensor) -> tuple[Tensor, Tensor]:
         """Chunks (B, N, D) and their values (B, N)."""
         starts = (noise @ self.turns).reshape(-1, noise.shape[-1])
         many = repeat_rows(observation, self._candidates)
-        chunks = self.policy(many, starts)
+        # In a file, one row of what is committed may stand for all.
+        chunks = self.policy(many, starts, *(repeat_rows(x + 0 * noise, self._candidates) for x in committed))
         values = aggregate(self.critic(self.policy.normalise(many), chunks), self._how)
         return chunks.reshape(-1, self._candidates, noise.shape[-1]), values.reshape(-1, self._candidates)
 
 
 def repeat_rows(x: Tensor, times: int) -> Tensor:
     """(B, F) -> (B * times, F), each row ``times`` times in succession."""
-    return x.unsqueeze(1).expand(-1, times, -1).reshape(-1, x.shape[-1])
+    return torch.cat([x] * times, -1).reshape(-1, x.shape[-1])
 
 
 def pick_best(chunks: Tensor, values: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 RHO = 0.95
 _STD_FLOOR = 1e-2
-_NORMALISED_LIMIT = 10.0
+NORMALISED_LIMIT = 10.0
 
 
 def squash(latent: Tensor) -> Tensor:
@@ -72,6 +72,8 @@ class PolicyNetwork(nn.Module):
 
     Attributes:
         name: What kind it is; written into the policy file.
+        quaternions: Indices of the four entries of each quaternion in the observation.
+        others: Indices of all other entries.
         euler_steps: K of a flow, 1 for others.
         reference_entropy: What log-probabilities are measured from (nats).
 
@@ -90,10 +92,10 @@ class PolicyNetwork(nn.Module):
 
     def __init__(self, observation_dim: int, action_dim: int, quaternions: Sequence[int] = ()) -> None:
         super().__init__()
-        self._quaternions = [[start + i for i in range(4)] for start in quaternions]
-        rotations = {index for four in self._quaternions for index in four}
-        self._others = [i for i in range(observation_dim) if i not in rotations]
-        self.feature_dim = len(self._others) + 9 * len(self._quaternions)
+        self.quaternions = [[start + i for i in range(4)] for start in quaternions]
+        rotations = {index for four in self.quaternions for index in four}
+        self.others = [i for i in range(observation_dim) if i not in rotations]
+        self.feature_dim = len(self.others) + 9 * len(self.quaternions)
         self.action_dim = action_dim
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
         self.register_buffer("observation_std", torch.ones(observation_dim))
@@ -131,7 +133,7 @@ class PolicyNetwork(nn.Module):
     def normalise(self, observation: Tensor) -> Tensor:
         """What the networks see (B, F): the observation (B, O) normalised, with rotation matrices for quaternions."""
         scaled = (observation - self.observation_mean) / self.observation_std
-        scaled = scaled.clamp(-_NORMALISED_LIMIT, _NORMALISED_LIMIT)
-        if not self._quaternions:
+        scaled = scaled.clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)
+        if not self.quaternions:
             return scaled
-        return torch.cat([scaled[:, self._others], rotation_matrix(observation[:, self._quaternions]).flatten(1)], -1)
+        return torch.cat([scaled[:, self.others], rotation_matrix(observation[:, self.quaternions]).flatten(1)], -1)

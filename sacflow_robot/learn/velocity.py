@@ -20,7 +20,7 @@ from sacflow_robot.learn.config import LOG_NOISE_BOUNDS, FlowConfig
 _TIME_FREQUENCIES = 4
 _GATE_BIAS = 5.0  # flow-g's gate starts open: sigmoid(5) = 0.993
 _LIGHT_RATE = 0.07  # K alpha at the start, little for any K: flow-l's steps start with Jacobians close to 1
-_TIME_ORDERS = 4
+TIME_ORDERS = 4
 
 
 class Velocity(nn.Module):
@@ -178,7 +178,7 @@ class FlowL(Velocity):
         for _ in range(config.depth - 1):
             layers += [nn.Linear(width, width), nn.SiLU()]
         self.from_observation = nn.Sequential(*layers)
-        self._split = [_TIME_ORDERS * action_dim] * 2 + [rank] * 2
+        self._split = [TIME_ORDERS * action_dim] * 2 + [rank] * 2
         self.head = nn.Linear(width, sum(self._split))
         self.from_action = nn.Linear(action_dim, rank, bias=False)
         self.from_time = nn.Linear(2 * _TIME_FREQUENCIES, rank, bias=False)
@@ -192,14 +192,14 @@ class FlowL(Velocity):
 
     def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
         gate, offset, scale, shift = torch.split(context, self._split, -1)
-        orders = _legendre(time).unsqueeze(-1)
-        gate = torch.sigmoid((gate.reshape(-1, _TIME_ORDERS, action.shape[-1]) * orders).sum(-2))
-        offset = (offset.reshape(-1, _TIME_ORDERS, action.shape[-1]) * orders).sum(-2)
+        orders = legendre(time).unsqueeze(-1)
+        gate = torch.sigmoid((gate.reshape(-1, TIME_ORDERS, action.shape[-1]) * orders).sum(-2))
+        offset = (offset.reshape(-1, TIME_ORDERS, action.shape[-1]) * orders).sum(-2)
         hidden = F.silu((self.from_action(action) + self.from_time(embed_time(time))) * (1 + scale) + shift)
         return cast(Tensor, self._steps * gate * (offset + self.to_action(hidden) - action))
 
 
-def _legendre(time: Tensor) -> Tensor:
+def legendre(time: Tensor) -> Tensor:
     """Legendre polynomials of orders 0 to 3 (B, 4) on flow time (B, 1) in [0, 1]."""
     x = 2 * time - 1
     return torch.cat([torch.ones_like(x), x, 1.5 * x**2 - 0.5, 2.5 * x**3 - 1.5 * x], -1)

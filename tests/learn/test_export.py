@@ -68,17 +68,17 @@ def test_a_policy_that_differs_is_not_left_behind(
     spec = export.make_spec(policy, arm, "mlp", {})
     path = tmp_path / "lift.onnx"
     path.write_bytes(b"an older policy")
-    to_onnx = export._to_onnx
+    to_onnx = export.to_onnx
 
-    def damaged(graph: export.ExportedGraph, spec: PolicySpec) -> onnx.ModelProto:
-        model = to_onnx(graph, spec)
+    def damaged(graph: export.ExportedGraph, spec: PolicySpec, prefix: bool) -> onnx.ModelProto:
+        model = to_onnx(graph, spec, prefix)
         weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
         values = np.frombuffer(weight.raw_data, np.float32).copy()
         values[0] += 0.1
         weight.raw_data = values.tobytes()
         return model
 
-    monkeypatch.setattr(export, "_to_onnx", damaged)
+    monkeypatch.setattr(export, "to_onnx", damaged)
     with pytest.raises(ExportError, match=r"differs from torch by .*, allowed is 1e-05; .* not written"):
         export.export_policy(policy, spec, path)
     assert path.read_bytes() == b"an older policy"

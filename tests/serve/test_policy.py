@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from sacflow_robot import policyfile
 from sacflow_robot.errors import InvalidValueError, PolicyFileError
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve.policy import OnnxPolicy
+
+SHIPPED = Path(__file__).parents[2] / "policies"
 
 
 def observation(policy: OnnxPolicy, batch: int) -> dict[str, np.ndarray]:
@@ -70,3 +73,59 @@ def test_files_that_are_not_what_they_claim(policy_file: Path, tmp_path: Path) -
 
 def change_read(source: Path) -> str:
     return next(p.value for p in onnx.load(source).metadata_props if p.key == policyfile.GOLDEN_KEY)
+
+
+def committed(policy: OnnxPolicy, mask: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    prefix = np.random.default_rng(0).uniform(-1, 1, (len(mask), *policy.spec.noise_shape)).astype(np.float32)
+    return prefix, np.array(mask, np.float32)
+
+
+def test_what_is_committed_comes_back(policy_file: Path) -> None:
+    policy = OnnxPolicy(policy_file)
+    assert policy.takes_prefix
+    noise, seen = chunk_noise((2, 5, 7), 1), observation(policy, 2)
+    prefix, mask = committed(policy, [[1, 1, 0, 0, 0], [0] * 5])
+    plain, chunk = policy.infer(seen, noise), policy.infer(seen, noise, prefix, mask)
+    assert np.array_equal(chunk[0, :2], prefix[0, :2])
+    assert np.abs(chunk[0, 2:] - plain[0, 2:]).max() > 1e-4
+    np.testing.assert_allclose(chunk[1], plain[1], atol=1e-5)
+    assert {"prefix", "prefix_mask"} <= set(policy.blank_inputs(3))
+
+
+def test_a_prefix_is_optional_in_the_file(policy_file: Path) -> None:
+    """ONNX Runtime alone needs observation and noise, of any batch."""
+    policy, session = OnnxPolicy(policy_file), onnxruntime.InferenceSession(policy_file)
+    seen, noise = observation(policy, 4), chunk_noise((4, 5, 7), 2)
+    assert {i.name for i in session.get_inputs()} == {*seen, "noise"}
+    np.testing.assert_allclose(session.run(None, {**seen, "noise": noise})[0], policy.infer(seen, noise), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"prefix_mask": None}, "prefix and prefix_mask go together; only one is given"),
+        ({"prefix": np.zeros((1, 5, 7))}, r"prefix has shape \(1, 5, 7\), expected \(2, 5, 7\)"),
+        ({"prefix_mask": np.zeros((2, 7))}, r"prefix_mask has shape \(2, 7\), expected \(2, 5\)"),
+        ({"prefix": np.full((2, 5, 7), np.nan)}, "prefix holds NaN or infinity"),
+        ({"prefix_mask": np.full((2, 5), 2.0)}, "prefix_mask must be 1 where a step is committed and 0 elsewhere"),
+    ],
+)
+def test_a_prefix_is_checked(policy_file: Path, changes: dict[str, np.ndarray | None], complaint: str) -> None:
+    policy = OnnxPolicy(policy_file)
+    prefix, mask = committed(policy, [[1, 0, 0, 0, 0]] * 2)
+    given = {"prefix": prefix, "prefix_mask": mask, **changes}
+    with pytest.raises(InvalidValueError, match=complaint):
+        policy.infer(observation(policy, 2), chunk_noise((2, 5, 7), 1), **given)
+
+
+@pytest.mark.parametrize("task", ["lift", "stack", "can", "square", "door"])
+def test_policies_without_a_prefix_serve_as_before(task: str) -> None:
+    policy = OnnxPolicy(SHIPPED / f"{task}.onnx")
+    if policy.takes_prefix:
+        pytest.skip("shipped with a prefix by now")
+    noise, seen = chunk_noise((2, 5, 7), 1), observation(policy, 2)
+    assert policy.infer(seen, noise).shape == (2, 5, 7)
+    assert set(policy.blank_inputs(1)) == set(policy.check(seen, noise)) == {*seen, "noise"}
+    prefix, mask = committed(policy, [[1, 0, 0, 0, 0]] * 2)
+    with pytest.raises(InvalidValueError, match="takes no prefix; export it again"):
+        policy.infer(seen, noise, prefix, mask)

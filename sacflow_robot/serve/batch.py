@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from sacflow_robot.errors import InvalidValueError
+from sacflow_robot.serve import wire
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.session import Refusal, Session
 from sacflow_robot.spec import FloatArray
@@ -69,3 +71,19 @@ class Pace:
 def takes_prefix(policy: OnnxPolicy) -> bool:
     """Whether the policy completes actions already decided."""
     return bool(getattr(policy, "takes_prefix", False))
+
+
+def checked(policy: OnnxPolicy, arrays: Mapping[str, Any], noise: Any) -> dict[str, FloatArray]:
+    """What the policy takes, from a request's arrays; a prefix that it does not take is ignored.
+
+    Raises:
+        InvalidValueError: One is missing, has a wrong shape, or holds NaN or infinity.
+    """
+    prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
+    if not takes_prefix(policy) or (prefix is None and mask is None):
+        return policy.check(arrays, noise)
+    if prefix is None or mask is None:
+        raise InvalidValueError(f"{wire.PREFIX} and {wire.PREFIX_MASK} come together; one of them is missing")
+    check: Any = policy.check
+    inputs: dict[str, FloatArray] = check(arrays, noise, prefix, mask)
+    return inputs

@@ -77,7 +77,13 @@ def test_a_new_file_is_served_and_what_each_answer_came_from_is_known(
 
         soon(swapped)
         assert seen == sorted(seen, key=[old, new].index), "no answer of the old one after the first of the new one"
-        assert client.status()["reloads_taken"] == 1
+        status = client.status()
+        assert status["reloads_taken"] == 1
+        last = status["last_reload"]
+        assert last["result"] == "taken" and last["version"] == new and last["compared_share"] == 1
+        change = np.abs(policies[new].infer(observation(), noise) - policies[old].infer(observation(), noise))
+        assert last["compared_rows"] >= 1 and last["max_change"] == pytest.approx(change.max(), abs=1e-4)
+        assert last["mean_change"] == pytest.approx(change.mean(), abs=1e-4)
 
 
 def test_no_request_is_lost_or_wrong_while_files_come_and_go(
@@ -122,7 +128,7 @@ def test_what_is_not_fit_is_refused_and_the_old_one_goes_on(
             served.write_bytes(content)
             caplog.clear()
             assert not Reloader(server, served, max_change=max_change, watch=False).reload()
-            assert reason in caplog.text
+            assert reason in caplog.text and reason in client.status()["last_reload"]["reason"]
             client.infer(observation())
             assert client.policy_version == version
 

@@ -24,9 +24,9 @@ from websockets.http11 import Request, Response
 
 from sacflow_robot import __version__
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
-from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.wire import MAX_FRAME_BYTES
+from sacflow_robot.spec import all_finite
 
 _INTERNAL_ERROR = 1011
 _PREFIX = "observation/"
@@ -46,8 +46,9 @@ class OpenpiGateway:
     """
 
     def __init__(self, policy: Callable[[], OnnxPolicy], host: str, port: int) -> None:
-        self._policy, self._seed = policy, secrets.randbits(63)
-        self._count = 0
+        self._policy = policy
+        # One stream for all: the protocol has no seeds, and to make a generator for each chunk takes longer than its noise.
+        self._noise = np.random.default_rng(secrets.randbits(63))
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         try:
@@ -126,13 +127,12 @@ class OpenpiGateway:
             value = observation.get(array.key, observation.get(_PREFIX + array.key))
             if value is not None:
                 arrays[array.key] = as_numbers(value)[None]
-        self._count += 1
-        noise = chunk_noise((1, *policy.spec.noise_shape), self._seed, self._count)
+        noise = self._noise.standard_normal((1, *policy.spec.noise_shape), dtype=np.float32)
         inputs = policy.check(arrays, noise)
         before = time.monotonic()
         actions = policy.run(inputs)[0]
         ended = time.monotonic()
-        if not np.isfinite(actions).all():
+        if not all_finite(actions):
             raise InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
         return {
             "actions": actions,

@@ -64,11 +64,10 @@ class DelayedPolicy:
 def seams(
     path: Path, engine: Engine, episodes: int = 10, delays_ms: tuple[int, ...] = (10, 90)
 ) -> list[dict[str, Any]]:
-    """A row per way of joining chunks and delay of the answers.
+    """Two rows per way of joining chunks and delay of the answers.
 
-    ``commanded`` is the acceleration (m/s^2) that consecutive translation commands ask for, ``measured`` that of the
-    gripper, from its positions; each where a new chunk begins to be played (``seam``) and elsewhere (``within``). Needs
-    robosuite.
+    Accelerations in m/s^2: ``commanded`` is what consecutive translation commands ask for, ``measured`` that of the gripper,
+    from its positions; each where a new chunk begins to be played (``seam``) and elsewhere (``within``). Needs robosuite.
     """
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
@@ -90,10 +89,11 @@ def seams(
             row = {"velocity": policy.spec.velocity, "mode": name, "delay_ms": delay_ms, "episodes": episodes}
             row |= {"solved": solved, "seams": int(joined.sum())}
             for what, values in (("commanded", commanded), ("measured", measured)):
+                figures: dict[str, Any] = {"acceleration": what}
                 for where, chosen in (("seam", values[joined]), ("within", values[~joined])):
                     p50, p99 = np.percentile(chosen, [50, 99]) if len(chosen) else (np.nan, np.nan)
-                    row |= {f"{what}_{where}_p50": round(float(p50), 2), f"{what}_{where}_p99": round(float(p99), 2)}
-            rows.append(row)
+                    figures |= {f"{where}_p50": round(float(p50), 2), f"{where}_p99": round(float(p99), 2)}
+                rows.append({**row, **figures})
     return rows
 
 

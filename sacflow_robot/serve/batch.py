@@ -79,11 +79,11 @@ def checked(policy: OnnxPolicy, arrays: Mapping[str, Any], noise: Any) -> dict[s
     Raises:
         InvalidValueError: One is missing, has a wrong shape, or holds NaN or infinity.
     """
-    prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
-    if not takes_prefix(policy) or (prefix is None and mask is None):
-        return policy.check(arrays, noise)
-    if prefix is None or mask is None:
-        raise InvalidValueError(f"{wire.PREFIX} and {wire.PREFIX_MASK} come together; one of them is missing")
     check: Any = policy.check
-    inputs: dict[str, FloatArray] = check(arrays, noise, prefix, mask)
+    prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
+    decided = () if not takes_prefix(policy) or (prefix is None and mask is None) else (prefix, mask)
+    if any(part is None for part in decided):
+        raise InvalidValueError(f"{wire.PREFIX} and {wire.PREFIX_MASK} come together; one of them is missing")
+    with np.errstate(over="ignore"):  # a float64 that is none as float32 becomes infinite, and is refused
+        inputs: dict[str, FloatArray] = check(arrays, noise, *decided)
     return inputs

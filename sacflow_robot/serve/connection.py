@@ -23,6 +23,7 @@ AWAKE_S = 0.002
 # A ping every half heartbeat, and an answer to it within one and a half: what does not answer is gone within two, and a
 # computer that is busy for longer than one heartbeat is not taken for one that is gone.
 _PING, _PATIENCE, _TIME_TO_LIVE = 0.5, 1.5, 2.0
+_MOST_IN_VAIN = 256
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 _EVENTS, _IN, _NOBLOCK = (
@@ -53,8 +54,8 @@ class Connection:
         address: The server's.
         heartbeat_s: Time between heartbeats; a server that does not answer is gone within two.
         keys: Keys, where the server asks for them.
-        awake_s: How long an answer is waited for awake, giving way to whatever else wants the core, before sleeping. To be
-            woken takes longer than most answers.
+        awake_s: How long an answer is waited for awake, giving way to whatever else wants the core, before sleeping: to be
+            woken takes as long as some answers. Where answers do not come that soon, that is tried less and less often.
 
     Raises:
         UsageError: The address is malformed.
@@ -63,6 +64,7 @@ class Connection:
     def __init__(self, address: str, heartbeat_s: float, keys: Keys | None, awake_s: float = AWAKE_S) -> None:
         self.address, self.heartbeat_s = address, heartbeat_s
         self._awake_s = awake_s
+        self._sleeps, self._in_vain = 0, 1
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         try:
@@ -133,13 +135,10 @@ class Connection:
             return wire.receive(socket, _NOBLOCK)
         if wait_s <= 0:
             return None
+        deadline = time.monotonic() + wait_s
+        if self._comes_soon(min(deadline, time.monotonic() + self._awake_s)):
+            return wire.receive(socket, _NOBLOCK)
         now = time.monotonic()
-        deadline, awake = now + wait_s, now + min(wait_s, self._awake_s)
-        while now < awake:
-            _give_way()
-            if int(socket.get(_EVENTS)) & _IN:
-                return wire.receive(socket, _NOBLOCK)
-            now = time.monotonic()
         while now < deadline:
             found = dict(self._news.poll(math.ceil((deadline - now) * 1e3)))
             if socket in found:
@@ -148,6 +147,20 @@ class Connection:
                 return None
             now = time.monotonic()
         return None
+
+    def _comes_soon(self, deadline: float) -> bool:
+        """Wait awake; whether there is a message."""
+        if self._sleeps > 0:
+            self._sleeps -= 1
+            return False
+        while time.monotonic() < deadline:
+            _give_way()
+            if int(self._socket.get(_EVENTS)) & _IN:
+                self._in_vain = 1
+                return True
+        # A server far away; or one in this process, whose thread waits for this one to let go of the interpreter.
+        self._sleeps, self._in_vain = self._in_vain, min(2 * self._in_vain, _MOST_IN_VAIN)
+        return False
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket; what was sent has ``linger_ms`` to leave."""

@@ -55,7 +55,7 @@ class Reloader:
 
     def reload(self) -> bool:
         """Load the file, and have it served if it is fit to; whether it is. The server's meters say what came of it."""
-        running = self._server.policy
+        running = self._server.newest
         try:
             candidate = OnnxPolicy(self._path, running.engine)
             if candidate.version == running.version:

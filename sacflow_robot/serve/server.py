@@ -75,6 +75,7 @@ class PolicyServer:
         self.sessions, self.meters = Sessions(), meters or Meters()
         self.recent: deque[tuple[dict[str, FloatArray], FloatArray]] = deque(maxlen=_RECENT)
         self._offered: OnnxPolicy | None = None
+        self._swap = threading.Lock()
         self._pace = Pace()
         self._next_upkeep_ns = 0
         self._context = zmq.Context()
@@ -101,6 +102,11 @@ class PolicyServer:
     def stopping(self) -> bool:
         """Whether it was asked to stop."""
         return self._stop.is_set()
+
+    @property
+    def newest(self) -> OnnxPolicy:
+        """The policy served from the next round on."""
+        return self._offered or self.policy
 
     @property
     def requests(self) -> int:
@@ -269,11 +275,13 @@ class PolicyServer:
 
     def offer(self, policy: OnnxPolicy) -> None:
         """Serve this policy from the next round on; may be called from any thread."""
-        self._offered = policy
+        with self._swap:
+            self._offered = policy
 
     def _upkeep(self, now_ns: int) -> None:
         if self._offered is not None:
-            self.policy, self._offered = self._offered, None
+            with self._swap:
+                self.policy, self._offered = self._offered, None
             self.meters.serves(self.policy.version, self.policy.spec.velocity)
         if now_ns >= self._next_upkeep_ns:
             self._next_upkeep_ns = now_ns + _UPKEEP_NS

@@ -82,7 +82,7 @@ def test_nonsense_is_neither_executed_nor_repeated(gateway: OpenpiGateway) -> No
     good = msgpack_numpy.packb(observation())
     array = {b"__ndarray__": True, b"data": secret, b"dtype": "|O", b"shape": (1,)}
     messages: list[bytes] = [
-        msgpack.packb({"object": {**array, b"dtype": d}}) for d in ("|O", "c16", "<f4,<i4", "V9", "x", 3)
+        msgpack.packb({"object": {**array, b"dtype": d}}) for d in ("|O", "c16", "<f4,<i4", ",<f4", "V9", "x", 3)
     ]
     messages += [msgpack.packb(secret), msgpack.packb({secret: 1}), msgpack.packb({"object": secret}), b"\x81" * 3000]
     messages += [

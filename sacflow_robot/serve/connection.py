@@ -23,7 +23,8 @@ AWAKE_S = 0.002
 # A ping every half heartbeat, and an answer to it within one and a half: what does not answer is gone within two, and a
 # computer that is busy for longer than one heartbeat is not taken for one that is gone.
 _PING, _PATIENCE, _TIME_TO_LIVE = 0.5, 1.5, 2.0
-_MOST_IN_VAIN = 256
+_TRY_THE_OTHER = 16
+_STEP = 1.05
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 _EVENTS, _IN, _NOBLOCK = (
@@ -47,6 +48,32 @@ class Keys:
     server: Path
 
 
+class Habit:
+    """Whether to wait for an answer awake or asleep: the way that brought answers sooner of late, the other one now and then.
+
+    Awake is quicker as a rule. It is not where others want the core, who are given way to for long; nor where the answer comes
+    from a thread of this process, which cannot run while this one holds the interpreter; nor where it comes from far away.
+    """
+
+    def __init__(self) -> None:
+        self._turn = 0
+        self._typical_s: dict[bool, float] = {}
+
+    def awake(self) -> bool:
+        """How to wait this time."""
+        self._turn += 1
+        if len(self._typical_s) < 2:
+            return True not in self._typical_s
+        better = self._typical_s[True] < self._typical_s[False]
+        return better != (self._turn % _TRY_THE_OTHER == 0)
+
+    def learn(self, awake: bool, took_s: float) -> None:
+        """The answer waited for in that way took so long."""
+        before = self._typical_s.get(awake)
+        # Follows the median: what else the computer does makes some answers late, however they are waited for.
+        self._typical_s[awake] = took_s if before is None else before * (_STEP if took_s > before else 1 / _STEP)
+
+
 class Connection:
     """A DEALER socket that reconnects by itself and keeps nothing for a server that is not there.
 
@@ -55,7 +82,7 @@ class Connection:
         heartbeat_s: Time between heartbeats; a server that does not answer is gone within two.
         keys: Keys, where the server asks for them.
         awake_s: How long an answer is waited for awake, giving way to whatever else wants the core, before sleeping: to be
-            woken takes as long as some answers. Where answers do not come that soon, that is tried less and less often.
+            woken takes as long as some answers. It sleeps at once where that brings answers sooner; see :class:`Habit`.
 
     Raises:
         UsageError: The address is malformed.
@@ -64,7 +91,7 @@ class Connection:
     def __init__(self, address: str, heartbeat_s: float, keys: Keys | None, awake_s: float = AWAKE_S) -> None:
         self.address, self.heartbeat_s = address, heartbeat_s
         self._awake_s = awake_s
-        self._sleeps, self._in_vain = 0, 1
+        self._habit = Habit()
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         try:
@@ -135,10 +162,20 @@ class Connection:
             return wire.receive(socket, _NOBLOCK)
         if wait_s <= 0:
             return None
-        deadline = time.monotonic() + wait_s
-        if self._comes_soon(min(deadline, time.monotonic() + self._awake_s)):
-            return wire.receive(socket, _NOBLOCK)
-        now = time.monotonic()
+        began = time.monotonic()
+        awake = self._habit.awake()
+        frames = self._wait(began + wait_s, began + min(wait_s, self._awake_s) if awake else began)
+        if frames is not None:
+            self._habit.learn(awake, time.monotonic() - began)
+        return frames
+
+    def _wait(self, deadline: float, awake_until: float) -> list[Any] | None:
+        socket, now = self._socket, time.monotonic()
+        while now < awake_until:
+            _give_way()
+            if int(socket.get(_EVENTS)) & _IN:
+                return wire.receive(socket, _NOBLOCK)
+            now = time.monotonic()
         while now < deadline:
             found = dict(self._news.poll(math.ceil((deadline - now) * 1e3)))
             if socket in found:
@@ -147,20 +184,6 @@ class Connection:
                 return None
             now = time.monotonic()
         return None
-
-    def _comes_soon(self, deadline: float) -> bool:
-        """Wait awake; whether there is a message."""
-        if self._sleeps > 0:
-            self._sleeps -= 1
-            return False
-        while time.monotonic() < deadline:
-            _give_way()
-            if int(self._socket.get(_EVENTS)) & _IN:
-                self._in_vain = 1
-                return True
-        # A server far away; or one in this process, whose thread waits for this one to let go of the interpreter.
-        self._sleeps, self._in_vain = self._in_vain, min(2 * self._in_vain, _MOST_IN_VAIN)
-        return False
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket; what was sent has ``linger_ms`` to leave."""

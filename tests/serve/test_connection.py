@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 import zmq
 
-from sacflow_robot.serve import connection
-from sacflow_robot.serve.connection import Connection
+from sacflow_robot.serve.connection import Connection, Habit
 
 
 @pytest.fixture
@@ -28,29 +28,27 @@ def ends(router: zmq.Socket[bytes]) -> Iterator[tuple[zmq.Socket[bytes], Connect
     own.close()
 
 
-def test_answers_that_do_not_come_soon_are_waited_for_asleep_more_and_more_often(
-    ends: tuple[zmq.Socket[bytes], Connection], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    router, own = ends
-    turns: list[int] = []
-    monkeypatch.setattr(connection, "_give_way", lambda: turns.append(1))
-    awake = []
-    for _ in range(20):
-        turns.clear()
-        assert own.receive(0.003) is None
-        awake.append(bool(turns))
-    assert [i for i, was in enumerate(awake) if was] == [0, 2, 5, 10, 19]
+@pytest.mark.parametrize(("awake_s", "asleep_s", "often"), [(1e-4, 2e-4, True), (2e-3, 2e-4, False)])
+def test_the_way_of_waiting_that_brings_answers_sooner_is_taken(awake_s: float, asleep_s: float, often: bool) -> None:
+    habit, ways = Habit(), []
+    for _ in range(1000):
+        ways.append(habit.awake())
+        habit.learn(ways[-1], awake_s if ways[-1] else asleep_s)
+    assert ways[:2] == [True, False] and 0.9 < ways.count(often) / 1000 < 1
+    for _ in range(3000):  # it changes its mind when things change
+        habit.learn(way := habit.awake(), asleep_s if way else awake_s)
+    assert [habit.awake() for _ in range(64)].count(often) == 4
 
-    own.send([b"question"])
-    peer, _ = router.recv_multipart()
-    monkeypatch.setattr(connection, "_give_way", lambda: router.send_multipart([peer, b"answer"]))
-    own._sleeps = 0
-    assert own.receive(5) == [b"answer"]
-    monkeypatch.setattr(connection, "_give_way", lambda: turns.append(1))
-    turns.clear()
-    while own.receive(0.003) is not None:  # what was sent twice
-        pass
-    assert turns, "one that came soon, and the next is waited for awake"
+
+def test_an_answer_is_found_awake_and_asleep(ends: tuple[zmq.Socket[bytes], Connection]) -> None:
+    router, own = ends
+    for way in (True, False):
+        own._habit._typical_s = {way: 0.0, not way: 1.0}
+        own.send([b"question"])
+        peer, _ = router.recv_multipart()
+        threading.Timer(0.001 if way else 0.1, router.send_multipart, [[peer, b"answer"]]).start()
+        assert own.receive(5) == [b"answer"]
+        assert own.receive(0) is None and own.receive(0.003) is None
 
 
 def test_a_lost_connection_ends_the_wait_and_is_said_once(ends: tuple[zmq.Socket[bytes], Connection]) -> None:

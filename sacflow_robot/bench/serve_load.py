@@ -195,7 +195,7 @@ def reloading(
         memory.append(_resident_mb(pid))
         with PolicyClient(address) as client:
             reloads = client.status()["reloads_taken"]
-    row = {"while": "a new file every second", "clients": clients, "requests": done, "reloads": reloads}
+    row = {"while": "a new file every second", "clients": clients, "requests": min(done, requests), "reloads": reloads}
     row |= {"lost": max(0, requests - done), "wrong": counts["wrong"]}
     return {**row, **trips.percentiles(times[: min(done, requests)]), "memory_mb": memory}
 

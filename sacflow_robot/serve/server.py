@@ -282,6 +282,7 @@ class PolicyServer:
         if self._offered is not None:
             with self._swap:
                 self.policy, self._offered = self._offered, None
+            self.sessions.forget_shortcuts()
             self.meters.serves(self.policy.version, self.policy.spec.velocity)
         if now_ns >= self._next_upkeep_ns:
             self._next_upkeep_ns = now_ns + _UPKEEP_NS

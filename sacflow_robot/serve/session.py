@@ -125,6 +125,11 @@ class Sessions:
         """Forget it."""
         self._sessions.pop(session.token, None)
 
+    def forget_shortcuts(self) -> None:
+        """Let go of the policies that they are for; sessions that ask again learn new ones."""
+        for session in self._sessions.values():
+            session.shortcut = None
+
     def active(self, now_ns: int) -> list[Session]:
         """Those heard from in the last five seconds."""
         return [session for session in self._sessions.values() if now_ns - session.last_ns <= ACTIVE_NS]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -145,6 +146,16 @@ def test_what_is_not_fit_is_refused_and_the_old_one_goes_on(
         served.unlink()
         assert not Reloader(server, served, watch=False).reload() and "no policy file at" in caplog.text
         assert client.status()["reloads_refused"] == 5
+
+
+def test_nobody_keeps_a_policy_that_was_replaced(server: PolicyServer, served: Path, export: Export) -> None:
+    old, noise = weakref.ref(server.policy), chunk_noise((1, 5, 7), 0)
+    with PolicyClient(server.address) as idle:
+        for _ in range(2):
+            idle.infer(observation(), noise)
+        export(2).replace(served)
+        assert Reloader(server, served, watch=False).reload()
+        soon(lambda: old() is None)
 
 
 def test_a_session_that_asked_for_it_changes_policy_between_episodes_only(

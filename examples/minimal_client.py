@@ -20,7 +20,7 @@ TIMEOUT_MS = 2000
 class Client:
     def __init__(self, address: str, **expect: object) -> None:
         self.socket = zmq.Context.instance().socket(zmq.DEALER)
-        heartbeat = ((zmq.HEARTBEAT_IVL, 500), (zmq.HEARTBEAT_TIMEOUT, 500), (zmq.HEARTBEAT_TTL, 1000))
+        heartbeat = ((zmq.HEARTBEAT_IVL, 500), (zmq.HEARTBEAT_TIMEOUT, 1500), (zmq.HEARTBEAT_TTL, 2000))
         for option, value in ((zmq.LINGER, 0), (zmq.IMMEDIATE, 1), *heartbeat):
             self.socket.setsockopt(option, value)
         self.socket.connect(address)

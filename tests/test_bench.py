@@ -111,7 +111,8 @@ def test_bench_serve_says_what_it_measured(
 ) -> None:
     out = tmp_path / "new" / "serve.json"
     command = ["bench", "serve", "--policy", str(policy_file), "--velocities", "mlp", "--requests", "100"]
-    assert main([*command, "--seconds", "0.5", "--endure", "200", "--fuzz", "300", "--out", str(out), "--json"]) == 0
+    short = ["--seconds", "0.5", "--endure", "200", "--fuzz", "300", "--episodes", "1"]
+    assert main([*command, *short, "--out", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads(out.read_text())
     asked = {"velocity", "transport", "p50_us", "p99_us", "p999_us", "ort_p50_us", "echo_p50_us", "ratio_p50"}
@@ -124,7 +125,11 @@ def test_bench_serve_says_what_it_measured(
         "openpi gateway",
         "plain websockets + msgpack",
     }
-    assert result["many_clients"]["lost"] == result["endure"]["wrong"] == result["endure"]["lost"] == 0
+    for name in ("many_clients", "endure_rest", "endure_reload"):
+        (row,) = result[name]
+        assert row["requests"] > 0 and row["lost"] == row.get("wrong", 0) == 0
+    assert [(row["mode"], row["delay_ms"]) for row in result["seams"]][::2][:2] == [("switch", 10), ("blend", 10)]
+    assert all(row["seams"] > 0 and row["seam_p99"] > 0 for row in result["seams"])
     assert next(row["mean_batch"] for row in result["throughput_rows"]) == 1
     for row in result["fuzz_rows"]:
         assert row["messages"] == 300 and row["echoed"] == row["good_wrong"] == 0

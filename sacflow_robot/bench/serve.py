@@ -10,6 +10,7 @@ import asyncio
 import datetime
 import multiprocessing as mp
 import os
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -105,10 +106,16 @@ def against_websockets(path: Path, engine: Engine, requests: int) -> list[dict[s
 
 
 def take_turns(calls: list[Call], count: int) -> list[np.ndarray[Any, Any]]:
-    """Times (microseconds) of ``count`` calls of each, taking turns, after a tenth as many to warm up."""
-    times = np.empty((len(calls), count))
+    """Times (microseconds) of ``count`` calls of each, after a tenth as many to warm up.
+
+    They take turns, each turn in another order: what was called just before has filled the processor's caches, which suits
+    one call better than another, and all have to meet it equally often.
+    """
+    times, shuffle = np.empty((len(calls), count)), random.Random(0).shuffle
+    turns = list(zip(calls, times, strict=True))
     for i in range(-max(1, count // 10), count):
-        for call, own in zip(calls, times, strict=True):
+        shuffle(turns)
+        for call, own in turns:
             began = time.perf_counter_ns()
             call()
             own[i] = (time.perf_counter_ns() - began) / 1e3  # warming up fills the end, which is written again

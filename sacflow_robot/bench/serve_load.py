@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import resource
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -18,13 +17,15 @@ import numpy as np
 import zmq
 
 from sacflow_robot.bench import serve as trips
-from sacflow_robot.errors import ServerError
+from sacflow_robot.errors import LateError, ServerError
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.policy import Engine, OnnxPolicy
 from sacflow_robot.serve.reload import Reloader
 from sacflow_robot.serve.server import PolicyServer
 
+_MEMORY_SAMPLES = 20
+_LOST_AFTER_S = 5.0
 _TCP = "tcp://127.0.0.1:*"
 
 
@@ -127,61 +128,76 @@ def throughput(path: Path, engine: Engine, seconds: float = 1.5, clients: int = 
     return rows
 
 
-def endure(
-    path: Path, twin: Path | None, engine: Engine, folder: Path, requests: int, deadline_s: float = 0.1
-) -> dict[str, Any]:
-    """Many requests one after another, with the policy file replaced every second if there is another one to replace it
-    with; what is late, lost or wrong, and how the server's memory grows."""
-    policies = [OnnxPolicy(p, engine) for p in (path, twin) if p is not None]
-    arrays, noise = trips.example(policies[0])
-    expected = {policy.version: policy.infer(arrays, noise) for policy in policies}
-    contents = [p.read_bytes() for p in (path, twin) if p is not None]
-    served, stop, counts = folder / "served.onnx", threading.Event(), Counter[str]()
-    served.write_bytes(contents[0])
-
-    def replace() -> None:
-        for content in itertools.cycle(contents[1:] + contents[:1]):
-            if stop.wait(1.0):
-                return
-            (folder / "next").write_bytes(content)
-            (folder / "next").replace(served)
-
+def at_rest(path: Path, engine: Engine, requests: int, deadline_s: float = 0.02) -> dict[str, Any]:
+    """Many requests of one client, one after another: how many are late or wrong, and how the server's memory grows."""
+    policy = OnnxPolicy(path, engine)
+    arrays, noise = trips.example(policy)
+    expected, counts = policy.infer(arrays, noise), Counter[str]()
+    times, memory = np.empty(requests, np.float32), []
     with (
-        trips.process(serve_reloading, served, engine) as (address, pid),
+        trips.process(serve_reloading, path, engine) as (address, pid),
         PolicyClient(address, deadline_s=deadline_s) as client,
     ):
-        replacer = threading.Thread(target=replace)
-        if twin is not None:
-            replacer.start()
-        times = np.empty(requests, np.float32)
-        memory = []
-        try:
-            for i in range(requests):
-                if i % max(1, requests // 20) == 0:
-                    memory.append(_resident_mb(pid))
-                began = time.perf_counter_ns()
-                try:
-                    actions = client.infer(arrays, noise)
-                except ServerError as error:
-                    counts[type(error).__name__] += 1
-                    actions = None
-                times[i] = (time.perf_counter_ns() - began) / 1e3
-                if actions is not None and not np.allclose(actions, expected[client.policy_version], atol=1e-5):
-                    counts["wrong"] += 1
-        finally:
-            stop.set()
-            if twin is not None:
-                replacer.join()
+        for i in range(requests):
+            if i % max(1, requests // _MEMORY_SAMPLES) == 0:
+                memory.append(_resident_mb(pid))
+            began = time.perf_counter_ns()
+            try:
+                counts["wrong"] += not np.array_equal(client.infer(arrays, noise), expected)
+            except LateError:
+                counts["late"] += 1
+            except ServerError:
+                counts["lost"] += 1
+            times[i] = (time.perf_counter_ns() - began) / 1e3
         memory.append(_resident_mb(pid))
-        reloads = client.status()["reloads_taken"]
-    row: dict[str, Any] = {
-        "requests": requests,
-        "reloads": reloads,
-        "wrong": counts["wrong"],
-        "late": counts["LateError"],
-    }
-    row |= {"lost": sum(counts.values()) - counts["wrong"] - counts["LateError"], "memory_mb": memory}
-    return {**row, **trips.percentiles(times)}
+    row = {"while": "at rest", "clients": 1, "requests": requests, "reloads": 0}
+    row |= {"deadline_ms": deadline_s * 1e3, **{name: counts[name] for name in ("late", "lost", "wrong")}}
+    row["answered_after_deadline"] = int((times > deadline_s * 1e6).sum()) - counts["late"]
+    return {**row, **trips.percentiles(times), "memory_mb": memory}
+
+
+def reloading(
+    path: Path, twin: Path, engine: Engine, folder: Path, requests: int, clients: int = 4, period_s: float = 1.0
+) -> dict[str, Any]:
+    """Clients that each ask again at once, while the policy file is replaced every second by another and back; each
+    answer is held against the policy that it says it is from."""
+    policies = [OnnxPolicy(p, engine) for p in (path, twin)]
+    arrays, noise = trips.example(policies[0])
+    expected = {policy.version: policy.infer(arrays, noise) for policy in policies}
+    contents = [p.read_bytes() for p in (path, twin)]
+    served, counts, memory = folder / "served.onnx", Counter[str](), []
+    served.write_bytes(contents[0])
+    times = np.empty(requests, np.float32)
+    with (
+        trips.process(serve_reloading, served, engine) as (address, pid),
+        closing(Crowd(address, clients, {**arrays, "noise": noise})) as crowd,
+    ):
+        asked = {crowd.ask(socket): time.perf_counter() for socket in crowd.sockets}
+        following, done, last = time.monotonic() + period_s, 0, time.monotonic()
+        while done < requests and time.monotonic() < last + _LOST_AFTER_S:
+            if time.monotonic() > following:
+                following += period_s
+                counts["files"] += 1
+                (folder / "next").write_bytes(contents[counts["files"] % 2])
+                (folder / "next").replace(served)
+            for socket, reply in crowd.answers(0.1):
+                now, header, last = time.perf_counter(), reply.header, time.monotonic()
+                if done < requests:
+                    times[done] = (now - asked.pop(header["id"])) * 1e6
+                if done % max(1, requests // _MEMORY_SAMPLES) == 0:
+                    memory.append(_resident_mb(pid))
+                done += 1
+                right = header["ok"] and np.allclose(
+                    reply.arrays["actions"], expected[header["policy_version"]], atol=1e-5
+                )
+                counts["wrong"] += not right
+                asked[crowd.ask(socket)] = time.perf_counter()
+        memory.append(_resident_mb(pid))
+        with PolicyClient(address) as client:
+            reloads = client.status()["reloads_taken"]
+    row = {"while": "a new file every second", "clients": clients, "requests": min(done, requests), "reloads": reloads}
+    row |= {"lost": max(0, requests - done), "wrong": counts["wrong"]}
+    return {**row, **trips.percentiles(times[: min(done, requests)]), "memory_mb": memory}
 
 
 def serve_batches(path: Path, engine: Engine, batch: int, ready: Connection) -> None:

@@ -253,29 +253,38 @@ class BenchTrain:
         return 0
 
 
+ServePart = Literal["trips", "websockets", "clients", "throughput", "seams", "endure", "fuzz"]
+
+
 @dataclass(frozen=True)
 class BenchServe:
-    """Round trips of a served policy beside bare ONNX Runtime and a bare ZeroMQ echo; many clients; the usual way.
+    """Round trips of a served policy beside bare ONNX Runtime and a bare ZeroMQ echo, and the usual way of serving; many
+    clients, seams between chunks, long runs and hostile ones.
 
     Attributes:
         policy: Policy file.
+        parts: What to measure: round trips, beside websockets, many clients, throughput, seams between chunks, a long run
+            at rest and one with a new policy file every second, hostile messages.
         velocities: Measure these velocity networks too, untrained, where torch is installed.
         requests: Requests per measurement of round trips, after as many tenths to warm up.
         seconds: Length of the measurement with many clients (s).
         threads: Threads for one inference, everywhere.
-        endure: Requests of the long run, with the policy replaced every second; 0 leaves it out.
-        fuzz: Broken messages to send to the server beside a good client; 0 leaves it out.
+        endure: Requests of the long run at rest; a tenth as many, and at least ten seconds' worth, while files are replaced.
+        fuzz: Broken messages to send to each port, beside a good client.
+        episodes: Episodes of simulated arm for each row about seams.
         out: JSON file to write the result to as well.
         json: Print the result as one JSON object.
     """
 
     policy: Path = Path("policies/lift.onnx")
+    parts: tuple[ServePart, ...] = ("trips", "websockets", "clients", "throughput", "seams", "endure", "fuzz")
     velocities: tuple[str, ...] = ("flow-t",)
     requests: int = 5000
     seconds: float = 10.0
     threads: int = 1
-    endure: int = 20_000
-    fuzz: int = 10_000
+    endure: int = 10_000
+    fuzz: int = 2_000
+    episodes: int = 10
     out: Path | None = None
     json: bool = False
 
@@ -284,6 +293,10 @@ class BenchServe:
 
         if self.requests < 100 or not 0.1 <= self.seconds <= 600 or not 1 <= self.threads <= 64:
             raise UsageError("--requests must be at least 100, --seconds 0.1 to 600, --threads 1 to 64")
+        if min(self.endure, self.fuzz, self.episodes) < 1:
+            raise UsageError(
+                "--endure, --fuzz and --episodes must be at least 1; --parts leaves out what is not wanted"
+            )
         result = measure(self)
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)

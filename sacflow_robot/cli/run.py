@@ -64,10 +64,10 @@ class Run:
 
                 profile = load_profile(self.profile)
             keys = common.client_keys(self.key, self.server_key)
-            client = stack.enter_context(
-                PolicyClient(self.server, self.timeout, swap="episode", name=self.robot, keys=keys)
-            )
             robot = stack.enter_context(closing(driver()))
+            client = stack.enter_context(
+                PolicyClient(self.server, self.timeout, expect=robot.spec, swap="episode", name=self.robot, keys=keys)
+            )
             check_fit(client, robot.spec)
             limits = None if profile is None else profile.action_limits(robot.spec)
             engine = getattr(robot, "engine", None)

@@ -93,4 +93,17 @@ def table(address: str, now: Mapping[str, Any], before: Mapping[str, Any] | None
     for part in (counts, phases, clients):
         for column in part.columns[1:]:
             column.justify = "right"
-    return Group(head, "", counts, "", phases, "", clients)
+    return Group(head, "", counts, "", phases, "", *_reload_line(now.get("last_reload")), clients)
+
+
+def _reload_line(last: Mapping[str, Any] | None) -> list[str]:
+    """What came of the last new policy file, in words."""
+    if last is None:
+        return []
+    if last["result"] == "refused":
+        return [f"last new file refused: {last['reason']}", ""]
+    compared = f"{last['compared_rows']} observations of late ({last['compared_share']:.0%})"
+    return [
+        f"last new file taken; actions differ by {last['mean_change']:g}, {last['max_change']:g} at most, over {compared}",
+        "",
+    ]

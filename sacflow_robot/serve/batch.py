@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from sacflow_robot.errors import InvalidValueError
+from sacflow_robot.serve import wire
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.session import Refusal, Session
 from sacflow_robot.spec import FloatArray
@@ -64,3 +66,24 @@ class Pace:
         if not in_time:  # or one slow evaluation would make all that follow late, and none would correct it
             self._expected_ns[size] = _MEMORY * (ready_ns - now_ns)
         return in_time, [r for r in requests if r.deadline_ns is not None and ready_ns > r.deadline_ns]
+
+
+def takes_prefix(policy: OnnxPolicy) -> bool:
+    """Whether the policy completes actions already decided."""
+    return bool(getattr(policy, "takes_prefix", False))
+
+
+def checked(policy: OnnxPolicy, arrays: Mapping[str, Any], noise: Any) -> dict[str, FloatArray]:
+    """What the policy takes, from a request's arrays; a prefix that it does not take is ignored.
+
+    Raises:
+        InvalidValueError: One is missing, has a wrong shape, or holds NaN or infinity.
+    """
+    check: Any = policy.check
+    prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
+    decided = () if not takes_prefix(policy) or (prefix is None and mask is None) else (prefix, mask)
+    if any(part is None for part in decided):
+        raise InvalidValueError(f"{wire.PREFIX} and {wire.PREFIX_MASK} come together; one of them is missing")
+    with np.errstate(over="ignore"):  # a float64 that is none as float32 becomes infinite, and is refused
+        inputs: dict[str, FloatArray] = check(arrays, noise, *decided)
+    return inputs

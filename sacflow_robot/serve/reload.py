@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sacflow_robot.errors import PolicyFileError, SacflowError, one_line
+from sacflow_robot.errors import PolicyFileError, one_line
+from sacflow_robot.policyfile import NOISE
+from sacflow_robot.serve.batch import checked, takes_prefix
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
+from sacflow_robot.serve.wire import PREFIX_MASK
 
 _POLL_S = 0.25
 _LOG = logging.getLogger(__name__)
@@ -51,25 +54,26 @@ class Reloader:
         self._thread.join()
 
     def reload(self) -> bool:
-        """Load the file, and have it served if it is fit to; whether it is."""
-        running = self._server.policy
+        """Load the file, and have it served if it is fit to; whether it is. The server's meters say what came of it."""
+        running = self._server.newest
         try:
             candidate = OnnxPolicy(self._path, running.engine)
             if candidate.version == running.version:
                 return False
-            largest, mean, rows = self._compare(running, candidate)
-        except (SacflowError, OSError) as error:
-            self._server.meters.reloaded("refused")
-            _LOG.warning("new policy file refused: %s", one_line(error, 500), extra={"serving": running.version})
+            comparison = self._compare(running, candidate)
+        except Exception as error:  # whatever is wrong with a file, the one before is served on
+            reason = one_line(error, 500)
+            self._server.meters.reloaded("refused", {"reason": reason})
+            _LOG.warning("new policy file refused: %s", reason, extra={"serving": running.version})
             return False
         self._server.offer(candidate)
-        self._server.meters.reloaded("taken")
-        figures = {"max_change": round(largest, 4), "mean_change": round(mean, 4), "compared_rows": rows}
-        _LOG.info("policy replaced", extra={"old": running.version, "version": candidate.version, **figures})
+        self._server.meters.reloaded("taken", {"version": candidate.version, **comparison})
+        _LOG.info("policy replaced", extra={"old": running.version, "version": candidate.version, **comparison})
         return True
 
-    def _compare(self, running: OnnxPolicy, candidate: OnnxPolicy) -> tuple[float, float, int]:
-        """Largest and mean difference of actions on the last observations, and how many these were.
+    def _compare(self, running: OnnxPolicy, candidate: OnnxPolicy) -> dict[str, float]:
+        """Largest and mean difference of actions on the observations of late, how many rows these were, and which share of
+        the rows of late.
 
         Raises:
             PolicyFileError: The candidate is for another arm, cannot be evaluated, or differs too much.
@@ -79,22 +83,29 @@ class Reloader:
             different.append(f"chunk_length: {running.spec.chunk_length}, {candidate.spec.chunk_length}")
         if different:
             raise PolicyFileError(f"{self._path} is for another arm (served, new): {'; '.join(different)}")
+        recent = [(inputs, actions) for inputs, actions in self._server.recent.copy() if np.isfinite(actions).all()]
         differences = []
-        for inputs, actions in self._server.recent.copy():
-            proposed = candidate.run(inputs)
+        for inputs, actions in recent:
+            if np.any(inputs.get(PREFIX_MASK, 0)) and not takes_prefix(candidate):
+                continue  # it was to complete a prefix, which the new one cannot
+            proposed = candidate.run(checked(candidate, inputs, inputs[NOISE]))
             if not np.isfinite(proposed).all():
                 raise PolicyFileError(f"{self._path} puts out NaN or infinity for an observation of late")
             differences.append(np.abs(proposed - actions).reshape(-1))
-        if not differences:
-            return 0.0, 0.0, 0
-        every = np.concatenate(differences)
+        every = np.concatenate(differences) if differences else np.zeros(0)
+        if not every.size:
+            return {"max_change": 0.0, "mean_change": 0.0, "compared_rows": 0, "compared_share": 0.0}
         largest = float(every.max())
         if self._max_change is not None and largest > self._max_change:
             raise PolicyFileError(
                 f"{self._path} changes an action of late by {largest:.3g}, at most {self._max_change:g} is allowed"
             )
-        rows = every.size // int(np.prod(running.spec.noise_shape))
-        return largest, float(every.mean()), rows
+        return {
+            "max_change": round(largest, 4),
+            "mean_change": round(float(every.mean()), 4),
+            "compared_rows": every.size // int(np.prod(running.spec.noise_shape)),
+            "compared_share": round(every.size / sum(actions.size for _, actions in recent), 3),
+        }
 
     def _run(self) -> None:
         previous = self._tried

@@ -22,7 +22,7 @@ from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.policyfile import NOISE
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
-from sacflow_robot.serve.batch import Pace, Request, join, too_late
+from sacflow_robot.serve.batch import Pace, Request, checked, join, too_late
 from sacflow_robot.serve.meters import Meters
 from sacflow_robot.serve.operations import Operations
 from sacflow_robot.serve.policy import OnnxPolicy
@@ -36,6 +36,11 @@ _MESSAGES_A_ROUND = 256
 _UPKEEP_NS = 1_000_000_000
 _DRAIN_S = 0.3  # for what is still on its way; clients that ask on are told by the lost connection
 _RECENT = 64
+_EVENTS, _IN, _NOBLOCK = (
+    int(zmq.EVENTS),
+    int(zmq.POLLIN),
+    int(zmq.NOBLOCK),
+)  # arithmetic on their enums takes a microsecond
 
 
 class PolicyServer:
@@ -59,7 +64,7 @@ class PolicyServer:
         bind: str,
         *,
         max_batch: int = 64,
-        heartbeat_s: float = 0.5,
+        heartbeat_s: float = 1.0,
         security: Security | None = None,
         meters: Meters | None = None,
     ) -> None:
@@ -70,6 +75,7 @@ class PolicyServer:
         self.sessions, self.meters = Sessions(), meters or Meters()
         self.recent: deque[tuple[dict[str, FloatArray], FloatArray]] = deque(maxlen=_RECENT)
         self._offered: OnnxPolicy | None = None
+        self._swap = threading.Lock()
         self._pace = Pace()
         self._next_upkeep_ns = 0
         self._context = zmq.Context()
@@ -98,6 +104,11 @@ class PolicyServer:
         return self._stop.is_set()
 
     @property
+    def newest(self) -> OnnxPolicy:
+        """The policy served from the next round on."""
+        return self._offered or self.policy
+
+    @property
     def requests(self) -> int:
         """Requests answered with actions so far."""
         return self.meters.counts["requests"]
@@ -123,7 +134,7 @@ class PolicyServer:
             if request is not None:
                 waiting.append(request)
                 rows += request.rows
-            if rows >= self._max_batch or not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            if rows >= self._max_batch or not int(self._socket.get(_EVENTS)) & _IN:
                 break
             frames = wire.receive(self._socket, heads=2)
         if len(waiting) == 1:
@@ -147,7 +158,7 @@ class PolicyServer:
                 session = self.sessions.find(header, received_ns)
                 return self._admit(peer, header, frames, session, received_ns)
             answer = self._operations.answer(operation, header)
-            self._reply(peer, identifier, {**answer, "server_ns": time.monotonic_ns()})
+            self._send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()}, {})
         except Exception as error:  # whatever one client sends, the others are served on
             self._refuse(peer, identifier, session, error)
         return None
@@ -180,7 +191,7 @@ class PolicyServer:
         if noise is None:
             seed, step = self._noise_source(session, header)
             noise = chunk_noise((rows, *policy.spec.noise_shape), seed, step)
-        inputs = policy.check(arrays, noise)
+        inputs = checked(policy, arrays, noise)
         if layout is not None and Shortcut.applies(layout, inputs):
             session.shortcut = policy, Shortcut(layout, inputs)
         return Request(peer, header["id"], session, policy, inputs, rows, seed, step, deadline_ns, received_ns)
@@ -225,6 +236,8 @@ class PolicyServer:
             answered.append(times)
             timings = {"queue": times[0] / 1e3, "infer": times[1] / 1e3, "total": times[2] / 1e3}
             header = {
+                "id": request.identifier,
+                "ok": True,
                 "policy_version": policy.version,
                 "seed": request.seed,
                 "step": request.step,
@@ -232,23 +245,18 @@ class PolicyServer:
                 "timings_us": timings,
                 "server_ns": ended_ns,
             }
+            self._send(request.peer, header, {"actions": part})
             request.session.requests += 1
-            self._reply(request.peer, request.identifier, header, {"actions": part})
         # Nobody waits for what follows.
         self._pace.learn(start, infer_ns)
         self.recent.append((inputs, actions))
-        self.meters.evaluated(start)
-        for times in answered:
-            self.meters.answered(*times)
+        self.meters.evaluated(start, answered)
 
     # ---- answers
 
-    def _reply(
-        self, peer: bytes, identifier: int | None, header: dict[str, Any], arrays: dict[str, Any] | None = None
-    ) -> None:
-        message = wire.Message({"id": identifier, "ok": "error" not in header, **header}, arrays or {})
+    def _send(self, peer: bytes, header: dict[str, Any], arrays: dict[str, Any]) -> None:
         try:
-            wire.send(self._socket, [peer, *wire.encode(message)], zmq.NOBLOCK)
+            wire.send(self._socket, [peer, *wire.encode(wire.Message(header, arrays))], _NOBLOCK)
         except zmq.ZMQError:  # it is gone, or does not take its answers
             self.meters.dropped()
 
@@ -261,17 +269,20 @@ class PolicyServer:
         if session is not None:
             session.late, session.refused = session.late + (kind == "late"), session.refused + (kind != "late")
         failure = {"kind": kind, "message": message, **more}
-        self._reply(peer, identifier, {"error": failure, "server_ns": time.monotonic_ns()})
+        self._send(peer, {"id": identifier, "ok": False, "error": failure, "server_ns": time.monotonic_ns()}, {})
 
     # ---- around the loop
 
     def offer(self, policy: OnnxPolicy) -> None:
         """Serve this policy from the next round on; may be called from any thread."""
-        self._offered = policy
+        with self._swap:
+            self._offered = policy
 
     def _upkeep(self, now_ns: int) -> None:
         if self._offered is not None:
-            self.policy, self._offered = self._offered, None
+            with self._swap:
+                self.policy, self._offered = self._offered, None
+            self.sessions.forget_shortcuts()
             self.meters.serves(self.policy.version, self.policy.spec.velocity)
         if now_ns >= self._next_upkeep_ns:
             self._next_upkeep_ns = now_ns + _UPKEEP_NS

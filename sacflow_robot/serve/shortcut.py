@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from sacflow_robot.serve import wire
 from sacflow_robot.spec import FloatArray, all_finite
 
 _MOST_BYTES = 16 * 1024  # up to here copying the arrays into one piece is quicker than looking at each
 _FLOAT = np.dtype("<f4")
+_OPTIONAL = {wire.PREFIX, wire.PREFIX_MASK}  # where a request has none, the same zeros every time
 
 
 class Shortcut:
@@ -31,7 +33,10 @@ class Shortcut:
         self._parts: list[tuple[int, int]] = []
         self._views: list[tuple[str, int, int, tuple[int, ...]]] = []
         start = 0
+        self._fixed = {name: array for name, array in inputs.items() if name not in places}
         for name, array in inputs.items():
+            if name in self._fixed:
+                continue
             self._parts.append((places[name], array.nbytes))
             self._views.append((name, start, start + array.size, array.shape))
             start += array.size
@@ -42,7 +47,7 @@ class Shortcut:
         names = [entry[0] for entry in layout]
         return (
             len(set(names)) == len(names)
-            and inputs.keys() <= set(names)
+            and inputs.keys() - set(names) <= _OPTIONAL
             and all(entry[1] == "<f4" for entry in layout if entry[0] in inputs)
             and all(array.dtype == _FLOAT for array in inputs.values())
             and sum(array.nbytes for array in inputs.values()) <= _MOST_BYTES
@@ -61,4 +66,4 @@ class Shortcut:
         values = np.frombuffer(b"".join(parts), _FLOAT)
         if not all_finite(values):
             return None
-        return {name: values[start:stop].reshape(shape) for name, start, stop, shape in self._views}
+        return {**self._fixed, **{name: values[i:j].reshape(shape) for name, i, j, shape in self._views}}

@@ -25,8 +25,17 @@ class Asks(Protocol):
     @property
     def spec(self) -> PolicySpec: ...
 
+    @property
+    def takes_prefix(self) -> bool: ...
+
     def ask(
-        self, observation: Observation, noise: FloatArray | None = None, deadline_s: float | None = None
+        self,
+        observation: Observation,
+        noise: FloatArray | None = None,
+        deadline_s: float | None = None,
+        *,
+        prefix: FloatArray | None = None,
+        prefix_mask: FloatArray | None = None,
     ) -> int: ...
 
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray: ...
@@ -51,11 +60,14 @@ class ChunkStream:
     """Plays chunks step by step while the next ones are on their way.
 
     A chunk asked for at step s is for the steps s, s + 1, ...; when it arrives at step n, its first n - s actions are past
-    and dropped. Over the next ``blend`` steps it takes over from the old chunk, as far as that one reaches.
+    and dropped. A policy that takes a prefix is told the actions that will be played before its answer can be there, and
+    completes them. Where it takes none, or the answer came later than that, the new chunk takes over from the old one over
+    the next ``blend`` steps, as far as the old one reaches.
 
     Args:
         client: A connected client.
         blend: Steps over which a new chunk takes over; 0 switches at once.
+        prefix: Whether to send what will be played meanwhile, where the policy takes it.
         clock_ns: Clock that the delay is measured with.
     """
 
@@ -64,9 +76,10 @@ class ChunkStream:
         client: Asks,
         *,
         blend: int = 2,
+        prefix: bool = True,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._client, self._blend, self._clock_ns = client, blend, clock_ns
+        self._client, self._blend, self._prefix, self._clock_ns = client, blend, prefix, clock_ns
         self._period_s = 1 / client.spec.arm.control_rate_hz
         self._delays_s: deque[float] = deque(maxlen=_REMEMBERED)
         self.lost = 0
@@ -79,6 +92,7 @@ class ChunkStream:
         self._start = 0
         self._old: FloatArray | None = None
         self._old_start = self._joined_at = 0
+        self._decided = self._blended = 0
         self._number: int | None = None
         self._asked_step, self._asked_ns = 0, 0
 
@@ -111,12 +125,27 @@ class ChunkStream:
             batch = None if noise is None else noise[None]
             # An answer after the last action being played could start nothing in time.
             deadline_s = None if self._chunk is None else max(1, left) * self._period_s
-            self._number = self._client.ask(as_batch(observation), batch, deadline_s)
+            prefix, mask, self._decided = self._plan()
+            self._number = self._client.ask(as_batch(observation), batch, deadline_s, prefix=prefix, prefix_mask=mask)
             self._asked_step = self._step
         except ServerError:
             self._lose()
             return False
         return True
+
+    def _plan(self) -> tuple[FloatArray | None, FloatArray | None, int]:
+        """Actions (1, H, A) that will be played before an answer can be there, where (1, H) is 1, and how many."""
+        if not (self._prefix and self._client.takes_prefix):
+            return None, None, 0
+        shape = self._client.spec.noise_shape
+        prefix, mask, count = np.zeros(shape, np.float32), np.zeros(shape[0], np.float32), 0
+        while count < min(self.delay_steps, shape[0]):
+            action = self._action(self._step + count)
+            if action is None:
+                break
+            prefix[count], mask[count] = action, 1
+            count += 1
+        return prefix[None], mask[None], count
 
     def _is_time(self) -> bool:
         return self._chunk is None or self._end - self._step <= self.delay_steps + self._blend
@@ -142,6 +171,8 @@ class ChunkStream:
             return False
         self._old, self._old_start = self._chunk, self._start
         self._chunk, self._start, self._joined_at = chunk, self._asked_step, self._step
+        completes = self._decided > 0 and self._step <= self._asked_step + self._decided
+        self._blended = 0 if completes else self._blend
         return True
 
     def _action(self, step: int) -> FloatArray | None:
@@ -149,7 +180,7 @@ class ChunkStream:
         old = _at(self._old, step - self._old_start)
         if new is None or old is None:
             return new
-        share = (step - self._joined_at + 1) / (self._blend + 1)
+        share = (step - self._joined_at + 1) / (self._blended + 1)
         if share >= 1:
             return new
         blended: FloatArray = (old + share * (new - old)).astype(np.float32)

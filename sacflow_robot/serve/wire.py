@@ -19,10 +19,14 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_ARRAYS = 64
+PREFIX, PREFIX_MASK = "prefix", "prefix_mask"
 _PEER_QUEUE = 64  # messages that wait for, or from, one client; beyond that it waits, or loses answers
 _MAX_DIMENSIONS, _MAX_EXTENT = 8, 2**24
 _DTYPES = {name: np.dtype(name) for name in ("<f4", "<f8", "|u1", "<i4", "<i8", "|b1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# As integers: arithmetic on pyzmq's enums takes a microsecond, on every frame.
+_SNDMORE = int(zmq.SNDMORE)
+_COPY_BELOW = 64 * 1024
 
 Array = npt.NDArray[Any]
 Frame = bytes | memoryview | zmq.Frame
@@ -61,7 +65,7 @@ def configure_router(socket: zmq.Socket[bytes], receive_ms: int) -> None:
 def encode(message: Message) -> list[bytes | memoryview]:
     """Frames of a message: header, then the bytes of each array in C order, little-endian.
 
-    The arrays' frames are their own memory, not copies, where they are contiguous.
+    The frames of arrays of 64 KiB and more are their own memory, not copies, where they are contiguous.
 
     Raises:
         WireError: An array has a dtype that the protocol does not carry.
@@ -73,7 +77,7 @@ def encode(message: Message) -> list[bytes | memoryview]:
         if dtype is None:
             raise WireError(f"array {name!r} has dtype {array.dtype}; the protocol carries {', '.join(_DTYPES)}")
         layout.append((name, dtype, array.shape))
-        frames.append(array.data.cast("B") if array.size else b"")
+        frames.append(array.tobytes() if array.nbytes < _COPY_BELOW else array.data.cast("B"))
     return [msgpack.packb({"v": VERSION, **message.header, "arrays": layout}), *frames]
 
 
@@ -83,9 +87,9 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Frame], flags: int = 0) -> 
     Raises:
         zmq.ZMQError: The peer is unknown, or takes no more.
     """
-    last = len(frames) - 1
-    for i, frame in enumerate(frames):
-        socket.send(frame, flags | zmq.SNDMORE if i < last else flags, copy=False)
+    for frame in frames[:-1]:
+        socket.send(frame, flags | _SNDMORE, copy=len(frame) < _COPY_BELOW)
+    socket.send(frames[-1], flags, copy=len(frames[-1]) < _COPY_BELOW)
 
 
 def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[Any]:
@@ -94,9 +98,13 @@ def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[A
     Raises:
         zmq.Again: There is none (yet).
     """
-    frames: list[Any] = [socket.recv(flags)]
-    while socket.getsockopt(zmq.RCVMORE):
-        frames.append(socket.recv(copy=len(frames) < heads))
+    frame: Any = socket.recv(flags, copy=False)
+    frames = [frame]
+    while frame.more:
+        frame = socket.recv(0, copy=False)
+        frames.append(frame)
+    for i, head in enumerate(frames[:heads]):
+        frames[i] = head.bytes
     return frames
 
 

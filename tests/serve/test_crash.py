@@ -66,6 +66,7 @@ def resumed(client: PolicyClient) -> np.ndarray:
 def test_a_killed_server_is_noticed_and_a_new_one_found(start: Start, address: str) -> None:
     server = start()
     with PolicyClient(address, timeout_s=5) as client:
+        client.begin_episode(7)
         client.infer(observation())
         assert client.connected
         server.send_signal(signal.SIGSTOP)  # the request reaches it, and it never answers
@@ -79,18 +80,25 @@ def test_a_killed_server_is_noticed_and_a_new_one_found(start: Start, address: s
         assert not client.connected
         start()
         assert resumed(client).shape == (1, 5, 7)
-        assert client.connected and client.last_header["step"] == 0, "a session of its own, with noise of its own"
+        header = client.last_header
+        assert client.connected and (header["seed"], header["step"]) == (7, 2), (
+            "the episode's noise, after the lost chunk's"
+        )
 
 
 def test_a_server_that_hangs_is_gone_as_far_as_heartbeats_tell(start: Start, address: str) -> None:
     server = start("--heartbeat", 0.2)
     with PolicyClient(address, timeout_s=30) as client:
         client.infer(observation())
+        session = client._session
         server.send_signal(signal.SIGSTOP)
         with pytest.raises(ServerGoneError, match="is lost"):
             client.infer(observation())
+        with pytest.raises(ServerGoneError, match="is being made again"):
+            client.ask(observation())  # at once, not after 30 s
         server.send_signal(signal.SIGCONT)
         assert resumed(client).shape == (1, 5, 7)
+        assert client._session == session and len(client.status()["clients"]) == 1, "it was there all the time"
 
 
 def test_nothing_sent_to_a_server_that_died_is_acted_on_by_the_next(start: Start, address: str) -> None:
@@ -116,6 +124,7 @@ def test_nothing_sent_to_a_server_that_died_is_acted_on_by_the_next(start: Start
                 assert reply.header["error"]["kind"] == "session" and not reply.arrays
             assert client.status()["requests"] == 0
             client._session = session  # one that has not noticed the restart
+            client._linked = True
             with pytest.raises(ServerRestartedError, match="nothing asked before counts"):
                 client.infer(observation())
             assert client.infer(observation()).shape == (1, 5, 7)

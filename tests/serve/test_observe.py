@@ -65,7 +65,7 @@ def test_prometheus_finds_what_happened(server: PolicyServer) -> None:
 
 def test_the_dashboard_asks_for_metrics_that_there_are(server: PolicyServer) -> None:
     server.meters.dropped()
-    server.meters.reloaded("taken")
+    server.meters.reloaded("taken", {})
     there = {name for name, *_ in scrape(server)}
     asked = set(re.findall(r"sacflow_[a-z_]+", DASHBOARD.read_text()))
     assert len(asked) >= 8 and asked <= there, asked - there

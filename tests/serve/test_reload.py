@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -77,7 +78,13 @@ def test_a_new_file_is_served_and_what_each_answer_came_from_is_known(
 
         soon(swapped)
         assert seen == sorted(seen, key=[old, new].index), "no answer of the old one after the first of the new one"
-        assert client.status()["reloads_taken"] == 1
+        status = client.status()
+        assert status["reloads_taken"] == 1
+        last = status["last_reload"]
+        assert last["result"] == "taken" and last["version"] == new and last["compared_share"] == 1
+        change = np.abs(policies[new].infer(observation(), noise) - policies[old].infer(observation(), noise))
+        assert last["compared_rows"] >= 1 and last["max_change"] == pytest.approx(change.max(), abs=1e-4)
+        assert last["mean_change"] == pytest.approx(change.mean(), abs=1e-4)
 
 
 def test_no_request_is_lost_or_wrong_while_files_come_and_go(
@@ -122,7 +129,7 @@ def test_what_is_not_fit_is_refused_and_the_old_one_goes_on(
             served.write_bytes(content)
             caplog.clear()
             assert not Reloader(server, served, max_change=max_change, watch=False).reload()
-            assert reason in caplog.text
+            assert reason in caplog.text and reason in client.status()["last_reload"]["reason"]
             client.infer(observation())
             assert client.policy_version == version
 
@@ -139,6 +146,16 @@ def test_what_is_not_fit_is_refused_and_the_old_one_goes_on(
         served.unlink()
         assert not Reloader(server, served, watch=False).reload() and "no policy file at" in caplog.text
         assert client.status()["reloads_refused"] == 5
+
+
+def test_nobody_keeps_a_policy_that_was_replaced(server: PolicyServer, served: Path, export: Export) -> None:
+    old, noise = weakref.ref(server.policy), chunk_noise((1, 5, 7), 0)
+    with PolicyClient(server.address) as idle:
+        for _ in range(2):
+            idle.infer(observation(), noise)
+        export(2).replace(served)
+        assert Reloader(server, served, watch=False).reload()
+        soon(lambda: old() is None)
 
 
 def test_a_session_that_asked_for_it_changes_policy_between_episodes_only(

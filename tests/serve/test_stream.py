@@ -25,14 +25,24 @@ class Network:
     def __init__(self, spec: PolicySpec, delay_ns: int, jump: Callable[[int], float] = lambda n: 0.0) -> None:
         self.spec, self.delay_ns, self._jump = spec, delay_ns, jump
         self.now_ns, self.count, self.deadlines, self.error = 0, 0, [], None
+        self.takes_prefix, self.prefixes = False, []
         self._asked: dict[int, int] = {}
 
-    def ask(self, observation: Observation, noise: FloatArray | None = None, deadline_s: float | None = None) -> int:
+    def ask(
+        self,
+        observation: Observation,
+        noise: FloatArray | None = None,
+        deadline_s: float | None = None,
+        *,
+        prefix: FloatArray | None = None,
+        prefix_mask: FloatArray | None = None,
+    ) -> int:
         if isinstance(self.error, ServerGoneError):
             raise self.error
         self.count += 1
         self._asked = {self.count: self.now_ns}
         self.deadlines.append(deadline_s)
+        self.prefixes.append((prefix, prefix_mask))
         return self.count
 
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
@@ -95,6 +105,23 @@ def test_chunks_that_disagree_are_joined_smoothly(spec: PolicySpec) -> None:
         actions = np.array(play(network, stream, 60))
         steepest[blend] = np.abs(np.diff(actions)).max()
     assert steepest[0] >= 19 and steepest[2] <= 1 + 20 / 3 + 1e-4, "a jump of 20 is spread over three steps"
+
+
+def test_what_will_be_played_meanwhile_is_sent_ahead_where_the_policy_takes_it(spec: PolicySpec) -> None:
+    network = Network(spec, 60_000_000, lambda number: 10.0 * number)
+    network.takes_prefix = True
+    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    played = play(network, stream, 40)
+    first, *later = network.prefixes
+    assert first[0] is not None and not first[1].any(), "at first nothing is decided"
+    at = 0
+    for prefix, mask in later[1:-1]:  # from the second on the delay is known: two steps
+        assert mask.tolist() == [[1, 1, 0, 0, 0]]
+        sent = prefix[0, :2, 0].tolist()
+        at = next(i for i in range(at, 40) if played[i : i + 2] == sent)
+    without = ChunkStream(network, blend=0, prefix=False, clock_ns=lambda: network.now_ns)
+    play(network, without, 2)
+    assert network.prefixes[-1] == (None, None)
 
 
 def test_without_an_answer_it_plays_to_the_end_and_then_holds(spec: PolicySpec) -> None:

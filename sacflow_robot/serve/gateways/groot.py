@@ -23,6 +23,7 @@ import zmq
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
+from sacflow_robot.serve.batch import checked
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.spec import FloatArray
 
@@ -108,7 +109,7 @@ class GrootGateway:
             raise WireError(f"{rows} rows, at most {_MAX_ROWS} are answered at once")
         self._count += 1
         noise = chunk_noise((rows, *policy.spec.noise_shape), self._seed, self._count)
-        actions = policy.run(policy.check(arrays, noise))
+        actions = policy.run(checked(policy, arrays, noise))
         if not np.isfinite(actions).all():
             raise InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
         return [{"action": actions}, {"policy_version": policy.version}]

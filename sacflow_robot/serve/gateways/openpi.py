@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import http
+import logging
+import re
 import secrets
 import threading
 import time
@@ -24,13 +26,18 @@ from websockets.http11 import Request, Response
 
 from sacflow_robot import __version__
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
-from sacflow_robot.randomness import chunk_noise
+from sacflow_robot.serve.batch import checked
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.wire import MAX_FRAME_BYTES
+from sacflow_robot.spec import all_finite
 
 _INTERNAL_ERROR = 1011
 _PREFIX = "observation/"
+_DTYPE = re.compile("[<>|=]?[fiubUS][0-9]{1,3}")
 _WAITING = 2  # messages of one client that wait; it is one question at a time by protocol
+
+
+_LOG = logging.getLogger(__name__)
 
 
 class OpenpiGateway:
@@ -46,8 +53,9 @@ class OpenpiGateway:
     """
 
     def __init__(self, policy: Callable[[], OnnxPolicy], host: str, port: int) -> None:
-        self._policy, self._seed = policy, secrets.randbits(63)
-        self._count = 0
+        self._policy = policy
+        # One stream for all: the protocol has no seeds, and to make a generator for each chunk takes longer than its noise.
+        self._noise = np.random.default_rng(secrets.randbits(63))
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         try:
@@ -100,8 +108,11 @@ class OpenpiGateway:
                 began = time.monotonic()
                 try:
                     answer = self._infer(message)
-                except SacflowError as error:
-                    await connection.send(str(error))
+                except Exception as error:  # whatever one client sends, the others are served on
+                    known = isinstance(error, SacflowError)
+                    if not known:
+                        _LOG.error("request failed", exc_info=error)
+                    await connection.send(str(error) if known else "the server could not answer; its log says why")
                     await connection.close(_INTERNAL_ERROR, "see the text before")
                     return
                 if previous_ms is not None:
@@ -126,13 +137,12 @@ class OpenpiGateway:
             value = observation.get(array.key, observation.get(_PREFIX + array.key))
             if value is not None:
                 arrays[array.key] = as_numbers(value)[None]
-        self._count += 1
-        noise = chunk_noise((1, *policy.spec.noise_shape), self._seed, self._count)
-        inputs = policy.check(arrays, noise)
+        noise = self._noise.standard_normal((1, *policy.spec.noise_shape), dtype=np.float32)
+        inputs = checked(policy, arrays, noise)
         before = time.monotonic()
         actions = policy.run(inputs)[0]
         ended = time.monotonic()
-        if not np.isfinite(actions).all():
+        if not all_finite(actions):
             raise InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
         return {
             "actions": actions,
@@ -182,9 +192,10 @@ def as_numbers(value: Any) -> npt.NDArray[Any]:
 
 def _unpack_array(value: dict[Any, Any]) -> Any:
     if b"__ndarray__" in value or b"__npgeneric__" in value:
-        dtype = np.dtype(value[b"dtype"])
-        if dtype.kind not in "fiubUS":
+        name = value[b"dtype"]
+        if not isinstance(name, str) or not _DTYPE.fullmatch(name):  # NumPy would parse what it does not know as Python
             raise ValueError("dtype")
+        dtype = np.dtype(name)
         if b"__npgeneric__" in value:
             return dtype.type(value[b"data"])
         return np.ndarray(buffer=value[b"data"], dtype=dtype, shape=tuple(value[b"shape"]))

@@ -1,0 +1,126 @@
+"""How hard an arm is pulled where chunks meet: simulated Lift in lockstep, chunks on a made-up network with a known delay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.randomness import chunk_noise
+from sacflow_robot.serve.batch import takes_prefix
+from sacflow_robot.serve.policy import Engine, OnnxPolicy
+from sacflow_robot.serve.stream import ChunkStream
+from sacflow_robot.spec import FloatArray, Observation, PolicySpec
+
+_FIRST_SEED = 10_000
+_EEF = "robot0_eef_pos"
+
+
+class DelayedPolicy:
+    """A local policy whose answers take ``delay_ns`` on a clock of its own, as a client that ChunkStream asks."""
+
+    def __init__(self, policy: OnnxPolicy, delay_ns: int) -> None:
+        self._policy, self._delay_ns = policy, delay_ns
+        self.now_ns, self._count = 0, 0
+        self._answer: tuple[int, int, FloatArray] | None = None
+
+    @property
+    def spec(self) -> PolicySpec:
+        return self._policy.spec
+
+    def clock_ns(self) -> int:
+        return self.now_ns
+
+    @property
+    def takes_prefix(self) -> bool:
+        return takes_prefix(self._policy)
+
+    def ask(
+        self,
+        observation: Observation,
+        noise: FloatArray | None = None,
+        deadline_s: float | None = None,
+        *,
+        prefix: FloatArray | None = None,
+        prefix_mask: FloatArray | None = None,
+    ) -> int:
+        infer: Any = self._policy.infer
+        decided = {} if prefix is None else {"prefix": prefix, "prefix_mask": prefix_mask}
+        self._count += 1
+        self._answer = self._count, self.now_ns + self._delay_ns, infer(observation, noise, **decided)
+        return self._count
+
+    def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
+        assert self._answer is not None and self._answer[0] == number
+        if wait_s is None:  # the arm stands still meanwhile
+            return self._answer[2]
+        if self.now_ns < self._answer[1]:
+            raise TimeoutError
+        return self._answer[2]
+
+
+def seams(
+    path: Path, engine: Engine, episodes: int = 10, delays_ms: tuple[int, ...] = (10, 90)
+) -> list[dict[str, Any]]:
+    """Two rows per way of joining chunks and delay of the answers.
+
+    Accelerations in m/s^2: ``commanded`` is what consecutive translation commands ask for, ``measured`` that of the gripper,
+    from its positions; each where a new chunk begins to be played (``seam``) and elsewhere (``within``). Needs robosuite.
+    """
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+
+    policy = OnnxPolicy(path, engine)
+    ways = [("switch", 0, False), ("blend", 2, False)]
+    if takes_prefix(policy):
+        ways += [("prefix", 0, True), ("prefix, blend", 2, True)]
+    env, rows = RobosuiteEnv(policy.spec.arm.task), []
+    for delay_ms in delays_ms:
+        for name, blend, prefix in ways:
+            parts, solved = [], 0
+            for seed in range(_FIRST_SEED, _FIRST_SEED + episodes):
+                network = DelayedPolicy(policy, delay_ms * 1_000_000)
+                stream = ChunkStream(network, blend=blend, prefix=prefix, clock_ns=network.clock_ns)
+                part, success = _play(env, network, stream, seed)
+                parts.append(part)
+                solved += success
+            commanded, measured, joined = (np.concatenate(column) for column in zip(*parts, strict=True))
+            row = {"velocity": policy.spec.velocity, "mode": name, "delay_ms": delay_ms, "episodes": episodes}
+            row |= {"solved": solved, "seams": int(joined.sum())}
+            for what, values in (("commanded", commanded), ("measured", measured)):
+                figures: dict[str, Any] = {"acceleration": what}
+                for where, chosen in (("seam", values[joined]), ("within", values[~joined])):
+                    p50, p99 = np.percentile(chosen, [50, 99]) if len(chosen) else (np.nan, np.nan)
+                    figures |= {f"{where}_p50": round(float(p50), 2), f"{where}_p99": round(float(p99), 2)}
+                rows.append({**row, **figures})
+    return rows
+
+
+def _play(
+    env: Any, network: DelayedPolicy, stream: ChunkStream, seed: int
+) -> tuple[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], bool]:
+    """One episode: accelerations commanded and measured, and whether a chunk began there, from the second step on."""
+    from sacflow_robot.envs.tasks import METRES_PER_ACTION
+
+    rate = network.spec.arm.control_rate_hz
+    result = env.begin(seed)
+    places, joined = [result.observation[_EEF]], []
+    actions: list[FloatArray] = []
+    while not result.ended:
+        noise = chunk_noise(network.spec.noise_shape, seed, len(actions))
+        step = stream.step(result.observation, noise)
+        action = np.zeros(network.spec.arm.action_dim, np.float32) if step.action is None else step.action
+        actions.append(network.spec.arm.check_action(action))
+        joined.append(step.joined)
+        result = env.command(actions[-1])
+        places.append(result.observation[_EEF])
+        network.now_ns += network.spec.arm.period_ns
+    commanded = np.linalg.norm(np.diff(np.array(actions)[:, :3], axis=0), axis=1) * METRES_PER_ACTION * rate**2
+    measured = np.linalg.norm(np.diff(np.array(places, np.float64), 2, axis=0), axis=1) * rate**2
+    return (commanded, measured, np.array(joined[1:])), result.terminated
+
+
+def has_gripper_position(path: Path) -> bool:
+    """Whether seams can be measured with this policy."""
+    return any(array.key == _EEF for array in OnnxPolicy(path).spec.arm.observations)

@@ -116,8 +116,9 @@ def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generat
     value = aggregate(
         agent.critic(policy.normalise(observation), rollout.action), agent.config.learner.critic_aggregate
     )
-    penalty = agent.temperature * (rollout.log_prob + policy.reference_entropy)
-    loss = losses.actor_loss(value, penalty, torch.zeros_like(value), 0.0)
+    # Without log p of the noise itself, whose gradient at k = 0 has passed no step.
+    log_prob = rollout.log_prob + 0.5 * noise[0].square().sum(-1)
+    loss = losses.actor_loss(value, agent.temperature * log_prob, torch.zeros_like(value), 0.0)
     parameters = list(policy.velocity.parameters())
     for parameter in parameters:
         parameter.grad = None
@@ -144,7 +145,7 @@ def _config(cell: _Cell) -> TrainConfig:
     base = preset(setup.env, velocity, from_scratch=True, full=setup.full)
     learner = replace(base.learner, gradient_clip=clip, policy_delay=1, warmup_steps=_RANDOM_STEPS)
     if not setup.full:
-        learner = replace(learner, batch_size=64, critic_width=128, policy_rate=1e-3)
+        learner = replace(learner, batch_size=64, critic_width=128)
     return replace(
         base,
         seed=cell.seed,
@@ -153,7 +154,7 @@ def _config(cell: _Cell) -> TrainConfig:
         precision="float32",
         online_steps=_RANDOM_STEPS + setup.updates,
         eval_episodes=0,
-        flow=replace(base.flow, euler_steps=cell.euler_steps, weight_norm=weight_norm, noise="fixed"),
+        flow=replace(base.flow, euler_steps=cell.euler_steps, weight_norm=weight_norm, drift=False),
         learner=learner,
     )
 

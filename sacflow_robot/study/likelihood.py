@@ -22,12 +22,11 @@ from sacflow_robot.learn.density import exact_log_density
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.policy import squash_log_det
 from sacflow_robot.plotting import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
-from sacflow_robot.study.paths import follow, noise_of, path_log_density
+from sacflow_robot.study.paths import follow, path_log_density
 from sacflow_robot.study.report import Report
 from sacflow_robot.study.targets import (
     GAUSSIAN,
     MIXTURE,
-    Array,
     Mixture,
     exact_policy,
     gaussian_divergence,
@@ -110,12 +109,12 @@ def wasserstein(samples: Tensor, target: Mixture) -> float:
 
 
 def _normalisation(setup: Setup) -> list[dict[str, Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for target in _TARGETS:
         for steps in (1, *[k for k in setup.euler_steps if k <= 16]):
             for sigma in (min(setup.noise_scales), max(setup.noise_scales)):
                 policy = exact_policy(target, DIM, steps, sigma)
-                mass, error = total_mass(policy, setup.samples // 5, setup.seed)
+                mass, error = total_mass(policy, setup.samples // 5, setup.seed + len(rows))
                 rows.append(_row(_PARTS[0], target.name, steps, sigma, True, mass, standard_error=error, expected=1.0))
     return rows
 
@@ -275,7 +274,7 @@ def _draw_marginals(axes: Axes, rows: list[dict[str, Any]], setup: Setup, target
                 lw=1.5,
             )
         handles.append(Line2D([], [], color=colour, marker=MARKERS[n], ms=4, label=f"K = {steps}"))
-    handles += [Line2D([], [], color=GREY, ls=ls, label=f"drift {what}") for ls, what in (("-", "corrected"), (":", "not"))]
+    handles += [Line2D([], [], color=GREY, ls=ls, label=f"drift {what}") for ls, what in (("-", "corrected"), (":", "as it is"))]
     floor = _pick(rows, _PARTS[1], target=target.name, euler_steps=0)[0]["value"]
     axes.axhline(floor, color=GREY, lw=0.8, ls=(0, (4, 3)))
     axes.annotate(
@@ -290,8 +289,8 @@ def _draw_marginals(axes: Axes, rows: list[dict[str, Any]], setup: Setup, target
     )
     tidy(axes, f"{target.name}: marginal off its target")
     axes.set(xscale="log", yscale="log", xlabel=r"noise scale $\sigma$", ylabel="Wasserstein-1 distance (latent units)")
-    axes.set_ylim(0.6 * floor, None)
-    axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left")
+    axes.set_ylim(0.6 * floor, 8 * axes.dataLim.y1)
+    axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left", ncols=2)
 
 
 def _draw_masses(axes: Axes, rows: list[dict[str, Any]]) -> None:
@@ -305,7 +304,7 @@ def _draw_masses(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_xticks(range(len(chosen)), labels, fontsize=7)
     axes.set(xlabel=r"K, and below it $\sigma$", ylabel="integral over all paths")
     spread = max(abs(r["value"] - 1) + 2 * r["standard_error"] for r in chosen)
-    axes.set_ylim(1 - 1.2 * spread, 1 + 1.9 * spread)
+    axes.set_ylim(1 - 1.2 * spread, 1 + 1.7 * spread)
     handles = [Line2D([], [], color=c, marker="o", ls="", ms=4, label=t.name) for t, c in ((GAUSSIAN, ORANGE), (MIXTURE, BLUE))]
     axes.legend(handles=handles, frameon=False, fontsize=8, ncols=2, loc="upper left")
 
@@ -397,6 +396,3 @@ def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
         f"exact density's entropy moves by {swing:.2f} nats a dimension, that of the noisy path, with its fixed sigma, by "
         f"{flat:.2g}: a temperature on the path density weighs no entropy of the actions."
     )
-
-
-__all__ = ["DIM", "Array", "Setup", "case_count", "divergence_of_steps", "noise_of", "study_likelihood", "total_mass", "wasserstein"]

@@ -1,4 +1,4 @@
-"""What each regulariser and each schedule of its weight keeps of data that shows two ways of doing a task."""
+"""What each regulariser, with each schedule of its weight, keeps of data that shows two ways of doing a task."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig
-from sacflow_robot.plotting import BLUE, COLOURS, GREEN, GREY, MARKERS, VERMILION, new_figure, tidy
-from sacflow_robot.rollout import rollout
+from sacflow_robot.plotting import BLACK, BLUE, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
 from sacflow_robot.study import two_ways
 from sacflow_robot.study.report import Report, listed
-from sacflow_robot.study.runs import LocalArms, in_parallel, train
+from sacflow_robot.study.runs import in_parallel
+from sacflow_robot.study.trial import DEMO_SEED, Budget, Path, run_trial, trial_config
 
-REGULARISERS = {"action": 0.15, "flow-matching": 1.0, "same-noise": 0.15}
+REGULARISERS = {"action": 1.0, "flow-matching": 1.0, "same-noise": 1.0}
 """Regulariser and the weight that it starts with."""
 
 SCHEDULES = ("constant", "linear", "adaptive")
-_DEMO_SEED, _EVAL_SEED = 1_000_000, 10_000
-_ARMS = 8
-Path = npt.NDArray[np.float32]
+_MEASURES = {
+    "success_rate": "success",
+    "rarer_way": "share of the rarer way",
+    "mean_steps": "steps to the goal",
+    "action_distance": "distance from the data's actions",
+}
+_MOST_PATHS = 60
 
 
 @dataclass(frozen=True)
@@ -33,21 +36,11 @@ class Setup:
 
     Attributes:
         seeds: Seeds of each case.
-        demos: Demonstrations, the same for all cases.
-        offline_steps: Updates of cloning.
-        online_steps: Environment steps online.
-        episodes: Episodes that each policy is judged by at the end, from starts held out.
-        full: Take the published network sizes and batch.
-        device: Where to compute.
+        budget: What each run may cost.
     """
 
     seeds: Sequence[int]
-    demos: int = 200
-    offline_steps: int = 2000
-    online_steps: int = 8000
-    episodes: int = 100
-    full: bool = False
-    device: str = "cpu"
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -56,13 +49,15 @@ class _Cell:
     regulariser: str  # or "cloning": the offline phase alone
     schedule: str
     seed: int
+    cloned: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class _Result:
     row: dict[str, Any]
     paths: list[Path]
     solved: list[bool]
+    agent: dict[str, Any] | None
 
 
 def case_count(setup: Setup) -> int:
@@ -71,79 +66,141 @@ def case_count(setup: Setup) -> int:
 
 
 def study_regularisation(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
-    """Train every pair of regulariser and schedule offline to online, and cloning alone."""
-    pairs = [("cloning", "-"), *((r, s) for r in REGULARISERS for s in SCHEDULES)]
-    cells = [_Cell(setup, *pair, seed) for pair in pairs for seed in setup.seeds]
-    outcomes = in_parallel(_measure, cells, workers, advance)
-    rows = [outcome.row for outcome in outcomes]
-    return Report("regularisation", rows, _draw(outcomes, setup), _read(rows, setup))
+    """Clone once for each seed, and go on from that clone with every pair of regulariser and schedule."""
+    clones = in_parallel(_measure, [_Cell(setup, "cloning", "-", seed) for seed in setup.seeds], workers, advance)
+    start = dict(zip(setup.seeds, clones, strict=True))
+    pairs = [(regulariser, schedule) for regulariser in REGULARISERS for schedule in SCHEDULES]
+    cells = [_Cell(setup, *pair, seed, start[seed].agent) for pair in pairs for seed in setup.seeds]
+    results = [*clones, *in_parallel(_measure, cells, workers, advance)]
+    rows = [result.row for result in results]
+    return Report("regularisation", rows, _draw(results, setup), _read(rows))
 
 
-def _config(cell: _Cell) -> TrainConfig:
-    setup, cloning = cell.setup, cell.regulariser == "cloning"
-    full = setup.full
-    learner = LearnerConfig(
-        batch_size=256 if full else 128,
-        discount=0.97,
-        critic_width=512 if full else 128,
-        critic_depth=4 if full else 2,
-        updates_per_step=1.0 if full else 0.5,
-        policy_delay=1,
-        warmup_steps=min(1500, setup.online_steps // 4),
-        clone="all",
-        regulariser="action" if cloning else cell.regulariser,  # type: ignore[arg-type]
-        regularisation=0.0 if cloning else REGULARISERS[cell.regulariser],
-        regularisation_schedule="constant" if cloning else cell.schedule,  # type: ignore[arg-type]
-    )
-    return TrainConfig(
-        env="two-ways",
-        demos="none",
-        seed=cell.seed,
-        device=setup.device,
-        compile="off",
-        precision="float32",
-        offline_steps=setup.offline_steps,
-        online_steps=0 if cloning else setup.online_steps,
-        eval_episodes=0,
-        arms=_ARMS,
-        flow=FlowConfig(width=512 if full else 128, depth=4 if full else 2, gate_width=256 if full else 64),
-        learner=learner,
-    )
-
-
-def _measure(cell: _Cell) -> _Outcome:
-    config, setup = _config(cell), cell.setup
-    demos = two_ways.demonstrate(range(_DEMO_SEED, _DEMO_SEED + setup.demos))
-    arms = LocalArms([two_ways.TwoWays() for _ in range(_ARMS)])
-    trainer, finished = train(config, arms, demos=demos)
-    shape = config.chunk_length, arms.spec.action_dim
-    seeds = range(_EVAL_SEED, _EVAL_SEED + setup.episodes)
-    episodes = sorted(rollout(arms, shape, trainer.act, seeds), key=lambda e: int(e.info["seed"]))
-    paths = [episode.observations["position"] for episode in episodes]
-    shown = np.concatenate([episode.observations["position"] for episode in demos])
-    solved = [episode.success for episode in episodes]
+def _measure(cell: _Cell) -> _Result:
+    cloning, budget = cell.regulariser == "cloning", cell.setup.budget
+    if cloning:
+        config = replace(trial_config(budget, cell.seed), online_steps=0)
+    else:
+        weight = REGULARISERS[cell.regulariser]
+        more = {"regulariser": cell.regulariser, "regularisation_schedule": cell.schedule, "regularisation": weight}
+        config = trial_config(budget, cell.seed, **more)
+    outcome = run_trial(config, budget, cell.cloned)
     row = {
         "regulariser": cell.regulariser,
         "schedule": cell.schedule,
         "seed": cell.seed,
-        "success_rate": float(np.mean(solved)),
-        "rarer_way": rarer_way([p for p, success in zip(paths, solved, strict=True) if success]),
-        "mean_steps": float(np.mean([len(e) for e in episodes if e.success])) if any(solved) else float("nan"),
-        "distance_m": mean_distance(np.concatenate(paths), shown),
-        "last_weight": trainer.agent.regularisation,
-        "diverged": int(not finished),
+        **outcome.figures,
+        "last_weight": outcome.agent.regularisation,
+        "finished": int(outcome.finished),
     }
-    return _Outcome(row, paths, solved)
+    return _Result(row, outcome.paths, outcome.solved, outcome.agent.state_dict() if cloning else None)
 
 
-def rarer_way(paths: Sequence[Path]) -> float:
-    """Share of paths that take the side that fewer take: 0.5 where both are kept, 0 where one is lost."""
-    sides = [two_ways.side_taken(path) for path in paths]
-    left, right = sides.count(-1), sides.count(1)
-    return min(left, right) / max(left + right, 1)
+def _of(rows: Sequence[dict[str, Any]], regulariser: str, schedule: str, measure: str) -> list[float]:
+    return [r[measure] for r in rows if (r["regulariser"], r["schedule"]) == (regulariser, schedule)]
 
 
-def mean_distance(points: Path, data: Path) -> float:
-    """Mean distance (m) of points (N, 2) to the nearest one of the data (M, 2)."""
-    nearest = [float(np.sqrt(((data - point) ** 2).sum(-1)).min()) for point in points]
-    return float(np.mean(nearest))
+def _draw(results: Sequence[_Result], setup: Setup) -> Figure:
+    figure = new_figure(13.2, 8.2)
+    left, right = figure.subfigures(1, 2, width_ratios=[1.75, 1], wspace=0.02)
+    grid: Any = left.subplots(len(REGULARISERS), len(SCHEDULES), sharex=True, sharey=True)
+    demos = two_ways.demonstrate(range(DEMO_SEED, DEMO_SEED + min(setup.budget.demos, _MOST_PATHS)))
+    shown = {(r.row["regulariser"], r.row["schedule"]): r for r in results if r.row["seed"] == setup.seeds[0]}
+    for i, regulariser in enumerate(REGULARISERS):
+        for j, schedule in enumerate(SCHEDULES):
+            axes = grid[i][j]
+            _draw_paths(axes, shown[regulariser, schedule], [e.observations["position"] for e in demos])
+            tidy(axes, f"{regulariser}, {schedule}", grid="both")
+            if i == len(REGULARISERS) - 1:
+                axes.set_xlabel("x (m)")
+            if j == 0:
+                axes.set_ylabel("y (m)")
+    for name, colour, x in (("demonstrations", GREY, 0.1), ("left", BLUE, 0.38), ("right", ORANGE, 0.52), ("failed", VERMILION, 0.68)):
+        mark = "×" if name == "failed" else "—"
+        left.text(x, 1.0, f"{mark} {name}", color=colour, fontsize=10, fontweight="bold", va="bottom")
+    left.suptitle(" ", fontsize=10)
+    rows = [result.row for result in results]
+    panels: Any = right.subplots(len(_MEASURES), 1, sharex=True)
+    for axes, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
+        _draw_measure(axes, rows, measure, label)
+    return figure
+
+
+def _draw_paths(axes: Axes, result: _Result, demos: list[Path]) -> None:
+    for path in demos:
+        axes.plot(path[:, 0], path[:, 1], color="#cccccc", lw=0.6, zorder=1)
+    axes.add_patch(Circle((0, 0), two_ways.OBSTACLE, color="#555555", zorder=2))
+    goal = (float(two_ways.GOAL_AT[0]), float(two_ways.GOAL_AT[1]))
+    axes.add_patch(Circle(goal, two_ways.GOAL, fill=False, ec=BLACK, lw=1.2, zorder=4))
+    for path, success in list(zip(result.paths, result.solved, strict=True))[:_MOST_PATHS]:
+        colour = (BLUE if two_ways.side_taken(path) < 0 else ORANGE) if success else VERMILION
+        axes.plot(path[:, 0], path[:, 1], color=colour, lw=0.8, alpha=0.6, zorder=3)
+        if not success:
+            axes.plot(*path[-1], "x", color=VERMILION, ms=5, mew=1.3, zorder=5)
+    row = result.row
+    axes.text(
+        0.5,
+        0.5,
+        f"{row['success_rate']:.0%}",
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        color="white",
+        fontsize=11,
+        fontweight="bold",
+        zorder=6,
+    )
+    axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+
+
+def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: str) -> None:
+    colours = dict(zip(SCHEDULES, (BLUE, ORANGE, VERMILION), strict=True))
+    for i, regulariser in enumerate(REGULARISERS):
+        for j, schedule in enumerate(SCHEDULES):
+            values = _of(rows, regulariser, schedule, measure)
+            x = i + 0.24 * (j - 1)
+            axes.plot([x] * len(values), values, MARKERS[j], color=colours[schedule], ms=4, alpha=0.45, mew=0)
+            middle = float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+            axes.plot([x - 0.09, x + 0.09], [middle] * 2, color=colours[schedule], lw=2.4, label=schedule if i == 0 else None)
+    cloned = float(np.nanmean(_of(rows, "cloning", "-", measure)))
+    axes.axhline(cloned, color=BLACK, lw=1, ls=(0, (4, 3)), zorder=1, label="cloning alone")
+    tidy(axes, label)
+    axes.set_xticks(range(len(REGULARISERS)), list(REGULARISERS))
+    axes.set_xlim(-0.5, len(REGULARISERS) - 0.5)
+    if measure == "success_rate":
+        axes.set_ylim(0, 1.04)
+        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)  # type: ignore[union-attr]
+    elif measure == "rarer_way":
+        axes.set_ylim(0, 0.52)
+    else:
+        axes.set_ylim(0, None)
+
+
+def _read(rows: list[dict[str, Any]]) -> str:
+    def mean(regulariser: str, schedule: str, measure: str) -> float:
+        values = [v for v in _of(rows, regulariser, schedule, measure) if np.isfinite(v)]
+        return float(np.mean(values)) if values else float("nan")
+
+    pairs = [(r, s) for r in REGULARISERS for s in SCHEDULES]
+    seeds = len(_of(rows, "cloning", "-", "seed"))
+
+    def told(pair: tuple[str, str]) -> str:
+        success, way, steps, off = (mean(*pair, measure) for measure in _MEASURES)
+        return f"{pair[0]} {pair[1]} {success:.0%}, {way:.0%}, {steps:.0f}, {off:.2f}"
+
+    kept = [pair for pair in pairs if mean(*pair, "rarer_way") >= 0.2]
+    lost = [pair for pair in pairs if pair not in kept]
+    best = max(pairs, key=lambda pair: mean(*pair, "success_rate"))
+    fastest = min(pairs, key=lambda pair: np.nan_to_num(mean(*pair, "mean_steps"), nan=np.inf))
+    text = (
+        f"Success, share of the rarer way, steps to the goal and distance from the data's actions, means of {seeds} seeds: "
+        f"{told(('cloning', '-'))}; {'; '.join(map(told, pairs))}. Most successful is {best[0]} with the {best[1]} schedule, "
+        f"fastest {fastest[0]} with the {fastest[1]} one. "
+    )
+    if lost:
+        names = listed([f"{r} {s} ({mean(r, s, 'rarer_way'):.0%})" for r, s in lost])
+        text += f"The rarer way falls below 20 % of successes with {names}; the other {len(kept)} keep both ways."
+    else:
+        text += "All keep both ways: the rarer one has at least 20 % of the successes."
+    unfinished = sum(not row["finished"] for row in rows)
+    return text + (f" {unfinished} runs diverged." if unfinished else "")

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 
@@ -74,22 +74,28 @@ class LocalArms:
 
 
 def train(
-    config: TrainConfig, arms: VectorArms, eval_arms: VectorArms | None = None, demos: Sequence[Episode] = ()
+    config: TrainConfig,
+    arms: VectorArms,
+    demos: Sequence[Episode] = (),
+    cloned: Mapping[str, Any] | None = None,
 ) -> tuple[Trainer, bool]:
     """Train as ``sacflow-robot train`` does; the trainer at the end of it, and whether training came there.
 
     A run that diverges is a result of a study, not its end: the trainer is then as it was when that was noticed.
 
     Args:
-        config: The run's configuration.
+        config: The run's configuration, which evaluates nothing on the way.
         arms: Arms that training moves.
-        eval_arms: Arms that evaluation moves; not needed where ``config`` evaluates nothing.
         demos: What to clone; none from scratch.
+        cloned: State of an agent that the offline phase has ended with already, so that several runs go on from one.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder.create(Path(name) / "run", config)
-        trainer = Trainer(config, folder, arms, eval_arms or arms, TrainingProgress(Console(quiet=True)))
+        trainer = Trainer(config, folder, arms, arms, TrainingProgress(Console(quiet=True)))
         trainer.load(demos)
+        if cloned is not None:
+            trainer.agent.load_state_dict(dict(cloned))
+            trainer.offline_steps = config.offline_steps
         try:
             trainer.run()
         except SacflowError as error:

@@ -76,7 +76,9 @@ def study_likelihood(setup: Setup, advance: Callable[[], None]) -> Report:
     return Report("likelihood", rows, _draw(rows, setup), _read(rows, setup))
 
 
-def _row(part: str, target: str, steps: int, sigma: float, drift: bool | str, value: float, **more: Any) -> dict[str, Any]:
+def _row(
+    part: str, target: str, steps: int, sigma: float, drift: bool | str, value: float, **more: Any
+) -> dict[str, Any]:
     row = {"part": part, "target": target, "euler_steps": steps, "noise_scale": sigma, "drift": str(drift).lower()}
     return {**row, "std": math.nan, "value": value, "standard_error": math.nan, "expected": math.nan, **more}
 
@@ -274,7 +276,9 @@ def _draw_marginals(axes: Axes, rows: list[dict[str, Any]], setup: Setup, target
                 lw=1.5,
             )
         handles.append(Line2D([], [], color=colour, marker=MARKERS[n], ms=4, label=f"K = {steps}"))
-    handles += [Line2D([], [], color=GREY, ls=ls, label=f"drift {what}") for ls, what in (("-", "corrected"), (":", "as it is"))]
+    handles += [
+        Line2D([], [], color=GREY, ls=ls, label=f"drift {what}") for ls, what in (("-", "corrected"), (":", "as it is"))
+    ]
     floor = _pick(rows, _PARTS[1], target=target.name, euler_steps=0)[0]["value"]
     axes.axhline(floor, color=GREY, lw=0.8, ls=(0, (4, 3)))
     axes.annotate(
@@ -305,7 +309,9 @@ def _draw_masses(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set(xlabel=r"K, and below it $\sigma$", ylabel="integral over all paths")
     spread = max(abs(r["value"] - 1) + 2 * r["standard_error"] for r in chosen)
     axes.set_ylim(1 - 1.2 * spread, 1 + 1.7 * spread)
-    handles = [Line2D([], [], color=c, marker="o", ls="", ms=4, label=t.name) for t, c in ((GAUSSIAN, ORANGE), (MIXTURE, BLUE))]
+    handles = [
+        Line2D([], [], color=c, marker="o", ls="", ms=4, label=t.name) for t, c in ((GAUSSIAN, ORANGE), (MIXTURE, BLUE))
+    ]
     axes.legend(handles=handles, frameon=False, fontsize=8, ncols=2, loc="upper left")
 
 

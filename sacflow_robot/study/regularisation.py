@@ -115,8 +115,13 @@ def _draw(results: Sequence[_Result], setup: Setup) -> Figure:
                 axes.set_xlabel("x (m)")
             if j == 0:
                 axes.set_ylabel("y (m)")
-    for name, colour, x in (("demonstrations", GREY, 0.1), ("left", BLUE, 0.38), ("right", ORANGE, 0.52), ("failed", VERMILION, 0.68)):
-        mark = "×" if name == "failed" else "—"
+    for name, colour, x in (
+        ("demonstrations", GREY, 0.1),
+        ("left", BLUE, 0.38),
+        ("right", ORANGE, 0.52),
+        ("failed", VERMILION, 0.68),
+    ):
+        mark = "x" if name == "failed" else "\N{EM DASH}"
         left.text(x, 1.0, f"{mark} {name}", color=colour, fontsize=10, fontweight="bold", va="bottom")
     left.suptitle(" ", fontsize=10)
     rows = [result.row for result in results]
@@ -161,7 +166,9 @@ def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: s
             x = i + 0.24 * (j - 1)
             axes.plot([x] * len(values), values, MARKERS[j], color=colours[schedule], ms=4, alpha=0.45, mew=0)
             middle = float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
-            axes.plot([x - 0.09, x + 0.09], [middle] * 2, color=colours[schedule], lw=2.4, label=schedule if i == 0 else None)
+            axes.plot(
+                [x - 0.09, x + 0.09], [middle] * 2, color=colours[schedule], lw=2.4, label=schedule if i == 0 else None
+            )
     cloned = float(np.nanmean(_of(rows, "cloning", "-", measure)))
     axes.axhline(cloned, color=BLACK, lw=1, ls=(0, (4, 3)), zorder=1, label="cloning alone")
     tidy(axes, label)
@@ -169,7 +176,9 @@ def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: s
     axes.set_xlim(-0.5, len(REGULARISERS) - 0.5)
     if measure == "success_rate":
         axes.set_ylim(0, 1.04)
-        axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8)  # type: ignore[union-attr]
+        axes.figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8
+        )  # type: ignore[union-attr]
     elif measure == "rarer_way":
         axes.set_ylim(0, 0.52)
     else:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import SacflowError
+from sacflow_robot.learn.agent import Agent
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder
@@ -78,6 +79,7 @@ def train(
     arms: VectorArms,
     demos: Sequence[Episode] = (),
     cloned: Mapping[str, Any] | None = None,
+    prepare: Callable[[Agent], None] | None = None,
 ) -> tuple[Trainer, bool]:
     """Train as ``sacflow-robot train`` does; the trainer at the end of it, and whether training came there.
 
@@ -88,11 +90,14 @@ def train(
         arms: Arms that training moves.
         demos: What to clone; none from scratch.
         cloned: State of an agent that the offline phase has ended with already, so that several runs go on from one.
+        prepare: Called with the agent before its first update.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder.create(Path(name) / "run", config)
         trainer = Trainer(config, folder, arms, arms, TrainingProgress(Console(quiet=True)))
         trainer.load(demos)
+        if prepare is not None:
+            prepare(trainer.agent)
         if cloned is not None:
             trainer.agent.load_state_dict(dict(cloned))
             trainer.offline_steps = config.offline_steps

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.learn.agent import Agent
 from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig
 from sacflow_robot.learn.sac_flow import SacFlow
 from sacflow_robot.rollout import rollout
@@ -96,17 +97,23 @@ def trial_config(budget: Budget, seed: int, flow: FlowConfig | None = None, **le
     )
 
 
-def run_trial(config: TrainConfig, budget: Budget, cloned: dict[str, Any] | None = None) -> Outcome:
+def run_trial(
+    config: TrainConfig,
+    budget: Budget,
+    cloned: dict[str, Any] | None = None,
+    prepare: Callable[[Agent], None] | None = None,
+) -> Outcome:
     """Train, and judge the policy as it would be exported.
 
     Args:
         config: From :func:`trial_config`.
         budget: Its demonstrations and episodes.
         cloned: State of an agent to go on from instead of cloning.
+        prepare: Called with the agent before its first update.
     """
     demos = two_ways.demonstrate(range(DEMO_SEED, DEMO_SEED + budget.demos))
     arms = LocalArms([two_ways.TwoWays() for _ in range(_ARMS)])
-    trainer, finished = train(config, arms, demos, cloned)
+    trainer, finished = train(config, arms, demos, cloned, prepare)
     shape = config.chunk_length, arms.spec.action_dim
     seeds = range(EVAL_SEED, EVAL_SEED + budget.episodes)
     episodes = sorted(rollout(arms, shape, trainer.act, seeds), key=lambda e: int(e.info["seed"]))

@@ -87,7 +87,7 @@ class Gradients(_Study):
 
     Attributes:
         seeds: Seeds of each case.
-        updates: Updates of SAC from scratch before the second measurement; by default 800, 50 000 with --full.
+        updates: Updates of SAC from scratch before the second measurement; by default 500, 50 000 with --full.
         euler_steps: Numbers of steps K.
         variants: Velocity networks, with or without another cure; all by default.
         env: Gymnasium id of what is learned.
@@ -102,7 +102,7 @@ class Gradients(_Study):
     def run(self) -> int:
         from sacflow_robot.study import gradients
 
-        updates = (50_000 if self.full else 800) if self.updates is None else self.updates
+        updates = (50_000 if self.full else 500) if self.updates is None else self.updates
         self._check(seeds=self.seeds, updates=updates, euler_steps=min(self.euler_steps, default=0))
         setup = gradients.Setup(
             variants=self.variants or tuple(gradients.VARIANTS),

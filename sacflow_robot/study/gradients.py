@@ -117,7 +117,7 @@ def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generat
         agent.critic(policy.normalise(observation), rollout.action), agent.config.learner.critic_aggregate
     )
     # Without log p of the noise itself, whose gradient at k = 0 has passed no step.
-    log_prob = rollout.log_prob + 0.5 * noise[0].square().sum(-1)
+    log_prob = rollout.log_prob + 0.5 * latents[0].square().sum(-1)
     loss = losses.actor_loss(value, agent.temperature * log_prob, torch.zeros_like(value), 0.0)
     parameters = list(policy.velocity.parameters())
     for parameter in parameters:

@@ -185,11 +185,11 @@ def divergence_of_steps(target: Mixture, steps: int) -> float:
     policy = exact_policy(target, 1, steps, 1.0, drift=False)
     noise = torch.zeros(1 + steps, len(start), 1, dtype=torch.float64)
     noise[0, :, 0] = torch.from_numpy(start)
-    ends = policy.rollout(noise.new_zeros(len(start), 1), noise).latent[:, 0]
-    slope = np.gradient(ends.numpy(), start)
+    latents = policy.rollout(noise.new_zeros(len(start), 1), noise).latent[:, 0]
+    slope = np.gradient(latents.numpy(), start)
     mass = np.exp(-0.5 * start**2) / math.sqrt(2 * math.pi)
     own = -0.5 * start**2 - 0.5 * math.log(2 * math.pi) - np.log(np.abs(slope))
-    total = np.sum(mass * (own - target.log_density(ends).numpy())) * (start[1] - start[0])
+    total = np.sum(mass * (own - target.log_density(latents).numpy())) * (start[1] - start[0])
     return float(total)
 
 

@@ -82,7 +82,11 @@ def _measure(cell: _Cell) -> _Result:
         config = replace(trial_config(budget, cell.seed), online_steps=0)
     else:
         weight = REGULARISERS[cell.regulariser]
-        more = {"regulariser": cell.regulariser, "regularisation_schedule": cell.schedule, "regularisation": weight}
+        more: dict[str, Any] = {
+            "regulariser": cell.regulariser,
+            "regularisation_schedule": cell.schedule,
+            "regularisation": weight,
+        }
         config = trial_config(budget, cell.seed, **more)
     outcome = run_trial(config, budget, cell.cloned)
     row = {
@@ -102,7 +106,8 @@ def _of(rows: Sequence[dict[str, Any]], regulariser: str, schedule: str, measure
 
 def _draw(results: Sequence[_Result], setup: Setup) -> Figure:
     figure = new_figure(13.2, 8.2)
-    left, right = figure.subfigures(1, 2, width_ratios=[1.75, 1], wspace=0.02)
+    parts: Any = figure.subfigures(1, 2, width_ratios=[1.75, 1], wspace=0.02)
+    left, right = parts
     grid: Any = left.subplots(len(REGULARISERS), len(SCHEDULES), sharex=True, sharey=True)
     demos = two_ways.demonstrate(range(DEMO_SEED, DEMO_SEED + min(setup.budget.demos, _MOST_PATHS)))
     shown = {(r.row["regulariser"], r.row["schedule"]): r for r in results if r.row["seed"] == setup.seeds[0]}
@@ -178,7 +183,7 @@ def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: s
         axes.set_ylim(0, 1.04)
         axes.figure.legend(
             *axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8
-        )  # type: ignore[union-attr]
+        )
     elif measure == "rarer_way":
         axes.set_ylim(0, 0.52)
     else:
@@ -194,13 +199,13 @@ def _read(rows: list[dict[str, Any]]) -> str:
     seeds = len(_of(rows, "cloning", "-", "seed"))
 
     def told(pair: tuple[str, str]) -> str:
-        success, way, steps, off = (mean(*pair, measure) for measure in _MEASURES)
+        success, way, steps, off = (mean(pair[0], pair[1], measure) for measure in _MEASURES)
         return f"{pair[0]} {pair[1]} {success:.0%}, {way:.0%}, {steps:.0f}, {off:.2f}"
 
-    kept = [pair for pair in pairs if mean(*pair, "rarer_way") >= 0.2]
+    kept = [pair for pair in pairs if mean(pair[0], pair[1], "rarer_way") >= 0.2]
     lost = [pair for pair in pairs if pair not in kept]
-    best = max(pairs, key=lambda pair: mean(*pair, "success_rate"))
-    fastest = min(pairs, key=lambda pair: np.nan_to_num(mean(*pair, "mean_steps"), nan=np.inf))
+    best = max(pairs, key=lambda pair: mean(pair[0], pair[1], "success_rate"))
+    fastest = min(pairs, key=lambda pair: np.nan_to_num(mean(pair[0], pair[1], "mean_steps"), nan=np.inf))
     text = (
         f"Success, share of the rarer way, steps to the goal and distance from the data's actions, means of {seeds} seeds: "
         f"{told(('cloning', '-'))}; {'; '.join(map(told, pairs))}. Most successful is {best[0]} with the {best[1]} schedule, "

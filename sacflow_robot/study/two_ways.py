@@ -8,6 +8,7 @@ either side, and a few hit the disc. So the mean of the data's actions leads int
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,13 +87,13 @@ def demonstrate(seeds: Iterable[int]) -> list[Episode]:
     return episodes
 
 
-def side_taken(path: npt.NDArray[np.floating]) -> int:
+def side_taken(path: npt.NDArray[Any]) -> int:
     """-1 where a path (T + 1, 2) passes the disc's middle on the left, 1 on the right, 0 where it never comes so far."""
     above = np.flatnonzero(path[:, 1] >= 0)
     return int(np.sign(path[above[0], 0])) if len(above) else 0
 
 
-def distance_to_segment(start: npt.NDArray[np.floating], end: npt.NDArray[np.floating]) -> float:
+def distance_to_segment(start: npt.NDArray[Any], end: npt.NDArray[Any]) -> float:
     """From the origin to the segment between two points (2,)."""
     along = end - start
     length = float(along @ along)

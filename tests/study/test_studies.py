@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sacflow_robot.cli import main
 from sacflow_robot.cli.study import _gymnasium_arms
 from sacflow_robot.learn.algorithms import make_agent
 from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.policy import Rollout
 from sacflow_robot.study import architecture, gradients, likelihood, two_ways
 from sacflow_robot.study.report import geometric_mean, listed
 from sacflow_robot.study.targets import GAUSSIAN, MIXTURE, exact_policy, gaussian_divergence, gaussian_steps
@@ -93,17 +95,25 @@ def test_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "integrates to 1" in result["reading"]
 
 
-def test_a_wrong_density_does_not_integrate_to_one() -> None:
-    policy = exact_policy(MIXTURE, 2, 4, 0.3)
+def test_a_density_without_its_log_sigma_does_not_integrate_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = exact_policy(MIXTURE, 2, 4, 0.8)
     mass, error = likelihood.total_mass(policy, 4000, 0)
     assert mass == pytest.approx(1, abs=5 * error)
-    policy.noise_scale *= 1.1  # as where actor and critic use another sigma each
-    path, _ = likelihood.follow(policy, likelihood._noise(policy, 10, 0))
-    policy.noise_scale /= 1.1
-    assert likelihood.path_log_density(policy, path).isfinite().all()
-    assert likelihood.wasserstein(
-        torch.from_numpy(MIXTURE.quantiles(np.linspace(0.001, 0.999, 999))) + 0.25, MIXTURE
-    ) == (pytest.approx(0.25, abs=0.01))
+    rollout = policy.rollout
+
+    def forgetful(observation: torch.Tensor, noise: torch.Tensor) -> Rollout:
+        made = rollout(observation, noise)
+        return replace(made, log_prob=made.log_prob + 8 * math.log(0.8))  # K D log sigma
+
+    monkeypatch.setattr(policy, "rollout", forgetful)
+    mass, error = likelihood.total_mass(policy, 4000, 0)
+    assert mass == pytest.approx(0.8**8, abs=5 * error)
+
+
+def test_the_distance_to_a_target_by_hand() -> None:
+    shares = np.linspace(0.0005, 0.9995, 1000)
+    moved = torch.from_numpy(MIXTURE.quantiles(shares) + 0.25)
+    assert likelihood.wasserstein(moved, MIXTURE) == pytest.approx(0.25, abs=1e-6)
 
 
 def test_the_divergence_of_euler_steps_is_the_same_by_quadrature_and_in_closed_form() -> None:

@@ -19,9 +19,6 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 from torch import nn
 
 from sacflow_robot import policyfile
@@ -30,14 +27,13 @@ from sacflow_robot.learn.export import export_policy, make_spec
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.sac_flow import SacFlow
 from sacflow_robot.learn.velocity import FlowG, FlowL
-from sacflow_robot.plotting import BLUE, GREEN, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
 from sacflow_robot.spec import ArmSpec
+from sacflow_robot.study.architecture_figure import BIAS, RATE, VELOCITIES, WIDTH, K, by, draw, factors
 from sacflow_robot.study.gradients import gradient_norms
 from sacflow_robot.study.report import Report, geometric_mean, listed
 from sacflow_robot.study.runs import in_parallel
 from sacflow_robot.study.trial import Budget, run_trial, trial_config
 
-VELOCITIES = ("mlp", "flow-g", "flow-t", "flow-l")
 WIDTHS, STEPS = (32, 128, 256), (1, 4, 8, 16)
 GATE_BIASES = (-2.0, 0.0, 2.0, 5.0)
 """Of flow-g's gate at the start; 5 is published. A gate of sigmoid(bias) moves that share of the way in a step of K = 1."""
@@ -46,9 +42,6 @@ LIGHT_RATES = (0.07, 0.5, 2.0)
 """K alpha of flow-l at the start; 0.07 is its own."""
 
 HEADS = (1, 2, 4, 8)
-_WIDTH, _STEPS, _BIAS, _RATE = 128, 4, 5.0, 0.07
-_COLOURS = dict(zip(VELOCITIES, (VERMILION, BLUE, GREEN, ORANGE), strict=True))
-_MARKERS = dict(zip(VELOCITIES, MARKERS, strict=False))
 _CALLS, _TURNS = 50, 7  # of one action, and repeats of which the median counts
 
 
@@ -76,8 +69,8 @@ class Setup:
 @dataclass(frozen=True)
 class _Case:
     velocity: VelocityName
-    width: int = _WIDTH
-    euler_steps: int = _STEPS
+    width: int = WIDTH
+    euler_steps: int = K
     gate: float | None = None  # flow-g: the gate's bias; flow-l: K alpha
 
     @property
@@ -100,8 +93,8 @@ def _cases(setup: Setup) -> list[_Case]:
     """Each case once."""
     cases = [_Case(cast(VelocityName, v), width=w) for v in VELOCITIES for w in setup.widths]
     cases += [_Case(cast(VelocityName, v), euler_steps=k) for v in VELOCITIES for k in setup.euler_steps]
-    cases += [_Case("flow-g", gate=bias) for bias in GATE_BIASES if bias != _BIAS]
-    cases += [_Case("flow-l", gate=rate) for rate in LIGHT_RATES if rate != _RATE]
+    cases += [_Case("flow-g", gate=bias) for bias in GATE_BIASES if bias != BIAS]
+    cases += [_Case("flow-l", gate=rate) for rate in LIGHT_RATES if rate != RATE]
     cases += [_Case("flow-g"), _Case("flow-l")]  # what the gates are held against
     return list(dict.fromkeys(cases))
 
@@ -133,12 +126,12 @@ def study_architecture(setup: Setup, workers: int, advance: Callable[[], None]) 
         }
         for h in HEADS
     ]
-    return Report("architecture", rows, _draw(rows, setup), _read(rows, setup))
+    return Report("architecture", rows, draw(rows), _read(rows, setup))
 
 
 def _row(case: _Case, seed: int, figures: dict[str, float], torch_us: float, onnx_us: float) -> dict[str, Any]:
     names = ("success_rate", "mean_steps", "gradient_ratio", "finished")
-    start = {"flow-g": _BIAS, "flow-l": _RATE}.get(case.velocity, float("nan")) if case.gate is None else case.gate
+    start = {"flow-g": BIAS, "flow-l": RATE}.get(case.velocity, float("nan")) if case.gate is None else case.gate
     return {
         "velocity": case.velocity,
         "width": case.width,
@@ -230,120 +223,12 @@ def _microseconds(call: Callable[[], object]) -> float:
     return statistics.median(turns)
 
 
-def _by(rows: Sequence[dict[str, Any]], column: str, **where: Any) -> dict[float, list[dict[str, Any]]]:
-    """Rows that fit, by the value of a column."""
-    found: dict[float, list[dict[str, Any]]] = {}
-    for row in rows:
-        trained = np.isnan(row["heads_difference"])
-        if trained and all(row[key] == value for key, value in where.items()):
-            found.setdefault(float(row[column]), []).append(row)
-    return dict(sorted(found.items()))
-
-
-def _factors() -> list[tuple[str, str, tuple[str, ...], dict[str, Any]]]:
-    """Column, what it is called, the velocities that have it, and what the others are held at."""
-    start = {"flow-g": _BIAS, "flow-l": _RATE}
-
-    def held(velocity: str) -> dict[str, Any]:
-        return {"gate_start": start[velocity]} if velocity in start else {}
-
-    fixed = {v: held(v) for v in VELOCITIES}
-    return [
-        ("width", "width", VELOCITIES, {v: {**fixed[v], "euler_steps": _STEPS} for v in VELOCITIES}),
-        ("euler_steps", "rollout steps K", VELOCITIES, {v: {**fixed[v], "width": _WIDTH} for v in VELOCITIES}),
-        (
-            "gate_start",
-            "gate's bias at the start (flow-g)",
-            ("flow-g",),
-            {"flow-g": {"width": _WIDTH, "euler_steps": _STEPS}},
-        ),
-        (
-            "gate_start",
-            "K alpha at the start (flow-l)",
-            ("flow-l",),
-            {"flow-l": {"width": _WIDTH, "euler_steps": _STEPS}},
-        ),
-    ]
-
-
-def _draw(rows: list[dict[str, Any]], setup: Setup) -> Figure:
-    figure = new_figure(13.2, 9.0)
-    grid = figure.subplots(3, 4)
-    for j, (column, label, velocities, held) in enumerate(_factors()):
-        for velocity in velocities:
-            groups = _by(rows, column, velocity=velocity, **held[velocity])
-            style = {"color": _COLOURS[velocity], "marker": _MARKERS[velocity], "ms": 4.5, "lw": 1.5}
-            x = list(groups)
-            _scatter(grid[0][j], groups, "success_rate", _COLOURS[velocity])
-            grid[0][j].plot(
-                x, [np.mean([r["success_rate"] for r in g]) for g in groups.values()], label=velocity, **style
-            )
-            _scatter(grid[1][j], groups, "gradient_ratio", _COLOURS[velocity])
-            grid[1][j].plot(x, [geometric_mean([r["gradient_ratio"] for r in g]) for g in groups.values()], **style)
-            if j < 2:
-                grid[2][j].plot(x, [g[0]["torch_us"] for g in groups.values()], ls=":", **style)
-                grid[2][j].plot(x, [g[0]["onnx_us"] for g in groups.values()], **style)
-        _label(grid[0][j], label, "success", setup.seeds)
-        _label(grid[1][j], label, r"$\|\partial L/\partial A_0\|\ /\ \|\partial L/\partial A_K\|$", setup.seeds)
-        grid[0][j].set_ylim(0, 1.04)
-        grid[1][j].set_yscale("log")
-        for axes in (grid[0][j], grid[1][j], *([grid[2][j]] if j < 2 else [])):
-            if column in ("width", "euler_steps"):
-                axes.set_xscale("log", base=2)
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            elif velocities == ("flow-l",):
-                axes.set_xscale("log")
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        if j < 2:
-            _label(grid[2][j], label, "microseconds an action", setup.seeds)
-            grid[2][j].set_yscale("log")
-            grid[2][j].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    low = min(axes.get_ylim()[0] for axes in grid[1])
-    high = max(axes.get_ylim()[1] for axes in grid[1])
-    for axes in grid[1]:
-        axes.set_ylim(low, high)
-    _draw_heads(grid[2][2], rows)
-    _explain(grid[2][3])
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    return figure
-
-
-def _scatter(axes: Axes, groups: dict[float, list[dict[str, Any]]], column: str, colour: str) -> None:
-    for x, group in groups.items():
-        axes.plot([x] * len(group), [r[column] for r in group], "o", color=colour, ms=3, alpha=0.35, mew=0)
-
-
-def _label(axes: Axes, x: str, y: str, seeds: Sequence[int]) -> None:
-    tidy(axes)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y, fontsize=9)
-
-
-def _draw_heads(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    chosen = [row for row in rows if not np.isnan(row["heads_difference"])]
-    values = [max(row["heads_difference"], 1e-18) for row in chosen]
-    axes.bar([str(row["heads"]) for row in chosen], values, width=0.55, color=GREEN)
-    axes.set(yscale="log", ylim=(1e-18, 1), xlabel="attention heads (flow-t)")
-    axes.set_ylabel("difference from a linear map", fontsize=9)
-    tidy(axes)
-
-
-def _explain(axes: Axes) -> None:
-    axes.axis("off")
-    text = (
-        "Costs: dotted torch, solid ONNX Runtime,\none thread, one chunk of 5 actions.\n\n"
-        f"Where a panel does not vary it:\nwidth {_WIDTH}, K = {_STEPS}, gate bias {_BIAS:g},\nK alpha {_RATE:g}.\n\n"
-        "Faint dots: single seeds."
-    )
-    axes.text(0.02, 0.95, text, va="top", fontsize=9, color=GREY)
-
-
 def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
     parts = []
-    for column, label, velocities, held in _factors():
+    for column, label, velocities, held in factors():
         told = []
         for velocity in velocities:
-            groups = _by(rows, column, velocity=velocity, **held[velocity])
+            groups = by(rows, column, velocity=velocity, **held[velocity])
             success = {x: float(np.mean([r["success_rate"] for r in g])) for x, g in groups.items()}
             ratio = {x: geometric_mean([r["gradient_ratio"] for r in g]) for x, g in groups.items()}
             x = list(groups)
@@ -353,13 +238,11 @@ def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
             )
         values = " / ".join(f"{v:g}" for v in x)
         parts.append(f"over {label} = {values}, success is {listed(told)}")
-    base = {
-        v: next(iter(_by(rows, "width", velocity=v, width=_WIDTH, euler_steps=_STEPS).values()))[0] for v in VELOCITIES
-    }
+    base = {v: next(iter(by(rows, "width", velocity=v, width=WIDTH, euler_steps=K).values()))[0] for v in VELOCITIES}
     costs = listed([f"{base[v]['torch_us']:.0f} / {base[v]['onnx_us']:.0f} us ({v})" for v in VELOCITIES])
     heads = max(row["heads_difference"] for row in rows if not np.isnan(row["heads_difference"]))
     return (
-        f"Offline to online on the task of two ways, {len(setup.seeds)} seeds a case: {'; '.join(parts)}. At width {_WIDTH} and "
-        f"K = {_STEPS}, a chunk for {setup.arm.task} costs, in torch / ONNX Runtime, {costs}. The number of heads is no "
+        f"Offline to online on the task of two ways, {len(setup.seeds)} seeds a case: {'; '.join(parts)}. At width {WIDTH} and "
+        f"K = {K}, a chunk for {setup.arm.task} costs, in torch / ONNX Runtime, {costs}. The number of heads is no "
         f"choice: with one key attention is a linear map, within {heads:.1g} for any number."
     )

@@ -13,15 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from torch import Tensor
 
 from sacflow_robot.learn.density import exact_log_density
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.policy import squash_log_det
-from sacflow_robot.plotting import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
+from sacflow_robot.study.likelihood_figure import EXACT, FROM_TARGET, MASS, OF_PATHS, OFF, PATH, SHOWN, draw, pick
 from sacflow_robot.study.paths import follow, path_log_density
 from sacflow_robot.study.report import Report
 from sacflow_robot.study.targets import (
@@ -39,7 +36,6 @@ _TARGETS = (GAUSSIAN, MIXTURE)
 _OTHER = Mixture("other Gaussian", (1.0,), (0.2,), (0.45,))  # whose paths are told from GAUSSIAN's
 _WIDER = 1.2  # the proposal's noise beside the rollout's, for importance sampling
 _STDS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
-_SHOWN = 16, 0.5  # K and sigma of the panel of densities
 
 
 @dataclass(frozen=True)
@@ -59,12 +55,9 @@ class Setup:
     seed: int = 0
 
 
-_PARTS = ("path density integrates to", "marginal off the target", "divergence", "entropy")
-
-
 def case_count(setup: Setup) -> int:
     """How often ``advance`` will be called."""
-    return len(_PARTS)
+    return 4
 
 
 def study_likelihood(setup: Setup, advance: Callable[[], None]) -> Report:
@@ -73,7 +66,14 @@ def study_likelihood(setup: Setup, advance: Callable[[], None]) -> Report:
     for part in (_normalisation, _marginals, _divergences, _entropies):
         rows += part(setup)
         advance()
-    return Report("likelihood", rows, _draw(rows, setup), _read(rows, setup))
+    steps, sigma = SHOWN
+    shown = {
+        "no noise": _ends(MIXTURE, steps, sigma, drift=False, setup=setup, noiseless=True),
+        "noise, drift corrected": _ends(MIXTURE, steps, sigma, drift=True, setup=setup),
+        "noise, not corrected": _ends(MIXTURE, steps, sigma, drift=False, setup=setup),
+    }
+    figure = draw(rows, {label: ends.numpy() for label, ends in shown.items()})
+    return Report("likelihood", rows, figure, _read(rows, setup))
 
 
 def _row(
@@ -117,7 +117,7 @@ def _normalisation(setup: Setup) -> list[dict[str, Any]]:
             for sigma in (min(setup.noise_scales), max(setup.noise_scales)):
                 policy = exact_policy(target, DIM, steps, sigma)
                 mass, error = total_mass(policy, setup.samples // 5, setup.seed + len(rows))
-                rows.append(_row(_PARTS[0], target.name, steps, sigma, True, mass, standard_error=error, expected=1.0))
+                rows.append(_row(MASS, target.name, steps, sigma, True, mass, standard_error=error, expected=1.0))
     return rows
 
 
@@ -126,14 +126,14 @@ def _marginals(setup: Setup) -> list[dict[str, Any]]:
     for target in _TARGETS:
         rng = np.random.default_rng(setup.seed)
         own = torch.from_numpy(target.quantiles(rng.uniform(size=DIM * setup.samples)))
-        rows.append(_row(_PARTS[1], target.name, 0, 0.0, "samples of the target", wasserstein(own, target)))
+        rows.append(_row(OFF, target.name, 0, 0.0, "samples of the target", wasserstein(own, target)))
         for steps in setup.euler_steps:
             ends = _ends(target, steps, 1.0, drift=False, setup=setup, noiseless=True)
-            rows.append(_row(_PARTS[1], target.name, steps, 0.0, "no noise", wasserstein(ends, target)))
+            rows.append(_row(OFF, target.name, steps, 0.0, "no noise", wasserstein(ends, target)))
             for sigma in setup.noise_scales:
                 for drift in (True, False):
                     ends = _ends(target, steps, sigma, drift=drift, setup=setup)
-                    rows.append(_row(_PARTS[1], target.name, steps, sigma, drift, wasserstein(ends, target)))
+                    rows.append(_row(OFF, target.name, steps, sigma, drift, wasserstein(ends, target)))
     return rows
 
 
@@ -159,7 +159,7 @@ def _divergences(setup: Setup) -> list[dict[str, Any]]:
             value, error = _mean(gain / DIM)
             expected = divergence_of_steps(target, steps)
             more = {"standard_error": error, "expected": expected}
-            rows.append(_row("divergence from target", target.name, steps, 0.0, "no noise", value, **more))
+            rows.append(_row(FROM_TARGET, target.name, steps, 0.0, "no noise", value, **more))
     for steps in setup.euler_steps:
         for sigma in setup.noise_scales:
             policy, other = (exact_policy(t, DIM, steps, sigma) for t in (GAUSSIAN, _OTHER))
@@ -168,7 +168,7 @@ def _divergences(setup: Setup) -> list[dict[str, Any]]:
             theirs = path_log_density(other, path)
             value, error = _mean((own - theirs) / DIM)
             more = {"standard_error": error, "expected": path_divergence(GAUSSIAN, _OTHER, steps, sigma)}
-            rows.append(_row("divergence of paths", GAUSSIAN.name, steps, sigma, True, value, **more))
+            rows.append(_row(OF_PATHS, GAUSSIAN.name, steps, sigma, True, value, **more))
     return rows
 
 
@@ -209,12 +209,12 @@ def _entropies(setup: Setup) -> list[dict[str, Any]]:
             value, error = _mean(-(log_prob + squash_log_det(latent)) / DIM)
             expected = 0.5 * math.log(2 * math.pi * math.e) + math.log(gaussian_steps(target, steps, 0.0).stds[-1])
             more = {"standard_error": error, "expected": expected, "std": std}
-            rows.append(_row("entropy, exact", target.name, steps, 0.0, "no noise", value, **more))
+            rows.append(_row(EXACT, target.name, steps, 0.0, "no noise", value, **more))
             rollout = policy.rollout(noise.new_zeros(count, 1), noise)
             excess = -(rollout.log_prob + squash_log_det(rollout.latent)) - policy.reference_entropy
             value, error = _mean(excess / DIM)
             more = {"standard_error": error, "expected": 0.0, "std": std}
-            rows.append(_row("entropy, path", target.name, steps, 0.1, True, value, **more))
+            rows.append(_row(PATH, target.name, steps, 0.1, True, value, **more))
     return rows
 
 
@@ -223,172 +223,20 @@ def _mean(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
-def _pick(rows: Sequence[dict[str, Any]], part: str, **where: Any) -> list[dict[str, Any]]:
-    return [r for r in rows if r["part"] == part and all(r[key] == value for key, value in where.items())]
-
-
-def _draw(rows: list[dict[str, Any]], setup: Setup) -> Figure:
-    figure = new_figure(12.6, 7.4)
-    grid = figure.subplots(2, 3)
-    _draw_densities(grid[0][0], setup)
-    for axes, target in zip(grid[0][1:], (MIXTURE, GAUSSIAN), strict=True):
-        _draw_marginals(axes, rows, setup, target)
-    _draw_masses(grid[1][0], rows)
-    _draw_divergences(grid[1][1], rows, setup)
-    _draw_entropies(grid[1][2], rows, setup)
-    return figure
-
-
-def _colour(setup: Setup, steps: int) -> str:
-    return (BLUE, GREEN, ORANGE, VERMILION)[list(setup.euler_steps).index(steps) % 4]
-
-
-def _draw_densities(axes: Axes, setup: Setup) -> None:
-    steps, sigma = _SHOWN
-    x = np.linspace(-1.9, 1.9, 400)
-    axes.fill_between(x, MIXTURE.density(x), color="#cccccc", lw=0, label="target")
-    edges = np.linspace(-1.9, 1.9, 96)
-    for label, colour, kind in (
-        ("no noise", BLACK, {"drift": False, "noiseless": True}),
-        ("noise, drift corrected", BLUE, {"drift": True}),
-        ("noise, not corrected", VERMILION, {"drift": False}),
-    ):
-        ends = _ends(MIXTURE, steps, sigma, setup=setup, **kind)
-        height, _ = np.histogram(ends.numpy(), edges, density=True)
-        axes.plot(0.5 * (edges[1:] + edges[:-1]), height, color=colour, lw=1.5, label=label)
-    tidy(axes, rf"mixture, K = {steps}, $\sigma$ = {sigma:g}")
-    axes.set(xlabel="latent action", ylabel="density", ylim=(0, 1.55 * float(MIXTURE.density(x).max())))
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
-
-
-def _draw_marginals(axes: Axes, rows: list[dict[str, Any]], setup: Setup, target: Mixture) -> None:
-    handles = []
-    for n, steps in enumerate(setup.euler_steps):
-        colour = _colour(setup, steps)
-        for drift, style in (("true", "-"), ("false", ":")):
-            chosen = _pick(rows, _PARTS[1], target=target.name, euler_steps=steps, drift=drift)
-            axes.plot(
-                [r["noise_scale"] for r in chosen],
-                [r["value"] for r in chosen],
-                f"{MARKERS[n]}{style}",
-                color=colour,
-                ms=4,
-                lw=1.5,
-            )
-        handles.append(Line2D([], [], color=colour, marker=MARKERS[n], ms=4, label=f"K = {steps}"))
-    handles += [
-        Line2D([], [], color=GREY, ls=ls, label=f"drift {what}") for ls, what in (("-", "corrected"), (":", "as it is"))
-    ]
-    floor = _pick(rows, _PARTS[1], target=target.name, euler_steps=0)[0]["value"]
-    axes.axhline(floor, color=GREY, lw=0.8, ls=(0, (4, 3)))
-    axes.annotate(
-        "the target's own samples",
-        (1.0, floor),
-        xycoords=("axes fraction", "data"),
-        xytext=(-2, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=7,
-        color=GREY,
-    )
-    tidy(axes, f"{target.name}: marginal off its target")
-    axes.set(xscale="log", yscale="log", xlabel=r"noise scale $\sigma$", ylabel="Wasserstein-1 distance (latent units)")
-    axes.set_ylim(0.6 * floor, 8 * axes.dataLim.y1)
-    axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left", ncols=2)
-
-
-def _draw_masses(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    chosen = _pick(rows, _PARTS[0])
-    for i, row in enumerate(chosen):
-        colour = BLUE if row["target"] == MIXTURE.name else ORANGE
-        axes.errorbar(i, row["value"], 2 * row["standard_error"], fmt="o", ms=4, color=colour, lw=1.3, capsize=2)
-    axes.axhline(1, color=BLACK, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    labels = [f"{r['euler_steps']}\n{r['noise_scale']:g}" for r in chosen]
-    tidy(axes, "integral of the path density (bars: 2 standard errors)")
-    axes.set_xticks(range(len(chosen)), labels, fontsize=7)
-    axes.set(xlabel=r"K, and below it $\sigma$", ylabel="integral over all paths")
-    spread = max(abs(r["value"] - 1) + 2 * r["standard_error"] for r in chosen)
-    axes.set_ylim(1 - 1.2 * spread, 1 + 1.7 * spread)
-    handles = [
-        Line2D([], [], color=c, marker="o", ls="", ms=4, label=t.name) for t, c in ((GAUSSIAN, ORANGE), (MIXTURE, BLUE))
-    ]
-    axes.legend(handles=handles, frameon=False, fontsize=8, ncols=2, loc="upper left")
-
-
-def _draw_divergences(axes: Axes, rows: list[dict[str, Any]], setup: Setup) -> None:
-    parts = (
-        ("divergence of paths", GAUSSIAN.name, BLUE, "o", "paths of two Gaussian flows"),
-        ("divergence from target", GAUSSIAN.name, ORANGE, "s", "exact density, Gaussian"),
-        ("divergence from target", MIXTURE.name, VERMILION, "D", "exact density, mixture"),
-    )
-    for part, target, colour, marker, label in parts:
-        chosen = _pick(rows, part, target=target)
-        axes.errorbar(
-            [r["expected"] for r in chosen],
-            [r["value"] for r in chosen],
-            [2 * r["standard_error"] for r in chosen],
-            fmt=marker,
-            ms=4.5,
-            color=colour,
-            lw=1.2,
-            label=label,
-            mfc="white",
-            zorder=3,
-        )
-    values = [r["expected"] for part, target, *_ in parts for r in _pick(rows, part, target=target)]
-    ends = [0.5 * min(values), 2 * max(values)]
-    axes.plot(ends, ends, color=BLACK, lw=0.8, ls=(0, (4, 3)), zorder=1)
-    tidy(axes, "KL divergence, nats a dimension", grid="both")
-    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="analytic", ylabel="Monte Carlo")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
-
-
-def _draw_entropies(axes: Axes, rows: list[dict[str, Any]], setup: Setup) -> None:
-    x = np.geomspace(min(_STDS), max(_STDS), 50)
-    axes.plot(x, 0.5 * np.log(2 * np.pi * np.e * x**2), color=BLACK, lw=1.2, label="the Gaussian's own")
-    for n, steps in enumerate(setup.euler_steps):
-        chosen = _pick(rows, "entropy, exact", euler_steps=steps)
-        axes.plot(
-            [r["std"] for r in chosen],
-            [r["value"] for r in chosen],
-            f"{MARKERS[n]}--",
-            color=_colour(setup, steps),
-            ms=4.5,
-            mfc="white",
-            lw=1,
-            label=f"exact density, K = {steps}",
-        )
-    chosen = _pick(rows, "entropy, path", euler_steps=max(setup.euler_steps))
-    axes.plot(
-        [r["std"] for r in chosen],
-        [r["value"] for r in chosen],
-        "X-",
-        color=VERMILION,
-        ms=5,
-        lw=1.2,
-        label=r"noisy path less its noise, any K",
-    )
-    tidy(axes, "what the two densities call entropy")
-    axes.set(xscale="log", xlabel="standard deviation of the target", ylabel="entropy (nats a dimension)")
-    axes.set_xticks(_STDS, [f"{std:g}" for std in _STDS])
-    axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
-
-
 def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
-    masses = _pick(rows, _PARTS[0])
+    masses = pick(rows, MASS)
     off = max(abs(r["value"] - 1) / r["standard_error"] for r in masses)
     worst = max(abs(r["value"] - 1) for r in masses)
     few, most, sigma = min(setup.euler_steps), max(setup.euler_steps), max(setup.noise_scales)
 
     def distance(steps: int, scale: float, drift: str) -> float:
         where = {"target": MIXTURE.name, "euler_steps": steps, "noise_scale": scale, "drift": drift}
-        return float(_pick(rows, _PARTS[1], **where)[0]["value"])
+        return float(pick(rows, OFF, **where)[0]["value"])
 
-    divergences = _pick(rows, "divergence of paths") + _pick(rows, "divergence from target")
+    divergences = pick(rows, OF_PATHS) + pick(rows, FROM_TARGET)
     errors = [abs(r["value"] - r["expected"]) / max(r["standard_error"], 1e-12) for r in divergences]
-    exact = _pick(rows, "entropy, exact", euler_steps=most)
-    path = _pick(rows, "entropy, path")
+    exact = pick(rows, EXACT, euler_steps=most)
+    path = pick(rows, PATH)
     swing = max(r["value"] for r in exact) - min(r["value"] for r in exact)
     flat = max(abs(r["value"]) for r in path)
     return (

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
-from sacflow_robot.plotting import BLACK, BLUE, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
+from sacflow_robot.plotting import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, PURPLE, VERMILION, new_figure, tidy
 from sacflow_robot.study import two_ways
 from sacflow_robot.study.report import Report, listed
 from sacflow_robot.study.runs import in_parallel
@@ -120,15 +121,9 @@ def _draw(results: Sequence[_Result], setup: Setup) -> Figure:
                 axes.set_xlabel("x (m)")
             if j == 0:
                 axes.set_ylabel("y (m)")
-    for name, colour, x in (
-        ("demonstrations", GREY, 0.1),
-        ("left", BLUE, 0.38),
-        ("right", ORANGE, 0.52),
-        ("failed", VERMILION, 0.68),
-    ):
-        mark = "x" if name == "failed" else "\N{EM DASH}"
-        left.text(x, 1.0, f"{mark} {name}", color=colour, fontsize=10, fontweight="bold", va="bottom")
-    left.suptitle(" ", fontsize=10)
+    lines = [("demonstrations", "#bbbbbb", ""), ("left", BLUE, ""), ("right", ORANGE, ""), ("failed", VERMILION, "x")]
+    handles = [Line2D([], [], color=colour, marker=marker, mew=1.5, label=name) for name, colour, marker in lines]
+    left.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     rows = [result.row for result in results]
     panels: Any = right.subplots(len(_MEASURES), 1, sharex=True)
     for axes, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
@@ -160,11 +155,11 @@ def _draw_paths(axes: Axes, result: _Result, demos: list[Path]) -> None:
         fontweight="bold",
         zorder=6,
     )
-    axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+    axes.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
 
 
 def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: str) -> None:
-    colours = dict(zip(SCHEDULES, (BLUE, ORANGE, VERMILION), strict=True))
+    colours = dict(zip(SCHEDULES, (GREEN, PURPLE, BLACK), strict=True))
     for i, regulariser in enumerate(REGULARISERS):
         for j, schedule in enumerate(SCHEDULES):
             values = _of(rows, regulariser, schedule, measure)
@@ -175,7 +170,7 @@ def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: s
                 [x - 0.09, x + 0.09], [middle] * 2, color=colours[schedule], lw=2.4, label=schedule if i == 0 else None
             )
     cloned = float(np.nanmean(_of(rows, "cloning", "-", measure)))
-    axes.axhline(cloned, color=BLACK, lw=1, ls=(0, (4, 3)), zorder=1, label="cloning alone")
+    axes.axhline(cloned, color=GREY, lw=1, ls=(0, (4, 3)), zorder=1, label="cloning alone")
     tidy(axes, label)
     axes.set_xticks(range(len(REGULARISERS)), list(REGULARISERS))
     axes.set_xlim(-0.5, len(REGULARISERS) - 0.5)
@@ -207,7 +202,7 @@ def _read(rows: list[dict[str, Any]]) -> str:
     best = max(pairs, key=lambda pair: mean(pair[0], pair[1], "success_rate"))
     fastest = min(pairs, key=lambda pair: np.nan_to_num(mean(pair[0], pair[1], "mean_steps"), nan=np.inf))
     text = (
-        f"Success, share of the rarer way, steps to the goal and distance from the data's actions, means of {seeds} seeds: "
+        f"Success, share of the rarer way, steps to the goal and distance from the data's actions, means over seeds ({seeds}): "
         f"{told(('cloning', '-'))}; {'; '.join(map(told, pairs))}. Most successful is {best[0]} with the {best[1]} schedule, "
         f"fastest {fastest[0]} with the {fastest[1]} one. "
     )

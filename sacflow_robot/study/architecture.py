@@ -95,7 +95,7 @@ def _cases(setup: Setup) -> list[_Case]:
     cases += [_Case(cast(VelocityName, v), euler_steps=k) for v in VELOCITIES for k in setup.euler_steps]
     cases += [_Case("flow-g", gate=bias) for bias in GATE_BIASES if bias != BIAS]
     cases += [_Case("flow-l", gate=rate) for rate in LIGHT_RATES if rate != RATE]
-    cases += [_Case("flow-g"), _Case("flow-l")]  # what the gates are held against
+    cases += [_Case(cast(VelocityName, v)) for v in VELOCITIES]  # what the others are held against
     return list(dict.fromkeys(cases))
 
 

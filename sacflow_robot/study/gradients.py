@@ -1,10 +1,12 @@
 """How large the actor loss's gradient is at each step of the rollout, by velocity network and number of steps.
 
 The rollout is a recurrent network whose hidden state is the action: A_{k+1} = A_k + v(t_k, A_k, s) / K + noise. What is
-measured is ||dL/dA_k||, k = 0 (the noise) to K (the action before squashing), of the actor loss L = alpha log p - Q: the
-norm per row of the batch, averaged over rows. Backpropagation through time multiplies it by a step's Jacobian from k + 1
-to k (arXiv 2509.25756, section 4.1, calls this the cause of the instability), so that ||dL/dA_0|| / ||dL/dA_K|| is what
-the K steps amplify. Gradient clipping does not enter that number itself; it changes which networks training arrives at.
+measured is ||dL/dA_k||, k = 0 (the noise) to K (the action before squashing), of the actor loss's value term L = -Q: the norm
+per row of the batch, averaged over rows. Backpropagation through time multiplies it by a step's Jacobian from k + 1 to k
+(arXiv 2509.25756, section 4.1, calls this the cause of the instability), so that ||dL/dA_0|| / ||dL/dA_K|| is what the K
+steps make of it. The entropy term is trained with but not measured: it enters at every step by itself, through log sigma.
+So does the drift's correction, (1 - t)^-1 times the noise's variance, which is left out of the rollout for the same reason.
+Gradient clipping does not enter the numbers themselves; it changes which networks training arrives at.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor, nn
 
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.learn import losses
 from sacflow_robot.learn.algorithms import make_agent
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.critic import aggregate
@@ -93,10 +94,10 @@ def case_count(setup: Setup) -> int:
 
 
 def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Gradient of the actor loss, without its regulariser, at raw observations (B, O).
+    """Gradient of the actor loss's value term at raw observations (B, O).
 
     Returns:
-        Mean over the batch of ||dL_b/dA_k|| (K + 1,), L_b being the loss of a row; and the norm of the loss's gradient
+        Mean over the batch of ||dL_b/dA_k|| (K + 1,), L_b being -Q of a row; and the norm of the loss's gradient
         in all parameters of the velocity network.
     """
     policy: FlowPolicy = agent.policy
@@ -113,12 +114,8 @@ def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generat
     finally:
         hook.remove()
     rollout.latent.retain_grad()
-    value = aggregate(
-        agent.critic(policy.normalise(observation), rollout.action), agent.config.learner.critic_aggregate
-    )
-    # Without log p of the noise itself, whose gradient at k = 0 has passed no step.
-    log_prob = rollout.log_prob + 0.5 * latents[0].square().sum(-1)
-    loss = losses.actor_loss(value, agent.temperature * log_prob, torch.zeros_like(value), 0.0)
+    members = agent.critic(policy.normalise(observation), rollout.action)
+    loss = -aggregate(members, agent.config.learner.critic_aggregate).mean()
     parameters = list(policy.velocity.parameters())
     for parameter in parameters:
         parameter.grad = None
@@ -200,7 +197,7 @@ def _amplification(rows: list[dict[str, Any]], **where: Any) -> list[float]:
 def _draw(rows: list[dict[str, Any]], setup: Setup) -> Figure:
     stages = sorted({row["updates"] for row in rows})
     figure = new_figure(2.9 * len(setup.euler_steps) + 0.6, 2.7 * len(stages) + 0.5)
-    grid = figure.subplots(len(stages), len(setup.euler_steps), squeeze=False, sharey="row")
+    grid = figure.subplots(len(stages), len(setup.euler_steps), squeeze=False, sharey=True)
     for i, updates in enumerate(stages):
         for j, steps in enumerate(setup.euler_steps):
             axes = grid[i][j]

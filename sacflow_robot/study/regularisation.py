@@ -105,6 +105,12 @@ def _of(rows: Sequence[dict[str, Any]], regulariser: str, schedule: str, measure
     return [r[measure] for r in rows if (r["regulariser"], r["schedule"]) == (regulariser, schedule)]
 
 
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are numbers: a policy that never arrives takes no number of steps."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
 def _draw(results: Sequence[_Result], setup: Setup) -> Figure:
     figure = new_figure(13.2, 8.2)
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.75, 1], wspace=0.02)
@@ -165,11 +171,11 @@ def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: s
             values = _of(rows, regulariser, schedule, measure)
             x = i + 0.24 * (j - 1)
             axes.plot([x] * len(values), values, MARKERS[j], color=colours[schedule], ms=4, alpha=0.45, mew=0)
-            middle = float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
+            middle = _mean(values)
             axes.plot(
                 [x - 0.09, x + 0.09], [middle] * 2, color=colours[schedule], lw=2.4, label=schedule if i == 0 else None
             )
-    cloned = float(np.nanmean(_of(rows, "cloning", "-", measure)))
+    cloned = _mean(_of(rows, "cloning", "-", measure))
     axes.axhline(cloned, color=GREY, lw=1, ls=(0, (4, 3)), zorder=1, label="cloning alone")
     tidy(axes, label)
     axes.set_xticks(range(len(REGULARISERS)), list(REGULARISERS))
@@ -187,8 +193,7 @@ def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: s
 
 def _read(rows: list[dict[str, Any]]) -> str:
     def mean(regulariser: str, schedule: str, measure: str) -> float:
-        values = [v for v in _of(rows, regulariser, schedule, measure) if np.isfinite(v)]
-        return float(np.mean(values)) if values else float("nan")
+        return _mean(_of(rows, regulariser, schedule, measure))
 
     pairs = [(r, s) for r in REGULARISERS for s in SCHEDULES]
     seeds = len(_of(rows, "cloning", "-", "seed"))

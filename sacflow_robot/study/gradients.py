@@ -5,7 +5,8 @@ measured is ||dL/dA_k||, k = 0 (the noise) to K (the action before squashing), o
 per row of the batch, averaged over rows. Backpropagation through time multiplies it by a step's Jacobian from k + 1 to k
 (arXiv 2509.25756, section 4.1, calls this the cause of the instability), so that ||dL/dA_0|| / ||dL/dA_K|| is what the K
 steps make of it. The entropy term is trained with but not measured: it enters at every step by itself, through log sigma.
-So does the drift's correction, (1 - t)^-1 times the noise's variance, which is left out of the rollout for the same reason.
+The drift's correction is left out of the rollout: it adds (1 - t)^-1 times the noise's variance to every Jacobian, whatever the
+velocity. What is found so holds for that setting; with the correction, or with sigma fixed, velocities may rank otherwise.
 Gradient clipping does not enter the numbers themselves; it changes which networks training arrives at.
 """
 
@@ -249,7 +250,8 @@ def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
     flattest = min(spread, key=lambda name: spread[name])
     order = sorted(spread, key=lambda name: spread[name])
     text = (
-        f"On {setup.env}, after {last:,} updates of SAC from scratch at K = {most}, the gradient that arrives at the noise "
+        f"On {setup.env}, after {last:,} updates of SAC from scratch at K = {most}, with sigma learned and the drift not "
+        f"corrected, the gradient of the value term that arrives at the noise "
         f"is, in terms of that at the action, {listed(parts)} (geometric mean over {len(setup.seeds)} seeds). From the "
         f"smallest to the largest of the {most + 1} norms it is a factor of "
         f"{listed([f'{spread[name]:.3g} ({name})' for name in order])}: {flattest} is the flattest."

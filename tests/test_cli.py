@@ -17,6 +17,8 @@ from sacflow_robot.cli import COMMANDS, main
 from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
+from sacflow_robot.learn.presets import preset
+from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
 from sacflow_robot.spec import ArmSpec
@@ -70,6 +72,17 @@ def test_bad_use_of_each_command(
     assert "nothing to learn from" in fails(capsys, 2, "train", "--demos", "none", "--out", out)
     assert "not a run folder" in fails(capsys, 1, "train", "--resume", absent)
     assert "not a run folder" in fails(capsys, 1, "export", absent)
+    run = RunFolder.create(tmp_path / "run", preset("lift")).path
+    for option, theirs in (
+        (("--env", "can"), "env lift"),
+        (("--velocity", "flow-t"), "velocity flow-g"),
+        (("--algo", "bc"), "algo sac-flow"),
+        (("--from-scratch",), "from-scratch false"),
+    ):
+        said = fails(capsys, 2, "train", "--resume", run, *option)
+        assert f"{' '.join(option)} with --resume {run}, a run of {theirs}; leave it out" in said
+    assert "--full sizes a new run" in fails(capsys, 2, "train", "--resume", run, "--full")
+    assert "has no checkpoint.pt" in fails(capsys, 1, "train", "--resume", run, "--env", "lift", "--no-from-scratch")
     assert "no policy file" in fails(capsys, 1, "eval", "--policy", absent)
     assert "unknown task" in fails(capsys, 2, "eval", "--policy", policy_file, "--env", "x")
     assert "--episodes must be at least 1" in fails(capsys, 2, "eval", "--policy", policy_file, "--episodes", 0)

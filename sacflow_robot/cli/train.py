@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +32,7 @@ class Train:
         full: Take the published sizes and budgets, meant for a GPU, as defaults.
         config: The run's configuration.
         out: Run folder to make; by default the first free runs/<env>-<velocity>-s<seed>.
-        resume: Run folder to go on with; its own configuration then holds, and no other option but --json.
+        resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise.
         json: Print one JSON object as the last line.
     """
 
@@ -46,17 +46,21 @@ class Train:
     def default(arguments: Sequence[str]) -> Train:
         """Defaults from the preset of the task, velocity and algorithm that the arguments name."""
         parser = common.OneLineParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--env", default="lift")
-        parser.add_argument("--velocity", default="flow-g")
-        parser.add_argument("--algo", default="sac-flow")
-        parser.add_argument("--from-scratch", action=argparse.BooleanOptionalAction, default=False)
+        parser.add_argument("--env", default=argparse.SUPPRESS)
+        parser.add_argument("--velocity", default=argparse.SUPPRESS)
+        parser.add_argument("--algo", default=argparse.SUPPRESS)
+        parser.add_argument("--from-scratch", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS)
         parser.add_argument("--full", action=argparse.BooleanOptionalAction, default=False)
-        parser.add_argument("--resume")
+        parser.add_argument("--resume", type=Path)
         parser.add_argument("--json", action="store_true")
         known, others = parser.parse_known_args(list(arguments))
         if known.resume is not None and set(others) - {"-h", "--help"}:
             raise UsageError(f"--resume goes on with the run's own configuration; leave out {' '.join(others)}")
-        config = preset(known.env, known.velocity, known.algo, from_scratch=known.from_scratch, full=known.full)
+        named = {name: value for name, value in vars(known).items() if name not in ("full", "resume", "json")}
+        if known.resume is not None:
+            _check_same_run(known.resume, named, full=known.full)
+        scratch = named.pop("from_scratch", False)
+        config = preset(**{"env": "lift", **named}, from_scratch=scratch, full=known.full)
         return Train(config=config)
 
     def run(self) -> int:
@@ -132,6 +136,35 @@ class Train:
                 }
             )
         return 0
+
+
+def _check_same_run(path: Path, named: Mapping[str, object], *, full: bool) -> None:
+    """Refuse to resume a run under options that are not its own.
+
+    Raises:
+        UsageError: An option names something else than the run is of, or sizes for a run that has some.
+    """
+    from sacflow_robot.learn.run_folder import RunFolder
+
+    if full:
+        raise UsageError(f"--full sizes a new run, and {path} has its sizes; leave it out, or leave out --resume")
+    own = RunFolder.open(path)[1] if named else None
+    for name, value in named.items():
+        theirs = getattr(own, name)
+        if value == theirs:
+            continue
+        option, no = name.replace("_", "-"), "" if value else "no-"
+        given, of = (
+            (f"--{no}{option}", f"{option} {str(theirs).lower()}")
+            if isinstance(value, bool)
+            else (
+                f"--{option} {value}",
+                f"{option} {theirs}",
+            )
+        )
+        raise UsageError(
+            f"{given} with --resume {path}, a run of {of}; leave it out, or start a new run without --resume"
+        )
 
 
 def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Episode]]:

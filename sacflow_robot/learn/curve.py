@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from sacflow_robot.learn.run_folder import Evaluation
+from sacflow_robot.plotting import BLUE, VERMILION, new_figure, save, tidy
 from sacflow_robot.statistics import wilson_interval
 
-_LINE, _CLONING = "#1f5fa8", "#b8621b"
+_LINE, _CLONING = BLUE, VERMILION
 
 
 def draw_curve(evaluations: Sequence[Evaluation], path: Path, title: str, *, returns: bool = False) -> None:
@@ -28,8 +27,7 @@ def draw_curve(evaluations: Sequence[Evaluation], path: Path, title: str, *, ret
     points = [e for e in evaluations if e.episodes]
     if not points:
         return
-    figure = Figure(figsize=(7.2, 4.2), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.2, 4.2)
     axes = figure.subplots()
     steps = [e.env_steps for e in points]
     if returns:
@@ -39,17 +37,9 @@ def draw_curve(evaluations: Sequence[Evaluation], path: Path, title: str, *, ret
         _draw_success(axes, steps, points)
     axes.set(xlabel="environment steps online", xlim=(0, max(steps[-1], 1)))
     band = "" if returns else ", band: 95 % interval"
-    axes.set_title(f"{title}, {points[-1].episodes} held-out episodes per point{band}", fontsize=10, loc="left")
+    tidy(axes, f"{title}, {points[-1].episodes} held-out episodes per point{band}")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
-    axes.grid(axis="y", color="#dddddd", lw=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name(f".{path.stem}.partial.png")
-    try:
-        figure.savefig(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    save(figure, path)
 
 
 def _draw_line(axes: Axes, steps: list[int], values: list[float]) -> None:

@@ -1,0 +1,266 @@
+"""How large the actor loss's gradient is at each step of the rollout, by velocity network and number of steps.
+
+The rollout is a recurrent network whose hidden state is the action: A_{k+1} = A_k + v(t_k, A_k, s) / K + noise. What is
+measured is ||dL/dA_k||, k = 0 (the noise) to K (the action before squashing), of the actor loss's value term L = -Q: the norm
+per row of the batch, averaged over rows. Backpropagation through time multiplies it by a step's Jacobian from k + 1 to k
+(arXiv 2509.25756, section 4.1, calls this the cause of the instability), so that ||dL/dA_0|| / ||dL/dA_K|| is what the K
+steps make of it. The entropy term is trained with but not measured: it enters at every step by itself, through log sigma.
+The drift's correction is left out of the rollout: it adds (1 - t)^-1 times the noise's variance to every Jacobian, whatever the
+velocity. What is found so holds for that setting; with the correction, or with sigma fixed, velocities may rank otherwise.
+Gradient clipping does not enter the numbers themselves; it changes which networks training arrives at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from torch import Tensor, nn
+
+from sacflow_robot.errors import UnknownNameError
+from sacflow_robot.learn.algorithms import make_agent
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.critic import aggregate
+from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.presets import preset
+from sacflow_robot.learn.sac_flow import SacFlow
+from sacflow_robot.plotting import COLOURS, MARKERS, new_figure, tidy
+from sacflow_robot.spec import VectorArms
+from sacflow_robot.study.report import Report, geometric_mean, listed
+from sacflow_robot.study.runs import in_parallel, train
+
+# name: velocity, largest norm of the policy's gradient, weight norm
+VARIANTS: dict[str, tuple[str, float | None, bool]] = {
+    "mlp": ("mlp", None, False),
+    "mlp + clipping": ("mlp", 1.0, False),
+    "mlp + weight norm": ("mlp", None, True),
+    "flow-g": ("flow-g", None, False),
+    "flow-t": ("flow-t", None, False),
+    "flow-l": ("flow-l", None, False),
+}
+_ROWS, _DRAWS = 256, 4  # rows of a batch that gradients are averaged over, and batches
+_RANDOM_STEPS = 1000  # before the first update; an episode of HalfCheetah
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured.
+
+    Attributes:
+        variants: Names in :data:`VARIANTS`.
+        euler_steps: Numbers of steps K.
+        updates: Updates of SAC from scratch, one for each environment step, after which it is measured again.
+        seeds: Seeds of each case.
+        env: Gymnasium id that ``make_arms`` makes.
+        make_arms: Makes that many arms.
+        full: Take the published network sizes and batch.
+        device: Where to compute.
+    """
+
+    variants: Sequence[str]
+    euler_steps: Sequence[int]
+    updates: int
+    seeds: Sequence[int]
+    env: str
+    make_arms: Callable[[int], VectorArms]
+    full: bool = False
+    device: str = "cpu"
+
+
+def study_gradients(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
+    """Measure at initialisation and after ``setup.updates`` updates.
+
+    Raises:
+        UnknownNameError: A variant has no such name.
+    """
+    for name in setup.variants:
+        if name not in VARIANTS:
+            raise UnknownNameError("variant", name, VARIANTS)
+    cells = [_Cell(setup, v, k, s) for k in setup.euler_steps for v in setup.variants for s in setup.seeds]
+    cells.sort(key=lambda cell: -cell.euler_steps)  # the slowest first, so that none is left alone at the end
+    rows = [row for part in in_parallel(_measure, cells, workers, advance) for row in part]
+    order = {name: i for i, name in enumerate(setup.variants)}
+    rows.sort(key=lambda r: (r["updates"], r["euler_steps"], order[r["variant"]], r["seed"], r["k"]))
+    return Report("gradients", rows, _draw(rows, setup), _read(rows, setup))
+
+
+def case_count(setup: Setup) -> int:
+    """How often ``advance`` will be called."""
+    return len(setup.variants) * len(setup.euler_steps) * len(setup.seeds)
+
+
+def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
+    """Gradient of the actor loss's value term at raw observations (B, O).
+
+    Returns:
+        Mean over the batch of ||dL_b/dA_k|| (K + 1,), L_b being -Q of a row; and the norm of the loss's gradient
+        in all parameters of the velocity network.
+    """
+    policy: FlowPolicy = agent.policy
+    latents: list[Tensor] = []
+
+    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
+        args[1].retain_grad()
+        latents.append(args[1])
+
+    noise = policy.draw(len(observation), generator).requires_grad_()
+    hook = policy.velocity.register_forward_pre_hook(note)
+    try:
+        rollout = policy.rollout(observation, noise)
+    finally:
+        hook.remove()
+    rollout.latent.retain_grad()
+    members = agent.critic(policy.normalise(observation), rollout.action)
+    loss = -aggregate(members, agent.config.learner.critic_aggregate).mean()
+    parameters = list(policy.velocity.parameters())
+    for parameter in parameters:
+        parameter.grad = None
+    loss.backward()  # type: ignore[no-untyped-call]
+    grads = [latent.grad for latent in (*latents, rollout.latent)]
+    norms = torch.stack([len(observation) * g.norm(dim=-1).mean() for g in grads if g is not None])
+    total = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
+    agent.policy.zero_grad(set_to_none=True)
+    agent.critic.zero_grad(set_to_none=True)
+    return norms, float(total)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    setup: Setup
+    variant: str
+    euler_steps: int
+    seed: int
+
+
+def _config(cell: _Cell) -> TrainConfig:
+    velocity, clip, weight_norm = VARIANTS[cell.variant]
+    setup = cell.setup
+    base = preset(setup.env, velocity, from_scratch=True, full=setup.full)
+    learner = replace(base.learner, gradient_clip=clip, policy_delay=1, warmup_steps=_RANDOM_STEPS)
+    if not setup.full:
+        learner = replace(learner, batch_size=64, critic_width=128)
+    return replace(
+        base,
+        seed=cell.seed,
+        device=setup.device,
+        compile="off",
+        precision="float32",
+        online_steps=_RANDOM_STEPS + setup.updates,
+        eval_episodes=0,
+        flow=replace(base.flow, euler_steps=cell.euler_steps, weight_norm=weight_norm, drift=False),
+        learner=learner,
+    )
+
+
+def _measure(cell: _Cell) -> list[dict[str, Any]]:
+    config = _config(cell)
+    arms = cell.setup.make_arms(1)
+    trainer, finished = train(config, arms)
+    observations = torch.from_numpy(trainer.buffer.observations())
+    device = trainer.agent.device
+    fresh = make_agent(arms.spec, config, device)
+    fresh.fit_normaliser(observations[:_RANDOM_STEPS].numpy())
+    agents = [(0, fresh), (cell.setup.updates, trainer.agent)] if finished else [(0, fresh)]
+    rows: list[dict[str, Any]] = []
+    for updates, agent in agents:
+        generator = torch.Generator().manual_seed(cell.seed)
+        measured = []
+        for _ in range(_DRAWS):
+            chosen = torch.randint(len(observations), (_ROWS,), generator=generator)
+            measured.append(gradient_norms(agent, observations[chosen].to(device), agent.generator))  # type: ignore[arg-type]
+        norms = torch.stack([m[0] for m in measured]).mean(0).tolist()
+        for k, norm in enumerate(norms):
+            rows.append(
+                {
+                    "updates": updates,
+                    "euler_steps": cell.euler_steps,
+                    "variant": cell.variant,
+                    "seed": cell.seed,
+                    "k": k,
+                    "action_gradient": norm,
+                    "of_last": norm / norms[-1],
+                    "parameter_gradient": float(np.mean([m[1] for m in measured])),
+                }
+            )
+    return rows
+
+
+def _amplification(rows: list[dict[str, Any]], **where: Any) -> list[float]:
+    """||dL/dA_0|| / ||dL/dA_K||, one for each seed."""
+    return [r["of_last"] for r in rows if r["k"] == 0 and all(r[key] == value for key, value in where.items())]
+
+
+def _draw(rows: list[dict[str, Any]], setup: Setup) -> Figure:
+    stages = sorted({row["updates"] for row in rows})
+    figure = new_figure(2.9 * len(setup.euler_steps) + 0.6, 2.7 * len(stages) + 0.5)
+    grid = figure.subplots(len(stages), len(setup.euler_steps), squeeze=False, sharey=True)
+    for i, updates in enumerate(stages):
+        for j, steps in enumerate(setup.euler_steps):
+            axes = grid[i][j]
+            for n, variant in enumerate(setup.variants):
+                of_last = _by_step(rows, updates, steps, variant)
+                if not len(of_last):
+                    continue
+                middle = np.exp(np.log(of_last).mean(0))
+                x, colour = np.arange(steps + 1), COLOURS[n % len(COLOURS)]
+                axes.fill_between(x, of_last.min(0), of_last.max(0), color=colour, alpha=0.13, lw=0)
+                axes.plot(x, middle, f"{MARKERS[n % len(MARKERS)]}-", color=colour, ms=4, lw=1.5, label=variant)
+            when = "at initialisation" if updates == 0 else f"after {updates:,} updates"
+            tidy(axes, f"K = {steps}, {when}")
+            axes.axhline(1, color="#222222", lw=0.8, ls=(0, (4, 3)), zorder=1)
+            axes.set(yscale="log", xlim=(-0.15, steps + 0.15))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: ""))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            if i == len(stages) - 1:
+                axes.set_xlabel("rollout step k  (0: noise, K: action)")
+            if j == 0:
+                axes.set_ylabel(r"$\|\partial L/\partial A_k\|\ /\ \|\partial L/\partial A_K\|$")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def _by_step(rows: list[dict[str, Any]], updates: int, steps: int, variant: str) -> Any:
+    """Ratios (seeds, K + 1)."""
+    chosen = [r for r in rows if (r["updates"], r["euler_steps"], r["variant"]) == (updates, steps, variant)]
+    seeds = sorted({r["seed"] for r in chosen})
+    return np.array([[r["of_last"] for r in chosen if r["seed"] == seed] for seed in seeds])
+
+
+def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
+    most, last = max(setup.euler_steps), max(row["updates"] for row in rows)
+    spread: dict[str, float] = {}
+    parts = []
+    for variant in setup.variants:
+        ratios = _amplification(rows, updates=last, euler_steps=most, variant=variant)
+        if not ratios:
+            parts.append(f"no number for {variant}, which diverged")
+            continue
+        curve = np.exp(np.log(_by_step(rows, last, most, variant)).mean(0))
+        spread[variant] = float(curve.max() / curve.min())
+        parts.append(f"{geometric_mean(ratios):.2g} for {variant}")
+    runs = {(r["variant"], r["euler_steps"], r["seed"]) for r in rows if r["updates"] == last}
+    lost = case_count(setup) - len(runs)
+    flattest = min(spread, key=lambda name: spread[name])
+    order = sorted(spread, key=lambda name: spread[name])
+    text = (
+        f"On {setup.env}, after {last:,} updates of SAC from scratch at K = {most}, with sigma learned and the drift not "
+        f"corrected, the gradient of the value term that arrives at the noise "
+        f"is, in terms of that at the action, {listed(parts)} (geometric mean over {len(setup.seeds)} seeds). From the "
+        f"smallest to the largest of the {most + 1} norms it is a factor of "
+        f"{listed([f'{spread[name]:.3g} ({name})' for name in order])}: {flattest} is the flattest."
+    )
+    if {"flow-l", "flow-t", "flow-g"} <= spread.keys():
+        light, token, gated = (spread[name] for name in ("flow-l", "flow-t", "flow-g"))
+        how = "as flat as" if light <= 1.1 * token else "less flat than"
+        beside = "flatter than" if light < gated else "not flatter than"
+        text += f" Flow-L is {how} Flow-T ({light:.3g} against {token:.3g}) and {beside} Flow-G ({gated:.3g})."
+    if lost:
+        text += f" {lost} of {case_count(setup)} runs diverged."
+    return text

@@ -1,0 +1,75 @@
+"""What a study leaves behind: a picture, a table, and a paragraph made from the numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sacflow_robot.errors import UsageError
+from sacflow_robot.learn.run_folder import replace_text
+from sacflow_robot.plotting import save
+
+Row = Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of a study.
+
+    Attributes:
+        name: The study's name; its files are named after it.
+        rows: The table, with the same columns in every row.
+        figure: The picture.
+        reading: What the numbers say, one paragraph.
+    """
+
+    name: str
+    rows: Sequence[Row]
+    figure: Figure
+    reading: str
+
+    def write(self, folder: Path, made_by: str) -> dict[str, Path]:
+        """Write ``NAME.png``, ``NAME.csv`` and ``NAME.md``, replacing those of an earlier study; returns the paths.
+
+        Args:
+            folder: Where; it exists.
+            made_by: The line below the paragraph: command, version, date.
+        """
+        paths = {kind: folder / f"{self.name}.{kind}" for kind in ("png", "csv", "md")}
+        save(self.figure, paths["png"])
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
+        replace_text(paths["csv"], text.getvalue())
+        replace_text(paths["md"], f"{self.reading}\n\n{made_by}\n")
+        return paths
+
+
+def make_folder(path: Path) -> Path:
+    """Make the folder that a study writes to, before it computes anything.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {path}: {error.strerror}; give another --out") from None
+    return path
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Mean of what is compared as ratios; the values are positive."""
+    return float(np.exp(np.mean(np.log(np.maximum(values, 1e-30)))))
+
+
+def listed(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

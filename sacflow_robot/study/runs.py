@@ -1,0 +1,142 @@
+"""Training runs for studies: the product's own training loop, quietly, in a folder that is thrown away; many at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from rich.console import Console
+
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import SacflowError
+from sacflow_robot.learn.agent import Agent
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.progress import TrainingProgress
+from sacflow_robot.learn.run_folder import RunFolder
+from sacflow_robot.learn.train import Trainer
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult, VectorArms
+
+_Cell = TypeVar("_Cell")
+_Result = TypeVar("_Result")
+
+
+class SimulatedArm(Protocol):
+    """One simulated arm, as ``GymnasiumEnv`` is one."""
+
+    arm: ArmSpec
+
+    def begin(self, seed: int) -> StepResult: ...
+
+    def command(self, action: FloatArray) -> StepResult: ...
+
+
+class LocalArms:
+    """``VectorArms`` over arms so cheap to step that a process or a thread for each would only slow them.
+
+    Args:
+        arms: The arms, all of one kind.
+    """
+
+    engine: Engine = "stock"
+
+    def __init__(self, arms: Sequence[SimulatedArm]) -> None:
+        self._arms, self._chunks = list(arms), dict[int, FloatArray]()
+
+    @property
+    def spec(self) -> ArmSpec:
+        return self._arms[0].arm
+
+    def __len__(self) -> int:
+        return len(self._arms)
+
+    def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
+        """Start episodes: arm index to seed."""
+        return {i: self._arms[i].begin(seed) for i, seed in starts.items()}
+
+    def send(self, chunks: Mapping[int, FloatArray]) -> None:
+        """Note the chunks (H, A) that :meth:`receive` executes, each stopping early where its episode ends."""
+        self._chunks = dict(chunks)
+
+    def receive(self) -> dict[int, list[StepResult]]:
+        """Per arm one result for each action executed."""
+        return {i: list(self._execute(self._arms[i], chunk)) for i, chunk in self._chunks.items()}
+
+    @staticmethod
+    def _execute(arm: SimulatedArm, chunk: FloatArray) -> Iterator[StepResult]:
+        for action in chunk:
+            result = arm.command(action)
+            yield result
+            if result.ended:
+                return
+
+
+def train(
+    config: TrainConfig,
+    arms: VectorArms,
+    demos: Sequence[Episode] = (),
+    cloned: Mapping[str, Any] | None = None,
+    prepare: Callable[[Agent], None] | None = None,
+) -> tuple[Trainer, bool]:
+    """Train as ``sacflow-robot train`` does; the trainer at the end of it, and whether training came there.
+
+    A run that diverges is a result of a study, not its end: the trainer is then as it was when that was noticed.
+
+    Args:
+        config: The run's configuration, which evaluates nothing on the way.
+        arms: Arms that training moves.
+        demos: What to clone; none from scratch.
+        cloned: State of an agent that the offline phase has ended with already, so that several runs go on from one.
+        prepare: Called with the agent before its first update.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = RunFolder.create(Path(name) / "run", config)
+        trainer = Trainer(config, folder, arms, arms, TrainingProgress(Console(quiet=True)))
+        trainer.load(demos)
+        if prepare is not None:
+            prepare(trainer.agent)
+        if cloned is not None:
+            trainer.agent.load_state_dict(dict(cloned))
+            trainer.offline_steps = config.offline_steps
+        try:
+            trainer.run()
+        except SacflowError as error:
+            if "training diverged" not in str(error):
+                raise
+            return trainer, False
+        return trainer, True
+
+
+def in_parallel(
+    work: Callable[[_Cell], _Result], cells: Iterable[_Cell], workers: int, advance: Callable[[], None]
+) -> list[_Result]:
+    """``work`` on every cell, in the order of the cells.
+
+    Args:
+        work: A function that a process of its own can import.
+        cells: What to work on.
+        workers: Processes at once; 1 works in this one.
+        advance: Called when a cell is done.
+    """
+    todo = list(cells)
+    if workers == 1 or len(todo) < 2:
+        results = []
+        for cell in todo:
+            results.append(work(cell))
+            advance()
+        return results
+    # A worker may start processes or threads of its own: forking it would copy locks that nobody releases.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(todo)), context) as pool:
+        futures = [pool.submit(work, cell) for cell in todo]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                advance()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]

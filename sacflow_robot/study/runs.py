@@ -65,6 +65,9 @@ class LocalArms:
         """Per arm one result for each action executed."""
         return {i: list(self._execute(self._arms[i], chunk)) for i, chunk in self._chunks.items()}
 
+    def close(self) -> None:
+        """Nothing to give back."""
+
     @staticmethod
     def _execute(arm: SimulatedArm, chunk: FloatArray) -> Iterator[StepResult]:
         for action in chunk:

@@ -332,10 +332,10 @@ def test_a_late_answer_is_not_taken_for_the_next_one(policy_file: Path) -> None:
         context.destroy(linger=0)
 
 
-class Completing:
-    """A policy that takes a prefix, and gives it back as the beginning of its chunk."""
+class Unaware:
+    """A policy exported without the inputs for a prefix."""
 
-    takes_prefix = True
+    takes_prefix = False
 
     def __init__(self, policy: OnnxPolicy) -> None:
         self._policy = policy
@@ -344,30 +344,21 @@ class Completing:
         return getattr(self._policy, name)
 
     def check(self, observation, noise, prefix=None, prefix_mask=None):  # type: ignore[no-untyped-def]
-        inputs = self._policy.check(observation, noise)
-        inputs["prefix"] = np.zeros_like(noise) if prefix is None else np.asarray(prefix)
-        inputs["prefix_mask"] = (
-            np.zeros(noise.shape[:2], np.float32) if prefix_mask is None else np.asarray(prefix_mask)
-        )
-        return inputs
-
-    def run(self, inputs):  # type: ignore[no-untyped-def]
-        free = {name: array for name, array in inputs.items() if not name.startswith("prefix")}
-        mask = inputs["prefix_mask"][..., None]
-        return mask * inputs["prefix"] + (1 - mask) * self._policy.run(free)
+        assert prefix is None and prefix_mask is None
+        return self._policy.check(observation, noise)
 
 
 def test_a_prefix_reaches_a_policy_that_takes_one_and_no_other(server: PolicyServer, policy_file: Path) -> None:
     rng, policy = np.random.default_rng(0), OnnxPolicy(policy_file)
     noise = chunk_noise((2, 5, 7), 0)
-    prefix, mask = rng.standard_normal((2, 5, 7)).astype(np.float32), np.zeros((2, 5), np.float32)
+    prefix, mask = rng.uniform(-1, 1, (2, 5, 7)).astype(np.float32), np.zeros((2, 5), np.float32)
     mask[0, :2], mask[1, :3] = 1, 1
-    free = policy.infer(observation(2), noise)
-    completed = np.where(mask[..., None] > 0, prefix, free)
-    with PolicyClient(server.address) as client:
+    free, completed = policy.infer(observation(2), noise), policy.infer(observation(2), noise, prefix, mask)
+    assert np.array_equal(completed[mask > 0], prefix[mask > 0])
+    with PolicyServer(Unaware(policy), ANY_PORT) as other, PolicyClient(other.start().address) as client:  # type: ignore[arg-type]
         assert not client.takes_prefix
         assert np.array_equal(client.infer(observation(2), noise, prefix, mask), free)
-    with PolicyServer(Completing(policy), ANY_PORT) as other, PolicyClient(other.start().address) as client:  # type: ignore[arg-type]
+    with PolicyClient(server.address) as client:
         assert client.takes_prefix
         for _ in range(3):  # the short way from the second on
             assert np.array_equal(client.infer(observation(2), noise, prefix, mask), completed)

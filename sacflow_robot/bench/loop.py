@@ -19,6 +19,7 @@ from sacflow_robot.errors import RobotError, ServerError
 from sacflow_robot.robot.loop import run_episode
 from sacflow_robot.robot.rtsim import ProcessArm
 from sacflow_robot.robot.safety import SafetyFilter
+from sacflow_robot.robot.switches import Switches
 from sacflow_robot.robot.timing import joined
 from sacflow_robot.safetylimits import Box, Cone, SafetyLimits
 from sacflow_robot.serve.client import PolicyClient
@@ -41,6 +42,7 @@ LIMITS = SafetyLimits(
     max_observation_age_s=5.0,
     max_action_age_s=5.0,
     patience_s=5.0,
+    hold_to_stop_s=3600.0,
 )
 
 
@@ -70,7 +72,11 @@ def measure(policy: Path, rate_hz: float, seconds: float) -> dict[str, Any]:
         StepRecorder(Path(folder) / "episodes.zarr", robot.spec) as log,
     ):
         robot.connect()
-        chooser, safety = ChunkStream(client), SafetyFilter(robot.spec, LIMITS)
+        chooser, safety, switches = ChunkStream(client), SafetyFilter(robot.spec, LIMITS), Switches()
+
+        def arm_again(line: str) -> None:  # a loop that was silent for 2.5 periods holds; the measurement goes on
+            switches.arm()
+
         runs, left, seed = [], round(seconds * rate_hz), _SEED
         while left > 0:
             version = client.begin_episode(seed)
@@ -80,6 +86,8 @@ def measure(policy: Path, rate_hz: float, seconds: float) -> dict[str, Any]:
                 recorder=log,
                 safety=safety,
                 chooser=chooser,
+                switches=switches,
+                tell=arm_again,
                 most_steps=left,
             )
             runs.append(run)

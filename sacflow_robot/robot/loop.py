@@ -273,9 +273,9 @@ class _Running:
         """Hand the last step over, and end the recording."""
         if self._recorder is None or not self._recording:
             return
-        self._recording = False
         with contextlib.suppress(DataError) if suppress else contextlib.nullcontext():
             self._record()
+            self._recording = False
             self._recorder.end(info)
 
     def result(self, about: Mapping[str, Any]) -> EpisodeRun:

@@ -30,6 +30,7 @@ class LinkOptions:
         down_s: When in every episode the network fails, in seconds from its start; negative for never.
         up_s: When it comes back.
         tick_ms: The arm's own cycle: it takes up commands and is observed this often.
+        horizon_s: Length after which an episode is cut; 0 for the task's own.
         seed: Added to the episode's seed for what is drawn here.
     """
 
@@ -43,10 +44,11 @@ class LinkOptions:
     down_s: float = -1.0
     up_s: float = -1.0
     tick_ms: float = 10.0
+    horizon_s: float = 0.0
     seed: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("obs_delay_ms", "cmd_delay_ms", "jitter_ms", "noise_m", "noise_rad", "seed"):
+        for name in ("obs_delay_ms", "cmd_delay_ms", "jitter_ms", "noise_m", "noise_rad", "horizon_s", "seed"):
             if not 0 <= getattr(self, name) <= 1e6:
                 raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a number that is not negative")
         for name in ("obs_drop", "cmd_drop"):

@@ -47,7 +47,7 @@ class World:
         self.link = link
         self.env = RobosuiteEnv(task, engine=engine, step_rate_hz=1e3 / link.tick_ms)
         self.spec = self.env.arm
-        self._horizon_ns = get_task(task).horizon * self.spec.period_ns
+        self._horizon_ns = round(link.horizon_s * 1e9) or get_task(task).horizon * self.spec.period_ns
         self._ticks_per_period = max(1, round(self.spec.period_ns / link.tick_ns))
         self._network_down = False
         self.arrived: StepResult | None = None

@@ -20,6 +20,7 @@ from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.mending import MendingRecorder
 from sacflow_robot.data.recorder import StepRecorder
 from sacflow_robot.episode import Source, StepFlag
+from sacflow_robot.robot.link import LinkOptions
 from sacflow_robot.robot.loop import EpisodeRun, run_episode
 from sacflow_robot.robot.rtsim import ProcessArm
 from sacflow_robot.robot.safety import SafetyFilter
@@ -35,6 +36,9 @@ PERIOD = 50_000_000
 LIMITS = SafetyLimits(
     speed_m_per_s=(0.15,) * 3, acceleration_m_per_s2=(3.0,) * 3, max_observation_age_s=0.5, hold_to_stop_s=60.0
 )
+
+
+LONG = LinkOptions(horizon_s=120)
 
 
 class Server:
@@ -94,7 +98,7 @@ def run_with(
                 said.append((time.monotonic_ns(), "failed"))
             return super().step(*arguments, **named)
 
-    with PolicyClient(server.address, 5.0, swap="episode") as client, closing(ProcessArm("lift")) as robot:
+    with PolicyClient(server.address, 5.0, swap="episode") as client, closing(ProcessArm("lift", LONG)) as robot:
         robot.connect()
         version, safety = client.begin_episode(1), SafetyFilter(robot.spec, LIMITS)
         with MendingRecorder(open_log) as recorder:
@@ -106,7 +110,7 @@ def run_with(
                 chooser=Failing(client),
                 switches=switches,
                 tell=tell,
-                most_steps=160,
+                most_steps=1200,
             )
     return run, said
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import deque
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sacflow_robot.envs.tasks import get_task
-from sacflow_robot.errors import RobotError
+from sacflow_robot.errors import InvalidValueError, RobotError
 from sacflow_robot.robot.safety import SafetyFilter, State
 from sacflow_robot.safetylimits import Box, Cone, SafetyLimits
+from sacflow_robot.spec import ArmSpec, ArraySpec
 
 CASES = int(os.environ.get("SACFLOW_SAFETY_CASES", "500"))
 ARM = get_task("lift").arm
@@ -178,3 +181,149 @@ def test_whatever_arrives_no_command_breaks_a_limit_and_the_arm_stays_where_it_m
         if watch.at_rest:
             break
     assert watch.at_rest, f"at rest within {filter_.stop_s} s of silence"
+
+
+def armed(limits: SafetyLimits, arm: ArmSpec = ARM, position: tuple[float, float, float] = (0, 0, 0.2)) -> SafetyFilter:
+    filter_, body = SafetyFilter(arm, limits), Follower(0, 0)
+    body.position = np.array(position)
+    filter_.see(*body.look(0))
+    filter_.arm(0)
+    return filter_
+
+
+def test_what_is_within_the_limits_passes_to_the_last_bit() -> None:
+    filter_, rng = armed(SafetyLimits(workspace=Box((-9, -9, -9), (9, 9, 9)))), np.random.default_rng(0)
+    for step in range(50):
+        action = rng.uniform(-1, 1, 7).astype(np.float32)
+        verdict = filter_.step(action, step * PERIOD)
+        assert verdict.action is not None and np.array_equal(verdict.action, action) and not verdict.changed
+        filter_.see(Follower(0, 0).look(0)[0], (step + 1) * PERIOD)
+
+
+@pytest.mark.parametrize(
+    ("proposed", "reason"),
+    [
+        (np.full(7, np.nan), "the action holds NaN or infinity"),
+        (np.zeros(6), r"has shape \(6,\), expected \(7,\)"),
+        ("go", "is no action"),
+    ],
+)
+def test_what_cannot_be_an_action_is_a_hold_at_once_and_stays_one(proposed: Any, reason: str) -> None:
+    filter_ = armed(GENTLE)
+    filter_.step(np.ones(7), 0)
+    verdict = filter_.step(proposed, PERIOD)
+    assert filter_.state is State.HOLD and verdict.held and verdict.action is not None
+    assert re.search(reason, filter_.reason)
+    for step in range(2, 12):
+        verdict = filter_.step(np.ones(7), step * PERIOD)
+    assert filter_.state is State.HOLD and verdict.action is not None and not verdict.action[:6].any()
+    with pytest.raises(RobotError, match="cannot arm: the last observation is"):
+        filter_.arm(12 * PERIOD)
+    filter_.see(*Follower(0, 0).look(12 * PERIOD))
+    filter_.arm(12 * PERIOD)
+    assert filter_.state is State.ARMED
+
+
+def test_actions_that_are_missing_late_or_out_of_order_are_a_hold_within_two_periods() -> None:
+    for lateness, proposed in ((0, None), (3 * PERIOD, np.ones(7))):
+        filter_ = armed(replace(GENTLE, max_observation_age_s=5))
+        for step in range(4):
+            filter_.step(np.ones(7), step * PERIOD)
+        states = []
+        for step in range(4, 8):
+            filter_.step(proposed, step * PERIOD, step * PERIOD - lateness)
+            states.append(filter_.state)
+        assert states == [State.ARMED, State.ARMED, State.HOLD, State.HOLD], "two periods after the first was due"
+    filter_ = armed(GENTLE)
+    first = filter_.step(np.ones(7), 0, 0)
+    verdict = filter_.step(-np.ones(7), PERIOD, -1)
+    assert verdict.held and first.action is not None and verdict.action is not None, "older than the one before"
+
+
+def test_a_stop_is_latched_and_comes_by_itself_after_a_long_hold() -> None:
+    filter_ = armed(replace(GENTLE, hold_to_stop_s=1.0, max_observation_age_s=60))
+    filter_.hold("a hand")
+    for step in range(40):
+        verdict = filter_.step(np.ones(7), step * PERIOD)
+    assert filter_.state is State.STOPPED and verdict.action is None and verdict.reason == "held for 1 s: a hand"
+    filter_.hold("again")
+    assert filter_.state is State.STOPPED
+    filter_ = armed(replace(GENTLE, max_observation_age_s=60))
+    filter_.step(np.ones(7), 0)
+    filter_.halt("pressed")
+    steps = 1
+    while filter_.step(np.ones(7), steps * PERIOD).action is not None:
+        steps += 1
+    assert (
+        filter_.state is State.STOPPED
+        and filter_.reason == "pressed"
+        and steps * PERIOD <= (filter_.stop_s + 0.1) * 1e9
+    )
+
+
+def test_an_arm_outside_its_workspace_may_only_come_back_and_is_not_armed_where_it_must_not_be() -> None:
+    filter_ = armed(GENTLE, position=(0.3, 0, 0.3))
+    out = filter_.step([1, 0, 0, 0, 0, 0, 0], 0).action
+    assert out is not None and out[0] == 0
+    filter_ = armed(GENTLE, position=(0.3, 0, 0.3))
+    back = filter_.step([-1, 0, 0, 0, 0, 0, 0], 0).action
+    assert back is not None and back[0] < 0
+    with pytest.raises(RobotError, match="inside the post, which it must keep out of"):
+        armed(GENTLE, position=(0.15, 0, 0.1))
+
+
+JOINTS = ArmSpec(
+    robot="six",
+    task="none",
+    controller="joint position",
+    control_rate_hz=20.0,
+    observations=(ArraySpec("joint_pos", (3,), "deg"),),
+    action_names=("a", "b", "c", "gripper"),
+    action_units=("deg", "deg", "deg", "0.08 m"),
+    action_low=(-180.0,) * 3 + (0.0,),
+    action_high=(180.0,) * 3 + (1.0,),
+)
+JOINT_LIMITS = SafetyLimits(
+    turn_rad_per_s=(1.0,),
+    turn_acceleration_rad_per_s2=(4.0,),
+    turn_jerk_rad_per_s3=(40.0,),
+    joint_rad=((-1.0, 1.0), (-0.5, 2.0), (0.0, 0.2)),
+    gripper_width_m=(0.01, 0.06),
+    max_observation_age_s=60,
+)
+
+
+@given(st.lists(st.lists(st.floats(-300, 300), min_size=4, max_size=4), min_size=1, max_size=30))
+@settings(max_examples=CASES // 5)
+def test_joints_commanded_in_positions_keep_their_limits_and_start_where_they_stand(targets: list[list[float]]) -> None:
+    filter_ = SafetyFilter(JOINTS, JOINT_LIMITS)
+    start = np.array([10.0, 20.0, 5.0], np.float32)
+    filter_.see({"joint_pos": start}, 0)
+    filter_.arm(0)
+    sent = [start.astype(np.float64)] * 3
+    now = 0
+    for target in [*(t for t in targets for _ in range(4)), *[None] * 30]:
+        action = filter_.step(target, now).action
+        assert action is not None
+        assert 0.01 - 1e-6 <= action[3] * 0.08 <= 0.06 + 1e-6 or target is None
+        sent.append(action[:3].astype(np.float64))
+        now += PERIOD
+    places = np.radians(np.stack(sent))
+    low, high = np.array(JOINT_LIMITS.joint_rad).T
+    assert (places >= low - 1e-5).all() and (places <= high + 1e-5).all()
+    for order, bound in ((1, 1.0), (2, 4.0), (3, 40.0)):
+        rounding = 4e-6 / 0.05**order  # of angles in degrees as float32
+        assert np.abs(np.diff(places, order, axis=0)).max() / 0.05**order <= bound * (1 + 1e-6) + rounding
+    assert np.array_equal(sent[-1], sent[-2]), "at rest"
+
+
+def test_limits_that_do_not_fit_the_arm_are_refused() -> None:
+    for limits, message in (
+        (SafetyLimits(workspace=GENTLE.workspace), "need an arm that is commanded in x, y, z"),
+        (SafetyLimits(cone=GENTLE.cone), "tool cone"),
+        (SafetyLimits(joint_rad=((0, 1),) * 7), "7 joints, the arm is commanded in 3"),
+    ):
+        with pytest.raises(InvalidValueError, match=message):
+            SafetyFilter(JOINTS, limits)
+    with pytest.raises(InvalidValueError, match="no room left"):
+        SafetyFilter(ARM, SafetyLimits(workspace=Box((0, 0, 0), (0.1, 1, 1)), tracking_margin_m=0.06))

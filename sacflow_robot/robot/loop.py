@@ -24,7 +24,7 @@ from sacflow_robot.robot.timing import LoopTiming, no_garbage_collection
 from sacflow_robot.spec import ArmSpec, FloatArray, Observation, Policy, PolicySpec, Recorder, Robot, StepResult
 
 VALID_PERIODS = 2
-"""Control periods after which an arm that hears nothing new holds by itself."""
+"""Control periods after which an arm that hears nothing new holds by itself, beside the profile's longest command delay."""
 
 
 class Chosen(Protocol):
@@ -205,6 +205,8 @@ class _Running:
         self._recorder, self._human, self._tell = recorder, human, tell
         self._switches = switches or Switches()
         self._period_ns = robot.spec.period_ns
+        delay_s = 0.0 if safety is None else safety.limits.max_command_delay_s
+        self._valid_ns = VALID_PERIODS * self._period_ns + round(delay_s * 1e9)
         self._kept: Step | None = None  # taken, and not yet given to the recorder
         self._recording = False
         self._sent: list[int] = []
@@ -244,7 +246,7 @@ class _Running:
             return
         sent = self._clock.now_ns()
         late = sent - (self._captured if self._robot.lockstep else self._deadline) > self._period_ns
-        self._robot.command(verdict.action, max(sent, self._deadline) + VALID_PERIODS * self._period_ns)
+        self._robot.command(verdict.action, max(sent, self._deadline) + self._valid_ns)
         self._record()
         if not self._robot.lockstep:
             self._wait()

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.robot.limits import ActionLimits
+from sacflow_robot.robot.safety import SafetyFilter
 from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Robot, StepResult
 
 
@@ -94,6 +95,7 @@ def replay_episode(
     *,
     limits: tuple[FloatArray, FloatArray] | None = None,
     offsets_ns: npt.NDArray[np.int64] | None = None,
+    safety: SafetyFilter | None = None,
 ) -> ReplayResult:
     """Send the logged commands again, through the safety filter, and compare what comes of them with the log.
 
@@ -107,6 +109,7 @@ def replay_episode(
         offsets_ns: When to send each command (T,), from the start, by the arm's clock; a command that is late does not
             delay those after it. None sends each as soon as the one before is done to a lockstep arm, and at the arm's
             control rate to any other.
+        safety: The safety filter; the call arms it. None for the bounds alone.
 
     Raises:
         DataError: The arm is simulated, and the episode has no states to start from.
@@ -123,23 +126,39 @@ def replay_episode(
     sent: list[FloatArray] = []
     start_ns, limited, latest_ns = clock.now_ns(), 0, 0
     due = np.arange(len(episode)) * arm.period_ns if offsets_ns is None else offsets_ns
+    if safety is not None:
+        safety.begin()
+        safety.see(result.observation, 0 if robot.lockstep else result.time_ns or start_ns)
+        safety.arm(0 if robot.lockstep else clock.now_ns())
     due = start_ns + np.append(due, due[-1] + arm.period_ns)
     for step, logged in enumerate(episode.commanded):
         if result.ended and not simulated:
             break
-        action = limit(logged)
-        limited += not np.array_equal(action, logged)
         if offsets_ns is not None or not robot.lockstep:
             clock.sleep_until(int(due[step]))
             latest_ns = max(latest_ns, clock.now_ns() - int(due[step]))
+        action = limit(logged)
+        if safety is not None:
+            verdict = safety.step(action, step * arm.period_ns if robot.lockstep else clock.now_ns())
+            if verdict.action is None:
+                robot.stop()
+                break
+            action = verdict.action
+        limited += not np.array_equal(action, logged)
         robot.command(action, max(int(due[step + 1]), clock.now_ns()) + arm.period_ns)
         if not robot.lockstep:
             clock.sleep_until(int(due[step + 1]))
         result = robot.observe()
+        if safety is not None:
+            safety.see(
+                result.observation, (step + 1) * arm.period_ns if robot.lockstep else result.time_ns or clock.now_ns()
+            )
         sent.append(action)
         results.append(result)
         observations.append(arm.check_observation(result.observation))
     robot.hold()
+    if not sent:
+        raise DataError("nothing was sent: the safety filter held from the start")
     found = [r.state for r in results if r.state is not None]
     states = np.stack(found) if len(found) == len(results) else None
     return ReplayResult(

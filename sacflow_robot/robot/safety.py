@@ -314,13 +314,15 @@ class SafetyFilter:
             return self._target, self._target
         low, high = np.zeros(n), np.zeros(n)
         if self._sent and self._captured_ns is not None:
-            times = [sent for sent, _ in self._sent]
-            known = sum(time < self._captured_ns for time in times)
-            low, high = hull(np.stack([motion for _, motion in self._sent]), known)
+            low, high = hull(np.stack([motion for _, motion in self._sent]), self._maybe_shown())
         base = np.zeros(n)
         if self._pose is not None and self._places.translation is not None:
             base[self._places.translation] = self._pose.position
         return base + low, base + high
+
+    def _maybe_shown(self) -> int:
+        """How many of the commands sent the last observation may show the effect of: those sent before it was captured."""
+        return sum(sent < self._captured_ns for sent, _ in self._sent) if self._captured_ns is not None else 0
 
     def _fit(self, change: Array, stop: Array, low: Array, high: Array) -> Array:
         """As much of the change, axis by axis, as leaves a stop within low and high, or else the stop."""
@@ -415,7 +417,8 @@ class _Places:
                 return False
         if self._cone_axis is None or self.rotation is None or self.pose is None:
             return True
-        turn = float(np.linalg.norm(np.maximum(np.abs(low), np.abs(high))[self.rotation] + reach[self.rotation]))
+        pending = sum(float(np.linalg.norm(motion[self.rotation])) for _, motion in filter_._sent)
+        turn = pending + float(np.linalg.norm(reach[self.rotation]))
         return self._tilt(tool_axis(self.pose.quat)) + turn <= self._cone_rad
 
     def path_clear(self, filter_: SafetyFilter, low: Array, high: Array, path: Array) -> bool:
@@ -430,11 +433,15 @@ class _Places:
                 return False
         if self._cone_axis is None or self.rotation is None or self.pose is None:
             return True
-        before = [motion[self.rotation] for _, motion in filter_._sent]
+        before = np.reshape([motion[self.rotation] for _, motion in filter_._sent], (-1, 3))
         start = tool_axis(self.pose.quat)
         widest = max(self._cone_rad, self._tilt(start))
-        turns = np.concatenate([np.reshape(before, (-1, 3)), path[:, self.rotation]])
-        return tilt_along(start, turns, self._cone_axis) <= widest + _EPS
+        # The orientation seen may show the effect of any of the first commands already: each possibility has to be in the cone.
+        for shown in range(filter_._maybe_shown() + 1):
+            turns = np.concatenate([before[shown:], path[:, self.rotation]])
+            if tilt_along(start, turns, self._cone_axis) > widest + _EPS:
+                return False
+        return True
 
     def _tilt(self, axis: Array) -> float:
         assert self._cone_axis is not None

@@ -26,7 +26,7 @@ def test_limits_are_in_action_units_and_within_the_arms_own(arm: ArmSpec) -> Non
 def test_what_the_safety_filter_enforces_is_read_in_physical_units(arm: ArmSpec) -> None:
     profile = load_profile(SHIPPED.with_name("panda.yaml"))
     limits = profile.safety_limits(arm)
-    assert limits.speed_m_per_s == (0.85,) * 3 and limits.turn_rad_per_s == (1.25,) * 3
+    assert limits.speed_m_per_s == (0.85,) * 3 and limits.turn_rad_per_s == (1.25,)
     assert limits.keep_out[0].name == "the arm's own base" and limits.keep_out[0].high == (-0.4, 0.2, 1.35)
     assert limits.cone is not None and limits.cone.angle_rad == 0.8 and len(limits.joint_rad) == 7
     per_step = replace(profile, max_translation_per_step_m=0.01).safety_limits(arm)

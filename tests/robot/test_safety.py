@@ -183,6 +183,22 @@ def test_whatever_arrives_no_command_breaks_a_limit_and_the_arm_stays_where_it_m
     assert watch.at_rest, f"at rest within {filter_.stop_s} s of silence"
 
 
+def test_a_turn_that_is_seen_already_is_not_taken_for_one_to_come() -> None:
+    """With delays both ways, turns back and forth near the cone's edge: found by the test above among 2,500 cases."""
+    limits = replace(GENTLE, max_command_delay_s=2 * PERIOD / 1e9)
+    filter_, arm, now = SafetyFilter(ARM, limits), Follower(2, 2), 10**9
+    filter_.see(*arm.look(now))
+    filter_.arm(now)
+    turns = [(0, 0)] * 5 + [(0, -1)] * 12 + [(None, None)] * 2 + [(-1, -1)] * 5 + [(0, 0)] * 15
+    for x, y in turns:
+        filter_.see(*arm.look(now))
+        action = filter_.step(None if x is None else [0, 0, 0, x, y, 0, 0], now).action
+        assert action is not None
+        arm.move(action)
+        assert arm.tilt <= 0.6 + 1e-5
+        now += PERIOD
+
+
 def armed(limits: SafetyLimits, arm: ArmSpec = ARM, position: tuple[float, float, float] = (0, 0, 0.2)) -> SafetyFilter:
     filter_, body = SafetyFilter(arm, limits), Follower(0, 0)
     body.position = np.array(position)

@@ -204,7 +204,7 @@ def test_measured_motion_is_in_action_units(robot: SimRobot) -> None:
 
 def test_driver_names() -> None:
     assert make_robot("sim:lift").spec.task == "lift"
-    with pytest.raises(UnknownNameError, match="unknown robot driver 'smi'; valid names: .*sim:"):
+    with pytest.raises(UnknownNameError, match=r"unknown robot driver 'smi'; valid names: .*sim:"):
         make_robot("smi:lift")
     with pytest.raises(UnknownNameError, match="unknown task 'juggle'; valid names: can, door, lift"):
         make_robot("sim:juggle")

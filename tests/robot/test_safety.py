@@ -189,13 +189,16 @@ def test_a_turn_that_is_seen_already_is_not_taken_for_one_to_come() -> None:
     filter_, arm, now = SafetyFilter(ARM, limits), Follower(2, 2), 10**9
     filter_.see(*arm.look(now))
     filter_.arm(now)
-    turns = [(0, 0)] * 5 + [(0, -1)] * 12 + [(None, None)] * 2 + [(-1, -1)] * 5 + [(0, 0)] * 15
-    for x, y in turns:
+    still, tilt, both = [0.0] * 7, [0, 0, 0, 0, -1, 0, 0], [0, 0, 0, -1, -1, 0, 0]
+    for proposed in [still] * 5 + [tilt] * 12 + [[1e30] * 7, "nothing"] + [both] * 5 + [still] * 15 + [None] * 12:
         filter_.see(*arm.look(now))
-        action = filter_.step(None if x is None else [0, 0, 0, x, y, 0, 0], now).action
+        action = filter_.step(proposed, now).action
         assert action is not None
         arm.move(action)
         assert arm.tilt <= 0.6 + 1e-5
+        if filter_.state is State.HOLD and filter_.at_rest:
+            filter_.see(*arm.look(now))
+            filter_.arm(now)
         now += PERIOD
 
 

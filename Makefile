@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-gpu test-sim check format bench clean
+.PHONY: train test test-gpu test-safety test-sim check format bench clean
 
 train: $(READY)
 	$(BIN)/sacflow-robot train --env lift $(ARGS)
@@ -14,6 +14,10 @@ test: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu $(ARGS)
+
+# The properties of the safety filter with 10,000 cases each: some 10 minutes.
+test-safety: $(READY)
+	SACFLOW_SAFETY_CASES=10000 $(BIN)/pytest --timeout 3600 tests/robot/test_safety.py tests/robot/test_stopping.py $(ARGS)
 
 # Every task, 50 episodes of 200 steps with random, expert and extreme actions, on both engines: some 10 minutes.
 test-sim: $(READY)
@@ -33,6 +37,7 @@ bench: $(READY)
 	$(BIN)/sacflow-robot bench serve --out benchmarks/results/serve.json
 	$(BIN)/sacflow-robot bench replay --out benchmarks/results/replay.json
 	$(BIN)/sacflow-robot bench log --out benchmarks/results/log.json
+	$(BIN)/sacflow-robot bench loop --out benchmarks/results/loop.json
 	$(BIN)/sacflow-robot bench sim --out benchmarks/results/sim.json
 
 # Made again whenever the requirements change; an interrupted set-up leaves no .ready and is taken up again.

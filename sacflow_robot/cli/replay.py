@@ -76,6 +76,7 @@ class Replay:
             result = None
             if robot is not None:
                 stack.enter_context(closing(robot))
+                robot.connect()
                 env = _simulator(robot)
                 if self.video is not None and env is None:
                     raise UsageError(f"--video needs a simulated arm to draw, and {self.robot} is none; leave it out")
@@ -107,14 +108,20 @@ class Replay:
 
     def _replay(self, robot: Robot, episode: Episode) -> ReplayResult:
         from sacflow_robot.robot.replay import replay_episode, sending_offsets
+        from sacflow_robot.robot.safety import SafetyFilter
 
-        limits = None
+        limits = safety = None
         if self.profile is not None:
             from sacflow_robot.calibrate.profile import load_profile
 
-            limits = load_profile(self.profile).action_limits(robot.spec)
+            profile = load_profile(self.profile)
+            limits = profile.action_limits(robot.spec)
+            if profile.safety is not None or not robot.lockstep:
+                safety = SafetyFilter(robot.spec, profile.safety_limits(robot.spec))
+        elif not robot.lockstep:
+            safety = SafetyFilter(robot.spec)
         offsets = sending_offsets(episode) if self.timing == "logged" else None
-        return replay_episode(robot, episode, limits=limits, offsets_ns=offsets)
+        return replay_episode(robot, episode, limits=limits, offsets_ns=offsets, safety=safety)
 
     def _export(
         self, env: RobosuiteEnv | None, arm: ArmSpec, episode: Episode, result: ReplayResult | None, title: str

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.replay import ChunkBatch, Origin, ReplayBuffer
+from sacflow_robot.data.takeovers import human_parts
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
 from sacflow_robot.learn.algorithms import make_agent
@@ -104,7 +105,11 @@ class Trainer:
         self._rollouts = Rollouts(arms, shape, self._training_seeds(), part_steps)
 
     def load(self, demos: Sequence[Episode], logged: Sequence[Episode] = ()) -> None:
-        """Start afresh from demonstrations and logged episodes; from scratch there are none."""
+        """Start afresh from demonstrations and logged episodes; from scratch there are none.
+
+        What a person did in logged episodes is a demonstration as well, so that ``demo_share`` weighs it.
+        """
+        demos = [*demos, *(part for episode in logged for part in human_parts(episode))]
         episodes = [*demos, *logged]
         steps = sum(map(len, episodes))
         needed = steps + min(self.config.online_steps, _ROOM * max(map(len, episodes), default=0))

@@ -23,6 +23,19 @@ def test_limits_are_in_action_units_and_within_the_arms_own(arm: ArmSpec) -> Non
         profile.action_limits(replace(arm, robot="UR5e"))
 
 
+def test_what_the_safety_filter_enforces_is_read_in_physical_units(arm: ArmSpec) -> None:
+    profile = load_profile(SHIPPED.with_name("panda.yaml"))
+    limits = profile.safety_limits(arm)
+    assert limits.speed_m_per_s == (0.85,) * 3 and limits.turn_rad_per_s == (1.25,)
+    assert limits.keep_out[0].name == "the arm's own base" and limits.keep_out[0].high == (-0.4, 0.2, 1.35)
+    assert limits.cone is not None and limits.cone.angle_rad == 0.8 and len(limits.joint_rad) == 7
+    per_step = replace(profile, max_translation_per_step_m=0.01).safety_limits(arm)
+    assert per_step.speed_m_per_s == pytest.approx((0.2,) * 3), "what a step may be and how fast go together"
+    assert len({limits.sha256, per_step.sha256, profile.safety_limits(arm).sha256}) == 2
+    with pytest.raises(SpecMismatchError, match="the arm is 'UR5e'"):
+        profile.safety_limits(replace(arm, robot="UR5e"))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -35,9 +48,17 @@ def test_limits_are_in_action_units_and_within_the_arms_own(arm: ArmSpec) -> Non
         ("max_translation_per_step_m: 0.05", "max_translation_per_step_m: .inf", "expected a positive number"),
         ("max_translation_per_step_m: 0.05", "max_translation_per_step_m: five", "is 'five', expected"),
         ("max_translation_per_step_m: 0.05", "max_translation_per_step_m: 1:30", "is 90, expected"),
-        ("version: 1", "version: one", "version is 'one', expected a whole number"),
+        ("version: 2", "version: one", "version is 'one', expected a whole number"),
         ("date: 2026-11-22", "date: 2026-13-45", "cannot be read"),
         ("robot: Panda", "robot: [", "cannot be read"),
+        ("patience_s: 0.1", "patience: 0.1", "safety: unknown keys: patience; known are max_speed_m_per_s"),
+        ("patience_s: 0.1", "patience_s: -1", "safety: patience_s is -1, expected a number from 0 to 10"),
+        ("patience_s: 0.1", "max_jerk_m_per_s3: [1, 2]", "max_jerk_m_per_s3 is .*, expected one positive number, or 3"),
+        ("patience_s: 0.1", "max_speed_m_per_s: 0", "expected positive numbers"),
+        ("x: [-0.6, 0.6]", "x: [0.6, -0.6]", "workspace_m.x is .* whose lowest is not below its highest"),
+        ("x: [-0.6, 0.6], ", "", "workspace_m is .*, expected x, y and z"),
+        ("patience_s: 0.1", "tool_cone: {axis: [0, 0, -2], angle_rad: 1}", "tool_cone.axis is -2, expected a number"),
+        ("patience_s: 0.1", "tool_cone: {axis: [0, 0, -0.5], angle_rad: 1}", "which is not of length 1"),
     ],
 )
 def test_bad_profiles(tmp_path: Path, old: str, new: str, message: str) -> None:

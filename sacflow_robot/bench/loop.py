@@ -1,0 +1,118 @@
+"""Measures how well the control loop keeps time, with everything running: a policy server, a simulated arm on its own clock
+and the log's keeper, each in a process of its own, and the safety filter with limits of every kind."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sacflow_robot.data.recorder import StepRecorder
+from sacflow_robot.errors import RobotError, ServerError
+from sacflow_robot.robot.loop import run_episode
+from sacflow_robot.robot.rtsim import ProcessArm
+from sacflow_robot.robot.safety import SafetyFilter
+from sacflow_robot.robot.switches import Switches
+from sacflow_robot.robot.timing import joined
+from sacflow_robot.safetylimits import Box, Cone, SafetyLimits
+from sacflow_robot.serve.client import PolicyClient
+from sacflow_robot.serve.stream import ChunkStream
+from sacflow_robot.spec import ArmSpec
+
+_START_S, _SEED = 60.0, 40_000
+
+# A Panda's, but patient: what is measured is the loop's time, which a hold would change.
+LIMITS = SafetyLimits(
+    speed_m_per_s=(0.85,) * 3,
+    acceleration_m_per_s2=(13.0,) * 3,
+    jerk_m_per_s3=(6500.0,) * 3,
+    turn_rad_per_s=(1.25,) * 3,
+    turn_acceleration_rad_per_s2=(25.0,) * 3,
+    turn_jerk_rad_per_s3=(12500.0,) * 3,
+    workspace=Box((-0.4, -0.4, 0.8), (0.4, 0.4, 1.4)),
+    keep_out=(Box((-0.75, -0.2, 0.0), (-0.45, 0.2, 1.35), "the base"),),
+    cone=Cone((0, 0, -1), 0.8),
+    max_observation_age_s=5.0,
+    max_action_age_s=5.0,
+    patience_s=5.0,
+    hold_to_stop_s=3600.0,
+)
+
+
+class _AtRate(ProcessArm):
+    """The simulated arm, commanded at another rate than its task's."""
+
+    def __init__(self, task: str, rate_hz: float) -> None:
+        self._rate_hz = rate_hz
+        super().__init__(task)
+
+    @property
+    def spec(self) -> ArmSpec:
+        return replace(super().spec, control_rate_hz=self._rate_hz)
+
+
+def measure(policy: Path, rate_hz: float, seconds: float) -> dict[str, Any]:
+    """Run episodes for so long; percentiles of the period in microseconds, deadlines missed, steps held, steps.
+
+    Raises:
+        ServerError, RobotError: The server or the arm does not start.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _server(policy) as address,
+        PolicyClient(address, 5.0, swap="episode") as client,
+        closing(_AtRate(client.spec.arm.task, rate_hz)) as robot,
+        StepRecorder(Path(folder) / "episodes.zarr", robot.spec) as log,
+    ):
+        robot.connect()
+        chooser, safety, switches = ChunkStream(client), SafetyFilter(robot.spec, LIMITS), Switches()
+
+        def arm_again(line: str) -> None:  # a loop that was silent for 2.5 periods holds; the measurement goes on
+            switches.arm()
+
+        runs, left, seed = [], round(seconds * rate_hz), _SEED
+        while left > 0:
+            version = client.begin_episode(seed)
+            run = run_episode(
+                *(robot, client, seed),
+                policy_version=version,
+                recorder=log,
+                safety=safety,
+                chooser=chooser,
+                switches=switches,
+                tell=arm_again,
+                most_steps=left,
+            )
+            runs.append(run)
+            left, seed = left - len(run.episode), seed + 1
+    timing = joined([run.timing for run in runs])
+    return {**timing.row(), "held": sum(run.held for run in runs), "steps": len(timing.sent_ns)}
+
+
+@contextmanager
+def _server(policy: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "sacflow_robot", "serve", "--policy", str(policy), "--bind", address]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + _START_S
+        while True:
+            try:
+                PolicyClient(address, 0.5).close()
+                break
+            except ServerError:
+                if process.poll() is not None or time.monotonic() > until:
+                    raise RobotError(f"the server of {policy} did not start") from None
+        yield address
+    finally:
+        process.terminate()
+        process.wait()

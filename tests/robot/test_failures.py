@@ -1,0 +1,180 @@
+"""Real processes, killed with -9 in the middle of an episode: the arm holds, no step is lost, a person arms it, it goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.mending import MendingRecorder
+from sacflow_robot.data.recorder import StepRecorder
+from sacflow_robot.episode import Source, StepFlag
+from sacflow_robot.robot.link import LinkOptions
+from sacflow_robot.robot.loop import EpisodeRun, run_episode
+from sacflow_robot.robot.rtsim import ProcessArm
+from sacflow_robot.robot.safety import SafetyFilter
+from sacflow_robot.robot.switches import Switches
+from sacflow_robot.safetylimits import SafetyLimits
+from sacflow_robot.serve.client import PolicyClient
+from sacflow_robot.serve.stream import ChunkStream
+
+LIFT = Path(__file__).parents[2] / "policies" / "lift.onnx"
+PERIOD = 50_000_000
+# The policy's own motions, slowed, so that an episode lasts long enough for something to happen in it; patient with a machine
+# that does many other things, but for what is tested: missing actions.
+LIMITS = SafetyLimits(
+    speed_m_per_s=(0.15,) * 3, acceleration_m_per_s2=(3.0,) * 3, max_observation_age_s=0.5, hold_to_stop_s=60.0
+)
+
+
+LONG = LinkOptions(horizon_s=120)
+
+
+class Server:
+    """A policy server in a process of its own, that can be killed and started again at the same address."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "sacflow_robot", "serve", "--policy", str(LIFT), "--bind", self.address]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        PolicyClient(self.address, 60.0).close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.kill()
+
+
+def run_with(
+    server: Server, log: Path, at_step: int, fail: Callable[[StepRecorder], None], mend: Callable[[], None]
+) -> tuple[EpisodeRun, list[tuple[int, str]]]:
+    """An episode in which something fails; a person mends it and arms the arm again. Returns what was said, and when."""
+    switches, said, opened = Switches(), [], []  # type: ignore[var-annotated]
+
+    def open_log() -> StepRecorder:
+        opened.append(StepRecorder(log, robot.spec))
+        return opened[-1]
+
+    def person() -> None:
+        mend()
+        switches.arm()
+
+    def tell(line: str) -> None:
+        said.append((time.monotonic_ns(), line))
+        if line.startswith("hold"):
+            threading.Thread(target=person).start()
+
+    class Failing(ChunkStream):
+        """Something fails as the step of that number is about to be chosen."""
+
+        count = 0
+
+        def step(self, *arguments, **named):  # type: ignore[no-untyped-def]
+            self.count += 1
+            if self.count == at_step:
+                fail(opened[-1])
+                said.append((time.monotonic_ns(), "failed"))
+            return super().step(*arguments, **named)
+
+    with PolicyClient(server.address, 5.0, swap="episode") as client, closing(ProcessArm("lift", LONG)) as robot:
+        robot.connect()
+        version, safety = client.begin_episode(1), SafetyFilter(robot.spec, LIMITS)
+        with MendingRecorder(open_log) as recorder:
+            run = run_episode(
+                *(robot, client, 1),
+                policy_version=version,
+                recorder=recorder,
+                safety=safety,
+                chooser=Failing(client),
+                switches=switches,
+                tell=tell,
+                most_steps=1200,
+            )
+    return run, said
+
+
+def check_logged(run: EpisodeRun, log: Path) -> None:
+    """All that was commanded is in the log, in one episode or in parts that say where they go on."""
+    opened = EpisodeLog.open(log)
+    parts = [opened.read(i) for i in range(len(opened))]
+    assert np.array_equal(np.concatenate([part.commanded for part in parts]), run.episode.commanded)
+    assert np.array_equal(np.concatenate([part.source for part in parts]), run.episode.source)
+    steps = 0
+    for part in parts[1:]:
+        steps += len(parts[0])
+        assert part.info["continues_at"] == steps
+
+
+def test_a_killed_server(server: Server, tmp_path: Path) -> None:
+    run, said = run_with(server, tmp_path / "a.zarr", 12, lambda log: server.kill(), server.start)
+    lines = [line for _, line in said]
+    assert lines[0] == "failed" and lines[1].startswith("hold: no action came") and "armed" in lines
+    flags, source = run.episode.flags, run.episode.source
+    assert flags is not None and (source == Source.HOLD).any()
+    missing = int(np.argmax(source == Source.HOLD))
+    held_at, sent = said[1][0], run.timing.sent_ns
+    assert held_at - sent[missing] <= 2 * PERIOD + 20_000_000, "in hold within two periods of the first missing action"
+    assert (flags[source == Source.HOLD] & StepFlag.HELD).all()
+    armed = int(np.flatnonzero(source == Source.HOLD)[-1]) + 1
+    assert (source[armed:] == Source.POLICY).all() and len(source) - armed > 10, "armed again, it goes on"
+    still = run.episode.commanded[missing + 6 : armed, :6]
+    assert len(still) and np.abs(still).max() == 0
+    check_logged(run, tmp_path / "a.zarr")
+
+
+def test_a_killed_recorder(server: Server, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill(log: StepRecorder) -> None:
+        killed.append(log._keeper.pid)  # type: ignore[union-attr]
+        os.kill(killed[0], signal.SIGKILL)
+
+    run, said = run_with(server, tmp_path / "b.zarr", 12, kill, lambda: None)
+    lines = [line for _, line in said]
+    assert killed and any(
+        line.startswith("hold: step not logged: the process that writes the log has died") for line in lines
+    )
+    assert "armed" in lines and run.episode.source[-1] == Source.POLICY
+    check_logged(run, tmp_path / "b.zarr")
+
+
+def test_a_killed_network(server: Server, tmp_path: Path) -> None:
+    arm: list[ProcessArm] = []
+
+    class Cut(ProcessArm):
+        def begin(self, seed):  # type: ignore[no-untyped-def]
+            arm.append(self)
+            return super().begin(seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "ProcessArm", Cut)
+        run, said = run_with(
+            server, tmp_path / "c.zarr", 12, lambda log: arm[0].network(True), lambda: arm[0].network(False)
+        )
+    lines = [line for _, line in said]
+    assert lines[0] == "failed" and lines[1].startswith("hold: the last observation is")
+    assert said[1][0] - said[0][0] <= (0.5 + 0.1) * 1e9 + 2 * PERIOD, "the age that is allowed, then the patience"
+    assert run.episode.source[-1] == Source.POLICY and "armed" in lines
+    check_logged(run, tmp_path / "c.zarr")

@@ -10,6 +10,8 @@ SacflowError                     exit status 1: the run failed
 ├── ExportError                  a policy could not be exported, or the export differs from the original
 ├── PolicyFileError              an ONNX policy that cannot be read or fails its own golden vectors
 ├── WireError                    a message that breaks the wire protocol
+├── RobotError                   an arm that cannot be reached, is not ready, or does not answer any more
+│   └── StoppedError             an arm that was stopped and takes no command until it is connected and armed again
 └── ServerError                  the server is unreachable, or answered with an error
     ├── LateError                the answer would have come after the request's deadline; nothing was computed
     ├── RefusedError             the server refused the request, or this client
@@ -75,6 +77,14 @@ class PolicyFileError(SacflowError):
 
 class WireError(SacflowError):
     """A message that breaks the wire protocol."""
+
+
+class RobotError(SacflowError):
+    """An arm that cannot be reached, is not ready, or does not answer any more."""
+
+
+class StoppedError(RobotError):
+    """An arm that was stopped; it takes no command until it is connected and armed again."""
 
 
 class ServerError(SacflowError):

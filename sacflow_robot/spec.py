@@ -349,21 +349,88 @@ class StepResult:
         return self.terminated or self.truncated
 
 
+class Clock(Protocol):
+    """Whose time the control loop lives in: the machine's, or a simulation's own."""
+
+    def now_ns(self) -> int:
+        """The present time (ns)."""
+        ...
+
+    def sleep_until(self, time_ns: int) -> None:
+        """Return at that time (ns), or at once where it is past."""
+        ...
+
+
 class Robot(Protocol):
-    """An arm, simulated or physical, one control period at a time."""
+    """An arm, simulated or physical. One thread owns it.
+
+    There are two kinds of time. On a *lockstep* arm it stands still between commands: ``command`` executes one action for
+    one control period, and ``observe`` then tells what came of it. Any other arm moves on its own time, whether or not a
+    command arrives: ``command`` hands the action over and returns, and ``observe`` returns the newest observation that has
+    arrived, which may be the one before. The control loop is the same for both.
+
+    Calls come in the order ``connect``, then for each episode ``begin`` and pairs of ``observe`` and ``command``, and at
+    last ``close``. ``hold`` and ``stop`` may come at any time in between.
+    """
 
     @property
     def spec(self) -> ArmSpec: ...
 
+    @property
+    def lockstep(self) -> bool:
+        """Whether time stands still between commands."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of observations' ``time_ns`` and of commands' validity."""
+        ...
+
+    def connect(self) -> None:
+        """Reach the arm, anew if it was lost or stopped. What was queued anywhere is dropped; nothing moves.
+
+        Raises:
+            RobotError: It cannot be reached, or is not ready; says what to do.
+        """
+        ...
+
     def begin(self, seed: int) -> StepResult:
-        """Start an episode; a physical arm ignores the seed."""
+        """Start an episode and return its first observation, one captured after this call.
+
+        A simulated arm is put where the seed says. A physical arm ignores the seed and stays where it is.
+
+        Raises:
+            RobotError: No observation arrives.
+        """
         ...
 
-    def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,) for one control period."""
+    def observe(self) -> StepResult:
+        """The newest observation, without waiting for another. An arm that is not lockstep says when it was captured."""
         ...
 
-    def close(self) -> None: ...
+    def command(self, action: FloatArray, valid_until_ns: int) -> None:
+        """Act on one action (A,), in the arm's action units, until the next one comes.
+
+        An action must not be acted on after ``valid_until_ns`` of the arm's clock: if it arrives later it is dropped, and
+        once that time is past an arm without a newer one holds, by itself. A lockstep arm, whose time stands still
+        meanwhile, takes no notice.
+
+        Raises:
+            RobotError: The arm is lost, or has been stopped.
+        """
+        ...
+
+    def hold(self) -> None:
+        """Drop what is queued and come to rest, under control, moving toward nothing. The next command ends it."""
+        ...
+
+    def stop(self) -> None:
+        """Emergency stop: as ``hold``, at once, and no command is taken before the next ``connect``."""
+        ...
+
+    def close(self) -> None:
+        """Hold, and let go of the arm. Closing twice does no harm."""
+        ...
 
 
 class Recorder(Protocol):

@@ -20,7 +20,8 @@ from sacflow_robot.data.log import write_log
 from sacflow_robot.envs.workers import demonstrate
 from sacflow_robot.episode import Episode
 from sacflow_robot.robot.drivers import DRIVERS
-from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
+from sacflow_robot.robot.testing import FakeRobot
+from sacflow_robot.spec import ArmSpec
 
 Capture = pytest.CaptureFixture[str]
 
@@ -94,29 +95,11 @@ def test_logged_timing(capsys: Capture, tmp_path: Path, arm: ArmSpec, demonstrat
     assert result["max_lateness_ms"] >= 0 and "ms late at most" in messages
 
 
-class Arm:
-    """A physical arm, as far as the program can tell."""
-
-    def __init__(self, spec: ArmSpec) -> None:
-        self.spec, self.closed = spec, False
-        self.commands: list[FloatArray] = []
-
-    def begin(self, seed: int) -> StepResult:
-        return StepResult({a.key: np.zeros(a.shape, np.float32) for a in self.spec.observations})
-
-    def command(self, action: FloatArray) -> StepResult:
-        self.commands.append(action)
-        return self.begin(0)
-
-    def close(self) -> None:
-        self.closed = True
-
-
 def test_a_physical_arm_gets_the_commands_within_its_profile(
     capsys: Capture, tmp_path: Path, log: Path, arm: ArmSpec, demonstration: Episode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = Arm(arm)
-    monkeypatch.setitem(DRIVERS, "fake", lambda _: device)
+    device = FakeRobot(arm)
+    monkeypatch.setitem(DRIVERS, "fake", lambda subject, options: device)
     profile = tmp_path / "gentle.yaml"
     profile.write_text(
         "robot: Panda\nversion: 1\ndate: 2026-11-22\nmethod: test\n"

@@ -18,6 +18,7 @@ from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.data.recorder import StepRecorder
 from sacflow_robot.data.ring import Layout
 from sacflow_robot.episode import Episode, EpisodeBuilder, Step
+from sacflow_robot.robot.clock import MonotonicClock
 from sacflow_robot.robot.loop import run_episode
 from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Observation, PolicySpec, StepResult
 
@@ -84,6 +85,8 @@ def _observations(arm: ArmSpec) -> list[dict[str, Any]]:
 class _PacedArm:
     """An arm that moves at its own pace: a command returns at the next tick, with what was seen just then."""
 
+    lockstep, clock = True, MonotonicClock()
+
     def __init__(self, spec: ArmSpec, steps: int) -> None:
         self.spec, self._steps, self._seen = spec, steps, _observations(spec)
 
@@ -91,11 +94,18 @@ class _PacedArm:
         self._count, self._due = 0, time.perf_counter()
         return StepResult(self._look())
 
-    def command(self, action: FloatArray) -> StepResult:
+    def command(self, action: FloatArray, valid_until_ns: int) -> None:
         self._count += 1
         self._due += 1 / self.spec.control_rate_hz
         time.sleep(max(0.0, self._due - time.perf_counter()))
+
+    def observe(self) -> StepResult:
         return StepResult(self._look(), truncated=self._count == self._steps)
+
+    def connect(self) -> None:
+        pass
+
+    hold = stop = connect
 
     def close(self) -> None:
         pass

@@ -76,6 +76,7 @@ class Replay:
             result = None
             if robot is not None:
                 stack.enter_context(closing(robot))
+                robot.connect()
                 env = _simulator(robot)
                 if self.video is not None and env is None:
                     raise UsageError(f"--video needs a simulated arm to draw, and {self.robot} is none; leave it out")

@@ -68,6 +68,7 @@ class Run:
                 PolicyClient(self.server, self.timeout, swap="episode", name=self.robot, keys=keys)
             )
             robot = stack.enter_context(closing(driver()))
+            robot.connect()
             check_fit(client, robot.spec)
             limits = None if profile is None else profile.action_limits(robot.spec)
             engine = getattr(robot, "engine", None)

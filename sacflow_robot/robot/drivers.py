@@ -1,34 +1,44 @@
-"""Arm drivers by name."""
+"""Arm drivers by name: ``DRIVER:SUBJECT?OPTION=VALUE&OPTION=VALUE``, e.g. ``sim:lift`` or ``rtsim:lift?obs_delay_ms=40``.
+
+A driver is a function that takes the subject (a task, a file, an address: whatever it needs most) and the options, and
+returns a ``Robot`` that is not connected yet. Other packages add theirs by an entry point in the group
+``sacflow_robot.robots``:
+
+    [project.entry-points."sacflow_robot.robots"]
+    myarm = "my_package.my_module:make_my_arm"
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from importlib import import_module
+from importlib.metadata import entry_points
+from urllib.parse import parse_qsl
 
-from sacflow_robot.errors import UnknownNameError, UsageError
+from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 from sacflow_robot.spec import Engine, Robot
 
+GROUP = "sacflow_robot.robots"
 
-def _sim(task: str, engine: Engine = "compiled") -> Robot:
-    try:
-        from sacflow_robot.robot.sim import SimRobot
-    except ImportError as error:
-        raise UsageError(
-            f"the simulator is not installed ({error}); install it with pip install 'sacflow-robot[sim]'"
-        ) from None
-    return SimRobot(task, engine)
+Options = Mapping[str, str]
+Driver = Callable[[str, Options], Robot]
 
-
-DRIVERS: dict[str, Callable[[str], Robot]] = {"sim": _sim}
+# As in pyproject.toml; here as well, so that a tree that is not installed works.
+DRIVERS: dict[str, str | Driver] = {
+    "sim": "sacflow_robot.robot.drivers:make_sim",
+}
+_WITH_ENGINE = "sim", "rtsim"
 
 
 def make_robot(name: str, engine: Engine = "compiled") -> Robot:
-    """The arm that a name such as ``sim:lift`` stands for: a driver, a colon, and what the driver takes.
+    """The arm that a name such as ``sim:lift`` stands for, not connected yet.
 
-    ``engine`` is what steps it if it is simulated.
+    ``engine`` is what steps it if it is simulated, and its name does not say.
 
     Raises:
         UnknownNameError: No such driver.
+        UsageError: The driver cannot be loaded, or refuses what it was given.
     """
     return find_driver(name, engine)()
 
@@ -38,10 +48,83 @@ def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
 
     Raises:
         UnknownNameError: No such driver.
+        UsageError: The driver cannot be loaded, or the options cannot be read.
     """
-    driver, _, argument = name.partition(":")
-    if driver not in DRIVERS:
-        raise UnknownNameError("robot driver", driver, [f"{d}:..." for d in DRIVERS])
-    if DRIVERS[driver] is _sim:
-        return partial(_sim, argument, engine)
-    return partial(DRIVERS[driver], argument)
+    driver, subject, options = split_name(name)
+    found = _find(driver)
+    if driver in _WITH_ENGINE:
+        options.setdefault("engine", engine)
+    return partial(found, subject, options)
+
+
+def split_name(name: str) -> tuple[str, str, dict[str, str]]:
+    """Driver, subject and options of a name.
+
+    Raises:
+        UsageError: The options are not of the form ``name=value&name=value``.
+    """
+    driver, _, rest = name.partition(":")
+    subject, _, query = rest.partition("?")
+    try:
+        options = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+    except ValueError as error:
+        raise UsageError(f"robot {name!r}: {one_line(error)}; expected DRIVER:SUBJECT?name=value&name=value") from None
+    return driver, subject, dict(options)
+
+
+def check_options(driver: str, options: Options, known: Collection[str]) -> None:
+    """Refuse options that a driver does not know.
+
+    Raises:
+        UnknownNameError: Names the option, and the valid ones.
+    """
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of robot driver {driver!r}", option, known)
+
+
+def _find(driver: str) -> Driver:
+    found: str | Driver | None = DRIVERS.get(driver)
+    if found is None:
+        others = {point.name: point for point in entry_points(group=GROUP)}
+        if driver not in others:
+            raise UnknownNameError("robot driver", driver, [f"{d}:..." for d in {*DRIVERS, *others}])
+        found = others[driver].value
+    if not isinstance(found, str):
+        return found
+    module, _, function = found.partition(":")
+    try:
+        made: Driver = getattr(import_module(module), function)
+    except SacflowError:
+        raise
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"robot driver {driver!r} cannot be loaded from {found}: {one_line(error)}") from None
+    return made
+
+
+def make_sim(task: str, options: Options) -> Robot:
+    """``sim:TASK``, in lockstep. Options: ``engine`` (compiled, stock)."""
+    check_options("sim", options, ["engine"])
+    try:
+        from sacflow_robot.robot.sim import SimRobot
+    except ImportError as error:
+        raise no_simulator(error) from None
+    return SimRobot(task, engine_option(options))
+
+
+def engine_option(options: Options) -> Engine:
+    """The option ``engine``.
+
+    Raises:
+        UnknownNameError: There is no such engine.
+    """
+    engine = options.get("engine", "compiled")
+    if engine == "stock":
+        return "stock"
+    if engine == "compiled":
+        return "compiled"
+    raise UnknownNameError("engine", engine, ["stock", "compiled"])
+
+
+def no_simulator(error: ImportError) -> UsageError:
+    return UsageError(f"the simulator is not installed ({error}); install it with pip install 'sacflow-robot[sim]'")

@@ -98,7 +98,8 @@ def run_episode(
                 commanded = limit(proposed)
                 sent = clock_ns()
                 late = sent - captured > arm.period_ns
-                result = robot.command(commanded)
+                robot.command(commanded, sent + arm.period_ns)
+                result = robot.observe()
                 before, received = received, clock_ns()
                 captured = received if result.time_ns is None else result.time_ns
                 observation = arm.check_observation(result.observation)

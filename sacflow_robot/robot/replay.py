@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,9 +13,6 @@ from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.robot.limits import ActionLimits
 from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Robot, StepResult
-
-# The operating system wakes a sleeper late by less than this; the rest of the wait is spent looking at the clock.
-_SPIN_NS = 1_000_000
 
 
 @runtime_checkable
@@ -98,8 +94,6 @@ def replay_episode(
     *,
     limits: tuple[FloatArray, FloatArray] | None = None,
     offsets_ns: npt.NDArray[np.int64] | None = None,
-    clock_ns: Callable[[], int] = time.monotonic_ns,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> ReplayResult:
     """Send the logged commands again, through the safety filter, and compare what comes of them with the log.
 
@@ -110,16 +104,15 @@ def replay_episode(
         robot: The arm; one that :func:`check_replayable` accepts.
         episode: The episode.
         limits: Lower and upper bound (A,) of the commanded action, within the arm's own.
-        offsets_ns: When to send each command (T,), from the start; None sends each as soon as the one before is done. A
-            command that is late does not delay those after it.
-        clock_ns: Clock of the deadlines.
-        sleep: Waits that many seconds.
+        offsets_ns: When to send each command (T,), from the start, by the arm's clock; a command that is late does not
+            delay those after it. None sends each as soon as the one before is done to a lockstep arm, and at the arm's
+            control rate to any other.
 
     Raises:
         DataError: The arm is simulated, and the episode has no states to start from.
         InvalidValueError: An observation holds NaN or infinity; nothing was sent on it.
     """
-    arm, limit = robot.spec, ActionLimits(robot.spec, limits)
+    arm, limit, clock = robot.spec, ActionLimits(robot.spec, limits), robot.clock
     check_replayable(robot, arm, episode, "the episode")
     simulated = isinstance(robot, Restorable)
     if isinstance(robot, Restorable) and episode.states is not None:
@@ -128,18 +121,25 @@ def replay_episode(
         result = robot.begin(int(episode.info.get("seed") or 0))
     results, observations = [result], [arm.check_observation(result.observation)]
     sent: list[FloatArray] = []
-    start_ns, limited, latest_ns = clock_ns(), 0, 0
+    start_ns, limited, latest_ns = clock.now_ns(), 0, 0
+    due = np.arange(len(episode)) * arm.period_ns if offsets_ns is None else offsets_ns
+    due = start_ns + np.append(due, due[-1] + arm.period_ns)
     for step, logged in enumerate(episode.commanded):
         if result.ended and not simulated:
             break
         action = limit(logged)
         limited += not np.array_equal(action, logged)
-        if offsets_ns is not None:
-            latest_ns = max(latest_ns, _wait_until(start_ns + int(offsets_ns[step]), clock_ns, sleep))
-        result = robot.command(action)
+        if offsets_ns is not None or not robot.lockstep:
+            clock.sleep_until(int(due[step]))
+            latest_ns = max(latest_ns, clock.now_ns() - int(due[step]))
+        robot.command(action, max(int(due[step + 1]), clock.now_ns()) + arm.period_ns)
+        if not robot.lockstep:
+            clock.sleep_until(int(due[step + 1]))
+        result = robot.observe()
         sent.append(action)
         results.append(result)
         observations.append(arm.check_observation(result.observation))
+    robot.hold()
     found = [r.state for r in results if r.state is not None]
     states = np.stack(found) if len(found) == len(results) else None
     return ReplayResult(
@@ -154,13 +154,6 @@ def replay_episode(
         max_lateness_ns=None if offsets_ns is None else latest_ns,
         states=states,
     )
-
-
-def _wait_until(deadline_ns: int, clock_ns: Callable[[], int], sleep: Callable[[float], None]) -> int:
-    """Wait; returns by how much the deadline was missed (ns)."""
-    while (left := deadline_ns - clock_ns()) > 0:
-        sleep(max(left - _SPIN_NS, 0) / 1e9)
-    return -left
 
 
 def _deviation(spec: ArraySpec, replayed: list[dict[str, FloatArray]], logged: FloatArray) -> float:

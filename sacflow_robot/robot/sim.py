@@ -10,6 +10,8 @@ import numpy.typing as npt
 from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION, is_gymnasium_id
+from sacflow_robot.errors import RobotError, StoppedError
+from sacflow_robot.robot.clock import MonotonicClock
 from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult
 
 
@@ -27,7 +29,13 @@ class SimRobot:
 
     def __init__(self, task: str, engine: Engine = "compiled") -> None:
         self.env = GymnasiumEnv(task) if is_gymnasium_id(task) else RobosuiteEnv(task, engine=engine)
-        self._before: StepResult | None = None
+        self._seen: StepResult | None = None
+        self._stopped = False
+        self.clock = MonotonicClock()
+
+    @property
+    def lockstep(self) -> bool:
+        return True
 
     @property
     def spec(self) -> ArmSpec:
@@ -38,31 +46,45 @@ class SimRobot:
         """What does step it."""
         return self.env.engine
 
+    def connect(self) -> None:
+        self._stopped = False
+
     def begin(self, seed: int) -> StepResult:
         """Start the episode that this seed decides."""
-        self._before = self.env.begin(seed)
-        return self._before
+        self._seen = self.env.begin(seed)
+        return self._seen
 
     def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
         """Start from a logged simulator state (S,)."""
-        self._before = self.env.begin_at(state)
-        return self._before
+        self._seen = self.env.begin_at(state)
+        return self._seen
 
-    def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,); an arm's ``measured`` is the motion that came of it, in the same units."""
-        assert self._before is not None, "begin an episode first"
-        after = self.env.command(action)
+    def observe(self) -> StepResult:
+        """What came of the last action."""
+        if self._seen is None:
+            raise RobotError("no episode has begun; begin one first")
+        return self._seen
+
+    def command(self, action: FloatArray, valid_until_ns: int) -> None:
+        """Execute one action (A,); the result's ``measured`` is the motion that came of it, in the same units."""
+        if self._stopped:
+            raise StoppedError("the arm has been stopped; connect it again")
+        before, after = self.observe(), self.env.command(action)
         if "robot0_eef_pos" in after.observation:
-            measured = _measured(self._before.observation, after.observation, float(action[-1]))
-            after = replace(after, measured=measured)
-        self._before = after
-        return self._before
+            after = replace(after, measured=measured_action(before.observation, after.observation, float(action[-1])))
+        self._seen = after
+
+    def hold(self) -> None:
+        """Nothing to do: without a command, time stands still."""
+
+    def stop(self) -> None:
+        self._stopped = True
 
     def close(self) -> None:
         self.env.close()
 
 
-def _measured(before: dict[str, FloatArray], after: dict[str, FloatArray], gripper: float) -> FloatArray:
+def measured_action(before: dict[str, FloatArray], after: dict[str, FloatArray], gripper: float) -> FloatArray:
     """Translation and rotation vector of the gripper within the step, as an action (7,) would command them."""
     moved = (after["robot0_eef_pos"] - before["robot0_eef_pos"]) / METRES_PER_ACTION
     x, y, z, w = before["robot0_eef_quat"].astype(np.float64)

@@ -15,8 +15,9 @@ from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.loop import check_fit, run_episode
 from sacflow_robot.robot.sim import SimRobot
+from sacflow_robot.robot.testing import FakeRobot
 from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.spec import FloatArray, Observation, PolicySpec, StepResult
+from sacflow_robot.spec import Clock, FloatArray, Observation, PolicySpec, StepResult
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +30,21 @@ def policy(policy_file: Path) -> OnnxPolicy:
     return OnnxPolicy(policy_file)
 
 
-class ShortEpisodes:
+class ShortEpisodes(FakeRobot):
     """The simulated arm, with episodes of a few steps."""
 
-    def __init__(self, robot: SimRobot, steps: int) -> None:
+    def __init__(self, robot: SimRobot, steps: int, clock: Clock | None = None) -> None:
         self._robot, self._steps, self._taken = robot, steps, 0
-        self.spec = robot.spec
-        self.commands: list[FloatArray] = []
+        super().__init__(robot.spec, clock)
 
-    def begin(self, seed: int) -> StepResult:
+    def start(self, seed: int) -> StepResult:
         self._taken = 0
         return self._robot.begin(seed)
 
-    def command(self, action: FloatArray) -> StepResult:
+    def react(self, action: FloatArray) -> StepResult:
         self._taken += 1
-        self.commands.append(action)
-        return replace(self._robot.command(action), truncated=self._taken >= self._steps)
-
-    def close(self) -> None:
-        pass
+        self._robot.command(action, 0)
+        return replace(self._robot.observe(), truncated=self._taken >= self._steps)
 
 
 class Fixed:
@@ -141,8 +138,8 @@ def test_the_recorder_gets_every_step_with_its_times_and_flags(robot: SimRobot, 
 
 def test_capture_times_of_an_arm_that_tells_them_are_kept(robot: SimRobot, policy: OnnxPolicy) -> None:
     class Stamped(ShortEpisodes):
-        def command(self, action: FloatArray) -> StepResult:
-            return replace(super().command(action), time_ns=1000 * self._taken)
+        def react(self, action: FloatArray) -> StepResult:
+            return replace(super().react(action), time_ns=1000 * self._taken)
 
     fixed, clock = Fixed(policy.spec, np.zeros((5, 7), np.float32)), itertools.count(1_000_000)
     episode = run_episode(Stamped(robot, 3), fixed, 3, policy_version="v1", clock_ns=lambda: next(clock)).episode
@@ -154,8 +151,8 @@ def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lo
     robot: SimRobot, policy: OnnxPolicy
 ) -> None:
     class Blind(ShortEpisodes):
-        def command(self, action: FloatArray) -> StepResult:
-            result = super().command(action)
+        def react(self, action: FloatArray) -> StepResult:
+            result = super().react(action)
             if len(self.commands) == 3:
                 result.observation["object"][:] = np.nan
             return result
@@ -179,10 +176,12 @@ def test_measured_motion_is_in_action_units(robot: SimRobot) -> None:
     robot.begin(0)
     turn = np.array([0, 0, 0, 0, 0, 0.2, -1], np.float32)
     for _ in range(8):
-        turned = robot.command(turn).measured
+        robot.command(turn, 0)
+    turned = robot.observe().measured
     lift = np.array([0, 0, 0.2, 0, 0, 0, -1], np.float32)
     for _ in range(8):
-        lifted = robot.command(lift).measured
+        robot.command(lift, 0)
+    lifted = robot.observe().measured
     assert turned is not None and lifted is not None
     assert turned[5] == pytest.approx(np.abs(turned[:6]).max()) and turned[5] > 0.02
     assert lifted[2] == pytest.approx(np.abs(lifted[:6]).max()) and lifted[2] > 0.02

@@ -11,6 +11,7 @@ from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.robot.replay import check_replayable, replay_episode, sending_offsets
 from sacflow_robot.robot.sim import SimRobot
+from sacflow_robot.robot.testing import FakeRobot
 from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
 
 MS = 1_000_000
@@ -32,38 +33,34 @@ class FakeClock:
     """A clock that moves when someone sleeps, and a little each time it is looked at."""
 
     def __init__(self) -> None:
-        self.now_ns = 1_000 * MS
+        self.time_ns = 1_000 * MS
 
-    def __call__(self) -> int:
-        self.now_ns += 1_000
-        return self.now_ns
+    def now_ns(self) -> int:
+        self.time_ns += 1_000
+        return self.time_ns
 
-    def sleep(self, seconds: float) -> None:
-        self.now_ns += round(seconds * 1e9)
+    def sleep_until(self, time_ns: int) -> None:
+        self.time_ns = max(self.time_ns, time_ns)
 
 
-class Arm:
+class Arm(FakeRobot):
     """A physical arm as far as replay can tell: no states, observations of its own, commands that take their time."""
 
     def __init__(self, episode: Episode, spec: ArmSpec, clock: FakeClock | None = None) -> None:
-        self.spec, self._episode, self._clock = spec, episode, clock
-        self.commands: list[FloatArray] = []
+        self._episode, self._fake = episode, clock
         self.sent_ns: list[int] = []
         self.slow_step, self.ends_after = -1, len(episode)
+        super().__init__(spec, clock)
 
-    def begin(self, seed: int) -> StepResult:
+    def start(self, seed: int) -> StepResult:
         return StepResult(self._observation(0))
 
-    def command(self, action: FloatArray) -> StepResult:
-        if self._clock is not None:
-            self.sent_ns.append(self._clock.now_ns)
-            self._clock.now_ns += (130 if len(self.commands) == self.slow_step else 10) * MS
-        self.commands.append(action)
+    def react(self, action: FloatArray) -> StepResult:
         done = len(self.commands)
+        if self._fake is not None:
+            self.sent_ns.append(self._fake.time_ns)
+            self._fake.time_ns += (130 if done - 1 == self.slow_step else 10) * MS
         return StepResult(self._observation(done), truncated=done >= self.ends_after)
-
-    def close(self) -> None:
-        pass
 
     def _observation(self, step: int) -> dict[str, FloatArray]:
         return {key: rows[step].copy() for key, rows in self._episode.observations.items()}
@@ -103,7 +100,7 @@ def test_commands_are_sent_at_their_logged_times_and_lateness_does_not_add_up(
     episode = replace(episode, time_ns=times)
     device = Arm(episode, arm, clock)
     device.slow_step = 2  # takes 130 ms, so that steps 3 and 4 are late and step 5 is not
-    result = replay_episode(device, episode, offsets_ns=sending_offsets(episode), clock_ns=clock, sleep=clock.sleep)
+    result = replay_episode(device, episode, offsets_ns=sending_offsets(episode))
     start_ns = device.sent_ns[0]
     late_ms = (np.array(device.sent_ns) - start_ns - times[:-1]) / MS
     assert late_ms[[0, 1, 2, 6, 7]] == pytest.approx(0, abs=0.01)

@@ -1,0 +1,59 @@
+"""A person takes the arm over, and hands it back.
+
+An input device (keyboard, SpaceMouse, gamepad) is a :class:`HumanInput`: it is asked once each control period what the
+person wants. What a person commands goes through the same safety filter as what a policy does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from sacflow_robot.spec import FloatArray
+
+
+class Label(StrEnum):
+    """A person's word on an episode; it ends the episode."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    DISCARD = "discard"
+
+
+@dataclass(frozen=True, slots=True)
+class HumanSignal:
+    """What a person wants in one control period.
+
+    Attributes:
+        action: What the person commands (A,), float32, in the arm's action units. None: hands off, the policy has the arm.
+            No motion (zeros but for the gripper): the person has it, and lets it stand still.
+        label: The person's word on the episode, once, in the period in which it was given.
+        stop: Emergency stop.
+        arm: The person wants the arm armed again after a hold or a stop: the deliberate act without which nothing moves.
+    """
+
+    action: FloatArray | None = None
+    label: Label | None = None
+    stop: bool = False
+    arm: bool = False
+
+
+HANDS_OFF = HumanSignal()
+
+
+class HumanInput(Protocol):
+    """A device through which a person commands the arm."""
+
+    def poll(self, commanded: FloatArray) -> HumanSignal:
+        """What the person wants now; called once each control period, must not wait (well under a millisecond).
+
+        Args:
+            commanded: What the arm was last commanded (A,), whoever chose it. A device that takes over goes on with its
+                gripper entry until the person says otherwise, so that taking over drops nothing.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the device back, e.g. the terminal its echo."""
+        ...

@@ -39,6 +39,7 @@ COMMANDS = {
     "bench sim": ("bench", "BenchSim", "control steps per second of the simulated tasks"),
     "bench train": ("bench", "BenchTrain", "updates per second of each algorithm and velocity"),
     "bench serve": ("bench", "BenchServe", "round trips of a served policy, many clients, long and hostile runs"),
+    "twin franka": ("twin", "TwinFranka", "stand in for a Franka Panda behind deoxys, in simulation"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }

@@ -27,6 +27,7 @@ Driver = Callable[[str, Options], Robot]
 # As in pyproject.toml; here as well, so that a tree that is not installed works.
 DRIVERS: dict[str, str | Driver] = {
     "sim": "sacflow_robot.robot.drivers:make_sim",
+    "deoxys": "sacflow_robot.robot.deoxys.driver:make_deoxys",
 }
 _WITH_ENGINE = "sim", "rtsim"
 

@@ -20,7 +20,7 @@ from sacflow_robot.errors import WireError, one_line
 _FILE = "sacflow_robot/deoxys.proto"
 
 _JOINTS = " ".join(f"double q{i} = {i + 1};" for i in range(1, 8))
-_ERRORS = (
+ERRORS = (
     "joint_position_limits_violation",
     "cartesian_position_limits_violation",
     "self_collision_avoidance_violation",
@@ -91,7 +91,7 @@ _MESSAGES = {
     ),
     "FrankaGripperControlMessage": "bool termination = 1; Any control_msg = 2;",
     "FrankaDuration": "double toSec = 1; uint64 toMSec = 2;",  # nested in deoxys; the bytes do not tell
-    "FrankaErrors": " ".join(f"bool {name} = {i};" for i, name in enumerate(_ERRORS, 1)),
+    "FrankaErrors": " ".join(f"bool {name} = {i};" for i, name in enumerate(ERRORS, 1)),
     "FrankaGripperStateMessage": (
         "double width = 1; double max_width = 2; bool is_grasped = 3; uint32 temperature = 4; FrankaDuration time = 5;"
     ),
@@ -208,4 +208,4 @@ def packed(message: Any, field: str = "control_msg") -> Any:
 
 def error_names(errors: Any) -> list[str]:
     """Names of the libfranka errors that are set in an arm state's ``current_errors`` or ``last_motion_errors``."""
-    return [name for name in _ERRORS if getattr(errors, name)]
+    return [name for name in ERRORS if getattr(errors, name)]

@@ -20,6 +20,7 @@ PROGRAM = "sacflow-robot"
 # command: (module, class, what it does)
 COMMANDS = {
     "train": ("train", "Train", "train a flow policy offline to online and export it"),
+    "follow": ("follow", "Follow", "learn from what an arm logs while it runs, and replace the policy being served"),
     "export": ("train", "Export", "export the policy of a run folder to ONNX"),
     "eval": ("evaluate", "Eval", "success rate of a policy file on held-out seeds"),
     "serve": ("serve", "Serve", "serve a policy file over ZeroMQ"),

@@ -34,6 +34,7 @@ class ProcessPlan:
         restarts: How often at most; the count starts again once it has run for a minute.
         stop_within_s: How long it may take to stop before it is killed (s).
         may_end: Whether it may end well while the others go on.
+        unless: File or folder that makes it needless: where it exists, the process is not started.
         terminal: Whether it has the terminal, for its keyboard; then there is no table.
     """
 
@@ -45,6 +46,7 @@ class ProcessPlan:
     restarts: int = 5
     stop_within_s: float = 10.0
     may_end: bool = False
+    unless: str | None = None
     terminal: bool = False
 
     @property
@@ -118,7 +120,7 @@ def _plan(name: str, entry: Mapping[str, Any]) -> ProcessPlan:
         accepted = (float, int) if kind is float else (kind,)
         if type(value) not in accepted:
             raise TypeError(f"{key} is {value!r}; it must be {_NOUNS[kind]}")
-        values[field] = float(value) if kind is float else value
+        values[field] = float(value) if kind is float else _expanded(value) if field == "unless" else value
     plan = ProcessPlan(name, words, **values)
     if plan.restart not in _RESTARTS:
         raise ValueError(f"restart is {plan.restart!r}; it must be one of {', '.join(_RESTARTS)}")

@@ -78,6 +78,14 @@ class SupervisedProcess:
         """The latest lines of its output, oldest first."""
         return list(self._lines)[-count:]
 
+    def needless(self) -> bool:
+        """Whether what it would make is there; then it counts as done."""
+        if self.plan.unless is None or not Path(self.plan.unless).exists():
+            return False
+        self.state, self.status = State.DONE, 0
+        self._lines.append(f"not needed: {self.plan.unless} exists")
+        return True
+
     def start(self) -> None:
         """Start it."""
         terminal = self.plan.terminal

@@ -47,6 +47,8 @@ class Supervisor:
         """
         try:
             for process in self.processes:
+                if process.needless():
+                    continue
                 process.start()
                 while process.state in (State.STARTING, State.PAUSING):
                     self._look()

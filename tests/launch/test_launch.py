@@ -133,6 +133,15 @@ def test_the_next_waits_for_the_end_of_a_preparation(program: list[str], tmp_pat
     assert [p.state for p in cell.processes] == [State.DONE, State.DONE]
 
 
+def test_a_preparation_that_was_made_is_not_made_again(program: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        preparation = plan("demos", f"note {tmp_path}/made", ready="end", unless=str(tmp_path / "made"))
+        cell = Supervisor([preparation, plan("arm", "fail 0")], program)
+        cell.run()
+    assert len((tmp_path / "made").read_text().split()) == 1
+    assert cell.processes[0].last_lines(1) == [f"not needed: {tmp_path}/made exists"]
+
+
 def test_a_process_is_restarted_and_counted(program: list[str], tmp_path: Path) -> None:
     server = plan("server", f"once {tmp_path}/mark say up sleep 600", ready="up", restart="on-failure")
     cell = Supervisor([server, plan("arm", "sleep 0.2")], program)

@@ -39,7 +39,6 @@ _MAX_WIDTH = 0.08
 _LEAST_FRACTION = 0.1
 _REST_GAINS = np.full(3, 150.0)
 _STALLED_S, _STILL_M_S = 0.1, 0.02
-_NOTHING_HELD_M = 1e-3
 
 
 class GripperTwin:
@@ -59,7 +58,7 @@ class GripperTwin:
         self._busy = self.grasped = False
         self._command = self._target = self._width = self._plant.finger_width()
         self._speed = self._still_s = 0.0
-        self._grasping = False
+        self._grasping, self._within = False, (0.0, 0.0)
 
     def take(self, data: bytes) -> None:
         """Keep a command until the one before is done; a stop counts at once.
@@ -91,7 +90,8 @@ class GripperTwin:
         arrived = abs(self._command - self._target) < 1e-9
         if arrived and self._still_s > _STALLED_S:
             self._busy = False
-            self.grasped = self._grasping and width > _NOTHING_HELD_M
+            # libfranka's rule; with deoxys's tolerances of 0.08 m any width but the widest counts as a grasp.
+            self.grasped = self._grasping and self._within[0] < width < self._within[1]
 
     def _begin(self, action: Any) -> None:
         kind = action.DESCRIPTOR.name
@@ -99,6 +99,10 @@ class GripperTwin:
             return
         homing = kind == "FrankaGripperHomingMessage"
         self._grasping, self.grasped = kind == "FrankaGripperGraspMessage", False
+        if self._grasping:
+            inner, outer = action.epsilon_inner, action.epsilon_outer
+            inner, outer = (inner, outer) if inner or outer else (_MAX_WIDTH, _MAX_WIDTH)
+            self._within = action.width - inner, action.width + outer
         self._target = _MAX_WIDTH if homing else float(np.clip(action.width, 0.0, _MAX_WIDTH))
         self._speed = 0.1 if homing else float(np.clip(action.speed, 0.0, 0.5))
         self._busy, self._still_s = True, 0.0

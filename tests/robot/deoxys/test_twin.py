@@ -219,6 +219,11 @@ def test_the_gripper_moves_at_its_speed_and_finishes_first(client: Client) -> No
     assert width() > begun + 0.015, "it opens on"
     client.ticks(120)
     assert width() < 0.005, "and then closes, on nothing"
+    assert client.twin.gripper_state().is_grasped, "as libfranka sees it with deoxys's tolerances"
+    client.send(gripper("FrankaGripperMoveMessage", 0.08, 0.1), ticks=120, is_gripper=True)
+    client.send(gripper("FrankaGripperGraspMessage", 0.05, 0.5, 30.0, 0.005, 0.005), ticks=60, is_gripper=True)
+    assert client.twin.gripper_state().is_grasped and abs(width() - 0.05) < 0.005
+    client.send(gripper("FrankaGripperMoveMessage", 0.08, 0.1), ticks=120, is_gripper=True)
     assert not client.twin.gripper_state().is_grasped
 
 

@@ -57,7 +57,8 @@ class Launch:
                         out.print(f"{name:<{width}} | {line}")
 
             supervisor = Supervisor(plans, program, heard=heard)
-            for number in (signal.SIGTERM, signal.SIGHUP):
+            # SIGINT too: in the background of a script it is ignored unless one asks for it.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 stack.callback(signal.signal, number, signal.signal(number, _interrupt))
             if not table:
                 for plan in plans:

@@ -34,6 +34,7 @@ class StepFlag(IntFlag):
     CLIPPED = 2  # commanded differs from proposed, because of the arm's bounds or the profile's limits
     HELD = 4  # no fresh action was there; the last one, or a standstill, was commanded
     CHUNK_START = 8  # first action of a newly inferred chunk
+    BLIND = 16  # the observation that the step led to held NaN or infinity; the one before stands in its place
     UNKNOWN = 128  # whoever recorded the step kept no flags
 
 

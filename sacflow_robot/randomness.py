@@ -16,6 +16,7 @@ class Stream(IntEnum):
     POLICY_NOISE = 1
     EXPERT = 2
     REPLAY = 3
+    MESSAGES = 4
 
 
 def random_stream(seed: int, *key: int) -> np.random.Generator:

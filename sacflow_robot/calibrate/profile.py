@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from sacflow_robot.errors import DataError, SpecMismatchError, one_line
+from sacflow_robot.safetylimits import Box, Cone, SafetyLimits
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 _LARGEST_LIMIT = 10  # metres or radians in one control period: no arm moves that far
+_KNOWN = "robot", "version", "date", "method", "max_translation_per_step_m", "max_rotation_per_step_rad"
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,8 @@ class Profile:
         method: How they were found.
         max_translation_per_step_m: Largest commanded translation per control period and axis (m).
         max_rotation_per_step_rad: Largest commanded rotation per control period and axis (rad).
+        safety: What the safety filter enforces beside them; None where the profile says nothing of it.
+        sha256: Digest of the file.
     """
 
     robot: str
@@ -33,6 +41,8 @@ class Profile:
     method: str
     max_translation_per_step_m: float
     max_rotation_per_step_rad: float
+    safety: SafetyLimits | None = None
+    sha256: str = field(default="", compare=False)
 
     def action_limits(self, arm: ArmSpec) -> tuple[FloatArray, FloatArray]:
         """Bounds (A,), (A,) of the action in the arm's units, within the arm's own bounds.
@@ -40,10 +50,7 @@ class Profile:
         Raises:
             SpecMismatchError: The profile is of another arm.
         """
-        if arm.robot != self.robot:
-            raise SpecMismatchError(
-                f"the profile is for {self.robot!r}, the arm is {arm.robot!r}; give the arm's own profile"
-            )
+        self.check_fits(arm)
         largest = {"m": self.max_translation_per_step_m, "rad": self.max_rotation_per_step_rad}
         low, high = arm.action_bounds
         for i, unit in enumerate(arm.action_units):
@@ -53,22 +60,40 @@ class Profile:
                 low[i], high[i] = max(low[i], -bound), min(high[i], bound)
         return low, high
 
+    def safety_limits(self, arm: ArmSpec) -> SafetyLimits:
+        """What the safety filter of that arm enforces: the limits per step and those of ``safety``.
+
+        Raises:
+            SpecMismatchError: The profile is of another arm.
+        """
+        self.check_fits(arm)
+        steps = self.max_translation_per_step_m, self.max_rotation_per_step_rad
+        return (self.safety or SafetyLimits()).within(*steps, 1 / arm.control_rate_hz)
+
+    def check_fits(self, arm: ArmSpec) -> None:
+        """Raises SpecMismatchError where the profile is of another arm."""
+        if arm.robot != self.robot:
+            raise SpecMismatchError(
+                f"the profile is for {self.robot!r}, the arm is {arm.robot!r}; give the arm's own profile"
+            )
+
 
 def load_profile(path: Path) -> Profile:
     """Read a profile.
 
     Raises:
-        DataError: The file cannot be read, lacks a key, has an unknown one, or a limit is not positive and finite.
+        DataError: The file cannot be read, lacks a key, has an unknown one, or a value is out of its physical range.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        text = path.read_bytes()
+        data = yaml.safe_load(text)
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"profile {path} cannot be read: {one_line(error)}") from None
-    known = {f.name for f in fields(Profile)}
     found = set(data) if isinstance(data, dict) else set()
-    if found != known:
-        missing, unknown = ", ".join(sorted(known - found)), ", ".join(sorted(map(str, found - known)))
-        raise DataError(f"profile {path}: missing keys: {missing or 'none'}; unknown keys: {unknown or 'none'}")
+    missing, unknown = set(_KNOWN) - found, found - {*_KNOWN, "safety"}
+    if missing or unknown:
+        lists = (", ".join(sorted(map(str, keys))) or "none" for keys in (missing, unknown))
+        raise DataError("profile {}: missing keys: {}; unknown keys: {}".format(path, *lists))
     for name in ("max_translation_per_step_m", "max_rotation_per_step_rad"):
         value = data[name]
         if type(value) not in (int, float) or not 0 < value <= _LARGEST_LIMIT:
@@ -77,4 +102,113 @@ def load_profile(path: Path) -> Profile:
             )
     if type(data["version"]) is not int:
         raise DataError(f"profile {path}: version is {data['version']!r}, expected a whole number")
-    return Profile(**{**data, "date": str(data["date"])})
+    safety = None
+    if "safety" in data:
+        try:
+            safety = _read_safety(data["safety"])
+        except ValueError as error:
+            raise DataError(f"profile {path}: safety: {error}") from None
+    digest = hashlib.sha256(text).hexdigest()
+    return Profile(**{**data, "date": str(data["date"]), "safety": safety, "sha256": digest})
+
+
+# ---- the section `safety`; every reader takes a key's name and value, and raises ValueError
+
+
+def _number(most: float, least: float = 0.0) -> Callable[[str, Any], float]:
+    def read(name: str, value: Any) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
+            raise ValueError(f"{name} is {value!r}, expected a number from {least:g} to {most:g}")
+        return float(value)
+
+    return read
+
+
+def _axes(most: float, count: int | None = 3) -> Callable[[str, Any], tuple[float, ...]]:
+    one = _number(most)
+
+    def read(name: str, value: Any) -> tuple[float, ...]:
+        values = value if isinstance(value, list) else [value] * (count or 1)
+        if not values or (count is not None and len(values) != count):
+            raise ValueError(f"{name} is {value!r}, expected one positive number, or {count or 'one for each joint'}")
+        read_ = tuple(one(name, v) for v in values)
+        if min(read_) <= 0:
+            raise ValueError(f"{name} is {value!r}, expected positive numbers")
+        return read_
+
+    return read
+
+
+def _range(least: float, most: float) -> Callable[[str, Any], tuple[float, float]]:
+    def read(name: str, value: Any) -> tuple[float, float]:
+        if not isinstance(value, list) or len(value) != 2:
+            raise ValueError(f"{name} is {value!r}, expected [lowest, highest]")
+        low, high = (_number(most, least)(name, v) for v in value)
+        if low >= high:
+            raise ValueError(f"{name} is {value!r}, whose lowest is not below its highest")
+        return low, high
+
+    return read
+
+
+def _box(name: str, value: Any) -> Box:
+    named = value if isinstance(value, dict) else {}
+    if set(named) - {"name"} != {"x", "y", "z"}:
+        raise ValueError(f"{name} is {value!r}, expected x, y and z, each [lowest, highest]")
+    ranges = [_range(-10, 10)(f"{name}.{axis}", named[axis]) for axis in "xyz"]
+    (x, y, z), (a, b, c) = zip(*ranges, strict=True)
+    return Box((x, y, z), (a, b, c), str(named.get("name", "")))
+
+
+def _cone(name: str, value: Any) -> Cone:
+    if not isinstance(value, dict) or set(value) != {"axis", "angle_rad"}:
+        raise ValueError(f"{name} is {value!r}, expected axis and angle_rad")
+    axis = value["axis"]
+    if not isinstance(axis, list) or len(axis) != 3:
+        raise ValueError(f"{name}.axis is {axis!r}, expected three numbers")
+    x, y, z = (_number(1, -1)(f"{name}.axis", v) for v in axis)
+    if abs(math.hypot(x, y, z) - 1) > 1e-3:
+        raise ValueError(f"{name}.axis is {axis!r}, which is not of length 1")
+    return Cone((x, y, z), _number(math.pi)(f"{name}.angle_rad", value["angle_rad"]))
+
+
+def _list(read: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ...]]:
+    def read_all(name: str, value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise ValueError(f"{name} is {value!r}, expected a list")
+        return tuple(read(f"{name}[{i}]", v) for i, v in enumerate(value))
+
+    return read_all
+
+
+# key in the file: (field of SafetyLimits, how to read it); the largest values are beyond what any arm does
+_SAFETY: Mapping[str, tuple[str, Callable[[str, Any], Any]]] = {
+    "max_speed_m_per_s": ("speed_m_per_s", _axes(10)),
+    "max_acceleration_m_per_s2": ("acceleration_m_per_s2", _axes(1e3)),
+    "max_jerk_m_per_s3": ("jerk_m_per_s3", _axes(1e5)),
+    "max_turn_rad_per_s": ("turn_rad_per_s", _axes(100, None)),
+    "max_turn_acceleration_rad_per_s2": ("turn_acceleration_rad_per_s2", _axes(1e4, None)),
+    "max_turn_jerk_rad_per_s3": ("turn_jerk_rad_per_s3", _axes(1e6, None)),
+    "workspace_m": ("workspace", _box),
+    "keep_out_m": ("keep_out", _list(_box)),
+    "tool_cone": ("cone", _cone),
+    "joint_rad": ("joint_rad", _list(_range(-4 * math.pi, 4 * math.pi))),
+    "tracking_margin_m": ("tracking_margin_m", _number(1)),
+    "tracking_margin_rad": ("tracking_margin_rad", _number(math.pi)),
+    "gripper_width_m": ("gripper_width_m", _range(0, 1)),
+    "max_gripper_force_n": ("gripper_force_n", _number(1e3)),
+    "max_observation_age_s": ("max_observation_age_s", _number(10)),
+    "max_action_age_s": ("max_action_age_s", _number(10)),
+    "max_command_delay_s": ("max_command_delay_s", _number(1)),
+    "patience_s": ("patience_s", _number(10)),
+    "hold_to_stop_s": ("hold_to_stop_s", _number(3600)),
+}
+
+
+def _read_safety(data: Any) -> SafetyLimits:
+    if not isinstance(data, dict):
+        raise ValueError(f"expected keys and values, not {data!r}")
+    unknown = ", ".join(sorted(map(str, set(data) - set(_SAFETY))))
+    if unknown:
+        raise ValueError(f"unknown keys: {unknown}; known are {', '.join(_SAFETY)}")
+    return SafetyLimits(**{_SAFETY[key][0]: _SAFETY[key][1](key, value) for key, value in data.items()})

@@ -50,7 +50,7 @@ class Serve:
     threads: int | None = None
     spin: bool = False
     max_batch: int = 64
-    heartbeat: float = 0.5
+    heartbeat: float = 1.0
     key: Path | None = None
     clients: Path | None = None
     insecure: bool = False

@@ -37,6 +37,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
     Args:
         task: Name of the task, e.g. ``"lift"``.
         render_mode: None or ``"rgb_array"`` (needs off-screen rendering, see ``render``).
+        step_rate_hz: Steps per second of simulated time, where they are to be shorter than the arm's control periods.
         engine: What steps it; ``compiled`` gives way to ``stock``, with a line in the log, where it does not cover a task.
 
     Attributes:
@@ -48,7 +49,13 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_RATE_HZ)}  # noqa: RUF012 (Gymnasium's name)
 
-    def __init__(self, task: str = "lift", render_mode: str | None = None, engine: Engine = "stock") -> None:
+    def __init__(
+        self,
+        task: str = "lift",
+        render_mode: str | None = None,
+        engine: Engine = "stock",
+        step_rate_hz: float = CONTROL_RATE_HZ,
+    ) -> None:
         self.task: Task = get_task(task)
         self.arm = self.task.arm
         self.render_mode = render_mode
@@ -61,7 +68,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
             has_offscreen_renderer=False,
             use_camera_obs=False,
             hard_reset=False,
-            control_freq=CONTROL_RATE_HZ,
+            control_freq=step_rate_hz,
             ignore_done=True,
             seed=_MODEL_SEED,
         )

@@ -27,6 +27,7 @@ Driver = Callable[[str, Options], Robot]
 # As in pyproject.toml; here as well, so that a tree that is not installed works.
 DRIVERS: dict[str, str | Driver] = {
     "sim": "sacflow_robot.robot.drivers:make_sim",
+    "rtsim": "sacflow_robot.robot.drivers:make_rtsim",
     "deoxys": "sacflow_robot.robot.deoxys.driver:make_deoxys",
     "lerobot": "sacflow_robot.robot.lerobot_arm:make_lerobot",
 }
@@ -112,6 +113,18 @@ def make_sim(task: str, options: Options) -> Robot:
     except ImportError as error:
         raise no_simulator(error) from None
     return SimRobot(task, engine_option(options))
+
+
+def make_rtsim(task: str, options: Options) -> Robot:
+    """``rtsim:TASK``, on a clock of its own. Options: see ``sacflow_robot.robot.link.LinkOptions``, and ``clock``, ``engine``."""
+    from sacflow_robot.robot.link import read_options
+
+    try:
+        from sacflow_robot.robot.rtsim import ProcessArm, VirtualArm
+    except ImportError as error:
+        raise no_simulator(error) from None
+    clock, engine, link = read_options(options)
+    return VirtualArm(task, link, engine) if clock == "virtual" else ProcessArm(task, link, engine)
 
 
 def engine_option(options: Options) -> Engine:

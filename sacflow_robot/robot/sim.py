@@ -85,12 +85,24 @@ class SimRobot:
 
 
 def measured_action(before: dict[str, FloatArray], after: dict[str, FloatArray], gripper: float) -> FloatArray:
-    """Translation and rotation vector of the gripper within the step, as an action (7,) would command them."""
+    """Translation and rotation vector of the gripper from one observation to another, as an action (7,) would command them."""
     moved = (after["robot0_eef_pos"] - before["robot0_eef_pos"]) / METRES_PER_ACTION
-    x, y, z, w = before["robot0_eef_quat"].astype(np.float64)
-    inverse = np.array([-x, -y, -z, w])
-    turned = _rotation_vector(_multiply(after["robot0_eef_quat"].astype(np.float64), inverse)) / RADIANS_PER_ACTION
-    return np.concatenate([moved, turned, [gripper]]).astype(np.float32)
+    quats = (seen["robot0_eef_quat"].astype(np.float64) for seen in (before, after))
+    return np.concatenate([moved, rotation_between(*quats) / RADIANS_PER_ACTION, [gripper]]).astype(np.float32)
+
+
+def rotation_between(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rotation vector (3,) in the base's axes that takes one orientation x y z w to the other (rad)."""
+    x, y, z, w = before
+    return _rotation_vector(_multiply(after, np.array([-x, -y, -z, w])))
+
+
+def turned_by(quat: npt.NDArray[np.float64], vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """An orientation x y z w after a rotation vector (3,) in the base's axes (rad)."""
+    angle = float(np.linalg.norm(vector))
+    if angle == 0:
+        return quat
+    return _multiply(np.append(vector / angle * np.sin(angle / 2), np.cos(angle / 2)), quat)
 
 
 def _multiply(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

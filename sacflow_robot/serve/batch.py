@@ -64,3 +64,8 @@ class Pace:
         if not in_time:  # or one slow evaluation would make all that follow late, and none would correct it
             self._expected_ns[size] = _MEMORY * (ready_ns - now_ns)
         return in_time, [r for r in requests if r.deadline_ns is not None and ready_ns > r.deadline_ns]
+
+
+def takes_prefix(policy: OnnxPolicy) -> bool:
+    """Whether the policy completes actions already decided."""
+    return bool(getattr(policy, "takes_prefix", False))

@@ -7,14 +7,11 @@ import itertools
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from sacflow_robot.errors import (
     DataError,
@@ -24,36 +21,24 @@ from sacflow_robot.errors import (
     ServerGoneError,
     ServerRestartedError,
     SpecMismatchError,
-    UsageError,
     WireError,
 )
+from sacflow_robot.policyfile import NOISE
 from sacflow_robot.serve import wire
-from sacflow_robot.serve.security import load_public, load_secret
+from sacflow_robot.serve.connection import AWAKE_S, HEARTBEAT_S, Connection, Keys
 from sacflow_robot.spec import ArmSpec, FloatArray, Observation, PolicySpec
 
-_GONE = zmq.Event.DISCONNECTED
-_BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+__all__ = ["Keys", "PolicyClient", "as_batch"]
+
 _CLOCK_MEMORY = 32
 _BYE_MS = 50
-
-
-@dataclass(frozen=True)
-class Keys:
-    """What a client needs where the server asks for keys.
-
-    Attributes:
-        own: The client's secret key file.
-        server: The server's public key file.
-    """
-
-    own: Path
-    server: Path
 
 
 class PolicyClient:
     """Connects to a policy server and learns what it serves.
 
-    A connection that was lost is made again, with a new session, by the next call.
+    A connection that was lost is made again by the next call. A server that still knows the session goes on with it; a new
+    one opens a session with the same expectations, and the stream of noise goes on where it was, also within an episode.
 
     Args:
         address: The server's address, e.g. ``tcp://127.0.0.1:5555``.
@@ -64,6 +49,7 @@ class PolicyClient:
         swap: When a new policy file on the server takes effect here: ``"now"``, or at the next ``"episode"``.
         name: What the server calls this client in its tables.
         keys: Keys, where the server asks for them.
+        awake_s: How long an answer is waited for awake rather than asleep, which it takes longer to wake from.
 
     Raises:
         ServerError: Nobody answers there in time, or what answers is no policy server.
@@ -80,21 +66,24 @@ class PolicyClient:
         swap: str = "now",
         name: str = "python",
         keys: Keys | None = None,
+        awake_s: float = AWAKE_S,
     ) -> None:
         self.address, self._timeout_s, self._deadline_s = address, timeout_s, deadline_s
         plain = {"arm": json.loads(expect.to_json())} if isinstance(expect, ArmSpec) else expect
-        self._introduction = {"expect": plain, "swap": swap, "client": name}
+        self._introduction = {"op": "hello", "expect": plain, "swap": swap, "client": name}
+        self._keys, self._awake_s = keys, awake_s
         self._ids = itertools.count(1)
         self._session: str | None = None
+        self._linked, self._greeting = False, 0
+        self._seed: int | None = None
+        self._step = 0
         self._clock: list[tuple[int, int]] = []
         self._sent_ns: dict[int, int] = {}
         self.last_header: Mapping[str, Any] = {}
-        self.policy_version = ""
-        self._context: zmq.Context[Any] = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
+        self.policy_version, self.takes_prefix = "", False
+        self._connection = Connection(address, HEARTBEAT_S, keys, awake_s)
         try:
-            self._open(keys)
-            self._hello()
+            self._link(timeout_s)
         except BaseException:
             self.close()
             raise
@@ -106,32 +95,49 @@ class PolicyClient:
     @property
     def connected(self) -> bool:
         """Whether the server is there, as far as heartbeats tell: false within two of them after it has gone."""
-        self._watch_connection()
-        return self._session is not None
+        self._look()
+        return self._linked
 
-    def infer(self, observation: Observation, noise: FloatArray | None = None) -> FloatArray:
+    def infer(
+        self,
+        observation: Observation,
+        noise: FloatArray | None = None,
+        prefix: FloatArray | None = None,
+        prefix_mask: FloatArray | None = None,
+    ) -> FloatArray:
         """Action chunks (B, H, A) for observations (B, ...) and noise (B, H, A).
 
-        Without noise the server draws it from this session's stream; ``last_header`` tells its seed and step.
+        Without noise the server draws it from this client's stream; ``last_header`` tells its seed and step. ``prefix``
+        (B, H, A) are actions already decided, where ``prefix_mask`` (B, H) is 1; see ``takes_prefix``.
 
         Raises:
             LateError: The answer would have come after the deadline.
             RefusedError: The server refused the request; the message says why.
             ServerGoneError: The connection is lost, or there was no answer in time. The next call connects anew.
             ServerRestartedError: The server is a new process. The next call starts a session with it.
+            SpecMismatchError: It was restarted with another policy, which is not what was expected.
         """
-        return self.collect(self.ask(observation, noise))
+        self._link(self._timeout_s)
+        return self.collect(self._ask(observation, noise, self._deadline_s, prefix, prefix_mask))
 
-    def ask(self, observation: Observation, noise: FloatArray | None = None, deadline_s: float | None = None) -> int:
-        """Send a request and return its number, without waiting for the answer; see :meth:`infer` and :meth:`collect`."""
-        if self._session is None:
-            self._hello()
-        arrays = observation if noise is None else {**observation, "noise": noise}
-        header: dict[str, Any] = {"op": "infer", "session": self._session}
-        limit = self._deadline_s if deadline_s is None else deadline_s
-        if limit is not None:
-            header["deadline_ns"] = time.monotonic_ns() + round(limit * 1e9) + self._server_ahead_ns()
-        return self._send(header, arrays)
+    def ask(
+        self,
+        observation: Observation,
+        noise: FloatArray | None = None,
+        deadline_s: float | None = None,
+        *,
+        prefix: FloatArray | None = None,
+        prefix_mask: FloatArray | None = None,
+    ) -> int:
+        """Send a request and return its number, waiting for nothing; see :meth:`infer` and :meth:`collect`.
+
+        Raises:
+            ServerGoneError: There is no connection at this moment; nothing was sent. Ask again.
+            SpecMismatchError: As :meth:`infer`.
+        """
+        self._link(0)
+        limit_s = self._deadline_s if deadline_s is None else deadline_s
+        return self._ask(observation, noise, limit_s, prefix, prefix_mask)
 
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
         """The actions (B, H, A) that request ``number`` asked for; raises what :meth:`infer` does.
@@ -155,27 +161,27 @@ class PolicyClient:
         Raises:
             ServerError: As :meth:`infer`.
         """
-        if self._session is None:
-            self._hello()
+        self._link(self._timeout_s)
         reply = self._request({"op": "episode", "session": self._session, "seed": seed})
         self.policy_version = str(reply.header.get("policy_version"))
+        self._seed, self._step = reply.header.get("seed"), 0
         if reply.header.get("fingerprint") != self._spec.fingerprint:
-            self._hello()
+            self._linked = False
+            self._link(self._timeout_s)
         return self.policy_version
 
     def status(self) -> Mapping[str, Any]:
         """What the server counts; see ``docs/protocol.md``."""
+        self._link(self._timeout_s)
         return self._request({"op": "status"}).header
 
     def close(self) -> None:
         """Say goodbye, as far as somebody listens."""
-        if self._session is not None:
-            with contextlib.suppress(ServerError, zmq.ZMQError):
+        if self._linked:
+            with contextlib.suppress(ServerError):
                 self._send({"op": "bye", "session": self._session}, {})
-        self._session = None
-        if not self._context.closed:
-            self._socket.disable_monitor()
-            self._context.destroy(linger=_BYE_MS)
+        self._linked, self._session = False, None
+        self._connection.close(_BYE_MS)
 
     def __enter__(self) -> PolicyClient:
         return self
@@ -183,64 +189,60 @@ class PolicyClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    # ---- connection and session
+    # ---- session
 
-    def _open(self, keys: Keys | None) -> None:
-        socket = self._socket
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES),
-            (zmq.IMMEDIATE, 1),  # nothing is kept for a server that is not there
-            (zmq.RECONNECT_IVL, 50),
-            (zmq.RECONNECT_IVL_MAX, 1000),
-        ):
-            socket.setsockopt(option, value)
-        self._set_heartbeat(0.5)
-        if keys is not None:
-            socket.curve_publickey, socket.curve_secretkey = load_secret(keys.own)
-            socket.curve_serverkey = load_public(keys.server)
-        self._monitor = socket.get_monitor_socket(_GONE | _BARRED)
+    def _link(self, wait_s: float) -> None:
+        """Have a session on a connection that stands, waiting so long at most.
+
+        Raises:
+            ServerError, SpecMismatchError: There is none.
+        """
+        self._look()
+        deadline = time.monotonic() + wait_s
+        while not self._linked:
+            self._greet(max(0.0, deadline - time.monotonic()))
+
+    def _greet(self, wait_s: float) -> None:
+        """Say hello, or go on waiting for the answer to it."""
+        deadline = time.monotonic() + wait_s
+        if not self._greeting:
+            if not self._connection.ready(wait_s):
+                raise self._no_answer() if wait_s else self._lost()
+            self._connection.broken()  # what was before this connection
+            self._clock.clear()
+            self._greeting = self._send({**self._introduction, "session": self._session, "seed": self._seed}, {})
         try:
-            socket.connect(self.address)
-        except zmq.ZMQError as error:
-            raise UsageError(f"cannot connect to {self.address}: {error}; expected e.g. tcp://127.0.0.1:5555") from None
-
-    def _set_heartbeat(self, seconds: float) -> None:
-        milliseconds = max(1, round(seconds * 1e3))
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, milliseconds)
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, milliseconds)
-        self._socket.setsockopt(zmq.HEARTBEAT_TTL, 2 * milliseconds)
-        self._slice_ms = max(1, min(milliseconds, round(self._timeout_s * 1e3)))
-        self._socket.setsockopt(zmq.RCVTIMEO, self._slice_ms)
-
-    def _hello(self) -> None:
-        """Start a session."""
-        self._session = None
-        self._clock.clear()
-        self._sent_ns.clear()
-        deadline = time.monotonic() + self._timeout_s
-        while not self._socket.poll(min(50, self._slice_ms), zmq.POLLOUT):
-            if self._watch_connection() & _BARRED:
-                raise RefusedError(f"{self.address} does not let this client in; does it know this client's key?")
-            if time.monotonic() > deadline:
-                raise self._no_answer()
-        self._watch_connection()
-        reply = self._request({"op": "hello", **self._introduction})
+            reply = self._await(self._greeting, max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            if wait_s or time.monotonic_ns() - self._sent_ns.get(self._greeting, 0) > self._timeout_s * 1e9:
+                self._greeting = 0
+            raise (self._no_answer() if wait_s else self._lost()) from None
+        except (ServerError, SpecMismatchError):
+            self._greeting = 0
+            raise
+        self._greeting = 0
         try:
             self._spec = PolicySpec.from_json(reply.header["spec"])
-            self.policy_version = str(reply.header["policy_version"])
-            self._session = str(reply.header["session"])
-        except (KeyError, TypeError, DataError) as error:
+            self.policy_version, session = str(reply.header["policy_version"]), str(reply.header["session"])
+            seed, heartbeat_s = int(reply.header["seed"]), float(reply.header["heartbeat_s"])
+        except (KeyError, TypeError, ValueError, DataError) as error:
             raise ServerError(f"{self.address} did not introduce itself as a policy server: {error}") from None
+        self.takes_prefix = reply.header.get("takes_prefix") is True
+        self._session, self._seed = session, seed if self._seed is None else self._seed
+        self._linked = heartbeat_s == self._connection.heartbeat_s
+        if not self._linked:  # ZeroMQ takes the period for a connection when it begins
+            self._connection.close()
+            self._connection = Connection(self.address, heartbeat_s, self._keys, self._awake_s)
 
-    def _watch_connection(self) -> int:
-        """Events of the connection since the last look; a session ends with its connection."""
-        seen = 0
-        while self._monitor.poll(0):
-            seen |= recv_monitor_message(self._monitor)["event"]
-        if seen:
-            self._session = None
-        return seen
+    def _look(self) -> bool:
+        """See whether the connection was lost since the last look; if so, it has to be greeted again."""
+        if not self._connection.broken():
+            return False
+        self._linked, self._greeting = False, 0
+        return True
+
+    def _lost(self) -> ServerGoneError:
+        return ServerGoneError(f"the connection to {self.address} is lost, and is being made again")
 
     def _no_answer(self) -> ServerGoneError:
         return ServerGoneError(
@@ -253,34 +255,52 @@ class PolicyClient:
     def _request(self, header: Mapping[str, Any]) -> wire.Message:
         return self._await(self._send(header, {}), None)
 
+    def _ask(
+        self,
+        observation: Observation,
+        noise: FloatArray | None,
+        deadline_s: float | None,
+        prefix: FloatArray | None,
+        prefix_mask: FloatArray | None,
+    ) -> int:
+        arrays = dict(observation)
+        header: dict[str, Any] = {"op": "infer", "session": self._session}
+        if noise is None:
+            header["seed"], header["step"] = self._seed, self._step
+        else:
+            arrays[NOISE] = noise
+        if prefix is not None and prefix_mask is not None:
+            arrays[wire.PREFIX], arrays[wire.PREFIX_MASK] = prefix, prefix_mask
+        if deadline_s is not None:
+            header["deadline_ns"] = time.monotonic_ns() + round(deadline_s * 1e9) + self._server_ahead_ns()
+        number = self._send(header, arrays)
+        self._step += noise is None
+        return number
+
     def _send(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> int:
         number = next(self._ids)
         frames = wire.encode(wire.Message({**header, "id": number}, arrays))
         self._sent_ns[number] = time.monotonic_ns()
         try:
-            wire.send(self._socket, frames, zmq.NOBLOCK)
+            self._connection.send(frames)
         except zmq.Again:
-            self._session = None
-            self._watch_connection()
+            self._linked = False
             raise ServerGoneError(f"{self.address} is gone; nothing was sent") from None
         return number
 
     def _await(self, number: int, wait_s: float | None) -> wire.Message:
         give_up = time.monotonic() + (self._timeout_s if wait_s is None else wait_s)
         while True:
-            try:
-                frames = wire.receive(self._socket, zmq.NOBLOCK if wait_s == 0 else 0)
-            except zmq.Again:
-                if self._watch_connection() & _GONE:
-                    raise ServerGoneError(
-                        f"the connection to {self.address} is lost; what was asked is lost too"
-                    ) from None
+            frames = self._connection.receive(give_up - time.monotonic())
+            if frames is None:
+                if self._look():
+                    raise ServerGoneError(f"the connection to {self.address} is lost; what was asked is lost too")
                 if time.monotonic() < give_up:
                     continue
                 if wait_s is not None:
-                    raise TimeoutError from None
-                self._session = None
-                raise self._no_answer() from None
+                    raise TimeoutError
+                self._linked = False
+                raise self._no_answer()
             try:
                 reply = wire.decode(frames)
             except WireError as error:
@@ -301,7 +321,7 @@ class PolicyClient:
         if kind == "mismatch":
             return SpecMismatchError(f"{self.address}: {reason}")
         if kind == "session":
-            self._session = None
+            self._linked = False
             return ServerRestartedError(
                 f"{self.address} was restarted; nothing asked before counts any more, ask again"
             )

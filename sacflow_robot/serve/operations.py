@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sacflow_robot import __version__
 from sacflow_robot.errors import WireError
+from sacflow_robot.serve.batch import takes_prefix
 from sacflow_robot.serve.session import Refusal, checked_seed
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Operations:
             raise Refusal("draining", "this server is stopping")
         policy = self._server.policy
         session = self._server.sessions.open(header, policy, time.monotonic_ns())
+        policy = session.policy or policy
         _LOG.info("client connected", extra={"client": session.client, "session": session.token[:4]})
         return {
             "session": session.token,
@@ -62,6 +64,7 @@ class Operations:
             "server_version": __version__,
             "heartbeat_s": self._heartbeat_s,
             "max_rows": self._max_rows,
+            "takes_prefix": takes_prefix(policy),
             "spec": policy.spec.to_json(),
             "fingerprint": policy.fingerprint,
             "policy_version": policy.version,

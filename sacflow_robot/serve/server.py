@@ -59,7 +59,7 @@ class PolicyServer:
         bind: str,
         *,
         max_batch: int = 64,
-        heartbeat_s: float = 0.5,
+        heartbeat_s: float = 1.0,
         security: Security | None = None,
         meters: Meters | None = None,
     ) -> None:

@@ -70,7 +70,7 @@ class Sessions:
         self._sessions: dict[str, Session] = {}
 
     def open(self, header: Mapping[str, Any], policy: OnnxPolicy, now_ns: int) -> Session:
-        """The session that a ``hello`` asks for.
+        """The session that a ``hello`` asks for: the one it names, if it is one of these, or a new one.
 
         Raises:
             Refusal: The client expects another policy, or there is no room for it.
@@ -81,6 +81,11 @@ class Sessions:
             if different:
                 names = ", ".join(different)
                 raise Refusal("mismatch", f"the policy served differs from what is expected in: {names}", differs=names)
+        token = header.get("session")
+        known = self._sessions.get(token) if isinstance(token, str) else None
+        if known is not None:
+            known.last_ns = now_ns
+            return known
         if len(self._sessions) >= _MOST_SESSIONS:
             oldest = min(self._sessions.values(), key=lambda session: session.last_ns)
             if now_ns - oldest.last_ns < _IDLE_NS:

@@ -19,10 +19,14 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 MAX_HEADER_BYTES = 1024 * 1024
 MAX_ARRAYS = 64
+PREFIX, PREFIX_MASK = "prefix", "prefix_mask"
 _PEER_QUEUE = 64  # messages that wait for, or from, one client; beyond that it waits, or loses answers
 _MAX_DIMENSIONS, _MAX_EXTENT = 8, 2**24
 _DTYPES = {name: np.dtype(name) for name in ("<f4", "<f8", "|u1", "<i4", "<i8", "|b1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# As integers: arithmetic on pyzmq's enums takes a microsecond, on every frame.
+_RCVMORE, _SNDMORE = int(zmq.RCVMORE), int(zmq.SNDMORE)
+_COPY_BELOW = 64 * 1024
 
 Array = npt.NDArray[Any]
 Frame = bytes | memoryview | zmq.Frame
@@ -83,9 +87,9 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Frame], flags: int = 0) -> 
     Raises:
         zmq.ZMQError: The peer is unknown, or takes no more.
     """
-    last = len(frames) - 1
-    for i, frame in enumerate(frames):
-        socket.send(frame, flags | zmq.SNDMORE if i < last else flags, copy=False)
+    for frame in frames[:-1]:
+        socket.send(frame, flags | _SNDMORE, copy=len(frame) < _COPY_BELOW)
+    socket.send(frames[-1], flags, copy=len(frames[-1]) < _COPY_BELOW)
 
 
 def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[Any]:
@@ -95,7 +99,7 @@ def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[A
         zmq.Again: There is none (yet).
     """
     frames: list[Any] = [socket.recv(flags)]
-    while socket.getsockopt(zmq.RCVMORE):
+    while socket.get(_RCVMORE):
         frames.append(socket.recv(copy=len(frames) < heads))
     return frames
 

@@ -47,6 +47,19 @@ class ShortEpisodes(FakeRobot):
         return replace(self._robot.observe(), truncated=self._taken >= self._steps)
 
 
+class Ticking:
+    """A clock that ticks once a reading."""
+
+    def __init__(self, start_ns: int, tick_ns: int) -> None:
+        self._times = itertools.count(start_ns, tick_ns)
+
+    def now_ns(self) -> int:
+        return next(self._times)
+
+    def sleep_until(self, time_ns: int) -> None:
+        raise AssertionError("a lockstep loop does not wait")
+
+
 class Fixed:
     """A policy that always answers with the same chunk."""
 
@@ -81,8 +94,8 @@ def test_a_chunk_is_played_open_loop_and_its_story_recorded(robot: SimRobot, pol
 def test_late_actions_are_counted(robot: SimRobot, policy: OnnxPolicy) -> None:
     fixed, arm = Fixed(policy.spec, np.zeros((5, 7), np.float32)), ShortEpisodes(robot, 6)
     for tick_ms, late in ((20, 0), (60, 6)):
-        clock = itertools.count(0, tick_ms * 1_000_000)
-        assert run_episode(arm, fixed, 0, policy_version="v1", clock_ns=lambda: next(clock)).overruns == late  # noqa: B023
+        arm.clock = Ticking(0, tick_ms * 1_000_000)
+        assert run_episode(arm, fixed, 0, policy_version="v1").overruns == late
 
 
 def test_an_action_of_nan_is_not_sent(robot: SimRobot, policy: OnnxPolicy) -> None:
@@ -115,14 +128,13 @@ def test_the_recorder_gets_every_step_with_its_times_and_flags(robot: SimRobot, 
     chunk = np.zeros((5, 7), np.float32)
     chunk[1, 0] = 1.5
     arm, kept, tick = ShortEpisodes(robot, 7), Kept(), 30_000_000
-    clock = itertools.count(0, tick)
+    arm.clock = Ticking(0, tick)
     info = {"note": "second try", "calibration_sha256": "ab"}
     run = run_episode(
         *(arm, Fixed(policy.spec, chunk), 3),
         policy_version="v1",
         recorder=kept,
         info=info,
-        clock_ns=lambda: next(clock),
     )
     (episode,) = kept.episodes
     first, late = StepFlag.CHUNK_START, StepFlag.LATE
@@ -141,8 +153,8 @@ def test_capture_times_of_an_arm_that_tells_them_are_kept(robot: SimRobot, polic
         def react(self, action: FloatArray) -> StepResult:
             return replace(super().react(action), time_ns=1000 * self._taken)
 
-    fixed, clock = Fixed(policy.spec, np.zeros((5, 7), np.float32)), itertools.count(1_000_000)
-    episode = run_episode(Stamped(robot, 3), fixed, 3, policy_version="v1", clock_ns=lambda: next(clock)).episode
+    fixed, arm = Fixed(policy.spec, np.zeros((5, 7), np.float32)), Stamped(robot, 3, Ticking(1_000_000, 1))
+    episode = run_episode(arm, fixed, 3, policy_version="v1").episode
     assert episode.time_ns.tolist() == [1_000_000, 1000, 2000, 3000]
     assert episode.received_ns is not None and (episode.received_ns >= 1_000_000).all()
 
@@ -162,7 +174,9 @@ def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lo
         run_episode(arm, Fixed(policy.spec, np.zeros((5, 7), np.float32)), 0, policy_version="v1", recorder=kept)
     assert len(arm.commands) == 3
     (episode,) = kept.episodes
-    assert len(episode) == 2 and episode.truncated[-1] and episode.info["interrupted"]
+    assert len(episode) == 3 and episode.truncated[-1] and episode.info["interrupted"], "what was sent is logged"
+    assert episode.flags is not None and episode.flags[2] & StepFlag.BLIND and not episode.flags[1] & StepFlag.BLIND
+    assert np.array_equal(episode.observations["object"][3], episode.observations["object"][2])
 
 
 def test_a_policy_for_another_arm_is_refused(policy: OnnxPolicy, robot: SimRobot) -> None:

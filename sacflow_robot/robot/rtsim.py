@@ -1,0 +1,265 @@
+"""The simulated arm on its own time, as a driver: in a process of its own by the machine's clock, or by a virtual one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import msgpack
+import numpy as np
+import zmq
+
+from sacflow_robot.envs.tasks import get_task
+from sacflow_robot.errors import RobotError, StoppedError, one_line
+from sacflow_robot.robot.clock import MonotonicClock
+from sacflow_robot.robot.link import LinkOptions
+from sacflow_robot.spec import ArmSpec, Clock, Engine, FloatArray, StepResult
+
+_START_S, _ANSWER_S = 60.0, 10.0
+_PHASE = 4  # a loop looks this part of a tick after observations arrive, so that none comes just too late
+
+
+class VirtualClock:
+    """Time that passes only in sleep; what happens meanwhile happens then. A ``Clock``."""
+
+    def __init__(self) -> None:
+        self.time_ns = 1_000_000_000
+        self.world: Any = None
+
+    def now_ns(self) -> int:
+        return self.time_ns
+
+    def sleep_until(self, time_ns: int) -> None:
+        if time_ns > self.time_ns:
+            if self.world is not None:
+                self.world.advance(time_ns)
+            self.time_ns = time_ns
+
+
+class _Arm:
+    """What both clocks share."""
+
+    lockstep = False
+
+    def __init__(self, task: str, link: LinkOptions, engine: Engine, clock: Clock) -> None:
+        self.task, self.link, self.engine, self.clock = task, link, engine, clock
+        self._stopped = True
+        self._newest: StepResult | None = None
+
+    @property
+    def spec(self) -> ArmSpec:
+        return get_task(self.task).arm
+
+    def observe(self) -> StepResult:
+        """The newest observation that has arrived."""
+        self._receive()
+        if self._newest is None:
+            raise RobotError("no episode has begun; begin one first")
+        return self._newest
+
+    def _receive(self) -> None:
+        raise NotImplementedError
+
+    def _check_going(self) -> None:
+        if self._stopped:
+            raise StoppedError("the arm has been stopped, or never connected; connect it")
+
+    def _await_first(self) -> StepResult:
+        """The first observation of an episode, and the loop's place within the arm's cycle."""
+        give_up_ns = self.clock.now_ns() + round(_ANSWER_S * 1e9)
+        while self._newest is None:
+            if self.clock.now_ns() > give_up_ns:
+                raise RobotError(f"rtsim:{self.task} sent no observation within {_ANSWER_S:g} s; is its network down?")
+            self.clock.sleep_until(self.clock.now_ns() + 1_000_000)
+            self._receive()
+        captured_ns, tick_ns = self._newest.time_ns or 0, self.link.tick_ns
+        due_ns = captured_ns + round(self.link.obs_delay_ms * 1e6)
+        ticks = max(0, -((due_ns - self.clock.now_ns()) // tick_ns))
+        self.clock.sleep_until(due_ns + ticks * tick_ns + tick_ns // _PHASE)
+        return self.observe()
+
+
+class VirtualArm(_Arm):
+    """``rtsim:TASK?clock=virtual``: the same events in the same order, without waiting for them.
+
+    Args:
+        task: Name of the task.
+        link: What happens to messages.
+        engine: What steps it.
+
+    Raises:
+        UnknownNameError: No such task.
+    """
+
+    clock: VirtualClock
+
+    def __init__(self, task: str, link: LinkOptions | None = None, engine: Engine = "compiled") -> None:
+        from sacflow_robot.robot.world import World
+
+        super().__init__(task, link or LinkOptions(), engine, VirtualClock())
+        self.world = World(task, self.link, engine)
+
+    def connect(self) -> None:
+        self.world.flush()
+        self._stopped = False
+
+    def begin(self, seed: int) -> StepResult:
+        self._check_going()
+        self._newest = None
+        self.world.begin(seed, self.clock.now_ns())
+        self.clock.world = self.world
+        return self._await_first()
+
+    def command(self, action: FloatArray, valid_until_ns: int) -> None:
+        self._check_going()
+        self.world.send(self.spec.check_action(action), valid_until_ns, self.clock.now_ns())
+
+    def hold(self) -> None:
+        self.world.flush()
+
+    def stop(self) -> None:
+        self.world.flush()
+        self._stopped = True
+
+    def network(self, down: bool) -> None:
+        """Have the network fail, or come back."""
+        self.world.network(down)
+
+    def close(self) -> None:
+        self.clock.world = None
+        self.world.env.close()
+
+    def _receive(self) -> None:
+        self._newest = self.world.arrived
+
+
+class ProcessArm(_Arm):
+    """``rtsim:TASK``: the arm moves in a process of its own, whether or not a command arrives.
+
+    Args:
+        task: Name of the task.
+        link: What happens to messages.
+        engine: What steps it.
+
+    Raises:
+        UnknownNameError: No such task.
+    """
+
+    def __init__(self, task: str, link: LinkOptions | None = None, engine: Engine = "compiled") -> None:
+        super().__init__(task, link or LinkOptions(), engine, MonotonicClock())
+        get_task(task)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._context: zmq.Context[Any] | None = None
+        self._episode = 0
+        self.applied: list[tuple[int, int]] = []
+
+    @property
+    def pid(self) -> int | None:
+        """The process in which the arm moves."""
+        return None if self._process is None else self._process.pid
+
+    def connect(self) -> None:
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        self._send({"do": "flush"})
+        self._stopped = False
+
+    def begin(self, seed: int) -> StepResult:
+        self._check_going()
+        self._newest = None
+        self._episode += 1
+        self._send({"do": "begin", "seed": seed, "episode": self._episode})
+        return self._await_first()
+
+    def command(self, action: FloatArray, valid_until_ns: int) -> None:
+        self._check_going()
+        given = self.spec.check_action(action)
+        self._send({"do": "command", "action": given.tobytes(), "until": valid_until_ns, "at": self.clock.now_ns()})
+
+    def hold(self) -> None:
+        if self._process is not None:
+            self._send({"do": "flush"})
+
+    def stop(self) -> None:
+        self.hold()
+        self._stopped = True
+
+    def network(self, down: bool) -> None:
+        """Have the network fail, or come back."""
+        self._send({"do": "network", "down": down})
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(RobotError, zmq.ZMQError):
+                self._socket.send(msgpack.packb({"do": "end"}), zmq.NOBLOCK)
+            try:
+                process.wait(2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._context is not None:
+            self._context.destroy(linger=0)
+            self._context = None
+
+    def _start(self) -> None:
+        self.close()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PAIR)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        port = self._socket.bind_to_random_port("tcp://127.0.0.1")
+        options = "&".join(f"{name}={value}" for name, value in vars(self.link).items())
+        command = [
+            sys.executable,
+            "-m",
+            "sacflow_robot.robot.rtsim_process",
+            self.task,
+            self.engine,
+            str(port),
+            options,
+        ]
+        # In a session of its own: a Ctrl-C meant for the loop must not stop an arm in the middle of a motion.
+        self._process = subprocess.Popen(
+            [*command, str(os.getpid())], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        until = time.monotonic() + _START_S
+        while not self._socket.poll(100):
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RobotError(f"rtsim:{self.task} did not start; what it said is above")
+        self._socket.recv()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._process is None or self._process.poll() is not None:
+            raise RobotError(f"rtsim:{self.task} does not run; connect it")
+        try:
+            self._socket.send(msgpack.packb(message), zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            raise RobotError(f"rtsim:{self.task} does not answer: {one_line(error)}") from None
+
+    def _receive(self) -> None:
+        """Take in what has arrived; only the newest counts."""
+        if self._process is None:
+            raise RobotError(f"rtsim:{self.task} is not connected; connect it")
+        newest = None
+        with contextlib.suppress(zmq.Again):
+            while True:
+                newest = self._socket.recv(zmq.NOBLOCK)
+        if newest is None:
+            return
+        message = msgpack.unpackb(newest)
+        if message["episode"] != self._episode:
+            return
+        arrays = {
+            a.key: np.frombuffer(message["seen"][a.key], a.dtype).reshape(a.shape).copy()
+            for a in self.spec.observations
+        }
+        measured = np.frombuffer(message["measured"], np.float32) if message["measured"] else None
+        self.applied = [tuple(pair) for pair in message["applied"]]
+        self._newest = StepResult(
+            arrays, message["reward"], message["terminated"], message["truncated"], measured=measured,
+            time_ns=message["time_ns"],
+        )  # fmt: skip

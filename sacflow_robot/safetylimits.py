@@ -1,0 +1,211 @@
+"""What a safety filter enforces. A calibration profile makes it, a filter reads it; rooms do not import each other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.errors import InvalidValueError
+from sacflow_robot.spec import ArmSpec
+
+Array = npt.NDArray[np.float64]
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-aligned box in the frame of the arm's end-effector position.
+
+    Attributes:
+        low: Lowest corner x, y, z (m).
+        high: Highest corner (m).
+        name: What it stands for, in messages.
+    """
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Cone:
+    """Where the tool may point.
+
+    Attributes:
+        axis: Unit vector at the cone's middle, in the frame of the end effector's orientation.
+        angle_rad: Largest angle between it and the tool's z axis (rad).
+    """
+
+    axis: tuple[float, float, float]
+    angle_rad: float
+
+
+@dataclass(frozen=True)
+class SafetyLimits:
+    """Limits of one arm in physical units. Nothing in it can be changed; None and infinity mean no limit.
+
+    Attributes:
+        speed_m_per_s, acceleration_m_per_s2, jerk_m_per_s3: Of the commanded translation, per axis x, y, z.
+        turn_rad_per_s, turn_acceleration_rad_per_s2, turn_jerk_rad_per_s3: Of the commanded rotation per axis; of every
+            joint, where joints are what is commanded.
+        workspace: Where the end effector may be.
+        keep_out: Where it may not.
+        cone: Where the tool may point.
+        joint_rad: Lowest and highest position of each joint.
+        tracking_margin_m: How far the arm may be from where its commands should have brought it; the workspace is smaller,
+            and what is to be kept out of is larger, by this.
+        tracking_margin_rad: The same of the tool's direction.
+        gripper_width_m: Least and greatest width that may be commanded.
+        gripper_force_n: Largest grasping force that may be commanded.
+        max_observation_age_s: Older observations are acted on no more.
+        max_action_age_s: Later than this after the moment that it is for, an action is dropped.
+        max_command_delay_s: Longest that a command takes to the arm.
+        patience_s: How long actions may be missing, the arm slowing down meanwhile, until it holds and has to be armed anew.
+        hold_to_stop_s: How long it holds until it is stopped.
+    """
+
+    speed_m_per_s: tuple[float, ...] = (np.inf,) * 3
+    acceleration_m_per_s2: tuple[float, ...] = (np.inf,) * 3
+    jerk_m_per_s3: tuple[float, ...] = (np.inf,) * 3
+    turn_rad_per_s: tuple[float, ...] = (np.inf,) * 3
+    turn_acceleration_rad_per_s2: tuple[float, ...] = (np.inf,) * 3
+    turn_jerk_rad_per_s3: tuple[float, ...] = (np.inf,) * 3
+    workspace: Box | None = None
+    keep_out: tuple[Box, ...] = ()
+    cone: Cone | None = None
+    joint_rad: tuple[Range, ...] = ()
+    tracking_margin_m: float = 0.0
+    tracking_margin_rad: float = 0.0
+    gripper_width_m: Range | None = None
+    gripper_force_n: float | None = None
+    max_observation_age_s: float = 0.25
+    max_action_age_s: float = 0.25
+    max_command_delay_s: float = 0.0
+    patience_s: float = 0.1
+    hold_to_stop_s: float = 5.0
+
+    @property
+    def sha256(self) -> str:
+        """Digest of every value."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def within(self, per_step_m: float, per_step_rad: float, period_s: float) -> SafetyLimits:
+        """These limits, no faster than that much translation (m) and rotation (rad) in one control period and axis."""
+        speed = tuple(min(v, per_step_m / period_s) for v in self.speed_m_per_s)
+        turn = tuple(min(v, per_step_rad / period_s) for v in self.turn_rad_per_s)
+        return replace(self, speed_m_per_s=speed, turn_rad_per_s=turn)
+
+
+@dataclass(frozen=True)
+class Axes:
+    """How an arm's actions move it: one axis for each action entry whose unit is a length or an angle.
+
+    Attributes:
+        index: Which entries of the action they are (N,).
+        scale: What 1.0 means there, in metres or radians (N,).
+        length: Which are lengths (N,), bool.
+        absolute: Whether the action says where to be rather than how far to go in one period.
+        speed, acceleration, jerk: Limits (N,) per second, second squared and cubed; speed within the arm's own bounds.
+        low, high: Positions (N,) between which an absolute axis stays.
+        gripper: Entries (M,) that are none of these, and pass within their bounds.
+        gripper_low, gripper_high: Those bounds (M,).
+    """
+
+    index: npt.NDArray[np.intp]
+    scale: Array
+    length: npt.NDArray[np.bool_]
+    absolute: bool
+    speed: Array
+    acceleration: Array
+    jerk: Array
+    low: Array
+    high: Array
+    gripper: npt.NDArray[np.intp]
+    gripper_low: Array
+    gripper_high: Array
+    names: tuple[str, ...] = field(default=())
+
+
+_UNIT = re.compile(r"(?:([\d.eE+-]+) )?(m|rad|deg)")
+_FACTOR = {"m": 1.0, "rad": 1.0, "deg": np.pi / 180}
+
+
+def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
+    """What an arm's actions mean, and how fast its axes may move.
+
+    An action is a motion for one period (delta) unless the arm's controller is named a position controller
+    (``"joint position"``).
+
+    Raises:
+        InvalidValueError: The limits do not have the arm's number of axes.
+    """
+    absolute = "position" in arm.controller.lower() and "delta" not in arm.controller.lower()
+    grip = [i for i, name in enumerate(arm.action_names) if "gripper" in name.lower()]
+    units = {i: m for i, unit in enumerate(arm.action_units) if i not in grip and (m := _UNIT.fullmatch(unit))}
+    index = np.array(list(units), np.intp)
+    scale = np.array([float(m[1] or 1) * _FACTOR[m[2]] for m in units.values()])
+    length = np.array([m[2] == "m" for m in units.values()], bool)
+    period_s = 1 / arm.control_rate_hz
+    low, high = (np.asarray(bound, np.float64)[index] * scale for bound in (arm.action_low, arm.action_high))
+    speed = _spread(limits.speed_m_per_s, limits.turn_rad_per_s, length)
+    if absolute:
+        # From one end to the other in a single period is what the arm itself would accept.
+        speed = np.minimum(speed, (high - low) / period_s)
+        joints = np.array(limits.joint_rad, np.float64).reshape(-1, 2)
+        turns = np.flatnonzero(~length)
+        if len(joints) and len(joints) != len(turns):
+            raise InvalidValueError(f"the profile limits {len(joints)} joints, the arm is commanded in {len(turns)}")
+        for axis, (least, most) in zip(turns, joints, strict=False):
+            low[axis], high[axis] = max(low[axis], least), min(high[axis], most)
+    else:
+        speed = np.minimum(speed, np.minimum(-low, high) / period_s)
+    acceleration = _spread(limits.acceleration_m_per_s2, limits.turn_acceleration_rad_per_s2, length)
+    jerk = _spread(limits.jerk_m_per_s3, limits.turn_jerk_rad_per_s3, length)
+    for name, values in (("speed", speed), ("acceleration", acceleration), ("jerk", jerk)):
+        if not (values > 0).all():
+            raise InvalidValueError(f"{name} limits are {values.tolist()}, expected positive numbers")
+    others = np.array([i for i in range(arm.action_dim) if i not in units], np.intp)
+    grip_low, grip_high = (np.asarray(bound, np.float64)[others] for bound in (arm.action_low, arm.action_high))
+    for place, entry in enumerate(others):
+        _limit_gripper(arm.action_units[entry], limits, grip_low, grip_high, place)
+    frozen = (index, scale, length, speed, acceleration, jerk, low, high, others, grip_low, grip_high)
+    for array in frozen:
+        array.setflags(write=False)
+    names = tuple(arm.action_names[i] for i in index)
+    return Axes(
+        *(index, scale, length, absolute, speed, acceleration, jerk, low, high, others, grip_low, grip_high), names
+    )
+
+
+def _spread(lengths: tuple[float, ...], angles: tuple[float, ...], is_length: npt.NDArray[np.bool_]) -> Array:
+    """Values for the axes in their order: lengths by turns x, y, z, angles likewise; the last one given is for all after."""
+    out = np.empty(len(is_length))
+    for kind, values in ((True, lengths), (False, angles)):
+        places = np.flatnonzero(is_length == kind)
+        out[places] = [values[min(i, len(values) - 1)] for i in range(len(places))]
+    return out
+
+
+def _limit_gripper(unit: str, limits: SafetyLimits, low: Array, high: Array, place: int) -> None:
+    match = re.fullmatch(r"(?:([\d.eE+-]+) )?(m|N)", unit)
+    if match is None:
+        return
+    scale = float(match[1] or 1)
+    if match[2] == "m" and limits.gripper_width_m is not None:
+        low[place] = max(low[place], limits.gripper_width_m[0] / scale)
+        high[place] = min(high[place], limits.gripper_width_m[1] / scale)
+    if match[2] == "N" and limits.gripper_force_n is not None:
+        low[place] = max(low[place], -limits.gripper_force_n / scale)
+        high[place] = min(high[place], limits.gripper_force_n / scale)
+
+
+def from_mapping(values: Mapping[str, Any]) -> SafetyLimits:
+    """Limits from the values of :class:`SafetyLimits` by name; the fields' own types are the caller's care."""
+    return SafetyLimits(**values)

@@ -20,6 +20,7 @@ from sacflow_robot.statistics import wilson_interval
 _POLL_S = 1.0
 _SLICE = 20  # updates between two looks at Ctrl-C
 _MOST_AT_ONCE = 50
+_MOST_REFUSED = 3
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ class FollowingTrainer(Trainer):
 
     What it publishes has passed a gate: every weight finite; the exported graph the same as the network, by the golden
     vectors that it carries; ``accept``; and, with gate episodes, a success that is not worse than the published policy's: a
-    candidate whose 95 % interval lies below the published one's rate is refused. A refused candidate is forgotten, and
-    learning goes on.
+    candidate whose 95 % interval lies below the published one's rate is refused. Learning goes on after a refusal, and three
+    in a row end the run with an error. The checkpoint is the state last published, so that a run that went wrong goes on
+    from there when it is started again, with the episodes logged since.
 
     An episode is taken from the log once all updates owed for the one before are done, so that the learner keeps step with
     an arm that is faster than it, if late.
@@ -107,13 +109,16 @@ class FollowingTrainer(Trainer):
     accept: Callable[[Path], None]
     check: Callable[[Episode], None]
     published = refused = 0
+    _refused_in_row = 0
+    _taken: Followed | None = None
+    _best: Evaluation | None = None
 
     def _offline(self) -> None:
         """That lies behind."""
 
     def _online(self) -> None:
         follow = self.follow
-        taken = Followed(self.folder, follow.log)
+        taken = self._taken = Followed(self.folder, follow.log)
         self._best = self._gate_result() if follow.gate_episodes else None
         if self._best is not None:
             self._progress.say(f"following {follow.log} from {_rate(self._best)}")
@@ -136,11 +141,17 @@ class FollowingTrainer(Trainer):
                 next_at = self.env_steps + follow.publish_every
                 self._publish()
                 self._save()
-                taken.save()
             if done:
                 return
             self._say_what_failed()
             self._check_stop()
+
+    def _save(self) -> None:
+        if self._refused_in_row:
+            return
+        super()._save()
+        if self._taken is not None:
+            self._taken.save()
 
     def _learn_owed(self) -> None:
         while self._updates_owed >= 1:
@@ -154,11 +165,11 @@ class FollowingTrainer(Trainer):
     def _publish(self) -> None:
         """Put the present policy in the place of the published one, if it is fit to be."""
         if self._warming_up and self.follow.publish.exists():
-            return  # it is what it was
+            return  # cloning alone has made it, and goes on unchanged
         path = self.follow.publish
         candidate = path.with_name(f".{path.stem}.candidate.onnx")
         try:
-            if not self.agent.is_finite:
+            if not all(bool(weight.isfinite().all()) for weight in self.agent.exported.parameters()):
                 raise SacflowError("a weight is not finite")
             result = self._gate_result() if self.follow.gate_episodes else None
             if result is not None and self._best is not None:
@@ -169,12 +180,16 @@ class FollowingTrainer(Trainer):
             self.accept(candidate)
             candidate.replace(path)
         except (SacflowError, OSError) as error:
-            self.refused += 1
+            self.refused, self._refused_in_row = self.refused + 1, self._refused_in_row + 1
             self._progress.say(f"  candidate refused after {self.env_steps:,} steps: {one_line(error)}")
+            if self._refused_in_row >= _MOST_REFUSED:
+                raise SacflowError(
+                    f"{_MOST_REFUSED} candidates in a row were refused; start again to go on from the one published last"
+                ) from None
             return
         finally:
             candidate.unlink(missing_ok=True)
-        self.published += 1
+        self.published, self._refused_in_row = self.published + 1, 0
         if result is not None:
             self._best = result
         of = "" if result is None else f", {_rate(result)}"

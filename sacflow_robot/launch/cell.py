@@ -44,7 +44,7 @@ class ProcessPlan:
     ready_within_s: float = 120.0
     restart: Restart = "never"
     restarts: int = 5
-    stop_within_s: float = 10.0
+    stop_within_s: float = 30.0
     may_end: bool = False
     unless: str | None = None
     terminal: bool = False

@@ -261,3 +261,15 @@ def test_the_table_names_what_runs(program: list[str], tmp_path: Path) -> None:
     text = console.export_text()
     assert "server" in text and "[red]up" in text and "\x1b" not in text
     assert [duration(s) for s in (42.9, 187, 3723)] == ["42 s", "3:07", "1:02:03"]
+
+
+def test_every_launch_file_shipped_can_be_read() -> None:
+    from sacflow_robot.cli import COMMANDS, _parse, _split
+
+    files = sorted((Path(__file__).parents[2] / "launch").glob("*.yaml"))
+    assert len(files) >= 4
+    for file in files:
+        plans = read_cell(file, COMMANDS)
+        assert plans[-1].words[0] == "run", f"{file.name}: a cell is for its arm"
+        for one in plans:
+            _parse(*_split(list(one.words)))  # raises UsageError for an option that does not exist

@@ -164,8 +164,9 @@ def run_episode(
         **(info or {}),
     }
     try:
-        episode.begin(about)
+        # The collection comes first: it takes long enough to miss deadlines.
         with contextlib.nullcontext() if robot.lockstep else no_garbage_collection():
+            episode.begin(about)
             while not episode.ended and (most_steps is None or episode.steps < most_steps):
                 episode.step()
     except BaseException:

@@ -77,9 +77,9 @@ class _Arm:
             self.clock.sleep_until(self.clock.now_ns() + 1_000_000)
             self._receive()
         captured_ns, tick_ns = self._newest.time_ns or 0, self.link.tick_ns
-        due_ns = captured_ns + round(self.link.obs_delay_ms * 1e6)
+        due_ns = captured_ns + round(self.link.obs_delay_ms * 1e6) + tick_ns // _PHASE
         ticks = max(0, -((due_ns - self.clock.now_ns()) // tick_ns))
-        self.clock.sleep_until(due_ns + ticks * tick_ns + tick_ns // _PHASE)
+        self.clock.sleep_until(due_ns + ticks * tick_ns)
         return self.observe()
 
 

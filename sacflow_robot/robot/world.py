@@ -133,7 +133,7 @@ class World:
             self._goal = self._here()
             self._action = np.append(np.zeros(6), self._action[6])
         grip = 0.0
-        if self._tick >= self._next_grip:
+        if self._action[6] and self._tick >= self._next_grip:
             grip, self._next_grip = float(self._action[6]), self._tick + self._ticks_per_period
         rest = self._remaining(self._here(), self._goal) / _SCALE
         result = self.env.command(np.append(np.clip(rest, -1, 1), grip).astype(np.float32))

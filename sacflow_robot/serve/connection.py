@@ -25,7 +25,11 @@ AWAKE_S = 0.002
 _PING, _PATIENCE, _TIME_TO_LIVE = 0.5, 1.5, 2.0
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
-_EVENTS, _IN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)  # arithmetic on their enums takes a microsecond
+_EVENTS, _IN, _NOBLOCK = (
+    int(zmq.EVENTS),
+    int(zmq.POLLIN),
+    int(zmq.NOBLOCK),
+)  # arithmetic on their enums takes a microsecond
 _give_way = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from sacflow_robot.learn.train import METRICS_EVERY, Trainer
 from sacflow_robot.statistics import wilson_interval
 
 _POLL_S = 1.0
-_SLICE = 20  # updates between two looks at Ctrl-C
-_MOST_AT_ONCE = 50
+_SLICE = 20  # updates between two looks at the log, and at Ctrl-C
+_MOST_AT_ONCE = 100
+_MOST_OWED = 10
 _MOST_REFUSED = 3
 
 
@@ -44,43 +44,48 @@ class FollowConfig:
 
 
 class Followed:
-    """How much of a log has been taken, kept in the run folder beside the checkpoint."""
+    """How much of a log has been taken, kept in the run folder beside the checkpoint.
+
+    Attributes:
+        episodes: Episodes taken.
+        learned: Environment steps' worth of updates done.
+    """
 
     def __init__(self, folder: RunFolder, log: Path) -> None:
         self._file, self._log = folder.path / "followed.json", log
-        self.episodes = 0
-        self._waiting: deque[Episode] = deque()
+        self.episodes, self.learned = 0, 0.0
         try:
             kept = json.loads(self._file.read_text())
             if kept["log"] == str(log.resolve()):
-                self.episodes = int(kept["episodes"])
+                self.episodes, self.learned = int(kept["episodes"]), float(kept["learned"])
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self._file} cannot be read: {one_line(error)}; remove it to take the log anew") from None
 
     def save(self) -> None:
-        replace_text(self._file, json.dumps({"log": str(self._log.resolve()), "episodes": self.episodes}))
+        replace_text(
+            self._file,
+            json.dumps({"log": str(self._log.resolve()), "episodes": self.episodes, "learned": self.learned}),
+        )
 
-    def take(self) -> Episode | None:
-        """The next episode that has ended, oldest first; None while there is none.
+    def take(self) -> list[Episode]:
+        """Episodes that have ended since, oldest first, at most ``_MOST_AT_ONCE``.
 
         Raises:
             DataError: The log cannot be read, or is shorter than it was.
         """
-        if not self._waiting and self._log.exists():
-            log = EpisodeLog.open(self._log, heal=False)
-            if len(log) < self.episodes:
-                raise DataError(
-                    f"{self._log} has {len(log)} episodes, of which {self.episodes} were taken; is it another log?"
-                )
-            self._waiting.extend(
-                log.read(i) for i in range(self.episodes, min(len(log), self.episodes + _MOST_AT_ONCE))
+        if not self._log.exists():
+            return []
+        log = EpisodeLog.open(self._log, heal=False)
+        if len(log) < self.episodes:
+            raise DataError(
+                f"{self._log} has {len(log)} episodes, of which {self.episodes} were taken; is it another log?"
             )
-        if not self._waiting:
-            return None
-        self.episodes += 1
-        return self._waiting.popleft()
+        last = min(len(log), self.episodes + _MOST_AT_ONCE)
+        found = [log.read(i) for i in range(self.episodes, last)]
+        self.episodes = last
+        return found
 
 
 class FollowingTrainer(Trainer):
@@ -92,8 +97,9 @@ class FollowingTrainer(Trainer):
     in a row end the run with an error. The checkpoint is the state last published, so that a run that went wrong goes on
     from there when it is started again, with the episodes logged since.
 
-    An episode is taken from the log once all updates owed for the one before are done, so that the learner keeps step with
-    an arm that is faster than it, if late.
+    Every episode enters the replay buffer as soon as it has ended. With an arm slower than the learner, each step is followed
+    by its updates; with one that is faster, the learner does what it can, always from the newest too, and what it owes
+    beyond ten candidates' worth is forgotten. Warm-up and candidates count steps by the updates done for them.
 
     Set ``follow``, ``accept`` and ``check`` before :meth:`run`.
 
@@ -126,25 +132,41 @@ class FollowingTrainer(Trainer):
             self._progress.say(f"following {follow.log}")
         if not follow.publish.exists():
             self._publish()
-        next_at = self.env_steps + follow.publish_every
+        next_at = taken.learned + follow.publish_every
+        per_step = self.config.learner.updates_per_step
         while True:
-            episode = taken.take()
-            if episode is None:
-                time.sleep(_POLL_S)
-            else:
+            new = taken.take()
+            for episode in new:
                 self.check(episode)
                 self._take(len(episode), [episode])
-                self._unlogged = []  # it is in a log already
-                self._learn_owed()
-            done = follow.stop_after is not None and self.env_steps >= follow.stop_after
-            if done or self.env_steps >= next_at:
-                next_at = self.env_steps + follow.publish_every
+            self._unlogged = []  # they are in a log already
+            self._updates_owed = min(self._updates_owed, _MOST_OWED * follow.publish_every * per_step)
+            updates = min(int(self._updates_owed), _SLICE)
+            self._learn_slice(updates)
+            taken.learned += updates / per_step if per_step else 0.0
+            all_taken = not new and self._updates_owed < 1
+            done = follow.stop_after is not None and self.env_steps >= follow.stop_after and all_taken
+            if done or taken.learned >= next_at:
+                next_at = taken.learned + follow.publish_every
                 self._publish()
                 self._save()
             if done:
                 return
             self._say_what_failed()
             self._check_stop()
+            if all_taken:
+                time.sleep(_POLL_S)
+
+    @property
+    def _warming_up(self) -> bool:
+        return self._taken is not None and self._taken.learned < self.config.learner.warmup_steps
+
+    def _learn_slice(self, updates: int) -> None:
+        before = self.agent.updates
+        self._learn(updates)
+        self._updates_owed -= updates
+        if self.agent.updates // METRICS_EVERY > before // METRICS_EVERY:
+            self._record("online", self._latest)
 
     def _save(self) -> None:
         if self._refused_in_row:

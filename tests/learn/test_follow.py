@@ -148,25 +148,38 @@ def test_a_candidate_that_the_server_would_refuse_is_refused(make: Make, tmp_pat
 
 
 def test_ctrl_c_saves_what_was_taken(make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode]) -> None:
-    log_of(tmp_path, arm, demos)
+    log_of(tmp_path, arm, demos[:2])
     trainer = make()
 
     def stop(episode: Episode) -> None:
-        trainer._stop = trainer.env_steps > 0
+        trainer._stop = True
 
     trainer.check = stop
     with pytest.raises(Interrupted):
         trainer.run()
+    log_of(tmp_path, arm, demos[2:])
     again = make(stop_after=sum(map(len, demos)))
-    assert 0 < again.env_steps < sum(map(len, demos))
+    assert again.env_steps == len(demos[0]) + len(demos[1])
     again.run()
     assert again.env_steps == sum(map(len, demos))
+
+
+def test_an_arm_that_is_far_ahead_is_followed_with_what_is_newest(
+    make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_of(tmp_path, arm, demos)
+    monkeypatch.setattr(follow, "_MOST_OWED", 1)
+    trainer = make(stop_after=sum(map(len, demos)))
+    before = trainer.agent.updates
+    trainer.run()
+    assert trainer.env_steps == sum(map(len, demos)), "everything is in the buffer"
+    assert trainer.agent.updates - before == int(30 * TINY.learner.updates_per_step), "and the rest forgotten"
 
 
 def test_another_log_or_a_broken_note_is_said(make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode]) -> None:
     log_of(tmp_path, arm, demos[:1])
     note = tmp_path / "run" / "followed.json"
-    note.write_text(f'{{"log": "{(tmp_path / "log.zarr").resolve()}", "episodes": 7}}')
+    note.write_text(f'{{"log": "{(tmp_path / "log.zarr").resolve()}", "episodes": 7, "learned": 0}}')
     with pytest.raises(DataError, match="has 1 episodes, of which 7 were taken"):
         make().run()
     note.write_text("{")

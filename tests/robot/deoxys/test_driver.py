@@ -71,9 +71,8 @@ def test_an_episode_starts_as_in_lockstep(robot: DeoxysRobot, env: RobosuiteEnv)
         start, expected = robot.begin(seed), env.begin(seed).observation
         assert not start.ended and start.time_ns is not None and start.time_ns <= time.monotonic_ns()
         for key in ("robot0_eef_pos", "object"):
-            assert np.abs(start.observation[key] - expected[key]).max() < 4e-3, (
-                key
-            )  # the cube drops 2 mm onto the table
+            # Time goes on: the cube drops 10 mm onto the table meanwhile.
+            assert np.abs(start.observation[key] - expected[key]).max() < 0.015, key
         assert np.abs(start.observation["robot0_gripper_qpos"] - expected["robot0_gripper_qpos"]).max() < 1e-3
         assert abs(start.observation["robot0_eef_quat"] @ expected["robot0_eef_quat"]) > 0.9999
 

@@ -11,6 +11,8 @@ SacflowError                     exit status 1: the run failed
 ├── PolicyFileError              an ONNX policy that cannot be read or fails its own golden vectors
 ├── WireError                    a message that breaks the wire protocol
 ├── RobotError                   an arm that cannot be reached, is not ready, or does not answer any more
+│   ├── ArmFaultError            an arm that reports an error, a reflex or a user stop, or has stopped by itself
+│   ├── SilentArmError           an arm whose last state is too old to act on
 │   └── StoppedError             an arm that was stopped and takes no command until it is connected and armed again
 └── ServerError                  the server is unreachable, or answered with an error
     ├── LateError                the answer would have come after the request's deadline; nothing was computed
@@ -81,6 +83,14 @@ class WireError(SacflowError):
 
 class RobotError(SacflowError):
     """An arm that cannot be reached, is not ready, or does not answer any more."""
+
+
+class ArmFaultError(RobotError):
+    """An arm that reports an error, a reflex or a user stop, or has stopped by itself."""
+
+
+class SilentArmError(RobotError):
+    """An arm whose last state, or what comes with it, is too old to act on."""
 
 
 class StoppedError(RobotError):

@@ -20,6 +20,7 @@ PROGRAM = "sacflow-robot"
 # command: (module, class, what it does)
 COMMANDS = {
     "train": ("train", "Train", "train a flow policy offline to online and export it"),
+    "follow": ("follow", "Follow", "learn from what an arm logs while it runs, and replace the policy being served"),
     "export": ("export", "Export", "export the policy of a run folder to ONNX"),
     "eval": ("evaluate", "Eval", "success rate of a policy file on held-out seeds"),
     "serve": ("serve", "Serve", "serve a policy file over ZeroMQ"),
@@ -46,6 +47,7 @@ COMMANDS = {
     "study likelihood": ("study", "Likelihood", "path density, drift and exact density against closed forms"),
     "study architecture": ("study", "Architecture", "gate, heads, width and K: gradients, success, cost of an action"),
     "study regularisation": ("study", "Regularisation", "regularisers and schedules on data with two ways"),
+    "twin franka": ("twin", "TwinFranka", "stand in for a Franka Panda behind deoxys, in simulation"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }

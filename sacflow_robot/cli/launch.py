@@ -2,92 +2,100 @@
 
 from __future__ import annotations
 
-import shlex
+import contextlib
 import signal
-import subprocess
 import sys
-import time
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import tyro
-import yaml
 
 from sacflow_robot.cli import COMMANDS, common
-from sacflow_robot.errors import DataError, SacflowError, one_line
+from sacflow_robot.errors import UsageError, one_line
 
-_STOP_WAIT_S = 5.0
-_POLL_S = 0.1
+if TYPE_CHECKING:
+    from sacflow_robot.launch.supervisor import Supervisor
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Start the processes of a launch file, in order, and stop them all when the last one ends or any other fails.
+    """Bring up the processes of a launch file, watch over them, and stop them all when the last one ends or one fails.
 
     Attributes:
-        file: Launch file: a YAML map of process names to commands of this program, in the order of starting.
+        file: Launch file: a YAML map of process names to commands of this program, in the order of starting; see
+            docs/launch.md.
+        output: Folder for everything that the processes say, a file each.
+        plain: Print what they say line by line, instead of one table; so it is where there is no terminal.
+        json: Print what became of the processes as one JSON object.
     """
 
     file: Annotated[Path, tyro.conf.Positional]
+    output: Path | None = None
+    plain: bool = False
+    json: bool = False
 
     def run(self) -> int:
+        from sacflow_robot.launch.cell import read_cell
+        from sacflow_robot.launch.supervisor import Supervisor
+        from sacflow_robot.launch.table import cell_table
+
         out = common.console()
-        commands = _read(self.file)
-        running: dict[str, subprocess.Popen[bytes]] = {}
-        previous = signal.signal(signal.SIGTERM, _interrupt)
+        plans = read_cell(self.file, COMMANDS)
+        table = out.is_terminal and not self.plain and not any(plan.terminal for plan in plans)
+        program = [sys.executable, "-m", "sacflow_robot"]
+        with contextlib.ExitStack() as stack:
+            files = self._open_files([plan.name for plan in plans], stack)
+            width, lock = max(len(plan.name) for plan in plans), threading.Lock()
+
+            def heard(name: str, line: str) -> None:
+                with lock:
+                    if name in files and not files[name].closed:
+                        print(line, file=files[name], flush=True)
+                    if not table:
+                        out.print(f"{name:<{width}} | {line}")
+
+            supervisor = Supervisor(plans, program, heard=heard)
+            # SIGINT too: in the background of a script it is ignored unless one asks for it.
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                stack.callback(signal.signal, number, signal.signal(number, _interrupt))
+            if not table:
+                for plan in plans:
+                    out.print(f"{plan.name:<{width}} : {common.command_line(*plan.words)}")
+                return self._finish(supervisor)
+            from rich.live import Live
+
+            live = stack.enter_context(
+                Live(
+                    get_renderable=lambda: cell_table(f"{self.file}, Ctrl-C stops it", supervisor.processes),
+                    console=out,
+                    refresh_per_second=4,
+                )
+            )
+            stack.callback(live.refresh)
+            return self._finish(supervisor)
+
+    def _finish(self, supervisor: Supervisor) -> int:
         try:
-            for name, words in commands.items():
-                out.print(f"{name}: {common.command_line(*words)}")
-                running[name] = subprocess.Popen([sys.executable, "-m", "sacflow_robot", *words])
-            return _watch(running)
+            supervisor.run()
+            return 0
         finally:
-            signal.signal(signal.SIGTERM, previous)
-            _stop(list(running.values()))
+            if self.json:
+                processes = {
+                    p.plan.name: {"status": p.status, "restarts": p.restarts, "uptime_s": round(p.uptime_s, 1)}
+                    for p in supervisor.processes
+                }
+                common.print_json({"processes": processes})
 
-
-def _read(path: Path) -> dict[str, list[str]]:
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
-        raise DataError(f"launch file {path} cannot be read: {one_line(error)}") from None
-    if not isinstance(data, dict) or not data or not all(isinstance(v, str) for v in data.values()):
-        raise DataError(f"launch file {path} is not a map of process names to command lines")
-    try:
-        commands = {str(name): shlex.split(line) for name, line in data.items()}
-    except ValueError as error:
-        raise DataError(f"launch file {path}: a command line cannot be read: {one_line(error)}") from None
-    for name, words in commands.items():
-        if not words or not any(" ".join(words[:n]) in COMMANDS for n in (1, 2)):
-            raise DataError(f"launch file {path}: process {name!r} starts with no command of this program")
-    return commands
-
-
-def _watch(running: dict[str, subprocess.Popen[bytes]]) -> int:
-    """Wait until the last process ends, or another one fails; returns the exit status."""
-    last = list(running)[-1]
-    while True:
-        for name, process in running.items():
-            status = process.poll()
-            if status is None:
-                continue
-            if name == last:
-                return status
-            raise SacflowError(f"process {name!r} ended first, with exit status {status}; the others were stopped")
-        time.sleep(_POLL_S)
-
-
-def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in reversed(processes):
-        if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + _STOP_WAIT_S
-    for process in processes:
+    def _open_files(self, names: list[str], stack: contextlib.ExitStack) -> dict[str, IO[str]]:
+        if self.output is None:
+            return {}
         try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self.output.mkdir(parents=True, exist_ok=True)
+            return {n: stack.enter_context((self.output / f"{n.replace('/', '_')}.log").open("a")) for n in names}
+        except OSError as error:
+            raise UsageError(f"cannot write to the folder {self.output}: {one_line(error)}; see --output") from None
 
 
 def _interrupt(*_: object) -> None:

@@ -47,7 +47,11 @@ class Info:
             if episode.flags is not None:
                 flags.update({str(f.name).lower(): int((episode.flags & f != 0).sum()) for f in StepFlag})
         cut = sum(bool(e.info.get("interrupted")) for e in episodes)
-        versions = sorted({str(e.info["policy_version"]) for e in episodes if "policy_version" in e.info})
+        by_version: dict[str, list[bool]] = {}  # in the order of their first episodes
+        for episode in episodes:
+            if "policy_version" in episode.info:
+                by_version.setdefault(str(episode.info["policy_version"]), []).append(episode.success)
+        versions = sorted(by_version)
         lengths = [len(e) for e in episodes]
         arm = log.arm
         rows = {
@@ -59,7 +63,11 @@ class Info:
             "chosen by": ", ".join(f"{name} {n:,}" for name, n in sources.items()),
             "flags": ", ".join(f"{name} {n:,}" for name, n in flags.items() if n) or "none",
             "interrupted": f"{cut} episodes" if cut else "none",
-            "policies": ", ".join(versions) or "none",
+            "policies": "\n".join(
+                f"{version}: success {common.describe_success(sum(solved_by), len(solved_by))}"
+                for version, solved_by in by_version.items()
+            )
+            or "none",
             "simulator states": "yes, episodes can be replayed"
             if any(e.states is not None for e in episodes)
             else "no",
@@ -78,6 +86,10 @@ class Info:
                     "flags": dict(flags),
                     "interrupted": cut,
                     "policies": versions,
+                    "by_policy": [
+                        {"policy_version": version, **common.success_json(sum(solved_by), len(solved_by))}
+                        for version, solved_by in by_version.items()
+                    ],
                 }
             )
         return 0

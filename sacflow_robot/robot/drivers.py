@@ -28,6 +28,8 @@ Driver = Callable[[str, Options], Robot]
 DRIVERS: dict[str, str | Driver] = {
     "sim": "sacflow_robot.robot.drivers:make_sim",
     "rtsim": "sacflow_robot.robot.drivers:make_rtsim",
+    "deoxys": "sacflow_robot.robot.deoxys.driver:make_deoxys",
+    "lerobot": "sacflow_robot.robot.lerobot_arm:make_lerobot",
 }
 _WITH_ENGINE = "sim", "rtsim"
 

@@ -1,0 +1,111 @@
+"""``sacflow-robot follow``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sacflow_robot.cli import common
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import PolicyFileError, UsageError
+
+
+@dataclass(frozen=True)
+class Follow:
+    """Go on with a training run from what an arm logs while it runs, and replace the policy that is being served.
+
+    The server takes a new file between two episodes of a client (serve --reload); each logged episode names its policy's
+    version. A candidate that is worse, damaged or not finite is not published.
+
+    Attributes:
+        run_dir: Run folder to go on with, as train leaves it; learning goes on in it.
+        log: Episode log that 'run --log' appends to.
+        publish: Policy file to replace; by default <env>.onnx in the run folder.
+        publish_every: Environment steps taken from the log between two candidates.
+        gate_episodes: Simulated episodes that a candidate is held against the published policy with; 0 for arms without
+            a simulation.
+        stop_after: End once so many environment steps have been learned from.
+        updates_per_step: Updates for each step of the log, in place of the run's own.
+        warmup_steps: Steps of the log during which only the critic learns, likewise.
+        json: Print one JSON object as the last line.
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    log: Path
+    publish: Path | None = None
+    publish_every: int = 1000
+    gate_episodes: int = 30
+    stop_after: int | None = None
+    updates_per_step: float | None = None
+    warmup_steps: int | None = None
+    json: bool = False
+
+    def run(self) -> int:
+        from sacflow_robot.cli.train import check_seeds
+        from sacflow_robot.envs.workers import core_count, make_arms
+        from sacflow_robot.learn.failures import Interrupted
+        from sacflow_robot.learn.follow import FollowConfig, FollowingTrainer
+        from sacflow_robot.learn.progress import TrainingProgress
+        from sacflow_robot.learn.run_folder import RunFolder
+
+        if self.publish_every < 1 or self.gate_episodes < 0:
+            raise UsageError("--publish-every must be at least 1, --gate-episodes not negative")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
+        folder, config = RunFolder.open(self.run_dir)
+        learner = config.learner
+        if self.updates_per_step is not None:
+            learner = replace(learner, updates_per_step=self.updates_per_step)
+        if self.warmup_steps is not None:
+            learner = replace(learner, warmup_steps=self.warmup_steps)
+        config = replace(config, learner=learner, eval_episodes=self.gate_episodes)
+        publish = folder.policy if self.publish is None else self.publish
+        with (
+            make_arms(config.env, 1, config.env_engine) as arms,
+            make_arms(config.env, max(1, min(core_count(), self.gate_episodes)), config.env_engine) as eval_arms,
+            TrainingProgress() as progress,
+        ):
+            trainer = FollowingTrainer(config, folder, arms, eval_arms, progress)
+            trainer.follow = FollowConfig(self.log, publish, self.publish_every, self.gate_episodes, self.stop_after)
+            trainer.accept = check_policy
+
+            def check(episode: Episode) -> None:
+                episode.check_fits(arms.spec, str(self.log))
+                check_seeds([episode], config, self.log)
+
+            trainer.check = check
+            trainer.resume()
+            try:
+                trainer.run()
+            except Interrupted:
+                progress.say(f"saved in {folder.path}")
+                return 130
+        if self.json:
+            figures = {"env_steps": trainer.env_steps, "updates": trainer.agent.updates}
+            common.print_json({**figures, "published": trainer.published, "refused": trainer.refused})
+        return 0
+
+
+def check_policy(path: Path) -> None:
+    """Hold a candidate against its golden vectors as a server would, and ask it about inputs of many sizes.
+
+    Raises:
+        PolicyFileError: It must not be served.
+    """
+    import numpy as np
+
+    from sacflow_robot.policyfile import NOISE
+    from sacflow_robot.serve.policy import OnnxPolicy
+
+    policy, rng = OnnxPolicy(path), np.random.default_rng(0)
+    low, high = policy.spec.arm.action_bounds
+    for scale in (0.1, 1.0, 3.0):
+        inputs = policy.blank_inputs(32)
+        for name, array in inputs.items():
+            array[...] = rng.normal(0, 1.0 if name == NOISE else scale, array.shape)
+        actions = policy.run(inputs)
+        if not np.isfinite(actions).all() or (actions < low - 1e-3).any() or (actions > high + 1e-3).any():
+            raise PolicyFileError(f"{path} puts out NaN, infinity, or an action out of bounds")

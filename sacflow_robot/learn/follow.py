@@ -1,0 +1,236 @@
+"""Learning from a log that grows while an arm runs, and publishing what comes of it, if it is fit to be served."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import DataError, SacflowError, one_line
+from sacflow_robot.learn.export import export_agent
+from sacflow_robot.learn.run_folder import Evaluation, RunFolder, replace_text
+from sacflow_robot.learn.train import METRICS_EVERY, Trainer
+from sacflow_robot.statistics import wilson_interval
+
+_POLL_S = 1.0
+_SLICE = 20  # updates between two looks at the log, and at Ctrl-C
+_MOST_AT_ONCE = 100
+_MOST_OWED = 10
+_MOST_REFUSED = 3
+
+
+@dataclass(frozen=True)
+class FollowConfig:
+    """Learn from a growing episode log, and publish.
+
+    Attributes:
+        log: Episode log that an arm's run appends to; waited for where there is none yet.
+        publish: Policy file to replace, the one being served.
+        publish_every: Environment steps taken from the log between two candidates.
+        gate_episodes: Simulated episodes that a candidate is held against the published policy with, on seeds that are used
+            for nothing else; 0 leaves it to the export's own tests and to the server's.
+        stop_after: End once so many environment steps have been learned from; None goes on until stopped.
+    """
+
+    log: Path
+    publish: Path
+    publish_every: int = 1000
+    gate_episodes: int = 30
+    stop_after: int | None = None
+
+
+class Followed:
+    """How much of a log has been taken, kept in the run folder beside the checkpoint.
+
+    Attributes:
+        episodes: Episodes taken.
+        learned: Environment steps' worth of updates done.
+    """
+
+    def __init__(self, folder: RunFolder, log: Path) -> None:
+        self._file, self._log = folder.path / "followed.json", log
+        self.episodes, self.learned = 0, 0.0
+        try:
+            kept = json.loads(self._file.read_text())
+            if kept["log"] == str(log.resolve()):
+                self.episodes, self.learned = int(kept["episodes"]), float(kept["learned"])
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self._file} cannot be read: {one_line(error)}; remove it to take the log anew") from None
+
+    def save(self) -> None:
+        replace_text(
+            self._file,
+            json.dumps({"log": str(self._log.resolve()), "episodes": self.episodes, "learned": self.learned}),
+        )
+
+    def take(self) -> list[Episode]:
+        """Episodes that have ended since, oldest first, at most ``_MOST_AT_ONCE``.
+
+        Raises:
+            DataError: The log cannot be read, or is shorter than it was.
+        """
+        if not self._log.exists():
+            return []
+        log = EpisodeLog.open(self._log, heal=False)
+        if len(log) < self.episodes:
+            raise DataError(
+                f"{self._log} has {len(log)} episodes, of which {self.episodes} were taken; is it another log?"
+            )
+        last = min(len(log), self.episodes + _MOST_AT_ONCE)
+        found = [log.read(i) for i in range(self.episodes, last)]
+        self.episodes = last
+        return found
+
+
+class FollowingTrainer(Trainer):
+    """A training run that goes on from its checkpoint with what an arm logs, instead of moving arms of its own.
+
+    What it publishes has passed a gate: every weight finite; the exported graph the same as the network, by the golden
+    vectors that it carries; ``accept``; and, with gate episodes, a success that is not worse than the published policy's: a
+    candidate whose 95 % interval lies below the published one's rate is refused. Learning goes on after a refusal, and three
+    in a row end the run with an error. The checkpoint is the state last published, so that a run that went wrong goes on
+    from there when it is started again, with the episodes logged since.
+
+    Every episode enters the replay buffer as soon as it has ended. With an arm slower than the learner, each step is followed
+    by its updates; with one that is faster, the learner does what it can, always from the newest too, and what it owes
+    beyond ten candidates' worth is forgotten. Warm-up and candidates count steps by the updates done for them.
+
+    Set ``follow``, ``accept`` and ``check`` before :meth:`run`.
+
+    Attributes:
+        follow: What to follow and where to publish.
+        accept: Raises SacflowError for a candidate file that must not be served.
+        check: Raises SacflowError for an episode that must not be learned from.
+        published: Candidates published, in this session.
+        refused: Candidates refused, in this session.
+    """
+
+    follow: FollowConfig
+    accept: Callable[[Path], None]
+    check: Callable[[Episode], None]
+    published = refused = 0
+    _refused_in_row = 0
+    _taken: Followed | None = None
+    _best: Evaluation | None = None
+
+    def _offline(self) -> None:
+        """That lies behind."""
+
+    def _online(self) -> None:
+        follow = self.follow
+        taken = self._taken = Followed(self.folder, follow.log)
+        self._best = self._gate_result() if follow.gate_episodes else None
+        if self._best is not None:
+            self._progress.say(f"following {follow.log} from {_rate(self._best)}")
+        else:
+            self._progress.say(f"following {follow.log}")
+        if not follow.publish.exists():
+            self._publish()
+        next_at = taken.learned + follow.publish_every
+        per_step = self.config.learner.updates_per_step
+        while True:
+            new = taken.take()
+            for episode in new:
+                self.check(episode)
+                self._take(len(episode), [episode])
+            self._unlogged = []  # they are in a log already
+            self._updates_owed = min(self._updates_owed, _MOST_OWED * follow.publish_every * per_step)
+            updates = min(int(self._updates_owed), _SLICE)
+            self._learn_slice(updates)
+            taken.learned += updates / per_step if per_step else 0.0
+            all_taken = not new and self._updates_owed < 1
+            done = follow.stop_after is not None and self.env_steps >= follow.stop_after and all_taken
+            if done or taken.learned >= next_at:
+                next_at = taken.learned + follow.publish_every
+                self._publish()
+                self._save()
+            if done:
+                return
+            self._say_what_failed()
+            self._check_stop()
+            if all_taken:
+                time.sleep(_POLL_S)
+
+    @property
+    def _warming_up(self) -> bool:
+        return self._taken is not None and self._taken.learned < self.config.learner.warmup_steps
+
+    def _learn_slice(self, updates: int) -> None:
+        before = self.agent.updates
+        self._learn(updates)
+        self._updates_owed -= updates
+        if self.agent.updates // METRICS_EVERY > before // METRICS_EVERY:
+            self._record("online", self._latest)
+
+    def _save(self) -> None:
+        if self._refused_in_row:
+            return
+        super()._save()
+        if self._taken is not None:
+            self._taken.save()
+
+    def _learn_owed(self) -> None:
+        while self._updates_owed >= 1:
+            updates, before = min(int(self._updates_owed), _SLICE), self.agent.updates
+            self._learn(updates)
+            self._updates_owed -= updates
+            if self.agent.updates // METRICS_EVERY > before // METRICS_EVERY:
+                self._record("online", self._latest)
+            self._check_stop()
+
+    def _publish(self) -> None:
+        """Put the present policy in the place of the published one, if it is fit to be."""
+        if self._warming_up and self.follow.publish.exists():
+            return  # cloning alone has made it, and goes on unchanged
+        path = self.follow.publish
+        candidate = path.with_name(f".{path.stem}.candidate.onnx")
+        try:
+            if not all(bool(weight.isfinite().all()) for weight in self.agent.exported.parameters()):
+                raise SacflowError("a weight is not finite")
+            result = self._gate_result() if self.follow.gate_episodes else None
+            if result is not None and self._best is not None:
+                _, high = wilson_interval(result.successes, result.episodes)
+                if high < self._best.success_rate:
+                    raise SacflowError(f"{_rate(result)}, worse than {_rate(self._best)}")
+            export_agent(self.agent, self._notes(), candidate)
+            self.accept(candidate)
+            candidate.replace(path)
+        except (SacflowError, OSError) as error:
+            self.refused, self._refused_in_row = self.refused + 1, self._refused_in_row + 1
+            self._progress.say(f"  candidate refused after {self.env_steps:,} steps: {one_line(error)}")
+            if self._refused_in_row >= _MOST_REFUSED:
+                raise SacflowError(
+                    f"{_MOST_REFUSED} candidates in a row were refused; start again to go on from the one published last"
+                ) from None
+            return
+        finally:
+            candidate.unlink(missing_ok=True)
+        self.published, self._refused_in_row = self.published + 1, 0
+        if result is not None:
+            self._best = result
+        of = "" if result is None else f", {_rate(result)}"
+        self._progress.say(f"  published after {self.env_steps:,} steps and {self.agent.updates:,} updates{of}")
+
+    def _gate_result(self) -> Evaluation:
+        """Success of the present policy on the gate's episodes; recorded like any evaluation."""
+        self._evaluate("online")
+        return self.evaluations[-1]
+
+    def _notes(self) -> dict[str, object]:
+        return {
+            "algo": self.config.algo,
+            "seed": self.config.seed,
+            "offline_steps": self.offline_steps,
+            "online_steps": self.env_steps,
+            "followed": str(self.follow.log),
+        }
+
+
+def _rate(result: Evaluation) -> str:
+    return f"success {result.successes}/{result.episodes}"

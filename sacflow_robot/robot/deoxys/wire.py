@@ -1,0 +1,216 @@
+"""The workstation's side of deoxys's wire: four sockets, what is sent on two, and the newest of what the others bring."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import zmq
+
+from sacflow_robot.errors import UsageError, WireError, one_line
+from sacflow_robot.robot.deoxys import messages
+from sacflow_robot.robot.deoxys.config import DeoxysConfig
+from sacflow_robot.robot.deoxys.messages import Controller, Interpolator, RobotMode
+from sacflow_robot.robot.deoxys.objects import Sighting, parse_sighting
+from sacflow_robot.robot.deoxys.poses import Array
+
+GRASP = {"width": -0.01, "speed": 0.5, "force": 30.0, "epsilon_inner": 0.08, "epsilon_outer": 0.08}
+OPEN = {"width": 0.08, "speed": 0.1}
+"""As deoxys's own client commands the gripper; a width below 0 closes on whatever is there."""
+
+_TIMEOUT_S = 0.2  # what deoxys's client puts there, and its control node does not read
+_ESTIMATOR = {"alpha_q": 0.9, "alpha_dq": 0.9, "alpha_eef": 1.0}
+
+
+@dataclass(frozen=True)
+class ArmState:
+    """One arm state.
+
+    Attributes:
+        position: Of libfranka's end effector in base (3,), m.
+        rotation: Likewise (3, 3).
+        mode: What the arm does.
+        errors: Names of libfranka's errors that are set.
+        frame: Counter of the real-time computer.
+        received_ns: When it arrived (monotonic ns).
+    """
+
+    position: Array
+    rotation: Array
+    mode: int
+    errors: tuple[str, ...]
+    frame: int
+    received_ns: int
+
+
+@dataclass(frozen=True)
+class GripperState:
+    """One gripper state: distance between the fingers (m), and when it arrived (monotonic ns)."""
+
+    width: float
+    received_ns: int
+
+
+def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
+    """Decode an arm state.
+
+    Raises:
+        WireError: It is none, or its pose is none.
+    """
+    state = messages.parse("FrankaRobotStateMessage", data)
+    pose = np.array(state.O_T_EE, np.float64)
+    if pose.shape != (16,) or not np.isfinite(pose).all():
+        raise WireError("an arm state whose O_T_EE is not 16 finite numbers")
+    matrix = pose.reshape(4, 4).T  # column major on the wire
+    rotation = matrix[:3, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
+        raise WireError("an arm state whose O_T_EE is no pose")
+    errors = tuple(messages.error_names(state.current_errors))
+    return ArmState(matrix[:3, 3].copy(), rotation.copy(), state.robot_mode, errors, state.frame, received_ns)
+
+
+def parse_gripper_state(data: bytes, received_ns: int) -> GripperState:
+    """Decode a gripper state.
+
+    Raises:
+        WireError: It is none, or its width is no number.
+    """
+    width = float(messages.parse("FrankaGripperStateMessage", data).width)
+    if not np.isfinite(width):
+        raise WireError("a gripper state whose width is no number")
+    return GripperState(width, received_ns)
+
+
+def pose_command(config: DeoxysConfig, delta: Array) -> bytes:
+    """An OSC_POSE command: go by ``delta`` (6,), m and rad (rotation vector), base axes, from where the arm is."""
+    goal = dict(zip(("x", "y", "z", "ax", "ay", "az"), map(float, delta), strict=True))
+    inner = messages.make(
+        "FrankaOSCPoseControllerMessage",
+        goal=messages.make("Goal", is_delta=True, **goal),
+        translational_stiffness=[config.translational_stiffness] * 3,
+        rotational_stiffness=[config.rotational_stiffness] * 3,
+        config=messages.make("FrankaOSCControllerConfig", residual_mass_vec=config.residual_mass_vec),
+    )
+    command = messages.make(
+        "FrankaControlMessage",
+        controller_type=Controller.OSC_POSE,
+        traj_interpolator_type=Interpolator.LINEAR_POSE,
+        traj_interpolator_time_fraction=config.time_fraction,
+        timeout=_TIMEOUT_S,
+    )
+    command.control_msg.Pack(inner)
+    command.state_estimator_msg.estimator_type = 1  # exponential smoothing; off, for is_estimation is not set
+    command.state_estimator_msg.config.Pack(messages.make("ExponentialSmoothingConfig", **_ESTIMATOR))
+    return bytes(command.SerializeToString())
+
+
+def idle_command(*, termination: bool = False) -> bytes:
+    """A command that asks for no controller; with ``termination``, the arm stops at once and its control ends."""
+    command = messages.make("FrankaControlMessage", timeout=_TIMEOUT_S, termination=termination)
+    command.control_msg.Pack(messages.make("FrankaDummyControllerMessage"))
+    return bytes(command.SerializeToString())
+
+
+def gripper_command(closing: float) -> bytes:
+    """A gripper command: grasp if ``closing`` is above 0, else open.
+
+    deoxys's own client opens by as much as the action is negative; here its sign alone counts, as in robosuite.
+    """
+    command = messages.make("FrankaGripperControlMessage")
+    if closing > 0:
+        command.control_msg.Pack(messages.make("FrankaGripperGraspMessage", **GRASP))
+    else:
+        command.control_msg.Pack(messages.make("FrankaGripperMoveMessage", **OPEN))
+    return bytes(command.SerializeToString())
+
+
+class DeoxysWire:
+    """The sockets. Sending is safe from any thread; what is received is read on a thread that calls :meth:`receive`.
+
+    Commands are published without a queue worth the name: what the arm's side has not taken when the next one comes is
+    lost, so that nothing old is acted on after a reconnect.
+
+    Args:
+        config: Where.
+
+    Raises:
+        UsageError: A port is taken, or the address is not this computer's.
+    """
+
+    def __init__(self, config: DeoxysConfig) -> None:
+        self.arm: ArmState | None = None
+        self.gripper: GripperState | None = None
+        self.sighting: Sighting | None = None
+        self.malformed = 0
+        self.complaint = ""
+        self._context = zmq.Context()
+        self._lock = threading.Lock()
+        try:
+            self._commands = self._publisher(config, config.command_port)
+            self._gripper_commands = self._publisher(config, config.gripper_command_port)
+            self._poller = zmq.Poller()
+            self._arm_states = self._subscriber(f"tcp://{config.nuc_ip}:{config.state_port}")
+            self._gripper_states = self._subscriber(f"tcp://{config.nuc_ip}:{config.gripper_state_port}")
+            published = config.objects.startswith(("tcp://", "ipc://"))
+            self._sightings = self._subscriber(config.objects) if published else None
+        except zmq.ZMQError as error:
+            self._context.destroy(0)
+            raise UsageError(
+                f"deoxys's sockets cannot be opened on {config.pc_ip}: {one_line(error)}; is PC.IP this computer's, and no "
+                "other program on these ports?"
+            ) from None
+
+    def _publisher(self, config: DeoxysConfig, port: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUB)
+        socket.setsockopt(zmq.SNDHWM, 1)
+        socket.setsockopt(zmq.LINGER, 100)
+        socket.bind(f"tcp://{config.pc_ip}:{port}")
+        return socket
+
+    def _subscriber(self, address: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.SUB)
+        socket.setsockopt(zmq.CONFLATE, 1)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.subscribe(b"")
+        socket.connect(address)
+        self._poller.register(socket, zmq.POLLIN)
+        return socket
+
+    def send(self, command: bytes, gripper: bytes | None = None) -> None:
+        """Publish an arm command, and a gripper command with it."""
+        with self._lock:
+            self._commands.send(command)
+            if gripper is not None:
+                self._gripper_commands.send(gripper)
+
+    def receive(self, wait_s: float) -> None:
+        """Wait for news at most that long, and keep it."""
+        for socket, _ in self._poller.poll(round(wait_s * 1e3)):
+            data, now = socket.recv(), time.monotonic_ns()
+            try:
+                if socket is self._arm_states:
+                    self.arm = parse_arm_state(data, now)
+                elif socket is self._gripper_states:
+                    self.gripper = parse_gripper_state(data, now)
+                else:
+                    self.sighting = parse_sighting(data, now)
+            except WireError as error:
+                self.malformed, self.complaint = self.malformed + 1, str(error)
+
+    def close(self) -> None:
+        """Close the sockets; what was just sent still goes out."""
+        for socket in (self._commands, self._gripper_commands, self._arm_states, self._gripper_states, self._sightings):
+            if socket is not None:
+                socket.close()
+        self._context.term()
+
+
+STOPPED_MODES = {
+    RobotMode.REFLEX: "a reflex: it touched something, or was asked for too much; unlock it in Desk and look at why",
+    RobotMode.USER_STOPPED: "the user stop is pressed; release it",
+    RobotMode.GUIDING: "a person is guiding it by hand; let go",
+    RobotMode.AUTOMATIC_ERROR_RECOVERY: "it is recovering from an error; wait",
+}
+"""Modes in which an arm takes no command, and what to do."""

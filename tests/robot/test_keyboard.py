@@ -1,0 +1,158 @@
+"""The keyboard through a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sacflow_robot.errors import UsageError
+from sacflow_robot.robot.keyboard import Keyboard
+from sacflow_robot.robot.takeover import HANDS_OFF, HumanSignal, Label
+from sacflow_robot.spec import ArmSpec
+
+OPEN, CLOSED = np.array([0] * 6 + [-1.0], np.float32), np.array([0] * 6 + [1.0], np.float32)
+
+
+class Person:
+    """Types on one end of a pseudo-terminal while a ``Keyboard`` reads the other."""
+
+    def __init__(self, arm: ArmSpec) -> None:
+        self.hands, self.terminal = pty.openpty()
+        self.before = termios.tcgetattr(self.terminal)
+        self.now, self.said = 100.0, list[str]()
+        self.keyboard = Keyboard(arm, file=self.terminal, say=self.said.append, clock_s=lambda: self.now)
+
+    def types(self, keys: str, commanded: np.ndarray = OPEN) -> HumanSignal:  # type: ignore[type-arg]
+        os.write(self.hands, keys.encode())
+        return self.keyboard.poll(commanded)
+
+
+@pytest.fixture
+def person(arm: ArmSpec) -> Iterator[Person]:
+    made = Person(arm)
+    yield made
+    made.keyboard.close()
+    assert termios.tcgetattr(made.terminal) == made.before, "the terminal got its settings back"
+    os.close(made.hands)
+    os.close(made.terminal)
+
+
+def action_of(signal: HumanSignal) -> np.ndarray:  # type: ignore[type-arg]
+    assert signal.action is not None and signal.action.dtype == np.float32
+    return signal.action
+
+
+def test_nobody_types(person: Person) -> None:
+    assert person.types("") is HANDS_OFF
+
+
+def test_nothing_moves_before_the_arm_is_taken_over(person: Person) -> None:
+    assert person.types("wg").action is None
+
+
+def test_taking_over_moves_nothing_and_drops_nothing(person: Person) -> None:
+    assert action_of(person.types("t", CLOSED)).tolist() == CLOSED.tolist()
+    assert action_of(person.types("", OPEN)).tolist() == CLOSED.tolist()
+    assert person.types("t").action is None
+
+
+@pytest.mark.parametrize(
+    ("key", "axis", "sign"),
+    [
+        *[("w", 0, 1), ("s", 0, -1), ("a", 1, 1), ("d", 1, -1), ("q", 2, 1), ("e", 2, -1)],
+        *[("j", 3, 1), ("l", 3, -1), ("i", 4, 1), ("k", 4, -1), ("u", 5, 1), ("o", 5, -1), ("W", 0, 1)],
+    ],
+)
+def test_a_key_moves_its_axis_and_then_stops(person: Person, key: str, axis: int, sign: int) -> None:
+    expected = OPEN.copy()
+    expected[axis] = sign * 0.2
+    assert np.allclose(action_of(person.types("t" + key)), expected)
+    person.now += 0.11
+    assert np.allclose(action_of(person.types("")), OPEN)
+
+
+def test_a_held_key_does_not_stutter(person: Person) -> None:
+    person.types("tw")
+    person.now += 0.5
+    for _ in range(30):
+        assert action_of(person.types("w"))[0] > 0
+        person.now += 0.033
+        assert action_of(person.types(""))[0] > 0
+    person.now += 0.2
+    assert action_of(person.types(""))[0] == 0
+
+
+def test_two_axes_at_once_and_the_latest_direction(person: Person) -> None:
+    moved = action_of(person.types("twqs"))
+    assert np.allclose(moved[:3], (-0.2, 0, 0.2))
+
+
+def test_gripper_and_speed(person: Person) -> None:
+    assert action_of(person.types("tg"))[6] == 1.0
+    assert action_of(person.types("g"))[6] == -1.0
+    assert action_of(person.types("+++++++w"))[0] == 1.0
+    assert np.isclose(action_of(person.types("----------s"))[0], -0.05)
+
+
+@pytest.mark.parametrize(("key", "label"), [("y", Label.SUCCESS), ("n", Label.FAILURE), ("x", Label.DISCARD)])
+def test_labels_are_given_once(person: Person, key: str, label: Label) -> None:
+    assert person.types(key).label is label
+    assert person.types("").label is None
+
+
+def test_the_stop_wins_whatever_else_is_typed(person: Person) -> None:
+    person.types("tw")
+    stopped = person.types("\r wg\r")
+    assert (stopped.stop, stopped.arm, stopped.action) == (True, False, None)
+    assert person.types("") is HANDS_OFF
+    armed = person.types("\r")
+    assert (armed.arm, armed.stop) == (True, False)
+
+
+def test_arrow_keys_are_no_letters(person: Person) -> None:
+    assert np.allclose(action_of(person.types("t\x1b[A\x1b[D\x1bOA\x1b[1;5D\x1b[15~")), OPEN)
+    assert action_of(person.types("\x1b[Dw"))[0] > 0
+
+
+def test_another_action_or_no_terminal_is_refused(arm: ArmSpec, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file, pytest.raises(UsageError, match="standard input is none"):
+        Keyboard(arm, file=file.fileno())
+    with pytest.raises(UsageError, match="this one has 3"):
+        Keyboard(replace(arm, action_names=("x", "y", "z")))
+
+
+@pytest.mark.parametrize("end", ["raise", "exit", "SIGTERM", "SIGHUP"])
+def test_the_terminal_is_itself_again_however_the_program_ends(end: str) -> None:
+    hands, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    code = (
+        "import sys, time\n"
+        "from sacflow_robot.robot.keyboard import Terminal\n"
+        "t = Terminal(0)\n"
+        "print('raw', flush=True)\n" + {"raise": "1 / 0\n", "exit": "sys.exit(3)\n"}.get(end, "time.sleep(60)\n")
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert program.stdout is not None and program.stdout.readline() == "raw\n"
+    if end.startswith("SIG"):
+        assert termios.tcgetattr(terminal) != before
+        time.sleep(0.1)
+        program.send_signal(getattr(signal, end))
+    status = program.wait(30)
+    program.stdout.close()
+    assert status == {"raise": 1, "exit": 3}.get(end, -getattr(signal, end, 0))
+    assert termios.tcgetattr(terminal) == before
+    os.close(hands)
+    os.close(terminal)

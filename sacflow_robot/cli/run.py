@@ -49,6 +49,7 @@ class Run:
         estop: Listen for stops at this address, e.g. tcp://127.0.0.1:5560.
         estop_key: Shared key file that a stop has to show.
         arm_wait: Longest wait for a person to arm the arm again (s).
+        keyboard: Let a person take over, label and stop episodes with the keys of this terminal.
         key: Secret key file of this client, where the server asks for keys.
         server_key: Public key file of the server, likewise.
         json: Print the result as one JSON object.
@@ -67,6 +68,7 @@ class Run:
     estop: str | None = None
     estop_key: Path | None = None
     arm_wait: float = 60.0
+    keyboard: bool = False
     key: Path | None = None
     server_key: Path | None = None
     json: bool = False
@@ -98,6 +100,10 @@ class Run:
             bar = stack.enter_context(common.progress_bar("episodes"))
             row = bar.add_task("running", total=self.episodes, success="")
             cell.tell = bar.console.print
+            if self.keyboard:
+                from sacflow_robot.robot.keyboard import Keyboard
+
+                cell.human = stack.enter_context(closing(Keyboard(robot.spec, say=cell.tell)))
             for seed in range(self.seed, self.seed + self.episodes):
                 runs.append(cell.run(seed, client.begin_episode(seed)))
                 solved = sum(run.episode.success for run in runs)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import RobotError, UsageError
-from sacflow_robot.spec import ArmSpec, Engine, Recorder, Robot
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray, PolicySpec, Recorder, Robot
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
@@ -119,6 +119,7 @@ class Run:
         return f"{self.robot}{'&' if '?' in self.robot else '?'}clock={self.clock}"
 
     def _cell(self, robot: Robot, client: PolicyClient, profile: Profile | None, stack: ExitStack) -> _Cell:
+        from sacflow_robot.robot.clock import MonotonicClock
         from sacflow_robot.robot.estop import StopServer, read_key
         from sacflow_robot.robot.safety import SafetyFilter
         from sacflow_robot.robot.switches import Switches, signals
@@ -140,7 +141,9 @@ class Run:
         if not robot.lockstep:
             from sacflow_robot.serve.stream import ChunkStream
 
-            chooser = ChunkStream(client, clock_ns=robot.clock.now_ns)
+            # On a virtual clock the real time that an answer takes is no time: it is waited for.
+            virtual = not isinstance(robot.clock, MonotonicClock)
+            chooser = ChunkStream(_InNoTime(client) if virtual else client, clock_ns=robot.clock.now_ns)
             stack.enter_context(signals(switches))
         if self.estop is not None:
             server = stack.enter_context(StopServer(self.estop, switches, read_key(self.estop_key)))
@@ -181,6 +184,23 @@ class Run:
             if not robot.lockstep:
                 result |= {"timing": timing.row(), "stopped": stopped}
             common.print_json({**result, "policy_version": client.policy_version})
+
+
+class _InNoTime:
+    """A client whose answers are always there when they are looked for."""
+
+    def __init__(self, client: PolicyClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    @property
+    def spec(self) -> PolicySpec:
+        return self._client.spec
+
+    def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
+        return self._client.collect(number)
 
 
 @dataclass

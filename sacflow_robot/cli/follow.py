@@ -97,15 +97,15 @@ def check_policy(path: Path) -> None:
     """
     import numpy as np
 
-    from sacflow_robot.policyfile import NOISE
+    from sacflow_robot.policyfile import NOISE, PREFIX, PREFIX_MASK
     from sacflow_robot.serve.policy import OnnxPolicy
 
     policy, rng = OnnxPolicy(path), np.random.default_rng(0)
     low, high = policy.spec.arm.action_bounds
     for scale in (0.1, 1.0, 3.0):
         inputs = policy.blank_inputs(32)
-        for name, array in inputs.items():
-            array[...] = rng.normal(0, 1.0 if name == NOISE else scale, array.shape)
+        for name in sorted(inputs.keys() - {PREFIX, PREFIX_MASK}):
+            inputs[name][...] = rng.normal(0, 1.0 if name == NOISE else scale, inputs[name].shape)
         actions = policy.run(inputs)
         if not np.isfinite(actions).all() or (actions < low - 1e-3).any() or (actions > high + 1e-3).any():
             raise PolicyFileError(f"{path} puts out NaN, infinity, or an action out of bounds")

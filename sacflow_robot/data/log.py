@@ -22,6 +22,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +51,7 @@ from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec
 
 _BLOCK_BYTES = 64 << 20
+_LOOKS, _LOOK_AGAIN_S = 3, 0.05
 _LOCK_PATIENCE_S = 0.5  # a reader that brings a killed writer's steps in holds the lock for a moment
 
 # What zarr and numpy raise on a store whose files are damaged.
@@ -99,16 +101,21 @@ class EpisodeLog:
         path = Path(path)
         if not path.exists():
             raise DataError(f"no episode log at {path}; check the path")
-        try:
-            if heal and (path / WRITING).exists():
-                _heal(path)
-            return EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2), ends)
-        except (FileNotFoundError, zarr.errors.GroupNotFoundError):
-            raise DataError(
-                f"{path} is not an episode log; expected a folder written with --log or demos collect"
-            ) from None
-        except _DAMAGE as error:
-            raise error if type(error) is DataError else _damaged(path, error) from None
+        for look in range(_LOOKS):
+            written = (path / WRITING).exists()
+            try:
+                if heal and written:
+                    _heal(path)
+                return EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2), ends)
+            except (FileNotFoundError, zarr.errors.GroupNotFoundError):
+                raise DataError(
+                    f"{path} is not an episode log; expected a folder written with --log or demos collect"
+                ) from None
+            except _DAMAGE as error:
+                if not written or look == _LOOKS - 1:  # else its writer may have closed it between two files of ours
+                    raise error if type(error) is DataError else _damaged(path, error) from None
+                time.sleep(_LOOK_AGAIN_S)
+        raise AssertionError
 
     @staticmethod
     def writer(path: Path | str, arm: ArmSpec) -> EpisodeLog:

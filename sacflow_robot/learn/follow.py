@@ -175,15 +175,6 @@ class FollowingTrainer(Trainer):
         if self._taken is not None:
             self._taken.save()
 
-    def _learn_owed(self) -> None:
-        while self._updates_owed >= 1:
-            updates, before = min(int(self._updates_owed), _SLICE), self.agent.updates
-            self._learn(updates)
-            self._updates_owed -= updates
-            if self.agent.updates // METRICS_EVERY > before // METRICS_EVERY:
-                self._record("online", self._latest)
-            self._check_stop()
-
     def _publish(self) -> None:
         """Put the present policy in the place of the published one, if it is fit to be."""
         if self._warming_up and self.follow.publish.exists():

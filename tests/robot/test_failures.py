@@ -45,17 +45,21 @@ class Server:
     """A policy server in a process of its own, that can be killed and started again at the same address."""
 
     def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         self.start()
 
     def start(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            return  # held for another reason, the arm is armed by somebody who need not mend anything
         command = [sys.executable, "-m", "sacflow_robot", "serve", "--policy", str(LIFT), "--bind", self.address]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         PolicyClient(self.address, 60.0).close()
 
     def kill(self) -> None:
+        assert self.process is not None
         self.process.kill()
         self.process.wait()
 

@@ -6,13 +6,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from sacflow_robot import policyfile
 from sacflow_robot.errors import InvalidValueError, PolicyFileError
+from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.export import export_policy, make_spec
+from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve.policy import OnnxPolicy
-
-SHIPPED = Path(__file__).parents[2] / "policies"
+from sacflow_robot.spec import ArmSpec
 
 
 def observation(policy: OnnxPolicy, batch: int) -> dict[str, np.ndarray]:
@@ -118,11 +121,12 @@ def test_a_prefix_is_checked(policy_file: Path, changes: dict[str, np.ndarray | 
         policy.infer(observation(policy, 2), chunk_noise((2, 5, 7), 1), **given)
 
 
-@pytest.mark.parametrize("task", ["lift", "stack", "can", "square", "door"])
-def test_policies_without_a_prefix_serve_as_before(task: str) -> None:
-    policy = OnnxPolicy(SHIPPED / f"{task}.onnx")
-    if policy.takes_prefix:
-        pytest.skip("shipped with a prefix by now")
+def test_a_policy_without_a_prefix_serves_as_before(arm: ArmSpec, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    flow = FlowPolicy("flow-g", arm.observation_dim, 5 * arm.action_dim, FlowConfig(width=32, depth=2, gate_width=16))
+    export_policy(flow, make_spec(flow, arm, "flow-g", {}), tmp_path / "plain.onnx", prefix=False)
+    policy = OnnxPolicy(tmp_path / "plain.onnx")
+    assert not policy.takes_prefix
     noise, seen = chunk_noise((2, 5, 7), 1), observation(policy, 2)
     assert policy.infer(seen, noise).shape == (2, 5, 7)
     assert set(policy.blank_inputs(1)) == set(policy.check(seen, noise)) == {*seen, "noise"}

@@ -51,7 +51,7 @@ def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:
     listed = fails(capsys, 2, "trian")
     assert (
         "bench log, bench loop, bench replay" in listed
-        and "demos collect, demos convert, demos info, doctor, eval" in listed
+        and "demos collect, demos convert, demos info, doctor, estop, eval" in listed
     )
     assert "valid names: demos collect" in fails(capsys, 2, "demos", "colect")
     assert "unknown task 'lfit'; valid names: any Gymnasium id, e.g. HalfCheetah-v5, can, door, lift" in fails(

@@ -111,7 +111,7 @@ def evaluation_arms(task: str, episodes: int, engine: Engine) -> Iterator[list[V
     arms: list[VectorArms] = []
     with ExitStack() as stack:
         # Threads share a model, so that some may wait for their turn; a process each would only take memory.
-        while not arms or len(arms) < min(episodes, core_count() * (2 if arms[0].engine == "compiled" else 1)):
+        while not arms or len(arms) < min(episodes, core_count() * (3 if arms[0].engine == "compiled" else 1)):
             arms.append(make_arms(task, 1, engine))
             stack.callback(arms[-1].close)
         yield arms

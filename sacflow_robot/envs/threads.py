@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from types import TracebackType
 
@@ -35,7 +35,6 @@ class ArmThreads:
     def __init__(self, task: str, count: int) -> None:
         self._maker = _maker(task)
         self._arms = [self._maker.make_arm() for _ in range(count)]
-        self._threads = ThreadPoolExecutor(max(1, min(core_count(), count)), "arm")
         self._busy: dict[int, Future[list[StepResult]]] = {}
 
     @property
@@ -59,7 +58,8 @@ class ArmThreads:
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
         """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
-        self._busy = {index: self._threads.submit(self._arms[index].execute, chunk) for index, chunk in chunks.items()}
+        threads = _threads()
+        self._busy = {index: threads.submit(self._arms[index].execute, chunk) for index, chunk in chunks.items()}
 
     def receive(self) -> dict[int, list[StepResult]]:
         """Wait for what was sent; per arm one result for each action executed.
@@ -74,7 +74,8 @@ class ArmThreads:
         return {index: job.result() for index, job in busy.items()}
 
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        busy, self._busy = self._busy, {}
+        wait([job for job in busy.values() if not job.cancel()])
 
     def __enter__(self) -> ArmThreads:
         return self
@@ -143,3 +144,10 @@ class _Maker:
 
 
 _maker: Callable[[str], _Maker] = cache(_Maker)
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """As many as there are cores, for all arms of the process: those who wait for their turn then do not share a core with
+    those whose turn it is, which would have all of them end at once and the cores idle while the next chunks are chosen."""
+    return ThreadPoolExecutor(core_count(), "arm")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -118,13 +120,45 @@ def rollout(
 ) -> Iterator[Episode]:
     """Run one episode per seed, yielding episodes as they end (not in the order of the seeds).
 
-    Of several sets of arms, those of the others move while an action is chosen for one, each set in its turn.
+    Several sets of arms run in a thread each; ``choose`` is then called from all of them.
     """
-    left = iter(seeds)
-    sets = [Rollouts(each, noise_shape, left) for each in (arms if isinstance(arms, Sequence) else [arms])]
-    moving = deque(each for each in sets if each.send(choose))
-    while moving:
-        first = moving.popleft()
-        yield from first.receive()[1]
-        if first.send(choose):
-            moving.append(first)
+    if not isinstance(arms, Sequence):
+        rollouts = Rollouts(arms, noise_shape, seeds)
+        while rollouts.send(choose):
+            yield from rollouts.receive()[1]
+        return
+    left, taking = iter(seeds), Lock()
+    stop = False
+
+    def seeds_left() -> Iterator[int]:
+        while not stop:
+            with taking:
+                seed = next(left, None)
+            if seed is None:
+                return
+            yield seed
+
+    def run(each: VectorArms) -> None:
+        try:
+            for episode in rollout(each, noise_shape, choose, seeds_left()):
+                ended.put(episode)
+            ended.put(None)
+        except BaseException as error:  # for whoever takes the episodes
+            ended.put(error)
+
+    ended: SimpleQueue[Episode | BaseException | None] = SimpleQueue()
+    with ThreadPoolExecutor(len(arms), "rollout") as threads:
+        try:
+            for each in arms:
+                threads.submit(run, each)
+            running = len(arms)
+            while running:
+                what = ended.get()
+                if isinstance(what, Episode):
+                    yield what
+                elif what is None:
+                    running -= 1
+                else:
+                    raise what
+        finally:
+            stop = True

@@ -108,11 +108,10 @@ def evaluation_arms(task: str, episodes: int, engine: Engine) -> Iterator[list[V
     """Arms enough for all cores, each by itself, so that no episode depends on another even in the last bit."""
     from sacflow_robot.envs.workers import core_count, make_arms
 
-    arms: list[VectorArms] = []
     with ExitStack() as stack:
-        # Threads share a model, so that some may wait for their turn; a process each would only take memory.
-        while not arms or len(arms) < min(episodes, core_count() * (3 if arms[0].engine == "compiled" else 1)):
-            arms.append(make_arms(task, 1, engine))
+        arms: list[VectorArms] = []
+        for _ in range(min(episodes, core_count())):
+            arms.append(make_arms(task, 1, engine, background=False))
             stack.callback(arms[-1].close)
         yield arms
 

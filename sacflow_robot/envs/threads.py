@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from types import TracebackType
 
@@ -26,16 +26,19 @@ class ArmThreads:
     Args:
         task: Name of the task.
         count: Number of arms.
+        background: Whether they move while the caller does something else; else in ``receive``, in the caller's thread.
 
     Raises:
         UnknownNameError: No such task.
         NotCoveredError: The compiled step does not cover it.
     """
 
-    def __init__(self, task: str, count: int) -> None:
+    def __init__(self, task: str, count: int, *, background: bool = True) -> None:
         self._maker = _maker(task)
         self._arms = [self._maker.make_arm() for _ in range(count)]
+        self._threads = ThreadPoolExecutor(max(1, min(core_count(), count)), "arm") if background else None
         self._busy: dict[int, Future[list[StepResult]]] = {}
+        self._told: dict[int, FloatArray] = {}
 
     @property
     def spec(self) -> ArmSpec:
@@ -58,8 +61,10 @@ class ArmThreads:
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
         """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
-        threads = _threads()
-        self._busy = {index: threads.submit(self._arms[index].execute, chunk) for index, chunk in chunks.items()}
+        if self._threads is None:
+            self._told = dict(chunks)
+            return
+        self._busy = {index: self._threads.submit(self._arms[index].execute, chunk) for index, chunk in chunks.items()}
 
     def receive(self) -> dict[int, list[StepResult]]:
         """Wait for what was sent; per arm one result for each action executed.
@@ -67,6 +72,9 @@ class ArmThreads:
         Raises:
             InvalidValueError: An action had the wrong shape, or held NaN or infinity; its arm did not move.
         """
+        if self._threads is None:
+            told, self._told = self._told, {}
+            return {index: self._arms[index].execute(chunk) for index, chunk in told.items()}
         busy, self._busy = self._busy, {}
         failures = [error for job in busy.values() if (error := job.exception()) is not None]
         if failures:
@@ -74,8 +82,8 @@ class ArmThreads:
         return {index: job.result() for index, job in busy.items()}
 
     def close(self) -> None:
-        busy, self._busy = self._busy, {}
-        wait([job for job in busy.values() if not job.cancel()])
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
     def __enter__(self) -> ArmThreads:
         return self
@@ -144,10 +152,3 @@ class _Maker:
 
 
 _maker: Callable[[str], _Maker] = cache(_Maker)
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """As many as there are cores, for all arms of the process: those who wait for their turn then do not share a core with
-    those whose turn it is, which would have all of them end at once and the cores idle while the next chunks are chosen."""
-    return ThreadPoolExecutor(core_count(), "arm")

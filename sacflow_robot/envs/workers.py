@@ -36,10 +36,10 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_arms(task: str, count: int, engine: Engine = "compiled") -> ArmThreads | ArmPool:
+def make_arms(task: str, count: int, engine: Engine = "compiled", *, background: bool = True) -> ArmThreads | ArmPool:
     """Simulated arms: in threads of this process under the compiled engine, else in a process each.
 
-    Where the compiled engine does not cover the task, the stock one steps it, and the log has a line that says why.
+    Without ``background``, compiled arms move in the thread that waits for them. Where the compiled engine does not cover the task, the stock one steps it, and the log has a line that says why.
 
     Raises:
         UnknownNameError: No such task.
@@ -50,7 +50,7 @@ def make_arms(task: str, count: int, engine: Engine = "compiled") -> ArmThreads 
         from sacflow_robot.envs.threads import ArmThreads
 
         try:
-            return ArmThreads(task, count)
+            return ArmThreads(task, count, background=background)
         except NotCoveredError as error:
             fall_back(task, str(error))
     return ArmPool(task, count)

@@ -114,7 +114,7 @@ def run_with(
                 chooser=Failing(client),
                 switches=switches,
                 tell=tell,
-                most_steps=1200,
+                most_steps=700,
             )
     return run, said
 

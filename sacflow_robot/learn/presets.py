@@ -53,6 +53,7 @@ _SCRATCH = TrainConfig(
     final_eval_episodes=10,
     flow=FlowConfig(width=128, depth=2, gate_width=64, noise="learned", noise_scale=0.34),
     learner=LearnerConfig(
+        batch_size=128,
         critic_rate=1e-3,
         critic_depth=2,
         updates_per_step=1.0,

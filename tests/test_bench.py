@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sacflow_robot.bench import replay, train
-from sacflow_robot.cli import main
+from sacflow_robot.cli import bench, main
 from sacflow_robot.spec import ArmSpec
 
 
@@ -62,6 +62,21 @@ def test_bench_sim_measures_every_engine(tmp_path: Path, capsys: pytest.CaptureF
     for ratio in result["ratios"]:
         assert ratio["of_stock"] == pytest.approx(rate["compiled"] / rate["stock"], abs=0.01)
     assert main(["bench", "sim", "--tasks", "lfit"]) == main(["bench", "sim", "--turns", "0"]) == 2
+
+
+def test_bench_sim_times_the_same_episodes_under_both_engines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "_EVAL_EPISODES", 2)
+    monkeypatch.setattr(bench, "_EVAL_TURNS", 1)
+    command = ["bench", "sim", "--tasks", "lift", "--turns", "1", "--workers", "1", "--json"]
+    assert main([*command, "--policy", str(Path(__file__).parent.parent / "policies" / "lift.onnx")]) == 0
+    evaluation = json.loads(capsys.readouterr().out)["evaluation"]
+    seconds = {row["engine"]: row["seconds"] for row in evaluation["rows"]}
+    assert evaluation["same_actions"] is True and evaluation["of_stock"] == pytest.approx(
+        seconds["stock"] / seconds["compiled"], rel=0.05
+    )
+    assert [row["successes"] for row in evaluation["rows"]] == [2, 2]
 
 
 def test_bench_train_measures_each_case_in_a_process_of_its_own(

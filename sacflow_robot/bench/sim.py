@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import mujoco
 import numpy as np
@@ -22,6 +23,11 @@ import numpy as np
 from sacflow_robot.envs.compiled.arm import CompiledArm
 from sacflow_robot.envs.compiled.check import checked_task
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.workers import core_count, make_arms
+from sacflow_robot.episode import Episode
+from sacflow_robot.rollout import rollout
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.spec import Engine
 
 BenchEngine = Literal["stock", "stripped", "compiled", "physics"]
 """robosuite's own ``step``; the same without what nobody reads, as ``--env-engine stock`` has it; ``--env-engine compiled``;
@@ -30,6 +36,7 @@ and 25 times ``mj_step`` per control step."""
 ENGINES: tuple[BenchEngine, ...] = ("stock", "stripped", "compiled", "physics")
 
 _STEPS = 50  # per turn and worker, well within an episode
+_EVAL_SEED = 10_000
 _CHUNK = 5  # actions at once, as the shipped policies choose them
 
 
@@ -113,24 +120,70 @@ def _interpreted(task: str) -> RobosuiteEnv:
     return RobosuiteEnv(task)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """The same episodes of a policy under one engine, as ``sacflow-robot eval`` runs them.
+
+    Attributes:
+        engine: Name of the engine.
+        episodes: Number of episodes.
+        successes: How many were solved.
+        seconds: Median over the turns.
+    """
+
+    engine: Engine
+    episodes: int
+    successes: int
+    seconds: float
+
+
+def measure_evaluation(policy: OnnxPolicy, episodes: int, turns: int) -> tuple[list[Evaluation], bool]:
+    """How long episodes take under either engine, in turns, and whether their actions are equal to the last bit."""
+    task = policy.spec.arm.task
+    engines: tuple[Engine, ...] = get_args(Engine)
+    times: dict[Engine, list[float]] = {engine: [] for engine in engines}
+    ran: dict[Engine, dict[int, Episode]] = {}
+    seeds = range(_EVAL_SEED, _EVAL_SEED + episodes)
+    with ExitStack() as stack:
+        arms = {
+            e: [stack.enter_context(closing(make_arms(task, 1, e, background=False))) for _ in range(core_count())]
+            for e in engines
+        }
+        for turn in range(turns + 1):
+            for engine in engines:
+                began = time.perf_counter()
+                run = list(rollout(arms[engine], policy.spec.noise_shape, policy.infer, seeds[: None if turn else 4]))
+                if turn > 0:  # the first one warms up
+                    times[engine].append(time.perf_counter() - began)
+                    ran[engine] = {episode.info["seed"]: episode for episode in run}
+    rows = [
+        Evaluation(e, episodes, sum(episode.success for episode in ran[e].values()), round(float(np.median(t)), 3))
+        for e, t in times.items()
+    ]
+    first, second = (ran[engine] for engine in engines)
+    same = all(np.array_equal(first[seed].commanded, second[seed].commanded) for seed in seeds)
+    return rows, same
+
+
 class _Native:
     """Arms in threads."""
 
     def __init__(self, task: str) -> None:
         self._env = RobosuiteEnv(task)
         self._task = checked_task(self._env)
-        self._arms: dict[int, tuple[CompiledArm, mujoco.MjModel, mujoco.MjData]] = {}
+        self._arms: dict[tuple[BenchEngine, int], tuple[CompiledArm, mujoco.MjModel, mujoco.MjData]] = {}
         self._lock = threading.Lock()
 
     def prepare(self, engine: BenchEngine, worker: int, actions: Any, turn: int) -> Callable[[], Any]:
         """What is to be timed."""
         with self._lock:
             start = self._env.draw_start(np.random.default_rng(turn))
-            if worker not in self._arms:
-                model = copy.copy(self._env.model)
+            if (engine, worker) not in self._arms:
+                # The limit is that of the model as robosuite has it; ours leaves out what is only there to be looked at.
+                model = copy.copy(self._env.model if engine == "physics" else self._task.model)
                 data = mujoco.MjData(model)
-                self._arms[worker] = CompiledArm(self._task, model, data), model, data
-            arm, model, data = self._arms[worker]
+                self._arms[engine, worker] = CompiledArm(self._task, model, data), model, data
+            arm, model, data = self._arms[engine, worker]
             self._env.layout.write(start, model, data)
             arm.begin(start)
             if engine == "compiled":

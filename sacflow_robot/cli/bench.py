@@ -10,6 +10,8 @@ from typing import Literal
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UnknownNameError, UsageError
 
+_EVAL_EPISODES, _EVAL_TURNS = 100, 5  # of bench sim
+
 
 @dataclass(frozen=True)
 class BenchLog:
@@ -124,6 +126,7 @@ class BenchSim:
         tasks: Which tasks.
         turns: Turns of 50 control steps that each engine takes per number of arms; the median counts.
         workers: Arms at once, one measurement each; by default one, and as many as there are cores.
+        policy: Also time 100 episodes of this policy, as 'eval' runs them, under either engine.
         json: Print the result as one JSON object.
         out: JSON file to write the result to as well.
     """
@@ -131,6 +134,7 @@ class BenchSim:
     tasks: tuple[str, ...] = ("lift", "stack", "can", "square", "door")
     turns: int = 15
     workers: tuple[int, ...] = ()
+    policy: Path | None = None
     json: bool = False
     out: Path | None = None
 
@@ -144,12 +148,14 @@ class BenchSim:
         from sacflow_robot.bench.machine import machine, present_load
         from sacflow_robot.envs.tasks import get_task
         from sacflow_robot.envs.workers import core_count
+        from sacflow_robot.serve.policy import OnnxPolicy
 
         workers = self.workers or tuple(sorted({1, core_count()}))
         if not self.tasks or self.turns < 1 or min(workers) < 1:
             raise UsageError("--tasks must name at least one, --turns and --workers must be at least 1")
         for task in self.tasks:
             get_task(task)
+        policy = OnnxPolicy(self.policy) if self.policy else None
         load, rows = present_load(), []
         for task in self.tasks:
             common.console().print(f"stepping {task} ...")
@@ -175,13 +181,27 @@ class BenchSim:
                 )
         common.console().print("control steps per second; compiled in terms of stock and of the physics alone")
         common.console().print(table)
-        result = {
+        result: dict[str, object] = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(),
             "load_before": load,
             "rows": [asdict(row) for row in rows],
             "ratios": ratios,
         }
+        if policy is not None:
+            common.console().print(f"evaluating {self.policy} ...")
+            evaluations, same = sim.measure_evaluation(policy, _EVAL_EPISODES, _EVAL_TURNS)
+            seconds = {row.engine: row.seconds for row in evaluations}
+            faster = seconds["stock"] / seconds["compiled"]
+            common.console().print(
+                f"{_EVAL_EPISODES} episodes: stock {seconds['stock']:.2f} s, compiled {seconds['compiled']:.2f} s, "
+                f"{faster:.1f} x; actions {'equal' if same else 'NOT equal'} to the last bit"
+            )
+            result["evaluation"] = {
+                "rows": [asdict(row) for row in evaluations],
+                "of_stock": round(faster, 2),
+                "same_actions": same,
+            }
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(json.dumps(result) + "\n")

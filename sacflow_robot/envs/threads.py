@@ -142,7 +142,7 @@ class _Maker:
         """A new arm. The model is shared, except where episodes place bodies in it."""
         with self._lock:
             if self._model is None or self._env.layout.placed:
-                self._model = copy.copy(self._env.model)
+                self._model = copy.copy(self._task.model)
             return _Arm(self._task, self._env, self._model)
 
     def draw_start(self, rng: np.random.Generator) -> State:

@@ -18,6 +18,7 @@ from sacflow_robot.envs import threads
 from sacflow_robot.envs.compiled import check, kernels
 from sacflow_robot.envs.compiled import plan as plans
 from sacflow_robot.envs.compiled.compare import KINDS, TOLERANCE, Comparer
+from sacflow_robot.envs.compiled.lean import lean_model
 from sacflow_robot.envs.compiled.plan import NotCoveredError
 from sacflow_robot.envs.engine import usable_engine
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
@@ -54,6 +55,16 @@ def test_it_goes_where_robosuite_goes(task: str) -> None:
             assert found.alike and found.step_deviation < TOLERANCE, (kind, seed, found)
             if EXACT:
                 assert found.free_deviation == 0, (kind, seed, found)
+
+
+def test_what_is_only_seen_is_left_out_where_it_changes_nothing() -> None:
+    env = RobosuiteEnv("square")
+    lean = lean_model(env._suite)
+    assert lean.nq == env.model.nq and lean.ngeom < env.model.ngeom / 2 and lean.nbuffer < env.model.nbuffer / 10
+    damping = env.model.dof_damping.copy()
+    env.model.dof_damping[3] += 0.1  # as a randomised model has it
+    whole = lean_model(env._suite)
+    assert whole.ngeom == env.model.ngeom and whole.dof_damping[3] == damping[3] + 0.1
 
 
 def test_success_is_told_as_robosuite_tells_it() -> None:

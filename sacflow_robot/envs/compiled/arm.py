@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sacflow_robot.envs.compiled import kernels
 from sacflow_robot.envs.compiled.kernels import Memory, Plan, Views
+from sacflow_robot.envs.compiled.lean import lean_model
 from sacflow_robot.envs.compiled.plan import Goal, goal_of, make_plan
 from sacflow_robot.spec import FloatArray
 
@@ -22,11 +23,15 @@ class CompiledTask:
         task: Name of the task.
         state_size: S.
 
+    Attributes:
+        model: What arms that nobody looks at are best made of.
+
     Raises:
         NotCoveredError: The compiled step does not cover it.
     """
 
     def __init__(self, suite: Any, task: str, state_size: int) -> None:
+        self.model = lean_model(suite)
         self.goal: Goal = goal_of(suite, task)
         self.plan: Plan = make_plan(suite, task, self.goal)
         self.state_size = state_size
@@ -46,6 +51,7 @@ class CompiledArm:
         self._task, self._model, self._data = task, model, data
         # Nobody reads the force and torque sensors at the wrist; without them the motion is the same, to the last bit.
         model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+        self._contacts = task.goal.contacts and task.goal.contacts(model)
         self._views = Views(
             data.qpos, data.qvel, data.ctrl, data.qfrc_bias, data.qM, data.xpos, data.xquat, data.site_xpos,
             data.site_xmat,
@@ -75,9 +81,8 @@ class CompiledArm:
 
     def solved(self) -> bool:
         """Whether the present state solves the task."""
-        goal = self._task.goal
         at_goal = bool(kernels.at_goal(self._views, self._task.plan))
-        return at_goal and (goal.contacts is None or goal.contacts(self._data))
+        return at_goal and (self._contacts is None or self._contacts(self._data))
 
     def execute(self, actions: npt.NDArray[np.float64]) -> tuple[FloatArray, npt.NDArray[np.float64], bool]:
         """Execute actions (H, 7), stopping early when the task is solved.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import mujoco
 import numpy as np
 
 from sacflow_robot.envs.compiled import kernels
@@ -35,8 +36,9 @@ def checked_task(env: RobosuiteEnv) -> CompiledTask:
     task = CompiledTask(env._suite, env.task.name, env.layout.size)
     theirs = env.command(action)
     assert theirs.state is not None
-    env.layout.write(start.state, env.model, env.data)
-    arm = CompiledArm(task, env.model, env.data)
+    data = mujoco.MjData(task.model)
+    env.layout.write(start.state, task.model, data)
+    arm = CompiledArm(task, task.model, data)
     arm.begin(start.state)
     with _announced_compilation():
         seen = [arm.observe()]

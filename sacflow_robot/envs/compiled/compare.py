@@ -10,6 +10,7 @@ import numpy as np
 
 from sacflow_robot.envs.experts.expert import make_expert
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.threads import ArmThreads
 from sacflow_robot.spec import FloatArray, StepResult
 
 Kind = Literal["random", "expert", "extreme"]
@@ -39,12 +40,14 @@ class Comparison:
 
 
 class Comparer:
-    """Three arms of one task: the stock engine's, a compiled one that is put back on it before each step, and a free one."""
+    """Three arms of one task: the stock engine's, a compiled one that is put back on it before each step, and
+    a free one, of the lean model that arms in threads have."""
 
     def __init__(self, task: str) -> None:
         self.task = task
         self._stock = RobosuiteEnv(task)
-        self._following, self._free = RobosuiteEnv(task, engine="compiled"), RobosuiteEnv(task, engine="compiled")
+        self._following = RobosuiteEnv(task, engine="compiled")
+        self._free = ArmThreads(task, 1, background=False)
 
     @property
     def engine(self) -> str:
@@ -55,7 +58,7 @@ class Comparer:
         stock, following, free = self._stock, self._following, self._free
         expert, rng = make_expert(self.task, seed, "mixed"), np.random.default_rng(seed)
         seen = stock.begin(seed)
-        alike = _equal(seen, following.begin(seed)) and _equal(seen, free.begin(seed))
+        alike = _equal(seen, following.begin(seed)) and _equal(seen, free.begin({0: seed})[0])
         worst, free_worst, free_steps, held = 0.0, 0.0, 0, np.zeros(7, np.float32)
         for _ in range(steps):
             if kind == "expert" and not expert.done:
@@ -66,7 +69,9 @@ class Comparer:
             else:
                 action = rng.uniform(-1, 1, 7).astype(np.float32)
             mujoco.mj_copyData(following.data, following.model, stock.data)
-            seen, theirs, freely = stock.command(action), following.command(action), free.command(action)
+            seen, theirs = stock.command(action), following.command(action)
+            free.send({0: action[None]})
+            (freely,) = free.receive()[0]
             worst = max(worst, _deviation(seen, theirs))
             free_worst = max(free_worst, _deviation(seen, freely))
             free_steps += free_worst < TOLERANCE

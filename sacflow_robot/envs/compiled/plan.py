@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mujoco
@@ -31,7 +32,7 @@ class Goal:
         joint: Whether it is about a joint.
         relative_to: Body from which x and y are measured; -1 for the world.
         released: Whether the gripper has to be away from the object.
-        contacts: Whether the contacts are right, where the task looks at them.
+        contacts: For a model, what tells whether the contacts are right, where the task looks at them.
     """
 
     id: int
@@ -40,7 +41,7 @@ class Goal:
     joint: bool = False
     relative_to: int = -1
     released: bool = False
-    contacts: Callable[[mujoco.MjData], bool] | None = None
+    contacts: Callable[[mujoco.MjModel], Callable[[mujoco.MjData], bool]] | None = None
 
 
 def sights_of(suite: Any, task: str) -> list[tuple[int, int, int]]:
@@ -83,7 +84,7 @@ def goal_of(suite: Any, task: str) -> Goal:
         return Goal(suite.cube_body_id, low, high)
     if task == "stack":
         low[2] = suite.table_offset[2] + 0.04
-        return Goal(suite.cubeA_body_id, low, high, contacts=_stacked(suite))
+        return Goal(suite.cubeA_body_id, low, high, contacts=partial(_stacked, suite))
     body = suite.obj_body_id[_used_object(suite)]
     if task == "square":
         low[:2], high[:2], high[2] = -0.03, 0.03, suite.table_offset[2] + 0.05
@@ -172,12 +173,12 @@ def _check_control(suite: Any) -> None:
         raise NotCoveredError(f"gripper {type(robot.gripper['right']).__name__}")
 
 
-def _stacked(suite: Any) -> Callable[[mujoco.MjData], bool]:
+def _stacked(suite: Any, model: mujoco.MjModel) -> Callable[[mujoco.MjData], bool]:
     """Whether cube A stands on cube B with the gripper open."""
-    model, gripper = suite.sim.model, suite.robots[0].gripper["right"]
+    gripper = suite.robots[0].gripper["right"]
 
     def members(names: list[str]) -> npt.NDArray[np.bool_]:
-        return np.isin(np.arange(model.ngeom), [model.geom_name2id(name) for name in names])
+        return np.isin(np.arange(model.ngeom), [model.geom(name).id for name in names])
 
     cube, other = members(suite.cubeA.contact_geoms), members(suite.cubeB.contact_geoms)
     left, right = (members(gripper.important_geoms[f"{side}_fingerpad"]) for side in ("left", "right"))

@@ -192,7 +192,10 @@ class Agent:
 
     def _on_device(self, chunks: ChunkBatch) -> Batch:
         def tensor(array: Any) -> Tensor:
-            return torch.from_numpy(array).to(self.device, torch.float32)
+            host = torch.from_numpy(array).to(torch.float32)
+            if self.device.type == "cuda":  # from pinned memory it is copied while the next batch is being drawn
+                host = host.pin_memory()
+            return host.to(self.device, non_blocking=True)
 
         every = self.config.learner.clone == "all" or not chunks.solved.any()
         mask = tensor(chunks.valid).unsqueeze(-1).expand(chunks.actions.shape)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from sacflow_robot.errors import UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig
@@ -22,7 +23,7 @@ class Compute:
     """Prepares losses for a device.
 
     What is left to ``auto`` depends on the device and the sizes alone, so that a run that is resumed goes on as it was:
-    everywhere on a GPU; on a CPU with wide networks, in bfloat16 only where it multiplies matrices of it in hardware.
+    everywhere on a GPU, as CUDA graphs; on a CPU with wide networks, in bfloat16 only where it multiplies matrices of it in hardware.
 
     Attributes:
         compiled: Whether losses are compiled; turns false when the compiler fails.
@@ -55,6 +56,7 @@ class Compute:
 
         if not self.compiled:
             return plain
+        gpu = self._device.type == "cuda"
         fast: Callable[_P, _T] | None = None
 
         def compiled(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -65,8 +67,8 @@ class Compute:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # the compiler's remarks on its own deprecated parts
                     if fast is None:
-                        fast = torch.compile(plain, dynamic=False)
-                    return fast(*args, **kwargs)
+                        fast = torch.compile(plain, dynamic=False, mode="reduce-overhead" if gpu else None)
+                    return _own(fast(*args, **kwargs)) if gpu else fast(*args, **kwargs)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # the compiler's own family is wide: no C++ compiler, an operation it lacks
@@ -75,6 +77,11 @@ class Compute:
                 return plain(*args, **kwargs)
 
         return compiled
+
+
+def _own(result: _T) -> _T:
+    """Copies of what a CUDA graph returned, in memory that its next run writes to."""
+    return tree_map_only(torch.Tensor, torch.Tensor.clone, result)  # type: ignore[no-any-return]
 
 
 def multiplies_bfloat16() -> bool:

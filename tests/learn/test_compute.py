@@ -82,3 +82,12 @@ def test_compiled_computes_the_same() -> None:
     if made.note:
         pytest.skip(made.note)
     torch.testing.assert_close(*gradients)
+
+
+def test_what_a_graph_returned_is_copied_before_it_runs_again() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    loss, value = compute._own((2 * weight, memory := torch.zeros(3)))
+    memory += 1
+    assert value.tolist() == [0.0, 0.0, 0.0]
+    loss.sum().backward()
+    assert weight.grad is not None and weight.grad.tolist() == [2.0, 2.0]

@@ -136,17 +136,21 @@ def example(policy: OnnxPolicy, rows: int = 1) -> tuple[dict[str, Any], Any]:
 
 
 def untrained_twin(path: Path, velocity: str, out: Path) -> Path:
-    """A policy like that in ``path`` with another velocity network, as large as training makes it by default; needs torch."""
+    """A policy like that in ``path`` with another velocity network, as large as training makes it by default; needs torch.
+
+    Untrained: how long it takes does not depend on its weights.
+    """
     import torch
 
-    from sacflow_robot.learn.config import FlowConfig
     from sacflow_robot.learn.export import export_policy, make_spec
     from sacflow_robot.learn.flow import FlowPolicy
+    from sacflow_robot.learn.presets import preset
 
     spec = OnnxPolicy(path).spec
     torch.manual_seed(0)
     size = spec.chunk_length * spec.arm.action_dim
-    policy = FlowPolicy(velocity, spec.arm.observation_dim, size, FlowConfig())
+    flow = preset(spec.arm.task, velocity).flow
+    policy = FlowPolicy(velocity, spec.arm.observation_dim, size, flow)
     export_policy(policy, make_spec(policy, spec.arm, velocity, {"untrained": True}), out)
     return out
 

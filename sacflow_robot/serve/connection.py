@@ -23,8 +23,9 @@ AWAKE_S = 0.002
 # A ping every half heartbeat, and an answer to it within one and a half: what does not answer is gone within two, and a
 # computer that is busy for longer than one heartbeat is not taken for one that is gone.
 _PING, _PATIENCE, _TIME_TO_LIVE = 0.5, 1.5, 2.0
-_TRY_THE_OTHER = 16
-_STEP = 1.05
+_FIRST_TRIES = 32  # in turns
+_TRY_THE_OTHER = 256  # more often, and the slower way would be what the slowest hundredth of answers came by
+_STEP, _FIRST_STEP = 1.05, 1.3
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 _EVENTS, _IN, _NOBLOCK = (
@@ -62,16 +63,17 @@ class Habit:
     def awake(self) -> bool:
         """How to wait this time."""
         self._turn += 1
-        if len(self._typical_s) < 2:
-            return True not in self._typical_s
+        if self._turn <= _FIRST_TRIES or len(self._typical_s) < 2:
+            return self._turn % 2 == 1
         better = self._typical_s[True] < self._typical_s[False]
         return better != (self._turn % _TRY_THE_OTHER == 0)
 
     def learn(self, awake: bool, took_s: float) -> None:
         """The answer waited for in that way took so long."""
         before = self._typical_s.get(awake)
+        step = _FIRST_STEP if self._turn <= _FIRST_TRIES else _STEP
         # Follows the median: what else the computer does makes some answers late, however they are waited for.
-        self._typical_s[awake] = took_s if before is None else before * (_STEP if took_s > before else 1 / _STEP)
+        self._typical_s[awake] = took_s if before is None else before * (step if took_s > before else 1 / step)
 
 
 class Connection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ _PING, _PATIENCE, _TIME_TO_LIVE = 0.5, 1.5, 2.0
 _FIRST_TRIES = 32  # in turns
 _TRY_THE_OTHER = 256  # more often, and the slower way would be what the slowest hundredth of answers came by
 _STEP, _FIRST_STEP = 1.05, 1.3
+_PATIENT = 2.0
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 _EVENTS, _IN, _NOBLOCK = (
@@ -33,7 +33,6 @@ _EVENTS, _IN, _NOBLOCK = (
     int(zmq.POLLIN),
     int(zmq.NOBLOCK),
 )  # arithmetic on their enums takes a microsecond
-_give_way = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,11 @@ class Habit:
             return self._turn % 2 == 1
         better = self._typical_s[True] < self._typical_s[False]
         return better != (self._turn % _TRY_THE_OTHER == 0)
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait awake: what takes longer than usual may be waiting for this one's core."""
+        return _PATIENT * self._typical_s.get(True, math.inf)
 
     def learn(self, awake: bool, took_s: float) -> None:
         """The answer waited for in that way took so long."""
@@ -166,7 +170,8 @@ class Connection:
             return None
         began = time.monotonic()
         awake = self._habit.awake()
-        frames = self._wait(began + wait_s, began + min(wait_s, self._awake_s) if awake else began)
+        awake_s = min(wait_s, self._awake_s, self._habit.patience_s) if awake else 0.0
+        frames = self._wait(began + wait_s, began + awake_s)
         if frames is not None:
             self._habit.learn(awake, time.monotonic() - began)
         return frames
@@ -174,7 +179,7 @@ class Connection:
     def _wait(self, deadline: float, awake_until: float) -> list[Any] | None:
         socket, now = self._socket, time.monotonic()
         while now < awake_until:
-            _give_way()
+            wire.give_way()
             if int(socket.get(_EVENTS)) & _IN:
                 return wire.receive(socket, _NOBLOCK)
             now = time.monotonic()

@@ -168,11 +168,7 @@ class OnnxPolicy:
         Raises:
             PolicyFileError: The graph cannot be evaluated.
         """
-        try:
-            actions: FloatArray = self._session.run(None, inputs)[0]
-        except Exception as error:  # ONNX Runtime raises its own family, rooted in Exception
-            raise _not_evaluated(error) from None
-        return actions
+        return _evaluate(self._session, inputs)
 
     def bind(self, inputs: Mapping[str, FloatArray]) -> Callable[[], FloatArray]:
         """Evaluates the graph with what these arrays (float32, contiguous) hold by then; for one thread at a time.
@@ -180,7 +176,7 @@ class OnnxPolicy:
         As :meth:`run`, but 5 microseconds sooner on the CPU: where the arrays lie, ONNX Runtime looks up only once.
         """
         if self.engine.provider != "cpu":
-            return partial(self.run, inputs)
+            return partial(_evaluate, self._session, inputs)
         shape = len(inputs[policyfile.NOISE]), *self.spec.noise_shape
         return _Bound(self._session, inputs, np.zeros(shape, np.float32)).run
 
@@ -209,6 +205,14 @@ class OnnxPolicy:
             )
 
 
+def _evaluate(session: onnxruntime.InferenceSession, inputs: Mapping[str, FloatArray]) -> FloatArray:
+    try:
+        actions: FloatArray = session.run(None, inputs)[0]
+    except Exception as error:  # ONNX Runtime raises its own family, rooted in Exception
+        raise _not_evaluated(error) from None
+    return actions
+
+
 class _Bound:
     """A graph that reads its inputs where they lie, and writes its actions (B, H, A) to the same place every time."""
 
@@ -224,7 +228,7 @@ class _Bound:
     def run(self) -> FloatArray:
         try:
             self._session.run_with_iobinding(self._binding)
-        except Exception as error:  # as above
+        except Exception as error:  # ONNX Runtime raises its own family, rooted in Exception
             raise _not_evaluated(error) from None
         return self._actions.copy()
 

@@ -246,7 +246,7 @@ class PolicyServer:
             }
             self._send(request.peer, header, {"actions": part})
             request.session.requests += 1
-        # Nobody waits for what follows.
+        wire.give_way()  # to the thread that writes the answers out; nobody waits for what follows
         self._pace.learn(start, infer_ns)
         self.recent.append((join(batch) if inputs is None else inputs, actions))
         self.meters.evaluated(start, answered)

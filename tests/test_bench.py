@@ -133,6 +133,12 @@ def test_bench_serve_says_what_it_measured(
     assert next(row["mean_batch"] for row in result["throughput_rows"]) == 1
     for row in result["fuzz_rows"]:
         assert row["messages"] == 300 and row["echoed"] == row["good_wrong"] == 0
+    assert sorted(result["parts"]) == sorted(["trips", "websockets", "clients", "throughput", "seams", "endure", "fuzz"])
+    assert main([*command, "--parts", "trips", "--requests", "150", "--out", str(out), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == json.loads(out.read_text()) and again["parts"].keys() == result["parts"].keys()
+    assert again["parts"]["trips"]["requests"] == 150 and again["parts"]["fuzz"] == result["parts"]["fuzz"]
+    assert again["fuzz_rows"] == result["fuzz_rows"] and "measured earlier" in again["notes"][-1]
     assert main(["bench", "serve", "--requests", "10"]) == 2
 
 

@@ -36,16 +36,19 @@ IMAGES = {f"camera_{i}": np.zeros((1, 128, 128, 3), np.uint8) for i in range(2)}
 
 
 def describe() -> dict[str, Any]:
-    """When and where, and how busy the machine was with other things."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "load_before": [round(value, 2) for value in os.getloadavg()],
-    }
+    """When and where."""
+    return {"date": datetime.date.today().isoformat(), "machine": machine()}
+
+
+def now() -> dict[str, Any]:
+    """The time, and how busy the machine is: processes that wanted a core in the last 1, 5 and 15 minutes, on average."""
+    moment = datetime.datetime.now().isoformat(timespec="minutes")
+    return {"time": moment, "load": [round(value, 2) for value in os.getloadavg()]}
 
 
 def round_trips(path: Path, engine: Engine, requests: int) -> list[dict[str, Any]]:
-    """A row per transport and payload: native server, bare ONNX Runtime, bare ZeroMQ echo of the same bytes."""
+    """A row per transport and payload: native server, bare ONNX Runtime (``InferenceSession.run``), bare ZeroMQ echo of the
+    same bytes."""
     policy, rows = OnnxPolicy(path, engine), []
     observation, noise = example(policy)
     for transport, bind in _BINDS.items():

@@ -131,8 +131,8 @@ def test_a_chunk_takes_over_bit_by_bit_from_where_it_is_free_to_differ(spec: Pol
             prefix, mask = self.prefixes[-1]
             return np.where(mask[..., None] > 0, prefix, chunk) if prefix is not None else chunk
 
-    for takes_prefix, decided in ((True, 2), (False, 0)):
-        network = Completing(spec, 60_000_000, lambda number: 9.0 * (number > 8))
+    for takes_prefix, decided in ((True, 1), (False, 0)):
+        network = Completing(spec, 40_000_000, lambda number: 9.0 * (number > 8))
         network.takes_prefix = takes_prefix
         stream = ChunkStream(network, blend=2, clock_ns=lambda: network.now_ns)
         steps = np.diff(np.array(play(network, stream, 60)[10:], np.float64))

@@ -148,6 +148,15 @@ def test_bench_serve_says_what_it_measured(
     assert next(row["mean_batch"] for row in result["throughput_rows"]) == 1
     for row in result["fuzz_rows"]:
         assert row["messages"] == 300 and row["echoed"] == row["good_wrong"] == 0
+        assert (row["answered"] == 0) == (row["door"] == "native, locked"), "strangers get nothing"
+    assert sorted(result["parts"]) == sorted(
+        ["trips", "websockets", "clients", "throughput", "seams", "endure", "fuzz"]
+    )
+    assert main([*command, "--parts", "trips", "--requests", "150", "--out", str(out), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == json.loads(out.read_text()) and again["parts"].keys() == result["parts"].keys()
+    assert again["parts"]["trips"]["requests"] == 150 and again["parts"]["fuzz"] == result["parts"]["fuzz"]
+    assert again["fuzz_rows"] == result["fuzz_rows"] and "measured earlier" in again["notes"][-1]
     assert main(["bench", "serve", "--requests", "10"]) == 2
 
 
@@ -156,7 +165,7 @@ def test_bench_export_sets_graphs_side_by_side(tmp_path: Path, capsys: pytest.Ca
     command = ["bench", "export", "--velocities", "mlp", "--euler-steps", "1", "--bursts", "1", "--json"]
     assert main([*command, "--out", str(out)]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result == json.loads(out.read_text()) and {"date", "machine", "load_before"} < set(result)
+    assert result == json.loads(out.read_text()) and {"date", "machine", "measured"} < set(result)
     rows = {row["variant"]: row for row in result["rows"]}
     kinds = ["folded, float16", "folded, bf16", "folded, int8"]
     assert list(rows) == ["naive", "as trained", "folded", *kinds, "folded, prefix", "folded, K = 1"]
@@ -168,4 +177,8 @@ def test_bench_export_sets_graphs_side_by_side(tmp_path: Path, capsys: pytest.Ca
     assert result["folded_of_naive"]["mlp"] == pytest.approx(
         rows["folded"]["p50_us"] / rows["naive"]["p50_us"], abs=1e-3
     )
+    assert main(["bench", "export", "--velocities", "flow-g", "--bursts", "1", "--json", "--out", str(out)]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["rows"][-len(result["rows"]) :] == result["rows"] and both["rows"][0]["velocity"] == "flow-g"
+    assert both["measured"].keys() == both["folded_of_naive"].keys() == {"flow-g", "mlp"}
     assert main(["bench", "export", "--euler-steps", "0"]) == main(["bench", "export", "--bursts", "0"]) == 2

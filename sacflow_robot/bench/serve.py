@@ -36,16 +36,19 @@ IMAGES = {f"camera_{i}": np.zeros((1, 128, 128, 3), np.uint8) for i in range(2)}
 
 
 def describe() -> dict[str, Any]:
-    """When and where, and how busy the machine was with other things."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
-        "load_before": [round(value, 2) for value in os.getloadavg()],
-    }
+    """When and where."""
+    return {"date": datetime.date.today().isoformat(), "machine": machine()}
+
+
+def now() -> dict[str, Any]:
+    """The time, and how busy the machine is: processes that wanted a core in the last 1, 5 and 15 minutes, on average."""
+    moment = datetime.datetime.now().isoformat(timespec="minutes")
+    return {"time": moment, "load": [round(value, 2) for value in os.getloadavg()]}
 
 
 def round_trips(path: Path, engine: Engine, requests: int) -> list[dict[str, Any]]:
-    """A row per transport and payload: native server, bare ONNX Runtime, bare ZeroMQ echo of the same bytes."""
+    """A row per transport and payload: native server, bare ONNX Runtime (``InferenceSession.run``), bare ZeroMQ echo of the
+    same bytes."""
     policy, rows = OnnxPolicy(path, engine), []
     observation, noise = example(policy)
     for transport, bind in _BINDS.items():
@@ -136,17 +139,21 @@ def example(policy: OnnxPolicy, rows: int = 1) -> tuple[dict[str, Any], Any]:
 
 
 def untrained_twin(path: Path, velocity: str, out: Path) -> Path:
-    """A policy like that in ``path`` with another velocity network, as large as training makes it by default; needs torch."""
+    """A policy like that in ``path`` with another velocity network, as large as training makes it by default; needs torch.
+
+    Untrained: how long it takes does not depend on its weights.
+    """
     import torch
 
-    from sacflow_robot.learn.config import FlowConfig
     from sacflow_robot.learn.export import export_policy, make_spec
     from sacflow_robot.learn.flow import FlowPolicy
+    from sacflow_robot.learn.presets import preset
 
     spec = OnnxPolicy(path).spec
     torch.manual_seed(0)
     size = spec.chunk_length * spec.arm.action_dim
-    policy = FlowPolicy(velocity, spec.arm.observation_dim, size, FlowConfig())
+    flow = preset(spec.arm.task, velocity).flow
+    policy = FlowPolicy(velocity, spec.arm.observation_dim, size, flow)
     export_policy(policy, make_spec(policy, spec.arm, velocity, {"untrained": True}), out)
     return out
 

@@ -1,10 +1,12 @@
-"""Hostile clients against the native port and both gateways, beside a good client that must not notice."""
+"""Hostile clients against the native port, open and locked, and both gateways, beside a good client that must not notice."""
 
 from __future__ import annotations
 
+import itertools
 import random
+import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -20,14 +22,16 @@ from websockets.sync.client import connect
 from sacflow_robot.bench import serve as trips
 from sacflow_robot.errors import ServerError
 from sacflow_robot.serve import wire
-from sacflow_robot.serve.client import PolicyClient
+from sacflow_robot.serve.client import Keys, PolicyClient
 from sacflow_robot.serve.gateways import groot, openpi
 from sacflow_robot.serve.policy import Engine, OnnxPolicy
+from sacflow_robot.serve.security import Security, load_public, load_secret, new_keys
 from sacflow_robot.serve.server import PolicyServer
 
 MARKER = b"MARKER-7f3a"
 _GOOD_EVERY = 50
 _DEADLINE_S = 0.05
+_KNOCK_EVERY, _KNOCKING = 20, 8
 
 Attack = Callable[[list[bytes]], list[bytes]]
 """Sends a message, and returns what came back."""
@@ -35,29 +39,46 @@ Attack = Callable[[list[bytes]], list[bytes]]
 
 def fuzz(path: Path, engine: Engine, messages: int, seed: int = 0) -> list[dict[str, Any]]:
     """A row per door: broken, truncated, oversized, reordered and replayed messages; what came back of them, and how a good
-    client of the native port fared, each of whose requests has a deadline of 50 ms."""
+    client of the native port fared, each of whose requests has a deadline of 50 ms. At the last door, which is locked, the
+    attacker has no key or one that the server does not know, and the good client has one that it does."""
     policy, rows = OnnxPolicy(path, engine), []
     arrays, noise = trips.example(policy)
     expected = policy.infer(arrays, noise)
+
+    def one_door(door: str, good: PolicyClient, whole: list[bytes], attack: Attack) -> dict[str, Any]:
+        rng, counts, times = random.Random(seed), Counter[str](), []
+        for i in range(messages):
+            for frame in attack(spoil(whole, rng)):
+                counts["answered"] += 1
+                counts["echoed"] += MARKER in frame
+            if i % _GOOD_EVERY == 0:
+                began = time.perf_counter_ns()
+                try:
+                    actions = good.collect(good.ask(arrays, noise, deadline_s=_DEADLINE_S))
+                    counts["wrong"] += not np.allclose(actions, expected, atol=1e-5)
+                except ServerError:
+                    counts["late"] += 1
+                times.append((time.perf_counter_ns() - began) / 1e3)
+        row = {"door": door, "messages": messages, "answered": counts["answered"], "echoed": counts["echoed"]}
+        row |= {"good_asked": len(times), "good_late": counts["late"], "good_wrong": counts["wrong"]}
+        return {**row, **{f"good_{k}": v for k, v in trips.percentiles(np.array(times)).items()}}
+
     with trips.process(serve_all, path, engine) as addresses, PolicyClient(addresses["native"]) as good:
         for door, attacker in (("native", _native), ("openpi", _openpi), ("groot", _groot)):
-            rng, counts, times = random.Random(seed), Counter[str](), []
             with attacker(addresses[door], arrays, noise) as (whole, attack):
-                for i in range(messages):
-                    for frame in attack(spoil(whole, rng)):
-                        counts["answered"] += 1
-                        counts["echoed"] += MARKER in frame
-                    if i % _GOOD_EVERY == 0:
-                        began = time.perf_counter_ns()
-                        try:
-                            actions = good.collect(good.ask(arrays, noise, deadline_s=_DEADLINE_S))
-                            counts["wrong"] += not np.allclose(actions, expected, atol=1e-5)
-                        except ServerError:
-                            counts["late"] += 1
-                        times.append((time.perf_counter_ns() - began) / 1e3)
-            row = {"door": door, "messages": messages, "answered": counts["answered"], "echoed": counts["echoed"]}
-            row |= {"good_asked": len(times), "good_late": counts["late"], "good_wrong": counts["wrong"]}
-            rows.append({**row, **{f"good_{k}": v for k, v in trips.percentiles(np.array(times)).items()}})
+                rows.append(one_door(door, good, whole, attack))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server_key, _ = new_keys(folder, "server")
+        _, known = new_keys(folder / "clients", "arm")
+        _, unknown = new_keys(folder / "elsewhere", "stranger")
+        strangers = [None, Keys(unknown, server_key)]
+        with (
+            trips.process(serve_locked, path, engine, folder) as address,
+            PolicyClient(address, keys=Keys(known, server_key)) as good,
+            _stranger(address, strangers, arrays, noise) as (whole, attack),
+        ):
+            rows.append(one_door("native, locked", good, whole, attack))
     return rows
 
 
@@ -110,6 +131,39 @@ def _native(address: str, arrays: dict[str, Any], noise: Any) -> Iterator[tuple[
 
 
 @contextmanager
+def _stranger(
+    address: str, keys: list[Keys | None], arrays: dict[str, Any], noise: Any
+) -> Iterator[tuple[list[bytes], Attack]]:
+    """Knocks again every few messages, each time with the next of the keys."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    header = {"op": "infer", "id": 1, "session": MARKER.decode()}
+    whole = [bytes(frame) for frame in wire.encode(wire.Message(header, {**arrays, "noise": noise}))]
+    turn, sockets = itertools.count(), deque[zmq.Socket[bytes]]()
+
+    def attack(frames: list[bytes]) -> list[bytes]:
+        knock, again = divmod(next(turn), _KNOCK_EVERY)
+        if not again:
+            if len(sockets) == _KNOCKING:
+                sockets.popleft().close(linger=0)
+            sockets.append(context.socket(zmq.DEALER))
+            key = keys[knock % len(keys)]
+            if key is not None:
+                sockets[-1].curve_publickey, sockets[-1].curve_secretkey = load_secret(key.own)
+                sockets[-1].curve_serverkey = load_public(key.server)
+            sockets[-1].connect(address)
+        with suppress(zmq.Again):
+            sockets[-1].send_multipart(frames, zmq.NOBLOCK)
+        back: list[bytes] = []
+        for socket in sockets:
+            while socket.poll(0):
+                back += socket.recv_multipart()
+        return back
+
+    yield whole, attack
+    context.destroy(linger=0)
+
+
+@contextmanager
 def _groot(address: str, arrays: dict[str, Any], noise: Any) -> Iterator[tuple[list[bytes], Attack]]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)  # a REQ socket without its manners
@@ -154,4 +208,12 @@ def serve_all(path: Path, engine: Engine, ready: Connection) -> None:
         stack.callback(other.close)
         places = {"openpi": f"ws://127.0.0.1:{websocket.port}", "groot": other.address}
         ready.send({"native": server.address, **places})
+        server.run()
+
+
+def serve_locked(path: Path, engine: Engine, folder: Path, ready: Connection) -> None:
+    """The native port with keys."""
+    security = Security(folder / "server.key_secret", folder / "clients")
+    with PolicyServer(OnnxPolicy(path, engine), "tcp://127.0.0.1:*", security=security) as server:
+        ready.send(server.address)
         server.run()

@@ -77,7 +77,7 @@ def seams(
         ways += [("prefix", 0, True), ("prefix, blend", 2, True)]
     env, rows = RobosuiteEnv(policy.spec.arm.task), []
     for delay_ms in delays_ms:
-        for name, blend, prefix in ways:
+        for way, blend, prefix in ways:
             parts, solved = [], 0
             for seed in range(_FIRST_SEED, _FIRST_SEED + episodes):
                 network = DelayedPolicy(policy, delay_ms * 1_000_000)
@@ -86,13 +86,14 @@ def seams(
                 parts.append(part)
                 solved += success
             commanded, measured, joined = (np.concatenate(column) for column in zip(*parts, strict=True))
-            row = {"velocity": policy.spec.velocity, "mode": name, "delay_ms": delay_ms, "episodes": episodes}
-            row |= {"solved": solved, "seams": int(joined.sum())}
+            row = {"velocity": policy.spec.velocity, "mode": way, "delay_ms": delay_ms, "episodes": episodes}
+            row |= {"solved": solved, "success_rate": round(solved / episodes, 3), "seams": int(joined.sum())}
             for what, values in (("commanded", commanded), ("measured", measured)):
                 figures: dict[str, Any] = {"acceleration": what}
                 for where, chosen in (("seam", values[joined]), ("within", values[~joined])):
-                    p50, p99 = np.percentile(chosen, [50, 99]) if len(chosen) else (np.nan, np.nan)
-                    figures |= {f"{where}_p50": round(float(p50), 2), f"{where}_p99": round(float(p99), 2)}
+                    percentiles = np.percentile(chosen, [50, 99, 100]) if len(chosen) else np.full(3, np.nan)
+                    for name, value in zip(("p50", "p99", "max"), percentiles, strict=True):
+                        figures[f"{where}_{name}"] = round(float(value), 2)
                 rows.append({**row, **figures})
     return rows
 

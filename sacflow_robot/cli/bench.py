@@ -292,7 +292,7 @@ class BenchServe:
         endure: Requests of the long run at rest; a tenth as many, and at least ten seconds' worth, while files are replaced.
         fuzz: Broken messages to send to each port, beside a good client.
         episodes: Episodes of simulated arm for each row about seams.
-        out: JSON file to write the result to as well.
+        out: JSON file to write the result to as well; what it holds of parts not measured now stays, and is said to.
         json: Print the result as one JSON object.
     """
 

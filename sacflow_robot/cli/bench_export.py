@@ -25,7 +25,7 @@ class BenchExport:
         run_dir: Run folder; its policy's success is measured with each kind of weights and each K.
         episodes: Episodes of each of these.
         json: Print the result as one JSON object.
-        out: JSON file to write the result to as well.
+        out: JSON file to write the result to as well; what it holds of other velocities, and of success, stays.
     """
 
     velocities: tuple[VelocityName, ...] = get_args(VelocityName)
@@ -53,9 +53,11 @@ class BenchExport:
             ExportOptions(euler_steps=steps)
         torch.set_num_threads(1)
         result: dict[str, Any] = {"date": datetime.date.today().isoformat(), "machine": machine()}
-        result |= {"load_before": present_load(), "rows": [], "folded_of_naive": {}}
+        result |= {"rows": [], "folded_of_naive": {}, "measured": {}}
         for velocity in self.velocities:
             common.console().print(f"exporting and evaluating {velocity} ...")
+            moment = datetime.datetime.now().isoformat(timespec="minutes")
+            result["measured"][velocity] = {"time": moment, "load": present_load()}
             rows = export.measure(get_task("lift").arm, velocity, self.euler_steps, self.bursts)
             result["rows"] += [asdict(row) for row in rows]
             time = {row.variant: row.p50_us for row in rows}
@@ -63,6 +65,11 @@ class BenchExport:
         _show(result["rows"], result["folded_of_naive"])
         if self.run_dir is not None:
             result["success_rows"] = self._success(self.run_dir)
+            result["success_of"] = (
+                f"the {result['success_rows'][0]['velocity']} policy that {self.run_dir.name} ends with"
+            )
+        if self.out is not None:
+            _keep_others(result, self.out)
         text = json.dumps(result)
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +102,29 @@ class BenchExport:
         out.width = max(out.width, 100) if not out.is_terminal else out.width
         out.print(table)
         return rows
+
+
+def _keep_others(result: dict[str, Any], path: Path) -> None:
+    """Add what was not measured now from the result file of an earlier run on the same machine."""
+    try:
+        earlier = json.loads(path.read_text())
+        if earlier["machine"] != result["machine"]:
+            return
+        others = {name: about for name, about in earlier["measured"].items() if name not in result["measured"]}
+        rows = [row for row in earlier["rows"] if row["velocity"] in others]
+        ratios = {name: earlier["folded_of_naive"][name] for name in others}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        common.console().print(f"{path} held no result of this measurement; it is written anew")
+        return
+    order = get_args(VelocityName)
+    result["rows"] = sorted(result["rows"] + rows, key=lambda row: order.index(row["velocity"]))
+    result["folded_of_naive"] |= ratios
+    result["measured"] |= others
+    for name in ("success_rows", "success_of"):
+        if name in earlier:
+            result.setdefault(name, earlier[name])
 
 
 def _show(rows: Sequence[dict[str, Any]], ratios: dict[str, float]) -> None:

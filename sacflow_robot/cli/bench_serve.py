@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,12 +18,17 @@ Tables = Iterator[tuple[str, list[dict[str, Any]]]]
 
 
 def measure(wanted: BenchServe) -> dict[str, Any]:
-    """What was asked for, as the JSON object that the command prints; tables go to the console as they come."""
+    """What was asked for, as the JSON object that the command prints; tables go to the console as they come.
+
+    ``parts`` says of each part when, beside what load and with which policy it was measured, and which tables hold it. A
+    result file that is there already keeps its other parts, as far as they were measured on the same machine and engine.
+    """
     from sacflow_robot.bench import serve
-    from sacflow_robot.serve.policy import Engine
+    from sacflow_robot.serve.policy import Engine, OnnxPolicy
 
     engine, out = Engine(threads=wanted.threads), common.console()
-    result: dict[str, Any] = {**serve.describe(), "engine": str(engine), "notes": []}
+    version, settings = OnnxPolicy(wanted.policy, engine).version, _settings(wanted)
+    result: dict[str, Any] = {**serve.describe(), "engine": str(engine), "notes": [], "parts": {}}
     with tempfile.TemporaryDirectory() as folder:
         paths = [wanted.policy]
         for velocity in wanted.velocities:
@@ -32,16 +37,48 @@ def measure(wanted: BenchServe) -> dict[str, Any]:
             except ModuleNotFoundError as error:
                 result["notes"].append(f"no rows of {velocity}: {error.name} is not installed")
         for part in dict.fromkeys(wanted.parts):
+            about = {**serve.now(), "policy_version": version, **settings.get(part, {})}
             try:
+                tables = {}
                 for name, rows in _MEASURE[part](wanted, engine, paths, Path(folder)):
-                    result[name] = rows
+                    tables[name] = rows
                     _show(rows)
             except ModuleNotFoundError as error:
                 result["notes"].append(f"no {part}: {error.name} is not installed")
+                continue
+            result |= tables
+            result["parts"][part] = {**about, "load_after": serve.now()["load"], "tables": list(tables)}
+    if wanted.out is not None:
+        _keep_other_parts(result, wanted.out)
     for note in result["notes"]:
         out.print(note)
-    result["load_after"] = [round(value, 2) for value in os.getloadavg()]
     return result
+
+
+def _settings(wanted: BenchServe) -> dict[str, dict[str, Any]]:
+    """What was asked for that a part's rows do not say themselves."""
+    turns = {"requests": wanted.requests, "order": "the ways measured take turns call by call, shuffled at each turn"}
+    return {"trips": turns, "websockets": turns, "clients": {"seconds": wanted.seconds}}
+
+
+def _keep_other_parts(result: dict[str, Any], path: Path) -> None:
+    """Add the parts that were not measured now from the result file of an earlier run."""
+    try:
+        earlier = json.loads(path.read_text())
+        parts = {name: part for name, part in earlier["parts"].items() if name not in result["parts"]}
+        tables = {name: earlier[name] for part in parts.values() for name in part["tables"]}
+        alike = all(earlier[name] == result[name] for name in ("machine", "engine"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        result["notes"].append(f"{path} held no result of this measurement; it was written anew")
+        return
+    if parts and not alike:
+        result["notes"].append(f"left out {', '.join(parts)} of {path}: measured on another machine or engine")
+    elif parts:
+        result |= tables
+        result["parts"] |= parts
+        result["notes"].append(f"{', '.join(parts)}: from {path}, measured earlier; see parts")
 
 
 def _trips(wanted: BenchServe, engine: Engine, paths: list[Path], folder: Path) -> Tables:

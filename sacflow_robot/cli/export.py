@@ -105,6 +105,7 @@ class TrainedRun:
         return {
             "policy": str(path),
             "version": policy.version,
+            "velocity": policy.spec.velocity,
             "bytes": path.stat().st_size,
             "weights": options.weights,
             "euler_steps": policy.spec.euler_steps,

@@ -11,6 +11,7 @@ from sacflow_robot.errors import InvalidValueError
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.session import Refusal, Session
+from sacflow_robot.serve.shortcut import Packed
 from sacflow_robot.spec import FloatArray
 
 _MEMORY = 0.9  # weight of what was known of durations before the last one
@@ -23,20 +24,39 @@ class Request(NamedTuple):
     identifier: int
     session: Session
     policy: OnnxPolicy
-    inputs: dict[str, FloatArray]
+    asked: dict[str, FloatArray] | Packed
     rows: int
     seed: int | None
     step: int | None
     deadline_ns: int | None
     received_ns: int
 
+    @property
+    def inputs(self) -> dict[str, FloatArray]:
+        """What the policy takes, by name."""
+        return self.asked.arrays() if isinstance(self.asked, Packed) else self.asked
+
 
 def join(requests: Sequence[Request]) -> dict[str, FloatArray]:
     """The inputs of all of them, one after another; those of a lone one as they are."""
-    inputs = requests[0].inputs
-    if len(requests) == 1:
-        return inputs
-    return {name: np.concatenate([request.inputs[name] for request in requests]) for name in inputs}
+    every = [request.inputs for request in requests]
+    if len(every) == 1:
+        return every[0]
+    return {name: np.concatenate([inputs[name] for inputs in every]) for name in every[0]}
+
+
+def evaluate(requests: Sequence[Request]) -> tuple[FloatArray, dict[str, FloatArray] | None]:
+    """Actions (B, H, A) of requests for one policy, one after another; may hold NaN or infinity. And what :func:`join` makes
+    of the requests, where that was needed.
+
+    Raises:
+        PolicyFileError: The graph cannot be evaluated.
+    """
+    first = requests[0]
+    if len(requests) == 1 and isinstance(first.asked, Packed):
+        return first.asked.run(), None
+    inputs = join(requests)
+    return first.policy.run(inputs), inputs
 
 
 def too_late() -> Refusal:

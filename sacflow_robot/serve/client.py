@@ -252,7 +252,7 @@ class PolicyClient:
 
     # ---- requests and answers
 
-    def _request(self, header: Mapping[str, Any]) -> wire.Message:
+    def _request(self, header: dict[str, Any]) -> wire.Message:
         return self._await(self._send(header, {}), None)
 
     def _ask(
@@ -277,9 +277,10 @@ class PolicyClient:
         self._step += noise is None
         return number
 
-    def _send(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> int:
+    def _send(self, header: dict[str, Any], arrays: Mapping[str, Any]) -> int:
         number = next(self._ids)
-        frames = wire.encode(wire.Message({**header, "id": number}, arrays))
+        header["id"] = number
+        frames = wire.encode(wire.Message(header, arrays))
         self._sent_ns[number] = time.monotonic_ns()
         try:
             self._connection.send(frames)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +22,10 @@ AWAKE_S = 0.002
 # A ping every half heartbeat, and an answer to it within one and a half: what does not answer is gone within two, and a
 # computer that is busy for longer than one heartbeat is not taken for one that is gone.
 _PING, _PATIENCE, _TIME_TO_LIVE = 0.5, 1.5, 2.0
-_TRY_THE_OTHER = 16
-_STEP = 1.05
+_FIRST_TRIES = 32  # in turns
+_TRY_THE_OTHER = 256  # more often, and the slower way would be what the slowest hundredth of answers came by
+_STEP, _FIRST_STEP = 1.05, 1.3
+_PATIENT = 2.0
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 _EVENTS, _IN, _NOBLOCK = (
@@ -32,7 +33,6 @@ _EVENTS, _IN, _NOBLOCK = (
     int(zmq.POLLIN),
     int(zmq.NOBLOCK),
 )  # arithmetic on their enums takes a microsecond
-_give_way = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,22 @@ class Habit:
     def awake(self) -> bool:
         """How to wait this time."""
         self._turn += 1
-        if len(self._typical_s) < 2:
-            return True not in self._typical_s
+        if self._turn <= _FIRST_TRIES or len(self._typical_s) < 2:
+            return self._turn % 2 == 1
         better = self._typical_s[True] < self._typical_s[False]
         return better != (self._turn % _TRY_THE_OTHER == 0)
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait awake: what takes longer than usual may be waiting for this one's core."""
+        return _PATIENT * self._typical_s.get(True, math.inf)
 
     def learn(self, awake: bool, took_s: float) -> None:
         """The answer waited for in that way took so long."""
         before = self._typical_s.get(awake)
+        step = _FIRST_STEP if self._turn <= _FIRST_TRIES else _STEP
         # Follows the median: what else the computer does makes some answers late, however they are waited for.
-        self._typical_s[awake] = took_s if before is None else before * (_STEP if took_s > before else 1 / _STEP)
+        self._typical_s[awake] = took_s if before is None else before * (step if took_s > before else 1 / step)
 
 
 class Connection:
@@ -164,7 +170,8 @@ class Connection:
             return None
         began = time.monotonic()
         awake = self._habit.awake()
-        frames = self._wait(began + wait_s, began + min(wait_s, self._awake_s) if awake else began)
+        awake_s = min(wait_s, self._awake_s, self._habit.patience_s) if awake else 0.0
+        frames = self._wait(began + wait_s, began + awake_s)
         if frames is not None:
             self._habit.learn(awake, time.monotonic() - began)
         return frames
@@ -172,7 +179,7 @@ class Connection:
     def _wait(self, deadline: float, awake_until: float) -> list[Any] | None:
         socket, now = self._socket, time.monotonic()
         while now < awake_until:
-            _give_way()
+            wire.give_way()
             if int(socket.get(_EVENTS)) & _IN:
                 return wire.receive(socket, _NOBLOCK)
             now = time.monotonic()

@@ -22,7 +22,7 @@ from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.policyfile import NOISE
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
-from sacflow_robot.serve.batch import Pace, Request, checked, join, too_late
+from sacflow_robot.serve.batch import Pace, Request, checked, evaluate, join, too_late
 from sacflow_robot.serve.meters import Meters
 from sacflow_robot.serve.operations import Operations
 from sacflow_robot.serve.policy import OnnxPolicy
@@ -178,10 +178,10 @@ class PolicyServer:
             raise too_late()
         layout, known, seed, step = header.get("arrays"), session.shortcut, None, None
         if known is not None and known[0] is policy and layout == known[1].layout:
-            inputs = known[1].read(frames[1:])
-            if inputs is not None:
-                rows = len(inputs[NOISE])
-                return Request(peer, header["id"], session, policy, inputs, rows, None, None, deadline_ns, received_ns)
+            packed = known[1].read(frames[1:])
+            if packed is not None:
+                rows = known[1].rows
+                return Request(peer, header["id"], session, policy, packed, rows, None, None, deadline_ns, received_ns)
         _, arrays = wire.decode_arrays(header, frames[1:])
         first = arrays.get(policy.spec.arm.observations[0].key)
         rows = max(1, len(first) if first is not None and first.ndim else 0)
@@ -193,7 +193,7 @@ class PolicyServer:
             noise = chunk_noise((rows, *policy.spec.noise_shape), seed, step)
         inputs = checked(policy, arrays, noise)
         if layout is not None and Shortcut.applies(layout, inputs):
-            session.shortcut = policy, Shortcut(layout, inputs)
+            session.shortcut = policy, Shortcut(layout, inputs, policy.bind)
         return Request(peer, header["id"], session, policy, inputs, rows, seed, step, deadline_ns, received_ns)
 
     def _noise_source(self, session: Session, header: dict[str, Any]) -> tuple[int, int]:
@@ -216,8 +216,7 @@ class PolicyServer:
         if not batch:
             return
         try:
-            inputs = join(batch)
-            actions = policy.run(inputs)
+            actions, inputs = evaluate(batch)
         except Exception as error:  # as above: the loop goes on
             for request in batch:
                 self._refuse(request.peer, request.identifier, request.session, error)
@@ -247,9 +246,9 @@ class PolicyServer:
             }
             self._send(request.peer, header, {"actions": part})
             request.session.requests += 1
-        # Nobody waits for what follows.
+        wire.give_way()  # to the thread that writes the answers out; nobody waits for what follows
         self._pace.learn(start, infer_ns)
-        self.recent.append((inputs, actions))
+        self.recent.append((join(batch) if inputs is None else inputs, actions))
         self.meters.evaluated(start, answered)
 
     # ---- answers

@@ -6,8 +6,8 @@ next is the frames' sizes and that every number is finite, in one pass over all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,17 +19,42 @@ _FLOAT = np.dtype("<f4")
 _OPTIONAL = {wire.PREFIX, wire.PREFIX_MASK}  # where a request has none, the same zeros every time
 
 
+class Packed(NamedTuple):
+    """All numbers that one request brings, one after another, and how they are to be taken."""
+
+    values: FloatArray
+    shortcut: Shortcut
+
+    def arrays(self) -> dict[str, FloatArray]:
+        """What the policy takes, by name."""
+        return self.shortcut.arrays(self.values)
+
+    def run(self) -> FloatArray:
+        """The policy's actions (B, H, A); may hold NaN or infinity.
+
+        Raises:
+            PolicyFileError: The graph cannot be evaluated.
+        """
+        return self.shortcut.run(self.values)
+
+
 class Shortcut:
-    """How to read frames laid out as those of a request that passed.
+    """How to read frames laid out as those of a request that passed, and have the policy evaluate them.
 
     Args:
         layout: The request's ``arrays``.
         inputs: What was made of it, by name: what the policy takes.
+        bind: The policy's; see :meth:`~sacflow_robot.serve.policy.OnnxPolicy.bind`.
     """
 
-    def __init__(self, layout: Sequence[Sequence[Any]], inputs: Mapping[str, FloatArray]) -> None:
+    def __init__(
+        self,
+        layout: Sequence[Sequence[Any]],
+        inputs: Mapping[str, FloatArray],
+        bind: Callable[[Mapping[str, FloatArray]], Callable[[], FloatArray]],
+    ) -> None:
         places = {entry[0]: i for i, entry in enumerate(layout, 1)}
-        self.layout, self._frames = layout, len(layout) + 1
+        self.layout, self._frames, self.rows = layout, len(layout) + 1, len(next(iter(inputs.values())))
         self._parts: list[tuple[int, int]] = []
         self._views: list[tuple[str, int, int, tuple[int, ...]]] = []
         start = 0
@@ -40,6 +65,8 @@ class Shortcut:
             self._parts.append((places[name], array.nbytes))
             self._views.append((name, start, start + array.size, array.shape))
             start += array.size
+        self._values = np.zeros(start, np.float32)
+        self._evaluate = bind(self.arrays(self._values))
 
     @staticmethod
     def applies(layout: Sequence[Sequence[Any]], inputs: Mapping[str, FloatArray]) -> bool:
@@ -53,8 +80,8 @@ class Shortcut:
             and sum(array.nbytes for array in inputs.values()) <= _MOST_BYTES
         )
 
-    def read(self, frames: Sequence[Any]) -> dict[str, FloatArray] | None:
-        """The inputs in the frames (header first); None where the long way has to say what is wrong."""
+    def read(self, frames: Sequence[Any]) -> Packed | None:
+        """What is in the frames (header first); None where the long way has to say what is wrong."""
         if len(frames) != self._frames:
             return None
         parts = []
@@ -64,6 +91,13 @@ class Shortcut:
                 return None
             parts.append(frame)
         values = np.frombuffer(b"".join(parts), _FLOAT)
-        if not all_finite(values):
-            return None
+        return Packed(values, self) if all_finite(values) else None
+
+    def arrays(self, values: FloatArray) -> dict[str, FloatArray]:
+        """Views of all the numbers, by name."""
         return {**self._fixed, **{name: values[i:j].reshape(shape) for name, i, j, shape in self._views}}
+
+    def run(self, values: FloatArray) -> FloatArray:
+        """The policy's actions for them."""
+        self._values[:] = values
+        return self._evaluate()

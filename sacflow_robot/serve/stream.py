@@ -61,8 +61,8 @@ class ChunkStream:
 
     A chunk asked for at step s is for the steps s, s + 1, ...; when it arrives at step n, its first n - s actions are past
     and dropped. A policy that takes a prefix is told the actions that will be played before its answer can be there, and
-    completes them. Where it takes none, or the answer came later than that, the new chunk takes over from the old one over
-    the next ``blend`` steps, as far as the old one reaches.
+    completes them. The new chunk takes over from the old one over the next ``blend`` steps, from where it is free to differ,
+    as far as the old one reaches.
 
     Args:
         client: A connected client.
@@ -91,8 +91,7 @@ class ChunkStream:
         self._chunk: FloatArray | None = None
         self._start = 0
         self._old: FloatArray | None = None
-        self._old_start = self._joined_at = 0
-        self._decided = self._blended = 0
+        self._old_start = self._blend_from = self._decided = 0
         self._number: int | None = None
         self._asked_step, self._asked_ns = 0, 0
 
@@ -170,17 +169,16 @@ class ChunkStream:
             self.lost += 1
             return False
         self._old, self._old_start = self._chunk, self._start
-        self._chunk, self._start, self._joined_at = chunk, self._asked_step, self._step
-        completes = self._decided > 0 and self._step <= self._asked_step + self._decided
-        self._blended = 0 if completes else self._blend
+        self._chunk, self._start = chunk, self._asked_step
+        self._blend_from = max(self._step, self._asked_step + self._decided)
         return True
 
     def _action(self, step: int) -> FloatArray | None:
         new = _at(self._chunk, step - self._start)
         old = _at(self._old, step - self._old_start)
-        if new is None or old is None:
+        if new is None or old is None or step < self._blend_from:
             return new
-        share = (step - self._joined_at + 1) / (self._blended + 1)
+        share = (step - self._blend_from + 1) / (self._blend + 1)
         if share >= 1:
             return new
         blended: FloatArray = (old + share * (new - old)).astype(np.float32)

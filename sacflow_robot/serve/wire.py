@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # As integers: arithmetic on pyzmq's enums takes a microsecond, on every frame.
 _SNDMORE = int(zmq.SNDMORE)
 _COPY_BELOW = 64 * 1024
+give_way = getattr(os, "sched_yield", lambda: time.sleep(0))  # to a thread that waits for this one's core
 
 Array = npt.NDArray[Any]
 Frame = bytes | memoryview | zmq.Frame

@@ -23,17 +23,20 @@ def frames(arrays: dict[str, np.ndarray]) -> tuple[list[list[object]], list[byte
 
 def test_it_reads_what_was_sent_whatever_lies_between() -> None:
     layout, sent = frames(SENT)
-    shortcut = Shortcut(layout, INPUTS)
+    shortcut = Shortcut(layout, INPUTS, lambda inputs: lambda: inputs["noise"] * 2)
     for given in (sent, [zmq.Frame(frame) for frame in sent]):
         read = shortcut.read(given)
-        assert read is not None and list(read) == list(INPUTS)
+        assert read is not None
+        arrays = read.arrays()
+        assert list(arrays) == list(INPUTS) and shortcut.rows == 2
         for name, array in INPUTS.items():
-            assert np.array_equal(read[name], array) and read[name].flags.aligned
+            assert np.array_equal(arrays[name], array) and arrays[name].flags.aligned
+        assert np.array_equal(read.run(), INPUTS["noise"] * 2), "evaluated with what was read"
 
 
 def test_what_is_odd_goes_the_long_way() -> None:
     layout, sent = frames(SENT)
-    shortcut = Shortcut(layout, INPUTS)
+    shortcut = Shortcut(layout, INPUTS, lambda inputs: lambda: inputs["noise"] * 2)
     assert shortcut.read(sent[:-1]) is None and shortcut.read([*sent, b""]) is None
     assert shortcut.read([*sent[:-1], sent[-1][:-4]]) is None
     _, bad = frames({**SENT, "b": np.full((2, 3), np.nan, np.float32)})

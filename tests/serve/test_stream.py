@@ -124,6 +124,24 @@ def test_what_will_be_played_meanwhile_is_sent_ahead_where_the_policy_takes_it(s
     assert network.prefixes[-1] == (None, None)
 
 
+@pytest.mark.parametrize(("takes_prefix", "decided"), [(True, 1), (False, 0)])
+def test_a_chunk_takes_over_bit_by_bit_from_where_it_is_free_to_differ(
+    spec: PolicySpec, takes_prefix: bool, decided: int
+) -> None:
+    class Completing(Network):
+        def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
+            chunk = super().collect(number, wait_s)
+            prefix, mask = self.prefixes[-1]
+            return np.where(mask[..., None] > 0, prefix, chunk) if prefix is not None else chunk
+
+    network = Completing(spec, 40_000_000, lambda number: 9.0 * (number > 8))
+    network.takes_prefix = takes_prefix
+    stream = ChunkStream(network, blend=2, clock_ns=lambda: network.now_ns)
+    steps = np.diff(np.array(play(network, stream, 60)[10:], np.float64))
+    assert np.abs(steps).max() == pytest.approx(4.0, abs=1e-4), "a third of the 9 that they differ by, and 1"
+    assert {int(mask.sum()) for _, mask in network.prefixes[3:] if mask is not None} <= {decided}
+
+
 def test_without_an_answer_it_plays_to_the_end_and_then_holds(spec: PolicySpec) -> None:
     network = Network(spec, 1_000_000)
     stream = ChunkStream(network, clock_ns=lambda: network.now_ns)

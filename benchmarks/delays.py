@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=10_000)
     parser.add_argument("--inference-ms", type=float, default=20.0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/delays"))
+    options = [option for option, _ in STUDIES.values()]
+    parser.add_argument("--only", nargs="+", choices=options, default=options, help="studies of these options")
     given = parser.parse_args()
     policy, path = OnnxPolicy(given.policy), given.out.with_suffix(".csv")
     given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +122,8 @@ def main() -> None:
     robot = VirtualArm(policy.spec.arm.task)
     robot.connect()
     seeds = range(given.seed, given.seed + given.episodes)
-    for (study, (option, values)), prefix in itertools.product(STUDIES.items(), (False, True)):
+    studies = [study for study in STUDIES.items() if study[1][0] in given.only]
+    for (study, (option, values)), prefix in itertools.product(studies, (False, True)):
         for value in values:
             point = {"study": study, "option": option, "value": value, "prefix": int(prefix)}
             if any(all(str(row[key]) == str(point[key]) for key in point) for row in rows):
@@ -131,6 +134,8 @@ def main() -> None:
             rows.append(point)
             print(json.dumps(point), flush=True)
             write(path, rows)
+    rows.sort(key=lambda row: (list(STUDIES).index(row["study"]), int(row["prefix"]), float(row["value"])))
+    write(path, rows)
     draw(rows, given.out.with_suffix(".png"), f"{given.policy.name} on rtsim:{policy.spec.arm.task}")
 
 

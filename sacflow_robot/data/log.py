@@ -51,7 +51,7 @@ from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec
 
 _BLOCK_BYTES = 64 << 20
-_LOOKS, _LOOK_AGAIN_S = 3, 0.05
+_LOOKS, _LOOK_AGAIN_S = 40, 0.05  # a busy machine may stop a closing writer between two files
 _LOCK_PATIENCE_S = 0.5  # a reader that brings a killed writer's steps in holds the lock for a moment
 
 # What zarr and numpy raise on a store whose files are damaged.

@@ -33,6 +33,7 @@ from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec, StepResult
 
 _LONGEST_CLOSE_S, _WAIT_S = 120.0, 0.002
+LEAVE_S = 3.0  # how long whoever was interrupted waits for the keeper, which needs nobody to finish
 _STEP = int(Kind.STEP)
 # Found once: append has no time to look things up.
 _pack_head, _isfinite = struct.Struct(HEAD).pack_into, np.isfinite
@@ -152,11 +153,15 @@ class StepRecorder:
         self._write_info(Kind.END, text)
         self._publish(1)
 
-    def close(self) -> None:
+    def close(self, within_s: float = _LONGEST_CLOSE_S) -> None:
         """Wait until everything is in the log, and let others write to it.
 
+        Args:
+            within_s: Longest wait (s). A keeper that is not done by then goes on, and ends by itself; until then the log
+                cannot be opened for writing.
+
         Raises:
-            LogWriteError: The disk is full or failing. What was appended is kept until the log is next opened.
+            LogWriteError: The disk is full or failing, or too slow. What was appended is kept until the log is next opened.
         """
         try:
             if self._info is not None:
@@ -164,7 +169,7 @@ class StepRecorder:
                     self.end({"interrupted": True})
             if self._ring is not None and self._keeper is not None:
                 self._ring.closed = True
-                self._finish(self._ring, self._keeper)
+                self._finish(self._ring, self._keeper, within_s)
         finally:
             if self._ring is not None:
                 self._ring.close()
@@ -179,7 +184,7 @@ class StepRecorder:
             self.close()
             return
         with contextlib.suppress(LogWriteError):  # what went wrong first is what the user must hear
-            self.close()
+            self.close(LEAVE_S)
 
     def _open(self, state_size: int) -> None:
         """Make the ring, say where it is, and start the keeper."""
@@ -281,9 +286,9 @@ class StepRecorder:
         self._count += count
         self._ring.published = self._count
 
-    def _finish(self, ring: Ring, keeper: Process) -> None:
+    def _finish(self, ring: Ring, keeper: Process, within_s: float) -> None:
         try:
-            status = keeper.wait(_LONGEST_CLOSE_S)
+            status = keeper.wait(within_s)
         except subprocess.TimeoutExpired:
             raise LogWriteError(f"{self.path} is still being written; what was logged is kept") from None
         if status == 0:

@@ -26,6 +26,7 @@ import pytest
 from sacflow_robot.data import keeper, store
 from sacflow_robot.data.check import repair, verify
 from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.mending import MendingRecorder
 from sacflow_robot.data.recorder import StepRecorder, start_keeper
 from sacflow_robot.data.ring import HEADER
 from sacflow_robot.episode import Episode, Source, Step, StepFlag
@@ -130,7 +131,10 @@ class Forked:
         return self._status
 
     def wait(self, timeout: float | None = None) -> int:
+        until = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None:
+            if until is not None and time.monotonic() > until:
+                raise subprocess.TimeoutExpired("keeper", timeout or 0)
             time.sleep(0.001)
         return self._status
 
@@ -481,6 +485,33 @@ def test_closing_before_the_keeper_has_finished_takes_nothing_from_it(tmp_path: 
         log.close()
     keepers[0].process.wait(60)
     assert len(EpisodeLog.open(path)) == EPISODES * (1 + before)
+
+
+@pytest.mark.parametrize("recorder", [StepRecorder, MendingRecorder])
+def test_whoever_is_interrupted_leaves_a_slow_keeper_to_finish_alone(
+    tmp_path: Path, recorder: type[StepRecorder] | type[MendingRecorder]
+) -> None:
+    keepers: list[Forked] = []
+
+    def start(log: Path, token: str) -> Forked:
+        keepers.append(Forked(log, token))
+        return keepers[0]
+
+    def opened() -> StepRecorder:
+        return StepRecorder(tmp_path / "log.zarr", ARM, start)
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        opened() if recorder is StepRecorder else MendingRecorder(opened) as log,
+    ):
+        log.begin(result(0, 0), 0, {})
+        os.kill(keepers[0].pid, signal.SIGSTOP)  # a disk that hangs; it would be waited for two minutes
+        log.append(Step(result(0, 1), ONE, 1))
+        raise KeyboardInterrupt
+    os.kill(keepers[0].pid, signal.SIGCONT)
+    keepers[0].wait(60)
+    (episode,) = EpisodeLog.open(tmp_path / "log.zarr").episodes()
+    assert len(episode) == 1 and episode.info["interrupted"]
 
 
 def test_a_journal_without_its_session_is_kept(tmp_path: Path) -> None:

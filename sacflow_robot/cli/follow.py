@@ -47,7 +47,7 @@ class Follow:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.cli.train import check_seeds
+        from sacflow_robot.cli.train import check_seeds, limited
         from sacflow_robot.envs.workers import core_count, make_arms
         from sacflow_robot.learn.failures import Interrupted
         from sacflow_robot.learn.follow import FollowConfig, FollowingTrainer
@@ -71,7 +71,7 @@ class Follow:
             make_arms(config.env, max(1, min(core_count(), self.gate_episodes)), config.env_engine) as eval_arms,
             TrainingProgress() as progress,
         ):
-            trainer = FollowingTrainer(config, folder, arms, eval_arms, progress)
+            trainer = FollowingTrainer(config, folder, arms, limited(eval_arms, config), progress)
             trainer.follow = FollowConfig(
                 self.log, publish, self.publish_every, self.gate_episodes, self.stop_after, self.spoil
             )

@@ -5,7 +5,7 @@ Layout (Zarr format 2). One row per step under ``data/``, one row per episode un
     data/<observation key>      observation before the step      data/state      simulator state before the step
     data/action                 commanded action                 data/time_ns    capture time of the observation
     data/proposed, measured, source, reward, terminated, truncated
-    data/received_ns, inferred_ns, sent_ns, flags                             since version 2
+    data/received_ns, inferred_ns, sent_ns, flags, human                      since version 2
     meta/episode_ends           exclusive end row of each episode, cumulative
     meta/last_<key>             the observation, state and time after the episode's last step
     meta/info                   the episode's info as JSON bytes

@@ -63,7 +63,8 @@ def write_episodes(log: StepRecorder, done: Callable[[], None]) -> None:
         done()
         for step in range(1, STEPS + 1):
             commanded = np.array([episode, step], np.float32) / 20
-            log.append(Step(result(episode, step, step == STEPS), commanded, 1000 + step, sent_ns=step))
+            human = commanded / 2 if step > 1 else None
+            log.append(Step(result(episode, step, step == STEPS), commanded, 1000 + step, sent_ns=step, human=human))
             done()
         log.end({"note": "whole"})
         done()
@@ -80,6 +81,9 @@ def assert_are_the_written(episodes: list[Episode], at_least: int) -> None:
         assert (episode.observations["image"] == (7 * steps + index)[:, None, None, None]).all()
         assert np.array_equal(episode.states, np.stack([np.full(count + 1, index), steps], 1))
         assert np.allclose(episode.commanded * 20, np.stack([np.full(count, index), steps[1:]], 1))
+        if count > 1:
+            assert episode.human is not None and np.isnan(episode.human[0]).all()
+            assert np.array_equal(episode.human[1:], episode.commanded[1:] / 2)
         assert np.array_equal(episode.sent_ns, steps[1:]) and np.array_equal(episode.time_ns, 1000 + steps)
         assert episode.terminated[-1] == (count == STEPS) and episode.truncated[-1] == (count < STEPS)
         whole = {"seed": index, "success": True, "note": "whole"}

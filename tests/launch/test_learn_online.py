@@ -20,7 +20,7 @@ from sacflow_robot.policyfile import file_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PROGRAM = [sys.executable, "-m", "sacflow_robot"]
-FOLLOW = "--updates-per-step 0.25 --warmup-steps 0 --publish-every 40 --gate-episodes 12".split()
+FOLLOW = ["--updates-per-step", "0.25", "--warmup-steps", "0", "--publish-every", "40", "--gate-episodes", "12"]
 
 
 def call(*words: object, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -34,7 +34,19 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that cloning alone has made: a policy that solves many of its episodes."""
     out = tmp_path_factory.mktemp("learn") / "run"
     call(
-        *"train --env lift --demo-quality proficient --demo-episodes 40 --offline-steps 700 --online-steps 0".split(),
+        *[
+            "train",
+            "--env",
+            "lift",
+            "--demo-quality",
+            "proficient",
+            "--demo-episodes",
+            "40",
+            "--offline-steps",
+            "700",
+            "--online-steps",
+            "0",
+        ],
         *("--eval-episodes", 10, "--final-eval-episodes", 0, "--out", out),
     )
     return out

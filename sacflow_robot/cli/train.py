@@ -110,8 +110,10 @@ class Train:
         difference = export_trainer(trainer, folder.policy)
         policy = OnnxPolicy(folder.policy)
         seeds = range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes)
-        with common.evaluation_arms(config.env, len(seeds), config.env_engine) as arms:
-            final = common.evaluate_on([limited(each, config) for each in arms], policy, seeds)
+        final = []
+        if seeds:
+            with common.evaluation_arms(config.env, len(seeds), config.env_engine) as arms:
+                final = common.evaluate_on([limited(each, config) for each in arms], policy, seeds)
         solved = sum(e.success for e in final)
         cloning = trainer.evaluations[0] if trainer.evaluations else None
         if cloning is not None and not config.from_scratch:

@@ -71,6 +71,7 @@ class EpisodeLog:
         self._lock: FileLock | None = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._store: Store | None = None
+        self._written = False  # whether it was being written to when it was opened
         try:
             self.version, self.arm = parse_attributes(dict(root.attrs), path)
             self.ends = (ends or _recorded_ends)(self)
@@ -106,7 +107,9 @@ class EpisodeLog:
             try:
                 if heal and written:
                     _heal(path)
-                return EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2), ends)
+                found = EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2), ends)
+                found._written = written
+                return found
             except (FileNotFoundError, zarr.errors.GroupNotFoundError):
                 raise DataError(
                     f"{path} is not an episode log; expected a folder written with --log or demos collect"
@@ -263,7 +266,21 @@ class EpisodeLog:
             self.close()
 
     def _read(self, first: int, stop: int) -> list[Episode]:
-        """Episodes first to stop - 1, each column read once."""
+        """Episodes first to stop - 1; looks again where a writer may have closed the log between two files."""
+        for look in range(_LOOKS):
+            try:
+                return self._read_now(first, stop)
+            except DataError:
+                if not self._written or look == _LOOKS - 1:
+                    raise
+            time.sleep(_LOOK_AGAIN_S)
+            self._written = (Path(self.path) / WRITING).exists()
+            with contextlib.suppress(*_DAMAGE):
+                self._root, self._arrays = zarr.open_group(self.path, mode="r", zarr_format=2), {}
+        raise AssertionError
+
+    def _read_now(self, first: int, stop: int) -> list[Episode]:
+        """Each column is read once."""
         bounds = [0, *self.ends][first : stop + 1]
         observed = [*(a.key for a in self.arm.observations), "time_ns"]
         try:

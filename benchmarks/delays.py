@@ -171,7 +171,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
                 if key == "success_rate":
                     low, high = ([scale * float(r[k]) for r in part] for k in ("ci95_low", "ci95_high"))
                     axis.fill_between(x, low, high, alpha=0.15, linewidth=0, color=line.get_color())
-            axis.set(xlabel=study, ylim=(0, 103) if row == 0 else (0, None))
+            axis.set(xlabel=study, ylim=(0, 103) if row == 0 else (0, 310))
             axis.grid(alpha=0.3)
             if place % 4 == 0:
                 axis.set_ylabel(label)

@@ -1,15 +1,18 @@
-"""Success of a policy on ``rtsim`` against delay, jitter, loss and noise, on the virtual clock.
+"""Success of a policy on ``rtsim`` against delay, jitter, loss and noise, with and without prefix-completing chunks.
 
     python benchmarks/delays.py --policy policies/lift.onnx --episodes 50 --out benchmarks/results/delays
 
-Writes OUT.csv and OUT.png; points that OUT.csv holds already are kept. The policy runs in this process, and its answers take as long as ``--inference-ms`` says,
-in steps of the control period. Chunks are streamed as ``sacflow-robot run`` does for an arm that moves on its own.
+Writes OUT.csv and OUT.png; points that OUT.csv holds already are kept. Everything happens on the virtual clock. The policy
+runs in this process, and its answer to what was asked is there ``--inference-ms`` later by that clock, in every study but
+the one that varies it. Chunks are streamed as ``sacflow-robot run`` does for an arm that moves on its own; with a prefix,
+each is completed from the actions that are played before it can be there, without one it is blended in.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sacflow_robot.episode import StepFlag
 from sacflow_robot.robot.link import LinkOptions
 from sacflow_robot.robot.loop import run_episode
 from sacflow_robot.robot.rtsim import VirtualArm
@@ -24,10 +28,12 @@ from sacflow_robot.robot.safety import SafetyFilter
 from sacflow_robot.safetylimits import SafetyLimits
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.stream import ChunkStream
-from sacflow_robot.spec import FloatArray, Observation
+from sacflow_robot.spec import Clock, FloatArray, Observation
 from sacflow_robot.statistics import wilson_interval
 
+INFERENCE = "inference_ms"
 STUDIES = {
+    "inference (ms)": (INFERENCE, (0, 50, 100, 150, 200)),
     "observation delay (ms)": ("obs_delay_ms", (0, 50, 100, 150, 200)),
     "command delay (ms)": ("cmd_delay_ms", (0, 50, 100, 150, 200)),
     "jitter, up to (ms)": ("jitter_ms", (0, 50, 100, 200)),
@@ -41,32 +47,63 @@ LIMITS = SafetyLimits(max_observation_age_s=10, max_action_age_s=10, patience_s=
 
 
 class LocalClient:
-    """A policy in this process, asked as a server is; its answer is there after some control periods."""
+    """A policy in this process, asked as a server is; its answer is there after a fixed time of a clock.
 
-    def __init__(self, policy: OnnxPolicy) -> None:
-        self.spec, self._policy, self._answer = policy.spec, policy, (0, np.zeros(0, np.float32))
-        self.takes_prefix = False
+    Args:
+        policy: The policy.
+        clock: The clock.
+        inference_ms: How long an answer takes.
+        prefix: Whether to complete what is being played, where the policy can.
+    """
+
+    def __init__(self, policy: OnnxPolicy, clock: Clock, inference_ms: float, prefix: bool) -> None:
+        self.spec, self.takes_prefix = policy.spec, prefix and policy.takes_prefix
+        self._policy, self._clock, self._takes_ns = policy, clock, round(inference_ms * 1e6)
+        self._number, self._ready_ns, self._answer = 0, 0, np.zeros(0, np.float32)
 
     def ask(
-        self, observation: Observation, noise: FloatArray | None = None, deadline_s: float | None = None, **_: object
+        self,
+        observation: Observation,
+        noise: FloatArray | None = None,
+        deadline_s: float | None = None,
+        *,
+        prefix: FloatArray | None = None,
+        prefix_mask: FloatArray | None = None,
     ) -> int:
         assert noise is not None
-        self._answer = self._answer[0] + 1, self._policy.infer(observation, noise)
-        return self._answer[0]
+        self._answer = self._policy.infer(observation, noise, prefix, prefix_mask)
+        self._number, self._ready_ns = self._number + 1, self._clock.now_ns() + self._takes_ns
+        return self._number
 
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
-        return self._answer[1]
+        if self._clock.now_ns() < self._ready_ns:
+            if wait_s is not None:
+                raise TimeoutError
+            self._clock.sleep_until(self._ready_ns)
+        return self._answer
 
 
-def success(robot: VirtualArm, policy: OnnxPolicy, link: LinkOptions, seeds: Sequence[int]) -> tuple[int, float]:
-    """Episodes solved, and steps that one takes on average."""
+def measure(
+    robot: VirtualArm, policy: OnnxPolicy, link: LinkOptions, inference_ms: float, prefix: bool, seeds: Sequence[int]
+) -> dict[str, float]:
+    """Episodes solved, steps of an episode, and how much the commanded motion changes where a chunk begins to be played."""
     robot.link = robot.world.link = link
-    safety, chooser = SafetyFilter(robot.spec, LIMITS), ChunkStream(LocalClient(policy), clock_ns=robot.clock.now_ns)
-    solved, steps = 0, 0
+    client = LocalClient(policy, robot.clock, inference_ms, prefix)
+    safety, chooser = SafetyFilter(robot.spec, LIMITS), ChunkStream(client, clock_ns=robot.clock.now_ns)
+    solved, steps, jumps = 0, 0, []
     for seed in seeds:
         run = run_episode(robot, policy, seed, policy_version="local", safety=safety, chooser=chooser)
-        solved, steps = solved + run.episode.success, steps + len(run.episode)
-    return solved, steps / len(seeds)
+        episode = run.episode
+        solved, steps = solved + episode.success, steps + len(episode)
+        assert episode.flags is not None
+        joined = (episode.flags[1:] & StepFlag.CHUNK_START) != 0
+        jumps.append(np.abs(np.diff(episode.proposed[:, :6], axis=0))[joined].mean(axis=1))
+    low, high = wilson_interval(solved, len(seeds))
+    return {
+        "episodes": len(seeds), "successes": solved, "success_rate": solved / len(seeds), "ci95_low": round(low, 4),
+        "ci95_high": round(high, 4), "mean_steps": round(steps / len(seeds), 1),
+        "mean_jump": round(float(np.concatenate(jumps).mean()), 4),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -74,27 +111,31 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, default=Path("policies/lift.onnx"))
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--seed", type=int, default=10_000)
+    parser.add_argument("--inference-ms", type=float, default=20.0)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/delays"))
+    options = [option for option, _ in STUDIES.values()]
+    parser.add_argument("--only", nargs="+", choices=options, default=options, help="studies of these options")
     given = parser.parse_args()
     policy, path = OnnxPolicy(given.policy), given.out.with_suffix(".csv")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     rows = read(path)
     robot = VirtualArm(policy.spec.arm.task)
     robot.connect()
-    for study, (option, values) in STUDIES.items():
+    seeds = range(given.seed, given.seed + given.episodes)
+    studies = [study for study in STUDIES.items() if study[1][0] in given.only]
+    for (study, (option, values)), prefix in itertools.product(studies, (False, True)):
         for value in values:
-            if any(row["option"] == option and float(row["value"]) == value for row in rows):
+            point = {"study": study, "option": option, "value": value, "prefix": int(prefix)}
+            if any(all(str(row[key]) == str(point[key]) for key in point) for row in rows):
                 continue  # from a run that was interrupted
-            seeds = range(given.seed, given.seed + given.episodes)
-            solved, steps = success(robot, policy, LinkOptions(**{option: value}), seeds)
-            low, high = wilson_interval(solved, given.episodes)
-            rows.append(
-                {"study": study, "option": option, "value": value, "episodes": given.episodes, "successes": solved,
-                 "success_rate": solved / given.episodes, "ci95_low": round(low, 4), "ci95_high": round(high, 4),
-                 "mean_steps": round(steps, 1)}
-            )  # fmt: skip
-            print(json.dumps(rows[-1]), flush=True)
+            inference_ms = value if option == INFERENCE else given.inference_ms
+            link = LinkOptions() if option == INFERENCE else LinkOptions(**{option: value})
+            point |= {"inference_ms": inference_ms, **measure(robot, policy, link, inference_ms, prefix, seeds)}
+            rows.append(point)
+            print(json.dumps(point), flush=True)
             write(path, rows)
+    rows.sort(key=lambda row: (list(STUDIES).index(row["study"]), int(row["prefix"]), float(row["value"])))
+    write(path, rows)
     draw(rows, given.out.with_suffix(".png"), f"{given.policy.name} on rtsim:{policy.spec.arm.task}")
 
 
@@ -118,20 +159,25 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 4, figsize=(13, 5.6), sharey=True, layout="constrained")
-    for axis, study in zip(axes.flat, STUDIES, strict=False):
-        part = [row for row in rows if row["study"] == study]
-        x = [float(row["value"]) for row in part]
-        y, low, high = ([100 * float(row[k]) for row in part] for k in ("success_rate", "ci95_low", "ci95_high"))
-        axis.fill_between(x, low, high, alpha=0.2, linewidth=0)
-        axis.plot(x, y, marker="o", markersize=4)
-        axis.set(xlabel=study, ylim=(0, 103))
-        axis.grid(alpha=0.3)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("success (%)")
-    axes.flat[-1].axis("off")
-    figure.suptitle(f"{title}: success and 95 % Wilson interval, {rows[0]['episodes']} episodes a point")
-    figure.savefig(path, dpi=120)
+    measures = (("success (%)", "success_rate", 100), ("steps per episode", "mean_steps", 1))
+    figure, axes = plt.subplots(len(measures) * 2, 4, figsize=(13, 10), layout="constrained")
+    for place, study in enumerate(STUDIES):
+        for row, (label, key, scale) in enumerate(measures):
+            axis = axes[place // 4 * len(measures) + row, place % 4]
+            for prefix, name, style in ((0, "blended chunks", "o-"), (1, "prefix-completing chunks", "s--")):
+                part = [r for r in rows if r["study"] == study and int(r["prefix"]) == prefix]
+                x, y = [float(r["value"]) for r in part], [scale * float(r[key]) for r in part]
+                (line,) = axis.plot(x, y, style, markersize=4, label=name)
+                if key == "success_rate":
+                    low, high = ([scale * float(r[k]) for r in part] for k in ("ci95_low", "ci95_high"))
+                    axis.fill_between(x, low, high, alpha=0.15, linewidth=0, color=line.get_color())
+            axis.set(xlabel=study, ylim=(0, 103) if row == 0 else (0, 310))
+            axis.grid(alpha=0.3)
+            if place % 4 == 0:
+                axis.set_ylabel(label)
+    axes[0, 0].legend(loc="lower left")
+    figure.suptitle(f"{title}: success with its 95 % Wilson interval, {rows[0]['episodes']} episodes a point")
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

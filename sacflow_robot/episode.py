@@ -57,6 +57,7 @@ class Step(NamedTuple):
         received_ns: When the observation that the action follows reached the loop (ns).
         inferred_ns: When the policy's answer that the action is from reached the loop (ns).
         sent_ns: When the action was sent to the arm (ns).
+        human: Action that a person asked for (A,), before the safety filter; None while nobody has taken over.
     """
 
     result: StepResult
@@ -68,6 +69,7 @@ class Step(NamedTuple):
     received_ns: int = UNKNOWN_TIME
     inferred_ns: int = UNKNOWN_TIME
     sent_ns: int = UNKNOWN_TIME
+    human: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Episode:
     Attributes:
         observations: Per key (T + 1, ...), float32 or what the arm declares, e.g. uint8 for images; the last row is the observation after the last step.
         commanded: Actions sent to the arm (T, A), float32; what a learner trains on.
-        proposed: Actions that the policy asked for (T, A), float32, before any clipping or takeover.
+        proposed: Actions that the policy asked for (T, A), float32, before any clipping or takeover; where it asked for
+            none, the commanded ones.
         measured: What the arm did (T, A), float32, NaN where the arm could not tell.
         source: Who chose each action (T,), uint8 values of :class:`Source`.
         rewards: (T,), float32.
@@ -90,6 +93,8 @@ class Episode:
         inferred_ns: When the policy's answer that each action is from reached the loop (T,), likewise.
         sent_ns: When each action was sent to the arm (T,), likewise.
         flags: Bits of :class:`StepFlag` (T,), uint8, or None.
+        human: Actions that a person asked for (T, A), float32, before the safety filter, NaN where nobody had taken over;
+            None where that holds for every step.
         info: Seed, success, policy version, clock and whatever else describes the whole episode; JSON values.
 
     Raises:
@@ -111,12 +116,14 @@ class Episode:
     inferred_ns: npt.NDArray[np.int64] | None = None
     sent_ns: npt.NDArray[np.int64] | None = None
     flags: npt.NDArray[np.uint8] | None = None
+    human: FloatArray | None = None
 
     def __post_init__(self) -> None:
         steps = len(self.commanded)
         if steps == 0:
             raise DataError("an episode without steps cannot be used; skip it")
-        for name in ("proposed", "measured", "source", "rewards", "terminated", "truncated", *STEP_TIMES, "flags"):
+        told = "proposed", "measured", "source", "rewards", "terminated", "truncated", *STEP_TIMES, "flags", "human"
+        for name in told:
             column = getattr(self, name)
             if column is not None and len(column) != steps:
                 raise DataError(f"episode column {name!r} has {len(column)} rows, expected {steps}")
@@ -221,6 +228,7 @@ class EpisodeBuilder:
         nothing = np.full_like(steps[0].commanded, np.nan)
         times = {name: np.array([getattr(s, name) for s in steps], np.int64) for name in STEP_TIMES}
         flags = np.array([s.flags for s in steps], np.uint8)
+        human = np.stack([nothing if s.human is None else s.human for s in steps]).astype(np.float32)
         return Episode(
             observations={k: _kept(np.stack(v[first:])) for k, v in self._observations.items()},
             commanded=np.stack([s.commanded for s in steps]).astype(np.float32),
@@ -233,14 +241,20 @@ class EpisodeBuilder:
             time_ns=np.array(self._times[first:], np.int64),
             states=None if self._states is None else np.stack(self._states[first:]).astype(np.float64),
             info={"success": self._solved, **info},
-            **known_columns(times | {"flags": flags}),
+            **known_columns(times | {"flags": flags, "human": human}),
         )
 
 
 def known_columns(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """The optional columns, by attribute of :class:`Episode`, without those of which nothing is known."""
     unknown = {"flags": StepFlag.UNKNOWN}
-    return {name: rows for name, rows in columns.items() if (rows != unknown.get(name, UNKNOWN_TIME)).any()}
+
+    def known(name: str, rows: npt.NDArray[Any]) -> bool:
+        if name == "human":
+            return not np.isnan(rows).all()
+        return bool((rows != unknown.get(name, UNKNOWN_TIME)).any())
+
+    return {name: rows for name, rows in columns.items() if known(name, rows)}
 
 
 def _kept(column: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -62,10 +62,14 @@ class Rollouts:
     def receive(self) -> tuple[int, list[Episode]]:
         """Wait for the arms; number of environment steps taken, and the episodes that ended."""
         steps, ended = 0, []
-        for i, results in self._arms.receive().items():
+        received = self._arms.receive()
+        commanded: Mapping[int, FloatArray] = getattr(
+            self._arms, "commanded", self._chunks
+        )  # what a filter let through
+        for i, results in received.items():
             steps += len(results)
-            for result, action in zip(results, self._chunks[i], strict=False):
-                self._builders[i].add(result, action)
+            for result, action, asked in zip(results, commanded[i], self._chunks[i], strict=False):
+                self._builders[i].add(result, action, proposed=asked)
             self._latest[i] = results[-1]
             self._cut(i, results[-1].ended)
             if results[-1].ended:

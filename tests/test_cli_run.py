@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.episode import Source
@@ -17,6 +20,24 @@ from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
 
 POLICY = Path(__file__).parents[1] / "policies" / "lift.onnx"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_run_ends_in_order_when_it_is_asked_to(tmp_path: Path, number: signal.Signals) -> None:
+    with PolicyServer(OnnxPolicy(POLICY), "tcp://127.0.0.1:*") as server:
+        command = [sys.executable, "-m", "sacflow_robot", "run", "--robot", "sim:lift?speed=1", "--timeout", "60"]
+        command += ["--server", server.start().address, "--episodes", "1000", "--log", str(tmp_path / "log.zarr")]
+        # As from a script that starts it in the background, where the shell has Ctrl-C ignored.
+        process = subprocess.Popen(["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command], stderr=subprocess.PIPE)
+        while not (tmp_path / "log.zarr" / ".writing").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"interrupted" in said
+    log = EpisodeLog.open(tmp_path / "log.zarr")
+    assert log.read(len(log) - 1).info["interrupted"]
 
 
 def test_a_person_takes_over_and_labels_from_the_terminal(tmp_path: Path) -> None:
@@ -50,4 +71,6 @@ def test_a_person_takes_over_and_labels_from_the_terminal(tmp_path: Path) -> Non
     episode = EpisodeLog.open(tmp_path / "log.zarr").read(0)
     assert episode.info["label"] == "failure" and not episode.info["success"]
     human = episode.source == Source.HUMAN
+    assert episode.human is not None, "what the person asked for is kept beside what was sent"
+    assert np.array_equal(np.isfinite(episode.human).all(axis=1), human)
     assert human.any() and human[np.flatnonzero(human)[0] :].all(), "who took over has the arm until the end"

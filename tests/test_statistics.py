@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sacflow_robot.statistics import wilson_interval
+from sacflow_robot.statistics import difference_interval, wilson_interval
 
 
 def test_wilson_interval_against_published_values() -> None:
@@ -20,3 +20,16 @@ def test_wilson_interval_holds_the_rate(counts: tuple[int, int]) -> None:
     successes, trials = counts
     low, high = wilson_interval(successes, trials)
     assert 0 <= low <= successes / trials + 1e-12 and successes / trials - 1e-12 <= high <= 1
+
+
+def test_difference_interval_against_published_values() -> None:
+    # Newcombe (1998), Statistics in Medicine 17, 873 to 890, table II, method 10
+    assert difference_interval(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert difference_interval(9, 10, 3, 10) == pytest.approx((0.1705, 0.8090), abs=5e-5)
+    assert difference_interval(10, 10, 0, 10) == pytest.approx((0.6075, 1.0), abs=5e-5)
+
+
+def test_difference_interval_of_swapped_proportions_is_mirrored() -> None:
+    low, high = difference_interval(14, 20, 20, 20)
+    assert difference_interval(20, 20, 14, 20) == pytest.approx((-high, -low)) and high < 0
+    assert difference_interval(0, 0, 3, 4) == (-1.0, 1.0)

@@ -26,11 +26,12 @@ class Follow:
         log: Episode log that 'run --log' appends to.
         publish: Policy file to replace; by default <env>.onnx in the run folder.
         publish_every: Environment steps taken from the log between two candidates.
-        gate_episodes: Simulated episodes that a candidate is held against the published policy with; 0 for arms without
-            a simulation.
+        gate_episodes: Simulated episodes that a candidate is held against the best published policy with; 0 for arms
+            without a simulation.
         stop_after: End once so many environment steps have been learned from.
         updates_per_step: Updates for each step of the log, in place of the run's own.
         warmup_steps: Steps of the log during which only the critic learns, likewise.
+        spoil: To see the gate refuse one: corrupt the weights of the candidate of this number (1 for the first).
         json: Print one JSON object as the last line.
     """
 
@@ -42,18 +43,20 @@ class Follow:
     stop_after: int | None = None
     updates_per_step: float | None = None
     warmup_steps: int | None = None
+    spoil: int = 0
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.cli.train import check_seeds
+        from sacflow_robot.cli.train import check_seeds, limited
         from sacflow_robot.envs.workers import core_count, make_arms
         from sacflow_robot.learn.failures import Interrupted
         from sacflow_robot.learn.follow import FollowConfig, FollowingTrainer
         from sacflow_robot.learn.progress import TrainingProgress
         from sacflow_robot.learn.run_folder import RunFolder
+        from sacflow_robot.serve.policy import OnnxPolicy
 
-        if self.publish_every < 1 or self.gate_episodes < 0:
-            raise UsageError("--publish-every must be at least 1, --gate-episodes not negative")
+        if self.publish_every < 1 or self.gate_episodes < 0 or self.spoil < 0:
+            raise UsageError("--publish-every must be at least 1, --gate-episodes and --spoil not negative")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
         folder, config = RunFolder.open(self.run_dir)
         learner = config.learner
@@ -68,9 +71,12 @@ class Follow:
             make_arms(config.env, max(1, min(core_count(), self.gate_episodes)), config.env_engine) as eval_arms,
             TrainingProgress() as progress,
         ):
-            trainer = FollowingTrainer(config, folder, arms, eval_arms, progress)
-            trainer.follow = FollowConfig(self.log, publish, self.publish_every, self.gate_episodes, self.stop_after)
+            trainer = FollowingTrainer(config, folder, arms, limited(eval_arms, config), progress)
+            trainer.follow = FollowConfig(
+                self.log, publish, self.publish_every, self.gate_episodes, self.stop_after, self.spoil
+            )
             trainer.accept = check_policy
+            trainer.load_policy = lambda path: OnnxPolicy(path).infer
 
             def check(episode: Episode) -> None:
                 episode.check_fits(arms.spec, str(self.log))

@@ -11,10 +11,12 @@ import numpy as np
 import tyro
 
 from sacflow_robot.cli import common
-from sacflow_robot.episode import Source, StepFlag
+from sacflow_robot.episode import Episode, Source, StepFlag
+from sacflow_robot.errors import LogWriteError, UsageError, one_line
 
 if TYPE_CHECKING:
     from sacflow_robot.data.check import Problem
+    from sacflow_robot.spec import ArmSpec
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,12 @@ class Info:
 
     Attributes:
         log: Episode log: a folder, or an address such as s3://bucket/episodes.zarr.
+        plot: PNG to draw: success by policy version, over the episodes.
         json: Print the result as one JSON object.
     """
 
     log: Annotated[str, tyro.conf.Positional]
+    plot: Path | None = None
     json: bool = False
 
     def run(self) -> int:
@@ -77,6 +81,8 @@ class Info:
         for name, value in rows.items():
             table.add_row(Text(name, "bold"), Text(value))
         common.console().print(table)
+        if self.plot is not None:
+            self._draw(self.plot, episodes, arm)
         if self.json:
             common.print_json(
                 {
@@ -93,6 +99,17 @@ class Info:
                 }
             )
         return 0
+
+    def _draw(self, path: Path, episodes: list[Episode], arm: ArmSpec) -> None:
+        from sacflow_robot.data.versions import draw_versions
+
+        if not episodes:
+            raise UsageError(f"{self.log} holds no episode; leave out --plot")
+        try:
+            draw_versions(path, f"{Path(self.log).name}: {arm.robot}, {arm.task}, success by policy version", episodes)
+        except (OSError, ValueError) as error:
+            raise LogWriteError(f"cannot write {path}: {one_line(error)}; give another --plot") from None
+        common.console().print(f"plot: {path}")
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ class Run:
     def run(self) -> int:
         from sacflow_robot.robot.drivers import find_driver
         from sacflow_robot.robot.loop import check_fit
+        from sacflow_robot.robot.switches import terminated_as_interrupted
         from sacflow_robot.serve.client import PolicyClient
 
         if self.episodes < 1 or self.seed < 0 or not 0 < self.timeout <= _LONGEST_TIMEOUT_S:
@@ -84,6 +85,7 @@ class Run:
             )
         runs: list[EpisodeRun] = []
         with ExitStack() as stack:
+            stack.enter_context(terminated_as_interrupted())
             driver, profile = find_driver(self._robot_name(), self.env_engine), None
             if self.profile is not None:
                 from sacflow_robot.calibrate.profile import load_profile

@@ -18,6 +18,7 @@ from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.presets import preset
+from sacflow_robot.spec import VectorArms
 
 if TYPE_CHECKING:
     from sacflow_robot.learn.run_folder import RunFolder
@@ -82,9 +83,10 @@ class Train:
         pick_device(config.device)
         demos, logged = load_training_episodes(config) if folder is None else ([], [])
         with (
-            make_arms(config.env, config.arms, config.env_engine) as arms,
-            make_arms(config.env, max(1, min(core_count(), config.eval_episodes)), config.env_engine) as eval_arms,
+            make_arms(config.env, config.arms, config.env_engine) as made,
+            make_arms(config.env, max(1, min(core_count(), config.eval_episodes)), config.env_engine) as eval_made,
         ):
+            arms, eval_arms = limited(made, config), limited(eval_made, config)
             if folder is None:
                 folder = RunFolder.create(self.out, config)
             common.console().print(f"run folder: {folder.path}")
@@ -108,7 +110,10 @@ class Train:
         difference = export_trainer(trainer, folder.policy)
         policy = OnnxPolicy(folder.policy)
         seeds = range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes)
-        final = common.evaluate(policy, config.env, seeds, config.env_engine)
+        final = []
+        if seeds:
+            with common.evaluation_arms(config.env, len(seeds), config.env_engine) as arms:
+                final = common.evaluate_on([limited(each, config) for each in arms], policy, seeds)
         solved = sum(e.success for e in final)
         cloning = trainer.evaluations[0] if trainer.evaluations else None
         if cloning is not None and not config.from_scratch:
@@ -136,6 +141,26 @@ class Train:
                 }
             )
         return 0
+
+
+def limited(arms: VectorArms, config: TrainConfig) -> VectorArms:
+    """The arms under the safety limits of the profile that the configuration names, if it does.
+
+    Raises:
+        UsageError: The profile has none, or the arm is not one that a safety filter knows.
+        DataError: It cannot be read.
+    """
+    if config.safety is None:
+        return arms
+    from sacflow_robot.calibrate.profile import load_profile
+    from sacflow_robot.envs.limited import LimitedArms
+    from sacflow_robot.robot.safety import SafetyFilter
+
+    profile = load_profile(Path(config.safety))
+    if profile.safety is None:
+        raise UsageError(f"--safety {config.safety}: the profile has no section 'safety'")
+    limits = profile.safety_limits(arms.spec)
+    return LimitedArms(arms, lambda: SafetyFilter(arms.spec, limits))
 
 
 def _check_same_run(path: Path, named: Mapping[str, object], *, full: bool) -> None:

@@ -55,8 +55,11 @@ def _check_arrays(log: EpisodeLog) -> Iterator[Problem]:
     action = (np.dtype(np.float32), (log.arm.action_dim,))
     names |= {f"data/{key}": action for key in ("action", "proposed", "measured")}
     others = [*(f"data/{key}" for key in STEP_COLUMNS if f"data/{key}" not in names), "meta/info"]
-    if any(log.has(f"data/{key}") for key in FILLS):
-        others += [f"data/{key}" for key in FILLS]
+    if log.has("data/human"):  # logs begun before it was kept lack it
+        names["data/human"] = action
+    flat = [f"data/{key}" for key in FILLS if key != "human"]
+    if any(map(log.has, flat)):
+        others += flat
     if not log.ends:
         return
     for name in log.arrays("data"):

@@ -32,7 +32,11 @@ STEP_COLUMNS = {
 }
 
 # Columns that a log of an earlier version, or an episode made elsewhere, lacks: what stands there instead.
-FILLS = {**dict.fromkeys(STEP_TIMES, UNKNOWN_TIME), "flags": int(StepFlag.UNKNOWN)}
+FILLS: dict[str, float] = {
+    **dict.fromkeys(STEP_TIMES, UNKNOWN_TIME),
+    "flags": int(StepFlag.UNKNOWN),
+    "human": float("nan"),
+}
 
 STEP_DTYPES = {
     "action": "<f4",
@@ -46,6 +50,7 @@ STEP_DTYPES = {
     "state": "<f8",
     **dict.fromkeys(STEP_TIMES, "<i8"),
     "flags": "|u1",
+    "human": "<f4",
 }
 
 
@@ -58,7 +63,8 @@ def step_columns(episode: Episode, arm: ArmSpec) -> Columns:
         columns["state"] = episode.states[:-1]
     for key, fill in FILLS.items():
         known = getattr(episode, key)
-        columns[key] = np.full(len(episode), fill) if known is None else known
+        shape = episode.commanded.shape if key == "human" else (len(episode),)
+        columns[key] = np.full(shape, fill) if known is None else known
     return {key: np.asarray(rows, STEP_DTYPES.get(key, rows.dtype)) for key, rows in columns.items()}
 
 

@@ -56,6 +56,7 @@ STEP_COLUMNS = (
     Column("truncated", "truncated", "next.truncated", "bool"),
     *(Column(name, name, name, "int64") for name in STEP_TIMES),
     Column("flags", "flags", "flags", "uint8"),
+    Column("human", "human", "human", "float32", vector=True),
 )
 """One row per step (T, ...), beside the commanded action."""
 

@@ -81,8 +81,9 @@ class Keeper:
             self.sync()
             time.sleep(_TICK_S)
         self._assembler.finish()
-        self._ring.close(remove=True)
+        # The ring last: whoever finds none, and nobody holding the log, closes the log too, and two at once damage it.
         self._store.close()
+        self._ring.close(remove=True)
 
 
 def main(log: Path, token: str, parent: int) -> int:

@@ -217,6 +217,8 @@ def _whole(frames: _Frames, layout: Mapping[str, Any], arm: ArmSpec, losses: Los
     for column in STEP_COLUMNS:
         if column.lerobot in columns:
             whole[column.attribute] = column.typed(columns[column.lerobot])
+    if np.isnan(whole.get("human", np.nan)).all():  # a person acted in other episodes only
+        whole.pop("human", None)
     for column in OBSERVATION_COLUMNS:
         if column.lerobot in columns:
             after = np.asarray([row[f"last/{column.lerobot}"]])

@@ -73,13 +73,14 @@ def write_lerobot(
 
 
 def _columns_of_all(demos: DemoSet) -> set[str]:
-    """Features beyond LeRobot's own that every episode has; ``measured`` only if some arm could tell."""
+    """Features beyond LeRobot's own that every episode has; ``measured`` only if some arm could tell, and ``human``, which is
+    NaN where there is none, if a person acted in any."""
     present = set()
     for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS):
         having = [getattr(episode, column.attribute) is not None for episode in demos.episodes]
         if column.attribute == "measured" and all(np.isnan(e.measured).all() for e in demos.episodes):
             continue
-        if all(having):
+        if all(having) or (column.attribute == "human" and any(having)):
             present.add(column.lerobot)
         elif any(having):
             demos.losses.leave_out(f"{column.lerobot} (not every episode has it)")
@@ -108,7 +109,8 @@ def _episode_columns(episode: Episode, arm: ArmSpec, optional: set[str]) -> tupl
     columns["next.done"], columns["next.success"] = ends, ends & episode.success
     for column in STEP_COLUMNS:
         if column.lerobot in optional:
-            columns[column.lerobot] = getattr(episode, column.attribute)
+            known = getattr(episode, column.attribute)
+            columns[column.lerobot] = np.full_like(episode.commanded, np.nan) if known is None else known
     for column in OBSERVATION_COLUMNS:
         if column.lerobot in optional:
             values = getattr(episode, column.attribute)
@@ -131,7 +133,7 @@ def _bookkeeping(episode: int, start: int, steps: int, rate_hz: float) -> Column
 def _features(columns: Columns, arm: ArmSpec) -> dict[str, dict[str, Any]]:
     """The map ``features`` of ``meta/info.json``."""
     sizes = {a.key: a.size for a in arm.observations}
-    names: dict[str, list[str]] = {key: list(arm.action_names) for key in ("action", "proposed", "measured")}
+    names: dict[str, list[str]] = {key: list(arm.action_names) for key in ("action", "proposed", "measured", "human")}
     for feature, keys in _joined(arm).items():
         names[feature] = [name for key in keys for name in dimension_names(key, sizes[key])]
     return {

@@ -5,7 +5,7 @@ Layout (Zarr format 2). One row per step under ``data/``, one row per episode un
     data/<observation key>      observation before the step      data/state      simulator state before the step
     data/action                 commanded action                 data/time_ns    capture time of the observation
     data/proposed, measured, source, reward, terminated, truncated
-    data/received_ns, inferred_ns, sent_ns, flags                             since version 2
+    data/received_ns, inferred_ns, sent_ns, flags, human                      since version 2
     meta/episode_ends           exclusive end row of each episode, cumulative
     meta/last_<key>             the observation, state and time after the episode's last step
     meta/info                   the episode's info as JSON bytes
@@ -51,7 +51,7 @@ from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec
 
 _BLOCK_BYTES = 64 << 20
-_LOOKS, _LOOK_AGAIN_S = 3, 0.05
+_LOOKS, _LOOK_AGAIN_S = 40, 0.05  # a busy machine may stop a closing writer between two files
 _LOCK_PATIENCE_S = 0.5  # a reader that brings a killed writer's steps in holds the lock for a moment
 
 # What zarr and numpy raise on a store whose files are damaged.
@@ -71,6 +71,7 @@ class EpisodeLog:
         self._lock: FileLock | None = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._store: Store | None = None
+        self._written = False  # whether it was being written to when it was opened
         try:
             self.version, self.arm = parse_attributes(dict(root.attrs), path)
             self.ends = (ends or _recorded_ends)(self)
@@ -106,7 +107,9 @@ class EpisodeLog:
             try:
                 if heal and written:
                     _heal(path)
-                return EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2), ends)
+                found = EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2), ends)
+                found._written = written
+                return found
             except (FileNotFoundError, zarr.errors.GroupNotFoundError):
                 raise DataError(
                     f"{path} is not an episode log; expected a folder written with --log or demos collect"
@@ -263,7 +266,21 @@ class EpisodeLog:
             self.close()
 
     def _read(self, first: int, stop: int) -> list[Episode]:
-        """Episodes first to stop - 1, each column read once."""
+        """Episodes first to stop - 1; looks again where a writer may have closed the log between two files."""
+        for look in range(_LOOKS):
+            try:
+                return self._read_now(first, stop)
+            except DataError:
+                if not self._written or look == _LOOKS - 1:
+                    raise
+            time.sleep(_LOOK_AGAIN_S)
+            self._written = (Path(self.path) / WRITING).exists()
+            with contextlib.suppress(*_DAMAGE):
+                self._root, self._arrays = zarr.open_group(self.path, mode="r", zarr_format=2), {}
+        raise AssertionError
+
+    def _read_now(self, first: int, stop: int) -> list[Episode]:
+        """Each column is read once."""
         bounds = [0, *self.ends][first : stop + 1]
         observed = [*(a.key for a in self.arm.observations), "time_ns"]
         try:

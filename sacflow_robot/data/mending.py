@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from sacflow_robot.data.recorder import StepRecorder
+from sacflow_robot.data.recorder import LEAVE_S, StepRecorder
 from sacflow_robot.episode import Step
 from sacflow_robot.errors import DataError, LogWriteError
 from sacflow_robot.spec import StepResult
@@ -80,19 +80,22 @@ class MendingRecorder:
         for step in waiting:
             self.append(step)
 
-    def close(self) -> None:
+    def close(self, *within_s: float) -> None:
         """As ``StepRecorder.close``, after mending."""
         if self._broken:
             with contextlib.suppress(DataError):
                 self.mend()
-        self._log.close()
+        self._log.close(*within_s)
 
     def __enter__(self) -> MendingRecorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        with contextlib.suppress(LogWriteError) if error is not None else contextlib.nullcontext():
+        if error is None:
             self.close()
+            return
+        with contextlib.suppress(LogWriteError):
+            self.close(LEAVE_S)
 
 
 def _started(result: StepResult) -> StepResult:

@@ -33,6 +33,7 @@ from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec, StepResult
 
 _LONGEST_CLOSE_S, _WAIT_S = 120.0, 0.002
+LEAVE_S = 3.0  # how long whoever was interrupted waits for the keeper, which needs nobody to finish
 _STEP = int(Kind.STEP)
 # Found once: append has no time to look things up.
 _pack_head, _isfinite = struct.Struct(HEAD).pack_into, np.isfinite
@@ -152,11 +153,15 @@ class StepRecorder:
         self._write_info(Kind.END, text)
         self._publish(1)
 
-    def close(self) -> None:
+    def close(self, within_s: float = _LONGEST_CLOSE_S) -> None:
         """Wait until everything is in the log, and let others write to it.
 
+        Args:
+            within_s: Longest wait (s). A keeper that is not done by then goes on, and ends by itself; until then the log
+                cannot be opened for writing.
+
         Raises:
-            LogWriteError: The disk is full or failing. What was appended is kept until the log is next opened.
+            LogWriteError: The disk is full or failing, or too slow. What was appended is kept until the log is next opened.
         """
         try:
             if self._info is not None:
@@ -164,7 +169,7 @@ class StepRecorder:
                     self.end({"interrupted": True})
             if self._ring is not None and self._keeper is not None:
                 self._ring.closed = True
-                self._finish(self._ring, self._keeper)
+                self._finish(self._ring, self._keeper, within_s)
         finally:
             if self._ring is not None:
                 self._ring.close()
@@ -179,7 +184,7 @@ class StepRecorder:
             self.close()
             return
         with contextlib.suppress(LogWriteError):  # what went wrong first is what the user must hear
-            self.close()
+            self.close(LEAVE_S)
 
     def _open(self, state_size: int) -> None:
         """Make the ring, say where it is, and start the keeper."""
@@ -207,7 +212,7 @@ class StepRecorder:
             return name, dtype.base, dtype.shape, start, start + dtype.itemsize
 
         self._places = [place(a.key) for a in self._arm.observations]
-        self._actions = [place(name) for name in ("action", "proposed", "measured")]
+        self._actions = [place(name) for name in ("action", "proposed", "measured", "human")]
         self._state = place("state") if state_size else None
         self._finite = [self._finite_check("<f4", layout.finite_floats, self._actions[0][3])]
         if self._state is not None:
@@ -252,7 +257,7 @@ class StepRecorder:
         """
         ring = self._ring
         assert ring is not None
-        result, action, time_ns, proposed, source, flags, received_ns, inferred_ns, sent_ns = step
+        result, action, time_ns, proposed, source, flags, received_ns, inferred_ns, sent_ns, human = step
         memory, place = ring.map, index % ring.capacity
         base = HEADER_BYTES + place * self._layout.bytes
         # fmt: off
@@ -261,10 +266,11 @@ class StepRecorder:
             result.reward, source, flags, result.terminated, result.truncated,
         )
         # fmt: on
-        measured, (acted, asked, done) = result.measured, self._actions
+        measured, (acted, asked, done, by_hand) = result.measured, self._actions
         _copy(memory, base, action, acted)
         _copy(memory, base, action if proposed is None else proposed, asked)
         _copy(memory, base, self._unmeasured if measured is None else measured, done)
+        _copy(memory, base, self._unmeasured if human is None else human, by_hand)
         for array in self._places:
             _copy(memory, base, result.observation[array[0]], array)
         if self._state is not None:
@@ -281,9 +287,9 @@ class StepRecorder:
         self._count += count
         self._ring.published = self._count
 
-    def _finish(self, ring: Ring, keeper: Process) -> None:
+    def _finish(self, ring: Ring, keeper: Process, within_s: float) -> None:
         try:
-            status = keeper.wait(_LONGEST_CLOSE_S)
+            status = keeper.wait(within_s)
         except subprocess.TimeoutExpired:
             raise LogWriteError(f"{self.path} is still being written; what was logged is kept") from None
         if status == 0:

@@ -63,7 +63,7 @@ class Layout:
     def __init__(self, arm: ArmSpec, state_size: int) -> None:
         arrays = {a.key: (np.dtype(a.dtype).str, a.shape) for a in arm.observations}
         floats = {key: of for key, of in arrays.items() if of[0] == "<f4"}
-        actions = dict.fromkeys(("action", "proposed", "measured"), ("<f4", (arm.action_dim,)))
+        actions = dict.fromkeys(("action", "proposed", "measured", "human"), ("<f4", (arm.action_dim,)))
         state = {"state": ("<f8", (state_size,))} if state_size else {}
         # What must be finite lies side by side, so that one look finds a NaN in any of it.
         self.finite = {"action": actions.pop("action"), **floats}

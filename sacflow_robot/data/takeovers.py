@@ -27,7 +27,17 @@ def _part(episode: Episode, first: int, end: int) -> Episode:
     truncated[-1] |= not episode.terminated[end - 1]
     columns: dict[str, Any] = {
         name: None if (column := getattr(episode, name)) is None else column[steps]
-        for name in ("commanded", "proposed", "measured", "source", "rewards", "terminated", *STEP_TIMES, "flags")
+        for name in (
+            "commanded",
+            "proposed",
+            "measured",
+            "source",
+            "rewards",
+            "terminated",
+            *STEP_TIMES,
+            "flags",
+            "human",
+        )
     }
     return replace(
         episode,

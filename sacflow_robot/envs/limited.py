@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import gymnasium
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult, VectorArms
 
 
 class Judged(Protocol):
@@ -70,3 +70,78 @@ class LimitedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[str, 
         self._steps += 1
         self._limiter.see(observation, self._steps * self.arm.period_ns)
         return observation, reward, terminated, truncated, {**info, "commanded": commanded, "limited": verdict.changed}
+
+
+class LimitedArms:
+    """``VectorArms`` whose actions pass a safety filter each, on the environment's nominal time.
+
+    Args:
+        arms: The arms.
+        make_limiter: Makes the filter of one arm.
+
+    Attributes:
+        commanded: Per arm what was commanded (T, A) in place of the chunk received last, which is what a learner has to
+            learn from.
+    """
+
+    def __init__(self, arms: VectorArms, make_limiter: Callable[[], Limiter]) -> None:
+        self._arms, self._limiters = arms, [make_limiter() for _ in range(len(arms))]
+        self._steps = [0] * len(arms)
+        self._chunks: dict[int, FloatArray] = {}
+        self.commanded: dict[int, FloatArray] = {}
+
+    @property
+    def spec(self) -> ArmSpec:
+        return self._arms.spec
+
+    @property
+    def engine(self) -> Engine:
+        return self._arms.engine
+
+    def __len__(self) -> int:
+        return len(self._arms)
+
+    def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
+        """Start episodes: arm index to seed."""
+        begun = self._arms.begin(starts)
+        for index, start in begun.items():
+            self._steps[index] = 0
+            self._limiters[index].begin()
+            self._limiters[index].see(start.observation, 0)
+            self._limiters[index].arm(0)
+        return begun
+
+    def send(self, chunks: Mapping[int, FloatArray]) -> None:
+        """Take chunks (H, A); the arms move in :meth:`receive`, as each action depends on what came of the one before."""
+        self._chunks = dict(chunks)
+
+    def receive(self) -> dict[int, list[StepResult]]:
+        """Have the arms execute what their filters let through of what was sent; per arm one result for each action.
+
+        Raises:
+            InvalidValueError: An action has the wrong shape or holds NaN or infinity.
+        """
+        chunks, self._chunks = self._chunks, {}
+        results: dict[int, list[StepResult]] = {index: [] for index in chunks}
+        commanded: dict[int, list[FloatArray]] = {index: [] for index in chunks}
+        for step in range(max(map(len, chunks.values()), default=0)):
+            going = [
+                i for i, chunk in chunks.items() if step < len(chunk) and not (results[i] and results[i][-1].ended)
+            ]
+            for i in going:
+                commanded[i].append(self._limit(i, chunks[i][step]))
+            self._arms.send({i: commanded[i][-1][None] for i in going})
+            for i, (result,) in self._arms.receive().items():
+                results[i].append(result)
+                self._steps[i] += 1
+                self._limiters[i].see(result.observation, self._steps[i] * self.spec.period_ns)
+        self.commanded = {index: np.stack(actions) for index, actions in commanded.items()}
+        return results
+
+    def close(self) -> None:
+        self._arms.close()
+
+    def _limit(self, index: int, action: FloatArray) -> FloatArray:
+        self.spec.check_action(action)
+        verdict = self._limiters[index].step(action, self._steps[index] * self.spec.period_ns)
+        return np.zeros(self.spec.action_dim, np.float32) if verdict.action is None else verdict.action

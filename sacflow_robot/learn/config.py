@@ -188,6 +188,8 @@ class TrainConfig:
             where cores are shared, threads that wait for each other are slower than one alone.
         arms: Simulated arms stepped at once.
         env_engine: What steps them: compiled, or robosuite's own (stock).
+        safety: Calibration profile under whose safety limits the simulated arms move, in training and evaluation: the policy
+            learns under the limits that it will meet.
         eval_episodes: Episodes per evaluation during the run.
         eval_every: Environment steps between evaluations online.
         final_eval_episodes: Episodes of the final evaluation, on seeds that were used for nothing else.
@@ -218,6 +220,7 @@ class TrainConfig:
     threads: int = 1
     arms: int = 2
     env_engine: Engine = "compiled"
+    safety: str | None = None
     eval_episodes: int = 50
     eval_every: int = 5_000
     final_eval_episodes: int = 100

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+
+import torch
 
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.episode import Episode
@@ -14,7 +19,10 @@ from sacflow_robot.errors import DataError, SacflowError, one_line
 from sacflow_robot.learn.export import export_agent
 from sacflow_robot.learn.run_folder import Evaluation, RunFolder, replace_text
 from sacflow_robot.learn.train import METRICS_EVERY, Trainer
-from sacflow_robot.statistics import wilson_interval
+from sacflow_robot.policyfile import file_version
+from sacflow_robot.rollout import Chunker
+from sacflow_robot.spec import FloatArray
+from sacflow_robot.statistics import difference_interval
 
 _POLL_S = 1.0
 _SLICE = 20  # updates between two looks at the log, and at Ctrl-C
@@ -31,9 +39,10 @@ class FollowConfig:
         log: Episode log that an arm's run appends to; waited for where there is none yet.
         publish: Policy file to replace, the one being served.
         publish_every: Environment steps taken from the log between two candidates.
-        gate_episodes: Simulated episodes that a candidate is held against the published policy with, on seeds that are used
-            for nothing else; 0 leaves it to the export's own tests and to the server's.
+        gate_episodes: Simulated episodes that a candidate is held against the best policy published with, on seeds that are
+            used for nothing else; 0 leaves it to the export's own tests and to the server's.
         stop_after: End once so many environment steps have been learned from; None goes on until stopped.
+        spoil: A fault switch: of the candidate of this number, counted from 1, the weights are corrupted. 0 for none.
     """
 
     log: Path
@@ -41,6 +50,7 @@ class FollowConfig:
     publish_every: int = 1000
     gate_episodes: int = 30
     stop_after: int | None = None
+    spoil: int = 0
 
 
 class Followed:
@@ -92,20 +102,23 @@ class FollowingTrainer(Trainer):
     """A training run that goes on from its checkpoint with what an arm logs, instead of moving arms of its own.
 
     What it publishes has passed a gate: every weight finite; the exported graph the same as the network, by the golden
-    vectors that it carries; ``accept``; and, with gate episodes, a success that is not worse than the published policy's: a
-    candidate whose 95 % interval lies below the published one's rate is refused. Learning goes on after a refusal, and three
-    in a row end the run with an error. The checkpoint is the state last published, so that a run that went wrong goes on
-    from there when it is started again, with the episodes logged since.
+    vectors that it carries; ``accept``; and, with gate episodes, a success that is not worse than that of the best file
+    published: a candidate is refused where the 95 % interval of the difference lies below zero. What is measured is the files
+    themselves, that which is being served at the start included, and not what a checkpoint says. Learning goes on after a
+    refusal, and three in a row end the run with an error. The checkpoint is the state last published, so that a run that went
+    wrong goes on from there when it is started again, with the episodes logged since. ``candidates.csv`` in the run folder
+    has a line for each candidate.
 
     Every episode enters the replay buffer as soon as it has ended. With an arm slower than the learner, each step is followed
     by its updates; with one that is faster, the learner does what it can, always from the newest too, and what it owes
     beyond ten candidates' worth is forgotten. Warm-up and candidates count steps by the updates done for them.
 
-    Set ``follow``, ``accept`` and ``check`` before :meth:`run`.
+    Set ``follow``, ``accept``, ``load_policy`` and ``check`` before :meth:`run`.
 
     Attributes:
         follow: What to follow and where to publish.
         accept: Raises SacflowError for a candidate file that must not be served.
+        load_policy: What a policy file chooses.
         check: Raises SacflowError for an episode that must not be learned from.
         published: Candidates published, in this session.
         refused: Candidates refused, in this session.
@@ -113,11 +126,16 @@ class FollowingTrainer(Trainer):
 
     follow: FollowConfig
     accept: Callable[[Path], None]
+    load_policy: Callable[[Path], Chunker]
     check: Callable[[Episode], None]
     published = refused = 0
     _refused_in_row = 0
     _taken: Followed | None = None
     _best: Evaluation | None = None
+    _judged: Chunker | None = None  # what is being evaluated, if not the network
+
+    def act(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
+        return super().act(observation, noise) if self._judged is None else self._judged(observation, noise)
 
     def _offline(self) -> None:
         """That lies behind."""
@@ -125,14 +143,14 @@ class FollowingTrainer(Trainer):
     def _online(self) -> None:
         follow = self.follow
         taken = self._taken = Followed(self.folder, follow.log)
-        self._best = self._gate_result() if follow.gate_episodes else None
-        if self._best is not None:
-            self._progress.say(f"following {follow.log} from {_rate(self._best)}")
-        else:
-            self._progress.say(f"following {follow.log}")
         if not follow.publish.exists():
             self._publish()
-        next_at = taken.learned + follow.publish_every
+        elif follow.gate_episodes:
+            self._best = self._gate_result(follow.publish)
+        of = "" if self._best is None else f" from {_rate(self._best)}"
+        self._progress.say(f"following {follow.log}{of}")
+        # During the warm-up the policy stays what it is.
+        next_at = max(taken.learned, float(self.config.learner.warmup_steps)) + follow.publish_every
         per_step = self.config.learner.updates_per_step
         while True:
             new = taken.take()
@@ -177,40 +195,99 @@ class FollowingTrainer(Trainer):
 
     def _publish(self) -> None:
         """Put the present policy in the place of the published one, if it is fit to be."""
-        if self._warming_up and self.follow.publish.exists():
-            return  # cloning alone has made it, and goes on unchanged
         path = self.follow.publish
+        if self._warming_up and path.exists():
+            return  # cloning alone has made it, and goes on unchanged
         candidate = path.with_name(f".{path.stem}.candidate.onnx")
+        result, version, reason = None, "", ""
         try:
-            if not all(bool(weight.isfinite().all()) for weight in self.agent.exported.parameters()):
-                raise SacflowError("a weight is not finite")
-            result = self._gate_result() if self.follow.gate_episodes else None
-            if result is not None and self._best is not None:
-                _, high = wilson_interval(result.successes, result.episodes)
-                if high < self._best.success_rate:
-                    raise SacflowError(f"{_rate(result)}, worse than {_rate(self._best)}")
-            export_agent(self.agent, self._notes(), candidate)
+            with self._spoilt():
+                if not all(bool(weight.isfinite().all()) for weight in self.agent.exported.parameters()):
+                    raise SacflowError("a weight is not finite")
+                export_agent(self.agent, self._notes(), candidate)
+            version = file_version(candidate)
             self.accept(candidate)
+            if self.follow.gate_episodes:
+                result = self._gate_result(candidate)
+                self._compare(result)
             candidate.replace(path)
         except (SacflowError, OSError) as error:
-            self.refused, self._refused_in_row = self.refused + 1, self._refused_in_row + 1
-            self._progress.say(f"  candidate refused after {self.env_steps:,} steps: {one_line(error)}")
-            if self._refused_in_row >= _MOST_REFUSED:
-                raise SacflowError(
-                    f"{_MOST_REFUSED} candidates in a row were refused; start again to go on from the one published last"
-                ) from None
-            return
+            reason = one_line(error)
         finally:
             candidate.unlink(missing_ok=True)
+        self._note(version, result, reason)
+        if reason:
+            self._refuse(version, reason)
+            return
         self.published, self._refused_in_row = self.published + 1, 0
-        if result is not None:
+        if result is not None and (self._best is None or result.success_rate >= self._best.success_rate):
             self._best = result
         of = "" if result is None else f", {_rate(result)}"
-        self._progress.say(f"  published after {self.env_steps:,} steps and {self.agent.updates:,} updates{of}")
+        steps, updates = self.env_steps, self.agent.updates
+        self._progress.say(f"  published version {version} after {steps:,} steps and {updates:,} updates{of}")
 
-    def _gate_result(self) -> Evaluation:
-        """Success of the present policy on the gate's episodes; recorded like any evaluation."""
-        self._evaluate("online")
+    def _refuse(self, version: str, reason: str) -> None:
+        self.refused, self._refused_in_row = self.refused + 1, self._refused_in_row + 1
+        named = f"candidate {version}" if version else "candidate"
+        self._progress.say(f"  {named} refused after {self.env_steps:,} steps: {reason}")
+        if self._refused_in_row >= _MOST_REFUSED:
+            raise SacflowError(
+                f"{_MOST_REFUSED} candidates in a row were refused; start again to go on from the one published last"
+            )
+
+    def _compare(self, result: Evaluation) -> None:
+        """Raise SacflowError for a result that is worse than the best by more than chance explains."""
+        best = self._best
+        if best is None:
+            return
+        _, high = difference_interval(result.successes, result.episodes, best.successes, best.episodes)
+        if high < 0:
+            raise SacflowError(f"{_rate(result)}, worse than {_rate(best)}")
+
+    @contextmanager
+    def _spoilt(self) -> Iterator[None]:
+        """The fault switch: while this lasts, the weights of the candidate to be spoilt are."""
+        if self.follow.spoil != self.published + self.refused + 1:
+            yield
+            return
+        weights = list(self.agent.exported.parameters())
+        kept = [weight.detach().clone() for weight in weights]
+        try:
+            with torch.no_grad():
+                for weight in weights:
+                    weight.copy_(weight.flatten().flip(0).view_as(weight))
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, before in zip(weights, kept, strict=True):
+                    weight.copy_(before)
+
+    def _note(self, version: str, result: Evaluation | None, reason: str) -> None:
+        """A line about a candidate, in ``candidates.csv``."""
+        path = self.folder.path / "candidates.csv"
+        row = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "version": version,
+            "env_steps": self.env_steps,
+            "updates": self.agent.updates,
+            "successes": "" if result is None else result.successes,
+            "episodes": "" if result is None else result.episodes,
+            "outcome": "refused" if reason else "published",
+            "reason": reason,
+        }
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if not file.tell():
+                writer.writeheader()
+            writer.writerow(row)
+
+    def _gate_result(self, path: Path) -> Evaluation:
+        """Success of a policy file on the gate's episodes; recorded like any evaluation."""
+        self._judged = self.load_policy(path)
+        try:
+            self._evaluate("online")
+        finally:
+            self._judged = None
         return self.evaluations[-1]
 
     def _notes(self) -> dict[str, object]:

@@ -106,13 +106,17 @@ def _find(driver: str) -> Driver:
 
 
 def make_sim(task: str, options: Options) -> Robot:
-    """``sim:TASK``, in lockstep. Options: ``engine`` (compiled, stock)."""
-    check_options("sim", options, ["engine"])
+    """``sim:TASK``, in lockstep. Options: ``engine`` (compiled, stock); ``speed``, at most so many times real time."""
+    check_options("sim", options, ["engine", "speed"])
+    try:
+        speed = float(options.get("speed", 0))
+    except ValueError:
+        raise UsageError(f"sim: speed is {options['speed']!r}, expected a number") from None
     try:
         from sacflow_robot.robot.sim import SimRobot
     except ImportError as error:
         raise no_simulator(error) from None
-    return SimRobot(task, engine_option(options))
+    return SimRobot(task, engine_option(options), speed)
 
 
 def make_rtsim(task: str, options: Options) -> Robot:

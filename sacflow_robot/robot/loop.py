@@ -257,7 +257,7 @@ class _Running:
         flags |= StepFlag.CHUNK_START * joined | StepFlag.HELD * verdict.held | StepFlag.BLIND * bool(blind)
         self._kept = Step(
             *(result, verdict.action, self._captured, verdict.action if proposed is None else proposed, source, flags),
-            *(before, self._inferred, sent),
+            *(before, self._inferred, sent, signal.action),
         )
         self._builder.append(self._kept)
         self._sent.append(sent)

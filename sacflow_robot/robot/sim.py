@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION, is_gymnasium_id
-from sacflow_robot.errors import RobotError, StoppedError
+from sacflow_robot.errors import RobotError, StoppedError, UsageError
 from sacflow_robot.robot.clock import MonotonicClock
 from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult
 
@@ -21,17 +22,21 @@ class SimRobot:
     Args:
         task: Name of the task, or Gymnasium's id.
         engine: What steps a robosuite task.
+        speed: Times real time that a command takes at least; 0 for as fast as it goes.
 
     Raises:
         UnknownNameError: No such task.
-        UsageError: The Gymnasium environment cannot be made, or does not fit.
+        UsageError: The Gymnasium environment cannot be made, or does not fit; or the speed is negative.
     """
 
-    def __init__(self, task: str, engine: Engine = "compiled") -> None:
+    def __init__(self, task: str, engine: Engine = "compiled", speed: float = 0.0) -> None:
+        if not 0 <= speed < math.inf:
+            raise UsageError(f"sim: speed is {speed:g}, expected how many times real time, or 0 for no limit")
         self.env = GymnasiumEnv(task) if is_gymnasium_id(task) else RobosuiteEnv(task, engine=engine)
         self._seen: StepResult | None = None
         self._stopped = False
         self.clock = MonotonicClock()
+        self._least_ns = round(self.spec.period_ns / speed) if speed else 0
 
     @property
     def lockstep(self) -> bool:
@@ -69,10 +74,12 @@ class SimRobot:
         """Execute one action (A,); the result's ``measured`` is the motion that came of it, in the same units."""
         if self._stopped:
             raise StoppedError("the arm has been stopped; connect it again")
+        begun_ns = self.clock.now_ns()
         before, after = self.observe(), self.env.command(action)
         if "robot0_eef_pos" in after.observation:
             after = replace(after, measured=measured_action(before.observation, after.observation, float(action[-1])))
         self._seen = after
+        self.clock.sleep_until(begun_ns + self._least_ns)
 
     def hold(self) -> None:
         """Nothing to do: without a command, time stands still."""

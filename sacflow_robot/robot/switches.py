@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,25 @@ class Switches:
         stop, arm = self._stop, self._arm
         self._stop, self._arm = "", False
         return stop, arm and not stop
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does, also one that a script started in the background, where Ctrl-C would be ignored:
+    the arm holds, and what was logged is whole."""
+
+    def on_term(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # the signals are somebody else's there
+        yield
+        return
+    before = [signal.signal(number, on_term) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        yield
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager

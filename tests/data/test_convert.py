@@ -67,6 +67,7 @@ def episodes(draw: st.DrawFn, *, states: int, timed: bool) -> Episode:
         time_ns=rows(steps + 1, dtype=np.int64, elements=st.integers(0, 2**62)),
         states=rows(steps + 1, states, **FLOAT64) if states else None,
         **{name: rows(steps, dtype=np.int64, elements=st.integers(0, 2**62)) for name in STEP_TIMES if timed},
+        **({"human": rows(steps, 1, **FLOAT32)} if draw(st.booleans()) else {}),
         **({"flags": rows(steps, dtype=np.uint8, elements=st.integers(0, 15))} if timed else {}),
         info=draw(
             st.dictionaries(st.text(max_size=5), st.booleans() | st.integers() | st.text(max_size=9), max_size=3)

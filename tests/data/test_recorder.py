@@ -26,6 +26,7 @@ import pytest
 from sacflow_robot.data import keeper, store
 from sacflow_robot.data.check import repair, verify
 from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.mending import MendingRecorder
 from sacflow_robot.data.recorder import StepRecorder, start_keeper
 from sacflow_robot.data.ring import HEADER
 from sacflow_robot.episode import Episode, Source, Step, StepFlag
@@ -62,7 +63,8 @@ def write_episodes(log: StepRecorder, done: Callable[[], None]) -> None:
         done()
         for step in range(1, STEPS + 1):
             commanded = np.array([episode, step], np.float32) / 20
-            log.append(Step(result(episode, step, step == STEPS), commanded, 1000 + step, sent_ns=step))
+            human = commanded / 2 if step > 1 else None
+            log.append(Step(result(episode, step, step == STEPS), commanded, 1000 + step, sent_ns=step, human=human))
             done()
         log.end({"note": "whole"})
         done()
@@ -79,6 +81,9 @@ def assert_are_the_written(episodes: list[Episode], at_least: int) -> None:
         assert (episode.observations["image"] == (7 * steps + index)[:, None, None, None]).all()
         assert np.array_equal(episode.states, np.stack([np.full(count + 1, index), steps], 1))
         assert np.allclose(episode.commanded * 20, np.stack([np.full(count, index), steps[1:]], 1))
+        if episode.human is not None:
+            assert np.isnan(episode.human[0]).all()
+            assert np.array_equal(episode.human[1:], episode.commanded[1:] / 2)
         assert np.array_equal(episode.sent_ns, steps[1:]) and np.array_equal(episode.time_ns, 1000 + steps)
         assert episode.terminated[-1] == (count == STEPS) and episode.truncated[-1] == (count < STEPS)
         whole = {"seed": index, "success": True, "note": "whole"}
@@ -130,7 +135,10 @@ class Forked:
         return self._status
 
     def wait(self, timeout: float | None = None) -> int:
+        until = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None:
+            if until is not None and time.monotonic() > until:
+                raise subprocess.TimeoutExpired("keeper", timeout or 0)
             time.sleep(0.001)
         return self._status
 
@@ -480,7 +488,36 @@ def test_closing_before_the_keeper_has_finished_takes_nothing_from_it(tmp_path: 
     with pytest.raises(LogWriteError, match="still being written; what was logged is kept"):
         log.close()
     keepers[0].process.wait(60)
-    assert len(EpisodeLog.open(path)) == EPISODES * (1 + before)
+    episodes = list(EpisodeLog.open(path).episodes())
+    assert len(episodes) == EPISODES * (1 + before)
+    assert all(episode.human is not None for episode in episodes)
+
+
+@pytest.mark.parametrize("recorder", [StepRecorder, MendingRecorder])
+def test_whoever_is_interrupted_leaves_a_slow_keeper_to_finish_alone(
+    tmp_path: Path, recorder: type[StepRecorder] | type[MendingRecorder]
+) -> None:
+    keepers: list[Forked] = []
+
+    def start(log: Path, token: str) -> Forked:
+        keepers.append(Forked(log, token))
+        return keepers[0]
+
+    def opened() -> StepRecorder:
+        return StepRecorder(tmp_path / "log.zarr", ARM, start)
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        opened() if recorder is StepRecorder else MendingRecorder(opened) as log,
+    ):
+        log.begin(result(0, 0), 0, {})
+        os.kill(keepers[0].pid, signal.SIGSTOP)  # a disk that hangs; it would be waited for two minutes
+        log.append(Step(result(0, 1), ONE, 1))
+        raise KeyboardInterrupt
+    os.kill(keepers[0].pid, signal.SIGCONT)
+    keepers[0].wait(60)
+    (episode,) = EpisodeLog.open(tmp_path / "log.zarr").episodes()
+    assert len(episode) == 1 and episode.info["interrupted"]
 
 
 def test_a_journal_without_its_session_is_kept(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,7 @@ def make(tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool], m
         trainer = FollowingTrainer(replace(config, eval_episodes=gate_episodes), folder, *pools, quiet)
         trainer.follow = FollowConfig(tmp_path / "log.zarr", tmp_path / "served.onnx", 30, gate_episodes, stop_after)
         trainer.accept, trainer.check = check_policy, lambda episode: None
+        trainer.load_policy = lambda path: OnnxPolicy(path).infer
         trainer.resume()
         return trainer
 
@@ -119,7 +121,8 @@ def test_a_candidate_whose_weights_are_broken_is_refused(
 
 
 def test_a_candidate_that_does_worse_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, rates = make(gate_episodes=20), iter([12, 11, 2, 3, 14, 1, 1, 1])
+    trainer, rates = make(gate_episodes=20), iter([12, 11, 2, 3, 20, 19, 14, 14, 14])
+    trainer.load_policy = lambda path: trainer.act
 
     def evaluate(phase: str) -> None:
         trainer.evaluations.append(Evaluation("online", 0, next(rates), 20, 50.0, 0.5))
@@ -127,12 +130,34 @@ def test_a_candidate_that_does_worse_is_refused(make: Make, tmp_path: Path, monk
     monkeypatch.setattr(trainer, "_evaluate", evaluate)
     monkeypatch.setattr(follow, "export_agent", lambda agent, notes, path: path.write_bytes(b"a policy"))
     trainer.accept = lambda path: None
-    trainer._best = trainer._gate_result()
-    for published, refused in ((1, 0), (1, 1), (1, 2), (2, 2), (2, 3), (2, 4)):
+    trainer._best = trainer._gate_result(tmp_path / "served.onnx")
+    for published, refused in ((1, 0), (1, 1), (1, 2), (2, 2), (3, 2), (3, 3), (3, 4)):
         trainer._publish()
         assert (trainer.published, trainer.refused) == (published, refused)
     with pytest.raises(SacflowError, match="3 candidates in a row were refused"):
         trainer._publish()
+    with (tmp_path / "run" / "candidates.csv").open(newline="") as file:
+        told = [(row["outcome"], row["successes"], row["reason"]) for row in csv.DictReader(file)]
+    assert told[4] == ("published", "19", ""), "one failure after none is no evidence"
+    assert told[5] == ("refused", "14", "success 14/20, worse than success 20/20"), "of the best, not of the last"
+
+
+def test_what_is_served_is_what_candidates_are_held_against(make: Make, tmp_path: Path) -> None:
+    make()._publish()
+    trainer, judged = make(gate_episodes=1, stop_after=0), []
+    trainer.load_policy = lambda path: judged.append(path.name) or OnnxPolicy(path).infer  # type: ignore[func-returns-value]
+    trainer.run()
+    assert judged == ["served.onnx", ".served.candidate.onnx"]
+    assert [(e.phase, e.episodes) for e in trainer.evaluations] == [("online", 1)] * 2
+
+
+def test_the_fault_switch_spoils_one_candidate_and_leaves_the_learner_as_it_was(make: Make, tmp_path: Path) -> None:
+    trainer, versions = make(), []
+    trainer.follow = replace(trainer.follow, spoil=2)
+    for _ in range(3):
+        trainer._publish()
+        versions.append(file_version(tmp_path / "served.onnx"))
+    assert versions[0] == versions[2] != versions[1]
 
 
 def test_a_candidate_that_the_server_would_refuse_is_refused(make: Make, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
 
 
 @pytest.mark.parametrize(
-    "name", ["sim:lift", "rtsim:lift?clock=virtual&obs_delay_ms=30&cmd_delay_ms=20", "rtsim:lift?obs_delay_ms=20"]
+    "name",
+    ["sim:lift?speed=100", "rtsim:lift?clock=virtual&obs_delay_ms=30&cmd_delay_ms=20", "rtsim:lift?obs_delay_ms=20"],
 )
 def test_our_drivers_keep_the_contract(name: str) -> None:
     check_robot(lambda: make_robot(name))

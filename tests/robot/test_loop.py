@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sacflow_robot.episode import Episode, EpisodeBuilder, Step, StepFlag
-from sacflow_robot.errors import InvalidValueError, SpecMismatchError, UnknownNameError
+from sacflow_robot.errors import InvalidValueError, SpecMismatchError, UnknownNameError, UsageError
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.loop import check_fit, run_episode
@@ -200,6 +200,22 @@ def test_measured_motion_is_in_action_units(robot: SimRobot) -> None:
     assert turned[5] == pytest.approx(np.abs(turned[:6]).max()) and turned[5] > 0.02
     assert lifted[2] == pytest.approx(np.abs(lifted[:6]).max()) and lifted[2] > 0.02
     assert lifted[6] == -1
+
+
+def test_a_lockstep_arm_can_be_paced(robot: SimRobot) -> None:
+    slow = SimRobot("lift", speed=2.0)
+    slow.begin(3)
+    robot.begin(3)
+    begun = slow.clock.now_ns()
+    for _ in range(4):
+        action = np.full(7, 0.1, np.float32)
+        slow.command(action, 0)
+        robot.command(action, 0)
+    assert slow.clock.now_ns() - begun >= 4 * 25_000_000, "two times real time, at most"
+    assert np.array_equal(slow.observe().observation["object"], robot.observe().observation["object"])
+    for speed, complaint in (("-1", "expected how many times"), ("nan", "expected how"), ("slow", "expected a number")):
+        with pytest.raises(UsageError, match=complaint):
+            make_robot(f"sim:lift?speed={speed}")
 
 
 def test_driver_names() -> None:

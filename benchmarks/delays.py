@@ -177,7 +177,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
                 axis.set_ylabel(label)
     axes[0, 0].legend(loc="lower left")
     figure.suptitle(f"{title}: success with its 95 % Wilson interval, {rows[0]['episodes']} episodes a point")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 if __name__ == "__main__":

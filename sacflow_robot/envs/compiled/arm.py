@@ -55,12 +55,15 @@ class CompiledArm:
                               np.zeros(1), np.zeros(2), np.full((kernels.DELAYED + 2, kernels.ARM), np.nan))  # fmt: skip
         self._placed = np.zeros(0)
 
-    def begin(self, state: npt.NDArray[np.float64]) -> None:
-        """Take up a state (S,) that the ``mjData`` was just brought to, with controllers as at the start of an episode."""
+    def begin(self, state: npt.NDArray[np.float64], rest: npt.NDArray[np.float64] | None = None) -> None:
+        """Take up a state (S,) that the ``mjData`` was just brought to, with controllers as at the start of an episode.
+
+        ``rest`` are the joint positions (7,) to which the arm's nullspace is pulled, where they are not those of the state.
+        """
         moving = 1 + self._model.nq + self._model.nv
         self._placed = state[moving:].copy()
         self._memory.time[0] = self._data.time
-        self._memory.rest[:] = self._data.qpos[self.plan.joints]
+        self._memory.rest[:] = self._data.qpos[self.plan.joints] if rest is None else rest
         self._memory.fingers[:] = self._memory.valid[:] = self._memory.gripping[:] = 0.0
         self._memory.torques[:] = np.nan
 

@@ -29,7 +29,7 @@ SMALLEST_MASS_KG = 0.05
 _ROWS_EVERY_S = 0.01  # residuals closer to each other than this say the same thing twice
 _FLOOR_M, _FLOOR_RAD, _FLOOR_JOINT_RAD = 2e-4, 1e-3, 2e-4  # what windows' beginnings and rounded times leave
 _HUBER = 3.0
-_COARSE = 4  # every which window is fitted first
+_COARSE, _FINE_STEPS = 3, 3  # every which window is fitted first; evaluations over all of them
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Fit:
         weakest: The combination that the data tell least, as shares of parameters by label.
         train_rmse_m, train_before_m: Gripper error over the windows fitted to, after and before.
         held_out_rmse_m, held_out_before_m: The same over windows that were not.
+        measured: What to put into a profile: value and one standard deviation, by name.
         noise: Residuals' size beside what the sensors' noise explains; near 1 where the model explains all.
     """
 
@@ -113,6 +114,7 @@ class Fit:
     held_out_rmse_m: float
     held_out_before_m: float
     noise: float
+    measured: dict[str, tuple[Array, Array]]
 
 
 class Problem:
@@ -177,6 +179,35 @@ class Problem:
     def residuals(self, x: Array) -> Array:
         return self._weighted(self._predictors.predict([self.model(x)], self._windows)[0], x)
 
+    def measured(self, fit_values: Array, spread: Array, told: npt.NDArray[np.bool_]) -> dict[str, tuple[Array, Array]]:
+        """Value and standard deviation of every quantity of which the data tell something, by name."""
+        model = self.model(
+            np.array([np.log(v) if p.logarithmic else v for p, v in zip(self.parameters, fit_values, strict=True)])
+        )[0]
+        found: dict[str, tuple[Array, Array]] = {}
+        for p, s, v, known in zip(self.parameters, spread, fit_values, told, strict=True):
+            if p.name == MOMENT or not known:
+                continue
+            value = np.array([v]) if p.name == DELAY else model.array(p.name)
+            assert value is not None
+            old = found.get(p.name, (value, np.zeros(len(value))))[1].copy()
+            places = range(len(value)) if p.index is None else [p.index]
+            for i in places:
+                old[i] = s * (value[i] / v if p.index is None and p.name.startswith("joints.") else 1)
+            found[p.name] = value, old
+        moment = [(s, known) for p, s, known in zip(self.parameters, spread, told, strict=True) if p.name == MOMENT]
+        if "payload.mass_kg" in found and all(known for _, known in moment):
+            centre = model.array("payload.centre_m")
+            assert centre is not None
+            found["payload.centre_m"] = (
+                centre,
+                np.array([s for s, _ in moment]) / max(found["payload.mass_kg"][0][0], 0.05),
+            )
+        for name, (value, own) in found.items():
+            # Of joints that the data do not tell, the value is where the fit left it, as unsure as it was.
+            found[name] = value, np.where(own == 0, np.maximum(np.abs(value), 0.1), own) if len(value) > 1 else own
+        return found
+
     def jacobian(self, x: Array) -> Array:
         """By finite differences, of which the delay's costs no simulation."""
         steps = np.array([p.step if x[i] + p.step < self.high[i] else -p.step for i, p in enumerate(self.parameters)])
@@ -197,6 +228,7 @@ def identify(
     start: ArmModel,
     sigma: tuple[float, float, float],
     *,
+    before: ArmModel | None = None,
     held_out_share: float = 0.25,
     most_steps: int = 6,
     progress: Callable[[float], None] = lambda share: None,
@@ -208,6 +240,7 @@ def identify(
         windows: The recording's; every fourth or so is kept aside.
         start: What is known before; the simulator's own values stand for the rest.
         sigma: Noise of position (m), rotation (rad) and joint readings (rad).
+        before: What the errors before are of; the simulator's own arm, without delay, if None.
         held_out_share: Share of windows kept aside.
         most_steps: Most evaluations of the residuals.
         progress: Told the share done.
@@ -245,16 +278,28 @@ def identify(
 
     # Far from the solution robust losses are slow; near it they keep a few windows that went wrong from mattering.
     x = solve(coarse, coarse.origin, 2 * most_steps, "linear")
-    x = solve(problem, x, most_steps, "huber")
+    x = solve(problem, x, _FINE_STEPS, "huber")
     rows, residual = problem.jacobian(x)[: -len(x)], problem.residuals(x)[: -len(x)]
     noise = float(np.median(np.abs(residual)) / 0.6745)
     fit = _read(problem, x, rows, residual)
     model, delay = problem.model(x)
-    before = problem.base if start.part("controller", "joints", "payload") else predictors.first.nominal
-    nothing = (before, start.number(DELAY) / 1e3)
-    errors = [_error(predictors, pair, part) for part in (fitted, held) for pair in ((model, delay), nothing)]
+    before = before or ArmModel()
+    after = model.having(start.part("sensors").values)
+    ways = ((after, delay), (predictors.first.nominal.having(before.values), before.number(DELAY) / 1e3))
+    errors = [prediction_error(predictors, way, part) for part in (fitted, held) for way in ways]
     progress(1.0)
-    return Fit(model, 1e3 * delay, *fit, *errors, noise)
+    after_fit, before_fit, after_held, before_held = errors
+    return Fit(
+        model,
+        1e3 * delay,
+        *fit,
+        after_fit,
+        before_fit,
+        after_held,
+        before_held,
+        noise,
+        problem.measured(fit[1], fit[2], fit[3]),
+    )
 
 
 def _read(
@@ -331,8 +376,9 @@ def _residual(window: Window, made: Predicted, sigma: tuple[float, float, float]
     return np.concatenate([moved.reshape(-1), turned.reshape(-1)])
 
 
-def _error(predictors: Predictors, pair: tuple[ArmModel, float], windows: Sequence[Window]) -> float:
-    """Root mean square of the gripper's error (m)."""
-    made = predictors.predict([pair], windows)[0]
-    squares = [np.sum((p.position - w.position) ** 2, axis=1) for p, w in zip(made, windows, strict=True)]
+def prediction_error(predictors: Predictors, way: tuple[ArmModel, float], windows: Sequence[Window]) -> float:
+    """Root mean square of the gripper's error (m) under a model and command delay (s); the pose's known bias counts."""
+    made = predictors.predict([way], windows)[0]
+    bias = way[0].sensor("robot0_eef_pos").get("bias_m", np.zeros(3))
+    squares = [np.sum((p.position + bias - w.position) ** 2, axis=1) for p, w in zip(made, windows, strict=True)]
     return float(np.sqrt(np.mean(np.concatenate(squares))))

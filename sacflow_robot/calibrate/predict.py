@@ -72,8 +72,9 @@ class Predictor:
         self._env = RobosuiteEnv(task, engine="compiled", step_rate_hz=500)
         self._arm = self._env.compiled
         self._env.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
-        self._home = self._env.begin(0).state
-        assert self._home is not None
+        home = self._env.begin(0).state
+        assert home is not None
+        self._home = home
         self._step_s = float(self._env.model.opt.timestep)
         plan = self._arm.plan
         self._joints, self._dofs, self._site = plan.joints, plan.dofs, plan.grip_site
@@ -100,6 +101,7 @@ class Predictor:
         mujoco.mj_forward(model, data)
         self._arm.begin(state, window.rest)
         commands = window.commands.copy()
+        commands[:, 1] = np.maximum(commands[:, 1] - delay_s, 0)  # it counts from the sending
         commands[:, :2] = np.round(commands[:, :2] / self._step_s)
         made = self._arm.follow(commands, 1, round(window.seconds / self._step_s), round(0.05 / self._step_s))
         grid = self._step_s * np.arange(1, len(made.joints) + 1)

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from sacflow_robot.envs.limited import Limiter
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, RobotError, UsageError, one_line
-from sacflow_robot.randomness import Stream, random_stream
 from sacflow_robot.poses import rotation_between
+from sacflow_robot.randomness import Stream, random_stream
 from sacflow_robot.spec import ArmSpec, Observation, Robot
 
 Array = npt.NDArray[np.float64]
@@ -24,6 +24,7 @@ LOOK_NS = 2_000_000
 """How often an excitation run looks for a new observation."""
 
 VALID_PERIODS = 2  # as in the control loop
+_DELAY_NS = 400_000_000  # beyond those, for commands that take long; an arm whose loop dies holds that much later
 LONGEST_S = 120.0
 _REST_S, _PAUSE_S, _BURST_S = 3.0, 0.5, 1.1
 _NEAR_M, _NEAR_RAD, _TURN_SHARE = 0.04, 0.15, 0.4
@@ -110,7 +111,7 @@ def of_episode(arm: ArmSpec, episode: Episode) -> Recording:
         received[fresh].astype(np.int64),
         {key: rows[fresh] for key, rows in episode.observations.items()},
         episode.sent_ns,
-        np.full(len(episode), VALID_PERIODS * arm.period_ns, np.int64),
+        np.full(len(episode), VALID_PERIODS * arm.period_ns + _DELAY_NS, np.int64),
         episode.commanded,
     )
 
@@ -154,7 +155,11 @@ class Excitation:
             self._left = int(self._rng.integers(3, 8))
             direction = self._rng.standard_normal(len(self._moves)) - self._away(observation)
             direction[self._turns] *= _TURN_SHARE
-            self._step = direction / np.abs(direction).max() * self._size * self._rng.uniform(0.15, 1)
+            first = second % (_PAUSE_S + _BURST_S) < 1 / rate  # of a burst: clear enough to tell when it takes effect
+            size = self._size * self._rng.uniform(0.7 if first else 0.15, 1)
+            if first:
+                direction[self._turns] = 0.0  # turning moves the gripper as well
+            self._step = direction / np.abs(direction).max() * size
         self._left -= 1
         action[self._moves] = self._step
         return action
@@ -212,7 +217,7 @@ def record(
         if verdict.action is None or getattr(verdict, "held", False):
             robot.stop()
             raise RobotError(f"the safety filter held the arm: {getattr(verdict, 'reason', '')}; nothing was measured")
-        now_ns, valid_ns = clock.now_ns(), VALID_PERIODS * spec.period_ns
+        now_ns, valid_ns = clock.now_ns(), VALID_PERIODS * spec.period_ns + _DELAY_NS
         robot.command(verdict.action, now_ns + valid_ns)
         sent.append((now_ns, valid_ns, verdict.action))
         progress((period + 1) / excitation.periods)

@@ -115,7 +115,7 @@ def _with_transport(link: LinkOptions, own: Mapping[str, object]) -> LinkOptions
         for option, name in _TRANSPORT.items()
         if option not in own and f"transport.{name}" in link.model
     }
-    return replace(link, **values)
+    return replace(link, **values)  # type: ignore[arg-type]
 
 
 def _read_model(options: Options) -> ArmModel:
@@ -153,7 +153,7 @@ def _with(link: LinkOptions, values: Mapping[str, object]) -> LinkOptions:
             numbers[name] = float(str(value))
         except ValueError:
             raise UsageError(f"rtsim: {name} is {value!r}, expected a number") from None
-    return replace(link, **numbers)
+    return replace(link, **numbers)  # type: ignore[arg-type]
 
 
 def _read_file(path: Path) -> Mapping[str, object]:

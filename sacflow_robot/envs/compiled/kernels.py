@@ -414,7 +414,8 @@ def _payload_motion(views: Views, plan: Plan, s: Scratch, joint: int, axis: int)
     for i in range(3):
         arm_b += turned[3 * b + i] * plan.payload_centre[i]
         arm_c += turned[3 * c + i] * plan.payload_centre[i]
-    return s.jacobian[axis, joint] + s.jacobian[3 + b, joint] * arm_c - s.jacobian[3 + c, joint] * arm_b
+    moved: float = s.jacobian[axis, joint] + s.jacobian[3 + b, joint] * arm_c - s.jacobian[3 + c, joint] * arm_b
+    return moved
 
 
 @_kernel

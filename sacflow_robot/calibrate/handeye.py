@@ -165,13 +165,14 @@ def _reprojection(
     in_grip = np.mean([p for p, _ in held], axis=0)
     u, _, v = np.linalg.svd(np.sum([r for _, r in held], axis=0))
     turned = u @ v
-    corners, squares = [], []
+    corners: list[tuple[Array, Array]] = []
+    squares: list[Array] = []
     for (at, turn), _, _, points, places in seen:
         world = (places @ turned.T + in_grip) @ turn.T + at
         made = cv2.projectPoints((world - position) @ rotation, np.zeros(3), np.zeros(3), camera, distortion)[
             0
         ].reshape(-1, 2)
-        corners.append((points, made))
+        corners.append((points, made.astype(np.float64)))
         squares.append(np.sum((points - made) ** 2, axis=1))
     return float(np.sqrt(np.mean(np.concatenate(squares)))), corners
 

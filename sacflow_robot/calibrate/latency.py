@@ -141,7 +141,8 @@ def _fit(times: Array, rows: Array, goals: Array, period_s: float, noise: float)
     def made(x: Array, delays: Array) -> Array:
         grid, bank = _response(np.exp(x[1]), x[2], x[3] / goals, period_s)
         shifted = times[None] - delays[:, None]
-        return goals[:, None] * np.stack([np.interp(t, grid, b, left=0.0) for t, b in zip(shifted, bank, strict=True)])
+        moved = [np.interp(t, grid, b, left=0.0) for t, b in zip(shifted, bank, strict=True)]
+        return np.asarray(goals[:, None] * np.stack(moved))
 
     def weight(delay: float) -> Array:  # later, arm and spring need not agree
         return np.asarray(1 / (1 + np.exp(np.clip((times - delay - _AFTER_S) / 0.01, -50, 50))))

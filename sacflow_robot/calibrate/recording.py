@@ -240,3 +240,25 @@ def bursts(recording: Recording) -> list[tuple[int, int]]:
     starts = [i for i in range(1, len(moving)) if moving[i] and not moving[i - 1]]
     ends = [*starts[1:], len(moving) + 1] if starts else []
     return [(s - 1, min(e - 1, len(moving))) for s, e in zip(starts, ends, strict=True)]
+
+
+def read_log(path: Path) -> list[Recording]:
+    """The episodes of an episode log, or the one recording of an .npz file.
+
+    Raises:
+        DataError: It cannot be read, or no episode says when its actions were sent.
+    """
+    if path.suffix == ".npz":
+        return [Recording.load(path)]
+    from sacflow_robot.data.log import EpisodeLog
+
+    log = EpisodeLog.open(path)
+    found, reason = [], "it is empty"
+    for episode in log.episodes():
+        try:
+            found.append(of_episode(log.arm, episode))
+        except DataError as error:
+            reason = str(error)
+    if not found:
+        raise DataError(f"{path}: nothing to compare: {reason}")
+    return found

@@ -185,6 +185,12 @@ def client_keys(own: Path | None, server: Path | None) -> Keys | None:
     return None if own is None or server is None else Keys(own, server)
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines, columns of one width; never broken, whatever the terminal's width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def command_line(*words: object) -> str:
     """A command to show to the user, with this program's name."""
     return " ".join(["sacflow-robot", *map(str, words)])

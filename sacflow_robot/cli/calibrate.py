@@ -82,7 +82,7 @@ class _Measure:
         from sacflow_robot.calibrate.update import write_profile
 
         out = common.console()
-        rows = [("quantity", "old", "new", "one standard deviation")]
+        rows: list[tuple[str, ...]] = [("quantity", "old", "new", "one standard deviation")]
         for name, measured in new.items():
             old = profile.measured.get(name)
             rows.append(

@@ -6,10 +6,11 @@ import argparse
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import tyro
 
 from sacflow_robot import __version__
@@ -20,6 +21,9 @@ from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.presets import preset
 
 if TYPE_CHECKING:
+    from sacflow_robot.envs.randomised import Draws, RandomisedArms
+    from sacflow_robot.envs.threads import ArmThreads
+    from sacflow_robot.envs.workers import ArmPool
     from sacflow_robot.learn.run_folder import RunFolder
     from sacflow_robot.learn.train import Trainer
 
@@ -64,7 +68,7 @@ class Train:
         return Train(config=config)
 
     def run(self) -> int:
-        from sacflow_robot.envs.workers import core_count, make_arms
+        from sacflow_robot.envs.workers import core_count
         from sacflow_robot.learn.compute import pick_device
         from sacflow_robot.learn.failures import Interrupted
         from sacflow_robot.learn.progress import TrainingProgress
@@ -81,9 +85,10 @@ class Train:
             RunFolder.check_free(self.out)
         pick_device(config.device)
         demos, logged = load_training_episodes(config) if folder is None else ([], [])
+        draws = training_draws(config)
         with (
-            make_arms(config.env, config.arms, config.env_engine) as arms,
-            make_arms(config.env, max(1, min(core_count(), config.eval_episodes)), config.env_engine) as eval_arms,
+            training_arms(config, config.arms, draws) as arms,
+            training_arms(config, max(1, min(core_count(), config.eval_episodes)), draws) as eval_arms,
         ):
             if folder is None:
                 folder = RunFolder.create(self.out, config)
@@ -108,7 +113,7 @@ class Train:
         difference = export_trainer(trainer, folder.policy)
         policy = OnnxPolicy(folder.policy)
         seeds = range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes)
-        final = common.evaluate(policy, config.env, seeds, config.env_engine)
+        final = common.evaluate(policy, config.env, seeds, config.env_engine, config.action_history)
         solved = sum(e.success for e in final)
         cloning = trainer.evaluations[0] if trainer.evaluations else None
         if cloning is not None and not config.from_scratch:
@@ -136,6 +141,30 @@ class Train:
                 }
             )
         return 0
+
+
+def training_draws(config: TrainConfig) -> Draws | None:
+    """How the training arms are drawn; None for the nominal arm.
+
+    Raises:
+        UsageError, DataError: The profile cannot be used.
+    """
+    if config.randomise == "none" and not config.action_history:
+        return None
+    from sacflow_robot.calibrate.profile import load_profile
+    from sacflow_robot.envs.randomised import Draws
+
+    measured = load_profile(Path(config.profile)).measured if config.randomise == "profile" else {}
+    return Draws(config.randomise, measured, history=config.action_history)
+
+
+def training_arms(config: TrainConfig, count: int, draws: Draws | None) -> ArmThreads | ArmPool | RandomisedArms:
+    from sacflow_robot.envs.randomised import RandomisedArms
+    from sacflow_robot.envs.workers import make_arms
+
+    return (
+        make_arms(config.env, count, config.env_engine) if draws is None else RandomisedArms(config.env, count, draws)
+    )
 
 
 def _check_same_run(path: Path, named: Mapping[str, object], *, full: bool) -> None:
@@ -193,13 +222,22 @@ def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Epi
         raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG, or --from-scratch")
 
     def load(path: Path | str) -> list[Episode]:
-        found = load_episodes(path, options)
+        found = [with_action_history(e, config.action_history) for e in load_episodes(path, options)]
         check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))
         common.console().print(f"read {len(found)} episodes ({solved} successful, {steps:,} steps) from {path}")
         return found
 
     return load(demos) if demos else [], [episode for path in config.replay for episode in load(path)]
+
+
+def with_action_history(episode: Episode, history: int) -> Episode:
+    """An episode whose observations hold the ``history`` actions commanded before them, newest last, zeros before the start."""
+    if not history or "action_history" in episode.observations:
+        return episode
+    before = np.concatenate([np.zeros((history, episode.commanded.shape[1]), np.float32), episode.commanded])
+    rows = np.stack([before[t : t + history] for t in range(len(episode) + 1)])
+    return replace(episode, observations={**episode.observations, "action_history": rows})
 
 
 def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path | str) -> None:

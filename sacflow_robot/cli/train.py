@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from sacflow_robot.learn.train import Trainer
 
 
+_TUNE_WARMUP_STEPS = 200
+
+
 @dataclass(frozen=True)
 class Train:
     """Train a flow policy offline to online, or from scratch, and export it.
@@ -36,13 +39,16 @@ class Train:
         full: Take the published sizes and budgets, meant for a GPU, as defaults.
         config: The run's configuration.
         out: Run folder to make; by default the first free runs/<env>-<velocity>-s<seed>.
-        resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise.
+        resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise. With --replay LOG
+            it is fine-tuned on that log alone, in a copy (--out), without a simulator: no arm moves, no state is read.
+        tune_updates: Updates for each step of the log when fine-tuning.
         json: Print one JSON object as the last line.
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     out: Path | None = None
     resume: Path | None = None
+    tune_updates: float = 2.0
     json: bool = False
     full: bool = False
 
@@ -57,10 +63,17 @@ class Train:
         parser.add_argument("--full", action=argparse.BooleanOptionalAction, default=False)
         parser.add_argument("--resume", type=Path)
         parser.add_argument("--json", action="store_true")
+        parser.add_argument("--replay", nargs="+")
+        parser.add_argument("--out", type=Path, default=argparse.SUPPRESS)
+        parser.add_argument("--tune-updates", type=float, default=argparse.SUPPRESS)
         known, others = parser.parse_known_args(list(arguments))
-        if known.resume is not None and set(others) - {"-h", "--help"}:
-            raise UsageError(f"--resume goes on with the run's own configuration; leave out {' '.join(others)}")
-        named = {name: value for name, value in vars(known).items() if name not in ("full", "resume", "json")}
+        if known.resume is not None:
+            tuning = [] if known.replay else [f"--{n.replace('_', '-')}" for n in ("out", "tune_updates") if n in known]
+            if set(others) - {"-h", "--help"} or tuning:
+                wrong = " ".join([*tuning, *others])
+                raise UsageError(f"--resume goes on with the run's own configuration; leave out {wrong}")
+        own = "full", "resume", "json", "replay", "out", "tune_updates"
+        named = {name: value for name, value in vars(known).items() if name not in own}
         if known.resume is not None:
             _check_same_run(known.resume, named, full=known.full)
         scratch = named.pop("from_scratch", False)
@@ -75,6 +88,8 @@ class Train:
         from sacflow_robot.learn.run_folder import RunFolder
         from sacflow_robot.learn.train import Trainer
 
+        if self.resume is not None and self.config.replay:
+            return self._fine_tune(self.resume)
         began = time.monotonic()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
         folder: RunFolder | None = None
@@ -105,6 +120,32 @@ class Train:
                     progress.say(f"saved; go on with:\n  {common.command_line('train --resume', folder.path)}")
                     return 130
         return self._finish(trainer, folder, began)
+
+    def _fine_tune(self, run: Path) -> int:
+        """Learn from real logs, on the copy of a run."""
+        import shutil
+
+        from sacflow_robot.cli.follow import Follow
+        from sacflow_robot.learn.run_folder import RunFolder
+
+        if self.tune_updates <= 0:
+            raise UsageError(f"--tune-updates is {self.tune_updates:g}; it must be positive")
+        RunFolder.open(run)
+        copy = self.out or run.with_name(f"{run.name}-tuned")
+        if copy.exists():
+            raise UsageError(f"{copy} exists; give another --out for the fine-tuned run")
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("episodes.zarr", "followed.json"))
+        policy = RunFolder.open(copy)[0].policy
+        for log in self.config.replay:
+            # Each log is taken once; the critic alone learns from what comes first, for the arm is another one.
+            status = Follow(
+                copy, Path(log), policy, publish_every=10**9, gate_episodes=0, stop_after=1,
+                updates_per_step=self.tune_updates, warmup_steps=_TUNE_WARMUP_STEPS, json=self.json,
+            ).run()  # fmt: skip
+            if status:
+                return status
+        common.console().print(f"fine-tuned run: {copy}\npolicy:         {policy}")
+        return 0
 
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
         from sacflow_robot.serve.policy import OnnxPolicy

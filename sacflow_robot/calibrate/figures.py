@@ -27,7 +27,7 @@ def draw_latency(found: Latency, path: Path) -> None:
     middle.axvline(1e3 * found.command_mean_s, color=VERMILION, lw=1.5)
     tidy(middle, f"commands, {1e3 * found.command_mean_s:.1f} ± {1e3 * found.command_spread_s:.1f} ms")
     middle.set_xlabel("from sending to acting (ms)")
-    until = found.times < found.command_mean_s + 0.14
+    until = found.times < found.command_mean_s + 0.1
     for row in found.seen:
         right.plot(1e3 * found.times[until], row[until], color=GREY, lw=0.5, alpha=0.5)
     right.plot(1e3 * found.times[until], found.fitted[until], color=VERMILION, lw=2, label="spring and damper")

@@ -20,7 +20,7 @@ from sacflow_robot.errors import DataError
 
 Array = npt.NDArray[np.float64]
 
-_BEFORE_S, _AFTER_S, _STEP_S = 0.1, 0.14, 0.001
+_BEFORE_S, _AFTER_S, _STEP_S = 0.1, 0.1, 0.001
 _LONGEST_S = 0.4
 _LEAST_MOTIONS = 8
 _WORST_S = 0.005
@@ -85,7 +85,9 @@ def measure_latency(recording: Recording) -> Latency:
     # Large motions tell more.
     weights = goals**2 / np.sum(goals**2)
     off = 1.4826 * float(np.median(np.abs(per_motion - np.median(per_motion))))
-    spread = float(off * np.sqrt(np.sum(weights**2)))
+    period_s = 1 / recording.arm.control_rate_hz
+    halves = [_fit(times, rows[i::2], goals[i::2], period_s, noise)[0][0] for i in range(2)]
+    spread = max(float(off * np.sqrt(np.sum(weights**2))), abs(halves[1] - halves[0]) / 2)
     if spread > _WORST_S or not np.isfinite(spread):
         raise DataError(
             f"the motions' beginnings scatter by {1e3 * off:.0f} ms, so that the command delay is known to "
@@ -151,23 +153,25 @@ def _fit(times: Array, rows: Array, goals: Array, period_s: float, noise: float)
     for _ in range(2):  # the second time with the window where it belongs
         window = weight(x[0])
         found = least_squares(
-            lambda x, w=window: ((rows - made(x, np.full(len(rows), x[0]))) * w).reshape(-1) / max(noise, 1e-5), x,
+            lambda x, w=window: _misfit(made(x, np.full(len(rows), x[0])) * w, rows * w).reshape(-1) / max(noise, 1e-5), x,
             bounds=([-0.02, np.log(20), 0.3, 0], [_LONGEST_S, np.log(2000), 4, 5]), diff_step=1e-3,
             x_scale=[0.01, 0.3, 0.2, 0.1],
         )  # fmt: skip
         x = np.asarray(found.x)
     typical = np.average(made(x, np.full(len(rows), x[0])) / goals[:, None], axis=0)
-    return x, _each(times, rows, window, lambda d: made(x, np.full(len(rows), d)), float(x[0])), typical
+    return x, _each(rows, window, lambda d: made(x, np.full(len(rows), d)), float(x[0])), typical
 
 
-def _each(times: Array, rows: Array, window: Array, made: Callable[[float], Array], delay: float) -> Array:
-    """The delay of each motion (B,), whose size may be its own: near a singular posture an arm moves less or more."""
+def _misfit(shape: Array, seen: Array) -> Array:
+    """Differences (B, R), each motion's size being its own: friction and posture make an arm move less or more."""
+    size = np.sum(shape * seen, axis=1) / np.maximum(np.sum(shape**2, axis=1), 1e-12)
+    return np.asarray(seen - np.maximum(size, 0.1)[:, None] * shape)
+
+
+def _each(rows: Array, window: Array, made: Callable[[float], Array], delay: float) -> Array:
+    """The delay of each motion (B,)."""
     tried = np.arange(delay - 0.04, delay + 0.04, 0.001)
-    costs = []
-    for d in tried:
-        shape, seen = made(d) * window, rows * window
-        size = np.sum(shape * seen, axis=1) / np.maximum(np.sum(shape**2, axis=1), 1e-12)
-        costs.append(np.sum((seen - np.maximum(size, 0.1)[:, None] * shape) ** 2, axis=1))
+    costs = [np.sum(_misfit(made(d) * window, rows * window) ** 2, axis=1) for d in tried]
     return np.asarray(tried[np.argmin(np.stack(costs), axis=0)])
 
 

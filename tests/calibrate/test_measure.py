@@ -49,7 +49,7 @@ def recording() -> Recording:
     robot = VirtualArm("lift", link)
     robot.connect()
     shares: list[float] = []
-    made = record(robot, SafetyFilter(robot.spec, LIMITS), Excitation(robot.spec, 20.0, 4), 4, shares.append)
+    made = record(robot, SafetyFilter(robot.spec, LIMITS), Excitation(robot.spec, 30.0, 5), 5, shares.append)
     assert shares == sorted(shares) and shares[-1] == 1.0
     robot.close()
     return made
@@ -89,7 +89,7 @@ def test_poor_data_are_refused_with_a_reason(recording: Recording) -> None:
     rng = np.random.default_rng(0)
     shaken = {k: v + (k == "robot0_eef_pos") * rng.normal(0, 0.05, v.shape).astype(np.float32)
               for k, v in recording.observations.items()}  # fmt: skip
-    with pytest.raises(DataError, match="noise|scatter"):
+    with pytest.raises(DataError, match=r"noise|scatter"):
         measure_latency(replace(recording, observations=shaken))
     future = replace(recording, received_ns=recording.time_ns - 10_000_000)
     with pytest.raises(DataError, match="the arm's clock is not the control loop's"):

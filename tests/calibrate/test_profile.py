@@ -118,5 +118,5 @@ def test_an_update_keeps_the_words_about_limits_and_counts_the_version_up(tmp_pa
     assert "# Policies were trained without limits of acceleration" in path.read_text()
     again = write_profile(path, path, {})
     assert again.measured == made.measured, "in place, too"
-    with pytest.raises(DataError, match="not possible: payload.mass_kg is 30"):
+    with pytest.raises(DataError, match=r"not possible: payload\.mass_kg is 30"):
         with_story({"payload.mass_kg": (np.array([30.0]), np.zeros(1))}, "scales")

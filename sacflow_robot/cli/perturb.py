@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
     "delay": ("ms, of observations and of commands", (0, 25, 50, 100, 150)),
     "noise": ("mm on all positions", (0, 2, 5, 10, 20)),
-    "mass": ("kg in the hand that the controller does not know", (0, 0.25, 0.5, 1.0)),
+    "mass": ("kg in the hand, not compensated", (0, 0.25, 0.5, 1.0)),
     "friction": ("times a Franka's damping and dry friction", (0, 1, 2, 3)),
     "gain": ("times the nominal stiffness", (0.4, 0.6, 1.0, 1.4, 2.0)),
     "drop": ("share of messages lost, each way", (0, 0.1, 0.3, 0.5)),

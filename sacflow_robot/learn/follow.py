@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.episode import Episode
@@ -118,6 +119,10 @@ class FollowingTrainer(Trainer):
     _refused_in_row = 0
     _taken: Followed | None = None
     _best: Evaluation | None = None
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Without the episodes in progress: the simulated arms that they were on do not move any more."""
+        super()._restore({**state, "rollouts": {}})
 
     def _offline(self) -> None:
         """That lies behind."""

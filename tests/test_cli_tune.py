@@ -25,7 +25,7 @@ def test_resume_takes_a_log_and_nothing_else_that_the_run_has_already(tmp_path: 
     assert Train.default(["--resume", str(run), "--replay", "real.zarr", "--out", "new"]).config.env == "lift"
     with pytest.raises(UsageError, match="leave out --out"):
         Train.default(["--resume", str(run), "--out", "new"])
-    with pytest.raises(UsageError, match="leave out --learner.batch-size 3"):
+    with pytest.raises(UsageError, match=r"leave out --learner\.batch-size 3"):
         Train.default(["--resume", str(run), "--replay", "real.zarr", "--learner.batch-size", "3"])
     assert main(["train", "--resume", str(run), "--replay", "real.zarr", "--out", str(run)]) == 2, "never over a run"
     assert main(["train", "--resume", str(run), "--replay", "real.zarr", "--tune-updates", "0"]) == 2

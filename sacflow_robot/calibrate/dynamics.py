@@ -29,6 +29,7 @@ SMALLEST_MASS_KG = 0.05
 _ROWS_EVERY_S = 0.01  # residuals closer to each other than this say the same thing twice
 _FLOOR_M, _FLOOR_RAD, _FLOOR_JOINT_RAD = 2e-4, 1e-3, 2e-4  # what windows' beginnings and rounded times leave
 _HUBER = 3.0
+_ROUGHLY = 0.5  # a joint's value goes into a profile if it is known to this share of it, with what it is unsure by
 _COARSE, _FINE_STEPS = 3, 3  # every which window is fitted first; evaluations over all of them
 
 
@@ -186,14 +187,17 @@ class Problem:
         )[0]
         found: dict[str, tuple[Array, Array]] = {}
         for p, s, v, known in zip(self.parameters, spread, fit_values, told, strict=True):
-            if p.name == MOMENT or not known:
+            joint = p.name.startswith("joints.")
+            if p.name == MOMENT or not (known or (joint and s < _ROUGHLY * max(abs(v), 0.1)) or p.name in found):
                 continue
             value = np.array([v]) if p.name == DELAY else model.array(p.name)
             assert value is not None
-            old = found.get(p.name, (value, np.zeros(len(value))))[1].copy()
+            # Of joints that the data hardly tell, the value is where the fit left it, as unsure as the fit says.
+            rough = np.maximum(np.abs(value), 0.1) if joint and p.index is not None else np.zeros(len(value))
+            old = found.get(p.name, (value, rough))[1].copy()
             places = range(len(value)) if p.index is None else [p.index]
             for i in places:
-                old[i] = s * (value[i] / v if p.index is None and p.name.startswith("joints.") else 1)
+                old[i] = s * (value[i] / v if joint and p.index is None else 1)
             found[p.name] = value, old
         moment = [(s, known) for p, s, known in zip(self.parameters, spread, told, strict=True) if p.name == MOMENT]
         if "payload.mass_kg" in found and all(known for _, known in moment):
@@ -203,9 +207,6 @@ class Problem:
                 centre,
                 np.array([s for s, _ in moment]) / max(found["payload.mass_kg"][0][0], 0.05),
             )
-        for name, (value, own) in found.items():
-            # Of joints that the data do not tell, the value is where the fit left it, as unsure as it was.
-            found[name] = value, np.where(own == 0, np.maximum(np.abs(value), 0.1), own) if len(value) > 1 else own
         return found
 
     def jacobian(self, x: Array) -> Array:

@@ -17,6 +17,10 @@ class Stream(IntEnum):
     EXPERT = 2
     REPLAY = 3
     MESSAGES = 4
+    TWIN = 5
+    RANDOMISATION = 6
+    SENSORS = 7
+    EXCITATION = 8
 
 
 def random_stream(seed: int, *key: int) -> np.random.Generator:

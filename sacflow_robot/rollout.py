@@ -78,6 +78,9 @@ class Rollouts:
                     "clock": NOMINAL_CLOCK,
                     "env_engine": self._arms.engine,
                 }
+                about = getattr(self._arms, "about", None)  # what randomised arms say of an episode
+                if about is not None:
+                    info |= about(i)
                 ended.append(self._builders.pop(i).build(seed=self._current.pop(i), **info))
         return steps, ended
 

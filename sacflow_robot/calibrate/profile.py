@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sacflow_robot.armmodel import SECTIONS, ArmModel, Measured, model_of, read_sections
 from sacflow_robot.errors import DataError, SpecMismatchError, one_line
 from sacflow_robot.safetylimits import Box, Cone, SafetyLimits
 from sacflow_robot.spec import ArmSpec, FloatArray
@@ -22,7 +23,7 @@ _KNOWN = "robot", "version", "date", "method", "max_translation_per_step_m", "ma
 
 @dataclass(frozen=True)
 class Profile:
-    """Limits of one arm.
+    """What is known of one arm: its limits, which are chosen, and its model, which is measured.
 
     Attributes:
         robot: Arm that it is for, as in ``ArmSpec.robot``.
@@ -33,6 +34,7 @@ class Profile:
         max_rotation_per_step_rad: Largest commanded rotation per control period and axis (rad).
         safety: What the safety filter enforces beside them; None where the profile says nothing of it.
         sha256: Digest of the file.
+        measured: What has been measured, by name (see ``sacflow_robot.armmodel``), each with its story.
     """
 
     robot: str
@@ -43,6 +45,12 @@ class Profile:
     max_rotation_per_step_rad: float
     safety: SafetyLimits | None = None
     sha256: str = field(default="", compare=False)
+    measured: Mapping[str, Measured] = field(default_factory=dict)
+
+    @property
+    def model(self) -> ArmModel:
+        """The measured values."""
+        return model_of(self.measured)
 
     def action_limits(self, arm: ArmSpec) -> tuple[FloatArray, FloatArray]:
         """Bounds (A,), (A,) of the action in the arm's units, within the arm's own bounds.
@@ -89,8 +97,9 @@ def load_profile(path: Path) -> Profile:
         data = yaml.safe_load(text)
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"profile {path} cannot be read: {one_line(error)}") from None
+    _refuse_repeated(text, path)
     found = set(data) if isinstance(data, dict) else set()
-    missing, unknown = set(_KNOWN) - found, found - {*_KNOWN, "safety"}
+    missing, unknown = set(_KNOWN) - found, found - {*_KNOWN, "safety", *SECTIONS}
     if missing or unknown:
         lists = (", ".join(sorted(map(str, keys))) or "none" for keys in (missing, unknown))
         raise DataError("profile {}: missing keys: {}; unknown keys: {}".format(path, *lists))
@@ -108,8 +117,34 @@ def load_profile(path: Path) -> Profile:
             safety = _read_safety(data["safety"])
         except ValueError as error:
             raise DataError(f"profile {path}: safety: {error}") from None
+    try:
+        measured = read_sections({section: data.pop(section) for section in SECTIONS if section in data})
+    except ValueError as error:
+        raise DataError(f"profile {path}: {error}") from None
     digest = hashlib.sha256(text).hexdigest()
-    return Profile(**{**data, "date": str(data["date"]), "safety": safety, "sha256": digest})
+    return Profile(**{**data, "date": str(data["date"]), "safety": safety, "sha256": digest, "measured": measured})
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML lets a key that is given twice overwrite itself; in a profile that hides a value."""
+
+
+def _once(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
+    names = [loader.construct_object(key) for key, _ in node.value]
+    twice = {str(name) for name in names if names.count(name) > 1}
+    if twice:
+        raise DataError(f"{', '.join(sorted(twice))} given twice")
+    return loader.construct_mapping(node, deep=True)
+
+
+_Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _once)
+
+
+def _refuse_repeated(text: bytes, path: Path) -> None:
+    try:
+        yaml.load(text, _Strict)
+    except DataError as error:
+        raise DataError(f"profile {path}: {error}") from None
 
 
 # ---- the section `safety`; every reader takes a key's name and value, and raises ValueError

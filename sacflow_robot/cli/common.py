@@ -24,7 +24,7 @@ from rich.progress import (
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import Engine, Policy, VectorArms
+from sacflow_robot.spec import ArmSpec, Engine, Policy, VectorArms
 from sacflow_robot.statistics import wilson_interval
 
 if TYPE_CHECKING:
@@ -94,24 +94,31 @@ def success_json(successes: int, episodes: int) -> dict[str, Any]:
     }
 
 
-def evaluate(policy: Policy, task: str, seeds: Iterable[int], engine: Engine = "compiled") -> list[Episode]:
+def evaluate(
+    policy: Policy, task: str, seeds: Iterable[int], engine: Engine = "compiled", history: int = 0
+) -> list[Episode]:
     """Run a policy on all cores, one episode per seed, with a progress bar."""
     wanted = list(seeds)
     if not wanted:
         return []
-    with evaluation_arms(task, len(wanted), engine) as arms:
+    with evaluation_arms(task, len(wanted), engine, history) as arms:
         return evaluate_on(arms, policy, wanted)
 
 
 @contextmanager
-def evaluation_arms(task: str, episodes: int, engine: Engine) -> Iterator[list[VectorArms]]:
+def evaluation_arms(task: str, episodes: int, engine: Engine, history: int = 0) -> Iterator[list[VectorArms]]:
     """Arms enough for all cores, each by itself, so that no episode depends on another even in the last bit."""
     from sacflow_robot.envs.workers import core_count, make_arms
 
     with ExitStack() as stack:
         arms: list[VectorArms] = []
         for _ in range(min(episodes, core_count())):
-            arms.append(make_arms(task, 1, engine, background=False))
+            if history:
+                from sacflow_robot.envs.randomised import Draws, RandomisedArms
+
+                arms.append(RandomisedArms(task, 1, Draws(history=history), background=False))
+            else:
+                arms.append(make_arms(task, 1, engine, background=False))
             stack.callback(arms[-1].close)
         yield arms
 
@@ -128,6 +135,19 @@ def evaluate_on(arms: Sequence[VectorArms], policy: Policy, seeds: Sequence[int]
             solved = sum(e.success for e in episodes)
             bar.update(row, advance=1, success=f"success {solved / len(episodes):.0%}")
     return episodes
+
+
+def history_of(arm: ArmSpec) -> int:
+    """How many of the last actions a policy sees with its observations."""
+    return next((a.shape[0] for a in arm.observations if a.key == "action_history"), 0)
+
+
+def arm_with_history(arm: ArmSpec, history: int) -> ArmSpec:
+    if not history:
+        return arm
+    from sacflow_robot.envs.randomised import with_history
+
+    return with_history(arm, history)
 
 
 def collect_demos(
@@ -183,6 +203,12 @@ def client_keys(own: Path | None, server: Path | None) -> Keys | None:
     if (own is None) != (server is None):
         raise UsageError("--key and --server-key go together: this client's secret key, and the server's public key")
     return None if own is None or server is None else Keys(own, server)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines, columns of one width; never broken, whatever the terminal's width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def command_line(*words: object) -> str:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import SpecMismatchError, UsageError
 from sacflow_robot.spec import Engine
+
+if TYPE_CHECKING:
+    from sacflow_robot.serve.policy import OnnxPolicy
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Eval:
         episodes: Episodes to run.
         env_engine: What steps the arms: compiled, or robosuite's own (stock).
         seed: First environment seed; training never uses seeds below 1 000 000.
+        perturb: Measure success against delay, noise, mass, friction, gain and lost messages instead: a table and a figure.
+        plot: That figure.
         json: Print the result as one JSON object.
     """
 
@@ -28,6 +34,8 @@ class Eval:
     episodes: int = 100
     env_engine: Engine = "compiled"
     seed: int = common.EVAL_SEED
+    perturb: bool = False
+    plot: Path = Path("perturb.png")
     json: bool = False
 
     def run(self) -> int:
@@ -40,13 +48,16 @@ class Eval:
 
         if self.episodes < 1 or self.seed < 0:
             raise UsageError("--episodes must be at least 1 and --seed not negative")
-        arm = get_arm(self.env)
         policy = OnnxPolicy(self.policy)
+        history = common.history_of(policy.spec.arm)
+        arm = common.arm_with_history(get_arm(self.env), history)
         different = arm.differences(policy.spec.arm)
         if different:
             raise SpecMismatchError(f"{self.policy} does not fit {self.env} (task, policy): {'; '.join(different)}")
         seeds = range(self.seed, self.seed + self.episodes)
-        with common.evaluation_arms(self.env, self.episodes, self.env_engine) as arms:
+        if self.perturb:
+            return self._perturb(policy, history, seeds)
+        with common.evaluation_arms(self.env, self.episodes, self.env_engine, history) as arms:
             for each in arms:
                 each.begin({0: self.seed})  # returns when it has been built
             start = time.perf_counter()
@@ -66,4 +77,21 @@ class Eval:
                 "wall_s": wall_s,
             }
             common.print_json({**result, "env_engine": episodes[0].info["env_engine"]})
+        return 0
+
+    def _perturb(self, policy: OnnxPolicy, history: int, seeds: range) -> int:
+        from sacflow_robot.cli.perturb import robustness
+
+        rows = robustness(policy, self.env, history, seeds, self.plot)
+        lines = [("perturbation", "value", "success", "95 % interval", "")]
+        for r in rows:
+            interval = f"{r['ci_low']:.0%} to {r['ci_high']:.0%}"
+            lines.append(
+                (r["perturbation"], f"{r['value']:g}", f"{r['successes']}/{r['episodes']}", interval, r["unit"])
+            )
+        for line in common.aligned(lines):
+            common.console().print(line)
+        common.console().print(f"figure: {self.plot}")
+        if self.json:
+            common.print_json({"rows": rows})
         return 0

@@ -47,8 +47,8 @@ class Follow:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.cli.train import check_seeds, limited
-        from sacflow_robot.envs.workers import core_count, make_arms
+        from sacflow_robot.cli.train import check_seeds, training_arms, training_draws
+        from sacflow_robot.envs.workers import core_count
         from sacflow_robot.learn.failures import Interrupted
         from sacflow_robot.learn.follow import FollowConfig, FollowingTrainer
         from sacflow_robot.learn.progress import TrainingProgress
@@ -66,12 +66,13 @@ class Follow:
             learner = replace(learner, warmup_steps=self.warmup_steps)
         config = replace(config, learner=learner, eval_episodes=self.gate_episodes)
         publish = folder.policy if self.publish is None else self.publish
+        draws = training_draws(config)
         with (
-            make_arms(config.env, 1, config.env_engine) as arms,
-            make_arms(config.env, max(1, min(core_count(), self.gate_episodes)), config.env_engine) as eval_arms,
+            training_arms(config, 1, draws) as arms,
+            training_arms(config, max(1, min(core_count(), self.gate_episodes)), draws) as eval_arms,
             TrainingProgress() as progress,
         ):
-            trainer = FollowingTrainer(config, folder, arms, limited(eval_arms, config), progress)
+            trainer = FollowingTrainer(config, folder, arms, eval_arms, progress)
             trainer.follow = FollowConfig(
                 self.log, publish, self.publish_every, self.gate_episodes, self.stop_after, self.spoil
             )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import tyro
 
 from sacflow_robot import __version__
@@ -21,8 +23,12 @@ from sacflow_robot.learn.presets import preset
 from sacflow_robot.spec import VectorArms
 
 if TYPE_CHECKING:
+    from sacflow_robot.envs.randomised import Draws
     from sacflow_robot.learn.run_folder import RunFolder
     from sacflow_robot.learn.train import Trainer
+
+
+_TUNE_WARMUP_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,16 @@ class Train:
         full: Take the published sizes and budgets, meant for a GPU, as defaults.
         config: The run's configuration.
         out: Run folder to make; by default the first free runs/<env>-<velocity>-s<seed>.
-        resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise.
+        resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise. With --replay LOG
+            it is fine-tuned on that log alone, in a copy (--out), without a simulator: no arm moves, no state is read.
+        tune_updates: Updates for each step of the log when fine-tuning.
         json: Print one JSON object as the last line.
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     out: Path | None = None
     resume: Path | None = None
+    tune_updates: float = 2.0
     json: bool = False
     full: bool = False
 
@@ -54,10 +63,17 @@ class Train:
         parser.add_argument("--full", action=argparse.BooleanOptionalAction, default=False)
         parser.add_argument("--resume", type=Path)
         parser.add_argument("--json", action="store_true")
+        parser.add_argument("--replay", nargs="+")
+        parser.add_argument("--out", type=Path, default=argparse.SUPPRESS)
+        parser.add_argument("--tune-updates", type=float, default=argparse.SUPPRESS)
         known, others = parser.parse_known_args(list(arguments))
-        if known.resume is not None and set(others) - {"-h", "--help"}:
-            raise UsageError(f"--resume goes on with the run's own configuration; leave out {' '.join(others)}")
-        named = {name: value for name, value in vars(known).items() if name not in ("full", "resume", "json")}
+        if known.resume is not None:
+            tuning = [] if known.replay else [f"--{n.replace('_', '-')}" for n in ("out", "tune_updates") if n in known]
+            if set(others) - {"-h", "--help"} or tuning:
+                wrong = " ".join([*tuning, *others])
+                raise UsageError(f"--resume goes on with the run's own configuration; leave out {wrong}")
+        own = "full", "resume", "json", "replay", "out", "tune_updates"
+        named = {name: value for name, value in vars(known).items() if name not in own}
         if known.resume is not None:
             _check_same_run(known.resume, named, full=known.full)
         scratch = named.pop("from_scratch", False)
@@ -65,13 +81,15 @@ class Train:
         return Train(config=config)
 
     def run(self) -> int:
-        from sacflow_robot.envs.workers import core_count, make_arms
+        from sacflow_robot.envs.workers import core_count
         from sacflow_robot.learn.compute import pick_device
         from sacflow_robot.learn.failures import Interrupted
         from sacflow_robot.learn.progress import TrainingProgress
         from sacflow_robot.learn.run_folder import RunFolder
         from sacflow_robot.learn.train import Trainer
 
+        if self.resume is not None and self.config.replay:
+            return self._fine_tune(self.resume)
         began = time.monotonic()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
         folder: RunFolder | None = None
@@ -82,11 +100,11 @@ class Train:
             RunFolder.check_free(self.out)
         pick_device(config.device)
         demos, logged = load_training_episodes(config) if folder is None else ([], [])
+        draws = training_draws(config)
         with (
-            make_arms(config.env, config.arms, config.env_engine) as made,
-            make_arms(config.env, max(1, min(core_count(), config.eval_episodes)), config.env_engine) as eval_made,
+            training_arms(config, config.arms, draws) as arms,
+            training_arms(config, max(1, min(core_count(), config.eval_episodes)), draws) as eval_arms,
         ):
-            arms, eval_arms = limited(made, config), limited(eval_made, config)
             if folder is None:
                 folder = RunFolder.create(self.out, config)
             common.console().print(f"run folder: {folder.path}")
@@ -103,6 +121,32 @@ class Train:
                     return 130
         return self._finish(trainer, folder, began)
 
+    def _fine_tune(self, run: Path) -> int:
+        """Learn from real logs, on the copy of a run."""
+        import shutil
+
+        from sacflow_robot.cli.follow import Follow
+        from sacflow_robot.learn.run_folder import RunFolder
+
+        if self.tune_updates <= 0:
+            raise UsageError(f"--tune-updates is {self.tune_updates:g}; it must be positive")
+        RunFolder.open(run)
+        copy = self.out or run.with_name(f"{run.name}-tuned")
+        if copy.exists():
+            raise UsageError(f"{copy} exists; give another --out for the fine-tuned run")
+        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("episodes.zarr", "followed.json"))
+        policy = RunFolder.open(copy)[0].policy
+        for log in self.config.replay:
+            # Each log is taken once; the critic alone learns from what comes first, for the arm is another one.
+            status = Follow(
+                copy, Path(log), policy, publish_every=10**9, gate_episodes=0, stop_after=1,
+                updates_per_step=self.tune_updates, warmup_steps=_TUNE_WARMUP_STEPS, json=self.json,
+            ).run()  # fmt: skip
+            if status:
+                return status
+        common.console().print(f"fine-tuned run: {copy}\npolicy:         {policy}")
+        return 0
+
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
         from sacflow_robot.serve.policy import OnnxPolicy
 
@@ -112,7 +156,7 @@ class Train:
         seeds = range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes)
         final = []
         if seeds:
-            with common.evaluation_arms(config.env, len(seeds), config.env_engine) as arms:
+            with common.evaluation_arms(config.env, len(seeds), config.env_engine, config.action_history) as arms:
                 final = common.evaluate_on([limited(each, config) for each in arms], policy, seeds)
         solved = sum(e.success for e in final)
         cloning = trainer.evaluations[0] if trainer.evaluations else None
@@ -161,6 +205,34 @@ def limited(arms: VectorArms, config: TrainConfig) -> VectorArms:
         raise UsageError(f"--safety {config.safety}: the profile has no section 'safety'")
     limits = profile.safety_limits(arms.spec)
     return LimitedArms(arms, lambda: SafetyFilter(arms.spec, limits))
+
+
+def training_draws(config: TrainConfig) -> Draws | None:
+    """How the training arms are drawn; None for the nominal arm.
+
+    Raises:
+        UsageError, DataError: The profile cannot be used.
+    """
+    if config.randomise == "none" and not config.action_history:
+        return None
+    from sacflow_robot.calibrate.profile import load_profile
+    from sacflow_robot.envs.randomised import Draws
+
+    measured = load_profile(Path(config.profile)).measured if config.randomise == "profile" else {}
+    return Draws(config.randomise, measured, history=config.action_history)
+
+
+@contextmanager
+def training_arms(config: TrainConfig, count: int, draws: Draws | None) -> Iterator[VectorArms]:
+    """Arms that training or its evaluations move, drawn and limited as the configuration says."""
+    from sacflow_robot.envs.randomised import RandomisedArms
+    from sacflow_robot.envs.workers import make_arms
+
+    made = (
+        make_arms(config.env, count, config.env_engine) if draws is None else RandomisedArms(config.env, count, draws)
+    )
+    with made:
+        yield limited(made, config)
 
 
 def _check_same_run(path: Path, named: Mapping[str, object], *, full: bool) -> None:
@@ -218,13 +290,22 @@ def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Epi
         raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG, or --from-scratch")
 
     def load(path: Path | str) -> list[Episode]:
-        found = load_episodes(path, options)
+        found = [with_action_history(e, config.action_history) for e in load_episodes(path, options)]
         check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))
         common.console().print(f"read {len(found)} episodes ({solved} successful, {steps:,} steps) from {path}")
         return found
 
     return load(demos) if demos else [], [episode for path in config.replay for episode in load(path)]
+
+
+def with_action_history(episode: Episode, history: int) -> Episode:
+    """An episode whose observations hold the ``history`` actions commanded before them, newest last, zeros before the start."""
+    if not history or "action_history" in episode.observations:
+        return episode
+    before = np.concatenate([np.zeros((history, episode.commanded.shape[1]), np.float32), episode.commanded])
+    rows = np.stack([before[t : t + history] for t in range(len(episode) + 1)])
+    return replace(episode, observations={**episode.observations, "action_history": rows})
 
 
 def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path | str) -> None:

@@ -98,6 +98,11 @@ class LimitedArms:
     def engine(self) -> Engine:
         return self._arms.engine
 
+    def about(self, index: int) -> dict[str, Any]:
+        """What there is to log of an arm's episode."""
+        about = getattr(self._arms, "about", None)
+        return {} if about is None else about(index)
+
     def __len__(self) -> int:
         return len(self._arms)
 

@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from sacflow_robot.armmodel import ArmModel
 from sacflow_robot.envs.engine import fall_back, usable_engine
 from sacflow_robot.envs.rendering import SceneRenderer
 from sacflow_robot.envs.state import State, StateLayout
 from sacflow_robot.envs.suite import robosuite
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, get_task
+from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult
 
 if TYPE_CHECKING:
+    from sacflow_robot.envs.armphysics import ArmPhysics
     from sacflow_robot.envs.compiled.arm import CompiledArm
 
 # robosuite draws the cube's size when it builds the model. One seed for the model gives every process the same cube,
@@ -84,9 +87,43 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         self._steps = 0
         self._renderer: SceneRenderer | None = None
         self._compiled: CompiledArm | None = None
+        self._physics: ArmPhysics | None = None
         self.engine: Engine = usable_engine(task, engine)
         if self.engine == "compiled":
             self._compile()
+
+    def set_arm_model(self, arm: ArmModel) -> None:
+        """Give the arm other joints, payload and gains than robosuite's; the next episode begins with them.
+
+        Raises:
+            UsageError: The stock engine steps it, whose controller cannot be told apart from the arm.
+        """
+        if self._physics is None:
+            if not arm.part("controller", "joints", "payload"):
+                return
+            if self._compiled is None:
+                raise UsageError("an arm model's dynamics need the compiled engine; leave out the stock engine")
+            from sacflow_robot.envs.armphysics import ArmPhysics
+
+            self._physics = ArmPhysics(self._model, self._compiled.plan)
+        assert self._compiled is not None
+        self._compiled.plan = self._physics.apply(arm)
+
+    @property
+    def compiled(self) -> CompiledArm:
+        """What steps it in machine code.
+
+        Raises:
+            UsageError: Nothing does.
+        """
+        if self._compiled is None:
+            raise UsageError(f"{self.task.name} is stepped by the stock engine; this needs the compiled one")
+        return self._compiled
+
+    @property
+    def joint_positions(self) -> npt.NDArray[np.float64]:
+        """Of the arm (7,), rad."""
+        return np.array(self._data.qpos[self._robot._ref_joint_pos_indexes])
 
     def _compile(self) -> None:
         from sacflow_robot.envs.compiled.arm import CompiledArm

@@ -29,6 +29,8 @@ class Task:
         object_quaternions: Where in ``object`` a quaternion starts.
         placed_bodies: Bodies that an episode's start places in the model itself, having no joint that could; their
             poses are part of the simulator state.
+        object_positions: Where in ``object`` a position in the world starts.
+        object_from_grip: Where, in the same order, the position of the same thing from the gripper starts.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Task:
     object_size: int
     object_quaternions: tuple[int, ...]
     placed_bodies: tuple[str, ...] = ()
+    object_positions: tuple[int, ...] = ()
+    object_from_grip: tuple[int, ...] = ()
 
     @property
     def arm(self) -> ArmSpec:
@@ -68,11 +72,30 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("lift", "Lift", 300, object_size=10, object_quaternions=(3,)),
-        Task("stack", "Stack", 300, object_size=23, object_quaternions=(3, 10)),
-        Task("can", "PickPlaceCan", 300, object_size=14, object_quaternions=(3, 10)),
-        Task("square", "NutAssemblySquare", 400, object_size=14, object_quaternions=(3, 10)),
-        Task("door", "Door", 300, object_size=14, object_quaternions=(), placed_bodies=("Door_main",)),
+        Task(
+            "lift", "Lift", 300, object_size=10, object_quaternions=(3,), object_positions=(0,), object_from_grip=(7,)
+        ),
+        Task(
+            "stack",
+            "Stack",
+            300,
+            object_size=23,
+            object_quaternions=(3, 10),
+            object_positions=(0, 7),
+            object_from_grip=(17, 20),
+        ),
+        Task("can", "PickPlaceCan", 300, object_size=14, object_quaternions=(3, 10), object_positions=(7,)),
+        Task("square", "NutAssemblySquare", 400, object_size=14, object_quaternions=(3, 10), object_positions=(7,)),
+        Task(
+            "door",
+            "Door",
+            300,
+            object_size=14,
+            object_quaternions=(),
+            placed_bodies=("Door_main",),
+            object_positions=(0, 3),
+            object_from_grip=(7, 10),
+        ),
     )
 }
 

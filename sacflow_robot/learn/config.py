@@ -190,6 +190,11 @@ class TrainConfig:
         env_engine: What steps them: compiled, or robosuite's own (stock).
         safety: Calibration profile under whose safety limits the simulated arms move, in training and evaluation: the policy
             learns under the limits that it will meet.
+        randomise: Draw every training episode's arm anew: profile, around what --profile measured, with its uncertainty; wide,
+            anywhere in plain ranges; or none. The draw is logged with the episode.
+        profile: Calibration profile of ``randomise``.
+        action_history: Actions commanded before that the policy sees with each observation: where delays make what it sees
+            depend on what it did, they tell what is under way.
         eval_episodes: Episodes per evaluation during the run.
         eval_every: Environment steps between evaluations online.
         final_eval_episodes: Episodes of the final evaluation, on seeds that were used for nothing else.
@@ -221,6 +226,9 @@ class TrainConfig:
     arms: int = 2
     env_engine: Engine = "compiled"
     safety: str | None = None
+    randomise: Literal["none", "wide", "profile"] = "none"
+    profile: str = ""
+    action_history: int = 0
     eval_episodes: int = 50
     eval_every: int = 5_000
     final_eval_episodes: int = 100
@@ -236,6 +244,10 @@ class TrainConfig:
         for name in ("demo_share", "replay_share"):
             share = getattr(self, name)
             _check(share is None or 0 <= share <= 1, name, share, "from 0 to 1")
+        _check(0 <= self.action_history <= 100, "action_history", self.action_history, "from 0 to 100")
+        _check(
+            (self.randomise == "profile") <= bool(self.profile), "profile", "empty", "a file, with --randomise profile"
+        )
         together = (self.demo_share or 0) + (self.replay_share or 0)
         _check(together <= 1, "replay_share", self.replay_share, "at most what --demo-share leaves of 1")
         if self.from_scratch:

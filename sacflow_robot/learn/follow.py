@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -136,6 +137,10 @@ class FollowingTrainer(Trainer):
 
     def act(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
         return super().act(observation, noise) if self._judged is None else self._judged(observation, noise)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Without the episodes in progress: the simulated arms that they were on do not move any more."""
+        super()._restore({**state, "rollouts": {}})
 
     def _offline(self) -> None:
         """That lies behind."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 from urllib.parse import parse_qsl
 
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
@@ -57,7 +58,21 @@ def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
     found = _find(driver)
     if driver in _WITH_ENGINE:
         options.setdefault("engine", engine)
-    return partial(found, subject, options)
+    history = options.pop("history", "0")
+    if not history.isdigit() or int(history) > 100:
+        raise UsageError(f"robot {name!r}: history is {history!r}, expected a number of actions from 0 to 100")
+    return partial(_make, found, subject, options, int(history))
+
+
+def _make(driver: Driver, subject: str, options: Options, history: int) -> Robot:
+    robot = driver(subject, options)
+    if not history:
+        return robot
+    from sacflow_robot.robot.history import HistoryRobot
+
+    wrapped: Any = HistoryRobot(robot, history)
+    made: Robot = wrapped
+    return made
 
 
 def split_name(name: str) -> tuple[str, str, dict[str, str]]:

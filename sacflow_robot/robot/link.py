@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import yaml
 
+from sacflow_robot.armmodel import SECTIONS, ArmModel, model_of, read_sections
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
 from sacflow_robot.robot.drivers import Options, engine_option
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray, Observation
+from sacflow_robot.spec import ArmSpec, ArraySpec, Engine, FloatArray, Observation
+
+_MODELS = "profile", "twin", "differs", "model"
+_TRANSPORT = {
+    "obs_delay_ms": "observation_delay_ms",
+    "cmd_delay_ms": "command_delay_ms",
+    "jitter_ms": "jitter_ms",
+    "obs_drop": "observation_drop_ratio",
+    "cmd_drop": "command_drop_ratio",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,10 @@ class LinkOptions:
         tick_ms: The arm's own cycle: it takes up commands and is observed this often.
         horizon_s: Length after which an episode is cut; 0 for the task's own.
         seed: Added to the episode's seed for what is drawn here.
+        joints: 1 to observe the joint positions as well, which no policy here was trained with.
+        model: What the arm is like. In a name: ``profile=PATH`` takes a calibration profile's measured values, and
+            ``twin=SEED`` draws an arm with hidden ones, of which ``differs=PART`` keeps only a part; either has a cycle of
+            2 ms unless the name says otherwise.
     """
 
     obs_delay_ms: float = 0.0
@@ -46,6 +60,8 @@ class LinkOptions:
     tick_ms: float = 10.0
     horizon_s: float = 0.0
     seed: float = 0.0
+    joints: float = 0.0
+    model: ArmModel = field(default_factory=ArmModel)
 
     def __post_init__(self) -> None:
         for name in ("obs_delay_ms", "cmd_delay_ms", "jitter_ms", "noise_m", "noise_rad", "horizon_s", "seed"):
@@ -56,6 +72,12 @@ class LinkOptions:
                 raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a share from 0 to below 1")
         if self.tick_ms not in (2, 10, 50):
             raise UsageError(f"rtsim: tick_ms is {self.tick_ms:g}, expected 2, 10 or 50")
+
+    def arm(self, arm: ArmSpec) -> ArmSpec:
+        """What an arm observes under these options."""
+        if not self.joints:
+            return arm
+        return replace(arm, observations=(*arm.observations, ArraySpec("robot0_joint_pos", (7,), "rad")))
 
     @property
     def tick_ns(self) -> int:
@@ -73,25 +95,65 @@ def read_options(options: Options) -> tuple[Literal["real", "virtual"], Engine, 
     link = LinkOptions()
     if "file" in options:
         link = _with(link, _read_file(Path(options["file"])))
-    own = {name: text for name, text in options.items() if name not in ("file", "clock", "engine")}
-    link = _with(link, own)
+    own = {name: text for name, text in options.items() if name not in ("file", "clock", "engine", *_MODELS)}
+    link = _with(replace(link, tick_ms=2.0) if set(options) & {"profile", "twin"} else link, own)
+    model = _read_model(options)
+    if model:
+        if engine_option(options) == "stock" and model.part("controller", "joints", "payload"):
+            raise UsageError("rtsim: an arm's own dynamics need the compiled engine; leave out engine=stock")
+        link = _with_transport(replace(link, model=model), own)
     clock = options.get("clock", "real")
     if clock not in ("real", "virtual"):
         raise UnknownNameError("clock", clock, ["real", "virtual"])
     return "virtual" if clock == "virtual" else "real", engine_option(options), link
 
 
+def _with_transport(link: LinkOptions, own: Mapping[str, object]) -> LinkOptions:
+    """The model's delays and losses, where the name does not give others."""
+    values = {
+        option: link.model.number(f"transport.{name}")
+        for option, name in _TRANSPORT.items()
+        if option not in own and f"transport.{name}" in link.model
+    }
+    return replace(link, **values)  # type: ignore[arg-type]
+
+
+def _read_model(options: Options) -> ArmModel:
+    given = [name for name in ("profile", "twin", "model") if name in options]
+    if len(given) > 1:
+        raise UsageError(f"rtsim: {' and '.join(given)} both say what the arm is like; give one")
+    if "differs" in options and "twin" not in options:
+        raise UsageError("rtsim: differs=PART is about a twin; give twin=SEED as well")
+    try:
+        if "model" in options:
+            return ArmModel.from_json(options["model"])
+        if "profile" in options:
+            data = _read_file(Path(options["profile"]))
+            return model_of(read_sections({s: data[s] for s in SECTIONS if s in data}))
+        if "twin" in options:
+            from sacflow_robot.envs.draws import draw_twin
+
+            if not options["twin"].isdigit():
+                raise UsageError(f"rtsim: twin is {options['twin']!r}, expected a seed")
+            return draw_twin(int(options["twin"]), options.get("differs", ""))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"rtsim: {given[0]}: {one_line(error)}") from None
+    return ArmModel()
+
+
 def _with(link: LinkOptions, values: Mapping[str, object]) -> LinkOptions:
-    known = [f.name for f in fields(LinkOptions)]
+    known = [f.name for f in fields(LinkOptions) if f.name != "model"]
     numbers = {}
     for name, value in values.items():
         if name not in known:
-            raise UnknownNameError("option of robot driver 'rtsim'", name, [*known, "file", "clock", "engine"])
+            raise UnknownNameError(
+                "option of robot driver 'rtsim'", name, [*known, "file", "clock", "engine", *_MODELS]
+            )
         try:
             numbers[name] = float(str(value))
         except ValueError:
             raise UsageError(f"rtsim: {name} is {value!r}, expected a number") from None
-    return replace(link, **numbers)
+    return replace(link, **numbers)  # type: ignore[arg-type]
 
 
 def _read_file(path: Path) -> Mapping[str, object]:

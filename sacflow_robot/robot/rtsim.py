@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from typing import Any
+from urllib.parse import urlencode
 
 import msgpack
 import numpy as np
@@ -52,7 +53,7 @@ class _Arm:
 
     @property
     def spec(self) -> ArmSpec:
-        return get_task(self.task).arm
+        return self.link.arm(get_task(self.task).arm)
 
     def observe(self) -> StepResult:
         """The newest observation that has arrived."""
@@ -212,7 +213,8 @@ class ProcessArm(_Arm):
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, 0)
         port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-        options = "&".join(f"{name}={value}" for name, value in vars(self.link).items())
+        numbers = {name: value for name, value in vars(self.link).items() if name != "model"}
+        options = urlencode({**numbers, **({"model": self.link.model.to_json()} if self.link.model else {})})
         command = [
             sys.executable,
             "-m",

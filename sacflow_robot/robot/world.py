@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.sensing import Sensors
 from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION, get_task
 from sacflow_robot.randomness import Stream, random_stream
 from sacflow_robot.robot.link import LinkOptions, add_noise
@@ -46,7 +47,9 @@ class World:
     def __init__(self, task: str, link: LinkOptions, engine: Engine) -> None:
         self.link = link
         self.env = RobosuiteEnv(task, engine=engine, step_rate_hz=1e3 / link.tick_ms)
-        self.spec = self.env.arm
+        self.env.set_arm_model(link.model)
+        self.spec = link.arm(self.env.arm)
+        self._sensors = Sensors(self.spec, link.model)
         self._horizon_ns = round(link.horizon_s * 1e9) or get_task(task).horizon * self.spec.period_ns
         self._ticks_per_period = max(1, round(self.spec.period_ns / link.tick_ns))
         self._network_down = False
@@ -64,7 +67,8 @@ class World:
         self._pending: tuple[int, FloatArray, int] | None = None
         self._valid_until_ns, self._action = now_ns, np.zeros(7)
         self._tick = self._next_grip = 0
-        self._seen, self._solved = replace(start, state=None), False
+        self._seen, self._solved = replace(start, state=None, observation=self._observed(start)), False
+        self._sensors.begin()
         self._goal = self._here()
         self._history: list[dict[str, FloatArray]] = [self._seen.observation]
         self._capture(now_ns)
@@ -137,14 +141,20 @@ class World:
             grip, self._next_grip = float(self._action[6]), self._tick + self._ticks_per_period
         rest = self._remaining(self._here(), self._goal) / _SCALE
         result = self.env.command(np.append(np.clip(rest, -1, 1), grip).astype(np.float32))
+        observed = self._observed(result)
         self._tick += 1
         self._solved |= result.terminated
-        self._history.append(result.observation)
+        self._history.append(observed)
         del self._history[: -self._ticks_per_period - 1]
-        measured = measured_action(self._history[0], result.observation, float(self._action[6]))
+        measured = measured_action(self._history[0], observed, float(self._action[6]))
         truncated = not self._solved and end_ns - self._start_ns >= self._horizon_ns
-        self._seen = StepResult(result.observation, float(self._solved), self._solved, truncated, measured=measured)
+        self._seen = StepResult(observed, float(self._solved), self._solved, truncated, measured=measured)
         self._capture(end_ns)
+
+    def _observed(self, result: StepResult) -> dict[str, FloatArray]:
+        if not self.link.joints:
+            return result.observation
+        return {**result.observation, "robot0_joint_pos": self.env.joint_positions.astype(np.float32)}
 
     def _here(self) -> tuple[Array, Array]:
         seen = self._seen.observation
@@ -169,6 +179,8 @@ class World:
         observation = self._seen.observation
         if self.link.noise_m or self.link.noise_rad:
             observation = add_noise(self.spec, observation, self.link, rng)
+        if self._sensors.active:
+            observation = self._sensors.read(observation, random_stream(self._seed, Stream.SENSORS, number))
         self._push(now_ns + delay, _OBSERVATION, replace(self._seen, observation=observation, time_ns=now_ns))
 
     def _is_down(self, now_ns: int) -> bool:

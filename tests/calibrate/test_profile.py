@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sacflow_robot.calibrate.profile import load_profile
+from sacflow_robot.calibrate.update import with_story, write_profile
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.spec import ArmSpec
 
@@ -48,8 +49,8 @@ def test_what_the_safety_filter_enforces_is_read_in_physical_units(arm: ArmSpec)
         ("max_translation_per_step_m: 0.05", "max_translation_per_step_m: .inf", "expected a positive number"),
         ("max_translation_per_step_m: 0.05", "max_translation_per_step_m: five", "is 'five', expected"),
         ("max_translation_per_step_m: 0.05", "max_translation_per_step_m: 1:30", "is 90, expected"),
-        ("version: 2", "version: one", "version is 'one', expected a whole number"),
-        ("date: 2026-11-22", "date: 2026-13-45", "cannot be read"),
+        ("version: 3", "version: one", "version is 'one', expected a whole number"),
+        ("date: 2026-11-23", "date: 2026-13-45", "cannot be read"),
         ("robot: Panda", "robot: [", "cannot be read"),
         ("patience_s: 0.1", "patience: 0.1", "safety: unknown keys: patience; known are max_speed_m_per_s"),
         ("patience_s: 0.1", "patience_s: -1", "safety: patience_s is -1, expected a number from 0 to 10"),
@@ -68,3 +69,54 @@ def test_bad_profiles(tmp_path: Path, old: str, new: str, message: str) -> None:
         load_profile(path)
     with pytest.raises(DataError, match="cannot be read"):
         load_profile(tmp_path / "absent.yaml")
+
+
+def test_measured_sections_are_read_with_their_story_and_change_the_digest(tmp_path: Path) -> None:
+    for name in ("sim_panda.yaml", "franka_twin.yaml", "template.yaml"):
+        profile = load_profile(SHIPPED.with_name(name))
+        assert profile.measured and profile.model.number("controller.translation_stiffness_per_s2") == 150
+    friction = load_profile(SHIPPED.with_name("franka_twin.yaml")).measured["joints.friction_loss_nm"]
+    assert len(friction.value) == len(friction.uncertainty) == 7 and "Gaz" in friction.method
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(SHIPPED.read_text().replace("mass_kg: {value: 0.0", "mass_kg: {value: 0.1"))
+    assert load_profile(changed).sha256 != load_profile(SHIPPED).sha256
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("mass_kg: {value: 0.0", "mass: {value: 0.0", "payload.mass lacks its unit, or has another; write mass_kg"),
+        ("mass_kg: {value: 0.0", "mass_kg: {value: -1", "payload.mass_kg is -1, expected a number from 0 to 20"),
+        ("mass_kg: {value: 0.0", "mass_kg: {value: .nan", "expected a finite number"),
+        ("actuator_delay_ms: {value: 0.0", "actuator_delay_ms: {value: 21", "from 0 to 20"),
+        ("payload:\n", "payload:\n  weight_n: 1\n", "unknown key payload.weight_n"),
+        ("robot: Panda", "robot: Panda\nversion: 9", "version given twice"),
+        ("payload:\n", "payload: 3\nhand_eye:\n", "payload is 3, expected keys and values"),
+        (
+            "joints:\n",
+            "joints:\n  zero_offset_rad: {value: 6.3, uncertainty: 0, date: 2026-01-01, method: x}\n",
+            "wraps around",
+        ),
+    ],
+)
+def test_bad_measured_sections(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "profile.yaml"
+    text = SHIPPED.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError, match=message) as caught:
+        load_profile(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_update_keeps_the_words_about_limits_and_counts_the_version_up(tmp_path: Path) -> None:
+    values = {"payload.mass_kg": (np.array([0.25]), np.array([0.01])), "transport.jitter_ms": (np.ones(1), np.ones(1))}
+    new, path = with_story(values, "scales"), tmp_path / "mine.yaml"
+    before, made = load_profile(SHIPPED), write_profile(path, SHIPPED, new)
+    assert made.version == before.version + 1 and made.safety == before.safety
+    assert {**before.measured, **new} == dict(made.measured)
+    assert "# Policies were trained without limits of acceleration" in path.read_text()
+    again = write_profile(path, path, {})
+    assert again.measured == made.measured, "in place, too"
+    with pytest.raises(DataError, match=r"not possible: payload\.mass_kg is 30"):
+        with_story({"payload.mass_kg": (np.array([30.0]), np.zeros(1))}, "scales")

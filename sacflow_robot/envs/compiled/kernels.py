@@ -32,6 +32,11 @@ Indices = npt.NDArray[np.int64]
 ARM, ACTION = 7, 7
 """Joints of the arm; entries of an action, the last being the gripper's."""
 
+DELAYED = 10
+"""Substeps that torques may be late."""
+
+GRAVITY = 9.81
+
 # What a row of ``Plan.sights`` puts into the observation: kind, then the ids that it needs.
 BODY_POSITION, BODY_QUATERNION, BODY_FROM_GRIP, BODY_FROM_BODY, SITE_POSITION, SITE_FROM_GRIP, JOINT, POSE_IN_GRIP = (
     range(8)
@@ -90,6 +95,11 @@ class Plan(NamedTuple):
     goal_body: int  # body that x and y are relative to, or -1
     goal_contacts: bool  # whether contacts decide as well; the caller looks at them
     goal_released: bool  # whether the gripper has to be away from the body
+    # How the arm differs from what its controller believes; zeros for the nominal arm. See envs/armphysics.py.
+    armature_error: Reals  # (7,) kg m²
+    payload_mass: float  # kg
+    payload_centre: Reals  # (3,) m, in the grip site's frame
+    torque_delay: float  # substeps from a torque's computation to its effect, at most DELAYED
 
 
 class Memory(NamedTuple):
@@ -99,6 +109,10 @@ class Memory(NamedTuple):
     rest: Reals  # (7,) posture that the arm's nullspace is pulled to
     fingers: Reals  # (2,) the gripper's command, which moves at a limited speed
     jacobian: Reals  # (6, nv) of the gripper, linear then angular; room for MuJoCo to write it to
+    goal: Reals  # (12,) that a command set and that :func:`follow` holds: position, then rotation by rows, in the base's frame
+    valid: Reals  # (1,) substeps for which it still holds; negative: holding where the arm was when it ended
+    gripping: Reals  # (2,) the gripper's command, and substeps until the fingers move again
+    torques: Reals  # (DELAYED + 2, 7) of the last substeps, the newest first
 
 
 class Scratch(NamedTuple):
@@ -368,6 +382,7 @@ def _torques(views: Views, plan: Plan, rest: Reals, s: Scratch) -> None:
     """Joint torques (7,): what the wanted force takes, gravity's, and the nullspace's, which pull to the posture at rest."""
     jacobian, wrench, force = s.jacobian.ctypes.data, s.wrench.ctypes.data, s.force.ctypes.data
     _mass_matrix(views, plan, s.mass)
+    _believed_mass(views, plan, s)
     _inertias(s)
     _times(s.mass_inverse.ctypes.data, True, jacobian, True, s.weighted.ctypes.data, ARM, ARM, 6, s)
     _times(s.weighted.ctypes.data, False, s.inertia.ctypes.data, True, s.jbar.ctypes.data, ARM, 6, 6, s)
@@ -385,36 +400,99 @@ def _torques(views: Views, plan: Plan, rest: Reals, s: Scratch) -> None:
     _apply(s.nullspace.ctypes.data, True, s.posture_torques.ctypes.data, s.pulled.ctypes.data, ARM, ARM, s)
     for k in range(ARM):
         s.torques[k] = (s.torques[k] + views.qfrc_bias[plan.dofs[k]]) + s.pulled[k]
+    if plan.payload_mass > 0.0:
+        for k in range(ARM):
+            s.torques[k] -= plan.payload_mass * GRAVITY * _payload_motion(views, plan, s, k, 2)
+
+
+@_kernel
+def _payload_motion(views: Views, plan: Plan, s: Scratch, joint: int, axis: int) -> float:
+    """How the payload's centre moves along an axis of the world with a joint (m/rad)."""
+    turned = views.site_matrix[plan.grip_site]
+    b, c = (axis + 1) % 3, (axis + 2) % 3
+    arm_b = arm_c = 0.0
+    for i in range(3):
+        arm_b += turned[3 * b + i] * plan.payload_centre[i]
+        arm_c += turned[3 * c + i] * plan.payload_centre[i]
+    moved: float = s.jacobian[axis, joint] + s.jacobian[3 + b, joint] * arm_c - s.jacobian[3 + c, joint] * arm_b
+    return moved
+
+
+@_kernel
+def _believed_mass(views: Views, plan: Plan, s: Scratch) -> None:
+    """Take from the arm's inertia what its controller does not know of."""
+    for i in range(ARM):
+        s.mass[i, i] -= plan.armature_error[i]
+    if plan.payload_mass > 0.0:
+        for axis in range(3):
+            for i in range(ARM):
+                for j in range(ARM):
+                    s.mass[i, j] -= (
+                        plan.payload_mass
+                        * _payload_motion(views, plan, s, i, axis)
+                        * _payload_motion(views, plan, s, j, axis)
+                    )
+
+
+@_kernel
+def _substep(model: int, data: int, views: Views, plan: Plan, memory: Memory, s: Scratch) -> None:
+    """The second half of a substep, towards the goal in the scratch; ``mj_step1`` is the first."""
+    rows = memory.jacobian.ctypes.data
+    row_bytes = memory.jacobian.shape[1] * 8
+    _mj_jac_site(model, data, rows, rows + 3 * row_bytes, plan.grip_site)
+    for i in range(6):
+        for k in range(ARM):
+            s.jacobian[i, k] = memory.jacobian[i, plan.dofs[k]]
+    _wanted_force(views, plan, memory, s)
+    _torques(views, plan, memory.rest, s)
+    if plan.torque_delay > 0.0:
+        _delay_torques(plan, memory, s)
+    for k in range(ARM):
+        motor = plan.motors[k]
+        views.ctrl[motor] = min(max(s.torques[k], plan.ctrl_low[motor]), plan.ctrl_high[motor])
+    for k in range(2):
+        motor = plan.finger_motors[k]
+        command = plan.finger_bias[k] + plan.finger_weight[k] * memory.fingers[k]
+        views.ctrl[motor] = min(max(command, plan.ctrl_low[motor]), plan.ctrl_high[motor])
+    _mj_step2(model, data)
+    memory.time[0] += plan.timestep
+
+
+@_kernel
+def _delay_torques(plan: Plan, memory: Memory, s: Scratch) -> None:
+    """Have the motors do what was computed a while ago, which may lie between two substeps."""
+    past = memory.torques
+    if math.isnan(past[0, 0]):  # an episode begins as if it had stood still
+        for i in range(len(past)):
+            for k in range(ARM):
+                past[i, k] = s.torques[k]
+    for i in range(len(past) - 1, 0, -1):
+        for k in range(ARM):
+            past[i, k] = past[i - 1, k]
+    whole = int(plan.torque_delay)
+    part = plan.torque_delay - whole
+    for k in range(ARM):
+        past[0, k] = s.torques[k]
+        s.torques[k] = (1.0 - part) * past[whole, k] + part * past[whole + 1, k]
+
+
+@_kernel
+def _move_fingers(plan: Plan, memory: Memory, command: float) -> None:
+    for i in range(2):
+        toward = -1.0 if i == 0 else 1.0
+        moved = memory.fingers[i] + toward * plan.finger_speed * np.sign(command)
+        memory.fingers[i] = min(max(moved, -1.0), 1.0)
 
 
 @_kernel
 def _control(model: int, data: int, views: Views, plan: Plan, memory: Memory, s: Scratch, action: Reals) -> None:
     """One control period."""
-    for i in range(2):
-        toward = -1.0 if i == 0 else 1.0
-        moved = memory.fingers[i] + toward * plan.finger_speed * np.sign(action[ACTION - 1])
-        memory.fingers[i] = min(max(moved, -1.0), 1.0)
-    rows = memory.jacobian.ctypes.data
-    row_bytes = memory.jacobian.shape[1] * 8
+    _move_fingers(plan, memory, action[ACTION - 1])
     for substep in range(plan.substeps):
         _mj_step1(model, data)
         if substep == 0:
             _set_goal(views, plan, action, s)
-        _mj_jac_site(model, data, rows, rows + 3 * row_bytes, plan.grip_site)
-        for i in range(6):
-            for k in range(ARM):
-                s.jacobian[i, k] = memory.jacobian[i, plan.dofs[k]]
-        _wanted_force(views, plan, memory, s)
-        _torques(views, plan, memory.rest, s)
-        for k in range(ARM):
-            motor = plan.motors[k]
-            views.ctrl[motor] = min(max(s.torques[k], plan.ctrl_low[motor]), plan.ctrl_high[motor])
-        for k in range(2):
-            motor = plan.finger_motors[k]
-            command = plan.finger_bias[k] + plan.finger_weight[k] * memory.fingers[k]
-            views.ctrl[motor] = min(max(command, plan.ctrl_low[motor]), plan.ctrl_high[motor])
-        _mj_step2(model, data)
-        memory.time[0] += plan.timestep
+        _substep(model, data, views, plan, memory, s)
     _mj_kinematics(model, data)
     if plan.goal_contacts:
         _mj_collision(model, data)
@@ -547,6 +625,87 @@ def execute(
         if at_goal(views, plan):
             return t + 1
     return len(actions)
+
+
+@_kernel
+def follow(
+    model: int,
+    data: int,
+    views: Views,
+    plan: Plan,
+    memory: Memory,
+    commands: Reals,
+    every: int,
+    grip_every: int,
+    observations: npt.NDArray[np.float32],
+    joints: Reals,
+    states: Reals,
+    solved: npt.NDArray[np.bool_],
+) -> int:
+    """Move an arm that takes up commands when they come, holds their goals while they are valid, and is seen now and then.
+
+    Args:
+        model: Address of the ``mjModel``.
+        data: Address of its ``mjData``.
+        views: The latter's arrays.
+        plan: The task.
+        memory: Of this arm; what it was doing goes on.
+        commands: (N, 2 + 7) in order: substep at which it is taken up, substeps for which it is valid, action.
+        every: Substeps between two observations.
+        grip_every: Substeps between two movements of the fingers by one command.
+        observations: (M, D), written; M observations are what is moved for.
+        joints: (M, 7), written: positions.
+        states: (M, S), written but for the poses of placed bodies at their end.
+        solved: (M,), written: whether the object is where the task wants it.
+
+    Returns:
+        Observations made; fewer than M where the task was solved.
+    """
+    nq, nv, scratch, taken, still = len(views.qpos), len(views.qvel), _scratch(), 0, np.zeros(ACTION)
+    for step in range(every * len(observations)):
+        _mj_step1(model, data)
+        fresh = False
+        while taken < len(commands) and commands[taken, 0] <= step:
+            fresh, taken = True, taken + 1
+        if fresh:
+            _set_goal(views, plan, commands[taken - 1, 2:], scratch)
+            memory.valid[0] = commands[taken - 1, 1]
+            memory.gripping[0] = commands[taken - 1, 2 + ACTION - 1]
+        elif memory.valid[0] == 0.0:
+            _set_goal(views, plan, still, scratch)
+        if fresh or memory.valid[0] == 0.0:
+            for i in range(3):
+                memory.goal[i] = scratch.goal_position[i]
+                for j in range(3):
+                    memory.goal[3 + 3 * i + j] = scratch.goal_matrix[i, j]
+        memory.valid[0] -= 1.0
+        if memory.gripping[0] != 0.0 and memory.gripping[1] <= 0.0:
+            _move_fingers(plan, memory, memory.gripping[0])
+            memory.gripping[1] = grip_every
+        memory.gripping[1] -= 1.0
+        for i in range(3):
+            scratch.goal_position[i] = memory.goal[i]
+            for j in range(3):
+                scratch.goal_matrix[i, j] = memory.goal[3 + 3 * i + j]
+        _substep(model, data, views, plan, memory, scratch)
+        if (step + 1) % every:
+            continue
+        row = (step + 1) // every - 1
+        _mj_kinematics(model, data)
+        if plan.goal_contacts:
+            _mj_collision(model, data)
+        observe(views, plan, observations[row])
+        for k in range(ARM):
+            joints[row, k] = views.qpos[plan.joints[k]]
+        states[row, 0] = memory.time[0]
+        for i in range(nq):
+            states[row, 1 + i] = views.qpos[i]
+        for i in range(nv):
+            states[row, 1 + nq + i] = views.qvel[i]
+        solved[row] = at_goal(views, plan)
+        if solved[row]:
+            return row + 1
+    return len(observations)
 
 
 @_kernel

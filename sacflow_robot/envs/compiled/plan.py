@@ -146,6 +146,10 @@ def make_plan(suite: Any, task: str, goal: Goal) -> Plan:
         goal_body=int(goal.relative_to),
         goal_contacts=goal.contacts is not None,
         goal_released=goal.released,
+        armature_error=np.zeros(kernels.ARM),
+        payload_mass=0.0,
+        payload_centre=np.zeros(3),
+        torque_delay=0.0,
     )
 
 

@@ -1,0 +1,152 @@
+"""Twins with hidden parameters, measured: latency, dynamics, held-out prediction; and which cause the gap report names.
+
+    python benchmarks/twins.py recover --seeds 20 --out benchmarks/results/twins
+    python benchmarks/twins.py causes --seeds 20 --out benchmarks/results/twin_causes
+
+On the virtual clock. Writes OUT.jsonl, a line per twin; twins that it holds already are kept. Prints one JSON object. Hidden
+values are looked at only to score what was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sacflow_robot.armmodel import ArmModel
+from sacflow_robot.calibrate.dynamics import DELAY, MOMENT, identify
+from sacflow_robot.calibrate.gap import measure_gap
+from sacflow_robot.calibrate.latency import measure_latency
+from sacflow_robot.calibrate.noise import measure_noise
+from sacflow_robot.calibrate.predict import Predictors, make_windows
+from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, record
+from sacflow_robot.envs.draws import FRANKA, TWIN_PARTS, draw_twin
+from sacflow_robot.robot.drivers import make_robot
+from sacflow_robot.robot.rtsim import VirtualArm
+from sacflow_robot.robot.safety import SafetyFilter
+from sacflow_robot.safetylimits import SafetyLimits
+
+LIMITS = SafetyLimits(max_observation_age_s=0.5, max_action_age_s=0.5, patience_s=0.2, max_command_delay_s=0.4)
+
+
+def recorded(name: str, seed: int, seconds: float) -> Recording:
+    """An excitation run of a twin."""
+    robot = make_robot(name)
+    assert isinstance(robot, VirtualArm)
+    robot.connect()
+    try:
+        return record(robot, SafetyFilter(robot.spec, LIMITS), Excitation(robot.spec, seconds, seed), seed)
+    finally:
+        robot.close()
+
+
+def recover(seed: int, predictors: Predictors, seconds: float) -> dict[str, Any]:
+    """What is measured of a twin, and how far it is from the truth."""
+    began = time.monotonic()
+    recording = recorded(f"rtsim:lift?clock=virtual&joints=1&twin={seed}", seed, seconds)
+    latency = measure_latency(recording)
+    noise = measure_noise(recording, predictors.first.forward).values
+    start = ArmModel().having({n: list(v[0]) for n, v in noise.items()}).having({DELAY: 1e3 * latency.command_mean_s})
+    windows = make_windows(recording, bursts(recording), predictors.first, latency.command_mean_s)
+    sigma = tuple(float(start.sensor(k)[n][0]) for k, n in (
+        ("robot0_eef_pos", "noise_m"), ("robot0_eef_quat", "noise_rad"), ("robot0_joint_pos", "noise_rad")))  # fmt: skip
+    fit = identify(predictors, windows, start, (sigma[0], sigma[1], sigma[2]))
+    hidden = draw_twin(seed)
+    truth = predictors.first.nominal.having(hidden.values)
+    rows = []
+    for label, value, spread, told in zip(fit.labels, fit.values, fit.spread, fit.identified, strict=True):
+        true = true_value(truth, label)
+        rows.append(
+            {"name": label, "value": float(value), "spread": float(spread), "identified": bool(told), "true": true}
+        )
+    return {
+        "seed": seed,
+        "observation_error_ms": 1e3 * latency.observation_median_s - hidden.number("transport.observation_delay_ms"),
+        "command_error_ms": 1e3 * latency.command_mean_s - hidden.number(DELAY),
+        "command_error_after_dynamics_ms": fit.delay_ms - hidden.number(DELAY),
+        "parameters": rows,
+        "held_out_before_mm": 1e3 * fit.held_out_before_m,
+        "held_out_after_mm": 1e3 * fit.held_out_rmse_m,
+        "robot_s": recording.seconds,
+        "wall_s": time.monotonic() - began,
+    }
+
+
+def true_value(truth: ArmModel, label: str) -> float:
+    name, _, index = label.partition("[")
+    place = int(index[:-1]) if index else 0
+    if name == MOMENT:
+        return float(truth.number("payload.mass_kg") * truth.values["payload.centre_m"][place])
+    if not index and name.startswith("joints."):
+        return 1.0  # a common factor; twins keep the nominal armature
+    return truth.values[name][place]
+
+
+def within(row: dict[str, Any], share: float) -> bool:
+    """Loads count by the smallest that is told apart, delays by what is promised of them."""
+    least = {"payload.mass_kg": 0.05, DELAY: 5.0 / share, "controller.actuator_delay_ms": 2.0 / share}
+    name = row["name"].partition("[")[0]
+    floor = 0.005 / share if name == MOMENT else least.get(name, 0.0)
+    return bool(abs(row["value"] - row["true"]) <= share * max(abs(row["true"]), floor))
+
+
+def score_recover(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    told = [(r["seed"], p) for r in rows for p in r["parameters"] if p["identified"]]
+    hidden = [p for r in rows for p in r["parameters"] if not p["identified"]]
+    ratios = [r["held_out_before_mm"] / r["held_out_after_mm"] for r in rows]
+    return {
+        "twins": len(rows),
+        "latency_within_5_ms": sum(max(abs(r["observation_error_ms"]), abs(r["command_error_ms"])) <= 5 for r in rows),
+        "largest_latency_error_ms": max(max(abs(r["observation_error_ms"]), abs(r["command_error_ms"])) for r in rows),
+        "identified": len(told),
+        "identified_within_10_percent": sum(within(p, 0.1) for _, p in told),
+        "beyond": [f"{s}: {p['name']} {p['value']:.3g} for {p['true']:.3g}" for s, p in told if not within(p, 0.1)],
+        "not_identified": len(hidden),
+        "not_identified_beyond_10_percent": sum(not within(p, 0.1) for p in hidden),
+        "held_out_ratio_min_median": [min(ratios), float(np.median(ratios))],
+        "longest_robot_s": max(r["robot_s"] for r in rows),
+    }
+
+
+def cause(seed: int, predictors: Predictors, seconds: float) -> dict[str, Any]:
+    """Which cause the report names for a twin that differs in one."""
+    part = TWIN_PARTS[seed % len(TWIN_PARTS)]
+    recording = recorded(f"rtsim:lift?clock=virtual&joints=1&twin={seed}&differs={part}", seed, seconds)
+    gap = measure_gap([recording], predictors, FRANKA)
+    shares = {c.name: round(c.explains, 3) for c in gap.causes}
+    return {"seed": seed, "differs": part, "named": gap.causes[0].name, "rmse_mm": 1e3 * gap.rmse_m, "explains": shares}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["recover", "causes"])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/twins"))
+    given = parser.parse_args()
+    path = given.out.with_suffix(".jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    predictors = Predictors("lift", 2)
+    work = recover if given.what == "recover" else cause
+    for seed in range(given.first, given.first + given.seeds):
+        if any(row["seed"] == seed for row in rows):
+            continue
+        rows.append(work(seed, predictors, given.seconds))
+        with path.open("a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        print({k: v for k, v in rows[-1].items() if k != "parameters"}, flush=True)
+    if given.what == "recover":
+        print(json.dumps(score_recover(rows)))
+    else:
+        right = sum(row["named"] == row["differs"] for row in rows)
+        print(json.dumps({"twins": len(rows), "named_right": right}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What was measured, drawn. Imports matplotlib: import this only to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sacflow_robot.calibrate.dynamics import Fit
+from sacflow_robot.calibrate.gap import Gap
+from sacflow_robot.calibrate.handeye import HandEye
+from sacflow_robot.calibrate.latency import Latency
+from sacflow_robot.calibrate.noise import Noise
+from sacflow_robot.calibrate.predict import Predicted, Window
+from sacflow_robot.plotting import BLUE, COLOURS, GREEN, GREY, VERMILION, new_figure, save, tidy
+
+
+def draw_latency(found: Latency, path: Path) -> None:
+    figure = new_figure(9, 3.4)
+    left, middle, right = figure.subplots(1, 3)
+    if len(found.observation_s):
+        left.hist(1e3 * found.observation_s, bins=40, color=BLUE)
+    tidy(left, "observations")
+    left.set_xlabel("from capture to the loop (ms)")
+    middle.hist(1e3 * found.command_s, bins=20, color=GREEN)
+    middle.axvline(1e3 * found.command_mean_s, color=VERMILION, lw=1.5)
+    tidy(middle, f"commands, {1e3 * found.command_mean_s:.1f} ± {1e3 * found.command_spread_s:.1f} ms")
+    middle.set_xlabel("from sending to acting (ms)")
+    until = found.times < found.command_mean_s + 0.1
+    for row in found.seen:
+        right.plot(1e3 * found.times[until], row[until], color=GREY, lw=0.5, alpha=0.5)
+    right.plot(1e3 * found.times[until], found.fitted[until], color=VERMILION, lw=2, label="spring and damper")
+    right.axvline(1e3 * found.command_mean_s, color=VERMILION, lw=1, ls=":")
+    right.set_xlabel("after a command from rest (ms)")
+    right.set_ylabel("share of the goal")
+    right.set_ylim(-0.2, 1.2)
+    right.legend(frameon=False, fontsize=8, loc="upper left")
+    tidy(right, "motions")
+    save(figure, path)
+
+
+def draw_noise(found: Noise, path: Path) -> None:
+    keys = [key for key, rows in found.readings.items() if np.ptp(rows) > 0]
+    figure = new_figure(9, 1.7 * max(1, len(keys)))
+    for axes, key in zip(np.atleast_1d(figure.subplots(max(1, len(keys)), 1, sharex=True)), keys, strict=False):
+        rows = found.readings[key]
+        for column, colour in zip(rows.T, COLOURS, strict=False):
+            axes.plot(np.arange(len(rows)) / found.rate_hz, 1e3 * column, color=colour, lw=0.6)
+        noise = next(
+            (f"{1e3 * v[0][0]:.3g}" for n, v in found.values.items() if n.startswith(f"sensors.{key}.noise")), "?"
+        )
+        tidy(axes, f"{key}: noise {noise} mm or mrad")
+    figure.supxlabel("seconds at rest", fontsize=9)
+    figure.supylabel("reading less its mean (mm, mrad)", fontsize=9)
+    save(figure, path)
+
+
+def draw_dynamics(fit: Fit, window: Window, before: Predicted, after: Predicted, path: Path) -> None:
+    figure = new_figure(11, 4.6)
+    left, middle, right = figure.subplots(1, 3, width_ratios=[1.1, 0.9, 1.3])
+    _draw_axes(left, window, {"simulator before": (before, "--"), "simulator after": (after, "-")})
+    tidy(left, "a motion that was not fitted to")
+    bars = [1e3 * fit.held_out_before_m, 1e3 * fit.held_out_rmse_m]
+    middle.bar(["before", "after"], bars, color=[GREY, BLUE], width=0.6)
+    for i, bar in enumerate(bars):
+        middle.text(i, bar, f"{bar:.2g}", ha="center", va="bottom", fontsize=9)
+    middle.set_ylabel("error of the gripper, held out (mm)")
+    tidy(middle, f"{bars[0] / max(bars[1], 1e-9):.0f} times less")
+    share = np.minimum(fit.spread / np.maximum(np.abs(fit.values), 1e-3), 3.0)
+    rows = np.arange(len(share))[::-1]
+    right.barh(rows, 100 * share, color=[BLUE if told else VERMILION for told in fit.identified], height=0.7)
+    right.axvline(5, color=GREY, lw=1, ls=":")
+    right.set_yticks(rows, [label.split(".", 1)[1] for label in fit.labels], fontsize=6)
+    right.set_xscale("log")
+    right.set_xlabel("one standard deviation, % of the value")
+    tidy(right, "what the data tell (red: not)", "x")
+    save(figure, path)
+
+
+def draw_handeye(found: HandEye, path: Path) -> None:
+    figure = new_figure(5, 4.2)
+    axes = figure.subplots()
+    for i, (seen, made) in enumerate(found.corners):
+        axes.plot(*(seen - made).T, ".", ms=4, color=COLOURS[i % len(COLOURS)])
+    axes.set_aspect("equal", "datalim")
+    axes.set_xlabel("px")
+    axes.set_ylabel("px")
+    tidy(axes, f"corners as seen, from where they should be: {found.reprojection_px:.2f} px rms", "both")
+    save(figure, path)
+
+
+def draw_gap(gap: Gap, path: Path) -> None:
+    figure = new_figure(11, 6.2)
+    grid = figure.add_gridspec(2, 3, height_ratios=[1, 1])
+    order = np.linspace(0, len(gap.windows) - 1, 3).astype(int)
+    for column, i in enumerate(order):
+        axes = figure.add_subplot(grid[0, column])
+        ways = {"simulator": (gap.predicted[i], "--"), f"with the {gap.causes[0].name} mended": (gap.better[i], ":")}
+        _draw_axes(axes, gap.windows[i], ways, legend=column == 0)
+        tidy(axes, f"piece {i + 1} of the log")
+    axes = figure.add_subplot(grid[1, :2])
+    told = [c for c in gap.causes if np.isfinite(c.explains)]
+    rows = np.arange(len(told))[::-1]
+    axes.barh(rows, [100 * c.explains for c in told], color=[VERMILION, *[BLUE] * len(told)][: len(told)], height=0.65)
+    for row, cause in zip(rows, told, strict=True):
+        axes.text(100 * cause.explains + 1, row, f"{100 * cause.explains:.0f} %", va="center", fontsize=9)
+    axes.set_yticks(rows, [c.name for c in told])
+    axes.set_xlim(0, 112)
+    axes.set_xlabel("of the gripper's squared error explained by mending this alone (%)")
+    tidy(axes, f"causes of {1e3 * gap.rmse_m:.1f} mm", "x")
+    axes = figure.add_subplot(grid[1, 2])
+    if gap.joint_rmse_rad is None:
+        off = np.concatenate([p.position - w.position for p, w in zip(gap.predicted, gap.windows, strict=True)])
+        axes.bar(["x", "y", "z"], 1e3 * np.sqrt(np.mean(off**2, axis=0)), color=BLUE)
+        axes.set_ylabel("mm")
+        tidy(axes, "error per axis (joints not logged)")
+    else:
+        axes.bar([str(i + 1) for i in range(7)], 1e3 * gap.joint_rmse_rad, color=BLUE)
+        axes.set_ylabel("mrad")
+        tidy(axes, "error per joint")
+    save(figure, path)
+
+
+def draw_perturbations(rows: Sequence[dict[str, float | str]], path: Path) -> None:
+    """Success against the strength of each perturbation, with intervals."""
+    names = list(dict.fromkeys(str(row["perturbation"]) for row in rows))
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure = new_figure(3.4 * columns, 2.5 * lines)
+    panels = np.atleast_1d(figure.subplots(lines, columns, sharey=True)).reshape(-1)
+    for axes, name in zip(panels, names, strict=False):
+        own = [row for row in rows if row["perturbation"] == name]
+        x, y = [float(r["value"]) for r in own], np.array([float(r["success_rate"]) for r in own])
+        low, high = (np.array([float(r[end]) for r in own]) for end in ("ci_low", "ci_high"))
+        axes.errorbar(x, 100 * y, 100 * np.array([y - low, high - y]), color=BLUE, marker="o", ms=4, capsize=3, lw=1.5)
+        axes.set_xlabel(str(own[0]["unit"]))
+        axes.set_ylim(-3, 103)
+        tidy(axes, name)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    figure.supylabel("success (%), 95 % intervals", fontsize=9)
+    save(figure, path)
+
+
+def _draw_axes(axes, window: Window, ways: dict[str, tuple[Predicted, str]], legend: bool = True) -> None:  # type: ignore[no-untyped-def]
+    for i, (name, colour) in enumerate(zip("xyz", COLOURS, strict=False)):
+        begin = window.position[0, i]
+        axes.plot(
+            window.time_s,
+            1e3 * (window.position[:, i] - begin),
+            color=colour,
+            lw=2.5,
+            alpha=0.35,
+            label=f"{name} measured",
+        )
+        for way, (made, style) in ways.items():
+            label = way if i == 0 else None
+            axes.plot(window.time_s, 1e3 * (made.position[:, i] - begin), style, color=colour, lw=1.2, label=label)
+    axes.set_xlabel("s")
+    axes.set_ylabel("gripper, from where it began (mm)")
+    if legend:
+        axes.legend(frameon=False, fontsize=7)

@@ -1,0 +1,271 @@
+"""Why an arm does not do what the simulator says: logged commands replayed, and how much of the error each cause explains.
+
+The error is that of the gripper's position as the control loop had it. Each cause is fitted alone, with the few numbers that
+it has; what share of the squared error it takes away is what it explains. Shares of causes that look alike overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import least_squares
+
+from sacflow_robot.armmodel import ArmModel
+from sacflow_robot.calibrate.predict import Predicted, Predictors, Window, make_windows
+from sacflow_robot.calibrate.recording import Recording, bursts
+from sacflow_robot.errors import DataError
+
+Array = npt.NDArray[np.float64]
+
+CAUSES = "delay", "gain", "friction", "payload", "noise", "pose_bias"
+_PIECE_S, _MOST_WINDOWS = 1.0, 12
+_DELAY, _LATE = "transport.command_delay_ms", "transport.observation_delay_ms"
+_STIFFNESS = "controller.translation_stiffness_per_s2", "controller.rotation_stiffness_per_s2"
+_FRICTION = "joints.damping_nm_s_per_rad", "joints.friction_loss_nm"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One cause.
+
+    Attributes:
+        name: One of ``CAUSES``.
+        explains: Share of the squared error that it takes away alone; NaN where the log cannot tell.
+        left_m: Root mean square of what is then left (m).
+        change: What to change in the profile: quantity, value now, value found.
+        advice: What to do, for a person.
+    """
+
+    name: str
+    explains: float
+    left_m: float
+    change: Mapping[str, tuple[Array, Array]]
+    advice: str
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What the report says.
+
+    Attributes:
+        rmse_m: Root mean square of the gripper's error (m).
+        joint_rmse_rad: Of each joint (7,), where joints are logged.
+        causes: The most telling first.
+        windows: Pieces of the log.
+        predicted: What the profile's arm does in them.
+        better: What it does with the first cause mended.
+    """
+
+    rmse_m: float
+    joint_rmse_rad: Array | None
+    causes: tuple[Cause, ...]
+    windows: list[Window]
+    predicted: list[Predicted]
+    better: list[Predicted]
+
+
+def measure_gap(
+    recordings: Sequence[Recording],
+    predictors: Predictors,
+    profile: ArmModel,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Gap:
+    """Rank the causes of the difference between logged motion and what the profile's arm would have done.
+
+    Raises:
+        DataError: There is hardly any motion in the log.
+    """
+    delay_s = profile.number(_DELAY) / 1e3
+    model = predictors.first.nominal.having(profile.values)
+    chosen = _choose(recordings, predictors, delay_s)
+    travelled = float(np.median([np.ptp(w.position, axis=0).max() for w, _ in chosen]))
+    if travelled < 2e-3:
+        raise DataError(
+            f"the gripper moves by {1e3 * travelled:.1f} mm a second at most; nothing can be told from this log"
+        )
+    windows = [w for w, _ in chosen]
+    # What the loop took for the present was older than the profile says: predictions are for the moments it believed in.
+    known = [late >= 0 for _, late in chosen]
+    late_s = float(np.median([late for _, late in chosen if late >= 0])) if any(known) else float("nan")
+    older_s = (late_s - profile.number(_LATE) / 1e3) if any(known) else 0.0
+    believed = [replace(w, time_s=w.time_s + older_s) for w in windows]
+    noise = profile.sensor("robot0_eef_pos").get("noise_m", np.zeros(1))[0]
+    fitter = _Fitter(predictors, model, delay_s, believed)
+    base, made = fitter.error(model, delay_s, believed)
+    found = []
+    for done, name in enumerate(CAUSES):
+        found.append(_cause(name, fitter, windows, base, late_s, float(noise)))
+        progress((done + 1) / len(CAUSES))
+    found.sort(key=lambda c: -(c[0].explains if np.isfinite(c[0].explains) else -1))
+    joints = None
+    if windows[0].joints is not None:
+        squares = [(p.joints - w.joints) ** 2 for p, w in zip(made, windows, strict=True) if w.joints is not None]
+        joints = np.sqrt(np.mean(np.concatenate(squares), axis=0))
+    return Gap(base, joints, tuple(c for c, _ in found), windows, made, found[0][1] or made)
+
+
+def _choose(recordings: Sequence[Recording], predictors: Predictors, delay_s: float) -> list[tuple[Window, float]]:
+    """Windows with motion, spread over the log, each with how late its observations arrived (s; -1 unknown)."""
+    found: list[tuple[Window, float]] = []
+    for recording in recordings:
+        length = round(_PIECE_S * recording.arm.control_rate_hz)
+        pieces = bursts(recording)
+        if len(pieces) < 4:
+            count = len(recording.sent_ns)
+            pieces = [(i, min(i + length, count)) for i in range(1, max(2, count - length // 2), length)]
+        known = recording.received_ns >= 0
+        late = (recording.received_ns - recording.time_ns)[known] / 1e9
+        found += [(w, float(np.median(late)) if len(late) else -1.0)
+                  for w in make_windows(recording, pieces, predictors.first, delay_s)]  # fmt: skip
+    moving = [pair for pair in found if np.ptp(pair[0].position, axis=0).max() > 2e-3] or found
+    if not moving:
+        raise DataError("the log holds no second of motion to compare")
+    return [moving[i] for i in np.unique(np.linspace(0, len(moving) - 1, _MOST_WINDOWS).astype(int))]
+
+
+class _Fitter:
+    """Errors of models, and fits of a few numbers."""
+
+    def __init__(self, predictors: Predictors, model: ArmModel, delay_s: float, windows: list[Window]) -> None:
+        self.predictors, self.model, self.delay_s, self.windows = predictors, model, delay_s, windows
+
+    def off(self, made: Sequence[Predicted], windows: Sequence[Window]) -> Array:
+        """Predicted less measured positions (M, 3)."""
+        bias = self.model.sensor("robot0_eef_pos").get("bias_m", np.zeros(3))
+        return np.concatenate([p.position + bias - w.position for p, w in zip(made, windows, strict=True)])
+
+    def error(self, model: ArmModel, delay_s: float, windows: Sequence[Window]) -> tuple[float, list[Predicted]]:
+        made = self.predictors.predict([(model, delay_s)], windows)[0]
+        return _rms(self.off(made, windows)), made
+
+    def fit(
+        self,
+        way: Callable[[Array], tuple[ArmModel, float]],
+        start: Array,
+        low: Array,
+        high: Array,
+        windows: list[Window],
+    ) -> tuple[Array, float, list[Predicted]]:
+        """The numbers (P,) whose model fits best, what is left (m), and its predictions."""
+        steps = np.maximum(0.02 * np.abs(start), 0.02 * (high - low))
+
+        def residual(x: Array) -> Array:
+            return self.off(self.predictors.predict([way(x)], windows)[0], windows).reshape(-1) / 1e-3
+
+        def jacobian(x: Array) -> Array:
+            moved = [
+                np.where(np.arange(len(x)) == i, x + np.where(x + s < high, s, -s), x) for i, s in enumerate(steps)
+            ]
+            made = self.predictors.predict([way(m) for m in (x, *moved)], windows)
+            rows = [self.off(m, windows).reshape(-1) / 1e-3 for m in made]
+            return np.stack(
+                [(r - rows[0]) / (m - x)[i] for i, (r, m) in enumerate(zip(rows[1:], moved, strict=True))], axis=1
+            )
+
+        inside = np.clip(start, low + 1e-3 * (high - low), high - 1e-3 * (high - low))
+        found = least_squares(
+            residual, inside, jacobian, (low, high), x_scale=high - low, max_nfev=7, ftol=1e-2, xtol=1e-3
+        )
+        x = np.asarray(found.x)
+        made = self.predictors.predict([way(x)], windows)[0]
+        return x, _rms(self.off(made, windows)), made
+
+
+def _cause(
+    name: str, f: _Fitter, windows: list[Window], base: float, late_s: float, noise: float
+) -> tuple[Cause, list[Predicted] | None]:
+    if name == "noise":
+        return _noise(f.windows, base, noise), None
+    if name == "pose_bias":
+        return _pose_bias(f, base), None
+    now = {n: f.model.array(n) for n in (*_STIFFNESS, *_FRICTION, "payload.mass_kg")}
+
+    def changed(values: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
+        return {n: (np.asarray(now[n]), v) for n, v in values.items()}
+
+    if name == "delay":
+        x, left, made = f.fit(
+            lambda x: (f.model, float(x[0])), np.array([f.delay_s]), np.zeros(1), np.full(1, 0.4), windows
+        )
+        change = {_DELAY: (np.array([1e3 * f.delay_s]), 1e3 * x)}
+        if np.isfinite(late_s):
+            change[_LATE] = (np.array([f.model.number(_LATE)]), np.array([1e3 * late_s]))
+        text = f"set the delays: commands {1e3 * x[0]:.0f} ms" + (
+            f", observations {1e3 * late_s:.0f} ms" if np.isfinite(late_s) else ""
+        )
+        text += "; train with them, and with action history where they exceed a control period"
+        return Cause(name, _explained(left, base), left, change, text), made
+
+    if name == "gain":
+
+        def gains(x: Array) -> tuple[ArmModel, float]:
+            return f.model.having(
+                {n: float(np.asarray(now[n])[0] * s) for n, s in zip(_STIFFNESS, x, strict=True)}
+            ), f.delay_s
+
+        x, left, made = f.fit(gains, np.ones(2), np.full(2, 0.3), np.full(2, 3.0), f.windows)
+        new = {n: np.asarray(now[n]) * s for n, s in zip(_STIFFNESS, x, strict=True)}
+        text = f"the controller's stiffness is {x[0]:.2f} times (turning {x[1]:.2f}) what the profile says; set it, or the gains"
+        return Cause(name, _explained(left, base), left, changed(new), text), made
+
+    if name == "friction":
+
+        def friction(x: Array) -> tuple[ArmModel, float]:
+            return f.model.having(
+                {n: list(np.asarray(now[n]) * s) for n, s in zip(_FRICTION, x, strict=True)}
+            ), f.delay_s
+
+        x, left, made = f.fit(friction, np.ones(2), np.full(2, 0.05), np.full(2, 6.0), f.windows)
+        new = {n: np.asarray(now[n]) * s for n, s in zip(_FRICTION, x, strict=True)}
+        text = f"damping is about {x[0]:.1f} times and dry friction {x[1]:.1f} times what the profile says; run calibrate dynamics"
+        return Cause(name, _explained(left, base), left, changed(new), text), made
+
+    def payload(x: Array) -> tuple[ArmModel, float]:
+        return f.model.having({"payload.mass_kg": float(x[0])}), f.delay_s
+
+    x, left, made = f.fit(payload, np.asarray(now["payload.mass_kg"]), np.zeros(1), np.full(1, 3.0), f.windows)
+    text = f"the hand carries {x[0]:.2f} kg that the controller does not know of; tell it, or put it into the profile"
+    return Cause(name, _explained(left, base), left, changed({"payload.mass_kg": x}), text), made
+
+
+def _noise(windows: Sequence[Window], base: float, known: float) -> Cause:
+    """From third differences of what was observed, in which smooth motion does not show."""
+    sizes = []
+    for w in windows:
+        if len(w.position) > 6:
+            third = np.diff(w.position, 3, axis=0)
+            sizes.append(np.median(np.abs(third)) / 0.6745 / np.sqrt(20))
+    size = float(np.median(sizes)) if sizes else 0.0
+    variance = 3 * max(0.0, size**2 - known**2)
+    left = float(np.sqrt(max(0.0, base**2 - variance)))
+    text = f"the gripper's position has {1e3 * size:.1f} mm of noise; filter it, or train with it"
+    name = "sensors.robot0_eef_pos.noise_m"
+    return Cause("noise", min(1.0, variance / base**2), left, {name: (np.array([known]), np.array([size]))}, text)
+
+
+def _pose_bias(f: _Fitter, base: float) -> Cause:
+    if f.windows[0].joints is None:
+        text = "the log has no joint positions, without which a biased pose looks like another place"
+        return Cause("pose_bias", float("nan"), base, {}, text)
+    off = []
+    for w in f.windows:
+        assert w.joints is not None
+        some = slice(None, None, max(1, len(w.joints) // 40))
+        off.append(w.position[some] - f.predictors.first.forward(w.joints[some])[0])
+    bias = np.mean(np.concatenate(off), axis=0)
+    made = f.predictors.predict([(f.model, f.delay_s)], f.windows)[0]
+    own = f.model.sensor("robot0_eef_pos").get("bias_m", np.zeros(3))
+    left = _rms(f.off(made, f.windows) + (bias - own))
+    text = f"the pose is off by {1e3 * np.linalg.norm(bias):.1f} mm from what the joints say; run calibrate handeye, check the tool frame"
+    return Cause("pose_bias", _explained(left, base), left, {"sensors.robot0_eef_pos.bias_m": (own, bias)}, text)
+
+
+def _rms(off: Array) -> float:
+    return float(np.sqrt(np.mean(np.sum(off**2, axis=1))))
+
+
+def _explained(left: float, base: float) -> float:
+    return float(np.clip(1 - (left / base) ** 2, 0, 1))

@@ -1,0 +1,187 @@
+"""Where a camera is, from pictures of a ChArUco board in the gripper (camera beside the arm): OpenCV does the geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.errors import DataError, UsageError
+
+Array = npt.NDArray[np.float64]
+Image = npt.NDArray[np.uint8]
+_LEAST_PICTURES, _LEAST_CORNERS, _LEAST_TURN_RAD = 6, 6, 0.35
+_WORST_PX = 3.0
+
+
+_Seen = tuple[tuple[Array, Array], Array, Array, Array, Array]
+"""A grip, the board in the camera's frame (rotation, position), its corners in the picture (n, 2) and on the board (n, 3)."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A ChArUco board.
+
+    Attributes:
+        columns, rows: Squares.
+        square_m: Side of a square.
+        marker_m: Side of a marker.
+        dictionary: OpenCV's name of the markers' dictionary.
+    """
+
+    columns: int = 5
+    rows: int = 7
+    square_m: float = 0.03
+    marker_m: float = 0.022
+    dictionary: str = "DICT_4X4_50"
+
+    def make(self) -> Any:
+        import cv2
+
+        number = getattr(cv2.aruco, self.dictionary, None)
+        if number is None or self.columns < 3 or self.rows < 3 or not 0 < self.marker_m < self.square_m:
+            raise UsageError(
+                f"no such board: {self}; squares are larger than markers, and dictionaries are named DICT_4X4_50"
+            )
+        dictionary = cv2.aruco.getPredefinedDictionary(number)
+        return cv2.aruco.CharucoBoard((self.columns, self.rows), self.square_m, self.marker_m, dictionary)
+
+
+@dataclass(frozen=True)
+class HandEye:
+    """A camera's pose in the arm's base frame.
+
+    Attributes:
+        position_m: (3,).
+        rotation_rad: Rotation vector (3,) from camera to base frame.
+        spread_m, spread_rad: One standard deviation of each, over leaving out one picture at a time.
+        reprojection_px: Root mean square over all corners, through the arm's poses.
+        corners: Per picture, corners as seen and as they would be seen (n, 2), (n, 2).
+    """
+
+    position_m: Array
+    rotation_rad: Array
+    spread_m: Array
+    spread_rad: Array
+    reprojection_px: float
+    corners: list[tuple[Array, Array]]
+
+
+def measure_handeye(
+    images: Sequence[Image],
+    grips: Sequence[tuple[Array, Array]],
+    camera: Array,
+    distortion: Array,
+    board: Board,
+) -> HandEye:
+    """The pose of a camera that stands beside the arm, from pictures of a board that the gripper holds.
+
+    Args:
+        images: Grey pictures.
+        grips: The gripper's pose at each: position (3,) m and rotation (3, 3) in base.
+        camera: The camera's matrix (3, 3), px.
+        distortion: Its distortion (5,), OpenCV's.
+        board: What the gripper holds.
+
+    Raises:
+        DataError: Too few pictures show the board, from poses too much alike, or the poses do not agree with the pictures.
+    """
+    import cv2
+
+    seen = _board_poses(images, grips, camera, distortion, board)
+    turn = max((_angle(a[0][1].T @ b[0][1]) for a in seen for b in seen), default=0.0)
+    if turn < _LEAST_TURN_RAD:
+        raise DataError(
+            f"the gripper turns by {turn:.2f} rad at most between the pictures; at least {_LEAST_TURN_RAD} are needed"
+        )
+
+    def solve(some: list[_Seen]) -> tuple[Array, Array]:
+        # The board in the hand: OpenCV's "gripper" is the base then, so that it is given the grips the other way round.
+        turns, places = zip(*((g[1].T, -g[1].T @ g[0]) for g, *_ in some), strict=True)
+        rotation, position = cv2.calibrateHandEye(
+            turns, places, [s[1] for s in some], [s[2] for s in some], method=cv2.CALIB_HAND_EYE_PARK
+        )
+        return np.asarray(rotation, np.float64), np.asarray(position, np.float64).reshape(3)
+
+    rotation, position = solve(seen)
+    spreads = [solve(seen[:i] + seen[i + 1 :]) for i in range(len(seen))]
+    scale = np.sqrt((len(seen) - 1) / len(seen))
+    away = np.array([p - position for _, p in spreads])
+    turned = np.array([_vector(rotation.T @ r) for r, _ in spreads])
+    error, corners = _reprojection(seen, rotation, position, camera, distortion)
+    if error > _WORST_PX:
+        raise DataError(
+            f"the corners are {error:.1f} px from where the arm's poses put them, {_WORST_PX:g} at most are fine; "
+            "are pictures and poses of the same moments, and the board's measures right?"
+        )
+    return HandEye(
+        *(position, _vector(rotation)),
+        *(scale * np.sqrt(np.sum(away**2, axis=0)), scale * np.sqrt(np.sum(turned**2, axis=0))),
+        *(error, corners),
+    )
+
+
+def _board_poses(
+    images: Sequence[Image], grips: Sequence[tuple[Array, Array]], camera: Array, distortion: Array, board: Board
+) -> list[_Seen]:
+    """Of every picture that shows enough of the board: grip, board in camera (rotation, position), corners and their places."""
+    import cv2
+
+    made = board.make()
+    detector = cv2.aruco.CharucoDetector(made)
+    seen: list[_Seen] = []
+    for image, grip in zip(images, grips, strict=True):
+        corners, ids, _, _ = detector.detectBoard(image)
+        if ids is None or len(ids) < _LEAST_CORNERS:
+            continue
+        places, points = made.matchImagePoints(corners, ids)
+        fine, turn, place = cv2.solvePnP(places, points, camera, distortion)
+        if fine:
+            parts = cv2.Rodrigues(turn)[0], place.reshape(3), points.reshape(-1, 2), places.reshape(-1, 3)
+            a, b, c, d = (np.asarray(part, np.float64) for part in parts)
+            seen.append((grip, a, b, c, d))
+    if len(seen) < _LEAST_PICTURES:
+        raise DataError(
+            f"{len(seen)} of {len(images)} pictures show the board well; at least {_LEAST_PICTURES} are needed"
+        )
+    return seen
+
+
+def _reprojection(
+    seen: list[_Seen],
+    rotation: Array,
+    position: Array,
+    camera: Array,
+    distortion: Array,
+) -> tuple[float, list[tuple[Array, Array]]]:
+    import cv2
+
+    held = []
+    for (at, turn), board_turn, board_at, *_ in seen:
+        held.append((turn.T @ (rotation @ board_at + position - at), turn.T @ rotation @ board_turn))
+    in_grip = np.mean([p for p, _ in held], axis=0)
+    u, _, v = np.linalg.svd(np.sum([r for _, r in held], axis=0))
+    turned = u @ v
+    corners: list[tuple[Array, Array]] = []
+    squares: list[Array] = []
+    for (at, turn), _, _, points, places in seen:
+        world = (places @ turned.T + in_grip) @ turn.T + at
+        made = cv2.projectPoints((world - position) @ rotation, np.zeros(3), np.zeros(3), camera, distortion)[
+            0
+        ].reshape(-1, 2)
+        corners.append((points, made.astype(np.float64)))
+        squares.append(np.sum((points - made) ** 2, axis=1))
+    return float(np.sqrt(np.mean(np.concatenate(squares)))), corners
+
+
+def _vector(rotation: Array) -> Array:
+    import cv2
+
+    return np.asarray(cv2.Rodrigues(rotation)[0], np.float64).reshape(3)
+
+
+def _angle(rotation: Array) -> float:
+    return float(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1)))

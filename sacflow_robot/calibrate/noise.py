@@ -1,0 +1,165 @@
+"""What the sensors add to the truth, from an arm at rest: noise, resolution, lost samples, and biases where two sensors see one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.calibrate.recording import Recording
+from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.errors import DataError
+from sacflow_robot.poses import rotation_between
+
+Array = npt.NDArray[np.float64]
+_LEAST_ROWS, _SETTLE_S, _REST_S = 100, 0.5, 3.0
+Forward = Callable[[Array], tuple[Array, Array]]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What is known of the sensors.
+
+    Attributes:
+        values: By name, ``sensors.<key>.<quantity>``, and one standard deviation of each.
+        density: Noise per square root of hertz, by name.
+        dropped: Share of the observations that never came.
+        rows: How many readings it is from.
+        rate_hz: How many come per second.
+        readings: What was read at rest, by key (R, n): of positions and joints less their mean, of quaternions rotation vectors.
+    """
+
+    values: dict[str, tuple[Array, Array]]
+    density: dict[str, float]
+    dropped: float
+    rows: int
+    rate_hz: float
+    readings: dict[str, Array]
+
+
+def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise:
+    """The sensors' errors over the rest at a recording's beginning.
+
+    Args:
+        recording: An excitation run, or one that rests throughout.
+        forward: Gripper pose (M, 3), (M, 4) at joint positions (M, 7); where joints are observed, it tells the pose's bias.
+
+    Raises:
+        DataError: There are too few readings, or the arm moves.
+    """
+    rows = _resting(recording)
+    times = (recording.time_ns[rows] - recording.time_ns[rows][0]) / 1e9
+    interval = float(np.median(np.diff(times)))
+    dropped = max(0.0, 1 - (len(times) - 1) / max(1.0, round((times[-1] - times[0]) / interval)))
+    values: dict[str, tuple[Array, Array]] = {}
+    density: dict[str, float] = {}
+    readings: dict[str, Array] = {}
+    for array in recording.arm.observations:
+        seen = recording.observations[array.key][rows].astype(np.float64).reshape(len(rows), -1)
+        turned = np.zeros(seen.shape[1], bool)
+        for start in array.quaternions:
+            turned[start : start + 4] = True
+            vectors = rotation_between(np.broadcast_to(_mean_quat(seen[:, start : start + 4]), (len(seen), 4)),
+                                       seen[:, start : start + 4])  # fmt: skip
+            _enter(values, density, f"sensors.{array.key}", "rad", _detrended(times, vectors), interval)
+            readings[array.key] = vectors
+        unit = "m" if array.unit.startswith("m") else "rad" if array.unit == "rad" else ""
+        plain = seen[:, ~turned]
+        if unit and plain.shape[1]:
+            around = plain - plain.mean(axis=0)
+            _enter(values, density, f"sensors.{array.key}", unit, _detrended(times, around), interval)
+            readings[array.key] = around
+            step = _resolution(plain)
+            if step > 0:
+                values[f"sensors.{array.key}.resolution_{unit}"] = np.array([step]), np.array([step / 20])
+        _enter_repeats(values, array.key, seen)
+    drift = readings.get("robot0_eef_pos")
+    if drift is not None:
+        _refuse_motion(times, drift)
+    if forward is not None and JOINT_POSITION in recording.observations:
+        values |= _biases(recording, rows, forward)
+    return Noise(values, density, dropped, len(rows), 1 / interval, readings)
+
+
+def _resting(recording: Recording) -> npt.NDArray[np.intp]:
+    moving = np.flatnonzero((np.abs(recording.actions[:, :6]) > 1e-6).any(axis=1))
+    until = recording.sent_ns[moving[0]] if len(moving) else recording.time_ns[-1] + 1
+    begin = recording.time_ns[0] + round(_SETTLE_S * 1e9)
+    rows = np.flatnonzero((recording.time_ns >= begin) & (recording.time_ns < until))
+    if len(rows) < _LEAST_ROWS:
+        raise DataError(
+            f"{len(rows)} readings of the arm at rest are too few to tell noise by; {_LEAST_ROWS} are needed"
+        )
+    return rows
+
+
+def _refuse_motion(times: Array, around: Array) -> None:
+    slope = np.polyfit(times, around, 1)[0] * (times[-1] - times[0])
+    noise = np.std(_detrended(times, around))
+    if np.abs(slope).max() > 0.05:
+        raise DataError(
+            f"the gripper moved by {1e3 * np.abs(slope).max():.0f} mm while it was to be at rest (noise {1e3 * noise:.1f} mm); "
+            "is it held, or sagging?"
+        )
+
+
+def _detrended(times: Array, rows: Array) -> Array:
+    """Without what the arm does while it settles: a cubic."""
+    basis = np.vander(times / times[-1], 4)
+    return np.asarray(rows - basis @ np.linalg.lstsq(basis, rows, rcond=None)[0])
+
+
+def _enter(
+    values: dict[str, tuple[Array, Array]],
+    density: dict[str, float],
+    name: str,
+    unit: str,
+    rows: Array,
+    interval: float,
+) -> None:
+    noise = np.sqrt(np.mean(rows**2, axis=0))
+    size = float(np.median(noise[noise > 0])) if (noise > 0).any() else 0.0
+    size = size if size > 1e-9 else 0.0
+    values[f"{name}.noise_{unit}"] = np.array([size]), np.array([size / np.sqrt(2 * len(rows))])
+    density[f"{name}.noise_{unit}"] = size * float(np.sqrt(2 * interval))
+
+
+def _resolution(rows: Array) -> float:
+    """Step between readings, where they lie on a grid; 0 where they don't."""
+    steps = []
+    for column in rows.T:
+        unique = np.unique(column)
+        if 1 < len(unique) < len(column) / 4:
+            steps.append(float(np.min(np.diff(unique))))
+    return float(np.median(steps)) if steps else 0.0
+
+
+def _enter_repeats(values: dict[str, tuple[Array, Array]], key: str, seen: Array) -> None:
+    """Readings that repeat the one before to the last bit, where noise would not let them."""
+    if len(np.unique(seen, axis=0)) < len(seen) / 4:
+        return  # on a grid, or without noise: nothing can be told
+    ratio = float(np.mean((seen[1:] == seen[:-1]).all(axis=1)))
+    if ratio > 0:
+        values[f"sensors.{key}.drop_ratio"] = np.array([ratio]), np.array([np.sqrt(ratio * (1 - ratio) / len(seen))])
+
+
+def _biases(recording: Recording, rows: npt.NDArray[np.intp], forward: Forward) -> dict[str, tuple[Array, Array]]:
+    """Gripper pose as observed, less what the joints say."""
+    some = rows[:: max(1, len(rows) // 500)]
+    seen = recording.observations
+    position, quat = forward(seen[JOINT_POSITION][some].astype(np.float64))
+    off = seen["robot0_eef_pos"][some].astype(np.float64) - position
+    turned = rotation_between(quat, seen["robot0_eef_quat"][some].astype(np.float64))
+    root = np.sqrt(len(some))
+    return {
+        "sensors.robot0_eef_pos.bias_m": (off.mean(axis=0), off.std(axis=0) / root),
+        "sensors.robot0_eef_quat.bias_rad": (turned.mean(axis=0), turned.std(axis=0) / root),
+    }
+
+
+def _mean_quat(quats: Array) -> Array:
+    signs = np.where(quats @ quats[0] < 0, -1.0, 1.0)
+    mean = (quats * signs[:, None]).mean(axis=0)
+    return np.asarray(mean / np.linalg.norm(mean))

@@ -1,0 +1,259 @@
+"""What an arm of a given model would have done: logged commands played into the simulator, window by window.
+
+A window begins in the state that was observed there, so that what a model gets wrong adds up over a second or two and not
+over an episode. A pure delay of commands moves a window's whole prediction in time, and is applied to the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.armmodel import ArmModel
+from sacflow_robot.calibrate.recording import Recording
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.errors import DataError
+from sacflow_robot.poses import rotation_between
+
+Array = npt.NDArray[np.float64]
+_STATE_SPAN_S = 0.06  # readings on either side from which a state is estimated
+_IK_STEPS, _IK_DAMPING = 60, 1e-3
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of a recording that is predicted by itself.
+
+    Attributes:
+        commands: (N, 9): seconds after the first one, seconds for which it is valid, action.
+        start: Joint positions and velocities (2, 7) in rad and rad/s when the first command is acted on.
+        rest: Joint positions (7,) when the recording began, to which the controller pulls the arm's nullspace.
+        time_s: Capture times (M,) of what was observed, after the first command's sending.
+        position: Gripper positions (M, 3) in m.
+        quat: Orientations x y z w (M, 4).
+        joints: Joint positions (M, 7) in rad, or None.
+        seconds: Length of what is predicted.
+    """
+
+    commands: Array
+    start: Array
+    rest: Array
+    time_s: Array
+    position: Array
+    quat: Array
+    joints: Array | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A prediction at the times of a window's observations: position (M, 3), quat (M, 4), joints (M, 7)."""
+
+    position: Array
+    quat: Array
+    joints: Array
+
+
+class Predictor:
+    """The simulator as a function from commands and a model to motion, without objects to touch.
+
+    Args:
+        task: The task whose arm it is.
+    """
+
+    def __init__(self, task: str) -> None:
+        self._env = RobosuiteEnv(task, engine="compiled", step_rate_hz=500)
+        self._arm = self._env.compiled
+        self._env.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
+        home = self._env.begin(0).state
+        assert home is not None
+        self._home = home
+        self._step_s = float(self._env.model.opt.timestep)
+        plan = self._arm.plan
+        self._joints, self._dofs, self._site = plan.joints, plan.dofs, plan.grip_site
+        self._body = plan.grip_body
+
+    @cached_property
+    def nominal(self) -> ArmModel:
+        """The simulator's own dynamics."""
+        from sacflow_robot.envs.armphysics import ArmPhysics
+
+        return ArmPhysics(self._env.model, self._arm.plan).nominal()
+
+    def set(self, model: ArmModel) -> None:
+        """Predict an arm of this model from now on."""
+        self._env.set_arm_model(model.part("controller", "joints", "payload"))
+
+    def predict(self, window: Window, delay_s: float) -> Predicted:
+        """What is observed if commands are acted on that much after they were sent."""
+        state = self._home.copy()
+        data, model = self._env.data, self._env.model
+        mujoco.mj_resetData(model, data)
+        data.qpos[:], data.qvel[:] = state[1 : 1 + model.nq], 0
+        data.qpos[self._joints], data.qvel[self._dofs] = window.start
+        mujoco.mj_forward(model, data)
+        self._arm.begin(state, window.rest)
+        commands = window.commands.copy()
+        commands[:, 1] = np.maximum(commands[:, 1] - delay_s, 0)  # it counts from the sending
+        commands[:, :2] = np.round(commands[:, :2] / self._step_s)
+        made = self._arm.follow(commands, 1, round(window.seconds / self._step_s), round(0.05 / self._step_s))
+        grid = self._step_s * np.arange(1, len(made.joints) + 1)
+        at = np.clip(window.time_s - delay_s, grid[0], grid[-1])
+        seen = made.observations[:, :7].astype(np.float64)
+        return Predicted(
+            _between(at, grid, seen[:, :3]),
+            _unit(_between(at, grid, _continuous(seen[:, 3:]))),
+            _between(at, grid, made.joints),
+        )
+
+    def forward(self, joints: Array) -> tuple[Array, Array]:
+        """Position (M, 3) and orientation x y z w (M, 4) of the gripper at joint positions (M, 7)."""
+        data, model = self._env.data, self._env.model
+        positions, quats = np.empty((len(joints), 3)), np.empty((len(joints), 4))
+        for i, row in enumerate(joints):
+            data.qpos[self._joints] = row
+            mujoco.mj_kinematics(model, data)
+            positions[i], quats[i] = data.site_xpos[self._site], data.xquat[self._body][[1, 2, 3, 0]]
+        return positions, quats
+
+    def inverse(self, position: Array, quat: Array, velocity: Array) -> Array:
+        """Joint positions and velocities (2, 7) of a gripper pose and velocity (6,), nearest to where episodes start."""
+        data, model = self._env.data, self._env.model
+        mujoco.mj_resetData(model, data)
+        data.qpos[:] = self._home[1 : 1 + model.nq]
+        jacobian = np.zeros((6, model.nv))
+        for _ in range(_IK_STEPS):
+            mujoco.mj_kinematics(model, data)
+            mujoco.mj_comPos(model, data)
+            mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._site)
+            j = jacobian[:, self._dofs]
+            turn = rotation_between(data.xquat[self._body][[1, 2, 3, 0]][None], quat[None])[0]
+            error = np.concatenate([position - data.site_xpos[self._site], turn])
+            data.qpos[self._joints] += j.T @ np.linalg.solve(j @ j.T + _IK_DAMPING * np.eye(6), error)
+        if np.abs(error).max() > 5e-3:
+            raise DataError("no joint positions of this arm reach the gripper pose observed; is the frame another one?")
+        return np.stack([data.qpos[self._joints], np.linalg.pinv(j) @ velocity])
+
+
+def make_windows(
+    recording: Recording, pieces: Sequence[tuple[int, int]], predictor: Predictor, delay_s: float
+) -> list[Window]:
+    """The windows of a recording: first and one past the last command of each.
+
+    Args:
+        recording: What was observed.
+        pieces: Which commands.
+        predictor: For arms that do not observe their joints.
+        delay_s: From sending a command to acting on it, as far as is known.
+    """
+    arm_s = (recording.time_ns - recording.sent_ns[0]) / 1e9
+    sent_s = (recording.sent_ns - recording.sent_ns[0]) / 1e9
+    position = recording.observations["robot0_eef_pos"].astype(np.float64)
+    quat = _continuous(recording.observations["robot0_eef_quat"].astype(np.float64))
+    joints = recording.observations.get(JOINT_POSITION)
+    period_s = 1 / recording.arm.control_rate_hz
+    if joints is not None:
+        rest = joints[:5].mean(axis=0).astype(np.float64)
+    else:
+        rest = predictor.inverse(position[:3].mean(axis=0), _unit(quat[:3].mean(axis=0)[None])[0], np.zeros(6))[0]
+    found = []
+    for first, end in pieces:
+        begin_s = sent_s[first]
+        until_s = (sent_s[end] if end < len(sent_s) else sent_s[-1] + period_s) - begin_s
+        seen = (arm_s > begin_s + delay_s) & (arm_s < begin_s + delay_s + until_s)
+        if seen.sum() < 3:
+            continue
+        around = _near(arm_s, begin_s + delay_s)
+        if joints is not None:
+            start = _state(arm_s[around] - begin_s - delay_s, joints[around].astype(np.float64))
+        else:
+            pose, speed = _state(arm_s[around] - begin_s - delay_s, np.hstack([position[around], quat[around]]))
+            velocity = np.append(speed[:3], _angular(_unit(pose[None, 3:])[0], speed[3:]))
+            start = predictor.inverse(pose[:3], _unit(pose[None, 3:])[0], velocity)
+        commands = np.column_stack(
+            [sent_s[first:end] - begin_s, recording.valid_ns[first:end] / 1e9, recording.actions[first:end]]
+        ).astype(np.float64)
+        rows = joints[seen].astype(np.float64) if joints is not None else None
+        found.append(
+            Window(
+                commands, start, rest, arm_s[seen] - begin_s, position[seen], _unit(quat[seen]), rows, until_s + 0.02
+            )
+        )
+    return found
+
+
+class Predictors:
+    """As many predictors as there are cores, working at once."""
+
+    def __init__(self, task: str, count: int) -> None:
+        self._all = [Predictor(task) for _ in range(max(1, count))]
+        self._threads = ThreadPoolExecutor(len(self._all), "predict")
+        self._free = list(self._all)
+
+    @property
+    def first(self) -> Predictor:
+        return self._all[0]
+
+    def predict(self, models: Sequence[tuple[ArmModel, float]], windows: Sequence[Window]) -> list[list[Predicted]]:
+        """Predictions of all windows by each model and command delay (s)."""
+
+        def one(given: tuple[ArmModel, float]) -> list[Predicted]:
+            predictor = self._free.pop()
+            try:
+                predictor.set(given[0])
+                return [predictor.predict(window, given[1]) for window in windows]
+            finally:
+                self._free.append(predictor)
+
+        return list(self._threads.map(one, models))
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+
+def _near(times: Array, at: float) -> npt.NDArray[np.intp]:
+    """Rows around a time from which a state can be told."""
+    near = np.flatnonzero(np.abs(times - at) <= _STATE_SPAN_S)
+    if len(near) >= 5:
+        return near
+    return np.sort(np.argsort(np.abs(times - at))[:5])
+
+
+def _state(times: Array, rows: Array) -> Array:
+    """Value and rate (2, D) at time 0 of readings (M, D) around it, by a parabola; rates within the noise are none.
+
+    An arm at rest is held by its dry friction, which a velocity that is not there would overcome.
+    """
+    basis = np.stack([np.ones_like(times), times, times**2], axis=1)
+    found = np.linalg.lstsq(basis, rows, rcond=None)[0]
+    noise = np.sqrt(np.sum((rows - basis @ found) ** 2, axis=0) / max(1, len(times) - 3))
+    spread = noise * np.sqrt(np.linalg.inv(basis.T @ basis + 1e-12 * np.eye(3))[1, 1])
+    rate: Array = np.where(np.abs(found[1]) < 3 * spread, 0.0, found[1])
+    return np.stack([np.where(rate == 0, rows.mean(axis=0), found[0]), rate])
+
+
+def _angular(quat: Array, rate: Array) -> Array:
+    """Angular velocity (3,) of an orientation x y z w with a rate of change (4,)."""
+    turned = rotation_between(quat[None], _unit((quat + 1e-3 * rate)[None]))[0]
+    return np.asarray(turned / 1e-3)
+
+
+def _between(at: Array, grid: Array, rows: Array) -> Array:
+    return np.stack([np.interp(at, grid, column) for column in rows.T], axis=1)
+
+
+def _unit(quats: Array) -> Array:
+    return np.asarray(quats / np.linalg.norm(quats, axis=1, keepdims=True))
+
+
+def _continuous(quats: Array) -> Array:
+    """The same orientations without jumps between q and -q."""
+    flips = np.cumsum(np.append(0, (np.sum(quats[1:] * quats[:-1], axis=1) < 0).astype(int))) % 2
+    return np.asarray(quats * np.where(flips, -1.0, 1.0)[:, None])

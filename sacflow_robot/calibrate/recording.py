@@ -1,0 +1,264 @@
+"""What is calibrated from: everything that an arm was seen to do, and everything that it was told, each with its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.envs.limited import Limiter
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import DataError, RobotError, UsageError, one_line
+from sacflow_robot.poses import rotation_between
+from sacflow_robot.randomness import Stream, random_stream
+from sacflow_robot.spec import ArmSpec, Observation, Robot
+
+Array = npt.NDArray[np.float64]
+Times = npt.NDArray[np.int64]
+
+LOOK_NS = 2_000_000
+"""How often an excitation run looks for a new observation."""
+
+VALID_PERIODS = 2  # as in the control loop
+_DELAY_NS = 400_000_000  # beyond those, for commands that take long; an arm whose loop dies holds that much later
+LONGEST_S = 120.0
+_REST_S, _PAUSE_S, _BURST_S = 3.0, 0.5, 1.1
+_NEAR_M, _NEAR_RAD, _TURN_SHARE = 0.04, 0.15, 0.4
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An arm's observations and commands, by the clock of the control loop (the arm's own for capture times).
+
+    Attributes:
+        arm: The arm.
+        time_ns: Capture times (M,), increasing.
+        received_ns: When each reached the control loop (M,); -1 where nobody knows.
+        observations: Per key (M, ...).
+        sent_ns: When commands were sent (N,), increasing.
+        valid_ns: For how long each was to be acted on (N,).
+        actions: The commands (N, A).
+    """
+
+    arm: ArmSpec
+    time_ns: Times
+    received_ns: Times
+    observations: Mapping[str, npt.NDArray[np.float32]]
+    sent_ns: Times
+    valid_ns: Times
+    actions: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if len(self.time_ns) < 2 or len(self.sent_ns) < 2:
+            raise DataError("the recording holds fewer than two observations or commands; nothing can be told from it")
+        if (np.diff(self.time_ns) <= 0).any() or (np.diff(self.sent_ns) <= 0).any():
+            raise DataError("the recording's times do not increase; was its clock set back, or are they of two clocks?")
+
+    @property
+    def seconds(self) -> float:
+        return float(self.time_ns[-1] - self.time_ns[0]) / 1e9
+
+    def save(self, path: Path) -> None:
+        """Write it as one .npz file."""
+        columns = {f"observation.{key}": rows for key, rows in self.observations.items()}
+        np.savez_compressed(
+            path,
+            arm=np.array(self.arm.to_json()),
+            time_ns=self.time_ns,
+            received_ns=self.received_ns,
+            sent_ns=self.sent_ns,
+            valid_ns=self.valid_ns,
+            actions=self.actions,
+            **columns,
+        )
+
+    @staticmethod
+    def load(path: Path) -> Recording:
+        """Inverse of :meth:`save`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        import json
+
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+            arm = ArmSpec.from_dict(json.loads(str(found.pop("arm"))))
+            seen = {n.removeprefix("observation."): found.pop(n) for n in list(found) if n.startswith("observation.")}
+            return Recording(arm, observations=seen, **found)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"recording {path} cannot be read: {one_line(error)}") from None
+
+
+def of_episode(arm: ArmSpec, episode: Episode) -> Recording:
+    """A logged episode as a recording.
+
+    Raises:
+        DataError: It has no times of an arm that moves on its own.
+    """
+    if episode.sent_ns is None or (episode.sent_ns < 0).any():
+        raise DataError("the episode does not say when its actions were sent; log it with 'sacflow-robot run'")
+    received = np.append(episode.received_ns, -1) if episode.received_ns is not None else np.full(len(episode) + 1, -1)
+    fresh = np.append(True, np.diff(episode.time_ns) > 0)
+    return Recording(
+        arm,
+        episode.time_ns[fresh],
+        received[fresh].astype(np.int64),
+        {key: rows[fresh] for key, rows in episode.observations.items()},
+        episode.sent_ns,
+        np.full(len(episode), VALID_PERIODS * arm.period_ns + _DELAY_NS, np.int64),
+        episode.commanded,
+    )
+
+
+class Excitation:
+    """What an excitation run commands: rest, then bursts of steps in random directions with rests in between.
+
+    Steps are drawn back to where the run began, so that the arm stays near it; how far, the safety filter decides.
+
+    Args:
+        arm: An arm commanded by motions (delta control).
+        seconds: Length of the run.
+        seed: Decides the steps.
+        size: Largest action.
+
+    Raises:
+        UsageError: The arm is commanded in another way, or the run is too long or short.
+    """
+
+    def __init__(self, arm: ArmSpec, seconds: float, seed: int, size: float = 0.6) -> None:
+        if "delta" not in arm.controller.lower():
+            raise UsageError(f"calibration moves arms under delta control; {arm.robot} is under {arm.controller!r}")
+        if not _REST_S + 2 * (_PAUSE_S + _BURST_S) <= seconds <= LONGEST_S:
+            raise UsageError(f"--seconds is {seconds:g}; it must be from 7 to {LONGEST_S:g}")
+        self._arm, self._rng, self._size = arm, random_stream(seed, Stream.EXCITATION), size
+        self.periods = round(seconds * arm.control_rate_hz)
+        self._moves = [i for i, unit in enumerate(arm.action_units) if unit.endswith((" m", " rad"))]
+        self._turns = np.array([arm.action_units[i].endswith(" rad") for i in self._moves])
+        self._pose: tuple[Array, Array] | None = None
+        self._left, self._step = 0, np.zeros(len(self._moves))
+
+    def action(self, period: int, observation: Observation) -> npt.NDArray[np.float32]:
+        """The action (A,) of a control period, from the newest observation."""
+        rate = self._arm.control_rate_hz
+        second = period / rate - _REST_S
+        action = np.zeros(self._arm.action_dim, np.float32)
+        if second < 0 or second % (_PAUSE_S + _BURST_S) >= _BURST_S:
+            self._left = 0
+            return action
+        if self._left == 0:
+            self._left = int(self._rng.integers(3, 8))
+            direction = self._rng.standard_normal(len(self._moves)) - self._away(observation)
+            direction[self._turns] *= _TURN_SHARE
+            first = second % (_PAUSE_S + _BURST_S) < 1 / rate  # of a burst: clear enough to tell when it takes effect
+            size = self._size * self._rng.uniform(0.7 if first else 0.15, 1)
+            if first:
+                direction[self._turns] = 0.0  # turning moves the gripper as well
+            self._step = direction / np.abs(direction).max() * size
+        self._left -= 1
+        action[self._moves] = self._step
+        return action
+
+    def _away(self, observation: Observation) -> Array:
+        """How far the gripper is from where it was first seen (6,), in units that a random step is to be stronger than."""
+        pose = observation["robot0_eef_pos"].astype(np.float64), observation["robot0_eef_quat"].astype(np.float64)
+        if self._pose is None:
+            self._pose = pose
+        turned = rotation_between(self._pose[1][None], pose[1][None])[0]
+        return np.concatenate([(pose[0] - self._pose[0]) / _NEAR_M, turned / _NEAR_RAD])
+
+
+def record(
+    robot: Robot,
+    limiter: Limiter,
+    excitation: Excitation,
+    seed: int,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Recording:
+    """Move an arm through the safety filter, and look at it as often as it is seen.
+
+    Commands leave at uneven moments within their periods, so that the arm's own cycle does not hide how late they are.
+
+    Raises:
+        RobotError: The filter held or stopped the arm, or it sends nothing.
+        UsageError: The arm stands still between commands, so that nothing can be learnt of its time.
+    """
+    if robot.lockstep:
+        raise UsageError(
+            "this arm's time stands still between commands; calibrate one that moves on its own, e.g. rtsim:"
+        )
+    clock, spec, rng = robot.clock, robot.spec, random_stream(seed, Stream.EXCITATION, 1)
+    start = robot.begin(seed)
+    seen: list[tuple[int, int, Mapping[str, Any]]] = []
+
+    def look() -> None:
+        result = robot.observe()
+        time_ns = clock.now_ns() if result.time_ns is None else result.time_ns
+        if not seen or time_ns > seen[-1][0]:
+            seen.append((time_ns, clock.now_ns(), result.observation))
+            limiter.see(result.observation, time_ns)
+
+    limiter.begin()
+    limiter.see(start.observation, clock.now_ns() if start.time_ns is None else start.time_ns)
+    limiter.arm(clock.now_ns())
+    sent: list[tuple[int, int, Any]] = []
+    begin_ns = clock.now_ns()
+    for period in range(excitation.periods):
+        due_ns = begin_ns + period * spec.period_ns + int(rng.uniform(0, 0.2) * spec.period_ns)
+        while clock.now_ns() < due_ns:
+            clock.sleep_until(min(due_ns, clock.now_ns() + LOOK_NS))
+            look()
+        verdict = limiter.step(excitation.action(period, seen[-1][2] if seen else start.observation), clock.now_ns())
+        if verdict.action is None or getattr(verdict, "held", False):
+            robot.stop()
+            raise RobotError(f"the safety filter held the arm: {getattr(verdict, 'reason', '')}; nothing was measured")
+        now_ns, valid_ns = clock.now_ns(), VALID_PERIODS * spec.period_ns + _DELAY_NS
+        robot.command(verdict.action, now_ns + valid_ns)
+        sent.append((now_ns, valid_ns, verdict.action))
+        progress((period + 1) / excitation.periods)
+    robot.hold()
+    times, received, observations = zip(*seen, strict=True)
+    return Recording(
+        spec,
+        np.array(times, np.int64),
+        np.array(received, np.int64),
+        {a.key: np.stack([o[a.key] for o in observations]) for a in spec.observations},
+        np.array([s[0] for s in sent], np.int64),
+        np.array([s[1] for s in sent], np.int64),
+        np.stack([s[2] for s in sent]),
+    )
+
+
+def bursts(recording: Recording) -> list[tuple[int, int]]:
+    """First and one past the last command of each motion after a rest, with one command of the rest before it."""
+    moving = (np.abs(recording.actions[:, :6]) > 1e-6).any(axis=1)
+    starts = [i for i in range(1, len(moving)) if moving[i] and not moving[i - 1]]
+    ends = [*starts[1:], len(moving) + 1] if starts else []
+    return [(s - 1, min(e - 1, len(moving))) for s, e in zip(starts, ends, strict=True)]
+
+
+def read_log(path: Path) -> list[Recording]:
+    """The episodes of an episode log, or the one recording of an .npz file.
+
+    Raises:
+        DataError: It cannot be read, or no episode says when its actions were sent.
+    """
+    if path.suffix == ".npz":
+        return [Recording.load(path)]
+    from sacflow_robot.data.log import EpisodeLog
+
+    log = EpisodeLog.open(path)
+    found, reason = [], "it is empty"
+    for episode in log.episodes():
+        try:
+            found.append(of_episode(log.arm, episode))
+        except DataError as error:
+            reason = str(error)
+    if not found:
+        raise DataError(f"{path}: nothing to compare: {reason}")
+    return found

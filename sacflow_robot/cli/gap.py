@@ -1,0 +1,70 @@
+"""``sacflow-robot gap``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sacflow_robot.cli import common
+
+
+@dataclass(frozen=True)
+class GapReport:
+    """Why an arm does not do what the simulator says: replay a log's commands in the simulator, and rank the causes.
+
+    Attributes:
+        log: Episode log of an arm that moves on its own time, or a recording of calibrate (.npz).
+        profile: Calibration profile of the simulated arm to compare with.
+        plot: Figure to write.
+        json: Print the result as one JSON object.
+    """
+
+    log: Path
+    profile: Path = Path("calibration/sim_panda.yaml")
+    plot: Path = Path("gap.png")
+    json: bool = False
+
+    def run(self) -> int:
+        import math
+
+        from sacflow_robot.calibrate.figures import draw_gap
+        from sacflow_robot.calibrate.gap import measure_gap
+        from sacflow_robot.calibrate.predict import Predictors
+        from sacflow_robot.calibrate.profile import load_profile
+        from sacflow_robot.calibrate.recording import read_log
+        from sacflow_robot.envs.workers import core_count
+
+        profile, recordings = load_profile(self.profile), read_log(self.log)
+        profile.check_fits(recordings[0].arm)
+        predictors = Predictors(recordings[0].arm.task, core_count())
+        with common.progress_bar("%") as bar:
+            row = bar.add_task("comparing", total=100, success="")
+            gap = measure_gap(
+                recordings, predictors, profile.model, lambda share: bar.update(row, completed=round(100 * share))
+            )
+        predictors.close()
+        draw_gap(gap, self.plot)
+        out = common.console()
+        out.print(
+            f"{self.log} against {self.profile}: the gripper is {1e3 * gap.rmse_m:.1f} mm from where it was predicted"
+        )
+        rows = [("cause", "explains", "left (mm)", "what to do")]
+        for cause in gap.causes:
+            share = f"{cause.explains:.0%}" if math.isfinite(cause.explains) else "?"
+            rows.append((cause.name, share, f"{1e3 * cause.left_m:.1f}", cause.advice))
+        for line in common.aligned(rows):
+            out.print(line)
+        out.print(f"figure: {self.plot}")
+        if self.json:
+            causes = [
+                {
+                    "cause": c.name,
+                    "explains": c.explains if math.isfinite(c.explains) else None,
+                    "left_m": c.left_m,
+                    "change": {n: {"now": a.tolist(), "found": b.tolist()} for n, (a, b) in c.change.items()},
+                }
+                for c in gap.causes
+            ]
+            joints = None if gap.joint_rmse_rad is None else gap.joint_rmse_rad.tolist()
+            common.print_json({"rmse_m": gap.rmse_m, "joint_rmse_rad": joints, "causes": causes})
+        return 0

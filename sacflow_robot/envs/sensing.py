@@ -1,0 +1,102 @@
+"""Readings as an arm model's sensors give them: bias, noise, resolution and lost samples of each observation key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.armmodel import ArmModel
+from sacflow_robot.envs.tasks import TASKS
+from sacflow_robot.spec import ArmSpec, FloatArray
+
+Array = npt.NDArray[np.float64]
+JOINT_POSITION = "robot0_joint_pos"
+_EEF, _OBJECT = "robot0_eef_pos", "object"
+
+
+class Sensors:
+    """The sensors of one arm.
+
+    What is observed relative to the gripper is the difference of what is observed of both, as robosuite computes it.
+
+    Args:
+        arm: What is observed.
+        model: What is known of its sensors.
+    """
+
+    def __init__(self, arm: ArmSpec, model: ArmModel) -> None:
+        self._arrays = [(array, model.sensor(array.key)) for array in arm.observations]
+        task = TASKS.get(arm.task)
+        self._absolute, self._relative = ((), ()) if task is None else (task.object_positions, task.object_from_grip)
+        self._offset = model.array("joints.zero_offset_rad")
+        self._last: dict[str, FloatArray] = {}
+        self.active = self._offset is not None or any(known for _, known in self._arrays)
+
+    def begin(self) -> None:
+        """Forget the readings before: an episode begins."""
+        self._last = {}
+
+    def read(self, truth: Mapping[str, FloatArray], rng: np.random.Generator) -> dict[str, FloatArray]:
+        """What the sensors say. Draws as many numbers whatever is known of them."""
+        readings = {}
+        moved = np.zeros(3)
+        for array, known in self._arrays:
+            value = truth[array.key].astype(np.float64).reshape(-1)
+            drawn, kept = rng.standard_normal(array.size), rng.random()
+            turned = np.zeros(array.size, bool)
+            for start in array.quaternions:
+                turned[start : start + 4] = True
+                value[start : start + 4] = _turned(value[start : start + 4], known, drawn[start : start + 3])
+            if array.unit.startswith("m"):
+                error = _shift(known, drawn, array.size, self._places(array.key))
+                if array.key == _EEF:
+                    moved = error[:3]
+                if array.key == _OBJECT:
+                    for start, of in zip(self._relative, self._absolute, strict=False):
+                        error[start : start + 3] = error[of : of + 3] - moved
+                value = np.where(turned, value, _rounded(value + error, known.get("resolution_m")))
+            elif array.unit == "rad":
+                bias = 0.0 if self._offset is None or array.key != JOINT_POSITION else self._offset
+                value = _rounded(value + bias + known.get("noise_rad", 0.0) * drawn, known.get("resolution_rad"))
+            reading = value.astype(array.dtype).reshape(array.shape)
+            if kept < float(known.get("drop_ratio", np.zeros(1))[0]) and array.key in self._last:
+                reading = self._last[array.key]
+            readings[array.key] = self._last[array.key] = reading
+        return readings
+
+    def _places(self, key: str) -> tuple[int, ...]:
+        """Where in an array positions begin that a bias moves."""
+        return self._absolute if key == _OBJECT else (0,) if key == _EEF else ()
+
+
+def _shift(known: Mapping[str, Array], drawn: Array, size: int, places: tuple[int, ...]) -> Array:
+    error = np.zeros(size) + known.get("noise_m", 0.0) * drawn
+    if "bias_m" in known:
+        for start in places:
+            error[start : start + 3] += known["bias_m"]
+    return error
+
+
+def _rounded(value: Array, step: Array | None) -> Array:
+    return value if step is None or step[0] <= 0 else np.round(value / step[0]) * step[0]
+
+
+def _turned(quat: Array, known: Mapping[str, Array], drawn: Array) -> Array:
+    """A quaternion x y z w after a small rotation vector: bias and noise."""
+    vector = known.get("bias_rad", np.zeros(3)) + known.get("noise_rad", np.zeros(1)) * drawn
+    angle = float(np.linalg.norm(vector))
+    if angle == 0:
+        return quat
+    x, y, z = vector / angle * np.sin(angle / 2)
+    w = np.cos(angle / 2)
+    bx, by, bz, bw = quat
+    return np.array(
+        [
+            w * bx + x * bw + y * bz - z * by,
+            w * by - x * bz + y * bw + z * bx,
+            w * bz + x * by - y * bx + z * bw,
+            w * bw - x * bx - y * by - z * bz,
+        ]
+    )

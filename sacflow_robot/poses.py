@@ -1,0 +1,24 @@
+"""Orientations, many at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+
+def rotation_between(a: Array, b: Array) -> Array:
+    """Rotation vectors (M, 3) in the world's axes that take orientations x y z w (M, 4) to others."""
+    x, y, z, w = a.T
+    bx, by, bz, bw = b.T
+    vector = np.stack(
+        [w * bx - x * bw - by * z + bz * y, w * by - y * bw - bz * x + bx * z, w * bz - z * bw - bx * y + by * x],
+        axis=1,
+    )
+    cosine = bw * w + bx * x + by * y + bz * z
+    vector = np.where(cosine[:, None] < 0, -vector, vector)
+    sine = np.linalg.norm(vector, axis=1, keepdims=True)
+    angle = 2 * np.arctan2(sine, np.abs(cosine)[:, None])
+    out: Array = np.where(sine > 1e-12, vector / np.maximum(sine, 1e-12) * angle, 2 * vector)
+    return out

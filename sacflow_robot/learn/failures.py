@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from sacflow_robot.learn.run_folder import RunFolder
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
-    """Ctrl-C was pressed; the run is saved."""
+    """Ctrl-C was pressed, or SIGTERM came; the run is saved."""
 
 
 def diverged(what: str, update: int, folder: RunFolder) -> SacflowError:
@@ -53,18 +54,24 @@ def _go_on(folder: RunFolder) -> str:
 
 @contextmanager
 def ctrl_c_asks(ask: Callable[[], None]) -> Iterator[None]:
-    """Turn the first Ctrl-C into a call of ``ask``; a second one acts as usual."""
+    """Turn the first Ctrl-C, or SIGTERM, into a call of ``ask``; a second one acts as usual."""
 
     def once(*_: object) -> None:
-        signal.signal(signal.SIGINT, previous)
+        put_back()
         ask()
 
+    def put_back() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    previous: dict[signal.Signals, Any] = {}
     try:
-        previous = signal.signal(signal.SIGINT, once)
-    except ValueError:  # not the main thread: whoever called has Ctrl-C
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, once)
+    except ValueError:  # not the main thread: whoever called has the signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        put_back()

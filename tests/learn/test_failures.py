@@ -48,3 +48,10 @@ def test_the_first_ctrl_c_asks_and_the_second_acts() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             signal.sigtimedwait([], 1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_is_terminated_is_asked_too() -> None:
+    asked, before = [], signal.getsignal(signal.SIGTERM)
+    with ctrl_c_asks(lambda: asked.append(1)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert asked == [1] and signal.getsignal(signal.SIGTERM) is before

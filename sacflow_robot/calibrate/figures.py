@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from sacflow_robot.calibrate.dynamics import Fit
 from sacflow_robot.calibrate.gap import Gap
@@ -47,10 +48,12 @@ def draw_noise(found: Noise, path: Path) -> None:
         rows = found.readings[key]
         for column, colour in zip(rows.T, COLOURS, strict=False):
             axes.plot(np.arange(len(rows)) / found.rate_hz, 1e3 * column, color=colour, lw=0.6)
-        noise = next(
-            (f"{1e3 * v[0][0]:.3g}" for n, v in found.values.items() if n.startswith(f"sensors.{key}.noise")), "?"
-        )
-        tidy(axes, f"{key}: noise {noise} mm or mrad")
+        noise = [
+            f"{1e3 * found.values[name][0][0]:.3g} m{unit}"
+            for unit in ("m", "rad")
+            if (name := f"sensors.{key}.noise_{unit}") in found.values
+        ]
+        tidy(axes, f"{key}: noise {' and '.join(noise)}")
     figure.supxlabel("seconds at rest", fontsize=9)
     figure.supylabel("reading less its mean (mm, mrad)", fontsize=9)
     save(figure, path)
@@ -143,7 +146,8 @@ def draw_perturbations(rows: Sequence[dict[str, float | str]], path: Path) -> No
     save(figure, path)
 
 
-def _draw_axes(axes, window: Window, ways: dict[str, tuple[Predicted, str]], legend: bool = True) -> None:  # type: ignore[no-untyped-def]
+def _draw_axes(axes: Axes, window: Window, ways: dict[str, tuple[Predicted, str]], legend: bool = True) -> None:
+    """The gripper's way as measured (pale) and as predicted; the legend says which colour and which line is which."""
     for i, (name, colour) in enumerate(zip("xyz", COLOURS, strict=False)):
         begin = window.position[0, i]
         axes.plot(
@@ -152,12 +156,12 @@ def _draw_axes(axes, window: Window, ways: dict[str, tuple[Predicted, str]], leg
             color=colour,
             lw=2.5,
             alpha=0.35,
-            label=f"{name} measured",
+            label=f"{name}, measured",
         )
         for way, (made, style) in ways.items():
-            label = way if i == 0 else None
+            label = way if i == 2 else None
             axes.plot(window.time_s, 1e3 * (made.position[:, i] - begin), style, color=colour, lw=1.2, label=label)
     axes.set_xlabel("s")
     axes.set_ylabel("gripper, from where it began (mm)")
     if legend:
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(fontsize=7, framealpha=0.8, edgecolor="none")

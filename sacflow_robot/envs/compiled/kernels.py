@@ -142,6 +142,7 @@ class Scratch(NamedTuple):
     svd: Reals  # (2 * 36 + 6,) U, V' and singular values, each by columns
     work: Reals  # (600,)
     integers: npt.NDArray[np.int32]  # pivots and status
+    payload: Reals  # (3, 7) how its centre moves with each joint
     counts: npt.NDArray[np.int32]  # 0, 1, 2, ... for BLAS to point at
     letters: npt.NDArray[np.uint8]  # N, T, L, R, U: what tells LAPACK how a matrix lies
     constants: Reals  # 1, 0
@@ -205,7 +206,7 @@ def _scratch() -> Scratch:
         np.empty((6, ARM)), np.empty(6), np.empty((ARM, ARM)), np.empty((ARM, ARM)), np.empty((6, ARM)), np.empty((6, 6)),
         np.empty((3, 3)), np.empty((3, 3)), np.empty((ARM, 6)), np.empty((ARM, 6)), np.empty((ARM, ARM)), np.empty(ARM),
         np.empty(ARM), np.empty(ARM), np.empty(6), np.empty(6), np.empty(ARM), np.empty(3), np.empty((3, 3)),
-        np.empty((3, 3)), np.empty(3), np.empty(78), np.empty(600), np.zeros(64, np.int32), np.arange(1024).astype(np.int32),
+        np.empty((3, 3)), np.empty(3), np.empty(78), np.empty(600), np.zeros(64, np.int32), np.empty((3, ARM)), np.arange(1024).astype(np.int32),
         np.array([78, 84, 76, 82, 85], np.uint8), np.array([1.0, 0.0]),
     )  # fmt: skip
 
@@ -402,20 +403,21 @@ def _torques(views: Views, plan: Plan, rest: Reals, s: Scratch) -> None:
         s.torques[k] = (s.torques[k] + views.qfrc_bias[plan.dofs[k]]) + s.pulled[k]
     if plan.payload_mass > 0.0:
         for k in range(ARM):
-            s.torques[k] -= plan.payload_mass * GRAVITY * _payload_motion(views, plan, s, k, 2)
+            s.torques[k] -= plan.payload_mass * GRAVITY * s.payload[2, k]
 
 
 @_kernel
-def _payload_motion(views: Views, plan: Plan, s: Scratch, joint: int, axis: int) -> float:
-    """How the payload's centre moves along an axis of the world with a joint (m/rad)."""
+def _move_payload(views: Views, plan: Plan, s: Scratch) -> None:
+    """How the payload's centre moves along the world's axes with each joint (3, 7), m/rad, into the scratch."""
     turned = views.site_matrix[plan.grip_site]
-    b, c = (axis + 1) % 3, (axis + 2) % 3
-    arm_b = arm_c = 0.0
-    for i in range(3):
-        arm_b += turned[3 * b + i] * plan.payload_centre[i]
-        arm_c += turned[3 * c + i] * plan.payload_centre[i]
-    moved: float = s.jacobian[axis, joint] + s.jacobian[3 + b, joint] * arm_c - s.jacobian[3 + c, joint] * arm_b
-    return moved
+    for axis in range(3):
+        b, c = (axis + 1) % 3, (axis + 2) % 3
+        arm_b = arm_c = 0.0
+        for i in range(3):
+            arm_b += turned[3 * b + i] * plan.payload_centre[i]
+            arm_c += turned[3 * c + i] * plan.payload_centre[i]
+        for k in range(ARM):
+            s.payload[axis, k] = s.jacobian[axis, k] + s.jacobian[3 + b, k] * arm_c - s.jacobian[3 + c, k] * arm_b
 
 
 @_kernel
@@ -424,14 +426,11 @@ def _believed_mass(views: Views, plan: Plan, s: Scratch) -> None:
     for i in range(ARM):
         s.mass[i, i] -= plan.armature_error[i]
     if plan.payload_mass > 0.0:
+        _move_payload(views, plan, s)
         for axis in range(3):
             for i in range(ARM):
                 for j in range(ARM):
-                    s.mass[i, j] -= (
-                        plan.payload_mass
-                        * _payload_motion(views, plan, s, i, axis)
-                        * _payload_motion(views, plan, s, j, axis)
-                    )
+                    s.mass[i, j] -= plan.payload_mass * s.payload[axis, i] * s.payload[axis, j]
 
 
 @_kernel

@@ -230,6 +230,25 @@ def test_an_arm_whose_process_dies_is_an_error_and_can_be_connected_again(proces
     assert process_arm.begin(2).time_ns is not None
 
 
+def test_commands_that_came_in_time_count_though_the_arm_was_kept_waiting_for_a_core(process_arm: ProcessArm) -> None:
+    process_arm.connect()
+    process_arm.begin(3)
+    assert process_arm.pid is not None
+    os.kill(process_arm.pid, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            sent_ns = process_arm.clock.now_ns()
+            process_arm.command(np.array([0.5, 0, 0, 0, 0, 0, -1], np.float32), sent_ns + 100 * MS)
+            time.sleep(0.1)
+    finally:
+        os.kill(process_arm.pid, signal.SIGCONT)
+    seen = process_arm.observe()
+    while (seen.time_ns or 0) < sent_ns + 300 * MS:
+        time.sleep(0.01)
+        seen = process_arm.observe()
+    assert [number for number, _ in process_arm.applied] == [0, 1, 2]
+
+
 def test_names_and_options_are_checked(tmp_path: Path) -> None:
     (tmp_path / "link.yaml").write_text("obs_delay_ms: 40\njitter_ms: 5\n")
     robot = make_robot(f"rtsim:lift?file={tmp_path / 'link.yaml'}&jitter_ms=7&clock=virtual")

@@ -162,12 +162,14 @@ class DeoxysRobot:
         """Send one action (7,); dropped if it is out of date already.
 
         Raises:
+            InvalidValueError: It has the wrong shape or holds NaN or infinity.
             StoppedError: The arm has been stopped.
             ArmFaultError: The arm has stopped by itself.
         """
+        action = self.spec.check_action(action)
         self._check()
         arm, _, _ = self._parts()
-        delta = np.asarray(action[:6], np.float64) * self._scale
+        delta = action[:6].astype(np.float64) * self._scale
         now = time.monotonic_ns()
         if now >= valid_until_ns:
             return

@@ -32,6 +32,7 @@ from sacflow_robot.robot.deoxys.objects import Sighting, parse_sighting
 from sacflow_robot.robot.deoxys.poses import matrix_from_vector, quaternion_from_matrix, vector_from_matrix
 from sacflow_robot.robot.deoxys.twin import FrankaTwin
 from sacflow_robot.robot.drivers import make_robot
+from sacflow_robot.robot.testing import check_robot
 
 UP = np.array([0, 0, 1, 0, 0, 0, -1], np.float32)
 SHIPPED = Path(__file__).parents[3] / "launch" / "deoxys_twin.yml"
@@ -64,6 +65,10 @@ def height(robot: DeoxysRobot) -> float:
 
 def test_it_is_the_arm_that_policies_are_trained_on(config: DeoxysConfig) -> None:
     assert config.arm.differences(get_task("lift").arm) == []
+
+
+def test_the_conformance_kit(config: DeoxysConfig, live: FrankaTwin) -> None:
+    check_robot(lambda: DeoxysRobot(config))
 
 
 def test_an_episode_starts_as_in_lockstep(robot: DeoxysRobot, env: RobosuiteEnv) -> None:

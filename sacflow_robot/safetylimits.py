@@ -191,7 +191,8 @@ def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
         array.setflags(write=False)
     names = tuple(arm.action_names[i] for i in index)
     return Axes(
-        *(index, scale, offset, length, absolute, speed, acceleration, jerk, low, high, others, grip_low, grip_high), names
+        *(index, scale, offset, length, absolute, speed, acceleration, jerk, low, high, others, grip_low, grip_high),
+        names,
     )
 
 

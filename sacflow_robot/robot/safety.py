@@ -204,7 +204,9 @@ class SafetyFilter:
                 return Verdict(None, self.state, True, True, self.reason)
             self._target = self._target + motion
         action = np.zeros(self.arm_spec.action_dim)
-        action[self.axes.index] = ((motion if self._target is None else self._target) - self.axes.offset) / self.axes.scale
+        action[self.axes.index] = (
+            (motion if self._target is None else self._target) - self.axes.offset
+        ) / self.axes.scale
         action[self.axes.gripper] = self._gripper
         return self._verdict(action, proposed, wanted is None)
 

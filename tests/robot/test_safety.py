@@ -362,7 +362,7 @@ def test_positions_in_ranges_as_of_a_lerobot_arm_are_limited_and_begin_where_the
 
 def test_positions_that_no_limit_can_be_given_for_are_refused() -> None:
     spec = replace(RANGED, action_units=("-90 to 90 deg", "0 to 100 % of range", "-10 to 30 deg", "0 to 100 deg"))
-    with pytest.raises(InvalidValueError, match="'b' is commanded in '0 to 100 % of range'.* use_degrees"):
+    with pytest.raises(InvalidValueError, match=r"'b' is commanded in '0 to 100 % of range'.* use_degrees"):
         SafetyFilter(spec)
 
 

@@ -81,6 +81,14 @@ class DeoxysRobot:
         self._valid_until_ns = self._sent_ns = self._began_ns = 0
         self._quaternion: Array | None = None
         self._before: tuple[ArmState, float] | None = None
+        self._gripper_limits: tuple[float | None, tuple[float, float] | None] = None, None
+
+    def limit_gripper(self, force_n: float | None, width_m: tuple[float, float] | None) -> None:
+        """Grasp with at most that force (N), and go to widths (m) between those alone; None for no limit.
+
+        The action says no more of the gripper than to close or open it, so that no filter of actions could see to it.
+        """
+        self._gripper_limits = force_n, width_m
 
     @property
     def spec(self) -> ArmSpec:
@@ -214,7 +222,7 @@ class DeoxysRobot:
 
     def _send(self, delta: Array, closing: float = 0.0) -> None:
         assert self._wire is not None
-        gripper = wire.gripper_command(closing) if closing else None
+        gripper = wire.gripper_command(closing, *self._gripper_limits) if closing else None
         self._wire.send(wire.pose_command(self.config, delta), gripper)
 
     def _live(self) -> None:

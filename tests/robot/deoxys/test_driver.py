@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import zmq
 
+from sacflow_robot.calibrate.profile import load_profile
+from sacflow_robot.cli.common import safety_filter
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.errors import (
@@ -69,6 +71,25 @@ def test_it_is_the_arm_that_policies_are_trained_on(config: DeoxysConfig) -> Non
 
 def test_the_conformance_kit(config: DeoxysConfig, live: FrankaTwin) -> None:
     check_robot(lambda: DeoxysRobot(config))
+
+
+def test_the_gripper_keeps_the_force_and_the_widths_of_a_profile(config: DeoxysConfig, tmp_path: Path) -> None:
+    text = (SHIPPED.parents[1] / "calibration" / "panda.yaml").read_text()
+    text = text.replace("max_gripper_force_n: 40.0", "max_gripper_force_n: 12.0")
+    (tmp_path / "soft.yaml").write_text(text.replace("gripper_width_m: [0.0, 0.08]", "gripper_width_m: [0.02, 0.05]"))
+    sent: list[bytes] = []
+
+    class Wire:
+        def send(self, command: bytes, gripper: bytes) -> None:
+            sent.append(gripper)
+
+    robot = DeoxysRobot(config)
+    robot._wire = Wire()  # type: ignore[assignment]
+    safety_filter(robot, load_profile(tmp_path / "soft.yaml"))
+    for closing in (1.0, -1.0):
+        robot._send(np.zeros(6), closing)
+    grasp, move = (messages.packed(messages.parse("FrankaGripperControlMessage", data)) for data in sent)
+    assert (grasp.force, grasp.width, move.width) == (12.0, 0.02, 0.05)
 
 
 def test_an_episode_starts_as_in_lockstep(robot: DeoxysRobot, env: RobosuiteEnv) -> None:

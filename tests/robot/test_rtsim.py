@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sacflow_robot.episode import StepFlag
 from sacflow_robot.errors import RobotError, ServerGoneError, StoppedError, UnknownNameError, UsageError
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.loop import EpisodeRun, OpenLoop, run_episode
@@ -157,6 +158,25 @@ def run_with_rearming(robot: VirtualArm, policy: OnnxPolicy, chooser: object, sa
         switches=switches,
         tell=tell,  # type: ignore[arg-type]
     )
+
+
+def test_an_action_chosen_too_late_for_its_deadline_is_dropped(policy: OnnxPolicy) -> None:
+    robot = virtual()
+
+    class Slow(Script):
+        def step(self, observation: Observation, noise: FloatArray | None = None) -> Scripted:
+            chosen = super().step(observation, noise)
+            if self.step_number == 6:
+                robot.clock.sleep_until(robot.clock.now_ns() + 60 * MS)
+            return chosen
+
+    held = {}
+    for most_s in (0.05, 0.15):
+        safety = SafetyFilter(robot.spec, SafetyLimits(max_action_age_s=most_s))
+        run = run_episode(robot, policy, 3, policy_version="v", safety=safety, chooser=Slow(12), most_steps=10)
+        assert run.episode.flags is not None
+        held[most_s] = [step for step, flags in enumerate(run.episode.flags) if flags & StepFlag.HELD]
+    assert held == {0.05: [5], 0.15: []}
 
 
 def test_a_server_that_goes_leaves_the_arm_in_hold_within_two_periods_and_it_goes_on_when_armed(

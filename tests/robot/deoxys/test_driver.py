@@ -96,9 +96,10 @@ def test_an_episode_starts_as_in_lockstep(robot: DeoxysRobot, env: RobosuiteEnv)
     for seed in (5, 6):
         start, expected = robot.begin(seed), env.begin(seed).observation
         assert not start.ended and start.time_ns is not None and start.time_ns <= time.monotonic_ns()
-        for key in ("robot0_eef_pos", "object"):
-            # Time goes on: the cube drops 10 mm onto the table meanwhile.
-            assert np.abs(start.observation[key] - expected[key]).max() < 0.015, key
+        # Time goes on: the cube drops 10 mm onto the table meanwhile, which its heights alone may show.
+        for key, heights in (("robot0_eef_pos", []), ("object", [2, 9])):
+            off = np.abs(start.observation[key] - expected[key])
+            assert np.delete(off, heights).max() < 4e-3 and off.max() < 0.015, key
         assert np.abs(start.observation["robot0_gripper_qpos"] - expected["robot0_gripper_qpos"]).max() < 1e-3
         assert abs(start.observation["robot0_eef_quat"] @ expected["robot0_eef_quat"]) > 0.9999
 

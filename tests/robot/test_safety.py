@@ -313,7 +313,7 @@ JOINT_LIMITS = SafetyLimits(
 
 
 @given(st.lists(st.lists(st.floats(-300, 300), min_size=4, max_size=4), min_size=1, max_size=30))
-@settings(max_examples=CASES // 5)
+@settings(max_examples=CASES)
 def test_joints_commanded_in_positions_keep_their_limits_and_start_where_they_stand(targets: list[list[float]]) -> None:
     filter_ = SafetyFilter(JOINTS, JOINT_LIMITS)
     start = np.array([10.0, 20.0, 5.0], np.float32)

@@ -110,6 +110,7 @@ class Axes:
     Attributes:
         index: Which entries of the action they are (N,).
         scale: What 1.0 means there, in metres or radians (N,).
+        offset: What 0.0 means there (N,); zeros unless the axes are absolute.
         length: Which are lengths (N,), bool.
         absolute: Whether the action says where to be rather than how far to go in one period.
         speed, acceleration, jerk: Limits (N,) per second, second squared and cubed; speed within the arm's own bounds.
@@ -120,6 +121,7 @@ class Axes:
 
     index: npt.NDArray[np.intp]
     scale: Array
+    offset: Array
     length: npt.NDArray[np.bool_]
     absolute: bool
     speed: Array
@@ -134,6 +136,7 @@ class Axes:
 
 
 _UNIT = re.compile(r"(?:([\d.eE+-]+) )?(m|rad|deg)")
+_RANGE = re.compile(r"([\d.eE+-]+) to ([\d.eE+-]+) (m|rad|deg)")
 _FACTOR = {"m": 1.0, "rad": 1.0, "deg": np.pi / 180}
 
 
@@ -141,19 +144,27 @@ def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
     """What an arm's actions mean, and how fast its axes may move.
 
     An action is a motion for one period (delta) unless the arm's controller is named a position controller
-    (``"joint position"``).
+    (``"joint position"``). A position's unit may be a range, e.g. ``"-90 to 90 deg"``: what the lowest and the highest
+    action stand for.
 
     Raises:
-        InvalidValueError: The limits do not have the arm's number of axes.
+        InvalidValueError: The limits do not have the arm's number of axes, or a position has no unit of length or angle.
     """
     absolute = "position" in arm.controller.lower() and "delta" not in arm.controller.lower()
     grip = [i for i, name in enumerate(arm.action_names) if "gripper" in name.lower()]
-    units = {i: m for i, unit in enumerate(arm.action_units) if i not in grip and (m := _UNIT.fullmatch(unit))}
+    units = {i: m for i in range(arm.action_dim) if i not in grip and (m := _meaning(arm, i, absolute)) is not None}
+    if absolute and len(units) + len(grip) < arm.action_dim:
+        # Such an entry would pass as it is, and be held at a place of nobody's choosing.
+        other = next(i for i in range(arm.action_dim) if i not in units and i not in grip)
+        raise InvalidValueError(
+            f"{arm.action_names[other]!r} is commanded in {arm.action_units[other]!r}; positions can only be limited in m, "
+            "rad or deg, so have the arm take those (a LeRobot arm: use_degrees in its settings, and unit: deg)"
+        )
     index = np.array(list(units), np.intp)
-    scale = np.array([float(m[1] or 1) * _FACTOR[m[2]] for m in units.values()])
-    length = np.array([m[2] == "m" for m in units.values()], bool)
+    scale, offset = np.array([m[:2] for m in units.values()]).reshape(-1, 2).T.copy()
+    length = np.array([m[2] for m in units.values()], bool)
     period_s = 1 / arm.control_rate_hz
-    low, high = (np.asarray(bound, np.float64)[index] * scale for bound in (arm.action_low, arm.action_high))
+    low, high = (np.asarray(bound, np.float64)[index] * scale + offset for bound in (arm.action_low, arm.action_high))
     speed = _spread(limits.speed_m_per_s, limits.turn_rad_per_s, length)
     if absolute:
         # From one end to the other in a single period is what the arm itself would accept.
@@ -175,13 +186,29 @@ def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
     grip_low, grip_high = (np.asarray(bound, np.float64)[others] for bound in (arm.action_low, arm.action_high))
     for place, entry in enumerate(others):
         _limit_gripper(arm.action_units[entry], limits, grip_low, grip_high, place)
-    frozen = (index, scale, length, speed, acceleration, jerk, low, high, others, grip_low, grip_high)
+    frozen = (index, scale, offset, length, speed, acceleration, jerk, low, high, others, grip_low, grip_high)
     for array in frozen:
         array.setflags(write=False)
     names = tuple(arm.action_names[i] for i in index)
     return Axes(
-        *(index, scale, length, absolute, speed, acceleration, jerk, low, high, others, grip_low, grip_high), names
+        *(index, scale, offset, length, absolute, speed, acceleration, jerk, low, high, others, grip_low, grip_high),
+        names,
     )
+
+
+def _meaning(arm: ArmSpec, entry: int, absolute: bool) -> tuple[float, float, bool] | None:
+    """Scale and offset (m or rad) of an action's entry, and whether it is a length; None if it is neither length nor angle."""
+    unit = arm.action_units[entry]
+    if plain := _UNIT.fullmatch(unit):
+        return float(plain[1] or 1) * _FACTOR[plain[2]], 0.0, plain[2] == "m"
+    between = _RANGE.fullmatch(unit) if absolute else None
+    if between is None:
+        return None
+    least, most = float(between[1]), float(between[2])
+    low, high = arm.action_low[entry], arm.action_high[entry]
+    scale = (most - least) / (high - low)
+    factor = _FACTOR[between[3]]
+    return scale * factor, (least - low * scale) * factor, between[3] == "m"
 
 
 def _spread(lengths: tuple[float, ...], angles: tuple[float, ...], is_length: npt.NDArray[np.bool_]) -> Array:

@@ -108,7 +108,6 @@ class Replay:
 
     def _replay(self, robot: Robot, episode: Episode) -> ReplayResult:
         from sacflow_robot.robot.replay import replay_episode, sending_offsets
-        from sacflow_robot.robot.safety import SafetyFilter
 
         limits = safety = None
         if self.profile is not None:
@@ -117,9 +116,9 @@ class Replay:
             profile = load_profile(self.profile)
             limits = profile.action_limits(robot.spec)
             if profile.safety is not None or not robot.lockstep:
-                safety = SafetyFilter(robot.spec, profile.safety_limits(robot.spec))
+                safety = common.safety_filter(robot, profile)
         elif not robot.lockstep:
-            safety = SafetyFilter(robot.spec)
+            safety = common.safety_filter(robot, None)
         offsets = sending_offsets(episode) if self.timing == "logged" else None
         return replay_episode(robot, episode, limits=limits, offsets_ns=offsets, safety=safety)
 

@@ -123,7 +123,6 @@ class Run:
     def _cell(self, robot: Robot, client: PolicyClient, profile: Profile | None, stack: ExitStack) -> _Cell:
         from sacflow_robot.robot.clock import MonotonicClock
         from sacflow_robot.robot.estop import StopServer, read_key
-        from sacflow_robot.robot.safety import SafetyFilter
         from sacflow_robot.robot.switches import Switches, signals
 
         engine = getattr(robot, "engine", None)
@@ -134,11 +133,11 @@ class Run:
             info["calibration_sha256"] = profile.sha256
         switches, safety, limits = Switches(), None, None
         if profile is not None and (profile.safety is not None or not robot.lockstep):
-            safety = SafetyFilter(robot.spec, profile.safety_limits(robot.spec))
+            safety = common.safety_filter(robot, profile)
         elif profile is not None:
             limits = profile.action_limits(robot.spec)
         elif not robot.lockstep:
-            safety = SafetyFilter(robot.spec)
+            safety = common.safety_filter(robot, None)
         chooser: Chooser | None = None
         if not robot.lockstep:
             from sacflow_robot.serve.stream import ChunkStream

@@ -233,17 +233,17 @@ class LeRobotArm:
         """Hand one action (N,) over; dropped if it is out of date already.
 
         Raises:
+            InvalidValueError: It has the wrong shape or holds NaN or infinity.
             StoppedError: The arm has been stopped.
-            RobotError: The arm is lost, or the action is of another form.
+            RobotError: The arm is lost.
         """
+        action = self.spec.check_action(action)
         self._check()
-        if np.shape(action) != self._low.shape or not np.isfinite(action).all():
-            raise RobotError(f"an action of shape {np.shape(action)}, or not finite; expected {self._low.shape}")
         if self._stopped:
             raise StoppedError("the arm has been stopped; look at it, then connect it again")
         if time.monotonic_ns() >= valid_until_ns:
             return
-        share = (np.clip(np.asarray(action, np.float64), -1, 1) + 1) / 2
+        share = (action.astype(np.float64) + 1) / 2
         with self._lock:
             self._goal, self._valid_until_ns = self._low + share * (self._high - self._low), valid_until_ns
 

@@ -228,7 +228,7 @@ class _Running:
             self._recording = True
         self._deadline = self._received
         if self._safety is not None:
-            self._safety.begin()
+            self._safety.begin(self._gripper_at(start))
             self._safety.see(start.observation, self._filter_time(seen=True))
             self._safety.arm(self._filter_time())
         self.ended = start.ended
@@ -312,7 +312,7 @@ class _Running:
         self._heed(safety, signal, now)
         if wanted is not None and self._robot.lockstep:
             self._bounds(wanted)  # refuses what cannot be sent with an error, for nobody is there to arm again
-        verdict = safety.step(wanted, now)
+        verdict = safety.step(wanted, now, None if self._robot.lockstep else self._deadline)
         if safety.state is not self._state:
             self._state = safety.state
             if safety.state is not State.ARMED:
@@ -361,6 +361,13 @@ class _Running:
         if self._safety is not None and not blind:
             self._safety.see(seen, self._filter_time(seen=True, steps=self.steps + 1))
         return result, blind
+
+    def _gripper_at(self, start: StepResult) -> FloatArray | None:
+        """Where the gripper of an arm that is commanded in positions stands (M,), in the action's units, if it tells."""
+        if self._safety is None or start.measured is None or not self._safety.axes.absolute:
+            return None
+        gripper = start.measured[self._safety.axes.gripper]
+        return gripper if np.isfinite(gripper).all() else None
 
     def _filter_time(self, seen: bool = False, steps: int | None = None) -> int:
         """The safety filter's time: the clock's, or on a lockstep arm the nominal one, which alone passes there."""

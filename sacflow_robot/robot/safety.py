@@ -89,11 +89,15 @@ class SafetyFilter:
         self._motion = stopping.Motion.of(1 / arm.control_rate_hz, axes.speed, axes.acceleration, axes.jerk)
         self._places = _Places(arm, self)
         self.state, self.reason = State.HOLD, "not armed yet"
-        self._gripper = np.clip(np.zeros(len(axes.gripper)), axes.gripper_low, axes.gripper_high)
         self.begin()
 
     def begin(self, gripper: FloatArray | None = None) -> None:
-        """Forget what was seen and sent: the arm is at rest, at a place not yet seen. The state stays what it is."""
+        """Forget what was seen and sent: the arm is at rest, at a place not yet seen. The state stays what it is.
+
+        Args:
+            gripper: What the gripper's entries (M,) of the action are while nothing is asked for: zeros if None, which on
+                an arm that is commanded in positions is a place to go to.
+        """
         n = len(self.axes.index)
         self._velocity, self._change = np.zeros(n), np.zeros(n)
         self._sent: deque[tuple[int, Array]] = deque()
@@ -101,9 +105,9 @@ class SafetyFilter:
         self._target: Array | None = None
         self._captured_ns = self._last_ns = self._due_ns = self._missing_ns = self._held_ns = None  # type: int | None
         self._joint_room: Array | None = None
-        self._halting = False
-        if gripper is not None:
-            self._gripper = np.clip(gripper, self.axes.gripper_low, self.axes.gripper_high).astype(np.float64)
+        self._halting = self._reseat = False
+        asked = np.zeros(len(self.axes.gripper)) if gripper is None else gripper
+        self._gripper = np.clip(asked, self.axes.gripper_low, self.axes.gripper_high).astype(np.float64)
 
     @property
     def at_rest(self) -> bool:
@@ -168,8 +172,8 @@ class SafetyFilter:
         self._captured_ns = captured_ns
         self._places.read(seen)
         self._pose = self._places.pose
-        if self.axes.absolute and self._target is None:
-            self._target = self._places.joints
+        if self.axes.absolute and (self._target is None or self._reseat):
+            self._target, self._reseat = self._places.joints, False
         span = self._period_ns + round(self.limits.max_command_delay_s * 1e9)
         while self._sent and self._sent[0][0] + span <= captured_ns:
             self._sent.popleft()
@@ -200,7 +204,9 @@ class SafetyFilter:
                 return Verdict(None, self.state, True, True, self.reason)
             self._target = self._target + motion
         action = np.zeros(self.arm_spec.action_dim)
-        action[self.axes.index] = (motion if self._target is None else self._target) / self.axes.scale
+        action[self.axes.index] = (
+            (motion if self._target is None else self._target) - self.axes.offset
+        ) / self.axes.scale
         action[self.axes.gripper] = self._gripper
         return self._verdict(action, proposed, wanted is None)
 
@@ -218,9 +224,13 @@ class SafetyFilter:
     def _check_pace(self, now_ns: int) -> None:
         """Notice a loop that was silent for so long that the arm has held by itself, and time spent holding."""
         last, self._last_ns = self._last_ns, now_ns
-        if last is not None and not 0 <= now_ns - last <= _GAP_PERIODS * self._period_ns:
+        if last is not None and now_ns < last:  # says nothing about the arm, which has to come to rest as ever
+            self.hold(f"the clock went back by {(last - now_ns) / 1e6:.0f} ms")
+        elif last is not None and now_ns - last > _GAP_PERIODS * self._period_ns:
             self.hold(f"the control loop was silent for {(now_ns - last) / 1e6:.0f} ms")
             self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
+            if self.axes.absolute:  # it holds where it is, which need not be where it was last told to be
+                self._target, self._reseat = self._places.joints, True
         if self.state is not State.HOLD:
             self._held_ns = None
             return
@@ -288,7 +298,7 @@ class SafetyFilter:
         if action is None:
             return stop
         self._gripper = np.clip(action[axes.gripper], axes.gripper_low, axes.gripper_high)
-        want = action[axes.index] * axes.scale
+        want = action[axes.index] * axes.scale + axes.offset
         if axes.absolute and self._target is not None:
             want = np.clip(want, axes.low, axes.high) - self._target
         velocity = np.clip(want / motion.period_s, -motion.speed, motion.speed)
@@ -344,6 +354,11 @@ class _Places:
         self._joint = _find_joints(arm, len(axes.index) if axes.absolute else max(len(limits.joint_rad), 1))
         self.pose: Pose | None = None
         self.joints: Array | None = None
+        # Of an arm commanded in positions: which of the joints it observes, the gripper perhaps among them.
+        self._commanded: npt.NDArray[np.intp] | slice = slice(None)
+        if axes.absolute and self._joint is not None:
+            same = next(a.size for a in arm.observations if a.key == self._joint[0]) == arm.action_dim
+            self._commanded = axes.index if same else slice(len(axes.index))
         moved = not axes.absolute and axes.length.sum() == 3
         self.translation = np.flatnonzero(axes.length) if moved and self._position_key else None
         self.rotation = np.flatnonzero(~axes.length) if moved and (~axes.length).sum() == 3 else None
@@ -373,7 +388,7 @@ class _Places:
     def read(self, seen: Mapping[str, npt.NDArray[Any]]) -> None:
         if self._joint is not None:
             key, factor = self._joint
-            self.joints = seen[key].astype(np.float64).reshape(-1) * factor
+            self.joints = seen[key].astype(np.float64).reshape(-1)[self._commanded] * factor
         if self._position_key:
             quat = seen[self._quat_key].astype(np.float64) if self._quat_key else np.array([0.0, 0, 0, 1])
             self.pose = Pose(seen[self._position_key].astype(np.float64), quat)

@@ -24,7 +24,9 @@ def make_blueprint(arm: ArmSpec, contents: set[str]) -> rrb.Blueprint:
         rrb.TimeSeriesView(origin=f"/action/{name}", name=f"{name} (1 is {unit})")
         for name, unit in zip(arm.action_names, arm.action_units, strict=True)
     ]
-    curves: list[rrb.View | rrb.Container] = [rrb.Grid(*actions, grid_columns=2, name="Proposed, commanded, measured")]
+    curves: list[rrb.View | rrb.Container] = [
+        rrb.Grid(*actions, grid_columns=2, name="Proposed, human, commanded, measured")
+    ]
     if "world" in contents:
         curves.append(
             rrb.Vertical(

@@ -5,7 +5,7 @@ done on it; the last row has an observation alone.
 
     camera/<name>                         pictures
     world/eef, world/objects/<name>       poses, with the path of each
-    action/<dimension>/{proposed, commanded, measured}
+    action/<dimension>/{proposed, human, commanded, measured}
     joints/<name>, observation/<key>/<i>, reward, source, flags, timing/<name>_ms
     events                                who takes over when, flags, the end
     episode                               what the log says of the whole episode
@@ -31,7 +31,12 @@ from sacflow_robot.spec import ArmSpec, ArraySpec
 from sacflow_robot.view.blueprint import make_blueprint
 
 _JPEG_QUALITY = 80
-_PARTS = {"proposed": (150, 155, 162), "commanded": (86, 156, 255), "measured": (255, 176, 46)}
+_PARTS = {
+    "proposed": (150, 155, 162),
+    "human": (80, 200, 120),
+    "commanded": (86, 156, 255),
+    "measured": (255, 176, 46),
+}
 _AXES = [[255, 80, 80], [80, 200, 120], [86, 156, 255]]
 _PATHS = [(86, 156, 255), (255, 176, 46), (80, 200, 120), (200, 120, 220), (230, 100, 100)]
 _AXIS_M = 0.05
@@ -139,10 +144,11 @@ class _Exporter:
 
     def _send_actions(self) -> None:
         for part, color in _PARTS.items():
+            actions = getattr(self._episode, part)
+            if actions is None or np.isnan(actions).all():
+                continue
             for i, name in enumerate(self._arm.action_names):
-                values = getattr(self._episode, part)[:, i]
-                if not np.isnan(values).all():
-                    self._scalars(f"action/{name}/{part}", values, part, color)
+                self._scalars(f"action/{name}/{part}", actions[:, i], part, color)
 
     def _send_observations(self) -> None:
         for spec in self._arm.observations:

@@ -1,4 +1,4 @@
-"""Every driver of ours through the conformance kit, and drivers that break the contract."""
+"""The simulated drivers through the conformance kit, and drivers that break the contract; the others where their stand-ins are."""
 
 from __future__ import annotations
 

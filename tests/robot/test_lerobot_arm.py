@@ -8,15 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from sacflow_robot.errors import DataError, RobotError, SilentArmError, StoppedError, UsageError
+from sacflow_robot.errors import DataError, InvalidValueError, RobotError, SilentArmError, StoppedError, UsageError
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.lerobot_arm import LeRobotArm
+from sacflow_robot.robot.loop import run_episode
+from sacflow_robot.robot.safety import SafetyFilter
+from sacflow_robot.robot.testing import check_robot
+from sacflow_robot.safetylimits import SafetyLimits
 
 NAMES = ("shoulder.pos", "elbow.pos", "gripper.pos")
 
@@ -174,9 +178,13 @@ def test_hold_and_stop(arm: LeRobotArm) -> None:
 
 
 def test_what_is_no_action_is_refused(arm: LeRobotArm) -> None:
-    for action in (np.zeros(2), np.array([0, np.nan, 0])):
-        with pytest.raises(RobotError, match="expected \\(3,\\)"):
+    for action, message in ((np.zeros(2), "expected \\(3,\\)"), (np.array([0, np.nan, 0]), "holds NaN")):
+        with pytest.raises(InvalidValueError, match=message):
             arm.command(action.astype(np.float32), soon())
+
+
+def test_the_conformance_kit(name: str) -> None:
+    check_robot(lambda: make_robot(name))
 
 
 def test_a_lost_or_stuck_bus_is_said(arm: LeRobotArm) -> None:
@@ -237,3 +245,25 @@ def test_one_that_is_not_calibrated_is_not_moved(name: str) -> None:
     with pytest.raises(RobotError, match="lerobot-calibrate"):
         arm.connect()
     arm.close()
+
+
+def test_the_loop_drives_it_through_the_safety_filter_and_holds_it_where_it_stands(arm: LeRobotArm) -> None:
+    class Chooser:
+        count = 0
+
+        def begin(self) -> None:
+            pass
+
+        def step(self, observation: Any, noise: Any = None) -> Any:
+            self.count += 1
+            action = None if self.count == 1 else np.array([0.9, -0.2, 0.5], np.float32)
+            return SimpleNamespace(action=action, joined=False)
+
+    policy: Any = SimpleNamespace(spec=SimpleNamespace(noise_shape=(4, 3), fingerprint="f"))
+    limits = SafetyLimits(turn_rad_per_s=(1.0,), max_observation_age_s=5, max_action_age_s=5)
+    safety = SafetyFilter(arm.spec, limits)
+    run = run_episode(arm, policy, 0, policy_version="v", safety=safety, chooser=Chooser(), most_steps=40)
+    commanded = run.episode.commanded
+    assert np.allclose(commanded[0], [0.1, -0.2, 0.0], atol=1e-6), "no action came: where it stands, gripper included"
+    per_period = np.abs(np.diff(commanded[:, :2], axis=0)) * np.radians(100)
+    assert 0.009 < per_period.max() <= 0.01 + 1e-6, "1 rad/s in periods of 10 ms"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sacflow_robot.episode import StepFlag
 from sacflow_robot.errors import RobotError, ServerGoneError, StoppedError, UnknownNameError, UsageError
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.loop import EpisodeRun, OpenLoop, run_episode
@@ -159,6 +160,25 @@ def run_with_rearming(robot: VirtualArm, policy: OnnxPolicy, chooser: object, sa
     )
 
 
+def test_an_action_chosen_too_late_for_its_deadline_is_dropped(policy: OnnxPolicy) -> None:
+    robot = virtual()
+
+    class Slow(Script):
+        def step(self, observation: Observation, noise: FloatArray | None = None) -> Scripted:
+            chosen = super().step(observation, noise)
+            if self.step_number == 6:
+                robot.clock.sleep_until(robot.clock.now_ns() + 60 * MS)
+            return chosen
+
+    held = {}
+    for most_s in (0.05, 0.15):
+        safety = SafetyFilter(robot.spec, SafetyLimits(max_action_age_s=most_s))
+        run = run_episode(robot, policy, 3, policy_version="v", safety=safety, chooser=Slow(12), most_steps=10)
+        assert run.episode.flags is not None
+        held[most_s] = [step for step, flags in enumerate(run.episode.flags) if flags & StepFlag.HELD]
+    assert held == {0.05: [5], 0.15: []}
+
+
 def test_a_server_that_goes_leaves_the_arm_in_hold_within_two_periods_and_it_goes_on_when_armed(
     policy: OnnxPolicy,
 ) -> None:
@@ -228,6 +248,25 @@ def test_an_arm_whose_process_dies_is_an_error_and_can_be_connected_again(proces
         process_arm.command(np.zeros(7, np.float32), process_arm.clock.now_ns() + 100 * MS)
     process_arm.connect()
     assert process_arm.begin(2).time_ns is not None
+
+
+def test_commands_that_came_in_time_count_though_the_arm_was_kept_waiting_for_a_core(process_arm: ProcessArm) -> None:
+    process_arm.connect()
+    process_arm.begin(3)
+    assert process_arm.pid is not None
+    os.kill(process_arm.pid, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            sent_ns = process_arm.clock.now_ns()
+            process_arm.command(np.array([0.5, 0, 0, 0, 0, 0, -1], np.float32), sent_ns + 100 * MS)
+            time.sleep(0.1)
+    finally:
+        os.kill(process_arm.pid, signal.SIGCONT)
+    seen = process_arm.observe()
+    while (seen.time_ns or 0) < sent_ns + 300 * MS:
+        time.sleep(0.01)
+        seen = process_arm.observe()
+    assert [number for number, _ in process_arm.applied] == [0, 1, 2]
 
 
 def test_names_and_options_are_checked(tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ JOINT_LIMITS = SafetyLimits(
 
 
 @given(st.lists(st.lists(st.floats(-300, 300), min_size=4, max_size=4), min_size=1, max_size=30))
-@settings(max_examples=CASES // 5)
+@settings(max_examples=CASES)
 def test_joints_commanded_in_positions_keep_their_limits_and_start_where_they_stand(targets: list[list[float]]) -> None:
     filter_ = SafetyFilter(JOINTS, JOINT_LIMITS)
     start = np.array([10.0, 20.0, 5.0], np.float32)
@@ -334,6 +334,75 @@ def test_joints_commanded_in_positions_keep_their_limits_and_start_where_they_st
         rounding = 4e-6 / 0.05**order  # of angles in degrees as float32
         assert np.abs(np.diff(places, order, axis=0)).max() / 0.05**order <= bound * (1 + 1e-6) + rounding
     assert np.array_equal(sent[-1], sent[-2]), "at rest"
+
+
+RANGED = replace(
+    JOINTS,
+    observations=(ArraySpec("joint_pos", (4,), "deg"),),
+    action_units=("-90 to 90 deg", "0 to 120 deg", "-10 to 30 deg", "0 to 100 deg"),
+    action_low=(-1.0,) * 4,
+    action_high=(1.0,) * 4,
+)
+
+
+def test_positions_in_ranges_as_of_a_lerobot_arm_are_limited_and_begin_where_the_joints_stand() -> None:
+    filter_ = SafetyFilter(RANGED, replace(JOINT_LIMITS, joint_rad=()))
+    filter_.begin(np.array([0.5], np.float32))
+    start = np.array([45.0, 30.0, 10.0, 75.0], np.float32)
+    filter_.see({"joint_pos": start}, 0)
+    filter_.arm(0)
+    still = filter_.step(None, 0).action
+    assert still is not None and np.allclose(still, [0.5, -0.5, 0.0, 0.5]), "holding moves no joint, nor the gripper"
+    sent = [still] * 3 + [filter_.step(np.ones(4), step * PERIOD).action for step in range(1, 120)]
+    places = np.radians(np.stack(sent)[:, :3].astype(np.float64) * [90, 60, 20] + [0, 60, 10])  # type: ignore[arg-type]
+    assert np.allclose(places[-1], np.radians([90, 120, 30]), atol=1e-6), "as far as the arm goes"
+    for order, bound in ((1, 1.0), (2, 4.0), (3, 40.0)):
+        assert np.abs(np.diff(places, order, axis=0)).max() / 0.05**order <= bound * (1 + 1e-6) + 4e-6 / 0.05**order
+
+
+def test_positions_that_no_limit_can_be_given_for_are_refused() -> None:
+    spec = replace(RANGED, action_units=("-90 to 90 deg", "0 to 100 % of range", "-10 to 30 deg", "0 to 100 deg"))
+    with pytest.raises(InvalidValueError, match=r"'b' is commanded in '0 to 100 % of range'.* use_degrees"):
+        SafetyFilter(spec)
+
+
+def test_after_silence_positions_are_held_where_the_arm_is_not_where_it_was_told_to_be() -> None:
+    filter_ = SafetyFilter(JOINTS, JOINT_LIMITS)
+    filter_.see({"joint_pos": np.array([10.0, 20.0, 5.0], np.float32)}, 0)
+    filter_.arm(0)
+    for step in range(10):
+        filter_.step([50, 50, 5, 0], step * PERIOD)
+    moved, now = np.array([-20.0, 40.0, 8.0], np.float32), 60 * PERIOD
+    for seen in (None, moved):  # the loop asks once more before it looks again
+        if seen is not None:
+            filter_.see({"joint_pos": seen}, now)
+        action = filter_.step([50, 50, 5, 0], now).action
+        now += PERIOD
+    assert filter_.state is State.HOLD and "silent for 2550 ms" in filter_.reason
+    assert action is not None and np.allclose(action[:3], moved)
+    filter_.see({"joint_pos": moved - 1}, now)
+    action = filter_.step(None, now).action
+    assert action is not None and np.allclose(action[:3], moved), "one place, not what is seen anew"
+
+
+def test_a_clock_that_goes_back_is_a_hold_that_comes_to_rest_within_the_limits() -> None:
+    filter_, watch = armed(replace(GENTLE, max_observation_age_s=60)), Watch()
+    times = [step * PERIOD for step in range(12)] + [step * PERIOD for step in range(3, 60)]
+    for now in times:
+        action = filter_.step([0.2, 0, 0, 0, 0, 0, 0], now).action
+        assert action is not None
+        watch.check(action)
+    assert filter_.state is State.HOLD and "clock went back by 400 ms" in filter_.reason and watch.at_rest
+
+
+def test_a_new_episode_does_not_begin_with_the_grip_of_the_last() -> None:
+    filter_ = armed(GENTLE)
+    filter_.step([0, 0, 0, 0, 0, 0, 1], 0)
+    filter_.begin()
+    filter_.see(*Follower(0, 0).look(PERIOD))
+    filter_.arm(PERIOD)
+    action = filter_.step(None, PERIOD).action
+    assert action is not None and action[6] == 0
 
 
 def test_limits_that_do_not_fit_the_arm_are_refused() -> None:

@@ -79,6 +79,15 @@ def test_every_logged_column_comes_back(episode: Episode, arm: ArmSpec, tmp_path
     assert top == {"action", "observation", "reward", "source", "timing", "world", "events", "episode", "__properties"}
 
 
+def test_what_a_person_asked_for_is_shown_where_one_took_over(episode: Episode, arm: ArmSpec, tmp_path: Path) -> None:
+    human = np.where(episode.source[:, None] == 1, 0.25, np.nan).repeat(7, axis=1).astype(np.float32)
+    write_recording(tmp_path / "a.rrd", arm, replace(episode, human=human), "lift")
+    write_recording(tmp_path / "b.rrd", arm, episode, "lift")
+    for i, name in enumerate(arm.action_names):
+        assert np.array_equal(ReadBack(tmp_path / "a.rrd").curve(f"/action/{name}/human"), human[:, i], equal_nan=True)
+    assert not [entity for entity in ReadBack(tmp_path / "b.rrd").entities if entity.endswith("human")]
+
+
 def test_what_a_simulator_adds(episode: Episode, arm: ArmSpec, tmp_path: Path) -> None:
     path, rng = tmp_path / "a.rrd", np.random.default_rng(0)
     poses = np.concatenate([rng.standard_normal((7, 3)), np.tile([0.0, 0.0, 0.6, 0.8], (7, 1))], axis=1)

@@ -81,6 +81,14 @@ class DeoxysRobot:
         self._valid_until_ns = self._sent_ns = self._began_ns = 0
         self._quaternion: Array | None = None
         self._before: tuple[ArmState, float] | None = None
+        self._gripper_limits: tuple[float | None, tuple[float, float] | None] = None, None
+
+    def limit_gripper(self, force_n: float | None, width_m: tuple[float, float] | None) -> None:
+        """Grasp with at most that force (N), and go to widths (m) between those alone; None for no limit.
+
+        The action says no more of the gripper than to close or open it, so that no filter of actions could see to it.
+        """
+        self._gripper_limits = force_n, width_m
 
     @property
     def spec(self) -> ArmSpec:
@@ -162,12 +170,14 @@ class DeoxysRobot:
         """Send one action (7,); dropped if it is out of date already.
 
         Raises:
+            InvalidValueError: It has the wrong shape or holds NaN or infinity.
             StoppedError: The arm has been stopped.
             ArmFaultError: The arm has stopped by itself.
         """
+        action = self.spec.check_action(action)
         self._check()
         arm, _, _ = self._parts()
-        delta = np.asarray(action[:6], np.float64) * self._scale
+        delta = action[:6].astype(np.float64) * self._scale
         now = time.monotonic_ns()
         if now >= valid_until_ns:
             return
@@ -212,7 +222,7 @@ class DeoxysRobot:
 
     def _send(self, delta: Array, closing: float = 0.0) -> None:
         assert self._wire is not None
-        gripper = wire.gripper_command(closing) if closing else None
+        gripper = wire.gripper_command(closing, *self._gripper_limits) if closing else None
         self._wire.send(wire.pose_command(self.config, delta), gripper)
 
     def _live(self) -> None:

@@ -113,16 +113,27 @@ def idle_command(*, termination: bool = False) -> bytes:
     return bytes(command.SerializeToString())
 
 
-def gripper_command(closing: float) -> bytes:
+def gripper_command(closing: float, force_n: float | None = None, width_m: tuple[float, float] | None = None) -> bytes:
     """A gripper command: grasp if ``closing`` is above 0, else open.
 
     deoxys's own client opens by as much as the action is negative; here its sign alone counts, as in robosuite.
+
+    Args:
+        closing: The gripper's entry of the action.
+        force_n: Largest force to grasp with (N); None for no limit but deoxys's own choice.
+        width_m: Least and greatest width to go to (m), likewise.
     """
+    grasp, width = dict(GRASP), dict(OPEN)
+    if force_n is not None:
+        grasp["force"] = min(grasp["force"], force_n)
+    if width_m is not None:
+        width["width"] = min(width["width"], width_m[1])
+        grasp["width"] = width_m[0] if width_m[0] > 0 else grasp["width"]
     command = messages.make("FrankaGripperControlMessage")
     if closing > 0:
-        command.control_msg.Pack(messages.make("FrankaGripperGraspMessage", **GRASP))
+        command.control_msg.Pack(messages.make("FrankaGripperGraspMessage", **grasp))
     else:
-        command.control_msg.Pack(messages.make("FrankaGripperMoveMessage", **OPEN))
+        command.control_msg.Pack(messages.make("FrankaGripperMoveMessage", **width))
     return bytes(command.SerializeToString())
 
 

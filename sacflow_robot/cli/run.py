@@ -50,6 +50,7 @@ class Run:
         estop_key: Shared key file that a stop has to show.
         arm_wait: Longest wait for a person to arm the arm again (s).
         keyboard: Let a person take over, label and stop episodes with the keys of this terminal.
+        handheld: The same with a gamepad or spacemouse, or e.g. gamepad:/dev/input/js1; goes with --keyboard.
         key: Secret key file of this client, where the server asks for keys.
         server_key: Public key file of the server, likewise.
         json: Print the result as one JSON object.
@@ -69,6 +70,7 @@ class Run:
     estop_key: Path | None = None
     arm_wait: float = 60.0
     keyboard: bool = False
+    handheld: str | None = None
     key: Path | None = None
     server_key: Path | None = None
     json: bool = False
@@ -102,10 +104,7 @@ class Run:
             bar = stack.enter_context(common.progress_bar("episodes"))
             row = bar.add_task("running", total=self.episodes, success="")
             cell.tell = bar.console.print
-            if self.keyboard:
-                from sacflow_robot.robot.keyboard import Keyboard
-
-                cell.human = stack.enter_context(closing(Keyboard(robot.spec, say=cell.tell)))
+            cell.human = self._human(robot, cell.tell, stack)
             for seed in range(self.seed, self.seed + self.episodes):
                 runs.append(cell.run(seed, client.begin_episode(seed)))
                 solved = sum(run.episode.success for run in runs)
@@ -114,6 +113,22 @@ class Run:
                     cell.await_armed(self.arm_wait)
             self._report(robot, client, runs)
         return 0
+
+    def _human(self, robot: Robot, say: Callable[[str], None], stack: ExitStack) -> HumanInput | None:
+        inputs: list[HumanInput] = []
+        if self.handheld is not None:
+            from sacflow_robot.robot.handheld import open_handheld
+
+            inputs.append(stack.enter_context(closing(open_handheld(self.handheld, robot.spec, say))))
+        if self.keyboard:
+            from sacflow_robot.robot.keyboard import Keyboard
+
+            inputs.append(stack.enter_context(closing(Keyboard(robot.spec, say=say))))
+        if len(inputs) < 2:
+            return inputs[0] if inputs else None
+        from sacflow_robot.robot.handheld import Both
+
+        return Both(*inputs)
 
     def _robot_name(self) -> str:
         if self.clock is None:

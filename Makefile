@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-gpu test-safety test-sim check format bench clean
+.PHONY: train test test-slow test-gpu test-safety test-sim check format bench clean
 
 train: $(READY)
 	$(BIN)/sacflow-robot train --env lift $(ARGS)
 
 test: $(READY)
-	$(BIN)/pytest -m "not gpu" $(ARGS)
+	$(BIN)/pytest -m "not gpu and not slow" $(ARGS)
+
+# A cell of real processes that learns while it runs: some five minutes.
+test-slow: $(READY)
+	$(BIN)/pytest -m slow $(ARGS)
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu $(ARGS)

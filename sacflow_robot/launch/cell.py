@@ -34,6 +34,7 @@ class ProcessPlan:
         restarts: How often at most; the count starts again once it has run for a minute.
         stop_within_s: How long it may take to stop before it is killed (s).
         may_end: Whether it may end well while the others go on.
+        may_fail: Whether the others go on without it when it has failed and is not started again.
         unless: File or folder that makes it needless: where it exists, the process is not started.
         terminal: Whether it has the terminal, for its keyboard; then there is no table.
     """
@@ -46,6 +47,7 @@ class ProcessPlan:
     restarts: int = 5
     stop_within_s: float = 30.0
     may_end: bool = False
+    may_fail: bool = False
     unless: str | None = None
     terminal: bool = False
 

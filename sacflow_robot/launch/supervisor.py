@@ -36,13 +36,14 @@ class Supervisor:
         refresh: Callable[[], None] = lambda: None,
     ) -> None:
         self.processes = [SupervisedProcess(plan, program, heard) for plan in plans]
-        self._refresh = refresh
+        self._heard, self._refresh = heard, refresh
+        self._missed: set[str] = set()
 
     def run(self) -> None:
         """Run the cell until its last process ends well. Stops everything in any case.
 
         Raises:
-            CellError: A process failed, or ended before the last; the message has its name, its exit status and its last
+            CellError: A process failed that may not, or ended before the last; the message has its name, its exit status and its last
                 lines.
         """
         try:
@@ -82,7 +83,11 @@ class Supervisor:
             if last and process.state is State.FAILED:
                 raise CellError(f"process {plan.name!r} ended with {_how(process)}{_said(process)}")
             ended_well = process.state is State.DONE and not (last or plan.may_end or plan.ready_at_end)
-            if process.state is State.FAILED or ended_well:
+            if process.state is State.FAILED and plan.may_fail:
+                if plan.name not in self._missed:
+                    self._missed.add(plan.name)
+                    self._heard(plan.name, f"failed with {_how(process)}; the others go on without it")
+            elif process.state is State.FAILED or ended_well:
                 raise CellError(
                     f"process {plan.name!r} ended first, with {_how(process)}{_said(process)}; the others were stopped"
                 )

@@ -161,6 +161,19 @@ def test_one_that_may_end_does(program: list[str]) -> None:
         Supervisor([plan("server", "fail 0"), plan("arm", "sleep 600")], program).run()
 
 
+def test_the_others_go_on_without_one_that_may_fail(program: list[str]) -> None:
+    heard: list[tuple[str, str]] = []
+    plans = [plan("trainer", "fail 3", may_fail=True), plan("arm", "sleep 0.5")]
+    cell = Supervisor(plans, program, heard=lambda name, line: heard.append((name, line)))
+    cell.run()
+    assert [process.state for process in cell.processes] == [State.FAILED, State.DONE]
+    assert [line for name, line in heard if "go on" in line] == [
+        "failed with exit status 3; the others go on without it"
+    ]
+    with pytest.raises(CellError, match="ended with exit status 3"):
+        Supervisor([plan("arm", "fail 3", may_fail=True)], program).run()
+
+
 def test_deaf_ones_and_what_they_started_are_killed(program: list[str], tmp_path: Path) -> None:
     deaf = plan("server", f"deaf spawn {tmp_path}/pid say up sleep 600", ready="up", stop_within_s=0.4)
     cell = Supervisor([deaf, plan("arm", "fail 0")], program)

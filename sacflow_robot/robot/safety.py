@@ -104,6 +104,7 @@ class SafetyFilter:
         self._pose: Pose | None = None
         self._target: Array | None = None
         self._captured_ns = self._last_ns = self._due_ns = self._missing_ns = self._held_ns = None  # type: int | None
+        self._from_future = False
         self._joint_room: Array | None = None
         self._halting = self._reseat = False
         asked = np.zeros(len(self.axes.gripper)) if gripper is None else gripper
@@ -163,13 +164,13 @@ class SafetyFilter:
 
     def see(self, observation: Mapping[str, Any], captured_ns: int) -> bool:
         """Take note of an observation; whether it can be used. One that is older than the last, or is broken, is not."""
-        if self._captured_ns is not None and captured_ns < self._captured_ns:
+        if self._captured_ns is not None and captured_ns < self._captured_ns and not self._from_future:
             return False
         try:
             seen = self.arm_spec.check_observation(observation)
         except (InvalidValueError, TypeError, ValueError):
             return False
-        self._captured_ns = captured_ns
+        self._captured_ns, self._from_future = captured_ns, False
         self._places.read(seen)
         self._pose = self._places.pose
         if self.axes.absolute and (self._target is None or self._reseat):
@@ -284,6 +285,7 @@ class SafetyFilter:
             return "the arm has not been seen yet"
         age_ns = now_ns - self._captured_ns
         if age_ns < -self._period_ns:
+            self._from_future = True  # or every later observation would count as old
             return f"the last observation is {-age_ns / 1e6:.0f} ms in the future; is its clock another one?"
         if age_ns > self.limits.max_observation_age_s * 1e9:
             return f"the last observation is {age_ns / 1e6:.0f} ms old"

@@ -395,6 +395,18 @@ def test_a_clock_that_goes_back_is_a_hold_that_comes_to_rest_within_the_limits()
     assert filter_.state is State.HOLD and "clock went back by 400 ms" in filter_.reason and watch.at_rest
 
 
+def test_one_time_in_the_future_is_a_hold_that_a_person_can_end() -> None:
+    filter_, body = armed(replace(GENTLE, max_observation_age_s=60)), Follower(0, 0)
+    seen, _ = body.look(0)
+    assert filter_.see(seen, 3600 * 10**9)
+    for step in range(1, 6):
+        filter_.step(np.zeros(7), step * PERIOD)
+    assert filter_.state is State.HOLD and "in the future" in filter_.reason
+    assert filter_.see(seen, 6 * PERIOD), "it is not the older one"
+    filter_.arm(6 * PERIOD)
+    assert filter_.step(np.zeros(7), 6 * PERIOD).reason == "" and filter_.state is State.ARMED
+
+
 def test_a_new_episode_does_not_begin_with_the_grip_of_the_last() -> None:
     filter_ = armed(GENTLE)
     filter_.step([0, 0, 0, 0, 0, 0, 1], 0)

@@ -137,7 +137,8 @@ def test_the_terminal_is_itself_again_however_the_program_ends(end: str) -> None
     hands, terminal = pty.openpty()
     before = termios.tcgetattr(terminal)
     code = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests may run under nohup
         "from sacflow_robot.robot.keyboard import Terminal\n"
         "t = Terminal(0)\n"
         "print('raw', flush=True)\n" + {"raise": "1 / 0\n", "exit": "sys.exit(3)\n"}.get(end, "time.sleep(60)\n")

@@ -40,6 +40,7 @@ from sacflow_robot.statistics import wilson_interval
 
 POLICIES = "nominal", "wide", "profile", "tuned"
 HISTORY, UNSEEN, FLEET = 6, range(100, 120), range(5)
+INFERENCE_MS = 20.0
 LIMITS = SafetyLimits(max_observation_age_s=1, max_action_age_s=1, patience_s=1, max_command_delay_s=0.2)
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +53,8 @@ def drive(policy_file: Path, twin: int | None, seeds: range) -> list[Any]:
     robot: Any = make_robot(f"rtsim:lift?clock=virtual&tick_ms=10&history={history}{which}")
     robot.connect()
     safety, found = SafetyFilter(robot.spec, LIMITS), []
-    chooser = ChunkStream(LocalClient(policy), clock_ns=robot.clock.now_ns)
+    client = LocalClient(policy, robot.clock, INFERENCE_MS, prefix=False)
+    chooser = ChunkStream(client, clock_ns=robot.clock.now_ns)
     for seed in seeds:
         about = {"twin": twin}
         run = run_episode(

@@ -586,6 +586,18 @@ def at_goal(views: Views, plan: Plan) -> bool:
 
 
 @_kernel
+def _note(views: Views, plan: Plan, memory: Memory, observation: npt.NDArray[np.float32], state: Reals) -> None:
+    """The present observation (D,), and the present state (S,) but for the poses of placed bodies at its end."""
+    observe(views, plan, observation)
+    nq = len(views.qpos)
+    state[0] = memory.time[0]
+    for i in range(nq):
+        state[1 + i] = views.qpos[i]
+    for i in range(len(views.qvel)):
+        state[1 + nq + i] = views.qvel[i]
+
+
+@_kernel
 def execute(
     model: int,
     data: int,
@@ -611,16 +623,10 @@ def execute(
     Returns:
         Number of actions executed; the last one of them led to the goal if ``at_goal`` says so.
     """
-    nq, nv = len(views.qpos), len(views.qvel)
     scratch = _scratch()
     for t in range(len(actions)):
         _control(model, data, views, plan, memory, scratch, actions[t])
-        observe(views, plan, observations[t])
-        states[t, 0] = memory.time[0]
-        for i in range(nq):
-            states[t, 1 + i] = views.qpos[i]
-        for i in range(nv):
-            states[t, 1 + nq + i] = views.qvel[i]
+        _note(views, plan, memory, observations[t], states[t])
         if at_goal(views, plan):
             return t + 1
     return len(actions)
@@ -660,7 +666,7 @@ def follow(
     Returns:
         Observations made; fewer than M where the task was solved.
     """
-    nq, nv, scratch, taken, still = len(views.qpos), len(views.qvel), _scratch(), 0, np.zeros(ACTION)
+    scratch, taken, still = _scratch(), 0, np.zeros(ACTION)
     for step in range(every * len(observations)):
         _mj_step1(model, data)
         fresh = False
@@ -693,14 +699,9 @@ def follow(
         _mj_kinematics(model, data)
         if plan.goal_contacts:
             _mj_collision(model, data)
-        observe(views, plan, observations[row])
+        _note(views, plan, memory, observations[row], states[row])
         for k in range(ARM):
             joints[row, k] = views.qpos[plan.joints[k]]
-        states[row, 0] = memory.time[0]
-        for i in range(nq):
-            states[row, 1 + i] = views.qpos[i]
-        for i in range(nv):
-            states[row, 1 + nq + i] = views.qvel[i]
         solved[row] = at_goal(views, plan)
         if solved[row]:
             return row + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -85,17 +86,19 @@ def episode_columns(episode: Episode, arm: ArmSpec) -> Columns:
 
 
 def info_row(info: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-    """An episode's info as one row (1024,) of JSON bytes.
+    """An episode's info as one row (1024,) of JSON bytes, deflated (RFC 1950) if it would not fit otherwise.
 
     Raises:
-        DataError: It is too long, or not JSON.
+        DataError: It is too long even so, or not JSON.
     """
     try:
         text = json.dumps(dict(info), separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
         raise DataError(f"episode info is not JSON: {one_line(error)}") from None
     if len(text) > INFO_BYTES:
-        raise DataError(f"episode info takes {len(text)} bytes, a log keeps {INFO_BYTES}; shorten it")
+        text = zlib.compress(text, 9)
+    if len(text) > INFO_BYTES:
+        raise DataError(f"episode info takes {len(text)} bytes deflated, a log keeps {INFO_BYTES}; shorten it")
     return np.frombuffer(text.ljust(INFO_BYTES, b"\0"), np.uint8)
 
 
@@ -113,8 +116,12 @@ def whole_ends(ends: list[int]) -> list[int]:
 
 
 def parse_info(row: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    """An episode's info from its row (1024,) of JSON bytes, padded with zeros; raises ValueError if it is not that."""
-    info = json.loads(bytes(row).rstrip(b"\0"))
+    """An episode's info from its row (1024,), which :func:`info_row` made; raises ValueError if it is not that."""
+    text = bytes(row)
+    try:
+        info = json.loads(text.rstrip(b"\0") if text.startswith(b"{") else zlib.decompressobj().decompress(text))
+    except zlib.error as error:
+        raise ValueError(f"an episode's info is not JSON, deflated or not: {error}") from None
     if not isinstance(info, dict):
         raise ValueError("an episode's info is not a map")
     return info

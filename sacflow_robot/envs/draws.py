@@ -85,11 +85,14 @@ def draw_wide(rng: np.random.Generator) -> ArmModel:
 
 
 def draw_around(measured: Mapping[str, Measured], rng: np.random.Generator) -> ArmModel:
-    """A profile's values, each moved by its uncertainty (normal, kept within what is physically possible)."""
+    """A profile's values, each moved by its uncertainty (normal, kept within what is physically possible).
+
+    Six digits of each, more than is ever measured, so that an episode's info has room for them.
+    """
     values = {}
     for name, m in measured.items():
         known = quantity(name)
         assert known is not None
         moved = np.array(m.value) + np.array(m.uncertainty) * rng.standard_normal(len(m.value))
-        values[name] = tuple(float(v) for v in np.clip(moved, known.low, known.high))
+        values[name] = tuple(float(f"{v:.6g}") for v in np.clip(moved, known.low, known.high))
     return ArmModel(values)

@@ -41,6 +41,7 @@ ARM = ArmSpec(
     action_low=(-1, -1),
     action_high=(1, 1),
 )
+LONG = np.random.default_rng(0).bytes(2000).hex()  # an info that does not fit, deflated or not
 ONE = np.ones(2, np.float32)
 EPISODES, STEPS = 3, 12
 OPERATIONS = EPISODES * (STEPS + 2) + 2  # opening, per episode begin, steps and end, closing
@@ -395,7 +396,7 @@ def test_what_does_not_fit_is_refused_and_not_kept(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="begin one first"):
             log.append(Step(result(0, 1), zeros, 1))
         with pytest.raises(DataError, match="shorten it"):
-            log.begin(result(0, 0), 0, {"note": "x" * 1000})
+            log.begin(result(0, 0), 0, {"note": LONG})
         log.begin(result(0, 0), 0, {})
         with pytest.raises(UsageError, match="in progress"):
             log.begin(result(0, 0), 0, {})
@@ -569,7 +570,7 @@ def test_success_is_what_the_arm_reports(tmp_path: Path) -> None:
 def test_an_info_that_is_too_long_interrupts_its_episode_only(tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
     with StepRecorder(path, ARM, Forked) as log:
-        for info in ({"note": "x" * 5000}, {"note": "short"}):
+        for info in ({"note": LONG}, {"note": "short"}):
             log.begin(result(0, 0), 1000, {})
             log.append(Step(result(0, 1), np.zeros(2, np.float32), 1001))
             with contextlib.suppress(DataError):

@@ -8,12 +8,14 @@
     python benchmarks/transfer.py report                      # table and figure
 
 Everything lies in --out; what it holds already is kept, twin by twin. Policies are evaluated as `run` drives an arm: on the
-virtual clock, through the safety filter, with streamed chunks. Twins 100 to 119 are the unseen ones; 0 to 4 make the profile.
+virtual clock, through the safety filter, with streamed chunks. Twins 100 to 119 are the unseen ones; the first five from 0
+that can be measured make the profile.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from sacflow_robot.calibrate.predict import Predictors
 from sacflow_robot.calibrate.update import with_story, write_profile
 from sacflow_robot.data.log import write_log
 from sacflow_robot.envs.draws import draw_twin
+from sacflow_robot.errors import DataError
 from sacflow_robot.plotting import BLUE, GREY, new_figure, save, tidy
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.loop import run_episode
@@ -39,7 +42,7 @@ from sacflow_robot.serve.stream import ChunkStream
 from sacflow_robot.statistics import wilson_interval
 
 POLICIES = "nominal", "wide", "profile", "tuned"
-HISTORY, UNSEEN, FLEET = 6, range(100, 120), range(5)
+HISTORY, UNSEEN, FLEET = 6, range(100, 120), 5
 INFERENCE_MS = 20.0
 LIMITS = SafetyLimits(max_observation_age_s=1, max_action_age_s=1, patience_s=1, max_command_delay_s=0.2)
 ROOT = Path(__file__).parents[1]
@@ -68,12 +71,18 @@ def drive(policy_file: Path, twin: int | None, seeds: range) -> list[Any]:
 def fleet_profile(out: Path) -> None:
     """Mean over measured twins; as uncertainty their spread and what each measurement left."""
     predictors, rows = Predictors("lift", 2), []
-    for seed in FLEET:
+    for seed in itertools.count():
         kept = out / f"measured-{seed}.json"
-        if not kept.exists():
-            kept.write_text(json.dumps(recover(seed, predictors, 60.0)))
-        rows.append(json.loads(kept.read_text()))
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # type: ignore[type-arg]
+        try:
+            found = json.loads(kept.read_text()) if kept.exists() else recover(seed, predictors, 60.0)
+        except DataError as error:
+            print(f"twin {seed} is left out: {error}", flush=True)
+            continue
+        kept.write_text(json.dumps(found))
+        rows.append(found)
+        if len(rows) == FLEET:
+            break
+    measured: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # type: ignore[type-arg]
     names = {p["name"].partition("[")[0] for r in rows for p in r["parameters"]}
     for name in sorted(names):
         known = quantity(name)
@@ -89,12 +98,14 @@ def fleet_profile(out: Path) -> None:
                     values[r, place], spreads[r, place] = p["value"], p["spread"]
         if (np.isfinite(values).sum(axis=0) >= 2).all():
             spread = np.sqrt(np.nanvar(values, axis=0, ddof=1) + np.nanmean(spreads**2, axis=0))
-            found[name] = np.nanmean(values, axis=0), spread
+            measured[name] = np.nanmean(values, axis=0), spread
     late = np.array(
         [r["observation_error_ms"] + draw_twin(r["seed"]).number("transport.observation_delay_ms") for r in rows]
     )
-    found["transport.observation_delay_ms"] = np.array([late.mean()]), np.array([late.std(ddof=1)])
-    story: dict[str, Measured] = with_story(found, f"calibrate latency and dynamics on {len(rows)} twins: mean, spread")
+    measured["transport.observation_delay_ms"] = np.array([late.mean()]), np.array([late.std(ddof=1)])
+    story: dict[str, Measured] = with_story(
+        measured, f"calibrate latency and dynamics on {len(rows)} twins: mean, spread"
+    )
     write_profile(out / "fleet.yaml", ROOT / "calibration" / "franka_twin.yaml", story)
 
 

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import zmq
 
 from sacflow_robot.errors import (
     DataError,
@@ -25,7 +24,8 @@ from sacflow_robot.errors import (
 )
 from sacflow_robot.policyfile import NOISE
 from sacflow_robot.serve import wire
-from sacflow_robot.serve.connection import AWAKE_S, HEARTBEAT_S, Connection, Keys
+from sacflow_robot.serve.connection import Keys, connect
+from sacflow_robot.serve.habit import AWAKE_S, HEARTBEAT_S, NotThereError
 from sacflow_robot.spec import ArmSpec, FloatArray, Observation, PolicySpec
 
 __all__ = ["Keys", "PolicyClient", "as_batch"]
@@ -81,7 +81,7 @@ class PolicyClient:
         self._sent_ns: dict[int, int] = {}
         self.last_header: Mapping[str, Any] = {}
         self.policy_version, self.takes_prefix = "", False
-        self._connection = Connection(address, HEARTBEAT_S, keys, awake_s)
+        self._connection = connect(address, HEARTBEAT_S, keys, awake_s)
         try:
             self._link(timeout_s)
         except BaseException:
@@ -232,7 +232,7 @@ class PolicyClient:
         self._linked = heartbeat_s == self._connection.heartbeat_s
         if not self._linked:  # ZeroMQ takes the period for a connection when it begins
             self._connection.close()
-            self._connection = Connection(self.address, heartbeat_s, self._keys, self._awake_s)
+            self._connection = connect(self.address, heartbeat_s, self._keys, self._awake_s)
 
     def _look(self) -> bool:
         """See whether the connection was lost since the last look; if so, it has to be greeted again."""
@@ -284,7 +284,7 @@ class PolicyClient:
         self._sent_ns[number] = time.monotonic_ns()
         try:
             self._connection.send(frames)
-        except zmq.Again:
+        except NotThereError:
             self._linked = False
             raise ServerGoneError(f"{self.address} is gone; nothing was sent") from None
         return number

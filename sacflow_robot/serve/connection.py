@@ -15,17 +15,10 @@ from zmq.utils.monitor import recv_monitor_message
 
 from sacflow_robot.errors import RefusedError, UsageError
 from sacflow_robot.serve import wire
+from sacflow_robot.serve.direct import DirectConnection, place_of
+from sacflow_robot.serve.habit import AWAKE_S, PATIENCE, PING, TIME_TO_LIVE, Habit, NotThereError
 from sacflow_robot.serve.security import load_public, load_secret
 
-HEARTBEAT_S = 1.0
-AWAKE_S = 0.002
-# A ping every half heartbeat, and an answer to it within one and a half: what does not answer is gone within two, and a
-# computer that is busy for longer than one heartbeat is not taken for one that is gone.
-_PING, _PATIENCE, _TIME_TO_LIVE = 0.5, 1.5, 2.0
-_FIRST_TRIES = 32  # in turns
-_TRY_THE_OTHER = 256  # more often, and the slower way would be what the slowest hundredth of answers came by
-_STEP, _FIRST_STEP = 1.05, 1.3
-_PATIENT = 2.0
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 _EVENTS, _IN, _NOBLOCK = (
@@ -48,36 +41,18 @@ class Keys:
     server: Path
 
 
-class Habit:
-    """Whether to wait for an answer awake or asleep: the way that brought answers sooner of late, the other one now and then.
+def connect(
+    address: str, heartbeat_s: float, keys: Keys | None, awake_s: float = AWAKE_S
+) -> Connection | DirectConnection:
+    """A connection to a server: a direct one where there are no keys, as that answers sooner.
 
-    Awake is quicker as a rule. It is not where others want the core, who are given way to for long; nor where the answer comes
-    from a thread of this process, which cannot run while this one holds the interpreter; nor where it comes from far away.
+    Raises:
+        UsageError: The address is malformed.
     """
-
-    def __init__(self) -> None:
-        self._turn = 0
-        self._typical_s: dict[bool, float] = {}
-
-    def awake(self) -> bool:
-        """How to wait this time."""
-        self._turn += 1
-        if self._turn <= _FIRST_TRIES or len(self._typical_s) < 2:
-            return self._turn % 2 == 1
-        better = self._typical_s[True] < self._typical_s[False]
-        return better != (self._turn % _TRY_THE_OTHER == 0)
-
-    @property
-    def patience_s(self) -> float:
-        """How long to wait awake: what takes longer than usual may be waiting for this one's core."""
-        return _PATIENT * self._typical_s.get(True, math.inf)
-
-    def learn(self, awake: bool, took_s: float) -> None:
-        """The answer waited for in that way took so long."""
-        before = self._typical_s.get(awake)
-        step = _FIRST_STEP if self._turn <= _FIRST_TRIES else _STEP
-        # Follows the median: what else the computer does makes some answers late, however they are waited for.
-        self._typical_s[awake] = took_s if before is None else before * (step if took_s > before else 1 / step)
+    place = place_of(address) if keys is None else None
+    if place is None:
+        return Connection(address, heartbeat_s, keys, awake_s)
+    return DirectConnection(place, address, heartbeat_s, awake_s)
 
 
 class Connection:
@@ -114,9 +89,9 @@ class Connection:
             (zmq.IMMEDIATE, 1),  # nothing is kept for a server that is not there
             (zmq.RECONNECT_IVL, 50),
             (zmq.RECONNECT_IVL_MAX, 1000),
-            (zmq.HEARTBEAT_IVL, max(1, round(_PING * milliseconds))),
-            (zmq.HEARTBEAT_TIMEOUT, max(1, round(_PATIENCE * milliseconds))),
-            (zmq.HEARTBEAT_TTL, max(1, round(_TIME_TO_LIVE * milliseconds))),
+            (zmq.HEARTBEAT_IVL, max(1, round(PING * milliseconds))),
+            (zmq.HEARTBEAT_TIMEOUT, max(1, round(PATIENCE * milliseconds))),
+            (zmq.HEARTBEAT_TTL, max(1, round(TIME_TO_LIVE * milliseconds))),
         ):
             socket.setsockopt(option, value)
         if keys is not None:
@@ -153,13 +128,16 @@ class Connection:
         """Whether the connection was lost since the last look."""
         return bool(int(self._monitor.get(_EVENTS)) & _IN) and self._events() != 0
 
-    def send(self, frames: Sequence[wire.Frame]) -> None:
+    def send(self, frames: Sequence[bytes | memoryview]) -> None:
         """Hand a message over.
 
         Raises:
-            zmq.Again: There is nobody to send it to.
+            NotThereError: There is nobody to send it to.
         """
-        wire.send(self._socket, frames, _NOBLOCK)
+        try:
+            wire.send(self._socket, frames, _NOBLOCK)
+        except zmq.Again:
+            raise NotThereError from None
 
     def receive(self, wait_s: float) -> list[Any] | None:
         """The next message; None if none comes in time, or when the connection is lost meanwhile."""

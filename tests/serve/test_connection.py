@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 import zmq
 
-from sacflow_robot.serve.connection import Connection, Habit
+from sacflow_robot.serve.connection import Connection
+from sacflow_robot.serve.habit import Habit
 
 
 @pytest.fixture

@@ -1,0 +1,378 @@
+"""A client's connection that its own thread writes to and reads from.
+
+A ZeroMQ socket does both on a thread of its own: a question passes from thread to thread before it leaves, and its answer
+before it is seen, and to wake a thread takes as long as a small network's inference. So a client without keys speaks ZeroMQ's
+protocol itself. A thread keeps the heartbeats and makes lost connections again; it does not stand between question and answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+
+from sacflow_robot.errors import RefusedError, WireError
+from sacflow_robot.serve import wire, zmtp
+from sacflow_robot.serve.habit import AWAKE_S, PATIENCE, PING, TIME_TO_LIVE, Habit, NotThereError
+
+_TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([1-9][0-9]{0,4})")
+_IPC = re.compile(r"ipc://(@?)([^\0]+)")
+_LAST_PORT = 2**16 - 1
+_CHUNK = 2**16
+_KEPT = 64  # answers that nobody collects; the oldest are dropped
+_JOINED = 2**16  # above, the pieces of a message are handed to the system as they lie in memory
+_HANDSHAKE_S = 5.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+
+Place = tuple[socket.AddressFamily, str] | tuple[str, int]
+
+
+def place_of(address: str) -> Place | None:
+    """Where to connect to; None for what only ZeroMQ understands, or nobody."""
+    tcp, ipc = _TCP.fullmatch(address), _IPC.fullmatch(address)
+    if not hasattr(select, "poll"):
+        return None
+    if tcp is not None and int(tcp[3]) <= _LAST_PORT:
+        return tcp[1] or tcp[2], int(tcp[3])
+    return (socket.AF_UNIX, ("\0" if ipc[1] else "") + ipc[2]) if ipc is not None else None
+
+
+class _Link:
+    """One connection, from its handshake to its end."""
+
+    def __init__(self, place: Place) -> None:
+        if isinstance(place[0], str):
+            self.socket = socket.create_connection((place[0], int(place[1])), _HANDSHAKE_S)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            self.socket = socket.socket(place[0])
+        self._reader, self.inbox = zmtp.Reader(), deque[list[bytes]](maxlen=_KEPT)
+        self.reading, self.writing = threading.Lock(), threading.Lock()
+        self.unsent, self.heard = bytearray(), time.monotonic()
+        self._come = select.poll()
+        try:
+            if not isinstance(place[0], str):
+                self.socket.settimeout(_HANDSHAKE_S)
+                self.socket.connect(place[1])
+            self._shake_hands()
+            self.socket.setblocking(False)
+        except BaseException:
+            self.socket.close()
+            raise
+        self._come.register(self.socket, select.POLLIN)
+
+    def _shake_hands(self) -> None:
+        if self.socket.getsockname() == self.socket.getpeername() != "":
+            raise ConnectionRefusedError  # nobody serves there, and the system connected the socket to itself
+        self.socket.sendall(zmtp.GREETING)
+        zmtp.check_greeting(self._exactly(zmtp.GREETING_BYTES))
+        self.socket.sendall(zmtp.READY)
+        while not self._reader.commands:
+            self._reader.feed(self._exactly(1))
+        if self._reader.commands.pop()[0] != b"READY":
+            raise zmtp.KeysNeededError
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            data += (more := self.socket.recv(size - len(data)))
+            if not more:
+                raise ConnectionResetError
+        return data
+
+    def come(self, wait_ms: float) -> bool:
+        """Whether there is something to take, or will be in time; with ``reading`` held."""
+        return bool(self._come.poll(wait_ms))
+
+    def has_come(self) -> bool:
+        """Whether there is something that nobody has taken yet; whoever holds ``reading``."""
+        come = select.poll()
+        come.register(self.socket, select.POLLIN)
+        return bool(come.poll(0))
+
+    def take(self) -> None:
+        """Read what has come, with ``reading`` held.
+
+        Raises:
+            OSError, WireError: The connection has ended, or what came is not ZMTP.
+        """
+        try:
+            data = self.socket.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        if not data:
+            raise ConnectionResetError
+        self.heard = time.monotonic()
+        self.inbox.extend(self._reader.feed(data))
+        while self._reader.commands:
+            name, body = self._reader.commands.pop()
+            if name == b"PING":
+                self.send([zmtp.pong(body[2:])])
+
+    def send(self, pieces: Sequence[bytes | memoryview]) -> bool:
+        """Hand over to the system; whether it took all, or something was left for :meth:`flush`.
+
+        Raises:
+            OSError: The connection has ended, or takes nothing for long.
+        """
+        with self.writing:
+            if self.unsent:
+                if len(self.unsent) > wire.MAX_MESSAGE_BYTES:
+                    raise BrokenPipeError
+                self.unsent += b"".join(pieces)
+                return False
+            size, sent = sum(map(len, pieces)), 0
+            with contextlib.suppress(BlockingIOError):
+                sent = self.socket.send(b"".join(pieces)) if size < _JOINED else self.socket.sendmsg(pieces)
+            if sent < size:
+                self.unsent += b"".join(pieces)[sent:]
+            return sent == size
+
+    def flush(self) -> None:
+        """Hand over more of what was left.
+
+        Raises:
+            OSError: The connection has ended.
+        """
+        with self.writing, contextlib.suppress(BlockingIOError):
+            del self.unsent[: self.socket.send(self.unsent)]
+
+    def end(self) -> None:
+        """Wake whoever waits for something from it."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Release it, once nobody reads or writes any more."""
+        with self.reading, self.writing:
+            self.socket.close()
+
+
+class _Keeper:
+    """Connects, anew where a connection is lost, and keeps heartbeats; on a thread of its own."""
+
+    def __init__(self, place: Place, heartbeat_s: float) -> None:
+        self._place, self._heartbeat_s = place, heartbeat_s
+        self.link: _Link | None = None
+        self.losses, self.barred = 0, False
+        self.changed = threading.Condition()
+        self._closed = False
+        self._bell, self._ring = socket.socketpair()
+        for end in (self._bell, self._ring):
+            end.setblocking(False)
+        self._thread = threading.Thread(target=self._run, name="policy-client", daemon=True)
+        self._thread.start()
+
+    def lose(self, link: _Link) -> None:
+        """This connection has ended."""
+        with self.changed:
+            if self.link is link:
+                self.link, self.losses = None, self.losses + 1
+                self.changed.notify_all()
+        link.end()
+        self.wake()
+
+    def wake(self) -> None:
+        """There is something for the thread to do."""
+        with contextlib.suppress(OSError):
+            self._ring.send(b"!")
+
+    def close(self) -> None:
+        with self.changed:
+            self._closed, link, self.link = True, self.link, None
+            self.changed.notify_all()
+        if link is not None:
+            with contextlib.suppress(OSError):
+                link.socket.shutdown(socket.SHUT_WR)  # what was sent still leaves
+        self.wake()
+        if self._thread is not threading.current_thread():
+            self._thread.join(0.1)  # unless it is connecting, which it gives up in its own time
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE_S
+        while not self._closed:
+            try:
+                link = _Link(self._place)
+            except (OSError, WireError, zmtp.KeysNeededError) as error:
+                with self.changed:
+                    self.barred = isinstance(error, zmtp.KeysNeededError)
+                    self.changed.notify_all()
+            else:
+                self._keep(link)
+                pause = _FIRST_PAUSE_S
+            with self.changed:
+                self.changed.wait_for(lambda: self._closed, pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        for end in (self._bell, self._ring):
+            end.close()
+
+    def _keep(self, link: _Link) -> None:
+        """Until this connection ends."""
+        with self.changed:
+            if not self._closed:
+                self.link, self.barred = link, False
+                self.changed.notify_all()
+        with contextlib.suppress(OSError, WireError):
+            self._beat(link)
+        self.lose(link)
+        link.close()
+
+    def _doze(self, wait_s: float, link: _Link) -> None:
+        """Wait, or until there is something to do for this connection."""
+        waits = select.poll()
+        waits.register(self._bell, select.POLLIN)
+        if link.unsent:
+            waits.register(link.socket, select.POLLOUT)
+        waits.poll(max(1.0, 1e3 * wait_s))
+        with contextlib.suppress(BlockingIOError):
+            self._bell.recv(_CHUNK)
+
+    def _beat(self, link: _Link) -> None:
+        """Until this connection ends, or is to end.
+
+        Raises:
+            OSError, WireError: It has ended.
+        """
+        now = next_ping = time.monotonic()
+        asked = None  # when the first ping was sent that nothing was heard after
+        while self.link is link:
+            if now >= next_ping:
+                link.send([zmtp.ping(TIME_TO_LIVE * self._heartbeat_s)])
+                asked = now if asked is None else asked
+                next_ping = now + PING * self._heartbeat_s
+            until = next_ping if asked is None else min(next_ping, asked + PATIENCE * self._heartbeat_s)
+            self._doze(until - now, link)
+            if link.unsent:
+                link.flush()
+            if link.reading.acquire(blocking=False):  # or whoever waits for an answer looks
+                try:
+                    if link.come(0):
+                        link.take()
+                finally:
+                    link.reading.release()
+            now = time.monotonic()
+            if asked is not None and link.heard >= asked:
+                asked = None
+            if asked is not None and now >= asked + PATIENCE * self._heartbeat_s and not link.has_come():
+                return
+
+
+class DirectConnection:
+    """As :class:`~sacflow_robot.serve.connection.Connection`, without a thread in between; for clients without keys.
+
+    Args:
+        place: What :func:`place_of` the server's address returned.
+        address: That address.
+        heartbeat_s: Time between heartbeats; a server that does not answer is gone within two.
+        awake_s: How long an answer is waited for awake at most.
+    """
+
+    def __init__(self, place: Place, address: str, heartbeat_s: float, awake_s: float = AWAKE_S) -> None:
+        self.address, self.heartbeat_s = address, heartbeat_s
+        self._awake_s, self._habit, self._seen = awake_s, Habit(), 0
+        self._keeper = _Keeper(place, heartbeat_s)
+        self._end = weakref.finalize(self, self._keeper.close)
+
+    def ready(self, wait_s: float) -> bool:
+        """Wait until there is a server to send to; whether there is.
+
+        Raises:
+            RefusedError: The server does not let this client in.
+        """
+        keeper = self._keeper
+        with keeper.changed:
+            keeper.changed.wait_for(lambda: keeper.link is not None or keeper.barred, wait_s)
+            if keeper.barred:
+                keeper.barred = False
+                raise RefusedError(f"{self.address} does not let this client in; does it know this client's key?")
+            return keeper.link is not None
+
+    def broken(self) -> bool:
+        """Whether the connection was lost since the last look."""
+        link = self._keeper.link
+        if link is not None and link.reading.acquire(blocking=False):
+            try:
+                if link.come(0):
+                    self._take(link)
+            finally:
+                link.reading.release()
+        lost = self._keeper.losses != self._seen
+        self._seen = self._keeper.losses
+        return lost
+
+    def send(self, frames: Sequence[bytes | memoryview]) -> None:
+        """Hand a message over.
+
+        Raises:
+            NotThereError: There is nobody to send it to.
+        """
+        link = self._keeper.link
+        if link is None:
+            raise NotThereError
+        try:
+            complete = link.send(zmtp.pack(frames))
+        except OSError:
+            self._keeper.lose(link)
+            raise NotThereError from None
+        if not complete:
+            self._keeper.wake()
+
+    def receive(self, wait_s: float) -> list[bytes] | None:
+        """The next message; None if none comes in time, or when the connection is lost meanwhile."""
+        keeper, link = self._keeper, self._keeper.link
+        if link is None:
+            with keeper.changed:
+                keeper.changed.wait_for(lambda: keeper.link is not None, wait_s)
+            return None
+        with link.reading:
+            if keeper.link is not link:
+                return None
+            if not link.inbox and link.come(0) and not self._take(link):
+                return None
+            if link.inbox:
+                return link.inbox.popleft()
+            if wait_s <= 0:
+                return None
+            began = time.monotonic()
+            awake = self._habit.awake()
+            awake_s = min(wait_s, self._awake_s, self._habit.patience_s) if awake else 0.0
+            if not self._wait(link, began + wait_s, began + awake_s):
+                return None
+            self._habit.learn(awake, time.monotonic() - began)
+            return link.inbox.popleft()
+
+    def _wait(self, link: _Link, deadline: float, awake_until: float) -> bool:
+        """Until a message has come; False if the connection is lost, or it is too late."""
+        now = time.monotonic()
+        while now < deadline:
+            if now < awake_until:
+                wire.give_way()
+                come = link.come(0)
+            else:
+                come = link.come(1e3 * (deadline - now))
+            if come:
+                if not self._take(link):
+                    return False
+                if link.inbox:
+                    return True
+            now = time.monotonic()
+        return False
+
+    def _take(self, link: _Link) -> bool:
+        """Read what has come; whether the connection stands."""
+        try:
+            link.take()
+        except (OSError, WireError):
+            self._keeper.lose(link)
+            return False
+        return True
+
+    def close(self, linger_ms: int = 0) -> None:
+        """Close the connection; what the system has taken still leaves."""
+        self._end()

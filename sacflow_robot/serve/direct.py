@@ -70,9 +70,10 @@ class _Link:
     def _shake_hands(self) -> None:
         if self.socket.getsockname() == self.socket.getpeername() != "":
             raise ConnectionRefusedError  # nobody serves there, and the system connected the socket to itself
-        self.socket.sendall(zmtp.GREETING)
-        zmtp.check_greeting(self._exactly(zmtp.GREETING_BYTES))
-        self.socket.sendall(zmtp.READY)
+        # In two parts: a server with keys hangs up on reading that there are none here, before it has said what it asks for.
+        self.socket.sendall(zmtp.GREETING[: zmtp.VERSION_END])
+        zmtp.check_greeting(self._exactly(len(zmtp.GREETING)))
+        self.socket.sendall(zmtp.GREETING[zmtp.VERSION_END :] + zmtp.READY)
         while not self._reader.commands:
             self._reader.feed(self._exactly(1))
         if self._reader.commands.pop()[0] != b"READY":

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from sacflow_robot.errors import WireError
 from sacflow_robot.serve.wire import MAX_ARRAYS, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
 
-GREETING_BYTES = 64
+VERSION_END = 12
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _SIZE = struct.Struct(">BQ")
 _SHORT_BYTES = 256
 _SHORT = [[bytes((flags, size)) for size in range(_SHORT_BYTES)] for flags in (0, _MORE)]
-_MECHANISM = slice(12, 32)
+_MECHANISM = slice(VERSION_END, 32)
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 
 

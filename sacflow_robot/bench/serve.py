@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import itertools
 import multiprocessing as mp
 import os
 import random
@@ -84,8 +85,8 @@ def round_trips(path: Path, engine: Engine, requests: int) -> list[dict[str, Any
     return rows
 
 
-def against_websockets(path: Path, engine: Engine, requests: int) -> list[dict[str, Any]]:
-    """Native client over TCP; the real openpi client with our gateway, and with a plain websockets + msgpack server.
+def against_websockets(path: Path, engine: Engine, requests: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows, and by how much they differ. Native client over TCP; the real openpi client with our gateway, and with a plain websockets + msgpack server.
 
     Asked back to back; and each way at 20 Hz, as a robot asks, where the cores sleep in between and every answer is slower.
     """
@@ -105,16 +106,17 @@ def against_websockets(path: Path, engine: Engine, requests: int) -> list[dict[s
             websocket = WebsocketClientPolicy("127.0.0.1", port)
             stack.callback(websocket._ws.close)
             ways[name] = lambda websocket=websocket: websocket.infer(single)  # type: ignore[misc]
-        rows = []
+        rows, gaps = [], []
         for asked, count, pause_s in (
             ("back to back", requests, 0.0),
             ("at 20 Hz", max(_ROUNDS, requests // 40), 0.05 / len(ways)),
         ):
-            times = take_turns(list(ways.values()), count, pause_s)
-            for name, own in zip(ways, times, strict=True):
-                row = {"velocity": policy.spec.velocity, "way": name, "asked": asked, "requests": count}
-                rows.append({**row, **percentiles(own), **later(own, times[0])})
-    return rows
+            times = dict(zip(ways, take_turns(list(ways.values()), count, pause_s), strict=True))
+            about = {"velocity": policy.spec.velocity, "asked": asked}
+            rows += [{**about, "way": name, "requests": count, **percentiles(own)} for name, own in times.items()]
+            for sooner, slower in itertools.combinations(ways, 2):
+                gaps.append({**about, "way": slower, "against": sooner, **later(times[slower], times[sooner])})
+    return rows, gaps
 
 
 def take_turns(calls: list[Call], count: int, pause_s: float = 0.0) -> list[np.ndarray[Any, Any]]:
@@ -142,14 +144,14 @@ def percentiles(times: np.ndarray[Any, Any]) -> dict[str, float]:
     return {name: round(float(v), 1) for name, v in zip(("p50_us", "p99_us", "p999_us"), values, strict=True)}
 
 
-def later(times: np.ndarray[Any, Any], native: np.ndarray[Any, Any]) -> dict[str, float]:
-    """By how much the p50 and p99 of ``times`` are above those of ``native`` (microseconds; both in the order of the turns).
+def later(times: np.ndarray[Any, Any], others: np.ndarray[Any, Any]) -> dict[str, float]:
+    """By how much the p50 and p99 of ``times`` are above those of ``others`` (microseconds; both in the order of the turns).
 
     The median over rounds of turns, and its 95 % interval by bootstrap over the rounds.
     """
     rounds = [
         np.percentile(a, [50, 99]) - np.percentile(b, [50, 99])
-        for a, b in zip(np.array_split(times, _ROUNDS), np.array_split(native, _ROUNDS), strict=True)
+        for a, b in zip(np.array_split(times, _ROUNDS), np.array_split(others, _ROUNDS), strict=True)
     ]
     drawn = np.random.default_rng(0).integers(len(rounds), size=(2000, len(rounds)))
     medians = np.median(np.array(rounds)[drawn], axis=1)

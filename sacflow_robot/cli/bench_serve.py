@@ -90,7 +90,9 @@ def _trips(wanted: BenchServe, engine: Engine, paths: list[Path], folder: Path) 
 def _websockets(wanted: BenchServe, engine: Engine, paths: list[Path], folder: Path) -> Tables:
     from sacflow_robot.bench import serve
 
-    yield "websocket_rows", [row for path in paths for row in serve.against_websockets(path, engine, wanted.requests)]
+    measured = [serve.against_websockets(path, engine, wanted.requests) for path in paths]
+    yield "websocket_rows", [row for rows, _ in measured for row in rows]
+    yield "websocket_gaps", [gap for _, gaps in measured for gap in gaps]
 
 
 def _clients(wanted: BenchServe, engine: Engine, paths: list[Path], folder: Path) -> Tables:

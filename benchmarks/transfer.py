@@ -15,6 +15,7 @@ that can be measured make the profile.
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import json
 import subprocess
@@ -27,6 +28,7 @@ from delays import LocalClient
 from twins import recover
 
 from sacflow_robot.armmodel import Measured, quantity
+from sacflow_robot.bench.machine import machine
 from sacflow_robot.calibrate.predict import Predictors
 from sacflow_robot.calibrate.update import with_story, write_profile
 from sacflow_robot.data.log import write_log
@@ -42,6 +44,7 @@ from sacflow_robot.serve.stream import ChunkStream
 from sacflow_robot.statistics import wilson_interval
 
 POLICIES = "nominal", "wide", "profile", "tuned"
+LABELS = "nominal\nsimulator", "wide\nrandomisation", "profile\nrandomisation", "profile and\nfine-tuning"
 HISTORY, UNSEEN, FLEET = 6, range(100, 120), 5
 INFERENCE_MS = 20.0
 LIMITS = SafetyLimits(max_observation_age_s=1, max_action_age_s=1, patience_s=1, max_command_delay_s=0.2)
@@ -147,13 +150,18 @@ def evaluate(name: str, out: Path, twins: list[int | None], episodes: int) -> No
         print(name, row, flush=True)
 
 
-def report(out: Path) -> None:
+def report(out: Path, results: Path) -> None:
     rows, figure = [], new_figure(7, 3.6)
     axes = figure.subplots()
+    nominal = 0.0
     for place, name in enumerate(POLICIES):
         kept = out / f"success-{name}.jsonl"
         twins = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
         unseen = [r for r in twins if r["twin"] is not None]
+        for r in twins:
+            if r["twin"] is None:
+                nominal = r["successes"] / r["episodes"]
+                axes.axhline(100 * nominal, color="#222222", lw=0.8, ls=(0, (4, 3)), zorder=1)
         if not unseen:
             continue
         solved, tried = sum(r["successes"] for r in unseen), sum(r["episodes"] for r in unseen)
@@ -163,17 +171,26 @@ def report(out: Path) -> None:
         rng = np.random.default_rng(0)  # over twins: episodes on one twin are alike
         means = shares[rng.integers(len(shares), size=(4000, len(shares)))].mean(axis=1)
         rows.append({"policy": name, "twins": len(unseen), "episodes": tried, "success_rate": rate, "wilson": [low, high],
-                     "over_twins": [float(q) for q in np.percentile(means, [2.5, 97.5])]})  # fmt: skip
+                     "over_twins": [float(q) for q in np.percentile(means, [2.5, 97.5])],
+                     "successes_per_twin": [r["successes"] for r in unseen]})  # fmt: skip
         axes.plot(
             np.full(len(shares), place) + rng.uniform(-0.12, 0.12, len(shares)), 100 * shares, "o", ms=4, color=GREY
         )
         ends = np.array(rows[-1]["over_twins"])
         axes.errorbar(place, 100 * rate, 100 * np.abs(ends - rate)[:, None], color=BLUE, marker="s", capsize=4, lw=2)
-    axes.set_xticks(range(len(POLICIES)), POLICIES)
+    axes.set_xticks(range(len(POLICIES)), LABELS)
+    axes.set_xlim(-0.5, len(POLICIES) - 0.5)
     axes.set_ylabel("success (%), 95 % over twins")
-    tidy(axes, "Lift on unseen twins; grey: each twin")
-    save(figure, out / "transfer.png")
-    print(json.dumps({"rows": rows}))
+    tidy(axes, "Lift on 20 unseen twins (grey: each twin; dashed: the nominal policy on the nominal arm)")
+    save(figure, results.with_suffix(".png"))
+    found = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "nominal_on_nominal": nominal,
+        "rows": rows,
+    }
+    results.write_text(json.dumps(found) + "\n")
+    print(json.dumps(found))
 
 
 def main() -> None:
@@ -182,7 +199,8 @@ def main() -> None:
     parser.add_argument("--policy", choices=POLICIES, default="nominal")
     parser.add_argument("--twins", type=int, default=len(UNSEEN))
     parser.add_argument("--episodes", type=int, default=50)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/transfer"))
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/transfer.json"))
     given, extra = parser.parse_known_args()
     given.out.mkdir(parents=True, exist_ok=True)
     twins = UNSEEN[: given.twins]
@@ -197,7 +215,7 @@ def main() -> None:
         own: list[int | None] = [None] if given.policy == "nominal" else []
         evaluate(given.policy, given.out, [*own, *twins], given.episodes)
     else:
-        report(given.out)
+        report(given.out, given.results)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ plausible, that keeps in place what the data can't tell. What the data can tell 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +20,21 @@ from sacflow_robot.poses import rotation_between
 
 Array = npt.NDArray[np.float64]
 
-IDENTIFIED_SHARE = 1 / 20
-"""A parameter counts as identified if one standard deviation is at most this share of its value."""
+IDENTIFIED_SHARE = 1 / 30
+"""A parameter counts as identified if one standard deviation is at most this share of its value: three are 10 %."""
+
+HIDDEN_SHARE = 0.15
+"""The data say nothing of a parameter if one standard deviation is more than this share of its value: two are 30 %."""
 
 SMALLEST_MASS_KG = 0.05
 """Loads are told to within ``IDENTIFIED_SHARE`` of this or of their value, whichever is more."""
 
 _ROWS_EVERY_S = 0.01  # residuals closer to each other than this say the same thing twice
 _FLOOR_M, _FLOOR_RAD, _FLOOR_JOINT_RAD = 2e-4, 1e-3, 2e-4  # what windows' beginnings and rounded times leave
-_HUBER = 3.0
 _ROUGHLY = 0.5  # a joint's value goes into a profile if it is known to this share of it, with what it is unsure by
-_COARSE, _FINE_STEPS = 3, 3  # every which window is fitted first; evaluations over all of them
+# What a wrong model does in the first half second of a motion is not yet beyond repair; after 1.25 s the arm rests.
+_LENGTHS_S = 0.5, 1.25
+_STEPS = (4, 4), (2, 2)  # most evaluations over each, windows being weighed anew before each
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,16 @@ class Fit:
         values: Their values (P,), in the quantities' units.
         spread: One standard deviation of each (P,), in the same units.
         identified: Whether the data tell it (P,).
+        hidden: Whether they say nothing of it (P,); of what is neither, they tell something, but not to 10 %.
         singular_values: Of the Jacobian in units of the priors (P,), largest first: below 1 the prior says more than the data.
         weakest: The combination that the data tell least, as shares of parameters by label.
         train_rmse_m, train_before_m: Gripper error over the windows fitted to, after and before.
         held_out_rmse_m, held_out_before_m: The same over windows that were not.
         measured: What to put into a profile: value and one standard deviation, by name.
         noise: Residuals' size beside what the sensors' noise explains; near 1 where the model explains all.
+        curvature: Of the data's and priors' log likelihood (P, P), in fitted units.
+        fitted: Where it is highest (P,), in fitted units.
+        reference: What shares of ``spread`` are of (P,): values, or the least that counts.
     """
 
     model: ArmModel
@@ -108,6 +116,7 @@ class Fit:
     values: Array
     spread: Array
     identified: npt.NDArray[np.bool_]
+    hidden: npt.NDArray[np.bool_]
     singular_values: Array
     weakest: dict[str, float]
     train_rmse_m: float
@@ -116,6 +125,18 @@ class Fit:
     held_out_before_m: float
     noise: float
     measured: dict[str, tuple[Array, Array]]
+    curvature: Array
+    fitted: Array
+    reference: Array
+    problem: Problem = field(repr=False)
+
+    def moved(self, index: int, by: float) -> tuple[ArmModel, float]:
+        """The arm model and command delay (s) with one parameter moved in fitted units, the others making up for it."""
+        rest = np.arange(len(self.fitted)) != index
+        x = self.fitted.copy()
+        x[index] += by
+        x[rest] -= by * np.linalg.solve(self.curvature[np.ix_(rest, rest)], self.curvature[rest, index])
+        return self.problem.model(np.clip(x, self.problem.low, self.problem.high))
 
 
 class Problem:
@@ -132,6 +153,7 @@ class Problem:
         self, predictors: Predictors, windows: Sequence[Window], start: ArmModel, sigma: tuple[float, float, float]
     ) -> None:
         self._predictors, self._windows, self._sigma = predictors, [_thinned(w) for w in windows], sigma
+        self.scale = np.ones(len(windows))  # of each window's errors, in standard deviations of the sensors
         columns = JOINTS if windows[0].joints is not None else 6
         self.sizes = [columns * len(w.time_s) for w in self._windows]
         self.base = predictors.first.nominal.having(start.part("controller", "joints", "payload").values)
@@ -177,6 +199,12 @@ class Problem:
         values["payload.centre_m"] = list(np.clip(moment / mass if mass > 1e-3 else moment * 0, -1, 1))
         return ArmModel({name: tuple(map(float, v)) for name, v in values.items()}), delay
 
+    def weigh(self, x: Array) -> None:
+        """Let every window count by how well it is predicted there: how it began, or an edge of dry friction, may spoil it."""
+        self.scale = np.ones(len(self._windows))
+        parts = np.split(self.residuals(x)[: sum(self.sizes)], np.cumsum(self.sizes)[:-1])
+        self.scale = np.array([max(1.0, float(np.sqrt(np.mean(part**2)))) for part in parts])
+
     def residuals(self, x: Array) -> Array:
         return self._weighted(self._predictors.predict([self.model(x)], self._windows)[0], x)
 
@@ -219,7 +247,9 @@ class Problem:
         return np.stack(columns, axis=1)
 
     def _weighted(self, made: Sequence[Predicted], x: Array) -> Array:
-        parts = [_residual(w, p, self._sigma) for w, p in zip(self._windows, made, strict=True)]
+        parts = [
+            _residual(w, p, self._sigma) / s for w, p, s in zip(self._windows, made, self.scale, strict=True)
+        ]
         return np.concatenate([*parts, (x - self.origin) / self.prior])
 
 
@@ -231,7 +261,6 @@ def identify(
     *,
     before: ArmModel | None = None,
     held_out_share: float = 0.25,
-    most_steps: int = 6,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Fit:
     """Fit an arm model to windows, and look at those kept aside.
@@ -243,7 +272,6 @@ def identify(
         sigma: Noise of position (m), rotation (rad) and joint readings (rad).
         before: What the errors before are of; the simulator's own arm, without delay, if None.
         held_out_share: Share of windows kept aside.
-        most_steps: Most evaluations of the residuals.
         progress: Told the share done.
 
     Raises:
@@ -261,28 +289,31 @@ def identify(
     held = [w for i, w in enumerate(windows) if i % every == every - 1]
     fitted = [w for i, w in enumerate(windows) if i % every != every - 1]
     sigma = max(sigma[0], _FLOOR_M), max(sigma[1], _FLOOR_RAD), max(sigma[2], _FLOOR_JOINT_RAD)
-    coarse, problem = (Problem(predictors, part, start, sigma) for part in (fitted[::_COARSE], fitted))
-    count = 0
+    problems = [Problem(predictors, [_cut(w, length) for w in fitted], start, sigma) for length in _LENGTHS_S]
+    count, most, problem = 0, sum(map(sum, _STEPS)) + 1, problems[-1]
 
-    def solve(part: Problem, x: Array, steps: int, loss: str) -> Array:
+    def solve(part: Problem, x: Array, steps: int) -> Array:
         def jacobian(x: Array) -> Array:
             nonlocal count
             count += 1
-            progress(min(0.95, count / (2 * most_steps)))
+            progress(min(0.95, count / most))
             return part.jacobian(x)
 
+        part.weigh(x)
         found = least_squares(
-            part.residuals, x, jacobian, (part.low, part.high), x_scale=part.prior, loss=loss, f_scale=_HUBER,
-            max_nfev=steps, xtol=1e-4, ftol=1e-3,
-        )  # fmt: skip
+            part.residuals, x, jacobian, (part.low, part.high), x_scale=part.prior, max_nfev=steps, xtol=1e-4, ftol=1e-3
+        )
         return np.asarray(found.x)
 
-    # Far from the solution robust losses are slow; near it they keep a few windows that went wrong from mattering.
-    x = solve(coarse, coarse.origin, 2 * most_steps, "linear")
-    x = solve(problem, x, _FINE_STEPS, "huber")
+    x = problem.origin
+    for part, rounds in zip(problems, _STEPS, strict=True):
+        for steps in rounds:
+            x = solve(part, x, steps)
+    problem.weigh(x)
     rows, residual = problem.jacobian(x)[: -len(x)], problem.residuals(x)[: -len(x)]
-    noise = float(np.median(np.abs(residual)) / 0.6745)
-    fit = _read(problem, x, rows, residual)
+    noise = float(np.median(np.abs(residual * np.repeat(problem.scale, problem.sizes))) / 0.6745)
+    curvature = rows.T @ rows + np.diag(problem.prior**-2.0)
+    read = _read(problem, x, _spread(problem, rows, residual, curvature))
     model, delay = problem.model(x)
     before = before or ArmModel()
     after = model.having(start.part("sensors").values)
@@ -290,65 +321,59 @@ def identify(
     errors = [prediction_error(predictors, way, part) for part in (fitted, held) for way in ways]
     progress(1.0)
     after_fit, before_fit, after_held, before_held = errors
+    values, spread, reference = read
+    told, hidden = spread < IDENTIFIED_SHARE * reference, spread > HIDDEN_SHARE * reference
+    _, singular, turned = np.linalg.svd(rows * problem.prior, full_matrices=False)
+    labels = tuple(p.label for p in problem.parameters)
+    weakest = {labels[i]: round(float(turned[-1][i]), 3) for i in np.argsort(-np.abs(turned[-1]))[:3]}
     return Fit(
-        model,
-        1e3 * delay,
-        *fit,
-        after_fit,
-        before_fit,
-        after_held,
-        before_held,
-        noise,
-        problem.measured(fit[1], fit[2], fit[3]),
+        *(model, 1e3 * delay, labels, values, spread, told, hidden, singular, weakest),
+        *(after_fit, before_fit, after_held, before_held),
+        *(noise, problem.measured(values, spread, told), curvature, x, reference, problem),
     )
 
 
-def _read(
-    problem: Problem, x: Array, rows: Array, residual: Array
-) -> tuple[tuple[str, ...], Array, Array, npt.NDArray[np.bool_], Array, dict[str, float]]:
-    """Values, spreads and what the data tell, from the Jacobian (R, P) at the end."""
-    scaled = rows * problem.prior
-    _, singular, turned = np.linalg.svd(scaled, full_matrices=False)
-    spread_u = _spread(problem, rows, residual)
-    values, spread, told = [], [], []
+def _read(problem: Problem, x: Array, spread_u: Array) -> tuple[Array, Array, Array]:
+    """Values, spreads, and what shares of those count (P,), in the quantities' units."""
+    values, spread, reference = [], [], []
     mass = next(float(u) for p, u in zip(problem.parameters, x, strict=True) if p.name == "payload.mass_kg")
     for p, u, s in zip(problem.parameters, x, spread_u, strict=True):
         value = float(np.exp(u)) if p.logarithmic else float(u)
         values.append(value)
         spread.append(value * s if p.logarithmic else s)
-        if p.name == DELAY:
-            told.append(s < 2.0)
-        elif p.name == "controller.actuator_delay_ms":
-            told.append(s < max(IDENTIFIED_SHARE * value, 0.5))
-        elif p.name in ("payload.mass_kg", MOMENT):
-            told.append(s < IDENTIFIED_SHARE * max(mass, SMALLEST_MASS_KG) * (1 if p.name != MOMENT else 0.1))
-        else:
-            told.append(s < IDENTIFIED_SHARE * (1 if p.logarithmic else value))
-    labels = tuple(p.label for p in problem.parameters)
-    largest = np.argsort(-np.abs(turned[-1]))[:3]
-    weakest = {labels[i]: round(float(turned[-1][i]), 3) for i in largest}
-    return labels, np.array(values), np.array(spread), np.array(told, bool), singular, weakest
+        least = {DELAY: 50.0, "controller.actuator_delay_ms": 15.0, "payload.mass_kg": SMALLEST_MASS_KG}.get(p.name, 1e-6)
+        reference.append(0.1 * max(mass, SMALLEST_MASS_KG) if p.name == MOMENT else max(value, least))
+    return np.array(values), np.array(spread), np.array(reference)
 
 
-def _spread(problem: Problem, rows: Array, residual: Array) -> Array:
+def _spread(problem: Problem, rows: Array, residual: Array, curvature: Array) -> Array:
     """Standard deviations (P,) in fitted units: what the noise allows, or what leaving out one window at a time changes.
 
     What goes wrong in a window (how it began, an edge of dry friction) goes wrong in all of its rows, so that the noise alone
     would promise too much. Efron's jackknife, each refit by one linear step; the prior's own uncertainty is in the first.
     """
-    huber = np.minimum(1.0, _HUBER / np.maximum(np.abs(residual), 1e-9))
-    weighted = rows * huber[:, None]
-    curvature = weighted.T @ rows + np.diag(problem.prior**-2.0)
     alone = np.sqrt(np.diag(np.linalg.inv(curvature)))
     changes, at = [], 0
     for size in problem.sizes:
         part = slice(at, at + size)
-        left = curvature - weighted[part].T @ rows[part]
-        changes.append(np.linalg.lstsq(left, weighted[part].T @ residual[part], rcond=None)[0])
+        left = curvature - rows[part].T @ rows[part]
+        changes.append(np.linalg.lstsq(left, rows[part].T @ residual[part], rcond=None)[0])
         at += size
     spread = np.array(changes) - np.mean(changes, axis=0)
     jackknife = np.sqrt((len(changes) - 1) / len(changes) * np.sum(spread**2, axis=0))
     return np.asarray(np.maximum(alone, jackknife))
+
+
+def _cut(window: Window, length_s: float) -> Window:
+    """The beginning of a window; all of a shorter one."""
+    first = float(window.time_s[0])
+    rows = window.time_s <= first + length_s
+    joints = None if window.joints is None else window.joints[rows]
+    seconds = min(window.seconds, first + length_s + 0.02)
+    return replace(
+        window, time_s=window.time_s[rows], position=window.position[rows], quat=window.quat[rows], joints=joints,
+        seconds=seconds,
+    )  # fmt: skip
 
 
 def _thinned(window: Window) -> Window:

@@ -1,29 +1,33 @@
 """How late observations and commands are, from an excitation run, without a model of the arm.
 
-Observations say when they were captured. A command's delay is read off the arm's first motion after each rest: a spring and a
-damper with dry friction, which every end-effector controller is near enough to in its first tenth of a second, is fitted to
-all of them at once.
+Observations say when they were captured. A command's delay is read off the moment at which each motion after a rest begins.
+Whatever holds the arm at its goal, a new goal is a step of force: readings leave what they did before with an acceleration
+that sets in at once and then decays. Before it they need not stand still (an arm sags, and creeps in its nullspace), but go on
+smoothly. Sizes are each motion's and each reading's own, for friction lets joints move more or less.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
 
+from sacflow_robot.calibrate.clocks import ClockOffset, fastest_way, measure_offset
 from sacflow_robot.calibrate.recording import LOOK_NS, Recording, bursts
+from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
 
 Array = npt.NDArray[np.float64]
 
-_BEFORE_S, _AFTER_S, _STEP_S = 0.1, 0.1, 0.001
+_STEP_S = 0.002
 _LONGEST_S = 0.4
 _LEAST_MOTIONS = 8
 _WORST_S = 0.005
+_RATES_PER_S = np.array([8.0, 12, 18, 27, 40, 60, 90])  # at which the first acceleration decays
+_RATE_PER_S, _RATE_LOG_SPREAD = 25.0, 0.5  # critical damping at a stiffness of 150 per second squared, weakly
+_NEAR_S, _FINE_S = 0.012, 0.0005
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,26 @@ class Latency:
     Attributes:
         observation_s: From capture to the control loop (M,), one per observation; empty where nobody knows.
         command_s: From sending to acting (B,), one per motion.
-        command_mean_s: Its mean.
-        command_spread_s: Standard error of that mean.
-        times: Of the figure's rows after each command's sending (R,).
-        seen: Displacement along the commanded direction as a share of the action's goal (B, R).
-        fitted: What the spring and damper do (R,) on average.
-        goals: How far was commanded (B,), m.
+        command_mean_s: That of all motions together.
+        command_spread_s: Its standard error, or the round trip's, where the clocks differ.
+        unsure_s: One standard deviation of delays each way; larger where two clocks differ, for only their sum is told then.
+        times: Of the figure's rows after each command's sending, by the arrival of the fastest observation (R,).
+        seen: How far each motion has come (B, R), less what went on before, in units of its first acceleration (s^2).
+        fitted: The same of what is fitted (R,).
+        round_trip_s: From a command's sending to the earliest that its effect could be seen.
+        clock: Whether the arm's clock is the control loop's; None where nobody knows when observations arrived.
     """
 
     observation_s: Array
     command_s: Array
     command_mean_s: float
     command_spread_s: float
+    unsure_s: float
     times: Array
     seen: Array
     fitted: Array
-    goals: Array
+    round_trip_s: float
+    clock: ClockOffset | None
 
     @property
     def observation_median_s(self) -> float:
@@ -64,131 +72,155 @@ class Latency:
         return width if width > 2 * LOOK_NS / 1e9 else 0.0
 
 
+@dataclass(frozen=True)
+class _Motions:
+    """Readings (B, R, C) at ``times`` (R,) after a command from rest, and how they are looked at."""
+
+    times: Array
+    rows: Array
+    degree: int  # of the polynomial in which readings would have gone on
+    before_s: float
+    after_s: float
+    weight: float  # independent readings per row
+
+    def around(self, delay: float, before_s: float | None = None, after_s: float | None = None) -> _Motions:
+        """Only the rows around a delay."""
+        before, after = before_s or self.before_s, max(after_s or 0.0, self.after_s)
+        near = (self.times > delay - before) & (self.times < delay + after)
+        return replace(self, times=self.times[near], rows=self.rows[:, near])
+
+
 def measure_latency(recording: Recording) -> Latency:
     """Delays of an excitation run.
 
     Raises:
-        DataError: The run is too short, too noisy or too still to tell them.
+        DataError: The run is too short, too noisy or too still to tell them, or its clocks were set meanwhile.
     """
     known = recording.received_ns >= 0
-    late = (recording.received_ns[known] - recording.time_ns[known]) / 1e9
-    if len(late) and late.min() < -0.002:
-        raise DataError(
-            f"observations arrive {-1e3 * late.min():.0f} ms before they are captured: the arm's clock is not the control loop's; "
-            "measure their offset and set transport.clock_offset_ms, or let the driver convert its times"
-        )
-    # Seen at the first look after it arrived: half a look late on average.
-    late = np.maximum(late - LOOK_NS / 2e9, 0)
-    times = np.arange(-_BEFORE_S, _LONGEST_S + _AFTER_S, _STEP_S)
-    rows, goals, noise = _motions(recording, times)
-    shape, per_motion, fitted = _fit(times, rows, goals, 1 / recording.arm.control_rate_hz, noise)
-    # Large motions tell more.
-    weights = goals**2 / np.sum(goals**2)
-    off = 1.4826 * float(np.median(np.abs(per_motion - np.median(per_motion))))
-    period_s = 1 / recording.arm.control_rate_hz
-    halves = [_fit(times, rows[i::2], goals[i::2], period_s, noise)[0][0] for i in range(2)]
-    spread = max(float(off * np.sqrt(np.sum(weights**2))), abs(halves[1] - halves[0]) / 2)
-    if spread > _WORST_S or not np.isfinite(spread):
+    way = fastest_way(recording.time_ns[known], recording.received_ns[known]) if known.any() else None
+    # Whatever the arm's clock says, by the arrival of the fastest observation motions begin a round trip after commands.
+    motions = _motions(recording, recording.time_ns if way is None else way.arrival_ns(recording.time_ns))
+    round_trip, rate, each = _fit(motions)
+    off = 1.4826 * float(np.median(np.abs(each - np.median(each))))
+    halves = [_fit(replace(motions, rows=motions.rows[i::2]))[0] for i in range(2)]
+    spread = max(1.25 * off / len(each) ** 0.5, abs(halves[1] - halves[0]) / 2, _STEP_S / 12**0.5)
+    if spread > _WORST_S:
         raise DataError(
             f"the motions' beginnings scatter by {1e3 * off:.0f} ms, so that the command delay is known to "
             f"{1e3 * spread:.1f} ms only, {1e3 * _WORST_S:g} are wanted; run longer, or with larger motions"
         )
-    return Latency(late, per_motion, max(0.0, float(shape[0])), spread, times, rows / goals[:, None], fitted, goals)
+    seen, fitted = _scaled(motions, round_trip, rate)
+    if way is None:
+        return Latency(
+            np.empty(0), each, max(0.0, round_trip), spread, spread, motions.times, seen, fitted, round_trip, None
+        )
+    clock = measure_offset(way, round_trip)
+    least = way.offset_ns / 1e9 + clock.offset_s  # of an observation
+    # Seen at the first look after it arrived: half a look late on average.
+    late = (recording.received_ns - way.arrival_ns(recording.time_ns))[known] / 1e9 + least - LOOK_NS / 2e9
+    unsure = float(np.hypot(spread, clock.spread_s if clock.differs else 0.0))
+    return Latency(
+        np.maximum(late, 0), each - least, max(0.0, round_trip - least), spread, unsure, motions.times, seen, fitted,
+        round_trip, clock,
+    )  # fmt: skip
 
 
-def _motions(recording: Recording, times: Array) -> tuple[Array, Array, float]:
-    """Displacements (B, R) in m along the commanded direction after each rest, and how far was commanded (B,)."""
+def _motions(recording: Recording, times_ns: npt.NDArray[np.int64]) -> _Motions:
+    """Readings around every command from rest whose step was held: the joints', else the gripper's along its direction."""
     arm = recording.arm
     scale = [float(m[1]) if (m := re.fullmatch(r"([\d.]+) m", unit)) else 0.0 for unit in arm.action_units]
     if np.count_nonzero(scale) != 3:
         raise DataError("the arm's actions have no three lengths to measure delays by")
     moved = recording.actions[:, np.flatnonzero(scale)] * np.array(scale)[np.flatnonzero(scale)]
-    seen_s = (recording.time_ns - recording.time_ns[0]) / 1e9
-    sent_s = (recording.sent_ns - recording.time_ns[0]) / 1e9
-    position = recording.observations["robot0_eef_pos"].astype(np.float64)
-    rows, goals, noises = [], [], []
+    seen_s = (times_ns - recording.sent_ns[0]) / 1e9
+    sent_s = (recording.sent_ns - recording.sent_ns[0]) / 1e9
+    interval = float(np.median(np.diff(seen_s)))
+    joints = JOINT_POSITION in recording.observations
+    # Joints are read well enough to see them creep before; of a gripper's noisier readings a line is all that can be told.
+    before, after, degree = (0.15, 0.05, 2) if joints else (0.08, 0.07, 1)
+    before, after = max(before, 8 * interval), max(after, 5 * interval)
+    times = np.arange(-_NEAR_S - before, _LONGEST_S + after + _NEAR_S, _STEP_S)
+    readings = recording.observations[JOINT_POSITION if joints else "robot0_eef_pos"].astype(np.float64)
+    rows, noises, travelled = [], [], []
     for first, end in bursts(recording):
         begin = first + 1
-        if end - begin < 3 or not np.allclose(moved[begin : begin + 3], moved[begin], rtol=1e-3, atol=1e-5):
-            continue  # the safety filter changed the step, or it was not held long enough
         goal = float(np.linalg.norm(moved[begin]))
-        near = (seen_s > sent_s[begin] - 0.15) & (seen_s < sent_s[begin] + _LONGEST_S + _AFTER_S)
-        still = near & (seen_s < sent_s[begin])
-        if goal < 1e-3 or near.sum() < 8 or still.sum() < 3:
+        if end - begin < 3 or not np.allclose(moved[begin : begin + 3], moved[begin], rtol=1e-3, atol=1e-5) or goal < 1e-3:
+            continue  # the safety filter changed the step, or it was not held long enough
+        at = seen_s - sent_s[begin]
+        near = (at > times[0] - 2 * interval) & (at < times[-1] + 2 * interval)
+        still = near & (at < 0)
+        if near.sum() < 8 or still.sum() < 5 or at[near][-1] < times[-1] - 2 * interval:
             continue
-        along = position @ (moved[begin] / goal)
-        # An arm that sags is not quite at rest: what it did before goes on.
-        trend = np.polyfit(seen_s[still] - sent_s[begin], along[still], 1)
-        off = along[near] - np.polyval(trend, seen_s[near] - sent_s[begin])
-        noises.append(float(np.std(along[still] - np.polyval(trend, seen_s[still] - sent_s[begin]))))
-        rows.append(np.interp(times, seen_s[near] - sent_s[begin], off))
-        goals.append(goal)
+        own = readings[near] if joints else (readings[near] @ (moved[begin] / goal))[:, None]
+        line = np.polyfit(at[still], own[at[near] < 0], 1)
+        off = own - np.stack([np.polyval(c, at[near]) for c in line.T], axis=1)
+        noises.append(np.sqrt(np.mean(off[at[near] < 0] ** 2)))
+        travelled.append(np.abs(off).max())
+        rows.append(np.stack([np.interp(times, at[near], column) for column in own.T], axis=1))
     if len(rows) < _LEAST_MOTIONS:
         raise DataError(f"{len(rows)} motions after a rest could be used, {_LEAST_MOTIONS} are needed; run longer")
-    noise, travelled = float(np.median(noises)), float(np.median([np.abs(r).max() for r in rows]))
-    if travelled < 5 * noise or travelled < 5e-4:
+    noise, far = float(np.median(noises)), float(np.median(travelled))
+    if far < 5 * noise or far < 5e-4:
+        unit = "mrad" if joints else "mm"
         raise DataError(
-            f"the arm moves by {1e3 * travelled:.2f} mm within {1e3 * _LONGEST_S:g} ms of a command, against "
-            f"{1e3 * noise:.2f} mm of noise; too little to tell when it begins: is it free to move?"
+            f"the arm moves by {1e3 * far:.2f} {unit} within {1e3 * _LONGEST_S:g} ms of a command, against "
+            f"{1e3 * noise:.2f} {unit} of noise; too little to tell when it begins: is it free to move?"
         )
-    return np.stack(rows), np.array(goals), noise
+    return _Motions(times, np.stack(rows), degree, before, after, min(1.0, _STEP_S / interval))
 
 
-def _fit(times: Array, rows: Array, goals: Array, period_s: float, noise: float) -> tuple[Array, Array, Array]:
-    """Delay, log stiffness, damping ratio and friction of all motions; each motion's delay and its standard deviation."""
-    mean = np.average(rows / goals[:, None], axis=0, weights=goals)
-    over = np.flatnonzero(mean > 0.05)
-    guess = float(np.clip(times[over[0]] - 0.03, 0, _LONGEST_S)) if len(over) else 0.1
-
-    def made(x: Array, delays: Array) -> Array:
-        grid, bank = _response(np.exp(x[1]), x[2], x[3] / goals, period_s)
-        shifted = times[None] - delays[:, None]
-        moved = [np.interp(t, grid, b, left=0.0) for t, b in zip(shifted, bank, strict=True)]
-        return np.asarray(goals[:, None] * np.stack(moved))
-
-    def weight(delay: float) -> Array:  # later, arm and spring need not agree
-        return np.asarray(1 / (1 + np.exp(np.clip((times - delay - _AFTER_S) / 0.01, -50, 50))))
-
-    x = np.array([guess, np.log(150), 1.0, 0.1])
-    for _ in range(2):  # the second time with the window where it belongs
-        window = weight(x[0])
-        found = least_squares(
-            lambda x, w=window: _misfit(made(x, np.full(len(rows), x[0])) * w, rows * w).reshape(-1) / max(noise, 1e-5), x,
-            bounds=([-0.02, np.log(20), 0.3, 0], [_LONGEST_S, np.log(2000), 4, 5]), diff_step=1e-3,
-            x_scale=[0.01, 0.3, 0.2, 0.1],
-        )  # fmt: skip
-        x = np.asarray(found.x)
-    typical = np.average(made(x, np.full(len(rows), x[0])) / goals[:, None], axis=0)
-    return x, _each(rows, window, lambda d: made(x, np.full(len(rows), d)), float(x[0])), typical
+def _fit(motions: _Motions) -> tuple[float, float, Array]:
+    """Delay, the rate at which the first acceleration decays, and each motion's own delay (B,)."""
+    tried = np.arange(-0.02, _LONGEST_S, _STEP_S)
+    gains = []
+    for delay in tried:  # where a beginning explains most beyond readings that go on smoothly
+        part = motions.around(delay, 0.1, 0.06)
+        gains.append(np.sum(_cost(part, delay, None) - _cost(part, delay, _RATE_PER_S)))
+    delay, off = float(tried[int(np.argmax(gains))]), np.arange(-_NEAR_S, _NEAR_S + _FINE_S / 2, _FINE_S)
+    unlikely = (np.log(_RATES_PER_S / _RATE_PER_S) / _RATE_LOG_SPREAD) ** 2 / 2
+    for _ in range(5):  # the readings looked at are those around the delay, so that costs of other ones cannot be compared
+        part = motions.around(delay)
+        costs = np.array([[_cost(part, delay + o, rate) for o in off] for rate in _RATES_PER_S])
+        i, j = np.unravel_index(np.argmin(costs.sum(axis=2) + unlikely[:, None]), costs.shape[:2])
+        delay += float(off[j])
+        if abs(off[j]) <= _FINE_S:
+            break
+    return delay, float(_RATES_PER_S[i]), np.asarray(delay - off[j] + off[np.argmin(costs[i], axis=0)])
 
 
-def _misfit(shape: Array, seen: Array) -> Array:
-    """Differences (B, R), each motion's size being its own: friction and posture make an arm move less or more."""
-    size = np.sum(shape * seen, axis=1) / np.maximum(np.sum(shape**2, axis=1), 1e-12)
-    return np.asarray(seen - np.maximum(size, 0.1)[:, None] * shape)
+def _cost(motions: _Motions, delay: float, rate: float | None) -> Array:
+    """Minus the logarithm of each motion's likelihood (B,), its noise being its own; without a beginning if ``rate`` is None."""
+    basis = _smooth(motions, delay)
+    if rate is not None:
+        basis = np.column_stack([basis, _beginning(motions.times - delay, rate)])
+    left = _left(motions.rows, basis)
+    return np.asarray(np.log(np.maximum(left, 1e-30)) * (motions.weight * motions.rows[0].size / 4))
 
 
-def _each(rows: Array, window: Array, made: Callable[[float], Array], delay: float) -> Array:
-    """The delay of each motion (B,)."""
-    tried = np.arange(delay - 0.04, delay + 0.04, 0.001)
-    costs = [np.sum(_misfit(made(d) * window, rows * window) ** 2, axis=1) for d in tried]
-    return np.asarray(tried[np.argmin(np.stack(costs), axis=0)])
+def _left(rows: Array, basis: Array) -> Array:
+    """Squares (B,) of rows (B, R, C) that columns (R, K) don't explain."""
+    q = np.linalg.qr(basis)[0]
+    rows = rows - rows.mean(axis=1, keepdims=True)  # for precision; the basis has a constant
+    return np.asarray(np.sum(rows**2, axis=(1, 2)) - np.sum(np.einsum("rk,brc->bkc", q, rows) ** 2, axis=(1, 2)))
 
 
-def _response(stiffness: float, ratio: float, friction: Array, period_s: float) -> tuple[Array, Array]:
-    """Times (R,) and shares of the goal reached (B, R) by arms drawn to goals set anew, by 1 from where each is, each period.
+def _smooth(motions: _Motions, delay: float) -> Array:
+    return np.vander((motions.times - delay) / 0.1, motions.degree + 1)
 
-    ``friction`` (B,) is what slows them, per second squared.
-    """
-    grid = np.arange(0, _AFTER_S + 0.05, _STEP_S)
-    place, speed, goal = np.zeros(len(friction)), np.zeros(len(friction)), np.ones(len(friction))
-    damping, out, due = 2 * ratio * np.sqrt(stiffness), np.zeros((len(friction), len(grid))), period_s
-    for i, now in enumerate(grid):
-        out[:, i] = place
-        if now >= due - _STEP_S / 2:
-            goal, due = place + 1.0, due + period_s
-        force = stiffness * (goal - place) - damping * speed
-        drag = np.where(speed > 1e-9, friction, np.minimum(friction, np.abs(force)))
-        speed = speed + _STEP_S * (force - drag)
-        place = place + _STEP_S * speed
-    return grid, out
+
+def _beginning(time: Array, rate: float) -> Array:
+    """Way of what is accelerated by 1 at time 0, and ever less at that rate (per second)."""
+    time = np.maximum(time, 0)
+    return np.asarray(time / rate - (1 - np.exp(-rate * time)) / rate**2)
+
+
+def _scaled(motions: _Motions, delay: float, rate: float) -> tuple[Array, Array]:
+    """Motions (B, R) along the way that they begin, less what went on, in units of it; and what is fitted (R,)."""
+    part = motions.around(delay)
+    fitted = _beginning(part.times - delay, rate)
+    columns = np.column_stack([_smooth(part, delay), fitted])
+    found = np.einsum("kr,brc->bkc", np.linalg.pinv(columns), part.rows)
+    smooth = np.einsum("rk,bkc->brc", _smooth(motions, delay), found[:, :-1])
+    along = np.einsum("brc,bc->br", motions.rows - smooth, found[:, -1])
+    return along / np.maximum(np.sum(found[:, -1] ** 2, axis=1), 1e-12)[:, None], _beginning(motions.times - delay, rate)

@@ -26,6 +26,7 @@ LOOK_NS = 2_000_000
 VALID_PERIODS = 2  # as in the control loop
 _DELAY_NS = 400_000_000  # beyond those, for commands that take long; an arm whose loop dies holds that much later
 LONGEST_S = 120.0
+_AHEAD_NS, _LATEST_NS = 2_000_000, 1_000_000_000  # observations out of this range are by another clock than the loop's
 _REST_S, _PAUSE_S, _BURST_S = 3.0, 0.5, 1.1
 _NEAR_M, _NEAR_RAD, _TURN_SHARE = 0.04, 0.15, 0.4
 
@@ -195,16 +196,24 @@ def record(
     clock, spec, rng = robot.clock, robot.spec, random_stream(seed, Stream.EXCITATION, 1)
     start = robot.begin(seed)
     seen: list[tuple[int, int, Mapping[str, Any]]] = []
+    late_ns = clock.now_ns() - (clock.now_ns() if start.time_ns is None else start.time_ns)
+    # By another clock than the loop's, which is yet to be measured, an observation's age is told by the fastest of them.
+    other, least_ns = not -_AHEAD_NS <= late_ns <= _LATEST_NS, late_ns
+
+    def see(observation: Observation, time_ns: int) -> None:
+        nonlocal least_ns
+        least_ns = min(least_ns, clock.now_ns() - time_ns)
+        limiter.see(observation, time_ns + least_ns if other else time_ns)
 
     def look() -> None:
         result = robot.observe()
         time_ns = clock.now_ns() if result.time_ns is None else result.time_ns
         if not seen or time_ns > seen[-1][0]:
             seen.append((time_ns, clock.now_ns(), result.observation))
-            limiter.see(result.observation, time_ns)
+            see(result.observation, time_ns)
 
     limiter.begin()
-    limiter.see(start.observation, clock.now_ns() if start.time_ns is None else start.time_ns)
+    see(start.observation, clock.now_ns() if start.time_ns is None else start.time_ns)
     limiter.arm(clock.now_ns())
     sent: list[tuple[int, int, Any]] = []
     begin_ns = clock.now_ns()

@@ -139,15 +139,16 @@ class Latency(_Measure):
         import numpy as np
 
         one = np.ones(1)
-        values = {"transport.command_delay_ms": (1e3 * found.command_mean_s * one, 1e3 * found.command_spread_s * one)}
+        values = {"transport.command_delay_ms": (1e3 * found.command_mean_s * one, 1e3 * found.unsure_s * one)}
         if len(found.observation_s):
-            late = found.observation_s
+            late, clock = found.observation_s, found.clock
+            apart = clock.spread_s if clock is not None and clock.differs else 0.0
             low = np.percentile(late, 2) if found.jitter_s else np.median(late)
-            values["transport.observation_delay_ms"] = (
-                1e3 * low * one,
-                1e3 * late.std() / np.sqrt(len(late)) * one + 0.5,
-            )
+            spread = 1e3 * np.hypot(late.std() / np.sqrt(len(late)), apart) + 0.5
+            values["transport.observation_delay_ms"] = 1e3 * low * one, spread * one
             values["transport.jitter_ms"] = 1e3 * found.jitter_s * one, 0.5 * one
+            if clock is not None and (clock.differs or "transport.clock_offset_ms" in profile.measured):
+                values["transport.clock_offset_ms"] = 1e3 * clock.offset_s * one, 1e3 * clock.spread_s * one
         if self.inference:
             asked = _inference_ms(self.server, self.inference)
             values["transport.inference_delay_ms"] = np.median(asked) * one, asked.std() / np.sqrt(len(asked)) * one
@@ -160,7 +161,18 @@ class Latency(_Measure):
             )
         }
         lines = [f"{name}: {p}" for name, p in percentiles.items() if p]
-        return self._report("latency", profile, with_story(values, "calibrate latency"), lines, percentiles)
+        lines.append(found.clock.words() if found.clock else "the recording does not say when observations arrived")
+        data = {
+            **percentiles,
+            "clock": None if found.clock is None else {
+                "differs": found.clock.differs,
+                "offset_ms_low_high": [round(1e3 * v, 3) for v in (found.clock.low_s, found.clock.high_s)],
+                "drift_ppm": found.clock.way.drift_ppm,
+                "drift_spread_ppm": found.clock.way.spread_ppm,
+            },
+            "round_trip_ms": 1e3 * found.round_trip_s,
+        }  # fmt: skip
+        return self._report("latency", profile, with_story(values, "calibrate latency"), lines, data)
 
 
 @dataclass(frozen=True)
@@ -224,7 +236,9 @@ class Dynamics(_Measure):
         if self.log is None:
             noise = measure_noise(first, predictors.first.forward).values
             start = start.having({n: list(v[0]) for n, v in noise.items()})
-            start = start.having({"transport.command_delay_ms": 1e3 * measure_latency(first).command_mean_s})
+            latency = measure_latency(first)
+            start = start.having({"transport.command_delay_ms": 1e3 * latency.command_mean_s})
+            recordings = [latency.clock.by_loop(first) if latency.clock else first]
         sigma = tuple(
             float(start.sensor(key).get(name, [least])[0])
             for key, name, least in (
@@ -253,9 +267,16 @@ class Dynamics(_Measure):
         before, after = (made[0] for made in predictors.predict(ways, [window]))
         draw_dynamics(fit, window, before, after, self.plot_path("dynamics"))
         predictors.close()
-        hidden = [label for label, told in zip(fit.labels, fit.identified, strict=True) if not told]
+        shares = fit.spread / fit.reference
+        hidden = [label for label, blind in zip(fit.labels, fit.hidden, strict=True) if blind]
+        rough = [
+            f"{label} (± {100 * share:.0f} %)"
+            for label, share, told, blind in zip(fit.labels, shares, fit.identified, fit.hidden, strict=True)
+            if not told and not blind
+        ]
         lines = [
             f"held-out error of the gripper: {1e3 * fit.held_out_before_m:.2f} mm before, {1e3 * fit.held_out_rmse_m:.2f} mm after",
+            f"told, but not to 10 %: {', '.join(rough) or 'nothing'}",
             f"the data do not tell: {', '.join(hidden) or 'nothing that was asked'}",
             f"told least: {', '.join(f'{n} ({v:+.2f})' for n, v in fit.weakest.items())}",
         ]
@@ -263,8 +284,8 @@ class Dynamics(_Measure):
             "held_out_before_m": fit.held_out_before_m,
             "held_out_after_m": fit.held_out_rmse_m,
             "parameters": [
-                {"name": n, "value": float(v), "spread": float(s), "identified": bool(t)}
-                for n, v, s, t in zip(fit.labels, fit.values, fit.spread, fit.identified, strict=True)
+                {"name": n, "value": float(v), "spread": float(s), "identified": bool(t), "hidden": bool(h)}
+                for n, v, s, t, h in zip(fit.labels, fit.values, fit.spread, fit.identified, fit.hidden, strict=True)
             ],
             "singular_values": [float(s) for s in fit.singular_values],
         }

@@ -78,6 +78,7 @@ class Run:
     def run(self) -> int:
         from sacflow_robot.robot.drivers import find_driver
         from sacflow_robot.robot.loop import check_fit
+        from sacflow_robot.robot.other_clock import by_loop_clock
         from sacflow_robot.robot.switches import terminated_as_interrupted
         from sacflow_robot.serve.client import PolicyClient
 
@@ -95,6 +96,8 @@ class Run:
                 profile = load_profile(self.profile)
             keys = common.client_keys(self.key, self.server_key)
             robot = stack.enter_context(closing(driver()))
+            if profile is not None:
+                robot = by_loop_clock(robot, profile.model.number("transport.clock_offset_ms"))
             client = stack.enter_context(
                 PolicyClient(self.server, self.timeout, expect=robot.spec, swap="episode", name=self.robot, keys=keys)
             )

@@ -42,6 +42,8 @@ class LinkOptions:
         tick_ms: The arm's own cycle: it takes up commands and is observed this often.
         horizon_s: Length after which an episode is cut; 0 for the task's own.
         seed: Added to the episode's seed for what is drawn here.
+        clock_offset_ms: Observations are stamped by a clock of the arm's that is so much ahead of the control loop's.
+        clock_drift_ppm: And gains as much on it.
         joints: 1 to observe the joint positions as well, which no policy here was trained with.
         model: What the arm is like. In a name: ``profile=PATH`` takes a calibration profile's measured values, and
             ``twin=SEED`` draws an arm with hidden ones, of which ``differs=PART`` keeps only a part; either has a cycle of
@@ -60,6 +62,8 @@ class LinkOptions:
     tick_ms: float = 10.0
     horizon_s: float = 0.0
     seed: float = 0.0
+    clock_offset_ms: float = 0.0
+    clock_drift_ppm: float = 0.0
     joints: float = 0.0
     model: ArmModel = field(default_factory=ArmModel)
 
@@ -67,6 +71,9 @@ class LinkOptions:
         for name in ("obs_delay_ms", "cmd_delay_ms", "jitter_ms", "noise_m", "noise_rad", "horizon_s", "seed"):
             if not 0 <= getattr(self, name) <= 1e6:
                 raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a number that is not negative")
+        for name, most in (("clock_offset_ms", 1e12), ("clock_drift_ppm", 1e4)):
+            if not abs(getattr(self, name)) <= most:
+                raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a number of at most {most:g} either way")
         for name in ("obs_drop", "cmd_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a share from 0 to below 1")
@@ -82,6 +89,10 @@ class LinkOptions:
     @property
     def tick_ns(self) -> int:
         return round(self.tick_ms * 1e6)
+
+    def stamp_ns(self, time_ns: int) -> int:
+        """A time of the control loop's clock by the arm's own."""
+        return time_ns + round(1e6 * self.clock_offset_ms) + round(1e-6 * self.clock_drift_ppm * time_ns)
 
 
 def read_options(options: Options) -> tuple[Literal["real", "virtual"], Engine, LinkOptions]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -60,7 +61,9 @@ class _Arm:
         self._receive()
         if self._newest is None:
             raise RobotError("no episode has begun; begin one first")
-        return self._newest
+        if not (self.link.clock_offset_ms or self.link.clock_drift_ppm):
+            return self._newest
+        return replace(self._newest, time_ns=self.link.stamp_ns(self._newest.time_ns or 0))
 
     def _receive(self) -> None:
         raise NotImplementedError

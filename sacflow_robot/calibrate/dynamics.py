@@ -153,6 +153,7 @@ class Problem:
         self, predictors: Predictors, windows: Sequence[Window], start: ArmModel, sigma: tuple[float, float, float]
     ) -> None:
         self._predictors, self._windows, self._sigma = predictors, [_thinned(w) for w in windows], sigma
+        self._last: tuple[Array, Array] | None = None  # where the Jacobian was found last, and that of the data
         self.scale = np.ones(len(windows))  # of each window's errors, in standard deviations of the sensors
         columns = JOINTS if windows[0].joints is not None else 6
         self.sizes = [columns * len(w.time_s) for w in self._windows]
@@ -201,12 +202,11 @@ class Problem:
 
     def weigh(self, x: Array) -> None:
         """Let every window count by how well it is predicted there: how it began, or an edge of dry friction, may spoil it."""
-        self.scale = np.ones(len(self._windows))
-        parts = np.split(self.residuals(x)[: sum(self.sizes)], np.cumsum(self.sizes)[:-1])
+        parts = np.split(self._off(x), np.cumsum(self.sizes)[:-1])
         self.scale = np.array([max(1.0, float(np.sqrt(np.mean(part**2)))) for part in parts])
 
     def residuals(self, x: Array) -> Array:
-        return self._weighted(self._predictors.predict([self.model(x)], self._windows)[0], x)
+        return np.concatenate([self._off(x) / self._scales, (x - self.origin) / self.prior])
 
     def measured(self, fit_values: Array, spread: Array, told: npt.NDArray[np.bool_]) -> dict[str, tuple[Array, Array]]:
         """Value and standard deviation of every quantity of which the data tell something, by name."""
@@ -238,19 +238,25 @@ class Problem:
         return found
 
     def jacobian(self, x: Array) -> Array:
-        """By finite differences, of which the delay's costs no simulation."""
-        steps = np.array([p.step if x[i] + p.step < self.high[i] else -p.step for i, p in enumerate(self.parameters)])
-        moved = [x, *(x + np.eye(1, len(x), i)[0] * step for i, step in enumerate(steps))]
-        made = self._predictors.predict([self.model(m) for m in moved], self._windows)
-        base = self._weighted(made[0], x)
-        columns = [(self._weighted(m, at) - base) / s for m, at, s in zip(made[1:], moved[1:], steps, strict=True)]
-        return np.stack(columns, axis=1)
+        """By finite differences; where it has just been found it is not found again, however windows count."""
+        if self._last is None or not np.allclose(x, self._last[0], rtol=0, atol=1e-8):
+            up = [x[i] + p.step < self.high[i] for i, p in enumerate(self.parameters)]
+            steps = np.array([p.step if way else -p.step for p, way in zip(self.parameters, up, strict=True)])
+            moved = [x, *(x + np.diag(steps))]
+            made = self._predictors.predict([self.model(m) for m in moved], self._windows)
+            base, *others = (self._compared(m) for m in made)
+            self._last = x.copy(), np.stack([(o - base) / s for o, s in zip(others, steps, strict=True)], axis=1)
+        return np.concatenate([self._last[1] / self._scales[:, None], np.diag(1 / self.prior)])
 
-    def _weighted(self, made: Sequence[Predicted], x: Array) -> Array:
-        parts = [
-            _residual(w, p, self._sigma) / s for w, p, s in zip(self._windows, made, self.scale, strict=True)
-        ]
-        return np.concatenate([*parts, (x - self.origin) / self.prior])
+    @property
+    def _scales(self) -> Array:
+        return np.repeat(self.scale, self.sizes)
+
+    def _off(self, x: Array) -> Array:
+        return self._compared(self._predictors.predict([self.model(x)], self._windows)[0])
+
+    def _compared(self, made: Sequence[Predicted]) -> Array:
+        return np.concatenate([_residual(w, p, self._sigma) for w, p in zip(self._windows, made, strict=True)])
 
 
 def identify(
@@ -311,8 +317,8 @@ def identify(
             x = solve(part, x, steps)
     problem.weigh(x)
     rows, residual = problem.jacobian(x)[: -len(x)], problem.residuals(x)[: -len(x)]
-    noise = float(np.median(np.abs(residual * np.repeat(problem.scale, problem.sizes))) / 0.6745)
-    curvature = rows.T @ rows + np.diag(problem.prior**-2.0)
+    noise = float(np.median(np.abs(residual) * np.repeat(problem.scale, problem.sizes)) / 0.6745)
+    curvature = rows.T @ rows + np.diag(1 / problem.prior**2)
     read = _read(problem, x, _spread(problem, rows, residual, curvature))
     model, delay = problem.model(x)
     before = before or ArmModel()
@@ -327,10 +333,9 @@ def identify(
     labels = tuple(p.label for p in problem.parameters)
     weakest = {labels[i]: round(float(turned[-1][i]), 3) for i in np.argsort(-np.abs(turned[-1]))[:3]}
     return Fit(
-        *(model, 1e3 * delay, labels, values, spread, told, hidden, singular, weakest),
-        *(after_fit, before_fit, after_held, before_held),
-        *(noise, problem.measured(values, spread, told), curvature, x, reference, problem),
-    )
+        model, 1e3 * delay, labels, values, spread, told, hidden, singular, weakest, after_fit, before_fit, after_held,
+        before_held, noise, problem.measured(values, spread, told), curvature, x, reference, problem,
+    )  # fmt: skip
 
 
 def _read(problem: Problem, x: Array, spread_u: Array) -> tuple[Array, Array, Array]:
@@ -341,7 +346,9 @@ def _read(problem: Problem, x: Array, spread_u: Array) -> tuple[Array, Array, Ar
         value = float(np.exp(u)) if p.logarithmic else float(u)
         values.append(value)
         spread.append(value * s if p.logarithmic else s)
-        least = {DELAY: 50.0, "controller.actuator_delay_ms": 15.0, "payload.mass_kg": SMALLEST_MASS_KG}.get(p.name, 1e-6)
+        least = {DELAY: 50.0, "controller.actuator_delay_ms": 15.0, "payload.mass_kg": SMALLEST_MASS_KG}.get(
+            p.name, 1e-6
+        )
         reference.append(0.1 * max(mass, SMALLEST_MASS_KG) if p.name == MOMENT else max(value, least))
     return np.array(values), np.array(spread), np.array(reference)
 

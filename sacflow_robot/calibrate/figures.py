@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from sacflow_robot.calibrate.dynamics import Fit
+from sacflow_robot.calibrate.dynamics import HIDDEN_SHARE, IDENTIFIED_SHARE, Fit
 from sacflow_robot.calibrate.gap import Gap
 from sacflow_robot.calibrate.handeye import HandEye
 from sacflow_robot.calibrate.latency import Latency
@@ -18,26 +18,45 @@ from sacflow_robot.plotting import BLUE, COLOURS, GREEN, GREY, VERMILION, new_fi
 
 
 def draw_latency(found: Latency, path: Path) -> None:
-    figure = new_figure(9, 3.4)
-    left, middle, right = figure.subplots(1, 3)
+    figure = new_figure(12, 3.4)
+    left, middle, right, clocks = figure.subplots(1, 4)
     if len(found.observation_s):
-        left.hist(1e3 * found.observation_s, bins=40, color=BLUE)
-    tidy(left, "observations")
+        width = 1e3 * max(float(np.ptp(found.observation_s)), 0.004)
+        around = 1e3 * float(found.observation_s.min())
+        left.hist(1e3 * found.observation_s, bins=40, range=(around - 0.1 * width, around + 1.1 * width), color=BLUE)
+    tidy(left, f"observations, {1e3 * found.observation_median_s:.1f} ms")
     left.set_xlabel("from capture to the loop (ms)")
     middle.hist(1e3 * found.command_s, bins=20, color=GREEN)
     middle.axvline(1e3 * found.command_mean_s, color=VERMILION, lw=1.5)
-    tidy(middle, f"commands, {1e3 * found.command_mean_s:.1f} ± {1e3 * found.command_spread_s:.1f} ms")
+    tidy(middle, f"commands, {1e3 * found.command_mean_s:.1f} ± {1e3 * found.unsure_s:.1f} ms")
     middle.set_xlabel("from sending to acting (ms)")
-    until = found.times < found.command_mean_s + 0.1
+    begin = found.round_trip_s
+    near = (found.times > begin - 0.08) & (found.times < begin + 0.06)
+    scale = 1 / max(float(found.fitted[near][-1]), 1e-12)
     for row in found.seen:
-        right.plot(1e3 * found.times[until], row[until], color=GREY, lw=0.5, alpha=0.5)
-    right.plot(1e3 * found.times[until], found.fitted[until], color=VERMILION, lw=2, label="spring and damper")
-    right.axvline(1e3 * found.command_mean_s, color=VERMILION, lw=1, ls=":")
-    right.set_xlabel("after a command from rest (ms)")
-    right.set_ylabel("share of the goal")
-    right.set_ylim(-0.2, 1.2)
+        right.plot(1e3 * (found.times[near] - begin), scale * row[near], color=GREY, lw=0.5, alpha=0.5)
+    right.plot(1e3 * (found.times[near] - begin), scale * found.fitted[near], color=VERMILION, lw=2, label="fitted")
+    right.axvline(0, color=VERMILION, lw=1, ls=":")
+    right.set_xlabel("from the beginning found (ms)")
+    right.set_ylabel("motion, of that 60 ms later")
+    right.set_ylim(-0.3, 1.3)
     right.legend(frameon=False, fontsize=8, loc="upper left")
-    tidy(right, "motions")
+    tidy(right, "motions, less what went on")
+    clock = found.clock
+    if clock is None:
+        clocks.text(0.5, 0.5, "nobody knows when\nobservations arrived", ha="center", va="center", fontsize=9)
+        tidy(clocks, "clocks")
+    else:
+        way = clock.way
+        clocks.plot(way.pieces, 1e3 * way.least_s, "o", ms=4, color=BLUE)
+        clocks.plot(way.pieces, 1e3 * (way.least_s.mean() - 1e-6 * way.drift_ppm * (way.pieces - way.pieces.mean())),
+                    color=VERMILION, lw=1)  # fmt: skip
+        top = 1e3 * max(float(way.least_s.max()), 1e-3)
+        clocks.set_ylim(-0.1 * top, 1.2 * top)
+        clocks.set_xlabel("s into the run")
+        clocks.set_ylabel("fastest arrival less stamp (ms, from least)")
+        offset = f"arm's ahead by {1e3 * clock.offset_s:.4g} ± {1e3 * clock.spread_s:.0f} ms"
+        tidy(clocks, offset if clock.differs else "clocks agree, as far as can be told")
     save(figure, path)
 
 
@@ -70,14 +89,18 @@ def draw_dynamics(fit: Fit, window: Window, before: Predicted, after: Predicted,
         middle.text(i, bar, f"{bar:.2g}", ha="center", va="bottom", fontsize=9)
     middle.set_ylabel("error of the gripper, held out (mm)")
     tidy(middle, f"{bars[0] / max(bars[1], 1e-9):.0f} times less")
-    share = np.minimum(fit.spread / np.maximum(np.abs(fit.values), 1e-3), 3.0)
+    share = np.minimum(fit.spread / fit.reference, 3.0)
     rows = np.arange(len(share))[::-1]
-    right.barh(rows, 100 * share, color=[BLUE if told else VERMILION for told in fit.identified], height=0.7)
-    right.axvline(5, color=GREY, lw=1, ls=":")
+    colours = [
+        BLUE if told else VERMILION if blind else GREY for told, blind in zip(fit.identified, fit.hidden, strict=True)
+    ]
+    right.barh(rows, 100 * share, color=colours, height=0.7)
+    for edge in (IDENTIFIED_SHARE, HIDDEN_SHARE):
+        right.axvline(100 * edge, color=GREY, lw=1, ls=":")
     right.set_yticks(rows, [label.split(".", 1)[1] for label in fit.labels], fontsize=6)
     right.set_xscale("log")
     right.set_xlabel("one standard deviation, % of the value")
-    tidy(right, "what the data tell (red: not)", "x")
+    tidy(right, "what the data tell (grey: not to 10 %, red: not at all)", "x")
     save(figure, path)
 
 

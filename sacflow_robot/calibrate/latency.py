@@ -145,7 +145,11 @@ def _motions(recording: Recording, times_ns: npt.NDArray[np.int64]) -> _Motions:
     for first, end in bursts(recording):
         begin = first + 1
         goal = float(np.linalg.norm(moved[begin]))
-        if end - begin < 3 or not np.allclose(moved[begin : begin + 3], moved[begin], rtol=1e-3, atol=1e-5) or goal < 1e-3:
+        if (
+            end - begin < 3
+            or not np.allclose(moved[begin : begin + 3], moved[begin], rtol=1e-3, atol=1e-5)
+            or goal < 1e-3
+        ):
             continue  # the safety filter changed the step, or it was not held long enough
         at = seen_s - sent_s[begin]
         near = (at > times[0] - 2 * interval) & (at < times[-1] + 2 * interval)
@@ -179,7 +183,9 @@ def _fit(motions: _Motions) -> tuple[float, float, Array]:
         gains.append(np.sum(_cost(part, delay, None) - _cost(part, delay, _RATE_PER_S)))
     delay, off = float(tried[int(np.argmax(gains))]), np.arange(-_NEAR_S, _NEAR_S + _FINE_S / 2, _FINE_S)
     unlikely = (np.log(_RATES_PER_S / _RATE_PER_S) / _RATE_LOG_SPREAD) ** 2 / 2
-    for _ in range(5):  # the readings looked at are those around the delay, so that costs of other ones cannot be compared
+    for _ in range(
+        5
+    ):  # the readings looked at are those around the delay, so that costs of other ones cannot be compared
         part = motions.around(delay)
         costs = np.array([[_cost(part, delay + o, rate) for o in off] for rate in _RATES_PER_S])
         i, j = np.unravel_index(np.argmin(costs.sum(axis=2) + unlikely[:, None]), costs.shape[:2])
@@ -223,4 +229,6 @@ def _scaled(motions: _Motions, delay: float, rate: float) -> tuple[Array, Array]
     found = np.einsum("kr,brc->bkc", np.linalg.pinv(columns), part.rows)
     smooth = np.einsum("rk,bkc->brc", _smooth(motions, delay), found[:, :-1])
     along = np.einsum("brc,bc->br", motions.rows - smooth, found[:, -1])
-    return along / np.maximum(np.sum(found[:, -1] ** 2, axis=1), 1e-12)[:, None], _beginning(motions.times - delay, rate)
+    return along / np.maximum(np.sum(found[:, -1] ** 2, axis=1), 1e-12)[:, None], _beginning(
+        motions.times - delay, rate
+    )

@@ -73,7 +73,9 @@ class LinkOptions:
                 raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a number that is not negative")
         for name, most in (("clock_offset_ms", 1e12), ("clock_drift_ppm", 1e4)):
             if not abs(getattr(self, name)) <= most:
-                raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a number of at most {most:g} either way")
+                raise UsageError(
+                    f"rtsim: {name} is {getattr(self, name):g}, expected a number of at most {most:g} either way"
+                )
         for name in ("obs_drop", "cmd_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a share from 0 to below 1")

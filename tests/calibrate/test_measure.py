@@ -62,11 +62,20 @@ def predictors() -> Iterator[Predictors]:
     made.close()
 
 
-def test_latency_to_a_few_milliseconds(recording: Recording) -> None:
-    found = measure_latency(recording)
+@pytest.mark.parametrize("joints", [True, False])
+def test_latency_to_a_few_milliseconds(recording: Recording, joints: bool) -> None:
+    seen = {key: rows for key, rows in recording.observations.items() if joints or key != "robot0_joint_pos"}
+    found = measure_latency(replace(recording, observations=seen))
     assert 1e3 * found.observation_median_s == pytest.approx(OBSERVATION_MS, abs=1)
-    assert 1e3 * found.command_mean_s == pytest.approx(COMMAND_MS, abs=5)
-    assert found.jitter_s == 0.0
+    assert 1e3 * found.command_mean_s == pytest.approx(COMMAND_MS, abs=2 if joints else 4)
+    assert 1e3 * found.round_trip_s == pytest.approx(COMMAND_MS + OBSERVATION_MS, abs=2.5 if joints else 4.5)
+    assert found.jitter_s == 0.0 and found.command_spread_s < 3e-3
+
+
+def test_latency_without_times_of_arrival(recording: Recording) -> None:
+    found = measure_latency(replace(recording, received_ns=np.full_like(recording.received_ns, -1)))
+    assert 1e3 * found.command_mean_s == pytest.approx(COMMAND_MS, abs=2)
+    assert found.clock is None and not len(found.observation_s)
 
 
 def test_noise_and_the_poses_bias(recording: Recording, predictors: Predictors) -> None:
@@ -87,13 +96,10 @@ def test_poor_data_are_refused_with_a_reason(recording: Recording) -> None:
     with pytest.raises(DataError, match="motions after a rest could be used, 8 are needed"):
         measure_latency(few)
     rng = np.random.default_rng(0)
-    shaken = {k: v + (k == "robot0_eef_pos") * rng.normal(0, 0.05, v.shape).astype(np.float32)
+    shaken = {k: v + (k in ("robot0_eef_pos", "robot0_joint_pos")) * rng.normal(0, 0.05, v.shape).astype(np.float32)
               for k, v in recording.observations.items()}  # fmt: skip
     with pytest.raises(DataError, match=r"noise|scatter"):
         measure_latency(replace(recording, observations=shaken))
-    future = replace(recording, received_ns=recording.time_ns - 10_000_000)
-    with pytest.raises(DataError, match="the arm's clock is not the control loop's"):
-        measure_latency(future)
     sparse = replace(
         recording, time_ns=recording.time_ns[::100], received_ns=recording.received_ns[::100],
         observations={k: v[::100] for k, v in recording.observations.items()},
@@ -120,7 +126,7 @@ def test_dynamics_bring_the_held_out_error_down_and_say_what_they_do_not_know(
 ) -> None:
     windows = make_windows(recording, bursts(recording), predictors.first, COMMAND_MS / 1e3)
     start = ArmModel().having({DELAY: 60.0, "sensors.robot0_eef_pos.bias_m": [0.006, -0.003, 0.002]})
-    fit = identify(predictors, windows, start, (5e-4, 1e-3, 1.5e-4), most_steps=3)
+    fit = identify(predictors, windows, start, (5e-4, 1e-3, 1.5e-4))
     assert fit.held_out_rmse_m * 5 < fit.held_out_before_m
     values = dict(zip(fit.labels, fit.values, strict=True))
     told = dict(zip(fit.labels, fit.identified, strict=True))
@@ -128,6 +134,13 @@ def test_dynamics_bring_the_held_out_error_down_and_say_what_they_do_not_know(
     assert values["controller.translation_stiffness_per_s2"] == pytest.approx(190, rel=0.1)
     assert values[DELAY] == pytest.approx(COMMAND_MS, abs=5)
     assert not told["payload.moment_kg_m[2]"], "where a load of no weight is cannot be told"
+    moved = fit.moved(fit.labels.index("controller.translation_stiffness_per_s2"), float(np.log(1.3)))
+    known, other = predictors.predict([(fit.model, fit.delay_ms / 1e3), moved], windows[3::4])
+
+    def error(made: list) -> float:  # type: ignore[type-arg]
+        return float(np.mean([np.mean((p.joints - w.joints) ** 2) for p, w in zip(made, windows[3::4], strict=True)]))
+
+    assert error(other) > 4 * error(known), "nothing makes up for a stiffness that is known"
     assert "payload.centre_m" not in fit.measured and "controller.translation_stiffness_per_s2" in fit.measured
     with pytest.raises(DataError, match="3 motions after a rest are too few"):
         identify(predictors, windows[:3], start, (5e-4, 1e-3, 1.5e-4))

@@ -50,6 +50,9 @@ class DeoxysConfig:
         rotational_stiffness: Likewise.
         residual_mass_vec: deoxys's correction of the joints' mass (kg m^2), seven of them.
         time_fraction: Share of a control period within which LINEAR_POSE reaches the goal.
+        joints: Whether joint positions are observed as well, which calibration needs and no policy here was trained with.
+        arm_stamps: Whether observations carry the arm's own times, whose offset a profile then has to say, in place of the
+            times of their arrival.
         stale_s: Refuse an arm whose states are older than this.
         reset: The twin's side channel; no such thing on an arm.
     """
@@ -76,6 +79,8 @@ class DeoxysConfig:
     rotational_stiffness: float = 250.0
     residual_mass_vec: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5)
     time_fraction: float = 0.3
+    joints: bool = False
+    arm_stamps: bool = False
     stale_s: float = 0.5
     reset: str = ""
 
@@ -93,6 +98,8 @@ class DeoxysConfig:
             quaternions = tuple(s for s, size in zip(starts, sizes, strict=True) if size == 4)
             unit = "m, unit quaternion xyzw"
             observations.append(ArraySpec("object", (sum(sizes),), unit, "world", quaternions=quaternions))
+        if self.joints:
+            observations.append(ArraySpec("robot0_joint_pos", (7,), "rad"))
         metres, radians = f"{self.metres_per_action:g} m", f"{self.radians_per_action:g} rad"
         return ArmSpec(
             robot="Panda",
@@ -174,6 +181,9 @@ def _checked(values: Mapping[str, Any]) -> DeoxysConfig:
             value = tuple(map(str, value))
             for part in value:
                 split_part(part)
+        elif field.type == "bool":
+            if not isinstance(value, bool):
+                raise ValueError(f"{field.name.upper()} is {value!r}; it must be true or false")
         elif field.type == "float":
             value = float(value)
             if not 0 < value < 1e6:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import zmq
 
-from sacflow_robot.errors import ArmFaultError, RobotError, SilentArmError, StoppedError, one_line
+from sacflow_robot.errors import ArmFaultError, RobotError, SilentArmError, StoppedError, UsageError, one_line
 from sacflow_robot.robot.clock import MonotonicClock
 from sacflow_robot.robot.deoxys import wire
 from sacflow_robot.robot.deoxys.config import DeoxysConfig, load_config, split_part
@@ -28,18 +28,24 @@ _IDLE_COMMANDS, _IDLE_EVERY_S = 20, 0.05
 _REACH_WITHIN_S = 5.0
 _START_WITHIN_S = 1.0  # an arm that does not move by then after its first command has stopped by itself
 _STANDSTILL = np.zeros(6)
+_SWITCHES = "joints", "arm_stamps"
 
 
 def make_deoxys(subject: str, options: Options) -> Robot:
-    """``deoxys:FILE.yml``. Options: ``task``, ``nuc_ip``, ``pc_ip``, in place of the file's."""
-    check_options("deoxys", options, ["task", "nuc_ip", "pc_ip"])
+    """``deoxys:FILE.yml``. Options: ``task``, ``nuc_ip``, ``pc_ip``, ``joints``, ``arm_stamps``, in place of the file's."""
+    check_options("deoxys", options, ["task", "nuc_ip", "pc_ip", *_SWITCHES])
     config = load_config(subject)
+    for name in _SWITCHES:
+        if options.get(name, "0") not in ("0", "1"):
+            raise UsageError(f"deoxys: {name} is {options[name]!r}, expected 0 or 1")
     return DeoxysRobot(
         replace(
             config,
             task=options.get("task", config.task),
             nuc_ip=options.get("nuc_ip", config.nuc_ip),
             pc_ip=options.get("pc_ip", config.pc_ip),
+            joints=options["joints"] == "1" if "joints" in options else config.joints,
+            arm_stamps=options["arm_stamps"] == "1" if "arm_stamps" in options else config.arm_stamps,
         )
     )
 
@@ -51,7 +57,8 @@ class DeoxysRobot:
     world, ``robot0_gripper_qpos`` (2,) m, plus and minus half the distance between the fingers, and ``object`` as the
     configuration says. An observation is as old as the oldest of arm state and object poses; a gripper state, which comes
     less often and changes slowly, does not count. Neither computer's clock is compared with the other's: a state counts as
-    captured when it arrives here, a network's transit later than it was.
+    captured when it arrives here, a network's transit later than it was. With ``arm_stamps`` it carries the arm's own time
+    instead, and a profile has to say how far that is from here (``calibrate latency`` measures it).
 
     Action (7,): translation and rotation vector from where the arm is, base axes, and the gripper, which closes above 0.
 
@@ -163,7 +170,7 @@ class DeoxysRobot:
             truncated=not solved and periods >= self.config.horizon,
             measured=self._measured(arm),
             success=solved,
-            time_ns=oldest,
+            time_ns=oldest + (arm.stamp_ns - arm.received_ns if self.config.arm_stamps else 0),
         )
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
@@ -315,6 +322,10 @@ class DeoxysRobot:
             "robot0_eef_quat": quaternion,
             "robot0_gripper_qpos": np.array([gripper.width / 2, -gripper.width / 2]),
         }
+        if self.config.joints:
+            if arm.joints is None:
+                raise RobotError("the arm's states have no joint positions (field q); drive it without joints=1")
+            arrays["robot0_joint_pos"] = arm.joints
         if sighting is not None and self.config.object:
             arrays["object"] = np.concatenate([self._part(part, sighting, eef) for part in self.config.object])
         return {key: array.astype(np.float32) for key, array in arrays.items()}

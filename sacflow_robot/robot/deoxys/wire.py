@@ -34,6 +34,8 @@ class ArmState:
         mode: What the arm does.
         errors: Names of libfranka's errors that are set.
         frame: Counter of the real-time computer.
+        joints: Joint positions (7,), rad; None if the message has none.
+        stamp_ns: When it was captured, by the arm's own clock (ns, told to a millisecond).
         received_ns: When it arrived (monotonic ns).
     """
 
@@ -42,6 +44,8 @@ class ArmState:
     mode: int
     errors: tuple[str, ...]
     frame: int
+    joints: Array | None
+    stamp_ns: int
     received_ns: int
 
 
@@ -68,7 +72,13 @@ def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
         raise WireError("an arm state whose O_T_EE is no pose")
     errors = tuple(messages.error_names(state.current_errors))
-    return ArmState(matrix[:3, 3].copy(), rotation.copy(), state.robot_mode, errors, state.frame, received_ns)
+    joints = np.array(state.q, np.float64)
+    if joints.shape not in ((0,), (7,)) or not np.isfinite(joints).all():
+        raise WireError("an arm state whose q is not 7 finite numbers")
+    return ArmState(
+        matrix[:3, 3].copy(), rotation.copy(), state.robot_mode, errors, state.frame, joints if len(joints) else None,
+        state.time.toMSec * 1_000_000, received_ns,
+    )  # fmt: skip
 
 
 def parse_gripper_state(data: bytes, received_ns: int) -> GripperState:

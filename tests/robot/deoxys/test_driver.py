@@ -33,6 +33,7 @@ from sacflow_robot.robot.deoxys.messages import RobotMode
 from sacflow_robot.robot.deoxys.objects import Sighting, parse_sighting
 from sacflow_robot.robot.deoxys.poses import matrix_from_vector, quaternion_from_matrix, vector_from_matrix
 from sacflow_robot.robot.deoxys.twin import FrankaTwin
+from sacflow_robot.robot.deoxys.wire import ArmState, GripperState
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.testing import check_robot
 
@@ -244,6 +245,20 @@ def test_a_function_can_tell_where_objects_are(config: DeoxysConfig, live: Frank
     with pytest.raises(RobotError, match="'cube' is not seen; seen are: ball"):
         robot.observe()
     robot.close()
+
+
+def test_joint_positions_and_the_arms_own_times_for_calibration(config: DeoxysConfig, live: FrankaTwin) -> None:
+    robot = DeoxysRobot(replace(config, joints=True, arm_stamps=True))
+    robot.connect()
+    start = robot.begin(3)
+    joints = start.observation["robot0_joint_pos"]
+    assert robot.spec.observations[-1].key == "robot0_joint_pos" and joints.shape == (7,) and joints.dtype == np.float32
+    assert np.allclose(joints, live.plant.joints()[0], atol=1e-3), "the arm is at rest"
+    assert abs((start.time_ns or 0) - live._frame * 10_000_000) < 500_000_000, "the twin's life began at its own 0"
+    robot.close()
+    bare = ArmState(np.zeros(3), np.eye(3), 1, (), 0, None, 0, 0)
+    with pytest.raises(RobotError, match="no joint positions"):
+        robot._observation(bare, GripperState(0.08, 0), None)
 
 
 def test_the_horizon_cuts_an_episode(robot: DeoxysRobot) -> None:

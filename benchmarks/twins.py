@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.armmodel import ArmModel
-from sacflow_robot.calibrate.dynamics import DELAY, MOMENT, Fit, identify
+from sacflow_robot.calibrate.dynamics import Fit, identify
 from sacflow_robot.calibrate.gap import measure_gap
 from sacflow_robot.calibrate.latency import measure_latency
 from sacflow_robot.calibrate.noise import measure_noise
 from sacflow_robot.calibrate.predict import Predictors, Window, make_windows
+from sacflow_robot.calibrate.problem import DELAY, MOMENT
 from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, record
 from sacflow_robot.envs.draws import FRANKA, TWIN_PARTS, draw_twin
 from sacflow_robot.robot.drivers import make_robot

@@ -7,16 +7,16 @@ plausible, that keeps in place what the data can't tell. What the data can tell 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
-from sacflow_robot.armmodel import JOINTS, ArmModel
-from sacflow_robot.calibrate.predict import Predicted, Predictors, Window
+from sacflow_robot.armmodel import ArmModel
+from sacflow_robot.calibrate.predict import Predictors, Window
+from sacflow_robot.calibrate.problem import DELAY, MOMENT, Problem, cut
 from sacflow_robot.errors import DataError
-from sacflow_robot.poses import rotation_between
 
 Array = npt.NDArray[np.float64]
 
@@ -29,62 +29,10 @@ HIDDEN_SHARE = 0.15
 SMALLEST_MASS_KG = 0.05
 """Loads are told to within ``IDENTIFIED_SHARE`` of this or of their value, whichever is more."""
 
-_ROWS_EVERY_S = 0.01  # residuals closer to each other than this say the same thing twice
 _FLOOR_M, _FLOOR_RAD, _FLOOR_JOINT_RAD = 2e-4, 1e-3, 2e-4  # what windows' beginnings and rounded times leave
-_ROUGHLY = 0.5  # a joint's value goes into a profile if it is known to this share of it, with what it is unsure by
 # What a wrong model does in the first half second of a motion is not yet beyond repair; after 1.25 s the arm rests.
 _LENGTHS_S = 0.5, 1.25
 _STEPS = (4, 4), (2, 2)  # most evaluations over each, windows being weighed anew before each
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One number that is fitted.
-
-    Attributes:
-        name: Name of the quantity.
-        index: Which of its numbers; None for a common factor of all.
-        logarithmic: Whether its logarithm is fitted.
-        prior: Standard deviation of the weak prior, in fitted units.
-        low: Lower bound in the quantity's unit, or of the factor.
-        high: Upper bound.
-        step: For finite differences, in fitted units.
-    """
-
-    name: str
-    index: int | None
-    logarithmic: bool
-    prior: float
-    low: float
-    high: float
-    step: float
-
-    @property
-    def label(self) -> str:
-        return self.name if self.index is None else f"{self.name}[{self.index}]"
-
-
-DELAY = "transport.command_delay_ms"
-MOMENT = "payload.moment_kg_m"  # mass times centre, which is what the data see
-
-
-def parameters(joints_seen: bool) -> list[Parameter]:
-    """What is fitted: joint by joint where joints are observed, else common factors of all joints."""
-    found = [
-        Parameter(DELAY, None, False, 100.0, 0, 400, 1.0),
-        Parameter("controller.translation_stiffness_per_s2", None, True, 1.0, 20, 1500, 0.01),
-        Parameter("controller.rotation_stiffness_per_s2", None, True, 1.0, 20, 1500, 0.01),
-        Parameter("controller.damping_ratio", None, True, 0.1, 0.3, 3, 0.01),
-        Parameter("controller.actuator_delay_ms", None, False, 3.0, 0, 15, 1.0),
-        Parameter("joints.armature_kg_m2", None, True, 0.2, 0.3, 3, 0.01),
-        Parameter("payload.mass_kg", None, False, 0.5, 0, 5, 0.02),
-        *(Parameter(MOMENT, i, False, 0.03, -0.5, 0.5, 0.002) for i in range(3)),
-    ]
-    for name in ("joints.damping_nm_s_per_rad", "joints.friction_loss_nm"):
-        places: Sequence[int | None] = range(JOINTS) if joints_seen else [None]
-        # Torques add up, so that the motion is nearly linear in them; a factor of all joints' is not far from 1.
-        found += [Parameter(name, i, i is None, 3.0, 0.01 if i is None else 0, 50, 0.03) for i in places]
-    return found
 
 
 @dataclass(frozen=True)
@@ -139,126 +87,6 @@ class Fit:
         return self.problem.model(np.clip(x, self.problem.low, self.problem.high))
 
 
-class Problem:
-    """Residuals of a set of windows as a function of fitted units (P,).
-
-    Args:
-        predictors: The simulator.
-        windows: What is to be predicted.
-        start: Where the values begin: an arm model over the simulator's nominal one.
-        sigma: Standard deviations of position (m), rotation (rad) and joints (rad).
-    """
-
-    def __init__(
-        self, predictors: Predictors, windows: Sequence[Window], start: ArmModel, sigma: tuple[float, float, float]
-    ) -> None:
-        self._predictors, self._windows, self._sigma = predictors, [_thinned(w) for w in windows], sigma
-        self._last: tuple[Array, Array] | None = None  # where the Jacobian was found last, and that of the data
-        self.scale = np.ones(len(windows))  # of each window's errors, in standard deviations of the sensors
-        columns = JOINTS if windows[0].joints is not None else 6
-        self.sizes = [columns * len(w.time_s) for w in self._windows]
-        self.base = predictors.first.nominal.having(start.part("controller", "joints", "payload").values)
-        self.parameters = parameters(windows[0].joints is not None)
-        self.origin = np.array([self._fitted_unit(p, start) for p in self.parameters])
-        bounds = np.array([self._bounds(p) for p in self.parameters])
-        self.low, self.high = bounds.T
-        self.origin = np.clip(self.origin, self.low + 1e-6, self.high - 1e-6)
-        self.prior = np.array([p.prior for p in self.parameters])
-
-    def _fitted_unit(self, p: Parameter, start: ArmModel) -> float:
-        if p.name == DELAY:
-            return start.number(DELAY)
-        if p.name == MOMENT:
-            centre = self.base.array("payload.centre_m")
-            assert centre is not None and p.index is not None
-            return float(self.base.number("payload.mass_kg") * centre[p.index])
-        if p.index is None and p.name.startswith("joints."):
-            return 0.0
-        found = self.base.array(p.name)
-        assert found is not None
-        value = float(found[p.index or 0])
-        return float(np.log(max(value, 1e-3))) if p.logarithmic else value
-
-    def _bounds(self, p: Parameter) -> tuple[float, float]:
-        return (float(np.log(p.low)), float(np.log(p.high))) if p.logarithmic else (p.low, p.high)
-
-    def model(self, x: Array) -> tuple[ArmModel, float]:
-        """The arm model and command delay (s) that fitted units (P,) stand for."""
-        values = {name: list(v) for name, v in self.base.values.items()}
-        delay, moment = 0.0, np.zeros(3)
-        for p, u in zip(self.parameters, x, strict=True):
-            number = float(np.exp(u)) if p.logarithmic else float(u)
-            if p.name == DELAY:
-                delay = number / 1e3
-            elif p.name == MOMENT:
-                moment[p.index or 0] = number
-            elif p.index is None and p.name.startswith("joints."):
-                values[p.name] = [number * v for v in values[p.name]]
-            else:
-                values[p.name][p.index or 0] = number
-        mass = values["payload.mass_kg"][0]
-        values["payload.centre_m"] = list(np.clip(moment / mass if mass > 1e-3 else moment * 0, -1, 1))
-        return ArmModel({name: tuple(map(float, v)) for name, v in values.items()}), delay
-
-    def weigh(self, x: Array) -> None:
-        """Let every window count by how well it is predicted there: how it began, or an edge of dry friction, may spoil it."""
-        parts = np.split(self._off(x), np.cumsum(self.sizes)[:-1])
-        self.scale = np.array([max(1.0, float(np.sqrt(np.mean(part**2)))) for part in parts])
-
-    def residuals(self, x: Array) -> Array:
-        return np.concatenate([self._off(x) / self._scales, (x - self.origin) / self.prior])
-
-    def measured(self, fit_values: Array, spread: Array, told: npt.NDArray[np.bool_]) -> dict[str, tuple[Array, Array]]:
-        """Value and standard deviation of every quantity of which the data tell something, by name."""
-        model = self.model(
-            np.array([np.log(v) if p.logarithmic else v for p, v in zip(self.parameters, fit_values, strict=True)])
-        )[0]
-        found: dict[str, tuple[Array, Array]] = {}
-        for p, s, v, known in zip(self.parameters, spread, fit_values, told, strict=True):
-            joint = p.name.startswith("joints.")
-            if p.name == MOMENT or not (known or (joint and s < _ROUGHLY * max(abs(v), 0.1)) or p.name in found):
-                continue
-            value = np.array([v]) if p.name == DELAY else model.array(p.name)
-            assert value is not None
-            # Of joints that the data hardly tell, the value is where the fit left it, as unsure as the fit says.
-            rough = np.maximum(np.abs(value), 0.1) if joint and p.index is not None else np.zeros(len(value))
-            old = found.get(p.name, (value, rough))[1].copy()
-            places = range(len(value)) if p.index is None else [p.index]
-            for i in places:
-                old[i] = s * (value[i] / v if joint and p.index is None else 1)
-            found[p.name] = value, old
-        moment = [(s, known) for p, s, known in zip(self.parameters, spread, told, strict=True) if p.name == MOMENT]
-        if "payload.mass_kg" in found and all(known for _, known in moment):
-            centre = model.array("payload.centre_m")
-            assert centre is not None
-            found["payload.centre_m"] = (
-                centre,
-                np.array([s for s, _ in moment]) / max(found["payload.mass_kg"][0][0], 0.05),
-            )
-        return found
-
-    def jacobian(self, x: Array) -> Array:
-        """By finite differences; where it has just been found it is not found again, however windows count."""
-        if self._last is None or not np.allclose(x, self._last[0], rtol=0, atol=1e-8):
-            up = [x[i] + p.step < self.high[i] for i, p in enumerate(self.parameters)]
-            steps = np.array([p.step if way else -p.step for p, way in zip(self.parameters, up, strict=True)])
-            moved = [x, *(x + np.diag(steps))]
-            made = self._predictors.predict([self.model(m) for m in moved], self._windows)
-            base, *others = (self._compared(m) for m in made)
-            self._last = x.copy(), np.stack([(o - base) / s for o, s in zip(others, steps, strict=True)], axis=1)
-        return np.concatenate([self._last[1] / self._scales[:, None], np.diag(1 / self.prior)])
-
-    @property
-    def _scales(self) -> Array:
-        return np.repeat(self.scale, self.sizes)
-
-    def _off(self, x: Array) -> Array:
-        return self._compared(self._predictors.predict([self.model(x)], self._windows)[0])
-
-    def _compared(self, made: Sequence[Predicted]) -> Array:
-        return np.concatenate([_residual(w, p, self._sigma) for w, p in zip(self._windows, made, strict=True)])
-
-
 def identify(
     predictors: Predictors,
     windows: Sequence[Window],
@@ -295,7 +123,7 @@ def identify(
     held = [w for i, w in enumerate(windows) if i % every == every - 1]
     fitted = [w for i, w in enumerate(windows) if i % every != every - 1]
     sigma = max(sigma[0], _FLOOR_M), max(sigma[1], _FLOOR_RAD), max(sigma[2], _FLOOR_JOINT_RAD)
-    problems = [Problem(predictors, [_cut(w, length) for w in fitted], start, sigma) for length in _LENGTHS_S]
+    problems = [Problem(predictors, [cut(w, length) for w in fitted], start, sigma) for length in _LENGTHS_S]
     count, most, problem = 0, sum(map(sum, _STEPS)) + 1, problems[-1]
 
     def solve(part: Problem, x: Array, steps: int) -> Array:
@@ -318,7 +146,7 @@ def identify(
     problem.weigh(x)
     rows, residual = problem.jacobian(x)[: -len(x)], problem.residuals(x)[: -len(x)]
     noise = float(np.median(np.abs(residual) * np.repeat(problem.scale, problem.sizes)) / 0.6745)
-    curvature = rows.T @ rows + np.diag(1 / problem.prior**2)
+    curvature = np.asarray(rows.T @ rows + np.diag(1 / problem.prior**2), np.float64)
     read = _read(problem, x, _spread(problem, rows, residual, curvature))
     model, delay = problem.model(x)
     before = before or ArmModel()
@@ -369,44 +197,6 @@ def _spread(problem: Problem, rows: Array, residual: Array, curvature: Array) ->
     spread = np.array(changes) - np.mean(changes, axis=0)
     jackknife = np.sqrt((len(changes) - 1) / len(changes) * np.sum(spread**2, axis=0))
     return np.asarray(np.maximum(alone, jackknife))
-
-
-def _cut(window: Window, length_s: float) -> Window:
-    """The beginning of a window; all of a shorter one."""
-    first = float(window.time_s[0])
-    rows = window.time_s <= first + length_s
-    joints = None if window.joints is None else window.joints[rows]
-    seconds = min(window.seconds, first + length_s + 0.02)
-    return replace(
-        window, time_s=window.time_s[rows], position=window.position[rows], quat=window.quat[rows], joints=joints,
-        seconds=seconds,
-    )  # fmt: skip
-
-
-def _thinned(window: Window) -> Window:
-    rows = np.flatnonzero(np.append(True, np.diff(np.floor(window.time_s / _ROWS_EVERY_S)) > 0))
-    joints = None if window.joints is None else window.joints[rows]
-    return Window(
-        *(
-            window.commands,
-            window.start,
-            window.rest,
-            window.time_s[rows],
-            window.position[rows],
-            window.quat[rows],
-            joints,
-        ),
-        window.seconds,
-    )
-
-
-def _residual(window: Window, made: Predicted, sigma: tuple[float, float, float]) -> Array:
-    """Differences in standard deviations. With joint readings, poses say nothing more, and may be biased."""
-    if window.joints is not None:
-        return ((made.joints - window.joints) / sigma[2]).reshape(-1)
-    moved = (made.position - window.position) / sigma[0]
-    turned = rotation_between(window.quat, made.quat) / sigma[1]
-    return np.concatenate([moved.reshape(-1), turned.reshape(-1)])
 
 
 def prediction_error(predictors: Predictors, way: tuple[ArmModel, float], windows: Sequence[Window]) -> float:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from sacflow_robot.armmodel import ArmModel
-from sacflow_robot.calibrate.dynamics import DELAY, identify
+from sacflow_robot.calibrate.dynamics import identify
 from sacflow_robot.calibrate.gap import measure_gap
 from sacflow_robot.calibrate.latency import measure_latency
 from sacflow_robot.calibrate.noise import measure_noise
 from sacflow_robot.calibrate.predict import Predictors, make_windows
+from sacflow_robot.calibrate.problem import DELAY
 from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, of_episode, read_log, record
 from sacflow_robot.cli import main
 from sacflow_robot.data.log import write_log
@@ -67,14 +68,14 @@ def test_latency_to_a_few_milliseconds(recording: Recording, joints: bool) -> No
     seen = {key: rows for key, rows in recording.observations.items() if joints or key != "robot0_joint_pos"}
     found = measure_latency(replace(recording, observations=seen))
     assert 1e3 * found.observation_median_s == pytest.approx(OBSERVATION_MS, abs=1)
-    assert 1e3 * found.command_mean_s == pytest.approx(COMMAND_MS, abs=2 if joints else 4)
-    assert 1e3 * found.round_trip_s == pytest.approx(COMMAND_MS + OBSERVATION_MS, abs=2.5 if joints else 4.5)
+    assert 1e3 * found.command_mean_s == pytest.approx(COMMAND_MS, abs=3 if joints else 4)
+    assert 1e3 * found.round_trip_s == pytest.approx(COMMAND_MS + OBSERVATION_MS, abs=3.5 if joints else 4.5)
     assert found.jitter_s == 0.0 and found.command_spread_s < 3e-3
 
 
 def test_latency_without_times_of_arrival(recording: Recording) -> None:
     found = measure_latency(replace(recording, received_ns=np.full_like(recording.received_ns, -1)))
-    assert 1e3 * found.command_mean_s == pytest.approx(COMMAND_MS, abs=2)
+    assert 1e3 * found.command_mean_s == pytest.approx(COMMAND_MS, abs=3)
     assert found.clock is None and not len(found.observation_s)
 
 

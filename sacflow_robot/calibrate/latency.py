@@ -24,7 +24,7 @@ Array = npt.NDArray[np.float64]
 _STEP_S = 0.002
 _LONGEST_S = 0.4
 _LEAST_MOTIONS = 8
-_WORST_S = 0.005
+_WORST_S, _LEAST_SPREAD_S = 0.005, 0.001  # the latter for the arm's own cycle, which shows as half of it
 _RATES_PER_S = np.array([8.0, 12, 18, 27, 40, 60, 90])  # at which the first acceleration decays
 _RATE_PER_S, _RATE_LOG_SPREAD = 25.0, 0.5  # critical damping at a stiffness of 150 per second squared, weakly
 _NEAR_S, _FINE_S = 0.012, 0.0005
@@ -103,7 +103,7 @@ def measure_latency(recording: Recording) -> Latency:
     round_trip, rate, each = _fit(motions)
     off = 1.4826 * float(np.median(np.abs(each - np.median(each))))
     halves = [_fit(replace(motions, rows=motions.rows[i::2]))[0] for i in range(2)]
-    spread = max(1.25 * off / len(each) ** 0.5, abs(halves[1] - halves[0]) / 2, _STEP_S / 12**0.5)
+    spread = max(1.25 * off / len(each) ** 0.5, abs(halves[1] - halves[0]) / 2, _LEAST_SPREAD_S)
     if spread > _WORST_S:
         raise DataError(
             f"the motions' beginnings scatter by {1e3 * off:.0f} ms, so that the command delay is known to "

@@ -68,9 +68,9 @@ def test_latency_to_a_few_milliseconds(recording: Recording, joints: bool) -> No
     seen = {key: rows for key, rows in recording.observations.items() if joints or key != "robot0_joint_pos"}
     found = measure_latency(replace(recording, observations=seen))
     assert 1e3 * found.observation_median_s == pytest.approx(OBSERVATION_MS, abs=1)
-    assert 1e3 * found.command_mean_s == pytest.approx(COMMAND_MS, abs=3 if joints else 4)
-    assert 1e3 * found.round_trip_s == pytest.approx(COMMAND_MS + OBSERVATION_MS, abs=3.5 if joints else 4.5)
-    assert found.jitter_s == 0.0 and found.command_spread_s < 3e-3
+    assert 1e3 * found.command_mean_s == pytest.approx(COMMAND_MS, abs=3 if joints else 5)
+    assert 1e3 * found.round_trip_s == pytest.approx(COMMAND_MS + OBSERVATION_MS, abs=3.5 if joints else 5.5)
+    assert found.jitter_s == 0.0 and 1e-3 <= found.command_spread_s < 3e-3
 
 
 def test_latency_without_times_of_arrival(recording: Recording) -> None:

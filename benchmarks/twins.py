@@ -3,13 +3,14 @@
     python benchmarks/twins.py recover --seeds 20 --out benchmarks/results/twins
     python benchmarks/twins.py causes --seeds 20 --out benchmarks/results/twin_causes
 
-On the virtual clock. Writes OUT.jsonl, a line per twin; twins that it holds already are kept. Prints one JSON object. Hidden
-values are looked at only to score what was measured.
+On the virtual clock. Writes OUT.jsonl, a line per twin; twins that it holds already are kept. OUT.json is the score, which is
+printed too. Hidden values are looked at only to score what was measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.armmodel import ArmModel
+from sacflow_robot.bench.machine import machine
 from sacflow_robot.calibrate.dynamics import Fit, identify
 from sacflow_robot.calibrate.gap import measure_gap
 from sacflow_robot.calibrate.latency import measure_latency
@@ -155,6 +157,16 @@ def cause(seed: int, predictors: Predictors, seconds: float) -> dict[str, Any]:
     return {"seed": seed, "differs": part, "named": gap.causes[0].name, "rmse_mm": 1e3 * gap.rmse_m, "explains": shares}
 
 
+def score_causes(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    wrong = [f"{r['seed']}: {r['named']} for {r['differs']}" for r in rows if r["named"] != r["differs"]]
+    return {"twins": len(rows), "named_right": len(rows) - len(wrong), "wrong": wrong}
+
+
+def said_by() -> dict[str, Any]:
+    """When and where a score was made."""
+    return {"date": datetime.date.today().isoformat(), "machine": machine()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["recover", "causes"])
@@ -175,11 +187,9 @@ def main() -> None:
         with path.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         print({k: v for k, v in rows[-1].items() if k != "parameters"}, flush=True)
-    if given.what == "recover":
-        print(json.dumps(score_recover(rows)))
-    else:
-        right = sum(row["named"] == row["differs"] for row in rows)
-        print(json.dumps({"twins": len(rows), "named_right": right}))
+    score = score_recover(rows) if given.what == "recover" else score_causes(rows)
+    given.out.with_suffix(".json").write_text(json.dumps({**score, **said_by()}, indent=1) + "\n")
+    print(json.dumps(score))
 
 
 if __name__ == "__main__":

@@ -92,6 +92,15 @@ class ClockOffset:
         return f"the arm's stamps fit the control loop's clock; an offset {between} would not show{drift}"
 
 
+def by_arrival_ns(recording: Recording) -> npt.NDArray[np.int64]:
+    """Capture times (M,) by the control loop's clock; where they are by another, as if the fastest observation took no time."""
+    known = recording.received_ns >= 0
+    late_s = (recording.received_ns - recording.time_ns)[known] / 1e9
+    if not known.any() or -_TOLERANCE_S <= late_s.min() <= _LATEST_S:
+        return recording.time_ns
+    return fastest_way(recording.time_ns[known], recording.received_ns[known]).arrival_ns(recording.time_ns)
+
+
 def fastest_way(stamps_ns: npt.NDArray[np.int64], received_ns: npt.NDArray[np.int64]) -> Fastest:
     """The lower edge of how late observations arrive, by stamps (M,) and arrivals (M,) of those whose arrival is known.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,11 @@ def draw_noise(found: Noise, path: Path) -> None:
 def draw_dynamics(fit: Fit, window: Window, before: Predicted, after: Predicted, path: Path) -> None:
     figure = new_figure(11, 4.6)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.1, 0.9, 1.3])
-    _draw_axes(left, window, {"simulator before": (before, "--"), "simulator after": (after, "-")})
+    ways = {"simulator before": (before, "--"), "simulator after": (after, "-")}
+    # Each from its own beginning, for a pose's bias is no matter of dynamics.
+    began = {name: replace(m, position=m.position + window.position[:10].mean(0) - m.position[:10].mean(0))
+             for name, (m, _) in ways.items()}  # fmt: skip
+    _draw_axes(left, window, {name: (began[name], style) for name, (_, style) in ways.items()})
     tidy(left, "a motion that was not fitted to")
     bars = [1e3 * fit.held_out_before_m, 1e3 * fit.held_out_rmse_m]
     middle.bar(["before", "after"], bars, color=[GREY, BLUE], width=0.6)
@@ -100,7 +105,7 @@ def draw_dynamics(fit: Fit, window: Window, before: Predicted, after: Predicted,
     right.set_yticks(rows, [label.split(".", 1)[1] for label in fit.labels], fontsize=6)
     right.set_xscale("log")
     right.set_xlabel("one standard deviation, % of the value")
-    tidy(right, "what the data tell (grey: not to 10 %, red: not at all)", "x")
+    tidy(right, "told (blue), roughly (grey), not (red)", "x")
     save(figure, path)
 
 

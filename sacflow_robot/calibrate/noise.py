@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.calibrate.clocks import by_arrival_ns
 from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
@@ -85,9 +86,10 @@ def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise
 
 def _resting(recording: Recording) -> npt.NDArray[np.intp]:
     moving = np.flatnonzero((np.abs(recording.actions[:, :6]) > 1e-6).any(axis=1))
-    until = recording.sent_ns[moving[0]] if len(moving) else recording.time_ns[-1] + 1
-    begin = recording.time_ns[0] + round(_SETTLE_S * 1e9)
-    rows = np.flatnonzero((recording.time_ns >= begin) & (recording.time_ns < until))
+    until = recording.sent_ns[moving[0]] if len(moving) else np.iinfo(np.int64).max
+    times_ns = by_arrival_ns(recording)
+    begin = times_ns[0] + round(_SETTLE_S * 1e9)
+    rows = np.flatnonzero((times_ns >= begin) & (times_ns < until))
     if len(rows) < _LEAST_ROWS:
         raise DataError(
             f"{len(rows)} readings of the arm at rest are too few to tell noise by; {_LEAST_ROWS} are needed"

@@ -219,6 +219,8 @@ class Dynamics(_Measure):
     log: Path | None = None
 
     def run(self) -> int:
+        import numpy as np
+
         from sacflow_robot.calibrate.dynamics import identify
         from sacflow_robot.calibrate.figures import draw_dynamics
         from sacflow_robot.calibrate.latency import measure_latency
@@ -230,7 +232,7 @@ class Dynamics(_Measure):
 
         profile = self._old()
         recordings = [self._record(profile)] if self.log is None else read_log(self.log)
-        first = recordings[0]
+        first, apart_s = recordings[0], 0.0
         predictors = Predictors(first.arm.task, core_count())
         start = profile.model.part("controller", "joints", "payload", "transport", "sensors")
         if self.log is None:
@@ -238,7 +240,8 @@ class Dynamics(_Measure):
             start = start.having({n: list(v[0]) for n, v in noise.items()})
             latency = measure_latency(first)
             start = start.having({"transport.command_delay_ms": 1e3 * latency.command_mean_s})
-            recordings = [latency.clock.by_loop(first) if latency.clock else first]
+            if latency.clock is not None and latency.clock.differs:
+                recordings, apart_s = [latency.clock.by_loop(first)], latency.clock.spread_s
         sigma = tuple(
             float(start.sensor(key).get(name, [least])[0])
             for key, name, least in (
@@ -289,7 +292,10 @@ class Dynamics(_Measure):
             ],
             "singular_values": [float(s) for s in fit.singular_values],
         }
-        return self._report("dynamics", profile, with_story(fit.measured, "calibrate dynamics"), lines, data)
+        measured, late = dict(fit.measured), "transport.command_delay_ms"
+        if late in measured and apart_s:  # by two clocks only the delays' sum is told as well as the fit says
+            measured[late] = measured[late][0], np.hypot(measured[late][1], 1e3 * apart_s)
+        return self._report("dynamics", profile, with_story(measured, "calibrate dynamics"), lines, data)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sacflow_robot.armmodel import ArmModel
 from sacflow_robot.calibrate.clocks import fastest_way, measure_offset
 from sacflow_robot.calibrate.latency import measure_latency
+from sacflow_robot.calibrate.noise import measure_noise
 from sacflow_robot.calibrate.profile import load_profile
 from sacflow_robot.calibrate.recording import Excitation, Recording, record
 from sacflow_robot.cli import main
@@ -59,6 +60,7 @@ def test_an_arm_of_another_clock(offset_ms: float, drift_ppm: float, tmp_path: P
     back = clock.by_loop(made)
     late = (back.received_ns - back.time_ns) / 1e6
     assert late.min() >= 0 and np.ptp(late) < 4
+    assert measure_noise(made).rows > 1000, "the rest at the beginning is found"
     made.save(tmp_path / "run.npz")
     words = ["--profile", str(SHIPPED), "--recording", str(tmp_path / "run.npz"), "--out", str(tmp_path / "arm.yaml")]
     assert main(["calibrate", "latency", *words, "--plot", str(tmp_path / "latency.png")]) == 0

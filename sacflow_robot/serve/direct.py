@@ -8,6 +8,7 @@ protocol itself. A thread keeps the heartbeats and makes lost connections again;
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import select
 import socket
@@ -24,6 +25,7 @@ from sacflow_robot.serve.habit import AWAKE_S, PATIENCE, PING, TIME_TO_LIVE, Hab
 _TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([1-9][0-9]{0,4})")
 _IPC = re.compile(r"ipc://(@?)([^\0]+)")
 _LAST_PORT = 2**16 - 1
+_LONGEST_PATH = 107
 _CHUNK = 2**16
 _KEPT = 64  # answers that nobody collects; the oldest are dropped
 _JOINED = 2**16  # above, the pieces of a message are handed to the system as they lie in memory
@@ -40,7 +42,9 @@ def place_of(address: str) -> Place | None:
         return None
     if tcp is not None and int(tcp[3]) <= _LAST_PORT:
         return tcp[1] or tcp[2], int(tcp[3])
-    return (socket.AF_UNIX, ("\0" if ipc[1] else "") + ipc[2]) if ipc is not None else None
+    if ipc is None or len(os.fsencode(ipc[1] + ipc[2])) > _LONGEST_PATH:
+        return None
+    return socket.AF_UNIX, ("\0" if ipc[1] else "") + ipc[2]
 
 
 class _Link:
@@ -70,18 +74,23 @@ class _Link:
     def _shake_hands(self) -> None:
         if self.socket.getsockname() == self.socket.getpeername() != "":
             raise ConnectionRefusedError  # nobody serves there, and the system connected the socket to itself
+        deadline = time.monotonic() + _HANDSHAKE_S
         # In two parts: a server with keys hangs up on reading that there are none here, before it has said what it asks for.
         self.socket.sendall(zmtp.GREETING[: zmtp.VERSION_END])
-        zmtp.check_greeting(self._exactly(len(zmtp.GREETING)))
+        zmtp.check_greeting(self._exactly(len(zmtp.GREETING), deadline))
         self.socket.sendall(zmtp.GREETING[zmtp.VERSION_END :] + zmtp.READY)
         while not self._reader.commands:
-            self._reader.feed(self._exactly(1))
+            if self._reader.feed(self._exactly(1, deadline)):
+                raise WireError("what answers there sends messages before it has introduced itself")
         if self._reader.commands.pop()[0] != b"READY":
             raise zmtp.KeysNeededError
 
-    def _exactly(self, size: int) -> bytes:
+    def _exactly(self, size: int, deadline: float) -> bytes:
         data = b""
         while len(data) < size:
+            self.socket.settimeout(max(1e-3, deadline - time.monotonic()))  # whoever sends byte by byte has no more
+            if time.monotonic() >= deadline:
+                raise TimeoutError
             data += (more := self.socket.recv(size - len(data)))
             if not more:
                 raise ConnectionResetError
@@ -200,7 +209,7 @@ class _Keeper:
         while not self._closed:
             try:
                 link = _Link(self._place)
-            except (OSError, WireError, zmtp.KeysNeededError) as error:
+            except (OSError, UnicodeError, WireError, zmtp.KeysNeededError) as error:  # UnicodeError: no name of a computer
                 with self.changed:
                     self.barred = isinstance(error, zmtp.KeysNeededError)
                     self.changed.notify_all()

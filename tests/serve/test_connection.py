@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from sacflow_robot.errors import RefusedError, UsageError
-from sacflow_robot.serve import zmtp
+from sacflow_robot.serve import direct, zmtp
 from sacflow_robot.serve.connection import Connection, connect
 from sacflow_robot.serve.direct import DirectConnection, place_of
 from sacflow_robot.serve.habit import NotThereError
@@ -193,7 +193,10 @@ def test_a_server_that_pings_is_answered(stream: tuple[socket.socket, str]) -> N
     own.close()
 
 
-@pytest.mark.parametrize("noise", [b"\x00\xff" + b"x" * 300 + b"\x80\x00", b"\x02" + b"\xff" * 8, b"\x01\x00" * 70])
+LONG_PING = b"\x06" + (400).to_bytes(8, "big") + b"\x04PING\x00\x00" + bytes(393)
+
+
+@pytest.mark.parametrize("noise", [LONG_PING, b"\x00\xff" + b"x" * 300 + b"\x80\x00", b"\x02" + b"\xff" * 8, b"\x01\x00" * 70])
 def test_a_server_that_talks_nonsense_is_left(stream: tuple[socket.socket, str], noise: bytes) -> None:
     listener, address = stream
     own = connect(address, 60.0, None)
@@ -214,6 +217,33 @@ def test_what_is_no_zeromq_server_is_not_taken_for_one(stream: tuple[socket.sock
     assert not own.ready(0.3)
     peer.close()
     own.close()
+
+
+@pytest.mark.parametrize("drip", [True, False])
+def test_a_handshake_that_never_ends_is_given_up(
+    stream: tuple[socket.socket, str], drip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "_HANDSHAKE_S", 0.5 if drip else 60.0)
+    listener, address = stream
+    own = connect(address, 1.0, None)
+    peer, _ = listener.accept()
+    with peer, pytest.raises(ConnectionError):
+        if not drip:
+            peer.sendall(zmtp.GREETING)
+        for i in range(10_000):
+            peer.sendall(zmtp.GREETING[i % 64 : i % 64 + 1] if drip else b"\x00\x05hello")
+            time.sleep(0.05 if drip else 0.001)
+    assert not own.ready(0)
+    own.close()
+
+
+def test_a_name_that_cannot_be_one_is_nobody(opened: Open) -> None:
+    for name in ("a..b", "a" * 70, "no-such-computer.invalid"):
+        own = opened(f"tcp://{name}:5555", 1.0)
+        assert not own.ready(0.2)
+        if isinstance(own, DirectConnection):
+            assert own._keeper._thread.is_alive(), "it tries again: names come to be"
+        own.close()
 
 
 def test_a_server_that_asks_for_keys_lets_nobody_in_without(opened: Open) -> None:
@@ -251,7 +281,11 @@ def test_only_plain_addresses_are_reached_directly() -> None:
         "tcp://host",
         "inproc://x",
         "host:5",
+        "ipc:///" + 107 * "x",
+        "ipc://@" + 107 * "x",
     ):
         assert place_of(address) is None
     with pytest.raises(UsageError, match="cannot connect to"):
         connect("host:5", 1.0, None)
+    with pytest.raises(UsageError, match="cannot connect to"):
+        connect("ipc:///" + 107 * "x", 1.0, None)

@@ -32,6 +32,9 @@ __all__ = ["Keys", "PolicyClient", "as_batch"]
 
 _CLOCK_MEMORY = 32
 _BYE_MS = 50
+_BEHIND_S = 0.01  # how long answers to earlier requests are still passed over when time is up
+_HEARTBEATS_S = 0.001, 3600.0  # that a server may ask for
+_LAST_INSTANT_NS = 2**63
 
 
 class PolicyClient:
@@ -225,7 +228,9 @@ class PolicyClient:
             self._spec = PolicySpec.from_json(reply.header["spec"])
             self.policy_version, session = str(reply.header["policy_version"]), str(reply.header["session"])
             seed, heartbeat_s = int(reply.header["seed"]), float(reply.header["heartbeat_s"])
-        except (KeyError, TypeError, ValueError, DataError) as error:
+            if not _HEARTBEATS_S[0] <= heartbeat_s <= _HEARTBEATS_S[1]:
+                raise ValueError(f"a heartbeat of {heartbeat_s} s cannot be kept")
+        except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
             raise ServerError(f"{self.address} did not introduce itself as a policy server: {error}") from None
         self.takes_prefix = reply.header.get("takes_prefix") is True
         self._session, self._seed = session, seed if self._seed is None else self._seed
@@ -293,26 +298,30 @@ class PolicyClient:
         give_up = time.monotonic() + (self._timeout_s if wait_s is None else wait_s)
         while True:
             frames = self._connection.receive(give_up - time.monotonic())
-            if frames is None:
-                if self._look():
-                    raise ServerGoneError(f"the connection to {self.address} is lost; what was asked is lost too")
-                if time.monotonic() < give_up:
-                    continue
-                if wait_s is not None:
-                    raise TimeoutError
-                self._linked = False
-                raise self._no_answer()
-            try:
-                reply = wire.decode(frames)
-            except WireError as error:
-                raise ServerError(f"{self.address} does not speak the protocol: {error}") from None
-            identifier = reply.header.get("id")
-            if identifier is None or identifier == number:
-                self._note_clock(number, reply.header)
-                self.last_header = reply.header
-                if reply.header.get("ok") is not True:
-                    raise self._failure(reply.header.get("error"))
-                return reply
+            if frames is not None:
+                reply = self._decoded(frames)
+                identifier = reply.header.get("id")
+                if identifier is None or identifier == number:
+                    break
+            elif self._look():
+                raise ServerGoneError(f"the connection to {self.address} is lost; what was asked is lost too")
+            if time.monotonic() < give_up + (0.0 if frames is None else _BEHIND_S):
+                continue
+            if wait_s is not None:
+                raise TimeoutError
+            self._linked = False
+            raise self._no_answer()
+        self._note_clock(number, reply.header)
+        self.last_header = reply.header
+        if reply.header.get("ok") is not True:
+            raise self._failure(reply.header.get("error"))
+        return reply
+
+    def _decoded(self, frames: list[Any]) -> wire.Message:
+        try:
+            return wire.decode(frames)
+        except WireError as error:
+            raise ServerError(f"{self.address} does not speak the protocol: {error}") from None
 
     def _failure(self, error: object) -> ServerError | SpecMismatchError:
         kind, message = (error.get("kind"), error.get("message")) if isinstance(error, dict) else (None, None)
@@ -334,11 +343,13 @@ class PolicyClient:
         now = time.monotonic_ns()
         sent, theirs = self._sent_ns.get(number, now), header.get("server_ns")
         self._sent_ns.clear()  # older answers do not count any more
-        if type(theirs) is int:
+        if type(theirs) is int and 0 <= theirs < _LAST_INSTANT_NS:
             self._clock.append((now - sent, theirs - now))
             del self._clock[:-_CLOCK_MEMORY]
 
     def _server_ahead_ns(self) -> int:
+        if not self._clock:
+            raise ServerError(f"{self.address} does not tell its clock, which a deadline has to be set by")
         return min(self._clock)[1]
 
 

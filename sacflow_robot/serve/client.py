@@ -20,6 +20,7 @@ from sacflow_robot.errors import (
     ServerGoneError,
     ServerRestartedError,
     SpecMismatchError,
+    UsageError,
     WireError,
 )
 from sacflow_robot.policyfile import NOISE
@@ -42,6 +43,7 @@ class PolicyClient:
 
     A connection that was lost is made again by the next call. A server that still knows the session goes on with it; a new
     one opens a session with the same expectations, and the stream of noise goes on where it was, also within an episode.
+    For one thread at a time, and for the process that made it: a forked one makes its own.
 
     Args:
         address: The server's address, e.g. ``tcp://127.0.0.1:5555``.
@@ -77,7 +79,7 @@ class PolicyClient:
         self._keys, self._awake_s = keys, awake_s
         self._ids = itertools.count(1)
         self._session: str | None = None
-        self._linked, self._greeting = False, 0
+        self._linked, self._greeting, self._closed = False, 0, False
         self._seed: int | None = None
         self._step = 0
         self._clock: list[tuple[int, int]] = []
@@ -98,7 +100,8 @@ class PolicyClient:
     @property
     def connected(self) -> bool:
         """Whether the server is there, as far as heartbeats tell: false within two of them after it has gone."""
-        self._look()
+        if not self._closed:
+            self._look()
         return self._linked
 
     def infer(
@@ -183,7 +186,7 @@ class PolicyClient:
         if self._linked:
             with contextlib.suppress(ServerError):
                 self._send({"op": "bye", "session": self._session}, {})
-        self._linked, self._session = False, None
+        self._linked, self._session, self._closed = False, None, True
         self._connection.close(_BYE_MS)
 
     def __enter__(self) -> PolicyClient:
@@ -199,7 +202,9 @@ class PolicyClient:
 
         Raises:
             ServerError, SpecMismatchError: There is none.
+            UsageError: This client is closed.
         """
+        self._check_open()
         self._look()
         deadline = time.monotonic() + wait_s
         while not self._linked:
@@ -245,6 +250,10 @@ class PolicyClient:
             return False
         self._linked, self._greeting = False, 0
         return True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"this client of {self.address} is closed; make a new one")
 
     def _lost(self) -> ServerGoneError:
         return ServerGoneError(f"the connection to {self.address} is lost, and is being made again")
@@ -295,6 +304,7 @@ class PolicyClient:
         return number
 
     def _await(self, number: int, wait_s: float | None) -> wire.Message:
+        self._check_open()
         give_up = time.monotonic() + (self._timeout_s if wait_s is None else wait_s)
         while True:
             frames = self._connection.receive(give_up - time.monotonic())

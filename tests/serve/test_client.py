@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import zmq
 
-from sacflow_robot.errors import ServerError, ServerGoneError
+from sacflow_robot.errors import ServerError, ServerGoneError, UsageError
 from sacflow_robot.serve import wire, zmtp
-from sacflow_robot.serve.client import PolicyClient
+from sacflow_robot.serve.client import Keys, PolicyClient
 from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.security import Security, new_keys
+from sacflow_robot.serve.server import PolicyServer
 
 Answers = list[dict[str, Any]]
 Serve = Callable[[Callable[[dict[str, Any]], Answers]], str]
@@ -115,3 +117,25 @@ def test_no_deadline_without_a_clock(serve: Serve, welcome: dict[str, Any], cloc
     address = serve(lambda header: [{**welcome, **clock, "id": header["id"]}])
     with PolicyClient(address, deadline_s=0.1) as client, pytest.raises(ServerError, match="does not tell its clock"):
         client.infer(observation())
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_a_closed_client_says_so(policy_file: Path, tmp_path: Path, with_keys: bool) -> None:
+    server_key, own_key = new_keys(tmp_path, "server")[1], new_keys(tmp_path / "clients", "arm")[1]
+    security = Security(server_key, tmp_path / "clients") if with_keys else None
+    keys = Keys(own_key, tmp_path / "server.key") if with_keys else None
+    with PolicyServer(OnnxPolicy(policy_file), "tcp://127.0.0.1:*", security=security).start() as server:
+        client = PolicyClient(server.address, keys=keys)
+        number = client.ask(observation())
+        client.close()
+        client.close()
+        assert not client.connected
+        calls = (
+            client.begin_episode,
+            client.status,
+            lambda: client.infer(observation()),
+            lambda: client.ask(observation()),
+        )
+        for call in (*calls, lambda: client.collect(number), lambda: client.collect(number, 0)):
+            with pytest.raises(UsageError, match="is closed"):
+                call()

@@ -20,6 +20,7 @@ from sacflow_robot.errors import (
     ServerGoneError,
     ServerRestartedError,
     SpecMismatchError,
+    UsageError,
     WireError,
 )
 from sacflow_robot.policyfile import NOISE
@@ -32,6 +33,9 @@ __all__ = ["Keys", "PolicyClient", "as_batch"]
 
 _CLOCK_MEMORY = 32
 _BYE_MS = 50
+_BEHIND_S = 0.01  # how long answers to earlier requests are still passed over when time is up
+_HEARTBEATS_S = 0.001, 3600.0  # that a server may ask for
+_LAST_INSTANT_NS = 2**63
 
 
 class PolicyClient:
@@ -39,6 +43,7 @@ class PolicyClient:
 
     A connection that was lost is made again by the next call. A server that still knows the session goes on with it; a new
     one opens a session with the same expectations, and the stream of noise goes on where it was, also within an episode.
+    For one thread at a time, and for the process that made it: a forked one makes its own.
 
     Args:
         address: The server's address, e.g. ``tcp://127.0.0.1:5555``.
@@ -74,7 +79,7 @@ class PolicyClient:
         self._keys, self._awake_s = keys, awake_s
         self._ids = itertools.count(1)
         self._session: str | None = None
-        self._linked, self._greeting = False, 0
+        self._linked, self._greeting, self._closed = False, 0, False
         self._seed: int | None = None
         self._step = 0
         self._clock: list[tuple[int, int]] = []
@@ -95,7 +100,8 @@ class PolicyClient:
     @property
     def connected(self) -> bool:
         """Whether the server is there, as far as heartbeats tell: false within two of them after it has gone."""
-        self._look()
+        if not self._closed:
+            self._look()
         return self._linked
 
     def infer(
@@ -180,7 +186,7 @@ class PolicyClient:
         if self._linked:
             with contextlib.suppress(ServerError):
                 self._send({"op": "bye", "session": self._session}, {})
-        self._linked, self._session = False, None
+        self._linked, self._session, self._closed = False, None, True
         self._connection.close(_BYE_MS)
 
     def __enter__(self) -> PolicyClient:
@@ -196,7 +202,9 @@ class PolicyClient:
 
         Raises:
             ServerError, SpecMismatchError: There is none.
+            UsageError: This client is closed.
         """
+        self._check_open()
         self._look()
         deadline = time.monotonic() + wait_s
         while not self._linked:
@@ -225,7 +233,9 @@ class PolicyClient:
             self._spec = PolicySpec.from_json(reply.header["spec"])
             self.policy_version, session = str(reply.header["policy_version"]), str(reply.header["session"])
             seed, heartbeat_s = int(reply.header["seed"]), float(reply.header["heartbeat_s"])
-        except (KeyError, TypeError, ValueError, DataError) as error:
+            if not _HEARTBEATS_S[0] <= heartbeat_s <= _HEARTBEATS_S[1]:
+                raise ValueError(f"a heartbeat of {heartbeat_s} s cannot be kept")
+        except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
             raise ServerError(f"{self.address} did not introduce itself as a policy server: {error}") from None
         self.takes_prefix = reply.header.get("takes_prefix") is True
         self._session, self._seed = session, seed if self._seed is None else self._seed
@@ -240,6 +250,10 @@ class PolicyClient:
             return False
         self._linked, self._greeting = False, 0
         return True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"this client of {self.address} is closed; make a new one")
 
     def _lost(self) -> ServerGoneError:
         return ServerGoneError(f"the connection to {self.address} is lost, and is being made again")
@@ -290,29 +304,34 @@ class PolicyClient:
         return number
 
     def _await(self, number: int, wait_s: float | None) -> wire.Message:
+        self._check_open()
         give_up = time.monotonic() + (self._timeout_s if wait_s is None else wait_s)
         while True:
             frames = self._connection.receive(give_up - time.monotonic())
-            if frames is None:
-                if self._look():
-                    raise ServerGoneError(f"the connection to {self.address} is lost; what was asked is lost too")
-                if time.monotonic() < give_up:
-                    continue
-                if wait_s is not None:
-                    raise TimeoutError
-                self._linked = False
-                raise self._no_answer()
-            try:
-                reply = wire.decode(frames)
-            except WireError as error:
-                raise ServerError(f"{self.address} does not speak the protocol: {error}") from None
-            identifier = reply.header.get("id")
-            if identifier is None or identifier == number:
-                self._note_clock(number, reply.header)
-                self.last_header = reply.header
-                if reply.header.get("ok") is not True:
-                    raise self._failure(reply.header.get("error"))
-                return reply
+            if frames is not None:
+                reply = self._decoded(frames)
+                identifier = reply.header.get("id")
+                if identifier is None or identifier == number:
+                    break
+            elif self._look():
+                raise ServerGoneError(f"the connection to {self.address} is lost; what was asked is lost too")
+            if time.monotonic() < give_up + (0.0 if frames is None else _BEHIND_S):
+                continue
+            if wait_s is not None:
+                raise TimeoutError
+            self._linked = False
+            raise self._no_answer()
+        self._note_clock(number, reply.header)
+        self.last_header = reply.header
+        if reply.header.get("ok") is not True:
+            raise self._failure(reply.header.get("error"))
+        return reply
+
+    def _decoded(self, frames: list[Any]) -> wire.Message:
+        try:
+            return wire.decode(frames)
+        except WireError as error:
+            raise ServerError(f"{self.address} does not speak the protocol: {error}") from None
 
     def _failure(self, error: object) -> ServerError | SpecMismatchError:
         kind, message = (error.get("kind"), error.get("message")) if isinstance(error, dict) else (None, None)
@@ -334,11 +353,13 @@ class PolicyClient:
         now = time.monotonic_ns()
         sent, theirs = self._sent_ns.get(number, now), header.get("server_ns")
         self._sent_ns.clear()  # older answers do not count any more
-        if type(theirs) is int:
+        if type(theirs) is int and 0 <= theirs < _LAST_INSTANT_NS:
             self._clock.append((now - sent, theirs - now))
             del self._clock[:-_CLOCK_MEMORY]
 
     def _server_ahead_ns(self) -> int:
+        if not self._clock:
+            raise ServerError(f"{self.address} does not tell its clock, which a deadline has to be set by")
         return min(self._clock)[1]
 
 

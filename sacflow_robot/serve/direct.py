@@ -8,6 +8,7 @@ protocol itself. A thread keeps the heartbeats and makes lost connections again;
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import select
 import socket
@@ -17,17 +18,19 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 
-from sacflow_robot.errors import RefusedError, WireError
+from sacflow_robot.errors import RefusedError, UsageError, WireError
 from sacflow_robot.serve import wire, zmtp
 from sacflow_robot.serve.habit import AWAKE_S, PATIENCE, PING, TIME_TO_LIVE, Habit, NotThereError
 
 _TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([1-9][0-9]{0,4})")
 _IPC = re.compile(r"ipc://(@?)([^\0]+)")
 _LAST_PORT = 2**16 - 1
+_LONGEST_PATH = 107
 _CHUNK = 2**16
 _KEPT = 64  # answers that nobody collects; the oldest are dropped
 _JOINED = 2**16  # above, the pieces of a message are handed to the system as they lie in memory
 _HANDSHAKE_S = 5.0
+_BRIEFLY_S = 0.001  # the keeper may be looking
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 Place = tuple[socket.AddressFamily, str] | tuple[str, int]
@@ -40,7 +43,9 @@ def place_of(address: str) -> Place | None:
         return None
     if tcp is not None and int(tcp[3]) <= _LAST_PORT:
         return tcp[1] or tcp[2], int(tcp[3])
-    return (socket.AF_UNIX, ("\0" if ipc[1] else "") + ipc[2]) if ipc is not None else None
+    if ipc is None or len(os.fsencode(ipc[1] + ipc[2])) > _LONGEST_PATH:
+        return None
+    return socket.AF_UNIX, ("\0" if ipc[1] else "") + ipc[2]
 
 
 class _Link:
@@ -70,18 +75,23 @@ class _Link:
     def _shake_hands(self) -> None:
         if self.socket.getsockname() == self.socket.getpeername() != "":
             raise ConnectionRefusedError  # nobody serves there, and the system connected the socket to itself
+        deadline = time.monotonic() + _HANDSHAKE_S
         # In two parts: a server with keys hangs up on reading that there are none here, before it has said what it asks for.
         self.socket.sendall(zmtp.GREETING[: zmtp.VERSION_END])
-        zmtp.check_greeting(self._exactly(len(zmtp.GREETING)))
+        zmtp.check_greeting(self._exactly(len(zmtp.GREETING), deadline))
         self.socket.sendall(zmtp.GREETING[zmtp.VERSION_END :] + zmtp.READY)
         while not self._reader.commands:
-            self._reader.feed(self._exactly(1))
+            if self._reader.feed(self._exactly(1, deadline)):
+                raise WireError("what answers there sends messages before it has introduced itself")
         if self._reader.commands.pop()[0] != b"READY":
             raise zmtp.KeysNeededError
 
-    def _exactly(self, size: int) -> bytes:
+    def _exactly(self, size: int, deadline: float) -> bytes:
         data = b""
         while len(data) < size:
+            self.socket.settimeout(max(1e-3, deadline - time.monotonic()))  # whoever sends byte by byte has no more
+            if time.monotonic() >= deadline:
+                raise TimeoutError
             data += (more := self.socket.recv(size - len(data)))
             if not more:
                 raise ConnectionResetError
@@ -163,12 +173,13 @@ class _Keeper:
         self.link: _Link | None = None
         self.losses, self.barred = 0, False
         self.changed = threading.Condition()
-        self._closed = False
+        self.ended: str | None = None  # why it is no use any more
         self._bell, self._ring = socket.socketpair()
         for end in (self._bell, self._ring):
             end.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="policy-client", daemon=True)
         self._thread.start()
+        _KEEPERS.add(self)
 
     def lose(self, link: _Link) -> None:
         """This connection has ended."""
@@ -186,7 +197,8 @@ class _Keeper:
 
     def close(self) -> None:
         with self.changed:
-            self._closed, link, self.link = True, self.link, None
+            self.ended, link = self.ended or "is closed", self.link
+            self.link, self.losses = None, self.losses + 1
             self.changed.notify_all()
         if link is not None:
             with contextlib.suppress(OSError):
@@ -195,12 +207,25 @@ class _Keeper:
         if self._thread is not threading.current_thread():
             self._thread.join(0.1)  # unless it is connecting, which it gives up in its own time
 
+    def forked(self) -> None:
+        """Let go of what belongs to the parent of this process: to write there, or to end it, would be felt over there."""
+        self.changed = threading.Condition()  # who held the other one is not in this process
+        link, self.link = self.link, None
+        self.ended, self.losses = "was made before this process forked", self.losses + 1
+        for end in (self._bell, self._ring, *(() if link is None else (link.socket,))):
+            end.close()
+
     def _run(self) -> None:
         pause = _FIRST_PAUSE_S
-        while not self._closed:
+        while self.ended is None:
             try:
                 link = _Link(self._place)
-            except (OSError, WireError, zmtp.KeysNeededError) as error:
+            except (
+                OSError,
+                UnicodeError,
+                WireError,
+                zmtp.KeysNeededError,
+            ) as error:  # UnicodeError: no name of a computer
                 with self.changed:
                     self.barred = isinstance(error, zmtp.KeysNeededError)
                     self.changed.notify_all()
@@ -208,7 +233,7 @@ class _Keeper:
                 self._keep(link)
                 pause = _FIRST_PAUSE_S
             with self.changed:
-                self.changed.wait_for(lambda: self._closed, pause)
+                self.changed.wait_for(lambda: self.ended is not None, pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         for end in (self._bell, self._ring):
             end.close()
@@ -216,7 +241,7 @@ class _Keeper:
     def _keep(self, link: _Link) -> None:
         """Until this connection ends."""
         with self.changed:
-            if not self._closed:
+            if self.ended is None:
                 self.link, self.barred = link, False
                 self.changed.notify_all()
         with contextlib.suppress(OSError, WireError):
@@ -264,6 +289,18 @@ class _Keeper:
                 return
 
 
+_KEEPERS: weakref.WeakSet[_Keeper] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for keeper in list(_KEEPERS):
+        keeper.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
+
 class DirectConnection:
     """As :class:`~sacflow_robot.serve.connection.Connection`, without a thread in between; for clients without keys.
 
@@ -285,10 +322,14 @@ class DirectConnection:
 
         Raises:
             RefusedError: The server does not let this client in.
+            UsageError: The connection is closed, or its process forked.
         """
         keeper = self._keeper
         with keeper.changed:
-            keeper.changed.wait_for(lambda: keeper.link is not None or keeper.barred, wait_s)
+            keeper.changed.wait_for(
+                lambda: keeper.link is not None or keeper.barred or keeper.ended is not None, wait_s
+            )
+            self._check_open()
             if keeper.barred:
                 keeper.barred = False
                 raise RefusedError(f"{self.address} does not let this client in; does it know this client's key?")
@@ -325,28 +366,39 @@ class DirectConnection:
             self._keeper.wake()
 
     def receive(self, wait_s: float) -> list[bytes] | None:
-        """The next message; None if none comes in time, or when the connection is lost meanwhile."""
+        """The next message; None if none comes in time, or when the connection is lost meanwhile.
+
+        Raises:
+            UsageError: The connection is closed, or its process forked.
+        """
         keeper, link = self._keeper, self._keeper.link
         if link is None:
+            self._check_open()
             with keeper.changed:
-                keeper.changed.wait_for(lambda: keeper.link is not None, wait_s)
+                keeper.changed.wait_for(lambda: keeper.link is not None or keeper.ended is not None, wait_s)
             return None
-        with link.reading:
-            if keeper.link is not link:
-                return None
-            if not link.inbox and link.come(0) and not self._take(link):
-                return None
-            if link.inbox:
-                return link.inbox.popleft()
-            if wait_s <= 0:
-                return None
-            began = time.monotonic()
-            awake = self._habit.awake()
-            awake_s = min(wait_s, self._awake_s, self._habit.patience_s) if awake else 0.0
-            if not self._wait(link, began + wait_s, began + awake_s):
-                return None
-            self._habit.learn(awake, time.monotonic() - began)
+        if not link.reading.acquire(timeout=max(_BRIEFLY_S, wait_s)):
+            return None  # another thread waits
+        try:
+            return self._next(link, wait_s) if keeper.link is link else None
+        finally:
+            link.reading.release()
+
+    def _next(self, link: _Link, wait_s: float) -> list[bytes] | None:
+        """The next message of this connection, with ``reading`` held."""
+        if not link.inbox and link.come(0) and not self._take(link):
+            return None
+        if link.inbox:
             return link.inbox.popleft()
+        if wait_s <= 0:
+            return None
+        began = time.monotonic()
+        awake = self._habit.awake()
+        awake_s = min(wait_s, self._awake_s, self._habit.patience_s) if awake else 0.0
+        if not self._wait(link, began + wait_s, began + awake_s):
+            return None
+        self._habit.learn(awake, time.monotonic() - began)
+        return link.inbox.popleft()
 
     def _wait(self, link: _Link, deadline: float, awake_until: float) -> bool:
         """Until a message has come; False if the connection is lost, or it is too late."""
@@ -373,6 +425,10 @@ class DirectConnection:
             self._keeper.lose(link)
             return False
         return True
+
+    def _check_open(self) -> None:
+        if self._keeper.ended is not None:
+            raise UsageError(f"the connection to {self.address} {self._keeper.ended}; make a new client")
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the connection; what the system has taken still leaves."""

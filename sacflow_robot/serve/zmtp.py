@@ -9,6 +9,7 @@ from sacflow_robot.errors import WireError
 from sacflow_robot.serve.wire import MAX_ARRAYS, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
 
 VERSION_END = 12
+_LONGEST_CONTEXT = 16
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _SIZE = struct.Struct(">BQ")
 _SHORT_BYTES = 256
@@ -52,7 +53,13 @@ def ping(time_to_live_s: float) -> bytes:
 
 
 def pong(context: bytes) -> bytes:
-    """The answer to a heartbeat."""
+    """The answer to a heartbeat.
+
+    Raises:
+        WireError: The heartbeat's context is longer than ZMTP allows.
+    """
+    if len(context) > _LONGEST_CONTEXT:
+        raise WireError("what was received is not ZMTP: a heartbeat's context is too long")
     return _command(b"PONG", context)
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
 import zmq
 
 from sacflow_robot.errors import RefusedError, UsageError
-from sacflow_robot.serve import zmtp
+from sacflow_robot.serve import direct, zmtp
 from sacflow_robot.serve.connection import Connection, connect
 from sacflow_robot.serve.direct import DirectConnection, place_of
 from sacflow_robot.serve.habit import NotThereError
 
 Open = Callable[[str, float], Connection | DirectConnection]
 Ends = tuple[zmq.Socket[bytes], Connection | DirectConnection]
+DirectEnds = tuple[zmq.Socket[bytes], DirectConnection]
 
 
 @pytest.fixture(params=["tcp://127.0.0.1:*", f"ipc://@sacflow-test-{os.getpid()}"])
@@ -49,6 +52,14 @@ def opened(request: pytest.FixtureRequest) -> Open:
 def ends(router: zmq.Socket[bytes], opened: Open) -> Iterator[Ends]:
     own = opened(router.getsockopt_string(zmq.LAST_ENDPOINT), 1.0)
     assert own.ready(5)
+    yield router, own
+    own.close()
+
+
+@pytest.fixture
+def direct_ends(router: zmq.Socket[bytes]) -> Iterator[DirectEnds]:
+    own = connect(router.getsockopt_string(zmq.LAST_ENDPOINT), 1.0, None)
+    assert isinstance(own, DirectConnection) and own.ready(5)
     yield router, own
     own.close()
 
@@ -193,7 +204,12 @@ def test_a_server_that_pings_is_answered(stream: tuple[socket.socket, str]) -> N
     own.close()
 
 
-@pytest.mark.parametrize("noise", [b"\x00\xff" + b"x" * 300 + b"\x80\x00", b"\x02" + b"\xff" * 8, b"\x01\x00" * 70])
+LONG_PING = b"\x06" + (400).to_bytes(8, "big") + b"\x04PING\x00\x00" + bytes(393)
+
+
+@pytest.mark.parametrize(
+    "noise", [LONG_PING, b"\x00\xff" + b"x" * 300 + b"\x80\x00", b"\x02" + b"\xff" * 8, b"\x01\x00" * 70]
+)
 def test_a_server_that_talks_nonsense_is_left(stream: tuple[socket.socket, str], noise: bytes) -> None:
     listener, address = stream
     own = connect(address, 60.0, None)
@@ -214,6 +230,33 @@ def test_what_is_no_zeromq_server_is_not_taken_for_one(stream: tuple[socket.sock
     assert not own.ready(0.3)
     peer.close()
     own.close()
+
+
+@pytest.mark.parametrize("drip", [True, False])
+def test_a_handshake_that_never_ends_is_given_up(
+    stream: tuple[socket.socket, str], drip: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "_HANDSHAKE_S", 0.5 if drip else 60.0)
+    listener, address = stream
+    own = connect(address, 1.0, None)
+    peer, _ = listener.accept()
+    with peer, pytest.raises(ConnectionError):
+        if not drip:
+            peer.sendall(zmtp.GREETING)
+        for i in range(10_000):
+            peer.sendall(zmtp.GREETING[i % 64 : i % 64 + 1] if drip else b"\x00\x05hello")
+            time.sleep(0.05 if drip else 0.001)
+    assert not own.ready(0)
+    own.close()
+
+
+def test_a_name_that_cannot_be_one_is_nobody(opened: Open) -> None:
+    for name in ("a..b", "a" * 70, "no-such-computer.invalid"):
+        own = opened(f"tcp://{name}:5555", 1.0)
+        assert not own.ready(0.2)
+        if isinstance(own, DirectConnection):
+            assert own._keeper._thread.is_alive(), "it tries again: names come to be"
+        own.close()
 
 
 def test_a_server_that_asks_for_keys_lets_nobody_in_without(opened: Open) -> None:
@@ -240,6 +283,55 @@ def test_a_connection_that_nobody_holds_any_more_ends(stream: tuple[socket.socke
             pass
 
 
+def test_a_forked_process_neither_ends_nor_uses_the_connection_of_its_parent(direct_ends: DirectEnds) -> None:
+    router, own = direct_ends
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads and fork: the case in question
+        child = os.fork()
+    if child == 0:
+        wrong = 1
+        with contextlib.suppress(BaseException):
+            try:
+                own.broken()
+                own.ready(5)
+            except UsageError:
+                with contextlib.suppress(NotThereError):
+                    own.send([b"of the child"])
+                    wrong = 2
+                own.close()
+                wrong = wrong - 1
+        os._exit(wrong)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not own.broken()
+    own.send([b"question"])
+    peer, question = router.recv_multipart()
+    router.send_multipart([peer, b"answer"])
+    assert question == b"question" and own.receive(5) == [b"answer"]
+
+
+def test_who_waits_beside_another_waits_no_longer_than_it_wants(direct_ends: DirectEnds) -> None:
+    _, own = direct_ends
+    waits = threading.Thread(target=own.receive, args=(60,))
+    waits.start()
+    assert until(own._keeper.link.reading.locked)  # type: ignore[union-attr]
+    assert own.receive(0) is None and own.receive(0.01) is None and waits.is_alive()
+    own.close()
+    waits.join()
+
+
+def test_a_connection_closed_meanwhile_ends_the_wait(direct_ends: DirectEnds) -> None:
+    _, own = direct_ends
+    waits = threading.Thread(target=own.receive, args=(60,))
+    waits.start()
+    assert until(own._keeper.link.reading.locked)  # type: ignore[union-attr]
+    own.close()
+    waits.join()
+    assert own.broken()
+    for way in (own.ready, own.receive):
+        with pytest.raises(UsageError, match="is closed"):
+            way(60)
+
+
 def test_only_plain_addresses_are_reached_directly() -> None:
     assert place_of("tcp://127.0.0.1:5555") == ("127.0.0.1", 5555) and place_of("tcp://[::1]:5") == ("::1", 5)
     assert place_of("tcp://arm-1.lab:5555") == ("arm-1.lab", 5555)
@@ -251,7 +343,11 @@ def test_only_plain_addresses_are_reached_directly() -> None:
         "tcp://host",
         "inproc://x",
         "host:5",
+        "ipc:///" + 107 * "x",
+        "ipc://@" + 107 * "x",
     ):
         assert place_of(address) is None
     with pytest.raises(UsageError, match="cannot connect to"):
         connect("host:5", 1.0, None)
+    with pytest.raises(UsageError, match="cannot connect to"):
+        connect("ipc:///" + 107 * "x", 1.0, None)

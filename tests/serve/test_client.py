@@ -1,0 +1,141 @@
+"""A client and servers that do not behave, over real sockets."""
+
+from __future__ import annotations
+
+import math
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from sacflow_robot.errors import ServerError, ServerGoneError, UsageError
+from sacflow_robot.serve import wire, zmtp
+from sacflow_robot.serve.client import Keys, PolicyClient
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.security import Security, new_keys
+from sacflow_robot.serve.server import PolicyServer
+
+Answers = list[dict[str, Any]]
+Serve = Callable[[Callable[[dict[str, Any]], Answers]], str]
+
+
+def observation() -> dict[str, np.ndarray]:
+    sizes = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 10}
+    return {key: np.zeros((1, size), np.float32) for key, size in sizes.items()}
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts a server that answers whatever it is told to; returns its address."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    ended, threads = threading.Event(), []
+
+    def serve(answers: Callable[[dict[str, Any]], Answers]) -> str:
+        router = context.socket(zmq.ROUTER)
+        router.sndhwm = 10
+        router.bind("tcp://127.0.0.1:*")
+
+        def run() -> None:
+            while not ended.is_set():
+                if router.poll(20):
+                    peer, *frames = router.recv_multipart()
+                    for answer in answers(dict(wire.decode(frames).header)):
+                        if ended.is_set():
+                            break
+                        router.send_multipart([peer, *wire.encode(wire.Message(answer))])
+            router.close(linger=0)
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+        return router.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    yield serve
+    ended.set()
+    for thread in threads:
+        thread.join()
+    context.destroy(linger=0)
+
+
+@pytest.fixture
+def welcome(policy_file: Path) -> dict[str, Any]:
+    spec = OnnxPolicy(policy_file).spec.to_json()
+    return {"ok": True, "spec": spec, "policy_version": "1", "session": "s", "seed": 1, "heartbeat_s": 1.0}
+
+
+def pour(listener: socket.socket, welcome: dict[str, Any]) -> None:
+    """Greet a client; once it asks, send it answers to something else, faster than it can take them."""
+    peer, _ = listener.accept()
+    other = b"".join(zmtp.pack(wire.encode(wire.Message({"ok": True, "id": 2**40}))))
+    with peer, suppress(OSError):
+        peer.sendall(zmtp.GREETING + zmtp.READY)
+        taken = b""
+        while len(taken) < len(zmtp.GREETING + zmtp.READY):
+            taken += peer.recv(len(zmtp.GREETING + zmtp.READY) - len(taken))
+        reader, hellos = zmtp.Reader(), []
+        while not hellos:
+            hellos = reader.feed(peer.recv(10_000))
+        identifier = wire.decode(hellos[0]).header["id"]
+        peer.sendall(b"".join(zmtp.pack(wire.encode(wire.Message({**welcome, "id": identifier})))))
+        while not reader.feed(peer.recv(10_000)):
+            pass
+        while True:
+            peer.sendall(other * 1000)
+
+
+def test_other_answers_without_end_do_not_keep_a_client_beyond_its_timeout(welcome: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=pour, args=(listener, welcome))
+        thread.start()
+        with PolicyClient(f"tcp://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.3) as client:
+            for way in (
+                lambda: client.collect(client.ask(observation()), wait_s=0),
+                lambda: client.infer(observation()),
+            ):
+                with pytest.raises((TimeoutError, ServerGoneError)):
+                    way()
+        thread.join()
+
+
+@pytest.mark.parametrize("heartbeat_s", [math.nan, math.inf, 1e300, 0.0, -1.0, "soon"])
+def test_a_heartbeat_that_cannot_be_kept_is_no_policy_servers(
+    serve: Serve, welcome: dict[str, Any], heartbeat_s: object
+) -> None:
+    spoilt = {**welcome, "heartbeat_s": heartbeat_s}
+    address = serve(lambda header: [{**spoilt, "id": header["id"]}])
+    with pytest.raises(ServerError, match="did not introduce itself as a policy server"):
+        PolicyClient(address)
+
+
+@pytest.mark.parametrize("clock", [{}, {"server_ns": 2**64 - 1}, {"server_ns": -1}, {"server_ns": "noon"}])
+def test_no_deadline_without_a_clock(serve: Serve, welcome: dict[str, Any], clock: dict[str, Any]) -> None:
+    address = serve(lambda header: [{**welcome, **clock, "id": header["id"]}])
+    with PolicyClient(address, deadline_s=0.1) as client, pytest.raises(ServerError, match="does not tell its clock"):
+        client.infer(observation())
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_a_closed_client_says_so(policy_file: Path, tmp_path: Path, with_keys: bool) -> None:
+    server_key, own_key = new_keys(tmp_path, "server")[1], new_keys(tmp_path / "clients", "arm")[1]
+    security = Security(server_key, tmp_path / "clients") if with_keys else None
+    keys = Keys(own_key, tmp_path / "server.key") if with_keys else None
+    with PolicyServer(OnnxPolicy(policy_file), "tcp://127.0.0.1:*", security=security).start() as server:
+        client = PolicyClient(server.address, keys=keys)
+        number = client.ask(observation())
+        client.close()
+        client.close()
+        assert not client.connected
+        calls = (
+            client.begin_episode,
+            client.status,
+            lambda: client.infer(observation()),
+            lambda: client.ask(observation()),
+        )
+        for call in (*calls, lambda: client.collect(number), lambda: client.collect(number, 0)):
+            with pytest.raises(UsageError, match="is closed"):
+                call()

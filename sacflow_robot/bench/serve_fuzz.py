@@ -175,7 +175,7 @@ def _groot(address: str, arrays: dict[str, Any], noise: Any) -> Iterator[tuple[l
         socket.send_multipart([b"", *frames])
         back: list[bytes] = []
         while socket.poll(0):
-            back += socket.recv_multipart()
+            back += socket.recv_multipart()[1:]  # what follows the empty delimiter
         return back
 
     yield whole, attack

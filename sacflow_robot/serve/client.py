@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -14,6 +15,7 @@ import numpy as np
 
 from sacflow_robot.errors import (
     DataError,
+    InvalidValueError,
     LateError,
     RefusedError,
     ServerError,
@@ -36,6 +38,7 @@ _BYE_MS = 50
 _BEHIND_S = 0.01  # how long answers to earlier requests are still passed over when time is up
 _HEARTBEATS_S = 0.001, 3600.0  # that a server may ask for
 _LAST_INSTANT_NS = 2**63
+_LONGEST_S = 1e6
 
 
 class PolicyClient:
@@ -59,6 +62,7 @@ class PolicyClient:
     Raises:
         ServerError: Nobody answers there in time, or what answers is no policy server.
         SpecMismatchError: The policy served is not what was expected; names the fields.
+        UsageError: The address is malformed, or a time is none.
     """
 
     def __init__(
@@ -73,6 +77,9 @@ class PolicyClient:
         keys: Keys | None = None,
         awake_s: float = AWAKE_S,
     ) -> None:
+        if not 0 < timeout_s <= _LONGEST_S:
+            raise UsageError(f"timeout_s is {timeout_s}; it must be above 0 and at most {_LONGEST_S:g}")
+        _check_deadline(deadline_s)
         self.address, self._timeout_s, self._deadline_s = address, timeout_s, deadline_s
         plain = {"arm": json.loads(expect.to_json())} if isinstance(expect, ArmSpec) else expect
         self._introduction = {"op": "hello", "expect": plain, "swap": swap, "client": name}
@@ -118,6 +125,7 @@ class PolicyClient:
 
         Raises:
             LateError: The answer would have come after the deadline.
+            InvalidValueError, WireError: The request cannot be sent: half a prefix, a dtype or size that does not travel.
             RefusedError: The server refused the request; the message says why.
             ServerGoneError: The connection is lost, or there was no answer in time. The next call connects anew.
             ServerRestartedError: The server is a new process. The next call starts a session with it.
@@ -141,6 +149,7 @@ class PolicyClient:
             ServerGoneError: There is no connection at this moment; nothing was sent. Ask again.
             SpecMismatchError: As :meth:`infer`.
         """
+        _check_deadline(deadline_s)
         self._link(0)
         limit_s = self._deadline_s if deadline_s is None else deadline_s
         return self._ask(observation, noise, limit_s, prefix, prefix_mask)
@@ -283,6 +292,8 @@ class PolicyClient:
             header["seed"], header["step"] = self._seed, self._step
         else:
             arrays[NOISE] = noise
+        if (prefix is None) != (prefix_mask is None):
+            raise InvalidValueError("prefix and prefix_mask go together; only one is given")
         if prefix is not None and prefix_mask is not None:
             arrays[wire.PREFIX], arrays[wire.PREFIX_MASK] = prefix, prefix_mask
         if deadline_s is not None:
@@ -295,6 +306,10 @@ class PolicyClient:
         number = next(self._ids)
         header["id"] = number
         frames = wire.encode(wire.Message(header, arrays))
+        if (largest := max(map(len, frames))) > wire.MAX_FRAME_BYTES:  # the server would hang up
+            raise WireError(
+                f"an array has {largest} bytes; one carries at most {wire.MAX_FRAME_BYTES}: send fewer rows"
+            )
         self._sent_ns[number] = time.monotonic_ns()
         try:
             self._connection.send(frames)
@@ -361,6 +376,11 @@ class PolicyClient:
         if not self._clock:
             raise ServerError(f"{self.address} does not tell its clock, which a deadline has to be set by")
         return min(self._clock)[1]
+
+
+def _check_deadline(deadline_s: float | None) -> None:
+    if deadline_s is not None and not math.isfinite(deadline_s):
+        raise UsageError(f"deadline_s is {deadline_s}; give a number of seconds, or None for no deadline")
 
 
 def as_batch(observation: Observation) -> dict[str, FloatArray]:

@@ -87,6 +87,7 @@ class Connection:
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES),
             (zmq.IMMEDIATE, 1),  # nothing is kept for a server that is not there
+            (zmq.IPV6, wire.speaks_ipv6(self.address)),
             (zmq.RECONNECT_IVL, 50),
             (zmq.RECONNECT_IVL_MAX, 1000),
             (zmq.HEARTBEAT_IVL, max(1, round(PING * milliseconds))),

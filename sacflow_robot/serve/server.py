@@ -80,7 +80,7 @@ class PolicyServer:
         self._next_upkeep_ns = 0
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        wire.configure_router(self._socket, _POLL_MS)
+        wire.configure_router(self._socket, _POLL_MS, bind)
         self._gate = Gate(None)
         try:
             self._gate = security.guard(self._context, self._socket)

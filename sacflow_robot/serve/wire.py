@@ -47,7 +47,12 @@ class Message(NamedTuple):
     arrays: Mapping[str, Array] = {}
 
 
-def configure_router(socket: zmq.Socket[bytes], receive_ms: int) -> None:
+def speaks_ipv6(address: str) -> bool:
+    """Whether ZeroMQ has to be told that an address is IPv6; where it is told, names become IPv6 addresses first."""
+    return address.startswith("tcp://[")
+
+
+def configure_router(socket: zmq.Socket[bytes], receive_ms: int, bind: str = "") -> None:
     """Bounds of a server's socket, so that no client costs more than its share, dead or alive."""
     # No ZMQ_HEARTBEAT_IVL here: libzmq 4.3.5 aborts (!_io_error, stream_engine_base.cpp) when a heartbeat is due to a client that
     # died while its queue was full. The clients' heartbeats are answered, and the time to live in them is kept to.
@@ -61,6 +66,7 @@ def configure_router(socket: zmq.Socket[bytes], receive_ms: int) -> None:
         (zmq.HANDSHAKE_IVL, 5000),
         (zmq.TCP_KEEPALIVE, 1),
         (zmq.TCP_KEEPALIVE_IDLE, 10),
+        (zmq.IPV6, speaks_ipv6(bind)),
     ):
         socket.setsockopt(option, value)
 

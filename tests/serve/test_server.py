@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -19,11 +20,20 @@ import onnxruntime
 import pytest
 import zmq
 
-from sacflow_robot.errors import LateError, RefusedError, ServerError, SpecMismatchError, UsageError
+from sacflow_robot.errors import (
+    InvalidValueError,
+    LateError,
+    RefusedError,
+    ServerError,
+    SpecMismatchError,
+    UsageError,
+    WireError,
+)
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
-from sacflow_robot.serve.client import PolicyClient
+from sacflow_robot.serve.client import Keys, PolicyClient
 from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.serve.security import Security, new_keys
 from sacflow_robot.serve.server import PolicyServer
 
 ANY_PORT = "tcp://127.0.0.1:*"
@@ -366,6 +376,47 @@ def test_a_prefix_reaches_a_policy_that_takes_one_and_no_other(server: PolicySer
             assert np.array_equal(client.infer(observation(2), noise), free)
         with pytest.raises(RefusedError, match="prefix and prefix_mask come together"):
             client.infer({**observation(2), "prefix": prefix}, noise)
+
+
+def test_half_a_prefix_is_refused_and_not_dropped(server: PolicyServer) -> None:
+    prefix = np.zeros((1, 5, 7), np.float32)
+    with PolicyClient(server.address) as client:
+        for half in ({"prefix": prefix}, {"prefix_mask": prefix[..., 0]}):
+            with pytest.raises(InvalidValueError, match="go together"):
+                client.infer(observation(), **half)
+        assert client.infer(observation()).shape == (1, 5, 7)
+
+
+def test_what_is_too_large_is_not_sent(server: PolicyServer) -> None:
+    with PolicyClient(server.address) as client:
+        picture = np.zeros((1, wire.MAX_FRAME_BYTES), np.uint8)
+        assert client.infer({**observation(), "picture": picture}).shape == (1, 5, 7)
+        with pytest.raises(WireError, match="at most"):
+            client.infer({**observation(), "picture": np.zeros((1, wire.MAX_FRAME_BYTES + 1), np.uint8)})
+        assert client.connected
+
+
+@pytest.mark.parametrize("time_s", [float("nan"), float("inf"), float("-inf")])
+def test_times_that_are_none_are_refused(server: PolicyServer, time_s: float) -> None:
+    with pytest.raises(UsageError, match="timeout_s"):
+        PolicyClient(server.address, time_s)
+    with pytest.raises(UsageError, match="deadline_s"):
+        PolicyClient(server.address, deadline_s=time_s)
+    with PolicyClient(server.address) as client, pytest.raises(UsageError, match="deadline_s"):
+        client.ask(observation(), deadline_s=time_s)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_over_ipv6(policy_file: Path, tmp_path: Path, with_keys: bool) -> None:
+    server_key, own_key = new_keys(tmp_path, "server")[1], new_keys(tmp_path / "clients", "arm")[1]
+    security = Security(server_key, tmp_path / "clients") if with_keys else None
+    keys = Keys(own_key, tmp_path / "server.key") if with_keys else None
+    with (
+        PolicyServer(OnnxPolicy(policy_file), "tcp://[::1]:*", security=security).start() as server,
+        PolicyClient(server.address, keys=keys) as client,
+    ):
+        assert client.infer(observation()).shape == (1, 5, 7)
 
 
 def test_the_minimal_client_of_the_examples(server: PolicyServer) -> None:

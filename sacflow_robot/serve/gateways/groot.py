@@ -51,6 +51,7 @@ class GrootGateway:
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
         self._socket.setsockopt(zmq.RCVTIMEO, _POLL_MS)
         self._socket.setsockopt(zmq.RCVHWM, 8)
+        self._socket.setsockopt(zmq.IPV6, wire.speaks_ipv6(bind))
         try:
             self._socket.bind(bind)
         except zmq.ZMQError as error:

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.calibrate.recording import Recording
+from sacflow_robot.calibrate.recording import AHEAD_NS, LATEST_NS, Recording, is_other_clock
 from sacflow_robot.errors import DataError
 
 Array = npt.NDArray[np.float64]
 
 _LEAST_ROWS, _PIECES, _PER_PIECE = 50, 20, 10
-_TOLERANCE_S = 0.002  # commands are rounded to the arm's cycle, beginnings of motions told to a millisecond or so
-_LATEST_S = 1.0  # observations that come later than this are by another clock, not late
+_TOLERANCE_S = (
+    AHEAD_NS / 1e9
+)  # commands are rounded to the arm's cycle, beginnings of motions told to a millisecond or so
 _JUMP_S, _JUMP_SPREADS = 0.005, 8.0
 _LEAST_DRIFT_PPM, _MOST_DRIFT_PPM = 2.0, 1000.0  # crystals differ by tens; computers' clocks by no more
 
@@ -95,8 +96,8 @@ class ClockOffset:
 def by_arrival_ns(recording: Recording) -> npt.NDArray[np.int64]:
     """Capture times (M,) by the control loop's clock; where they are by another, as if the fastest observation took no time."""
     known = recording.received_ns >= 0
-    late_s = (recording.received_ns - recording.time_ns)[known] / 1e9
-    if not known.any() or -_TOLERANCE_S <= late_s.min() <= _LATEST_S:
+    late_ns = (recording.received_ns - recording.time_ns)[known]
+    if not known.any() or not is_other_clock(int(late_ns.min())):
         return recording.time_ns
     return fastest_way(recording.time_ns[known], recording.received_ns[known]).arrival_ns(recording.time_ns)
 
@@ -155,5 +156,5 @@ def measure_offset(way: Fastest, round_trip_s: float) -> ClockOffset:
     """
     here_s = way.offset_ns / 1e9
     low, high = -here_s, round_trip_s - here_s
-    differs = not low - _TOLERANCE_S <= 0 <= high + _TOLERANCE_S or here_s > _LATEST_S
+    differs = not low - _TOLERANCE_S <= 0 <= high + _TOLERANCE_S or way.offset_ns > LATEST_NS
     return ClockOffset(way, differs, (low + high) / 2 if differs else 0.0, low, high)

@@ -26,7 +26,7 @@ LOOK_NS = 2_000_000
 VALID_PERIODS = 2  # as in the control loop
 _DELAY_NS = 400_000_000  # beyond those, for commands that take long; an arm whose loop dies holds that much later
 LONGEST_S = 120.0
-_AHEAD_NS, _LATEST_NS = 2_000_000, 1_000_000_000  # observations out of this range are by another clock than the loop's
+AHEAD_NS, LATEST_NS = 2_000_000, 1_000_000_000  # observations out of this range are by another clock than the loop's
 _REST_S, _PAUSE_S, _BURST_S = 3.0, 0.5, 1.1
 _NEAR_M, _NEAR_RAD, _TURN_SHARE = 0.04, 0.15, 0.4
 
@@ -174,6 +174,11 @@ class Excitation:
         return np.concatenate([(pose[0] - self._pose[0]) / _NEAR_M, turned / _NEAR_RAD])
 
 
+def is_other_clock(late_ns: int) -> bool:
+    """Whether an observation that seems to arrive so late (ns; negative: before its capture) is by another clock than the loop's."""
+    return not -AHEAD_NS <= late_ns <= LATEST_NS
+
+
 def record(
     robot: Robot,
     limiter: Limiter,
@@ -198,7 +203,7 @@ def record(
     seen: list[tuple[int, int, Mapping[str, Any]]] = []
     late_ns = clock.now_ns() - (clock.now_ns() if start.time_ns is None else start.time_ns)
     # By another clock than the loop's, which is yet to be measured, an observation's age is told by the fastest of them.
-    other, least_ns = not -_AHEAD_NS <= late_ns <= _LATEST_NS, late_ns
+    other, least_ns = is_other_clock(late_ns), late_ns
 
     def see(observation: Observation, time_ns: int) -> None:
         nonlocal least_ns

@@ -15,8 +15,9 @@ from zmq.utils.monitor import recv_monitor_message
 
 from sacflow_robot.errors import RefusedError, UsageError
 from sacflow_robot.serve import wire
-from sacflow_robot.serve.direct import DirectConnection, place_of
+from sacflow_robot.serve.direct import DirectConnection
 from sacflow_robot.serve.habit import AWAKE_S, PATIENCE, PING, TIME_TO_LIVE, Habit, NotThereError
+from sacflow_robot.serve.link import place_of
 from sacflow_robot.serve.security import load_public, load_secret
 
 _GONE = zmq.Event.DISCONNECTED

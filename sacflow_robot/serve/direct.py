@@ -9,160 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import select
 import socket
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Sequence
 
 from sacflow_robot.errors import RefusedError, UsageError, WireError
 from sacflow_robot.serve import wire, zmtp
 from sacflow_robot.serve.habit import AWAKE_S, PATIENCE, PING, TIME_TO_LIVE, Habit, NotThereError
+from sacflow_robot.serve.link import Link, Place
 
-_TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([1-9][0-9]{0,4})")
-_IPC = re.compile(r"ipc://(@?)([^\0]+)")
-_LAST_PORT = 2**16 - 1
-_LONGEST_PATH = 107
-_CHUNK = 2**16
-_KEPT = 64  # answers that nobody collects; the oldest are dropped
-_JOINED = 2**16  # above, the pieces of a message are handed to the system as they lie in memory
-_HANDSHAKE_S = 5.0
+_BELLS = 4096
 _BRIEFLY_S = 0.001  # the keeper may be looking
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
-
-Place = tuple[socket.AddressFamily, str] | tuple[str, int]
-
-
-def place_of(address: str) -> Place | None:
-    """Where to connect to; None for what only ZeroMQ understands, or nobody."""
-    tcp, ipc = _TCP.fullmatch(address), _IPC.fullmatch(address)
-    if not hasattr(select, "poll"):
-        return None
-    if tcp is not None and int(tcp[3]) <= _LAST_PORT:
-        return tcp[1] or tcp[2], int(tcp[3])
-    if ipc is None or len(os.fsencode(ipc[1] + ipc[2])) > _LONGEST_PATH:
-        return None
-    return socket.AF_UNIX, ("\0" if ipc[1] else "") + ipc[2]
-
-
-class _Link:
-    """One connection, from its handshake to its end."""
-
-    def __init__(self, place: Place) -> None:
-        if isinstance(place[0], str):
-            self.socket = socket.create_connection((place[0], int(place[1])), _HANDSHAKE_S)
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        else:
-            self.socket = socket.socket(place[0])
-        self._reader, self.inbox = zmtp.Reader(), deque[list[bytes]](maxlen=_KEPT)
-        self.reading, self.writing = threading.Lock(), threading.Lock()
-        self.unsent, self.heard = bytearray(), time.monotonic()
-        self._come = select.poll()
-        try:
-            if not isinstance(place[0], str):
-                self.socket.settimeout(_HANDSHAKE_S)
-                self.socket.connect(place[1])
-            self._shake_hands()
-            self.socket.setblocking(False)
-        except BaseException:
-            self.socket.close()
-            raise
-        self._come.register(self.socket, select.POLLIN)
-
-    def _shake_hands(self) -> None:
-        if self.socket.getsockname() == self.socket.getpeername() != "":
-            raise ConnectionRefusedError  # nobody serves there, and the system connected the socket to itself
-        deadline = time.monotonic() + _HANDSHAKE_S
-        # In two parts: a server with keys hangs up on reading that there are none here, before it has said what it asks for.
-        self.socket.sendall(zmtp.GREETING[: zmtp.VERSION_END])
-        zmtp.check_greeting(self._exactly(len(zmtp.GREETING), deadline))
-        self.socket.sendall(zmtp.GREETING[zmtp.VERSION_END :] + zmtp.READY)
-        while not self._reader.commands:
-            if self._reader.feed(self._exactly(1, deadline)):
-                raise WireError("what answers there sends messages before it has introduced itself")
-        if self._reader.commands.pop()[0] != b"READY":
-            raise zmtp.KeysNeededError
-
-    def _exactly(self, size: int, deadline: float) -> bytes:
-        data = b""
-        while len(data) < size:
-            self.socket.settimeout(max(1e-3, deadline - time.monotonic()))  # whoever sends byte by byte has no more
-            if time.monotonic() >= deadline:
-                raise TimeoutError
-            data += (more := self.socket.recv(size - len(data)))
-            if not more:
-                raise ConnectionResetError
-        return data
-
-    def come(self, wait_ms: float) -> bool:
-        """Whether there is something to take, or will be in time; with ``reading`` held."""
-        return bool(self._come.poll(wait_ms))
-
-    def has_come(self) -> bool:
-        """Whether there is something that nobody has taken yet; whoever holds ``reading``."""
-        come = select.poll()
-        come.register(self.socket, select.POLLIN)
-        return bool(come.poll(0))
-
-    def take(self) -> None:
-        """Read what has come, with ``reading`` held.
-
-        Raises:
-            OSError, WireError: The connection has ended, or what came is not ZMTP.
-        """
-        try:
-            data = self.socket.recv(_CHUNK)
-        except BlockingIOError:
-            return
-        if not data:
-            raise ConnectionResetError
-        self.heard = time.monotonic()
-        self.inbox.extend(self._reader.feed(data))
-        while self._reader.commands:
-            name, body = self._reader.commands.pop()
-            if name == b"PING":
-                self.send([zmtp.pong(body[2:])])
-
-    def send(self, pieces: Sequence[bytes | memoryview]) -> bool:
-        """Hand over to the system; whether it took all, or something was left for :meth:`flush`.
-
-        Raises:
-            OSError: The connection has ended, or takes nothing for long.
-        """
-        with self.writing:
-            if self.unsent:
-                if len(self.unsent) > wire.MAX_MESSAGE_BYTES:
-                    raise BrokenPipeError
-                self.unsent += b"".join(pieces)
-                return False
-            size, sent = sum(map(len, pieces)), 0
-            with contextlib.suppress(BlockingIOError):
-                sent = self.socket.send(b"".join(pieces)) if size < _JOINED else self.socket.sendmsg(pieces)
-            if sent < size:
-                self.unsent += b"".join(pieces)[sent:]
-            return sent == size
-
-    def flush(self) -> None:
-        """Hand over more of what was left.
-
-        Raises:
-            OSError: The connection has ended.
-        """
-        with self.writing, contextlib.suppress(BlockingIOError):
-            del self.unsent[: self.socket.send(self.unsent)]
-
-    def end(self) -> None:
-        """Wake whoever waits for something from it."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Release it, once nobody reads or writes any more."""
-        with self.reading, self.writing:
-            self.socket.close()
 
 
 class _Keeper:
@@ -170,7 +31,7 @@ class _Keeper:
 
     def __init__(self, place: Place, heartbeat_s: float) -> None:
         self._place, self._heartbeat_s = place, heartbeat_s
-        self.link: _Link | None = None
+        self.link: Link | None = None
         self.losses, self.barred = 0, False
         self.changed = threading.Condition()
         self.ended: str | None = None  # why it is no use any more
@@ -181,7 +42,7 @@ class _Keeper:
         self._thread.start()
         _KEEPERS.add(self)
 
-    def lose(self, link: _Link) -> None:
+    def lose(self, link: Link) -> None:
         """This connection has ended."""
         with self.changed:
             if self.link is link:
@@ -219,13 +80,8 @@ class _Keeper:
         pause = _FIRST_PAUSE_S
         while self.ended is None:
             try:
-                link = _Link(self._place)
-            except (
-                OSError,
-                UnicodeError,
-                WireError,
-                zmtp.KeysNeededError,
-            ) as error:  # UnicodeError: no name of a computer
+                link = Link(self._place)
+            except (OSError, UnicodeError, WireError, zmtp.KeysNeededError) as error:
                 with self.changed:
                     self.barred = isinstance(error, zmtp.KeysNeededError)
                     self.changed.notify_all()
@@ -238,7 +94,7 @@ class _Keeper:
         for end in (self._bell, self._ring):
             end.close()
 
-    def _keep(self, link: _Link) -> None:
+    def _keep(self, link: Link) -> None:
         """Until this connection ends."""
         with self.changed:
             if self.ended is None:
@@ -249,7 +105,7 @@ class _Keeper:
         self.lose(link)
         link.close()
 
-    def _doze(self, wait_s: float, link: _Link) -> None:
+    def _doze(self, wait_s: float, link: Link) -> None:
         """Wait, or until there is something to do for this connection."""
         waits = select.poll()
         waits.register(self._bell, select.POLLIN)
@@ -257,9 +113,9 @@ class _Keeper:
             waits.register(link.socket, select.POLLOUT)
         waits.poll(max(1.0, 1e3 * wait_s))
         with contextlib.suppress(BlockingIOError):
-            self._bell.recv(_CHUNK)
+            self._bell.recv(_BELLS)
 
-    def _beat(self, link: _Link) -> None:
+    def _beat(self, link: Link) -> None:
         """Until this connection ends, or is to end.
 
         Raises:
@@ -305,7 +161,7 @@ class DirectConnection:
     """As :class:`~sacflow_robot.serve.connection.Connection`, without a thread in between; for clients without keys.
 
     Args:
-        place: What :func:`place_of` the server's address returned.
+        place: What :func:`~sacflow_robot.serve.link.place_of` the server's address returned.
         address: That address.
         heartbeat_s: Time between heartbeats; a server that does not answer is gone within two.
         awake_s: How long an answer is waited for awake at most.
@@ -384,7 +240,7 @@ class DirectConnection:
         finally:
             link.reading.release()
 
-    def _next(self, link: _Link, wait_s: float) -> list[bytes] | None:
+    def _next(self, link: Link, wait_s: float) -> list[bytes] | None:
         """The next message of this connection, with ``reading`` held."""
         if not link.inbox and link.come(0) and not self._take(link):
             return None
@@ -400,7 +256,7 @@ class DirectConnection:
         self._habit.learn(awake, time.monotonic() - began)
         return link.inbox.popleft()
 
-    def _wait(self, link: _Link, deadline: float, awake_until: float) -> bool:
+    def _wait(self, link: Link, deadline: float, awake_until: float) -> bool:
         """Until a message has come; False if the connection is lost, or it is too late."""
         now = time.monotonic()
         while now < deadline:
@@ -417,7 +273,7 @@ class DirectConnection:
             now = time.monotonic()
         return False
 
-    def _take(self, link: _Link) -> bool:
+    def _take(self, link: Link) -> bool:
         """Read what has come; whether the connection stands."""
         try:
             link.take()

@@ -15,10 +15,11 @@ import pytest
 import zmq
 
 from sacflow_robot.errors import RefusedError, UsageError
-from sacflow_robot.serve import direct, zmtp
+from sacflow_robot.serve import link, zmtp
 from sacflow_robot.serve.connection import Connection, connect
-from sacflow_robot.serve.direct import DirectConnection, place_of
+from sacflow_robot.serve.direct import DirectConnection
 from sacflow_robot.serve.habit import NotThereError
+from sacflow_robot.serve.link import place_of
 
 Open = Callable[[str, float], Connection | DirectConnection]
 Ends = tuple[zmq.Socket[bytes], Connection | DirectConnection]
@@ -182,26 +183,32 @@ def greeted(listener: socket.socket) -> socket.socket:
     return peer
 
 
-def test_a_server_that_falls_silent_is_gone_within_two_heartbeats(stream: tuple[socket.socket, str]) -> None:
+@contextlib.contextmanager
+def linked(
+    stream: tuple[socket.socket, str], heartbeat_s: float = 60.0
+) -> Iterator[tuple[Connection | DirectConnection, socket.socket]]:
+    """A connection that stands, and the peer's end of it."""
     listener, address = stream
-    own = connect(address, 0.4, None)
+    own = connect(address, heartbeat_s, None)
     with greeted(listener) as peer:
-        assert own.ready(5) and own.receive(30) is None and own.broken()
-        pings = peer.recv(1000)
-        assert pings == len(pings) // len(zmtp.ping(0.8)) * zmtp.ping(0.8) and pings
+        assert own.ready(5)
+        yield own, peer
     own.close()
 
 
+def test_a_server_that_falls_silent_is_gone_within_two_heartbeats(stream: tuple[socket.socket, str]) -> None:
+    with linked(stream, 0.4) as (own, peer):
+        assert own.receive(30) is None and own.broken()
+        pings = peer.recv(1000)
+        assert pings == len(pings) // len(zmtp.ping(0.8)) * zmtp.ping(0.8) and pings
+
+
 def test_a_server_that_pings_is_answered(stream: tuple[socket.socket, str]) -> None:
-    listener, address = stream
-    own = connect(address, 60.0, None)
-    with greeted(listener) as peer:
-        assert own.ready(5)
+    with linked(stream) as (own, peer):
         peer.recv(100)
         peer.sendall(b"\x04\x0b\x04PING\x00\x00dear" + b"\x00\x06answer")
         assert own.receive(5) == [b"answer"]
         assert peer.recv(100) == zmtp.pong(b"dear")
-    own.close()
 
 
 LONG_PING = b"\x06" + (400).to_bytes(8, "big") + b"\x04PING\x00\x00" + bytes(393)
@@ -211,15 +218,11 @@ LONG_PING = b"\x06" + (400).to_bytes(8, "big") + b"\x04PING\x00\x00" + bytes(393
     "noise", [LONG_PING, b"\x00\xff" + b"x" * 300 + b"\x80\x00", b"\x02" + b"\xff" * 8, b"\x01\x00" * 70]
 )
 def test_a_server_that_talks_nonsense_is_left(stream: tuple[socket.socket, str], noise: bytes) -> None:
-    listener, address = stream
-    own = connect(address, 60.0, None)
-    with greeted(listener) as peer:
-        assert own.ready(5)
+    with linked(stream) as (own, peer):
         peer.sendall(noise)
         while own.receive(5) is not None:
             pass
         assert own.broken()
-    own.close()
 
 
 def test_what_is_no_zeromq_server_is_not_taken_for_one(stream: tuple[socket.socket, str]) -> None:
@@ -236,7 +239,7 @@ def test_what_is_no_zeromq_server_is_not_taken_for_one(stream: tuple[socket.sock
 def test_a_handshake_that_never_ends_is_given_up(
     stream: tuple[socket.socket, str], drip: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct, "_HANDSHAKE_S", 0.5 if drip else 60.0)
+    monkeypatch.setattr(link, "_HANDSHAKE_S", 0.5 if drip else 60.0)
     listener, address = stream
     own = connect(address, 1.0, None)
     peer, _ = listener.accept()
@@ -335,7 +338,7 @@ def test_a_connection_closed_meanwhile_ends_the_wait(direct_ends: DirectEnds) ->
 def test_only_plain_addresses_are_reached_directly() -> None:
     assert place_of("tcp://127.0.0.1:5555") == ("127.0.0.1", 5555) and place_of("tcp://[::1]:5") == ("::1", 5)
     assert place_of("tcp://arm-1.lab:5555") == ("arm-1.lab", 5555)
-    assert place_of("ipc://@name") == (socket.AF_UNIX, "\0name") and place_of("ipc:///a/b") == (socket.AF_UNIX, "/a/b")
+    assert place_of("ipc://@name") == "\0name" and place_of("ipc:///a/b") == "/a/b"
     for address in (
         "tcp://eth0;10.0.0.1:5555",
         "tcp://host:0",

@@ -56,6 +56,7 @@ class Fit:
         curvature: Of the data's and priors' log likelihood (P, P), in fitted units.
         fitted: Where it is highest (P,), in fitted units.
         reference: What shares of ``spread`` are of (P,): values, or the least that counts.
+        problem: What was fitted, over the windows' whole length.
     """
 
     model: ArmModel

@@ -203,17 +203,8 @@ def cut(window: Window, length_s: float) -> Window:
 def _thinned(window: Window) -> Window:
     rows = np.flatnonzero(np.append(True, np.diff(np.floor(window.time_s / _ROWS_EVERY_S)) > 0))
     joints = None if window.joints is None else window.joints[rows]
-    return Window(
-        *(
-            window.commands,
-            window.start,
-            window.rest,
-            window.time_s[rows],
-            window.position[rows],
-            window.quat[rows],
-            joints,
-        ),
-        window.seconds,
+    return replace(
+        window, time_s=window.time_s[rows], position=window.position[rows], quat=window.quat[rows], joints=joints
     )
 
 

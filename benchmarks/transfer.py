@@ -1,39 +1,35 @@
-"""Lift policies on twins that they have never seen: trained nominal, wide, by profile, and by profile with fine-tuning.
+"""Lift policies on twins that they have never seen: trained nominal, wide, by each twin's measured profile, and fine-tuned.
 
-    python benchmarks/transfer.py profile                     # a fleet's profile from five other twins, measured
-    python benchmarks/transfer.py train --policy nominal      # and wide, profile; sacflow-robot train does it
-    python benchmarks/transfer.py evaluate --policy nominal   # on 20 unseen twins, 50 episodes each
+    python benchmarks/transfer.py train --policy nominal      # and wide; sacflow-robot train does it
+    python benchmarks/transfer.py measure                     # a profile of each twin, from 60 s of its motion
+    python benchmarks/transfer.py fit                         # train --resume run-wide --profile, for each twin
+    python benchmarks/transfer.py longer                      # run-wide goes on for as many steps, as wide as before
     python benchmarks/transfer.py tune                        # 30 logged episodes of each twin, then train --resume --replay
-    python benchmarks/transfer.py evaluate --policy tuned
+    python benchmarks/transfer.py evaluate --policy nominal   # and the others, on 20 twins, 50 episodes each
     python benchmarks/transfer.py report                      # table and figure
 
 Everything lies in --out; what it holds already is kept, twin by twin. Policies are evaluated as `run` drives an arm: on the
-virtual clock, through the safety filter, with streamed chunks. Twins 100 to 119 are the unseen ones; the first five from 0
-that can be measured make the profile.
+virtual clock, through the safety filter, with streamed chunks. No training draws a twin's hidden values; what is known of a
+twin is what the three calibrations say, which move it for a minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from delays import LocalClient
-from twins import recover
 
-from sacflow_robot.armmodel import Measured, quantity
 from sacflow_robot.bench.machine import machine
-from sacflow_robot.calibrate.predict import Predictors
-from sacflow_robot.calibrate.update import with_story, write_profile
 from sacflow_robot.data.log import write_log
-from sacflow_robot.envs.draws import draw_twin
-from sacflow_robot.errors import DataError
+from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.plotting import BLUE, GREY, new_figure, save, tidy
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.loop import run_episode
@@ -43,9 +39,15 @@ from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.stream import ChunkStream
 from sacflow_robot.statistics import wilson_interval
 
-POLICIES = "nominal", "wide", "profile", "tuned"
-LABELS = "nominal\nsimulator", "wide\nrandomisation", "profile\nrandomisation", "profile and\nfine-tuning"
-HISTORY, UNSEEN, FLEET = 6, range(100, 120), 5
+POLICIES = "nominal", "wide", "longer", "profile", "tuned"
+LABELS = (
+    "nominal\nsimulator",
+    "wide",
+    "wide,\n8,000 steps more",
+    "the arm's profile,\n8,000 steps",
+    "profile and\n30 episodes",
+)
+HISTORY, UNSEEN, FITTING_STEPS = 6, range(100, 120), 8000
 INFERENCE_MS = 20.0
 LIMITS = SafetyLimits(max_observation_age_s=1, max_action_age_s=1, patience_s=1, max_command_delay_s=0.2)
 ROOT = Path(__file__).parents[1]
@@ -71,69 +73,58 @@ def drive(policy_file: Path, twin: int | None, seeds: range) -> list[Any]:
     return found
 
 
-def fleet_profile(out: Path) -> None:
-    """Mean over measured twins; as uncertainty their spread and what each measurement left."""
-    predictors, rows = Predictors("lift", 2), []
-    for seed in itertools.count():
-        kept = out / f"measured-{seed}.json"
-        try:
-            found = json.loads(kept.read_text()) if kept.exists() else recover(seed, predictors, 60.0)
-        except DataError as error:
-            print(f"twin {seed} is left out: {error}", flush=True)
+def measure(out: Path, twins: range) -> None:
+    """Profiles of the twins, as a lab makes them."""
+    for twin in twins:
+        profile, recording = out / f"arm-{twin}.yaml", out / f"arm-{twin}.npz"
+        if profile.exists():
             continue
-        kept.write_text(json.dumps(found))
-        rows.append(found)
-        if len(rows) == FLEET:
-            break
-    measured: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # type: ignore[type-arg]
-    names = {p["name"].partition("[")[0] for r in rows for p in r["parameters"]}
-    for name in sorted(names):
-        known = quantity(name)
-        if known is None or name == "joints.armature_kg_m2":
-            continue
-        # What a twin's data do not tell is left out of the fleet's mean.
-        values, spreads = np.full((len(rows), known.count), np.nan), np.full((len(rows), known.count), np.nan)
-        for r, row in enumerate(rows):
-            for p in row["parameters"]:
-                label, _, index = p["name"].partition("[")
-                if label == name and p["identified"]:
-                    place = int(index[:-1]) if index else 0
-                    values[r, place], spreads[r, place] = p["value"], p["spread"]
-        if (np.isfinite(values).sum(axis=0) >= 2).all():
-            spread = np.sqrt(np.nanvar(values, axis=0, ddof=1) + np.nanmean(spreads**2, axis=0))
-            measured[name] = np.nanmean(values, axis=0), spread
-    late = np.array(
-        [r["observation_error_ms"] + draw_twin(r["seed"]).number("transport.observation_delay_ms") for r in rows]
-    )
-    measured["transport.observation_delay_ms"] = np.array([late.mean()]), np.array([late.std(ddof=1)])
-    story: dict[str, Measured] = with_story(
-        measured, f"calibrate latency and dynamics on {len(rows)} twins: mean, spread"
-    )
-    write_profile(out / "fleet.yaml", ROOT / "calibration" / "franka_twin.yaml", story)
+        part = profile.with_suffix(".part.yaml")
+        arm = ["--robot", f"rtsim:lift?twin={twin}&joints=1", "--clock", "virtual", "--save", str(recording)]
+        known = ["--recording", str(recording), "--profile", str(part)]
+        first = [*arm, "--profile", str(ROOT / "calibration" / "franka_twin.yaml")]
+        for what, words in {"latency": first, "noise": known, "dynamics": known}.items():
+            plot = str(out / f"arm-{twin}-{what}.png")
+            sacflow_robot("calibrate", what, *words, "--out", str(part), "--plot", plot)
+        part.rename(profile)
 
 
 def train(name: str, out: Path, extra: list[str]) -> None:
-    words = ["train", "--env", "lift", "--out", str(out / f"run-{name}"), *extra]
-    if name != "nominal":
-        words += ["--randomise", name, "--action-history", str(HISTORY)]
-    if name == "profile":
-        words += ["--profile", str(out / "fleet.yaml")]
-    subprocess.run([sys.executable, "-m", "sacflow_robot", *words], check=True)
+    words = [] if name == "nominal" else ["--randomise", "wide", "--action-history", str(HISTORY)]
+    sacflow_robot("train", "--env", "lift", "--out", str(out / f"run-{name}"), *words, *extra)
+
+
+def fit(out: Path, twins: range) -> None:
+    """A run of its own for each twin: the wide run gone on with around what was measured of that twin."""
+    for twin in twins:
+        if not (out / f"fitted-{twin}").exists():
+            run, profile = out / "run-wide", out / f"arm-{twin}.yaml"
+            words = ["--online-steps", str(FITTING_STEPS), "--out", str(out / f"fitted-{twin}")]
+            sacflow_robot("train", "--resume", str(run), "--profile", str(profile), *words)
+
+
+def longer(out: Path) -> None:
+    """As many steps more without measuring: what fitting is to be compared with."""
+    config = RunFolder.open(out / "run-wide")[1]
+    run = RunFolder.open(out / "run-wide")[0].copy(out / "run-longer")
+    run.write_config(replace(config, online_steps=config.online_steps + FITTING_STEPS))
+    sacflow_robot("train", "--resume", str(run.path))
 
 
 def tune(out: Path, twins: range, episodes: int) -> None:
-    """A run of its own for each twin: the profile's policy, after episodes logged on that twin with the filter on."""
+    """The fitted policy of each twin, after episodes logged on that twin with the filter on."""
     for twin in twins:
-        run = out / f"tuned-{twin}"
+        run, fitted, log = out / f"tuned-{twin}", out / f"fitted-{twin}", out / f"real-{twin}.zarr"
         if run.exists():
             continue
-        log = out / f"real-{twin}.zarr"
         if not log.exists():
-            found = drive(out / "run-profile" / "lift.onnx", twin, range(40_000, 40_000 + episodes))
-            arm = OnnxPolicy(out / "run-profile" / "lift.onnx").spec.arm
-            write_log(log, arm, found)
-        words = ["train", "--resume", str(out / "run-profile"), "--replay", str(log), "--out", str(run)]
-        subprocess.run([sys.executable, "-m", "sacflow_robot", *words], check=True)
+            found = drive(fitted / "lift.onnx", twin, range(40_000, 40_000 + episodes))
+            write_log(log, OnnxPolicy(fitted / "lift.onnx").spec.arm, found)
+        sacflow_robot("train", "--resume", str(fitted), "--replay", str(log), "--out", str(run))
+
+
+def sacflow_robot(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "sacflow_robot", *words], check=True)
 
 
 def evaluate(name: str, out: Path, twins: list[int | None], episodes: int) -> None:
@@ -142,7 +133,7 @@ def evaluate(name: str, out: Path, twins: list[int | None], episodes: int) -> No
     for twin in twins:
         if twin in done:
             continue
-        folder = f"tuned-{twin}" if name == "tuned" else f"run-{name}"
+        folder = {"profile": f"fitted-{twin}", "tuned": f"tuned-{twin}"}.get(name, f"run-{name}")
         found = drive(out / folder / "lift.onnx", twin, range(30_000, 30_000 + episodes))
         row = {"twin": twin, "episodes": len(found), "successes": sum(e.success for e in found)}
         with kept.open("a") as file:
@@ -195,7 +186,7 @@ def report(out: Path, results: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["profile", "train", "tune", "evaluate", "report"])
+    parser.add_argument("what", choices=["train", "measure", "fit", "longer", "tune", "evaluate", "report"])
     parser.add_argument("--policy", choices=POLICIES, default="nominal")
     parser.add_argument("--twins", type=int, default=len(UNSEEN))
     parser.add_argument("--episodes", type=int, default=50)
@@ -204,10 +195,14 @@ def main() -> None:
     given, extra = parser.parse_known_args()
     given.out.mkdir(parents=True, exist_ok=True)
     twins = UNSEEN[: given.twins]
-    if given.what == "profile":
-        fleet_profile(given.out)
-    elif given.what == "train":
+    if given.what == "train":
         train(given.policy, given.out, extra)
+    elif given.what == "measure":
+        measure(given.out, twins)
+    elif given.what == "fit":
+        fit(given.out, twins)
+    elif given.what == "longer":
+        longer(given.out)
     elif given.what == "tune":
         tune(given.out, twins, 30)
     elif given.what == "evaluate":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import PolicyFileError, UsageError
+
+if TYPE_CHECKING:
+    from sacflow_robot.learn.follow import FollowConfig
 
 
 @dataclass(frozen=True)
@@ -47,53 +51,58 @@ class Follow:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.cli.train import check_seeds, training_arms, training_draws
-        from sacflow_robot.envs.workers import core_count
-        from sacflow_robot.learn.failures import Interrupted
-        from sacflow_robot.learn.follow import FollowConfig, FollowingTrainer
-        from sacflow_robot.learn.progress import TrainingProgress
+        from sacflow_robot.learn.follow import FollowConfig
         from sacflow_robot.learn.run_folder import RunFolder
-        from sacflow_robot.serve.policy import OnnxPolicy
 
         if self.publish_every < 1 or self.gate_episodes < 0 or self.spoil < 0:
             raise UsageError("--publish-every must be at least 1, --gate-episodes and --spoil not negative")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
-        folder, config = RunFolder.open(self.run_dir)
-        learner = config.learner
-        if self.updates_per_step is not None:
-            learner = replace(learner, updates_per_step=self.updates_per_step)
-        if self.warmup_steps is not None:
-            learner = replace(learner, warmup_steps=self.warmup_steps)
-        config = replace(config, learner=learner, eval_episodes=self.gate_episodes)
-        publish = folder.policy if self.publish is None else self.publish
-        draws = training_draws(config)
-        with (
-            training_arms(config, 1, draws) as arms,
-            training_arms(config, max(1, min(core_count(), self.gate_episodes)), draws) as eval_arms,
-            TrainingProgress() as progress,
-        ):
-            trainer = FollowingTrainer(config, folder, arms, eval_arms, progress)
-            trainer.follow = FollowConfig(
-                self.log, publish, self.publish_every, self.gate_episodes, self.stop_after, self.spoil
-            )
-            trainer.accept = check_policy
-            trainer.load_policy = lambda path: OnnxPolicy(path).infer
+        named = {"updates_per_step": self.updates_per_step, "warmup_steps": self.warmup_steps}
+        publish = RunFolder.open(self.run_dir)[0].policy if self.publish is None else self.publish
+        follow = FollowConfig(
+            self.log, publish, self.publish_every, self.gate_episodes, self.stop_after, spoil=self.spoil
+        )
+        return follow_log(self.run_dir, follow, {n: v for n, v in named.items() if v is not None}, json=self.json)
 
-            def check(episode: Episode) -> None:
-                episode.check_fits(arms.spec, str(self.log))
-                check_seeds([episode], config, self.log)
 
-            trainer.check = check
-            trainer.resume()
-            try:
-                trainer.run()
-            except Interrupted:
-                progress.say(f"saved in {folder.path}")
-                return 130
-        if self.json:
-            figures = {"env_steps": trainer.env_steps, "updates": trainer.agent.updates}
-            common.print_json({**figures, "published": trainer.published, "refused": trainer.refused})
-        return 0
+def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any], *, json: bool) -> int:
+    """Go on with a run from a log, with other settings of the learner where given; returns the exit status."""
+    from sacflow_robot.cli.train import check_seeds, training_arms, training_draws
+    from sacflow_robot.envs.workers import core_count
+    from sacflow_robot.learn.failures import Interrupted
+    from sacflow_robot.learn.follow import FollowingTrainer
+    from sacflow_robot.learn.progress import TrainingProgress
+    from sacflow_robot.learn.run_folder import RunFolder
+    from sacflow_robot.serve.policy import OnnxPolicy
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
+    folder, config = RunFolder.open(run_dir)
+    config = replace(config, learner=replace(config.learner, **learner), eval_episodes=follow.gate_episodes)
+    draws = training_draws(config)
+    with (
+        training_arms(config, 1, draws) as arms,
+        training_arms(config, max(1, min(core_count(), follow.gate_episodes)), draws) as eval_arms,
+        TrainingProgress() as progress,
+    ):
+        trainer = FollowingTrainer(config, folder, arms, eval_arms, progress)
+        trainer.follow = follow
+        trainer.accept = check_policy
+        trainer.load_policy = lambda path: OnnxPolicy(path).infer
+
+        def check(episode: Episode) -> None:
+            episode.check_fits(arms.spec, str(follow.log))
+            check_seeds([episode], config, follow.log)
+
+        trainer.check = check
+        trainer.resume(same_arms=False)  # they are not moved any more
+        try:
+            trainer.run()
+        except Interrupted:
+            progress.say(f"saved in {folder.path}")
+            return 130
+    if json:
+        figures = {"env_steps": trainer.env_steps, "updates": trainer.agent.updates}
+        common.print_json({**figures, "published": trainer.published, "refused": trainer.refused})
+    return 0
 
 
 def check_policy(path: Path) -> None:

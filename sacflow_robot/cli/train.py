@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from sacflow_robot.learn.train import Trainer
 
 
-_TUNE_WARMUP_STEPS = 200
+_FITTING_STEPS = 8000
+"""Environment steps, unless told otherwise, in which a run is made to fit the arm of a profile."""
+
+# Few episodes of one arm, made by nearly the same policy, do not tell what other actions would have brought: beyond a few
+# updates, or with a weaker pull towards the data, policies were worse on the arm than before (benchmarks/transfer.py).
+_TUNING = {"warmup_steps": 200, "regulariser": "action", "regularisation": 3.0, "regularisation_schedule": "constant"}
+_TUNING_LOG_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,8 +45,10 @@ class Train:
         full: Take the published sizes and budgets, meant for a GPU, as defaults.
         config: The run's configuration.
         out: Run folder to make; by default the first free runs/<env>-<velocity>-s<seed>.
-        resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise. With --replay LOG
-            it is fine-tuned on that log alone, in a copy (--out), without a simulator: no arm moves, no state is read.
+        resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise. With --profile FILE
+            a copy of it (--out) goes on in simulation for --online-steps more, on arms drawn around that profile: one policy is
+            made to fit one measured arm. With --replay LOG a copy is fine-tuned on that log alone, without a simulator: no
+            arm moves, no state is read.
         tune_updates: Updates for each step of the log when fine-tuning.
         json: Print one JSON object as the last line.
     """
@@ -48,7 +56,7 @@ class Train:
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
     out: Path | None = None
     resume: Path | None = None
-    tune_updates: float = 2.0
+    tune_updates: float = 0.25
     json: bool = False
     full: bool = False
 
@@ -66,18 +74,19 @@ class Train:
         parser.add_argument("--replay", nargs="+")
         parser.add_argument("--out", type=Path, default=argparse.SUPPRESS)
         parser.add_argument("--tune-updates", type=float, default=argparse.SUPPRESS)
+        parser.add_argument("--profile", default="")
+        parser.add_argument("--online-steps", type=int, default=argparse.SUPPRESS)
         known, others = parser.parse_known_args(list(arguments))
         if known.resume is not None:
-            tuning = [] if known.replay else [f"--{n.replace('_', '-')}" for n in ("out", "tune_updates") if n in known]
-            if set(others) - {"-h", "--help"} or tuning:
-                wrong = " ".join([*tuning, *others])
-                raise UsageError(f"--resume goes on with the run's own configuration; leave out {wrong}")
-        own = "full", "resume", "json", "replay", "out", "tune_updates"
+            _check_going_on(known, [o for o in others if o not in ("-h", "--help")])
+        own = "full", "resume", "json", "replay", "out", "tune_updates", "profile", "online_steps"
         named = {name: value for name, value in vars(known).items() if name not in own}
         if known.resume is not None:
             _check_same_run(known.resume, named, full=known.full)
         scratch = named.pop("from_scratch", False)
         config = preset(**{"env": "lift", **named}, from_scratch=scratch, full=known.full)
+        if known.resume is not None and known.profile:
+            config = replace(config, randomise="profile", profile=known.profile, online_steps=_FITTING_STEPS)
         return Train(config=config)
 
     def run(self) -> int:
@@ -93,8 +102,9 @@ class Train:
         began = time.monotonic()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
         folder: RunFolder | None = None
+        fitting = self.resume is not None and bool(self.config.profile)
         if self.resume is not None:
-            folder, config = RunFolder.open(self.resume)
+            folder, config = self._copy_to_fit(self.resume) if fitting else RunFolder.open(self.resume)
         else:
             config = self.config
             RunFolder.check_free(self.out)
@@ -111,7 +121,7 @@ class Train:
             with TrainingProgress() as progress:
                 trainer = Trainer(config, folder, arms, eval_arms, progress)
                 if self.resume is not None:
-                    trainer.resume()
+                    trainer.resume(same_arms=not fitting)
                 else:
                     trainer.load(demos, logged)
                 try:
@@ -121,30 +131,39 @@ class Train:
                     return 130
         return self._finish(trainer, folder, began)
 
+    def _copy_to_fit(self, run: Path) -> tuple[RunFolder, TrainConfig]:
+        """A copy of a run whose configuration has it go on around a profile."""
+        from sacflow_robot.calibrate.profile import load_profile
+        from sacflow_robot.learn.run_folder import RunFolder
+
+        load_profile(Path(self.config.profile))
+        folder = RunFolder.open(run)[0].copy(self.out or run.with_name(f"{run.name}-{Path(self.config.profile).stem}"))
+        config = RunFolder.open(folder.path)[1]
+        steps = config.online_steps + self.config.online_steps
+        config = replace(config, randomise="profile", profile=self.config.profile, online_steps=steps)
+        folder.write_config(config)
+        return folder, config
+
     def _fine_tune(self, run: Path) -> int:
         """Learn from real logs, on the copy of a run."""
-        import shutil
-
-        from sacflow_robot.cli.follow import Follow
+        from sacflow_robot.cli.follow import follow_log
+        from sacflow_robot.learn.follow import FollowConfig
         from sacflow_robot.learn.run_folder import RunFolder
 
         if self.tune_updates <= 0:
             raise UsageError(f"--tune-updates is {self.tune_updates:g}; it must be positive")
-        RunFolder.open(run)
-        copy = self.out or run.with_name(f"{run.name}-tuned")
-        if copy.exists():
-            raise UsageError(f"{copy} exists; give another --out for the fine-tuned run")
-        shutil.copytree(run, copy, ignore=shutil.ignore_patterns("episodes.zarr", "followed.json"))
-        policy = RunFolder.open(copy)[0].policy
+        folder = RunFolder.open(run)[0].copy(self.out or run.with_name(f"{run.name}-tuned"))
+        learner = {**_TUNING, "updates_per_step": self.tune_updates}
         for log in self.config.replay:
             # Each log is taken once; the critic alone learns from what comes first, for the arm is another one.
-            status = Follow(
-                copy, Path(log), policy, publish_every=10**9, gate_episodes=0, stop_after=1,
-                updates_per_step=self.tune_updates, warmup_steps=_TUNE_WARMUP_STEPS, json=self.json,
-            ).run()  # fmt: skip
+            follow = FollowConfig(
+                Path(log), folder.policy, publish_every=10**9, gate_episodes=0, stop_after=1,
+                log_share=_TUNING_LOG_SHARE, from_average=True,
+            )  # fmt: skip
+            status = follow_log(folder.path, follow, learner, json=self.json)
             if status:
                 return status
-        common.console().print(f"fine-tuned run: {copy}\npolicy:         {policy}")
+        common.console().print(f"fine-tuned run: {folder.path}\npolicy:         {folder.policy}")
         return 0
 
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
@@ -233,6 +252,26 @@ def training_arms(config: TrainConfig, count: int, draws: Draws | None) -> Itera
     )
     with made:
         yield limited(made, config)
+
+
+def _check_going_on(known: argparse.Namespace, others: Sequence[str]) -> None:
+    """Refuse options beside ``--resume`` that the run, or what is to be done with it, leaves no room for.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if known.replay and known.profile:
+        raise UsageError(
+            "--resume with both --profile and --replay; fit the run to the profile first, then fine-tune what comes of it"
+        )
+    takes = ["out"] * bool(known.replay or known.profile)
+    takes += ["tune_updates"] * bool(known.replay) + ["online_steps"] * bool(known.profile)
+    wrong = [
+        f"--{n.replace('_', '-')}" for n in ("out", "tune_updates", "online_steps") if n in known and n not in takes
+    ]
+    if wrong or others:
+        named = " ".join([*wrong, *others])
+        raise UsageError(f"--resume goes on with the run's own configuration; leave out {named}")
 
 
 def _check_same_run(path: Path, named: Mapping[str, object], *, full: bool) -> None:

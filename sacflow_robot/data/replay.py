@@ -148,7 +148,11 @@ class ReplayBuffer:
         self._head += steps
 
     def sample(
-        self, batch_size: int, rng: np.random.Generator, shares: Mapping[Origin, float] | None = None
+        self,
+        batch_size: int,
+        rng: np.random.Generator,
+        shares: Mapping[Origin, float] | None = None,
+        newest: tuple[int, float] = (0, 0.0),
     ) -> ChunkBatch:
         """Draw windows.
 
@@ -158,11 +162,17 @@ class ReplayBuffer:
             shares: Share of the windows drawn from each origin named. The origins not named share what is left in
                 proportion to their steps, and what an empty one cannot give is given by the others. The windows then
                 come in the order of their origins. Without shares they are drawn uniformly from all steps held.
+            newest: So many steps collected last, and the share of the windows drawn from those alone, at the batch's end.
 
         Raises:
             DataError: The buffer is empty.
         """
-        index = self._rows(self._draw(batch_size, rng, shares))
+        last, share = newest
+        recent = round(share * batch_size) if last and self._ring else 0
+        drawn = self._draw(batch_size - recent, rng, shares)
+        if recent:
+            drawn = np.concatenate([drawn, self._newest(rng.integers(min(last, self._ring_steps), size=recent))])
+        index = self._rows(drawn)
 
         def rows_of(column: str) -> Any:
             return self._columns[column].take(index, axis=0, mode="clip")  # in range: clip does without the check
@@ -251,6 +261,11 @@ class ReplayBuffer:
         """Rows of the steps held, numbered in the order of their rows: [0, head), then from the gap's end on."""
         gap = self._gap
         return numbers + gap * (numbers >= self._head) if gap else numbers
+
+    def _newest(self, ages: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Numbers of the steps collected that many steps ago, 0 the last; behind the ring's start it goes on at its end."""
+        numbers = self._head - 1 - ages
+        return np.where(numbers >= self.kept_steps, numbers, numbers + self._ring_steps)
 
     def _draw(
         self, count: int, rng: np.random.Generator, shares: Mapping[Origin, float] | None

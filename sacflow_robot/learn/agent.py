@@ -154,6 +154,10 @@ class Agent:
     def begin_online(self) -> None:
         """The offline phase is over."""
 
+    def go_on_from_average(self) -> None:
+        """Have the policy go on from the averaged one, which is what was exported and has acted."""
+        self.policy.load_state_dict(self.average_policy.state_dict())
+
     def _update_critic(self, batch: Batch) -> Metrics:
         loss, value = self._compiled_critic_loss(batch, self._draw_next(batch))
         losses.step(self.critic_optimiser, loss)

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.replay import ChunkBatch
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, one_line
 from sacflow_robot.learn.export import export_agent
@@ -43,6 +43,8 @@ class FollowConfig:
         gate_episodes: Simulated episodes that a candidate is held against the best policy published with, on seeds that are
             used for nothing else; 0 leaves it to the export's own tests and to the server's.
         stop_after: End once so many environment steps have been learned from; None goes on until stopped.
+        log_share: Share of each batch that comes from the log alone, once there is something; 0 leaves it to its size.
+        from_average: Begin from the averaged policy, which made the log, and not from the latest.
         spoil: A fault switch: of the candidate of this number, counted from 1, the weights are corrupted. 0 for none.
     """
 
@@ -51,6 +53,8 @@ class FollowConfig:
     publish_every: int = 1000
     gate_episodes: int = 30
     stop_after: int | None = None
+    log_share: float = 0.0
+    from_average: bool = False
     spoil: int = 0
 
 
@@ -130,6 +134,7 @@ class FollowingTrainer(Trainer):
     load_policy: Callable[[Path], Chunker]
     check: Callable[[Episode], None]
     published = refused = 0
+    _log_steps = 0  # of the log, taken in this session
     _refused_in_row = 0
     _taken: Followed | None = None
     _best: Evaluation | None = None
@@ -138,16 +143,14 @@ class FollowingTrainer(Trainer):
     def act(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
         return super().act(observation, noise) if self._judged is None else self._judged(observation, noise)
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        """Without the episodes in progress: the simulated arms that they were on do not move any more."""
-        super()._restore({**state, "rollouts": {}})
-
     def _offline(self) -> None:
         """That lies behind."""
 
     def _online(self) -> None:
         follow = self.follow
         taken = self._taken = Followed(self.folder, follow.log)
+        if follow.from_average:
+            self.agent.go_on_from_average()
         if not follow.publish.exists():
             self._publish()
         elif follow.gate_episodes:
@@ -162,6 +165,7 @@ class FollowingTrainer(Trainer):
             for episode in new:
                 self.check(episode)
                 self._take(len(episode), [episode])
+                self._log_steps += len(episode)
             self._unlogged = []  # they are in a log already
             self._updates_owed = min(self._updates_owed, _MOST_OWED * follow.publish_every * per_step)
             updates = min(int(self._updates_owed), _SLICE)
@@ -179,6 +183,10 @@ class FollowingTrainer(Trainer):
             self._check_stop()
             if all_taken:
                 time.sleep(_POLL_S)
+
+    def _sample(self) -> ChunkBatch:
+        newest = self._log_steps, self.follow.log_share
+        return self.buffer.sample(self.config.learner.batch_size, self._rng, self._shares, newest)
 
     @property
     def _warming_up(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ class RunFolder:
     """Paths and writers of one run."""
 
     def __init__(self, path: Path, env: str) -> None:
-        self.path = path
+        self.path, self._env = path, env
         self.config, self.checkpoint = path / "config.yaml", path / "checkpoint.pt"
         self.metrics, self.curve = path / "metrics.csv", path / "curve.png"
         self.episodes, self.policy = path / "episodes.zarr", path / f"{env}.onnx"
@@ -107,7 +108,7 @@ class RunFolder:
                 path = _make_numbered(Path("runs") / f"{config.env}-{kind}-s{config.seed}")
             path.mkdir(parents=True, exist_ok=True)
             folder = RunFolder(path, config.env)
-            replace_text(folder.config, to_yaml(config))
+            folder.write_config(config)
         except OSError as error:
             raise UsageError(f"cannot make the run folder {path or 'runs'}: {one_line(error)}") from None
         return folder
@@ -124,6 +125,23 @@ class RunFolder:
         except (OSError, UnicodeDecodeError):
             raise DataError(f"{path} is not a run folder: it has no readable config.yaml") from None
         return RunFolder(path, config.env), config
+
+    def copy(self, path: Path) -> RunFolder:
+        """A run of its own that can go on from where this one is.
+
+        Raises:
+            UsageError: The path is taken, or cannot be written.
+        """
+        RunFolder.check_free(path)
+        try:
+            shutil.copytree(self.path, path, ignore=shutil.ignore_patterns("followed.json"), dirs_exist_ok=True)
+        except (OSError, shutil.Error) as error:
+            raise UsageError(f"cannot copy {self.path} to {path}: {one_line(error)}") from None
+        return RunFolder(path, self._env)
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Replace the configuration that the folder goes on with."""
+        replace_text(self.config, to_yaml(config))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint in one step.

@@ -123,13 +123,18 @@ class Trainer:
         if self._normalised:
             self.agent.fit_normaliser(self.buffer.observations())
 
-    def resume(self) -> None:
+    def resume(self, *, same_arms: bool = True) -> None:
         """Go on from the folder's checkpoint.
+
+        Args:
+            same_arms: Whether the arms are as they were; on others, the episodes that were in progress are not gone on with.
 
         Raises:
             DataError: There is none, it is damaged, or it is of another task, algorithm, version or size.
         """
         state = self.folder.load_checkpoint(self.config, mapped=self._mapped)
+        if not same_arms:
+            state["rollouts"] = {}
         try:
             self._restore(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

@@ -256,6 +256,29 @@ def test_every_step_is_drawn_and_the_oldest_episodes_leave_first(make_episode: M
     assert buffer.episode_count == 2
 
 
+@relaxed
+@given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=12), last=st.integers(1, 30), kept=st.integers(0, 2))
+def test_the_newest_steps_can_be_given_a_share_of_their_own(
+    make_episode: MakeEpisode, arm: ArmSpec, lengths: list[int], last: int, kept: int
+) -> None:
+    buffer = ReplayBuffer(arm, H, GAMMA, capacity=30)
+    for seed in range(kept):
+        buffer.append(make_episode(3, seed=100 + seed), Origin.DEMOS)
+    collected = []
+    for seed, steps in enumerate(lengths):
+        buffer.append(make_episode(steps, seed=seed))
+        collected += [(seed, step) for step in range(steps)]
+    batch = buffer.sample(400, np.random.default_rng(1), newest=(last, 0.75))
+    drawn = {(int(o[1]), int(o[0])) for o in batch.observation[100:]}
+    assert drawn <= set(collected[-last:])
+    held = collected[-(len(buffer) - buffer.kept_steps) :]
+    assert len(batch.observation) == 400 and drawn <= set(held)
+    if min(last, len(held)) <= 8:  # few enough for 300 draws to find each
+        assert drawn == set(held[-last:])
+    with_none = buffer.sample(64, np.random.default_rng(3), newest=(0, 0.5))
+    assert np.array_equal(with_none.observation, buffer.sample(64, np.random.default_rng(3)).observation)
+
+
 def test_filler_after_the_end_is_random(make_episode: MakeEpisode, arm: ArmSpec) -> None:
     buffer = ReplayBuffer(arm, H, GAMMA, capacity=20)
     buffer.append(make_episode(1))

@@ -60,7 +60,7 @@ def make(tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool], m
         trainer.follow = FollowConfig(tmp_path / "log.zarr", tmp_path / "served.onnx", 30, gate_episodes, stop_after)
         trainer.accept, trainer.check = check_policy, lambda episode: None
         trainer.load_policy = lambda path: OnnxPolicy(path).infer
-        trainer.resume()
+        trainer.resume(same_arms=False)
         return trainer
 
     return made

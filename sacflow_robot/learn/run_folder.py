@@ -127,14 +127,15 @@ class RunFolder:
         return RunFolder(path, config.env), config
 
     def copy(self, path: Path) -> RunFolder:
-        """A run of its own that can go on from where this one is.
+        """A run of its own that can go on from where this one is; its policy file is yet to be made.
 
         Raises:
             UsageError: The path is taken, or cannot be written.
         """
         RunFolder.check_free(path)
+        others = shutil.ignore_patterns("followed.json", self.policy.name)
         try:
-            shutil.copytree(self.path, path, ignore=shutil.ignore_patterns("followed.json"), dirs_exist_ok=True)
+            shutil.copytree(self.path, path, ignore=others, dirs_exist_ok=True)
         except (OSError, shutil.Error) as error:
             raise UsageError(f"cannot copy {self.path} to {path}: {one_line(error)}") from None
         return RunFolder(path, self._env)

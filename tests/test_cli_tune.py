@@ -69,20 +69,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_copy_of_a_run_goes_on_around_a_profile(trained: Path, tmp_path: Path) -> None:
+def test_a_copy_of_a_run_goes_on_around_a_profile(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, fitted = trained / "run", tmp_path / "fitted"
     before = RunFolder.open(run)[0].load_checkpoint(RunFolder.open(run)[1])
     words = ["train", "--resume", str(run), "--profile", str(SHIPPED), "--online-steps", "50", "--out", str(fitted)]
     assert main(words) == 0
     folder, config = RunFolder.open(fitted)
-    assert (config.randomise, config.profile, config.online_steps) == ("profile", str(SHIPPED), 110)
+    assert (config.randomise, config.profile, config.online_steps) == ("profile", str(fitted / "profile.yaml"), 110)
+    assert Path(config.profile).read_text() == SHIPPED.read_text()
     after = folder.load_checkpoint(config)
     assert json.loads(after["progress"])["env_steps"] >= 110 > json.loads(before["progress"])["env_steps"]
     assert after["agent"]["updates"] > before["agent"]["updates"]
     assert RunFolder.open(run)[1].randomise == "wide", "what it is a copy of stays what it was"
     policy = OnnxPolicy(folder.policy)
     assert policy.spec.arm == common.arm_with_history(get_arm("lift"), 2)
-    assert main(["train", "--resume", str(fitted)]) == 0, "the copy is a run like any other"
+    moved = fitted.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", moved.name]) == 0, "the copy is a run like any other, wherever it lies"
 
 
 def test_a_copy_of_a_run_is_tuned_on_a_log(trained: Path, tmp_path: Path) -> None:
@@ -98,6 +103,11 @@ def test_a_copy_of_a_run_is_tuned_on_a_log(trained: Path, tmp_path: Path) -> Non
     weights = [name for name, value in after["policy"].items() if value.is_floating_point()]
     assert any(not torch.equal(after["policy"][name], before["policy"][name]) for name in weights)
     OnnxPolicy(folder.policy)
+    plain = {key: value for key, value in log.read(0).observations.items() if key != "action_history"}
+    write_log(tmp_path / "other.zarr", get_arm("lift"), [replace(log.read(0), observations=plain)])
+    words[4], words[6] = str(tmp_path / "other.zarr"), str(tmp_path / "another")
+    assert main(words) == 1, "of an arm that observes something else"
+    assert not (tmp_path / "another").exists()
 
 
 def test_action_history_is_what_was_commanded_before(make_episode: Callable[..., Episode]) -> None:

@@ -17,7 +17,7 @@ import tyro
 from sacflow_robot import __version__
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, LogWriteError, UsageError
+from sacflow_robot.errors import DataError, LogWriteError, SacflowError, UsageError
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.spec import VectorArms
@@ -146,6 +146,8 @@ class Train:
 
     def _fine_tune(self, run: Path) -> int:
         """Learn from real logs, on the copy of a run."""
+        import shutil
+
         from sacflow_robot.cli.follow import follow_log
         from sacflow_robot.learn.follow import FollowConfig
         from sacflow_robot.learn.run_folder import RunFolder
@@ -160,7 +162,11 @@ class Train:
                 Path(log), folder.policy, publish_every=10**9, gate_episodes=0, stop_after=1,
                 log_share=_TUNING_LOG_SHARE, from_average=True,
             )  # fmt: skip
-            status = follow_log(folder.path, follow, learner, json=self.json)
+            try:
+                status = follow_log(folder.path, follow, learner, json=self.json)
+            except SacflowError:
+                shutil.rmtree(folder.path)  # what it is a copy of is as it was
+                raise
             if status:
                 return status
         common.console().print(f"fine-tuned run: {folder.path}\npolicy:         {folder.policy}")

@@ -7,7 +7,7 @@ import io
 import itertools
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,10 @@ class Evaluation:
         return self.successes / self.episodes if self.episodes else float("nan")
 
 
+_PROFILES = "profile", "safety"
+"""Settings that name a calibration profile; a run keeps its own copy, so that it can go on wherever it lies."""
+
+
 class RunFolder:
     """Paths and writers of one run."""
 
@@ -124,7 +128,10 @@ class RunFolder:
             config = from_yaml((path / "config.yaml").read_text())
         except (OSError, UnicodeDecodeError):
             raise DataError(f"{path} is not a run folder: it has no readable config.yaml") from None
-        return RunFolder(path, config.env), config
+        inside: dict[str, Any] = {
+            name: str(path / f"{name}.yaml") for name in _PROFILES if getattr(config, name) == f"{name}.yaml"
+        }
+        return RunFolder(path, config.env), replace(config, **inside)
 
     def copy(self, path: Path) -> RunFolder:
         """A run of its own that can go on from where this one is; its policy file is yet to be made.
@@ -141,8 +148,15 @@ class RunFolder:
         return RunFolder(path, self._env)
 
     def write_config(self, config: TrainConfig) -> None:
-        """Replace the configuration that the folder goes on with."""
-        replace_text(self.config, to_yaml(config))
+        """Replace the configuration that the folder goes on with; profiles that it names are kept beside it."""
+        kept: dict[str, Any] = {}
+        for name in _PROFILES:
+            if given := getattr(config, name):
+                own = self.path / f"{name}.yaml"
+                if Path(given).resolve() != own.resolve():
+                    replace_text(own, Path(given).read_text())
+                kept[name] = own.name
+        replace_text(self.config, to_yaml(replace(config, **kept)))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint in one step.

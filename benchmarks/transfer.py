@@ -141,6 +141,12 @@ def evaluate(name: str, out: Path, twins: list[int | None], episodes: int) -> No
         print(name, row, flush=True)
 
 
+def over_twins(values: np.ndarray) -> list[float]:  # type: ignore[type-arg]
+    """95 % interval of the mean, by drawing twins anew: episodes on one twin are alike."""
+    drawn = values[np.random.default_rng(0).integers(len(values), size=(4000, len(values)))]
+    return [float(q) for q in np.percentile(drawn.mean(axis=1), [2.5, 97.5])]
+
+
 def report(out: Path, results: Path) -> None:
     rows, figure = [], new_figure(7, 3.6)
     axes = figure.subplots()
@@ -159,25 +165,34 @@ def report(out: Path, results: Path) -> None:
         rate = solved / tried
         low, high = wilson_interval(solved, tried)
         shares = np.array([r["successes"] / r["episodes"] for r in unseen])
-        rng = np.random.default_rng(0)  # over twins: episodes on one twin are alike
-        means = shares[rng.integers(len(shares), size=(4000, len(shares)))].mean(axis=1)
         rows.append({"policy": name, "twins": len(unseen), "episodes": tried, "success_rate": rate, "wilson": [low, high],
-                     "over_twins": [float(q) for q in np.percentile(means, [2.5, 97.5])],
+                     "over_twins": over_twins(shares),
                      "successes_per_twin": [r["successes"] for r in unseen]})  # fmt: skip
+        rng = np.random.default_rng(0)
         axes.plot(
             np.full(len(shares), place) + rng.uniform(-0.12, 0.12, len(shares)), 100 * shares, "o", ms=4, color=GREY
         )
         ends = np.array(rows[-1]["over_twins"])
         axes.errorbar(place, 100 * rate, 100 * np.abs(ends - rate)[:, None], color=BLUE, marker="s", capsize=4, lw=2)
+        axes.annotate(f"{100 * rate:.1f}", (place, 100 * rate), (10, -12), textcoords="offset points", color=BLUE)
     axes.set_xticks(range(len(POLICIES)), LABELS)
     axes.set_xlim(-0.5, len(POLICIES) - 0.5)
     axes.set_ylabel("success (%), 95 % over twins")
     tidy(axes, "Lift on 20 unseen twins (grey: each twin; dashed: the nominal policy on the nominal arm)")
     save(figure, results.with_suffix(".png"))
+    per_twin = {row["policy"]: np.array(row["successes_per_twin"]) / (row["episodes"] / row["twins"]) for row in rows}
+    pairs = [
+        (a, b) for a, b in (("profile", "wide"), ("profile", "longer"), ("tuned", "profile")) if {a, b} <= {*per_twin}
+    ]
+    differences = {
+        f"{a} - {b}": [float((per_twin[a] - per_twin[b]).mean()), *over_twins(per_twin[a] - per_twin[b])]
+        for a, b in pairs
+    }
     found = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "nominal_on_nominal": nominal,
+        "differences": differences,
         "rows": rows,
     }
     results.write_text(json.dumps(found) + "\n")

@@ -97,18 +97,22 @@ def train(name: str, out: Path, extra: list[str]) -> None:
 def fit(out: Path, twins: range) -> None:
     """A run of its own for each twin: the wide run gone on with around what was measured of that twin."""
     for twin in twins:
-        if not (out / f"fitted-{twin}").exists():
-            run, profile = out / "run-wide", out / f"arm-{twin}.yaml"
-            words = ["--online-steps", str(FITTING_STEPS), "--out", str(out / f"fitted-{twin}")]
-            sacflow_robot("train", "--resume", str(run), "--profile", str(profile), *words)
+        run, profile = out / f"fitted-{twin}", out / f"arm-{twin}.yaml"
+        if (run / "lift.onnx").exists():
+            continue
+        new = ["--profile", str(profile), "--online-steps", str(FITTING_STEPS), "--out", str(run)]
+        how = [str(run)] if run.exists() else [str(out / "run-wide"), *new]
+        sacflow_robot("train", "--resume", *how)
 
 
 def longer(out: Path) -> None:
     """As many steps more without measuring: what fitting is to be compared with."""
-    config = RunFolder.open(out / "run-wide")[1]
-    run = RunFolder.open(out / "run-wide")[0].copy(out / "run-longer")
-    run.write_config(replace(config, online_steps=config.online_steps + FITTING_STEPS))
-    sacflow_robot("train", "--resume", str(run.path))
+    run = out / "run-longer"
+    if not run.exists():
+        wide, config = RunFolder.open(out / "run-wide")
+        with wide.copied(run) as folder:
+            folder.write_config(replace(config, online_steps=config.online_steps + FITTING_STEPS))
+    sacflow_robot("train", "--resume", str(run))
 
 
 def tune(out: Path, twins: range, episodes: int) -> None:

@@ -43,9 +43,6 @@ def test_resume_takes_a_log_and_nothing_else_that_the_run_has_already(tmp_path: 
         Train.default(["--resume", str(run), "--profile", str(SHIPPED), "--replay", "real.zarr"])
     for how in (["--replay", "real.zarr"], ["--profile", str(SHIPPED)]):
         assert main(["train", "--resume", str(run), *how, "--out", str(run)]) == 2, "never over a run"
-    assert main(["train", "--resume", str(run), "--replay", "real.zarr", "--tune-updates", "0"]) == 2
-    assert main(["train", "--resume", str(run), "--profile", "absent.yaml", "--out", str(tmp_path / "new")]) == 1
-    assert not (tmp_path / "new").exists()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arms=1, flow=FlowConfig(width=32, depth=2, gate_width=16),
         learner=LearnerConfig(batch_size=32, critic_width=32, critic_depth=2, warmup_steps=0),
     )  # fmt: skip
-    demos = collect("lift", "proficient", range(1_000_000, 1_000_003), 2, lambda _: None)
+    demos = collect("lift", "proficient", range(1_000_000, 1_000_010), 2, lambda _: None)
     demos = [with_action_history(episode, 2) for episode in demos]
     run = RunFolder.create(folder / "run", tiny)
     draws = training_draws(tiny)
@@ -90,24 +87,53 @@ def test_a_copy_of_a_run_goes_on_around_a_profile(
     assert main(["train", "--resume", moved.name]) == 0, "the copy is a run like any other, wherever it lies"
 
 
-def test_a_copy_of_a_run_is_tuned_on_a_log(trained: Path, tmp_path: Path) -> None:
-    run, tuned = trained / "run", tmp_path / "tuned"
+def test_a_run_is_only_made_to_fit_a_profile_that_can_be_used(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(status: int, *words: str) -> str:
+        out = tmp_path / "new"
+        assert main(["train", "--resume", str(trained / "run"), *words, "--out", str(out)]) == status
+        assert list(tmp_path.glob("*new*")) == [], "nothing is left behind"
+        return capsys.readouterr().err
+
+    assert "cannot be read" in refused(1, "--profile", "absent.yaml")
+    assert "--online-steps is 0" in refused(2, "--profile", str(SHIPPED), "--online-steps", "0")
+    other = tmp_path / "other.yaml"
+    other.write_text(SHIPPED.read_text().replace("robot: Panda", "robot: UR5e"))
+    assert "the profile is for 'UR5e', the arm is 'Panda'" in refused(1, "--profile", str(other))
+    assert refused(2, "--profile", str(SHIPPED.with_name("panda.yaml"))), "nothing measured to draw from"
+    assert "there is no such log" in refused(1, "--replay", "absent.zarr")
+    assert "copy it here first" in refused(1, "--replay", "s3://lab/real.zarr")
+    for updates in ("0", "nan", "inf"):
+        assert "--tune-updates is" in refused(2, "--replay", str(trained / "real.zarr"), "--tune-updates", updates)
     log = EpisodeLog.open(trained / "real.zarr", heal=False)
-    words = ["train", "--resume", str(run), "--replay", str(trained / "real.zarr"), "--out", str(tuned)]
-    assert main([*words, "--tune-updates", "8"]) == 0
-    folder, config = RunFolder.open(tuned)
-    before = RunFolder.open(run)[0].load_checkpoint(config)["agent"]
-    after = folder.load_checkpoint(config)["agent"]
-    owed = after["updates"] - before["updates"] - 8 * len(log.read(0))
+    write_log(tmp_path / "short.zarr", common.arm_with_history(get_arm("lift"), 2), [log.read(0)])
+    assert "are too few to tune a policy with" in refused(2, "--replay", str(tmp_path / "short.zarr"))
+    plain = [replace(e, observations={k: v for k, v in e.observations.items() if k != "action_history"})
+             for e in log.episodes()]  # fmt: skip
+    write_log(tmp_path / "other.zarr", get_arm("lift"), plain)
+    assert refused(1, "--replay", str(trained / "real.zarr"), str(tmp_path / "other.zarr")), "observes something else"
+
+
+def test_a_copy_of_a_run_is_tuned_on_a_log(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, log = trained / "run", EpisodeLog.open(trained / "real.zarr", heal=False)
+    monkeypatch.chdir(run)
+    capsys.readouterr()
+    words = ["train", "--resume", ".", "--replay", str(trained / "real.zarr"), "--tune-updates", "1", "--json"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    folder, config = RunFolder.open(trained / "run-tuned")
+    assert Path(told["run_dir"]) == folder.path and Path(told["policy"]) == folder.policy
+    before = RunFolder.open(run)[0].load_checkpoint(config)
+    after = folder.load_checkpoint(config)
+    owed = after["agent"]["updates"] - before["agent"]["updates"] - log.steps
     assert 0 <= owed <= 2, "the run's last round had not been learned from yet"
-    weights = [name for name, value in after["policy"].items() if value.is_floating_point()]
-    assert any(not torch.equal(after["policy"][name], before["policy"][name]) for name in weights)
+    assert len(after["buffer"]["solved"]) == len(before["buffer"]["solved"]) + log.steps
+    old, new = (state["agent"]["average_policy"] for state in (before, after))
+    assert any(not torch.equal(new[name], old[name]) for name in old), "the policy itself has learned"
     OnnxPolicy(folder.policy)
-    plain = {key: value for key, value in log.read(0).observations.items() if key != "action_history"}
-    write_log(tmp_path / "other.zarr", get_arm("lift"), [replace(log.read(0), observations=plain)])
-    words[4], words[6] = str(tmp_path / "other.zarr"), str(tmp_path / "another")
-    assert main(words) == 1, "of an arm that observes something else"
-    assert not (tmp_path / "another").exists()
 
 
 def test_action_history_is_what_was_commanded_before(make_episode: Callable[..., Episode]) -> None:

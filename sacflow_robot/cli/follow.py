@@ -15,7 +15,7 @@ from sacflow_robot.episode import Episode
 from sacflow_robot.errors import PolicyFileError, UsageError
 
 if TYPE_CHECKING:
-    from sacflow_robot.learn.follow import FollowConfig
+    from sacflow_robot.learn.follow import FollowConfig, FollowingTrainer
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Follow:
     json: bool = False
 
     def run(self) -> int:
+        from sacflow_robot.learn.failures import Interrupted
         from sacflow_robot.learn.follow import FollowConfig
         from sacflow_robot.learn.run_folder import RunFolder
 
@@ -61,14 +62,25 @@ class Follow:
         follow = FollowConfig(
             self.log, publish, self.publish_every, self.gate_episodes, self.stop_after, spoil=self.spoil
         )
-        return follow_log(self.run_dir, follow, {n: v for n, v in named.items() if v is not None}, json=self.json)
+        try:
+            trainer = follow_log(self.run_dir, follow, {n: v for n, v in named.items() if v is not None})
+        except Interrupted:
+            common.console().print(f"saved in {self.run_dir}")
+            return 130
+        if self.json:
+            figures = {"env_steps": trainer.env_steps, "updates": trainer.agent.updates}
+            common.print_json({**figures, "published": trainer.published, "refused": trainer.refused})
+        return 0
 
 
-def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any], *, json: bool) -> int:
-    """Go on with a run from a log, with other settings of the learner where given; returns the exit status."""
+def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any]) -> FollowingTrainer:
+    """Go on with a run from a log, with other settings of the learner where given.
+
+    Raises:
+        Interrupted: Ctrl-C was pressed and the run has been saved.
+    """
     from sacflow_robot.cli.train import check_seeds, training_arms, training_draws
     from sacflow_robot.envs.workers import core_count
-    from sacflow_robot.learn.failures import Interrupted
     from sacflow_robot.learn.follow import FollowingTrainer
     from sacflow_robot.learn.progress import TrainingProgress
     from sacflow_robot.learn.run_folder import RunFolder
@@ -94,15 +106,8 @@ def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any], 
 
         trainer.check = check
         trainer.resume(same_arms=False)  # they are not moved any more
-        try:
-            trainer.run()
-        except Interrupted:
-            progress.say(f"saved in {folder.path}")
-            return 130
-    if json:
-        figures = {"env_steps": trainer.env_steps, "updates": trainer.agent.updates}
-        common.print_json({**figures, "published": trainer.published, "refused": trainer.refused})
-    return 0
+        trainer.run()
+    return trainer
 
 
 def check_policy(path: Path) -> None:

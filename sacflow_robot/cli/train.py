@@ -17,7 +17,7 @@ import tyro
 from sacflow_robot import __version__
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, LogWriteError, SacflowError, UsageError
+from sacflow_robot.errors import DataError, LogWriteError, UsageError
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.spec import VectorArms
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 _FITTING_STEPS = 8000
 """Environment steps, unless told otherwise, in which a run is made to fit the arm of a profile."""
 
-# Few episodes of one arm, made by nearly the same policy, do not tell what other actions would have brought: beyond a few
-# updates, or with a weaker pull towards the data, policies were worse on the arm than before (benchmarks/transfer.py).
-_TUNING = {"warmup_steps": 200, "regulariser": "action", "regularisation": 3.0, "regularisation_schedule": "constant"}
-_TUNING_LOG_SHARE = 0.5
-
 
 @dataclass(frozen=True)
 class Train:
@@ -48,7 +43,7 @@ class Train:
         resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise. With --profile FILE
             a copy of it (--out) goes on in simulation for --online-steps more, on arms drawn around that profile: one policy is
             made to fit one measured arm. With --replay LOG a copy is fine-tuned on that log alone, without a simulator: no
-            arm moves, no state is read.
+            arm moves, no state is read (settings chosen on Lift).
         tune_updates: Updates for each step of the log when fine-tuning.
         json: Print one JSON object as the last line.
     """
@@ -90,6 +85,7 @@ class Train:
         return Train(config=config)
 
     def run(self) -> int:
+        from sacflow_robot.cli.go_on import copy_to_fit, fine_tune
         from sacflow_robot.envs.workers import core_count
         from sacflow_robot.learn.compute import pick_device
         from sacflow_robot.learn.failures import Interrupted
@@ -98,13 +94,17 @@ class Train:
         from sacflow_robot.learn.train import Trainer
 
         if self.resume is not None and self.config.replay:
-            return self._fine_tune(self.resume)
+            return fine_tune(self.resume, self.config.replay, self.tune_updates, self.out, as_json=self.json)
         began = time.monotonic()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
         folder: RunFolder | None = None
         fitting = self.resume is not None and bool(self.config.profile)
         if self.resume is not None:
-            folder, config = self._copy_to_fit(self.resume) if fitting else RunFolder.open(self.resume)
+            folder, config = (
+                copy_to_fit(self.resume, self.config.profile, self.config.online_steps, self.out)
+                if fitting
+                else RunFolder.open(self.resume)
+            )
         else:
             config = self.config
             RunFolder.check_free(self.out)
@@ -130,47 +130,6 @@ class Train:
                     progress.say(f"saved; go on with:\n  {common.command_line('train --resume', folder.path)}")
                     return 130
         return self._finish(trainer, folder, began)
-
-    def _copy_to_fit(self, run: Path) -> tuple[RunFolder, TrainConfig]:
-        """A copy of a run whose configuration has it go on around a profile."""
-        from sacflow_robot.calibrate.profile import load_profile
-        from sacflow_robot.learn.run_folder import RunFolder
-
-        load_profile(Path(self.config.profile))
-        folder = RunFolder.open(run)[0].copy(self.out or run.with_name(f"{run.name}-{Path(self.config.profile).stem}"))
-        config = RunFolder.open(folder.path)[1]
-        steps = config.online_steps + self.config.online_steps
-        config = replace(config, randomise="profile", profile=self.config.profile, online_steps=steps)
-        folder.write_config(config)
-        return folder, config
-
-    def _fine_tune(self, run: Path) -> int:
-        """Learn from real logs, on the copy of a run."""
-        import shutil
-
-        from sacflow_robot.cli.follow import follow_log
-        from sacflow_robot.learn.follow import FollowConfig
-        from sacflow_robot.learn.run_folder import RunFolder
-
-        if self.tune_updates <= 0:
-            raise UsageError(f"--tune-updates is {self.tune_updates:g}; it must be positive")
-        folder = RunFolder.open(run)[0].copy(self.out or run.with_name(f"{run.name}-tuned"))
-        learner = {**_TUNING, "updates_per_step": self.tune_updates}
-        for log in self.config.replay:
-            # Each log is taken once; the critic alone learns from what comes first, for the arm is another one.
-            follow = FollowConfig(
-                Path(log), folder.policy, publish_every=10**9, gate_episodes=0, stop_after=1,
-                log_share=_TUNING_LOG_SHARE, from_average=True,
-            )  # fmt: skip
-            try:
-                status = follow_log(folder.path, follow, learner, json=self.json)
-            except SacflowError:
-                shutil.rmtree(folder.path)  # what it is a copy of is as it was
-                raise
-            if status:
-                return status
-        common.console().print(f"fine-tuned run: {folder.path}\npolicy:         {folder.policy}")
-        return 0
 
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
         from sacflow_robot.serve.policy import OnnxPolicy

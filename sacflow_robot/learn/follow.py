@@ -184,6 +184,9 @@ class FollowingTrainer(Trainer):
             if all_taken:
                 time.sleep(_POLL_S)
 
+    def _pieces(self, ended: list[Episode]) -> list[Episode]:
+        return ended
+
     def _sample(self) -> ChunkBatch:
         newest = self._log_steps, self.follow.log_share
         return self.buffer.sample(self.config.learner.batch_size, self._rng, self._shares, newest)

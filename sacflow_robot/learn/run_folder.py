@@ -6,7 +6,8 @@ import csv
 import io
 import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,28 +134,43 @@ class RunFolder:
         }
         return RunFolder(path, config.env), replace(config, **inside)
 
-    def copy(self, path: Path) -> RunFolder:
-        """A run of its own that can go on from where this one is; its policy file is yet to be made.
+    @contextmanager
+    def copied(self, path: Path) -> Iterator[RunFolder]:
+        """A copy of the run, without its policy file, to be changed: it stands at ``path`` once all has gone well, or not at all.
 
         Raises:
             UsageError: The path is taken, or cannot be written.
         """
         RunFolder.check_free(path)
+        partial = path.with_name(f".{path.name}.partial")
         others = shutil.ignore_patterns("followed.json", self.policy.name)
         try:
-            shutil.copytree(self.path, path, ignore=others, dirs_exist_ok=True)
-        except (OSError, shutil.Error) as error:
-            raise UsageError(f"cannot copy {self.path} to {path}: {one_line(error)}") from None
-        return RunFolder(path, self._env)
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                shutil.copytree(self.path, partial, ignore=others)
+            except (OSError, shutil.Error) as error:
+                raise UsageError(f"cannot copy {self.path} to {path}: {one_line(error)}") from None
+            yield RunFolder(partial, self._env)
+            try:
+                partial.replace(path)
+            except OSError as error:
+                raise UsageError(f"cannot make {path}: {one_line(error)}") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     def write_config(self, config: TrainConfig) -> None:
         """Replace the configuration that the folder goes on with; profiles that it names are kept beside it."""
         kept: dict[str, Any] = {}
         for name in _PROFILES:
-            if given := getattr(config, name):
+            given = getattr(config, name)
+            if given and (name != "profile" or config.randomise == "profile"):
                 own = self.path / f"{name}.yaml"
                 if Path(given).resolve() != own.resolve():
-                    replace_text(own, Path(given).read_text())
+                    try:
+                        text = Path(given).read_text()
+                    except (OSError, UnicodeDecodeError) as error:
+                        raise DataError(f"--{name} {given} cannot be read: {one_line(error)}") from None
+                    replace_text(own, text)
                 kept[name] = own.name
         replace_text(self.config, to_yaml(replace(config, **kept)))
 

@@ -251,7 +251,7 @@ class Trainer:
 
     def _take(self, steps: int, ended: list[Episode]) -> None:
         """Account for one round of the arms."""
-        for piece in self._rollouts.take_parts() if self.config.from_scratch else ended:
+        for piece in self._pieces(ended):
             self.buffer.append(piece)
         for episode in ended:
             self._recent.append(episode.success)
@@ -263,6 +263,10 @@ class Trainer:
         finished = self.env_steps >= self.config.online_steps
         self._evaluation_due = finished or self.env_steps // self.config.eval_every > rounds_before
         self._progress.advance(steps)
+
+    def _pieces(self, ended: list[Episode]) -> list[Episode]:
+        """What enters the replay buffer: whole episodes, or, from scratch, the parts completed of those in progress."""
+        return self._rollouts.take_parts() if self.config.from_scratch else ended
 
     def _sample(self) -> ChunkBatch:
         return self.buffer.sample(self.config.learner.batch_size, self._rng, self._shares)

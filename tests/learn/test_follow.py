@@ -101,6 +101,17 @@ def test_it_learns_from_a_growing_log_and_publishes(
     assert again.env_steps == sum(map(len, demos)), "no episode is taken twice"
 
 
+def test_a_run_from_scratch_learns_from_the_log_as_well(
+    make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode]
+) -> None:
+    log_of(tmp_path, arm, demos[:1])
+    trainer = make(stop_after=len(demos[0]))
+    trainer.config = replace(trainer.config, from_scratch=True, demos="none", offline_steps=0)
+    before = len(trainer.buffer)
+    trainer.run()
+    assert len(trainer.buffer) == before + len(demos[0])
+
+
 def test_a_candidate_whose_weights_are_broken_is_refused(
     make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode]
 ) -> None:

@@ -1,0 +1,122 @@
+"""Going on with a run for one arm: in simulation around its profile, or on its log alone. Both work on a copy of the run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sacflow_robot.cli import common
+from sacflow_robot.errors import DataError, UsageError
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.run_folder import RunFolder
+
+# Few episodes of one arm, made by nearly the same policy, do not tell what other actions would have brought: with more updates
+# or a weaker pull towards what was done, Lift policies were worse on the arm than before (benchmarks/transfer.py). Measured
+# on Lift alone.
+_TUNING = {
+    "regulariser": "action",
+    "regularisation": 3.0,
+    "regularisation_schedule": "constant",
+    "regularisation_final": 0.0,
+}
+_TUNING_LOG_SHARE = 0.5
+_TUNING_WARMUP_STEPS = 200  # the critic alone learns from what comes first, for the arm is another one
+
+
+def copy_to_fit(run: Path, profile: str, steps: int, out: Path | None) -> tuple[RunFolder, TrainConfig]:
+    """A copy of a run that goes on for so many environment steps more, on arms drawn around a profile.
+
+    Raises:
+        UsageError: The copy's path is taken, there are no steps, or the profile has nothing to draw from.
+        DataError: There is no run to go on with, or the profile cannot be read.
+        SpecMismatchError: The profile is of another arm.
+    """
+    from sacflow_robot.calibrate.profile import load_profile
+    from sacflow_robot.cli.train import training_draws
+    from sacflow_robot.envs.tasks import get_arm
+
+    if steps < 1:
+        raise UsageError(f"--online-steps is {steps}; it must be at least 1")
+    theirs, config = RunFolder.open(run)
+    path = out or _beside(run, Path(profile).stem)
+    RunFolder.check_free(path)
+    done = int(json.loads(theirs.load_checkpoint(config, mapped=True)["progress"])["env_steps"])
+    load_profile(Path(profile)).check_fits(get_arm(config.env))
+    config = replace(config, randomise="profile", profile=profile, online_steps=done + steps)
+    if config.learner.regularisation_schedule == "linear":  # its way has been gone
+        end = config.learner.regularisation_final
+        learner = replace(config.learner, regularisation_schedule="constant", regularisation=end)
+        config = replace(config, learner=learner)
+    training_draws(config)
+    with theirs.copied(path) as folder:
+        folder.write_config(config)
+    return RunFolder.open(path)
+
+
+def fine_tune(run: Path, logs: Sequence[str], updates_per_step: float, out: Path | None, *, as_json: bool) -> int:
+    """Learn from logs alone, on the copy of a run; returns the exit status.
+
+    Raises:
+        UsageError: The copy's path is taken, or the logs are too short to tune a policy with.
+        DataError: There is no run to go on with, or a log cannot be read or does not fit.
+    """
+    from sacflow_robot.cli.follow import follow_log
+    from sacflow_robot.learn.failures import Interrupted
+    from sacflow_robot.learn.follow import FollowConfig
+
+    if not 0 < updates_per_step < math.inf:
+        raise UsageError(f"--tune-updates is {updates_per_step:g}; it must be positive and finite")
+    theirs, _ = RunFolder.open(run)
+    path = out or _beside(run, "tuned")
+    RunFolder.check_free(path)
+    steps = [_steps_of(log) for log in logs]
+    if sum(steps) <= _TUNING_WARMUP_STEPS:
+        raise UsageError(
+            f"--replay {' '.join(logs)}: {sum(steps)} steps are too few to tune a policy with; log more than "
+            f"{_TUNING_WARMUP_STEPS}"
+        )
+    try:
+        with theirs.copied(path) as folder:
+            for i, log in enumerate(logs):
+                follow = FollowConfig(
+                    Path(log), folder.policy, publish_every=10**9, gate_episodes=0, stop_after=1,
+                    log_share=_TUNING_LOG_SHARE, from_average=i == 0,
+                )  # fmt: skip
+                warmup = max(0, _TUNING_WARMUP_STEPS - sum(steps[:i]))
+                learner = {**_TUNING, "updates_per_step": updates_per_step, "warmup_steps": warmup}
+                trainer = follow_log(folder.path, follow, learner)
+    except Interrupted:
+        common.console().print(f"stopped; {path} was not made, {run} is as it was")
+        return 130
+    tuned, _ = RunFolder.open(path)
+    common.console().print(f"fine-tuned run: {tuned.path}\npolicy:         {tuned.policy}")
+    if as_json:
+        figures = {"env_steps": trainer.env_steps, "updates": trainer.agent.updates}
+        common.print_json({"run_dir": str(tuned.path), "policy": str(tuned.policy), **figures})
+    return 0
+
+
+def _beside(run: Path, ending: str) -> Path:
+    whole = run.resolve()
+    return run.with_name(f"{run.name}-{ending}") if run.name else whole.with_name(f"{whole.name}-{ending}")
+
+
+def _steps_of(log: str) -> int:
+    """Steps in the whole episodes of a log.
+
+    Raises:
+        DataError: It is not a log on this machine, or it has none.
+    """
+    from sacflow_robot.data.log import EpisodeLog
+
+    if "://" in log:
+        raise DataError(f"--replay {log}: a run is fine-tuned on logs of this machine; copy it here first")
+    if not Path(log).exists():
+        raise DataError(f"--replay {log}: there is no such log; name one that 'run --log' wrote")
+    steps = EpisodeLog.open(Path(log), heal=False).steps
+    if not steps:
+        raise DataError(f"--replay {log} has no whole episode; log some first")
+    return steps

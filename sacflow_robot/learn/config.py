@@ -34,6 +34,9 @@ class FlowConfig:
         noise: Noise of the rollout in training: ``fixed``, one sigma; or ``learned``, a head for log sigma(t, A, s).
         noise_scale: sigma of the noise-augmented rollout; sigma * sqrt(1 / K) a step. Training only, none at evaluation.
             Where sigma is learned, what it starts as, and what the target entropy is measured from.
+        entropy: What the entropy term counts: the ``path`` of the noise, as published; or the ``last-step`` alone, a lower
+            bound of the action's entropy. A learned sigma meets a path's target with noise in the first steps, which the
+            flow then forgets, and leaves next to none in the action.
         drift: Correct the rollout's drift for the noise, so that its marginals stay those of the flow without noise.
         weight_norm: Normalise the weights of the velocity's linear layers (another cure for exploding gradients, for
             comparison).
@@ -45,6 +48,7 @@ class FlowConfig:
     euler_steps: int = 4
     noise: Literal["fixed", "learned"] = "fixed"
     noise_scale: float = 0.10
+    entropy: Literal["path", "last-step"] = "path"
     drift: bool = True
     weight_norm: bool = False
 

@@ -25,8 +25,13 @@ def path_entropy(dim: int, euler_steps: int, noise_scale: float) -> float:
     learned sigma it is the entropy that a rollout with a fixed one of ``noise_scale`` would have, and so says in terms of
     a noise scale how much entropy is asked for; at K = 4 a sigma of 0.34 makes it 0, the published target.
     """
-    gaussian = 0.5 * dim * math.log(2 * math.pi * math.e) * (1 + euler_steps)
-    return gaussian + euler_steps * dim * math.log(noise_scale / math.sqrt(euler_steps))
+    start = 0.5 * dim * math.log(2 * math.pi * math.e)
+    return start + euler_steps * step_entropy(dim, euler_steps, noise_scale)
+
+
+def step_entropy(dim: int, euler_steps: int, noise_scale: float) -> float:
+    """Differential entropy (nats) of the noise of one Euler step, D/2 log(2 pi e) + D log(sigma sqrt(1/K))."""
+    return dim * (0.5 * math.log(2 * math.pi * math.e) + math.log(noise_scale / math.sqrt(euler_steps)))
 
 
 class FlowPolicy(PolicyNetwork):
@@ -51,7 +56,9 @@ class FlowPolicy(PolicyNetwork):
         super().__init__(observation_dim, action_dim, quaternions)
         self.velocity = make_velocity(velocity, self.feature_dim, action_dim, config)
         self.name, self.euler_steps, self.noise_scale = velocity, config.euler_steps, config.noise_scale
-        self.reference_entropy = path_entropy(action_dim, config.euler_steps, config.noise_scale)
+        self._last_step_only = config.entropy == "last-step"
+        reference = step_entropy if self._last_step_only else path_entropy
+        self.reference_entropy = reference(action_dim, config.euler_steps, config.noise_scale)
         self._drift = config.drift
         self.learned_noise: NoiseScale | None = None
         if config.noise == "learned":
@@ -82,7 +89,10 @@ class FlowPolicy(PolicyNetwork):
 
         With sigma fixed, the Gaussian terms do not depend on the policy: the gradient of log p reaches the velocity
         through the squashing alone, where it penalises saturation. With sigma(t, A, s) learned, -log p is an entropy that
-        the policy can raise and lower by its noise.
+        the policy can raise and lower by its noise. That of the path bounds the action's from neither side: noise of the
+        first steps counts in full however little of it the velocity passes on. With ``entropy`` "last-step" log p is
+        log p(a | A_{K-1}, s), the last term of the sum and the squashing: on average -log p is then the conditional
+        entropy H(a | A_{K-1}, s), which is at most H(a | s), for conditioning takes entropy away.
         """
         features = self.normalise(observation)
         context = self.velocity.encode(features)
@@ -105,7 +115,8 @@ class FlowPolicy(PolicyNetwork):
                 log_scale = (log_sigma + 0.5 * math.log(dt)).sum(-1)
             drift = v + 0.5 * variance * (t * v - latent) / (1 - t) if self._drift else v
             latent = latent + drift * dt + step
-            log_prob = log_prob + _standard_normal_log_prob(eps) - log_scale
+            step_log_prob = _standard_normal_log_prob(eps) - log_scale
+            log_prob = step_log_prob if self._last_step_only else log_prob + step_log_prob
         return Rollout(squash_through(latent), latent, log_prob - squash_log_det(latent))
 
 

@@ -59,7 +59,8 @@ class Rollout:
     Attributes:
         action: Squashed chunk (B, D).
         latent: Chunk before squashing (B, D).
-        log_prob: log p (B,) of the action, for a flow of the whole path; 0 of a policy that has no density.
+        log_prob: log p (B,) of the action; for a flow of the whole path, or of its last step; 0 of a policy that has no
+            density.
     """
 
     action: Tensor

@@ -59,6 +59,20 @@ class Recorded(Velocity):
         return torch.zeros_like(action)
 
 
+class Sigmas(nn.Module):
+    """A given sigma for each of four steps."""
+
+    def __init__(self, sigmas: list[float]) -> None:
+        super().__init__()
+        self._sigmas = sigmas
+
+    def encode(self, observation: Tensor) -> Tensor:
+        return observation
+
+    def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+        return torch.full_like(action, math.log(self._sigmas[round(4 * time.item())]))
+
+
 class Scaling(Velocity):
     """The exact flow-matching velocity from N(0, 1) to N(0, s^2): v = A (t s^2 - (1 - t)) / ((1 - t)^2 + t^2 s^2)."""
 
@@ -94,6 +108,41 @@ def test_path_density_by_hand() -> None:
         by_hand += torch.distributions.Normal(here + drift * 0.25, std).log_prob(there).sum(-1)
     by_hand -= squash_log_det(points[-1])
     torch.testing.assert_close(rollout.log_prob, by_hand, atol=1e-4, rtol=0)
+
+
+def test_the_last_step_alone_bounds_the_entropy_of_the_action() -> None:
+    """A velocity that forgets everything before the last step: the path's entropy grows with noise that the action lacks."""
+
+    class Forgetful(Recorded):
+        def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
+            super().forward(time, action, context)
+            return -4 * action if time.item() == 0.75 else torch.zeros_like(action)
+
+    def mean_entropies(sigma: float, last_sigma: float) -> tuple[float, float, float]:
+        """What the last step counts, what the path counts, and the entropy of the latent that comes out (nats)."""
+        found = {}
+        for entropy in ("last-step", "path"):
+            policy = policy_with(Forgetful(), dim=1, entropy=entropy, drift=False, noise="learned")
+            policy.learned_noise = Sigmas([sigma, sigma, sigma, last_sigma])  # type: ignore[assignment]
+            rollout = policy.sample(torch.zeros(20_000, 2), torch.Generator().manual_seed(0))
+            before_squashing = rollout.log_prob + squash_log_det(rollout.latent)
+            found[entropy] = -before_squashing.mean().item()
+        action = 0.5 * math.log(2 * math.pi * math.e * rollout.latent.var().item())
+        return found["last-step"], found["path"], action
+
+    last, path, action = mean_entropies(0.2, 0.2)
+    assert last == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 0.1**2), abs=0.02)
+    assert last == pytest.approx(action, abs=0.02), "all that comes before is forgotten"
+    parked, same_path, action = mean_entropies(2.0, 0.0002)
+    assert same_path == pytest.approx(path, abs=0.02), "the same by the path"
+    assert parked == pytest.approx(action, abs=0.02) and parked < last - 6, "next to no noise in the action"
+
+
+def test_the_last_step_of_a_fixed_noise_is_measured_from_its_own_entropy() -> None:
+    policy = policy_with(Recorded(), entropy="last-step")
+    rollout = policy.sample(torch.zeros(20_000, 2), torch.Generator().manual_seed(0))
+    excess = rollout.log_prob + squash_log_det(rollout.latent) + policy.reference_entropy
+    assert excess.mean().item() == pytest.approx(0, abs=0.05)
 
 
 def test_noise_is_fresh_for_every_step_row_and_dimension() -> None:

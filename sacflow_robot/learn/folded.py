@@ -17,7 +17,17 @@ from torch.nn import functional as F
 from sacflow_robot.learn.affine import Affine, Features, Product, after_norm, beside, constant, linear
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.policy import squash, unsquash
-from sacflow_robot.learn.velocity import TIME_ORDERS, FlowG, FlowL, FlowT, Mlp, Velocity, embed_time, legendre
+from sacflow_robot.learn.velocity import (
+    TIME_ORDERS,
+    FlowG,
+    FlowL,
+    FlowT,
+    Mlp,
+    Velocity,
+    embed_time,
+    legendre,
+    light_gate,
+)
 
 _CONSTANT_UNIT = 10.0  # gelu(10) is 10 in float32
 
@@ -255,6 +265,7 @@ class _FoldedFlowL(_Folded):
         self.others = Product(beside(scale, *shifts, *(self._at(offset, order) for order in orders)))
         rank, size = len(scale.bias), len(gate.bias) // TIME_ORDERS
         self._split, self._steps, self._rate = [rank] * (1 + steps) + [size] * steps, steps, velocity._steps / steps
+        self._trained_steps = velocity._steps
         self.from_action, self.to_action = (
             Product(Affine(layer.weight.T)) for layer in (velocity.from_action, velocity.to_action)
         )
@@ -269,7 +280,7 @@ class _FoldedFlowL(_Folded):
     def encode(self, features: Tensor) -> Sequence[Tensor]:
         for layer in self.encoder:
             features = F.silu(layer(features))
-        gates = torch.sigmoid(self.gates(features))
+        gates = light_gate(self.gates(features), self._trained_steps)
         if self._rate != 1:  # other steps than it was trained with
             gates = self._rate * gates
         scale, *others = torch.split(self.others(features), self._split, -1)
@@ -277,7 +288,7 @@ class _FoldedFlowL(_Folded):
 
     def change(self, i: int, latent: Tensor, context: Sequence[Tensor]) -> Tensor:
         scale, shift, offset, gate = context[0], *context[1 + i :: self._steps]
-        hidden = F.silu(self.from_action(latent) * scale + shift)
+        hidden = torch.tanh(self.from_action(latent) * scale + shift)
         return cast(Tensor, gate * (self.to_action(hidden, offset) - latent))
 
 

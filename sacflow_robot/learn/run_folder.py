@@ -42,8 +42,8 @@ COLUMNS = (
     "policy/regularisation",
 )
 
-CHECKPOINT_LAYOUT = 3
-"""Counts up when a checkpoint's content changes, so that another version's is refused by name and not by accident."""
+CHECKPOINT_LAYOUT = 4
+"""Counts up when a checkpoint's content changes, or what it means, so that another version's is refused by name and not by accident."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from sacflow_robot.learn.config import LOG_NOISE_BOUNDS, FlowConfig
 
 _TIME_FREQUENCIES = 4
 _GATE_BIAS = 5.0  # flow-g's gate starts open: sigmoid(5) = 0.993
-_LIGHT_RATE = 0.07  # K alpha at the start, little for any K: flow-l's steps start with Jacobians close to 1
 TIME_ORDERS = 4
+LIGHT_START = 0.07  # flow-l's rate at the start: its steps start with Jacobians close to 1
+_LIGHT_LIMIT = 2.0  # the largest: all gates together leave a seventh of A_0, exp(-2)
 
 
 class Velocity(nn.Module):
@@ -162,13 +163,16 @@ class FlowT(Velocity):
 
 
 class FlowL(Velocity):
-    """Light velocity, K alpha(t, s) * (c(t, s) + U phi(V A) - A): most of it does not see A, so it is not recurrent.
+    """Light velocity, K alpha(t, s) * (c(t, s) + U tanh(V A) - A): most of it does not see A, so it is not recurrent.
 
     An Euler step is the convex update A + alpha * (target - A), a GRU's, whose gate and target's offset depend on time and
     state alone. ``encode`` computes their expansion in Legendre polynomials of time, once per rollout, at the cost of one
     MLP; a step then costs two narrow products, V and U, with the hidden layer between them scaled and shifted by the
-    state. The Jacobian of a step is 1 - alpha + alpha U phi' V: gate and candidate of flow-g add a product of the
+    state. The Jacobian of a step is 1 - alpha + alpha U tanh' V: gate and candidate of flow-g add a product of the
     Jacobians of several layers instead.
+
+    The gate is that of dA/dt = r (target - A), followed exactly for a step: alpha = 1 - exp(-r / K), 0 < r < 2. So the gates
+    of all steps together leave exp(-2) of a gradient at least, whatever K; a GRU's, which may be 1, can leave nothing.
     """
 
     def __init__(self, observation_dim: int, action_dim: int, config: FlowConfig) -> None:
@@ -183,9 +187,13 @@ class FlowL(Velocity):
         self.from_action = nn.Linear(action_dim, rank, bias=False)
         self.from_time = nn.Linear(2 * _TIME_FREQUENCIES, rank, bias=False)
         self.to_action = nn.Linear(rank, action_dim, bias=False)
-        with torch.no_grad():
-            self.head.bias.zero_()
-            self.head.bias[:action_dim] = math.log(_LIGHT_RATE / (self._steps - _LIGHT_RATE))
+        nn.init.zeros_(self.head.bias)
+        self.start_at(LIGHT_START)
+
+    @torch.no_grad()
+    def start_at(self, rate: float) -> None:
+        """Have r begin about there, for all times and states."""
+        self.head.bias[: self._split[0] // TIME_ORDERS] = math.log(rate / (_LIGHT_LIMIT - rate))
 
     def encode(self, observation: Tensor) -> Tensor:
         return cast(Tensor, self.head(self.from_observation(observation)))
@@ -193,10 +201,15 @@ class FlowL(Velocity):
     def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
         gate, offset, scale, shift = torch.split(context, self._split, -1)
         orders = legendre(time).unsqueeze(-1)
-        gate = torch.sigmoid((gate.reshape(-1, TIME_ORDERS, action.shape[-1]) * orders).sum(-2))
+        gate = light_gate((gate.reshape(-1, TIME_ORDERS, action.shape[-1]) * orders).sum(-2), self._steps)
         offset = (offset.reshape(-1, TIME_ORDERS, action.shape[-1]) * orders).sum(-2)
-        hidden = F.silu((self.from_action(action) + self.from_time(embed_time(time))) * (1 + scale) + shift)
+        hidden = torch.tanh((self.from_action(action) + self.from_time(embed_time(time))) * (1 + scale) + shift)
         return cast(Tensor, self._steps * gate * (offset + self.to_action(hidden) - action))
+
+
+def light_gate(raw: Tensor, steps: int) -> Tensor:
+    """Flow-l's alpha of one of so many steps."""
+    return 1 - torch.exp(-_LIGHT_LIMIT / steps * torch.sigmoid(raw))
 
 
 def legendre(time: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ WIDTHS, STEPS = (32, 128, 256), (1, 4, 8, 16)
 GATE_BIASES = (-2.0, 0.0, 2.0, 5.0)
 """Of flow-g's gate at the start; 5 is published. A gate of sigmoid(bias) moves that share of the way in a step of K = 1."""
 
-LIGHT_RATES = (0.07, 0.5, 2.0)
-"""K alpha of flow-l at the start; 0.07 is its own."""
+LIGHT_RATES = (0.07, 0.4, 1.5)
+"""Rate of flow-l at the start; 0.07 is its own."""
 
 HEADS = (1, 2, 4, 8)
 _CALLS, _TURNS = 50, 7  # of one action, and repeats of which the median counts
@@ -71,7 +71,7 @@ class _Case:
     velocity: VelocityName
     width: int = WIDTH
     euler_steps: int = K
-    gate: float | None = None  # flow-g: the gate's bias; flow-l: K alpha
+    gate: float | None = None  # flow-g: the gate's bias; flow-l: its rate
 
     @property
     def flow(self) -> FlowConfig:
@@ -164,7 +164,7 @@ def _train(cell: _Cell) -> dict[str, float]:
 
 @torch.no_grad()
 def start_gate(agent: SacFlow, start: float | None) -> None:
-    """Have an agent's policies begin with another gate: flow-g's bias, or flow-l's K alpha; None leaves them."""
+    """Have an agent's policies begin with another gate: flow-g's bias, or flow-l's rate; None leaves them."""
     if start is None:
         return
     for policy in (agent.policy, agent.average_policy, agent.reference):
@@ -172,8 +172,7 @@ def start_gate(agent: SacFlow, start: float | None) -> None:
         if isinstance(velocity, FlowG):
             velocity.gate.head.bias.fill_(start)
         elif isinstance(velocity, FlowL):
-            share = start / cast(FlowPolicy, policy).euler_steps
-            velocity.head.bias[: policy.action_dim] = float(np.log(share / (1 - share)))
+            velocity.start_at(start)
 
 
 def heads_difference(heads: int, width: int = 128, batch: int = 64) -> float:

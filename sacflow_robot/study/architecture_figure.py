@@ -15,7 +15,7 @@ from sacflow_robot.study.report import geometric_mean
 
 VELOCITIES = ("mlp", "flow-g", "flow-t", "flow-l")
 WIDTH, K, BIAS, RATE = 128, 4, 5.0, 0.07
-"""What is held where a factor is not varied: width, steps, bias of flow-g's gate, K alpha of flow-l at the start."""
+"""What is held where a factor is not varied: width, steps, bias of flow-g's gate, rate of flow-l at the start."""
 
 _COLOURS = dict(zip(VELOCITIES, (VERMILION, BLUE, GREEN, ORANGE), strict=True))
 _MARKERS = dict(zip(VELOCITIES, MARKERS, strict=False))
@@ -50,7 +50,7 @@ def factors() -> list[tuple[str, str, tuple[str, ...], dict[str, Any]]]:
         ),
         (
             "gate_start",
-            "K alpha at the start (flow-l)",
+            "rate at the start (flow-l)",
             ("flow-l",),
             {"flow-l": {"width": WIDTH, "euler_steps": K}},
         ),
@@ -124,7 +124,7 @@ def _explain(axes: Axes) -> None:
     axes.axis("off")
     text = (
         "Costs: dotted torch, solid ONNX Runtime,\none thread, one chunk of 5 actions.\n\n"
-        f"Where a panel does not vary it:\nwidth {WIDTH}, K = {K}, gate bias {BIAS:g},\nK alpha {RATE:g}.\n\n"
+        f"Where a panel does not vary it:\nwidth {WIDTH}, K = {K}, gate bias {BIAS:g},\nrate {RATE:g}.\n\n"
         "Faint dots: single seeds."
     )
     axes.text(0.02, 0.95, text, va="top", fontsize=9, color=GREY)

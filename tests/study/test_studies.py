@@ -150,7 +150,7 @@ def test_heads_are_no_choice() -> None:
 
 def test_a_gate_starts_as_told() -> None:
     budget, arm = Budget(), two_ways.TwoWays().arm
-    for velocity, start, share in (("flow-g", 0.0, 0.5), ("flow-l", 2.0, 0.5)):
+    for velocity, start, share in (("flow-g", 0.0, 0.5), ("flow-l", 1.0, 0.5)):
         config = trial_config(budget, 0, FlowConfig(width=16, depth=1, gate_width=8))
         agent: Any = make_agent(arm, type(config)(**{**vars(config), "velocity": velocity}), torch.device("cpu"))
         architecture.start_gate(agent, start)

@@ -20,7 +20,7 @@ from sacflow_robot.learn.config import FlowConfig, TrainConfig
 from sacflow_robot.learn.failures import Interrupted
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.progress import TrainingProgress
-from sacflow_robot.learn.run_folder import RunFolder, read_metrics
+from sacflow_robot.learn.run_folder import CHECKPOINT_LAYOUT, RunFolder, read_metrics
 from sacflow_robot.learn.train import Trainer
 
 TINY = TrainConfig(
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_something_else_is_refused_with_both_named(
             del state["made_by"]
         torch.save(state, trainer.folder.checkpoint)
         with pytest.raises(
-            DataError, match=rf"written by sacflow-robot {theirs}; this is [\d.]+, which reads layout 3"
+            DataError, match=rf"written by sacflow-robot {theirs}; this is [\d.]+, which reads layout {CHECKPOINT_LAYOUT}"
         ):
             make_trainer(tmp_path / "run", pools, config).resume()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import datetime
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ class Compare:
         runs: Folder of its run folders.
         seeds: Seeds 0 to N - 1 of each line.
         jobs: Trainings at once, one core each.
-        options: What to add to every training's command line, e.g. "--full" for the published sizes.
+        options: What to add to every training's command line, e.g. ``--options=--full`` for the published sizes.
         figure: PNG to draw; by default in the folder of the runs.
         out: JSON file to write the result to as well.
     """
@@ -98,8 +99,11 @@ def main() -> int:
             for (env, line, s), folder in wanted.items()
             if s == seed
         ]
-        for job in jobs:
-            job.result()
+        try:
+            for job in jobs:
+                job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
     value = "mean_return" if config.name == "scratch" else "success_rate"
     curves = {key: read_curve(folder, value) for key, folder in wanted.items()}
     draw(config.name, curves, config.figure or config.runs / f"{config.name}.png")
@@ -110,6 +114,7 @@ def main() -> int:
     ]  # fmt: skip
     result = {"date": datetime.date.today().isoformat(), "machine": machine(), "options": config.options, "rows": rows}
     if config.out is not None:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(json.dumps(result) + "\n")
     print(json.dumps(result))
     return 0
@@ -120,6 +125,8 @@ def train(folder: Path, options: str) -> None:
     run = RunFolder(folder, "")
     if list(folder.glob("*.onnx")):  # written last
         return
+    if folder.exists() and not run.checkpoint.exists():  # stopped before it had anything to go on from
+        shutil.rmtree(folder)
     how = f"--resume {folder}" if run.checkpoint.exists() else f"{options} --out {folder}"
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)

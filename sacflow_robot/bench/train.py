@@ -54,7 +54,7 @@ class Row:
 
 def published(algo: str, velocity: str, **changes: Any) -> TrainConfig:
     """Lift at the published sizes: batch 256, D = 35, critics 2 x 512^4; every update is of critic and policy."""
-    config = preset("lift", "flow-g" if velocity == "gaussian" else velocity, algo, full=True)
+    config = preset("lift", "flow-g" if velocity == "gaussian" else velocity, algo, from_scratch=False, full=True)
     learner = replace(config.learner, policy_delay=1, critics=2)
     return replace(config, learner=learner, **changes)
 

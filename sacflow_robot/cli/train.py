@@ -78,7 +78,7 @@ class Train:
         named = {name: value for name, value in vars(known).items() if name not in own}
         if known.resume is not None:
             _check_same_run(known.resume, named, full=known.full)
-        scratch = named.pop("from_scratch", False)
+        scratch = named.pop("from_scratch", None)
         config = preset(**{"env": "lift", **named}, from_scratch=scratch, full=known.full)
         if known.resume is not None and known.profile:
             config = replace(config, randomise="profile", profile=known.profile, online_steps=_FITTING_STEPS)

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sacflow_robot.learn.policy import NORMALISED_LIMIT, PolicyNetwork
+from sacflow_robot.learn.policy import PolicyNetwork
 
 
 class Affine:
@@ -64,6 +64,7 @@ class Features(nn.Module):
     def __init__(self, policy: PolicyNetwork) -> None:
         super().__init__()
         self.mean, self.std = constant(policy.observation_mean), constant(policy.observation_std)
+        self._limit = float(policy.observation_limit)
         fours, pairs = policy.quaternions, list(combinations_with_replacement(range(4), 2))
         self.left: Tensor
         self.right: Tensor
@@ -80,7 +81,7 @@ class Features(nn.Module):
         self.read_out = Product(self.read)
 
     def forward(self, observation: Tensor) -> Tensor:
-        scaled = ((observation - self.mean) / self.std).clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)
+        scaled = ((observation - self.mean) / self.std).clamp(-self._limit, self._limit)
         if not len(self.left):
             return scaled
         products = observation.index_select(1, self.left) * observation.index_select(1, self.right)

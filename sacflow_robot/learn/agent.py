@@ -105,7 +105,8 @@ class Agent:
         """Set the observation normaliser from observations (N, O), once, before training."""
         for policy in self._networks().values():
             if isinstance(policy, PolicyNetwork):
-                policy.fit_normaliser(torch.from_numpy(observations).to(self.device))
+                seen = torch.from_numpy(observations).to(self.device)
+                policy.fit_normaliser(seen, early=self.config.from_scratch)
 
     @torch.no_grad()
     def act(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
@@ -124,16 +125,20 @@ class Agent:
         """
         seen = torch.from_numpy(observation).to(self.device)
         start = torch.from_numpy(noise).to(self.device).flatten(1)
-        action = self.policy.sample(seen, self.generator, start).action
+        action = self._explored(seen, start)
         others = self.config.learner.best_of - 1
         if others:
-            more = self.policy.sample(repeat_rows(seen, others), self.generator).action
+            more = self._explored(repeat_rows(seen, others))
             action = torch.cat([action.unsqueeze(1), more.reshape(len(seen), others, -1)], 1)
             many = repeat_rows(seen, others + 1)
             values = self._value(self.target_critic, many, action.flatten(0, 1))
             action = pick_best(action, values.reshape(len(seen), -1))
         chunks: FloatArray = action.cpu().numpy().reshape(noise.shape)
         return chunks
+
+    def _explored(self, observation: Tensor, start: Tensor | None = None) -> Tensor:
+        """Samples (B, D) for collecting experience; ``start`` (B, D) is their first noise where given."""
+        return self.policy.sample(observation, self.generator, start).action
 
     def update_offline(self, chunks: ChunkBatch) -> Metrics:
         """One step of the policy on demonstrations, one step of the critic on the policy so far."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class BehaviourCloning(Agent):
     def __init__(self, arm: ArmSpec, config: TrainConfig, device: torch.device) -> None:
         super().__init__(arm, config, device)
         self._compiled_flow_matching = self.compute.prepare(self._flow_matching)
+
+    def _explored(self, observation: Tensor, start: Tensor | None = None) -> Tensor:
+        """Samples of the plain flow: a clone's own noise A_0 is all that it explores with."""
+        noise = self.policy.draw(len(observation), self.generator, start)[0]
+        return cast(Tensor, self.policy(observation, noise))
 
     def update_offline(self, chunks: ChunkBatch) -> Metrics:
         """One flow-matching step."""

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 RHO = 0.95
-_STD_FLOOR = 1e-2
-NORMALISED_LIMIT = 10.0
+_STD_FLOOR, _LIMIT = 1e-2, 10.0
+# From scratch the normaliser is fitted to random actions, which show little of where a policy will go: Hopper's falls last some
+# 20 steps, and with the values above half of a learning Hopper's observations were beyond the limit.
+_EARLY_STD_FLOOR, _EARLY_LIMIT = 0.1, 100.0
 
 
 def squash(latent: Tensor) -> Tensor:
@@ -87,6 +89,7 @@ class PolicyNetwork(nn.Module):
 
     observation_mean: Tensor
     observation_std: Tensor
+    observation_limit: Tensor
     name: str
     euler_steps = 1
     reference_entropy = 0.0
@@ -100,6 +103,7 @@ class PolicyNetwork(nn.Module):
         self.action_dim = action_dim
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
         self.register_buffer("observation_std", torch.ones(observation_dim))
+        self.register_buffer("observation_limit", torch.tensor(_LIMIT))
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Actions (B, D) as evaluated and exported, for raw observations (B, O) and noise (B, D)."""
@@ -126,15 +130,20 @@ class PolicyNetwork(nn.Module):
         """:meth:`rollout` with noise of the generator's, fresh for every step, row and dimension."""
         return self.rollout(observation, self.draw(len(observation), generator, start))
 
-    def fit_normaliser(self, observations: Tensor) -> None:
-        """Set mean and standard deviation from observations (N, O); dimensions that hardly vary keep a floor."""
+    def fit_normaliser(self, observations: Tensor, *, early: bool = False) -> None:
+        """Set mean and standard deviation from observations (N, O); dimensions that hardly vary keep a floor.
+
+        ``early``: they are of random actions, and far less than a policy will see.
+        """
+        floor, limit = (_EARLY_STD_FLOOR, _EARLY_LIMIT) if early else (_STD_FLOOR, _LIMIT)
         self.observation_mean.copy_(observations.mean(0))
-        self.observation_std.copy_(observations.std(0, unbiased=False).clamp_min(_STD_FLOOR))
+        self.observation_std.copy_(observations.std(0, unbiased=False).clamp_min(floor))
+        self.observation_limit.fill_(limit)
 
     def normalise(self, observation: Tensor) -> Tensor:
         """What the networks see (B, F): the observation (B, O) normalised, with rotation matrices for quaternions."""
         scaled = (observation - self.observation_mean) / self.observation_std
-        scaled = scaled.clamp(-NORMALISED_LIMIT, NORMALISED_LIMIT)
+        scaled = scaled.clamp(-self.observation_limit, self.observation_limit)
         if not self.quaternions:
             return scaled
         return torch.cat([scaled[:, self.others], rotation_matrix(observation[:, self.quaternions]).flatten(1)], -1)

@@ -73,7 +73,7 @@ _SCRATCH_FLOWS = {
 
 
 def preset(
-    env: str, velocity: str = "flow-g", algo: str = "sac-flow", *, from_scratch: bool = False, full: bool = False
+    env: str, velocity: str = "flow-g", algo: str = "sac-flow", *, from_scratch: bool | None = None, full: bool = False
 ) -> TrainConfig:
     """Default configuration.
 
@@ -81,7 +81,7 @@ def preset(
         env: Task, or a Gymnasium id.
         velocity: Velocity network of a flow.
         algo: Algorithm.
-        from_scratch: Without demonstrations.
+        from_scratch: Without demonstrations; None: as the algorithm is meant, which sac alone is.
         full: The published sizes and budgets, for a GPU.
 
     Raises:
@@ -92,7 +92,7 @@ def preset(
     for kind, name, names in (("velocity", velocity, VelocityName), ("algorithm", algo, AlgorithmName)):
         if name not in get_args(names):
             raise UnknownNameError(kind, name, get_args(names))
-    if from_scratch:
+    if algo == "sac" if from_scratch is None else from_scratch:
         chosen = replace(_SCRATCH, env=env)
         flow = _SCRATCH_FLOWS.get(velocity, chosen.flow)
     else:
@@ -109,7 +109,7 @@ def _for_algorithm(config: TrainConfig, algo: AlgorithmName) -> TrainConfig:
     if algo == "bc":
         return replace(config, algo=algo, online_steps=0)
     if algo == "qc":
-        return replace(config, algo=algo, learner=replace(learner, best_of=16))
+        return replace(config, algo=algo, learner=replace(learner, best_of=16, policy_delay=1))
     if algo == "qc-fql":
         learner = replace(learner, regulariser="action", regularisation=0.5, policy_delay=1)
         return replace(config, algo=algo, flow=replace(flow, euler_steps=10), learner=learner)

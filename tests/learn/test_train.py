@@ -172,7 +172,8 @@ def test_a_checkpoint_of_something_else_is_refused_with_both_named(
             del state["made_by"]
         torch.save(state, trainer.folder.checkpoint)
         with pytest.raises(
-            DataError, match=rf"written by sacflow-robot {theirs}; this is [\d.]+, which reads layout {CHECKPOINT_LAYOUT}"
+            DataError,
+            match=rf"written by sacflow-robot {theirs}; this is [\d.]+, which reads layout {CHECKPOINT_LAYOUT}",
         ):
             make_trainer(tmp_path / "run", pools, config).resume()
 

@@ -88,7 +88,7 @@ class Train:
         from sacflow_robot.cli.go_on import copy_to_fit, fine_tune
         from sacflow_robot.envs.workers import core_count
         from sacflow_robot.learn.compute import pick_device
-        from sacflow_robot.learn.failures import Interrupted
+        from sacflow_robot.learn.failures import Interrupted, memory_is_explained
         from sacflow_robot.learn.progress import TrainingProgress
         from sacflow_robot.learn.run_folder import RunFolder
         from sacflow_robot.learn.train import Trainer
@@ -118,7 +118,7 @@ class Train:
             if folder is None:
                 folder = RunFolder.create(self.out, config)
             common.console().print(f"run folder: {folder.path}")
-            with TrainingProgress() as progress:
+            with TrainingProgress() as progress, memory_is_explained(config, folder):
                 trainer = Trainer(config, folder, arms, eval_arms, progress)
                 if self.resume is not None:
                     trainer.resume(same_arms=not fitting)

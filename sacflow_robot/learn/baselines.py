@@ -112,7 +112,9 @@ class OneStepDistillation(Agent):
         losses.step(self.flow_optimiser, cloning, self.config.learner.gradient_clip)
         self.critic.requires_grad_(False)
         noise = self.policy.draw(len(batch.chunk), self.generator)
-        weight = torch.tensor(self.regularisation, device=self.device)
+        weight = torch.full(
+            (), self.regularisation, device=self.device
+        )  # unlike torch.tensor it does not wait for a GPU
         loss, value, distance = self._compiled_actor_loss(batch, noise, weight)
         self._step_policy(loss)
         self.critic.requires_grad_(True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sacflow_robot.errors import SacflowError
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.run_folder import RunFolder
+
+_READ_EVERY = 100  # updates
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
@@ -23,6 +26,36 @@ def diverged(what: str, update: int, folder: RunFolder) -> SacflowError:
     return SacflowError(
         f"training diverged: {what} is not finite at update {update}; lower the step sizes{_go_on(folder)}"
     )
+
+
+class FiniteWatch:
+    """Finds the first number that is not finite among what every update reports.
+
+    On a GPU the reports are read back together, every so many updates, so that it is not waited for at each.
+
+    Args:
+        device: Where the numbers are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._at_once = device.type != "cuda"
+        self._unread: list[tuple[int, list[str], Tensor]] = []
+
+    def add(self, update: int, values: Mapping[str, Tensor]) -> tuple[str, int] | None:
+        """Take the report of an update; returns as :meth:`read`, where it is time to."""
+        if values:
+            self._unread.append((update, list(values), torch.stack([v.detach() for v in values.values()]).isfinite()))
+        return self.read() if self._at_once or len(self._unread) >= _READ_EVERY else None
+
+    def read(self) -> tuple[str, int] | None:
+        """The first name that was not finite, in the order of computation, and its update; None while all were."""
+        unread, self._unread = self._unread, []
+        if unread and not bool(torch.cat([finite for *_, finite in unread]).all()):
+            for update, names, finite in unread:
+                for name, fine in zip(names, finite.tolist(), strict=True):
+                    if not fine:
+                        return name, update
+        return None
 
 
 @contextmanager
@@ -42,7 +75,9 @@ def memory_is_explained(config: TrainConfig, folder: RunFolder) -> Iterator[None
         if config.learner.best_of > 1:
             settings.append(f"--learner.best-of (now {config.learner.best_of})")
         settings.append(f"--learner.critic-width (now {config.learner.critic_width})")
+        settings.append(f"--flow.width (now {config.flow.width})")
         if not device:
+            settings.append(f"--replay-capacity (now {config.replay_capacity})")
             settings.append(f"--replay-memory-gb (now {config.replay_memory_gb:g})")
         where = "the GPU's memory" if device else "memory"
         raise SacflowError(f"out of {where}; lower {', '.join(settings)}{_go_on(folder)}") from None

@@ -77,7 +77,9 @@ class Sac(Agent):
     def _update_policy(self, batch: Batch) -> Metrics:
         self.critic.requires_grad_(False)
         noise = self.policy.draw(len(batch.chunk), self.generator)
-        weight = torch.tensor(self.regularisation, device=self.device)
+        weight = torch.full(
+            (), self.regularisation, device=self.device
+        )  # unlike torch.tensor it does not wait for a GPU
         actor = self._compiled_actor_loss(batch, noise, self._draw_regulariser(batch), weight)
         self._step_policy(actor.loss)
         self.critic.requires_grad_(True)

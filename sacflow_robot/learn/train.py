@@ -27,7 +27,7 @@ from sacflow_robot.learn.algorithms import make_agent
 from sacflow_robot.learn.compute import pick_device
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.curve import draw_curve
-from sacflow_robot.learn.failures import Interrupted, ctrl_c_asks, diverged, memory_is_explained
+from sacflow_robot.learn.failures import FiniteWatch, Interrupted, ctrl_c_asks, diverged, memory_is_explained
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import Evaluation, MetricsWriter, RunFolder, made_by
 from sacflow_robot.learn.schedule import RegularisationSchedule
@@ -43,6 +43,7 @@ TRAINING_SEED = 1_000_000
 """Training and demonstrations use seeds from here on only; evaluation uses seeds below."""
 
 METRICS_EVERY = 100
+_SAVE_EVERY = 10_000  # updates on demonstrations; online it is saved with every evaluation
 """Updates between two rows of metrics."""
 
 _SEEDS_PER_RUN = 1_000_000
@@ -82,6 +83,7 @@ class Trainer:
             config.replay_capacity,
             folder.path if self._mapped else None,
         )
+        self._watch = FiniteWatch(self.agent.device)
         self.evaluations: list[Evaluation] = []
         self.offline_steps = self.env_steps = 0
         self._rng = random_stream(config.seed, Stream.REPLAY)
@@ -200,12 +202,16 @@ class Trainer:
         self._progress.begin("offline", total, self.offline_steps)
         while self.offline_steps < total:
             metrics = self.agent.update_offline(self._sample())
+            self._check_finite(self._watch.add(self.agent.updates, metrics))
             self.offline_steps += 1
             self._progress.advance(1)
             if self.offline_steps % METRICS_EVERY == 0:
                 self._record("offline", metrics)
+            if self.offline_steps % _SAVE_EVERY == 0 and self.offline_steps < total:
+                self._save()
             self._say_what_failed()
             self._check_stop()
+        self._check_finite(self._watch.read())
         if self.env_steps == 0 and not self.evaluations:
             self.agent.begin_online()
         if not self.evaluations and self.config.eval_episodes:
@@ -247,7 +253,9 @@ class Trainer:
             self._normalised = True
         self.agent.regularisation = self._schedule.weight(self.env_steps)
         for _ in range(updates):
-            self._latest |= self.agent.update_online(self._sample(), critic_only=self._warming_up)
+            metrics = self.agent.update_online(self._sample(), critic_only=self._warming_up)
+            self._check_finite(self._watch.add(self.agent.updates, metrics))
+            self._latest |= metrics
 
     def _take(self, steps: int, ended: list[Episode]) -> None:
         """Account for one round of the arms."""
@@ -313,6 +321,7 @@ class Trainer:
         assert self._metrics is not None
         for name, value in values.items():
             if not np.isfinite(float(value)):
+                self._check_finite(self._watch.read())
                 raise self._diverged(name)
         common: dict[str, Tensor | float] = {
             "env_steps": self.env_steps,
@@ -326,6 +335,7 @@ class Trainer:
     def _save(self) -> None:
         """Bring the episode log and the checkpoint up to now, the log first: resuming cuts what is past its count."""
         assert self._metrics is not None
+        self._check_finite(self._watch.read())
         if not self.agent.is_finite:
             raise self._diverged("a weight")
         if self._unlogged:
@@ -366,6 +376,10 @@ class Trainer:
         while True:
             self._episodes_begun += 1
             yield first + self._episodes_begun - 1
+
+    def _check_finite(self, found: tuple[str, int] | None) -> None:
+        if found is not None:
+            raise diverged(*found, self.folder)
 
     def _diverged(self, what: str) -> SacflowError:
         return diverged(what, self.agent.updates, self.folder)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import signal
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 
 from sacflow_robot.errors import SacflowError
 from sacflow_robot.learn.config import TrainConfig
-from sacflow_robot.learn.failures import ctrl_c_asks, diverged, memory_is_explained
+from sacflow_robot.learn.failures import FiniteWatch, ctrl_c_asks, diverged, memory_is_explained
 from sacflow_robot.learn.run_folder import RunFolder
 
 
@@ -20,7 +21,8 @@ def test_running_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_text("")
     message = (
         r"^out of memory; lower --learner.batch-size \(now 256\), --learner.best-of \(now 16\), "
-        r"--learner.critic-width \(now 256\), --replay-memory-gb \(now 4\), or go on from the last checkpoint with --resume"
+        r"--learner.critic-width \(now 256\), --flow.width \(now 256\), --replay-capacity \(now 300000\), "
+        r"--replay-memory-gb \(now 4\), or go on from the last checkpoint with --resume"
     )
     with pytest.raises(SacflowError, match=message), memory_is_explained(config, folder):
         torch.empty(2**60)
@@ -36,6 +38,18 @@ def test_divergence_names_term_step_and_checkpoint(tmp_path: Path) -> None:
     assert plain == "training diverged: loss/critic is not finite at update 7; lower the step sizes"
     folder.checkpoint.write_text("")
     assert str(diverged("loss/critic", 7, folder)).endswith(f"with --resume {tmp_path}")
+
+
+def test_the_first_number_that_is_not_finite_is_found_with_its_update() -> None:
+    fine, nan, inf = (torch.tensor(x) for x in (1.0, math.nan, math.inf))
+    watch = FiniteWatch(torch.device("cpu"))
+    assert watch.add(6, {"loss/critic": fine, "loss/actor": fine}) is None and watch.add(7, {}) is None
+    assert watch.add(8, {"loss/critic": fine, "loss/actor": inf, "value/policy": nan}) == ("loss/actor", 8)
+    late = FiniteWatch(torch.device("cuda"))  # reads back together; the numbers themselves may be anywhere
+    for update in range(1, 100):
+        assert late.add(update, {"loss/critic": nan if update >= 7 else fine}) is None
+    assert late.add(100, {"loss/critic": nan}) == ("loss/critic", 7)
+    assert late.add(101, {"loss/critic": inf}) is None and late.read() == ("loss/critic", 101) and late.read() is None
 
 
 def test_the_first_ctrl_c_asks_and_the_second_acts() -> None:

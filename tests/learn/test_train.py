@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from rich.console import Console
 
 from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.replay import ChunkBatch
 from sacflow_robot.envs.workers import ArmPool, collect
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError
 from sacflow_robot.learn import train
+from sacflow_robot.learn.agent import Metrics
 from sacflow_robot.learn.config import FlowConfig, TrainConfig
 from sacflow_robot.learn.failures import Interrupted
 from sacflow_robot.learn.presets import preset
@@ -216,12 +219,25 @@ def test_random_actions_are_spread_evenly() -> None:
     assert counts.sum() == 20_000 and (np.abs(counts - 2000) < 200).all()
 
 
-def test_divergence_stops_the_run(tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]) -> None:
-    config = replace(TINY, offline_steps=100, learner=replace(TINY.learner, policy_rate=1e30))
-    trainer = make_trainer(tmp_path / "run", pools, config)
+def test_divergence_stops_the_run_at_the_update_it_happens_at(
+    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_SAVE_EVERY", 5)
+    trainer = make_trainer(tmp_path / "run", pools, replace(TINY, offline_steps=100))
     trainer.load(demos)
-    with pytest.raises(SacflowError, match=r"training diverged: .* at update 100; lower the step sizes"):
+    agent, update = trainer.agent, trainer.agent.update_offline
+
+    def spoilt(chunks: ChunkBatch) -> Metrics:
+        if agent.updates == 6:  # before the seventh
+            next(agent.policy.parameters()).data.fill_(math.nan)
+        return update(chunks)
+
+    monkeypatch.setattr(agent, "update_offline", spoilt)
+    with pytest.raises(SacflowError, match=r"loss/flow_matching is not finite at update 7; .* with --resume"):
         trainer.run()
+    again = make_trainer(tmp_path / "run", pools, trainer.config)
+    again.resume()
+    assert again.offline_steps == 5 and again.agent.is_finite, "the last good checkpoint"
 
 
 def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

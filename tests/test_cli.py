@@ -270,3 +270,17 @@ def test_a_run_takes_up_a_configuration_from_before_there_were_engines() -> None
     text = to_yaml(TrainConfig())
     assert from_yaml(text).env_engine == "compiled"
     assert from_yaml(text.replace("env_engine: compiled\n", "")).env_engine == "stock"
+
+
+def test_options_that_an_algorithm_has_no_use_for_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for algo, option in (
+        ("bc", ("--learner.regularisation", "0.5")),
+        ("qc", ("--learner.regulariser=same-noise",)),
+        ("qc-fql", ("--learner.initial-temperature", "0.1")),
+        ("rlpd", ("--velocity", "flow-t")),
+        ("sac", ("--flow.no-drift",)),
+    ):
+        name = option[0].split("=")[0].replace("no-", "")
+        assert f"{name} does nothing with --algo {algo}; leave it out" in fails(
+            capsys, 2, "train", "--algo", algo, *option
+        )

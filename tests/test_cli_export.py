@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from sacflow_robot.cli import main
+from sacflow_robot.envs.randomised import Draws, RandomisedArms
+from sacflow_robot.learn.config import FlowConfig, TrainConfig
+from sacflow_robot.learn.progress import TrainingProgress
+from sacflow_robot.learn.run_folder import RunFolder
+from sacflow_robot.learn.train import Trainer
 from sacflow_robot.serve.policy import OnnxPolicy
 
 
@@ -44,6 +51,19 @@ def test_weights_steps_and_best_of_are_chosen_at_export(
     assert (policy.version, policy.spec.euler_steps, policy.takes_prefix) == (result["version"], 2, False)
     assert policy.spec.notes["weights"] == "bf16" and policy.spec.notes["best_of"] == 3
     assert np.isfinite(policy.run(policy.blank_inputs(2))).all()
+
+
+def test_a_run_that_observes_its_last_actions_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = TrainConfig(action_history=2, flow=FlowConfig(width=16, depth=2, gate_width=8))
+    config = replace(config, learner=replace(config.learner, critic_width=16))
+    run = RunFolder.create(tmp_path / "run", config)
+    with RandomisedArms("lift", 1, Draws(history=2), background=False) as arms:
+        trainer = Trainer(replace(config, offline_steps=0, online_steps=0, eval_episodes=0), run, arms, arms,
+                          TrainingProgress(Console(quiet=True)))  # fmt: skip
+        trainer.run()
+    out = tmp_path / "a.onnx"
+    export(run.path, out, capsys)
+    assert [a.shape for a in OnnxPolicy(out).spec.arm.observations if a.key == "action_history"] == [(2, 7)]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,8 @@ class TrainedRun:
         folder, config = RunFolder.open(run_dir)
         self.path, self.env = folder.policy, config.env
         self._engine: Engine = config.env_engine
-        self._agent: Agent = make_agent(get_arm(config.env), config, pick_device("cpu"))
+        arm = common.arm_with_history(get_arm(config.env), config.action_history)
+        self._agent: Agent = make_agent(arm, config, pick_device("cpu"))
         state = folder.load_checkpoint(config)
         try:
             self._agent.load_state_dict(state["agent"])

@@ -37,6 +37,7 @@ def copy_to_fit(run: Path, profile: str, steps: int, out: Path | None) -> tuple[
     from sacflow_robot.calibrate.profile import load_profile
     from sacflow_robot.cli.train import training_draws
     from sacflow_robot.envs.tasks import get_arm
+    from sacflow_robot.learn.schedule import RegularisationSchedule
 
     if steps < 1:
         raise UsageError(f"--online-steps is {steps}; it must be at least 1")
@@ -45,10 +46,10 @@ def copy_to_fit(run: Path, profile: str, steps: int, out: Path | None) -> tuple[
     RunFolder.check_free(path)
     done = int(json.loads(theirs.load_checkpoint(config, mapped=True)["progress"])["env_steps"])
     load_profile(Path(profile)).check_fits(get_arm(config.env))
+    weight = RegularisationSchedule(config).weight(done)
     config = replace(config, randomise="profile", profile=profile, online_steps=done + steps)
-    if config.learner.regularisation_schedule == "linear":  # its way has been gone
-        end = config.learner.regularisation_final
-        learner = replace(config.learner, regularisation_schedule="constant", regularisation=end)
+    if config.learner.regularisation_schedule == "linear":  # it stays where it has come to
+        learner = replace(config.learner, regularisation_schedule="constant", regularisation=weight)
         config = replace(config, learner=learner)
     training_draws(config)
     with theirs.copied(path) as folder:

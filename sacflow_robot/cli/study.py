@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime
 import platform
+import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,17 @@ class _Study:
             if value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
+    def _given(self) -> list[str]:
+        """The options that make the result what it is, as on a command line."""
+        words = [f"--seed {self.seed}"]
+        for option in fields(self):
+            value, name = getattr(self, option.name), option.name.replace("_", "-")
+            if option.name in ("out", "seed", "workers", "json") or value == option.default:
+                continue
+            values = value if isinstance(value, tuple) else [value]
+            words.append(f"--{name}" if value is True else f"--{name} {shlex.join(map(str, values))}")
+        return words
+
     def _carry_out(self, name: str, cases: int, work: _Work) -> int:
         """Run the study, write its files, say what they say."""
         from sacflow_robot.envs.workers import core_count
@@ -57,7 +69,7 @@ class _Study:
             row = bar.add_task(name, total=cases, success="")
             report = work(self.workers or core_count(), lambda: bar.advance(row))
         wall_s = time.monotonic() - began
-        command = common.command_line("study", name, f"--seed {self.seed}", *(["--full"] if self.full else []))
+        command = common.command_line("study", name, *self._given())
         made_by = (
             f"Made by `{command}`, sacflow-robot {__version__}, {datetime.date.today().isoformat()}, "
             f"{platform.machine()} with {core_count()} cores, in {wall_s / 60:.1f} minutes."

@@ -18,7 +18,7 @@ from sacflow_robot import __version__
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
-from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.config import TrainConfig, without_effect
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.spec import VectorArms
 
@@ -80,6 +80,9 @@ class Train:
             _check_same_run(known.resume, named, full=known.full)
         scratch = named.pop("from_scratch", None)
         config = preset(**{"env": "lift", **named}, from_scratch=scratch, full=known.full)
+        given = {a.split("=")[0].removeprefix("--").replace("_", "-").replace(".no-", ".") for a in arguments}
+        for option in sorted(given & without_effect(config.algo)):
+            raise UsageError(f"--{option} does nothing with --algo {config.algo}; leave it out")
         if known.resume is not None and known.profile:
             config = replace(config, randomise="profile", profile=known.profile, online_steps=_FITTING_STEPS)
         return Train(config=config)

@@ -41,6 +41,7 @@ class ChunkBatch:
         next_observation: After the window's last valid step (B, O).
         critic_valid: Whether the window has a defined return (B,), bool: it is complete, or the task ended in it.
         solved: Whether the window's episode was a success (B,), bool.
+        any_solved: Whether the buffer that it was drawn from holds a success at all.
     """
 
     observation: FloatArray
@@ -51,6 +52,7 @@ class ChunkBatch:
     next_observation: FloatArray
     critic_valid: npt.NDArray[np.bool_]
     solved: npt.NDArray[np.bool_]
+    any_solved: bool = True
 
 
 class ReplayBuffer:
@@ -93,6 +95,7 @@ class ReplayBuffer:
         self._kept_episodes = 0
         self._ring: deque[tuple[int, int]] = deque()  # (first row, steps), oldest first
         self._ring_steps = 0
+        self._solved_episodes = 0
         self._head = 0
 
     @staticmethod
@@ -190,6 +193,7 @@ class ReplayBuffer:
             next_observation=rows_of("next_observation"),
             critic_valid=rows_of("critic_valid"),
             solved=rows_of("solved"),
+            any_solved=self._solved_episodes > 0,
         )
 
     def observations(self) -> FloatArray:
@@ -220,6 +224,10 @@ class ReplayBuffer:
         self._ring = deque((int(first), int(steps)) for first, steps in state["ring"])
         self._ring_steps = sum(steps for _, steps in self._ring)
         self._head, self._kept_episodes, *self._ends = map(int, state["counters"])
+        solved = self._columns["solved"]
+        self._solved_episodes = int(solved[: self.kept_steps].any()) + sum(
+            int(solved[first]) for first, _ in self._ring
+        )
 
     def _write(self, rows: slice, episode: Episode) -> None:
         steps, h = len(episode), self._h
@@ -239,6 +247,7 @@ class ReplayBuffer:
         columns["length"][rows] = length
         columns["critic_valid"][rows] = ended | (length == h)
         columns["solved"][rows] = episode.success
+        self._solved_episodes += episode.success
 
     def _make_room(self, steps: int) -> None:
         """Move the head to where that many steps fit, evicting the oldest episodes of the ring."""
@@ -250,7 +259,9 @@ class ReplayBuffer:
             self._evict_oldest()
 
     def _evict_oldest(self) -> None:
-        self._ring_steps -= self._ring.popleft()[1]
+        first, steps = self._ring.popleft()
+        self._ring_steps -= steps
+        self._solved_episodes -= int(self._columns["solved"][first])
 
     @property
     def _gap(self) -> int:

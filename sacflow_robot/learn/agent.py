@@ -206,7 +206,7 @@ class Agent:
                 host = host.pin_memory()
             return host.to(self.device, non_blocking=True)
 
-        every = self.config.learner.clone == "all" or not chunks.solved.any()
+        every = self.config.learner.clone == "all" or not chunks.any_solved
         mask = tensor(chunks.valid).unsqueeze(-1).expand(chunks.actions.shape)
         return Batch(
             observation=tensor(chunks.observation),

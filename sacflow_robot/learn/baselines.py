@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -14,8 +15,6 @@ from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.policies import OneStepPolicy, pick_best, repeat_rows
 from sacflow_robot.learn.policy import PolicyNetwork
 from sacflow_robot.spec import ArmSpec
-
-_SMALLEST_VALUE = 1e-2
 
 
 class BehaviourCloning(Agent):
@@ -90,7 +89,9 @@ class OneStepDistillation(Agent):
         self._compiled_actor_loss = self.compute.prepare(self._actor_loss)
 
     def _make_policy(self) -> PolicyNetwork:
-        return OneStepPolicy(self.arm.observation_dim, self.action_dim, self.config.flow, self.arm.quaternions)
+        learner = self.config.learner  # its sizes are the critic's: those of the flow may be a token's
+        sizes = replace(self.config.flow, width=learner.critic_width, depth=learner.critic_depth)
+        return OneStepPolicy(self.arm.observation_dim, self.action_dim, sizes, self.arm.quaternions)
 
     def _update_policy_offline(self, batch: Batch) -> Metrics:
         return self._update_policy(batch)
@@ -100,10 +101,9 @@ class OneStepDistillation(Agent):
         with torch.no_grad():
             cloned = self.flow(batch.observation, noise[0])
         value = self._value(self.critic, batch.observation, action)
-        if self.config.learner.value_scale:
-            value = value / value.detach().abs().mean().clamp_min(_SMALLEST_VALUE)
+        scaled = losses.scale_value(value) if self.config.learner.value_scale else value
         distance = losses.chunk_distance(action, cloned, torch.ones_like(batch.mask))
-        loss = losses.actor_loss(value, torch.zeros_like(value), distance, weight)
+        loss = losses.actor_loss(scaled, torch.zeros_like(value), distance, weight)
         return loss, value.detach().mean(), distance.detach().mean()
 
     def _update_policy(self, batch: Batch) -> Metrics:

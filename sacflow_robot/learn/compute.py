@@ -41,9 +41,13 @@ class Compute:
         self.compiled = config.compile == "on" or (config.compile == "auto" and (gpu or wide))
         half = config.precision == "bfloat16"
         if config.precision == "auto":
-            half = torch.cuda.is_bf16_supported() if gpu else wide and multiplies_bfloat16()
+            half = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else wide and multiplies_bfloat16()
         self.precision = "bfloat16" if half else "float32"
         self.note = ""
+        if config.precision == "bfloat16" and not gpu and not multiplies_bfloat16():
+            self.note = (
+                "this CPU has no instructions for bfloat16, which will be slow; --precision float32 leaves it out"
+            )
 
     def prepare(self, loss: Callable[_P, _T]) -> Callable[_P, _T]:
         """The same function, as fast as was asked for. It must not draw random numbers: it may be called twice."""

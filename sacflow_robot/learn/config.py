@@ -27,9 +27,10 @@ class FlowConfig:
     """The flow policy.
 
     Attributes:
-        width: Hidden width of the velocity (mlp, candidate of flow-g, token of flow-t, observation encoder of flow-l).
-        depth: Hidden layers (mlp, candidate of flow-g, observation encoder of flow-l) or decoder layers (flow-t).
-        gate_width: Hidden width of flow-g's gate, and of what flow-l computes from the action.
+        width: Hidden width of the velocity (mlp, candidate of flow-g, token of flow-t, observation encoder of flow-l), or of a
+            Gaussian.
+        depth: Hidden layers (mlp, candidate of flow-g, observation encoder of flow-l, Gaussian) or decoder layers (flow-t).
+        gate_width: Hidden width of flow-g's gate, of what flow-l computes from the action, and of a learned sigma's head.
         euler_steps: K.
         noise: Noise of the rollout in training: ``fixed``, one sigma; or ``learned``, a head for log sigma(t, A, s).
         noise_scale: sigma of the noise-augmented rollout; sigma * sqrt(1 / K) a step. Training only, none at evaluation.
@@ -85,12 +86,14 @@ class LearnerConfig:
         regulariser: What holds the policy near the data online: ``action``, the paper's ||a - a_data||^2 summed over the
             chunk's H*A dimensions, which pulls towards the mean of the ways that the data show; ``flow-matching``, the
             loss that the policy is cloned with; or ``same-noise``, the squared distance, summed likewise, to what a
-            second flow makes of the same noise, one that does nothing but clone, online too. Offline, cloning is all.
+            second flow makes of the same noise. Offline, cloning is all.
+        reference: That second flow: ``frozen``, the policy as cloning left it; or ``cloning``, one that goes on from there and
+            does nothing but clone what is in the replay buffer, so that what the policy has found out does not pull it back.
         regularisation: beta, weight of the regulariser in the actor loss.
         regularisation_schedule: constant; linear, from beta after the warm-up to ``regularisation_final`` at the end; or
             adaptive, which lowers it while recent episodes are better than those of cloning alone, and raises it, up to
             beta, while they are worse.
-        regularisation_final: Where a linear weight ends, and how low an adaptive one goes.
+        regularisation_final: Where a linear weight ends, and how low an adaptive one goes, a thousandth of beta at least.
         value_scale: Divide the critic's value in the actor loss by its mean size over the batch (TD3+BC's and FQL's way),
             so that beta means the same for short tasks and long ones.
         temperature: learned within the bounds, fixed where it starts, or zero. With a fixed noise scale it weighs a
@@ -122,6 +125,7 @@ class LearnerConfig:
     warmup_steps: int = 3000
     clone: Literal["all", "solved"] = "solved"
     regulariser: Literal["action", "flow-matching", "same-noise"] = "action"
+    reference: Literal["frozen", "cloning"] = "frozen"
     regularisation: float = 0.15
     regularisation_schedule: Literal["constant", "linear", "adaptive"] = "constant"
     regularisation_final: float = 0.0
@@ -145,6 +149,7 @@ class LearnerConfig:
             _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
         for name in ("regularisation", "warmup_steps"):
             _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
+        _check(math.isfinite(self.saturation_target), "learner.saturation_target", self.saturation_target, "finite")
         _check(0 <= self.adam_beta1 < 1, "learner.adam_beta1", self.adam_beta1, "at least 0 and below 1")
         final = self.regularisation_final
         expected = "from 0 to learner.regularisation"
@@ -269,6 +274,33 @@ class TrainConfig:
         if self.algo in ("rlpd", "sac"):
             expected = f"action with {self.algo}, which has no flow"
             _check(self.learner.regulariser == "action", "learner.regulariser", self.learner.regulariser, expected)
+
+
+def without_effect(algo: AlgorithmName) -> frozenset[str]:
+    """Options of the policy and the learner that an algorithm has no use for, as on the command line."""
+    noise = {"flow.noise", "flow.noise-scale", "flow.entropy", "flow.drift"}
+    held = {"learner.regulariser", "learner.reference"}
+    weight = {"learner.regularisation", "learner.regularisation-schedule", "learner.regularisation-final"}
+    entropy = {"learner.temperature", "learner.initial-temperature", "learner.temperature-rate"}
+    entropy |= {"learner.temperature-bounds", "learner.saturation-target"}
+    critic = {
+        "learner.discount",
+        "learner.target-rate",
+        "learner.critic-rate",
+        "learner.critics",
+        "learner.value-scale",
+    }
+    critic |= {"learner.critic-aggregate", "learner.policy-delay"}
+    gaussian = {"velocity", "learner.clone", "flow.gate-width", "flow.euler-steps", "flow.weight-norm", *noise, *held}
+    unused: dict[AlgorithmName, set[str]] = {
+        "sac-flow": set(),
+        "bc": {*noise, *held, *weight, *entropy, *critic},
+        "qc": {*noise, *held, *weight, *entropy, "learner.value-scale"},
+        "qc-fql": {*noise, *held, *entropy},
+        "rlpd": gaussian,
+        "sac": gaussian,
+    }
+    return frozenset(unused[algo])
 
 
 def _check(fine: bool, name: str, value: object, expected: str) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.policy import unsquash
 
+_SMALLEST_VALUE = 1e-2
+
 
 def flow_matching_loss(
     policy: FlowPolicy, observation: Tensor, chunk: Tensor, mask: Tensor, noise: Tensor, time: Tensor
@@ -59,6 +61,11 @@ def actor_loss(value: Tensor, penalty: Tensor, distance: Tensor, regularisation:
 def chunk_distance(chunk: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     """||a - b||^2 (B,): a sum over the chunk's dimensions, as in the paper, of its valid rows only."""
     return ((chunk - other).square() * mask).sum(-1)
+
+
+def scale_value(value: Tensor) -> Tensor:
+    """Values (B,) over their mean size, which gets no gradient (TD3+BC, arXiv 2106.06860, eq. 5)."""
+    return value / value.detach().abs().mean().clamp_min(_SMALLEST_VALUE)
 
 
 def temperature_loss(log_temperature: Tensor, excess_log_prob: Tensor, target_entropy: float) -> Tensor:

@@ -17,7 +17,7 @@ _LONGER = TrainConfig(
     online_steps=50_000,
     eval_every=10_000,
     flow=FlowConfig(noise_scale=0.04),
-    learner=LearnerConfig(regulariser="same-noise", regularisation=0.5),
+    learner=LearnerConfig(regulariser="same-noise", reference="cloning", regularisation=0.5),
 )
 # Tasks of millimetres: more cloning, and a critic that has seen more failures before the policy follows it. Stack needs
 # demonstrations of its rare starts, with the cubes side by side; square has the policy held closer to the clone.
@@ -129,7 +129,8 @@ def _for_algorithm(config: TrainConfig, algo: AlgorithmName) -> TrainConfig:
 def _published(config: TrainConfig) -> TrainConfig:
     """The published sizes (arXiv 2509.25756): of training from scratch, or offline to online.
 
-    From scratch its critics have batch renormalisation and no target network (CrossQ); ours keep layer norm and the target.
+    From scratch its critics have batch renormalisation and no target network (CrossQ), flow-g's candidate is bounded by 50 tanh,
+    and flow-t's state encoder is 32 and 64 wide; ours keep layer norm and the target, no bound, and the token's width.
     """
     flow, learner = config.flow, config.learner
     token = config.velocity == "flow-t" and config.algo in ("sac-flow", "bc", "qc", "qc-fql")
@@ -147,7 +148,7 @@ def _published(config: TrainConfig) -> TrainConfig:
         config = replace(config, online_steps=1_000_000, replay_capacity=1_000_000, eval_every=50_000)
         return replace(config, flow=flow, learner=learner)
     flow = replace(flow, width=128 if token else 512, depth=2 if token else 4, gate_width=256)
-    learner = replace(learner, batch_size=256, critic_width=512, critic_depth=4, updates_per_step=1.0)
+    learner = replace(learner, batch_size=256, critic_width=512, critic_depth=4, policy_delay=1, updates_per_step=1.0)
     learner = replace(learner, warmup_steps=5_000)
     return replace(
         config,

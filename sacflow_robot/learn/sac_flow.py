@@ -16,8 +16,6 @@ from sacflow_robot.learn.policy import PolicyNetwork, Rollout
 from sacflow_robot.learn.temperature import Temperature
 from sacflow_robot.spec import ArmSpec
 
-_SMALLEST_VALUE = 1e-2
-
 
 class _ActorLoss(NamedTuple):
     """The actor's loss (), and what it is made of: value (B,), excess log p (B,), distance to the data (B,) or ()."""
@@ -61,9 +59,8 @@ class Sac(Agent):
         excess = rollout.log_prob + self.policy.reference_entropy
         value = self._value(self.critic, batch.observation, rollout.action)
         distance = self._distance(batch, rollout, noise, drawn)
-        if self.config.learner.value_scale:
-            value = value / value.detach().abs().mean().clamp_min(_SMALLEST_VALUE)
-        loss = losses.actor_loss(value, self.temperature * excess, distance, weight)
+        scaled = losses.scale_value(value) if self.config.learner.value_scale else value
+        loss = losses.actor_loss(scaled, self.temperature * excess, distance, weight)
         return _ActorLoss(loss, value.detach(), excess.detach(), distance.detach())
 
     def _draw_regulariser(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
@@ -100,7 +97,8 @@ class Sac(Agent):
 class SacFlow(Sac):
     """Offline the flow clones (flow matching); online it is SAC's actor, held near the data by a regulariser.
 
-    ``reference`` goes on from where cloning ended and does nothing but clone, for the regulariser ``same-noise``.
+    ``reference`` is the policy as cloning left it, for the regulariser ``same-noise``; it goes on cloning where the
+    configuration says so.
     """
 
     policy: Any  # a FlowPolicy
@@ -112,7 +110,7 @@ class SacFlow(Sac):
         self._compiled_flow_matching = self.compute.prepare(self._flow_matching)
 
     def begin_online(self) -> None:
-        """Cloning is over: the reference goes on from where the policy is, and stays a clone."""
+        """Cloning is over: the reference is what the policy is now."""
         self.reference.load_state_dict(self.policy.state_dict())
         self.reference_optimiser.load_state_dict(self.policy_optimiser.state_dict())
 
@@ -124,7 +122,8 @@ class SacFlow(Sac):
 
     def _update_policy(self, batch: Batch) -> Metrics:
         metrics = super()._update_policy(batch)
-        if self.config.learner.regulariser == "same-noise":
+        learner = self.config.learner
+        if learner.regulariser == "same-noise" and learner.reference == "cloning":
             drawn = losses.draw_flow_matching(batch.chunk, self.generator)
             losses.step(self.reference_optimiser, self._compiled_flow_matching(self.reference, batch, drawn))
         return metrics

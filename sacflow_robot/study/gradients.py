@@ -258,7 +258,7 @@ def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
     )
     if {"flow-l", "flow-t", "flow-g"} <= spread.keys():
         light, token, gated = (spread[name] for name in ("flow-l", "flow-t", "flow-g"))
-        how = "as flat as" if light <= 1.1 * token else "less flat than"
+        how = "as flat as" if light <= token else "less flat than"
         beside = "flatter than" if light < gated else "not flatter than"
         text += f" Flow-L is {how} Flow-T ({light:.3g} against {token:.3g}) and {beside} Flow-G ({gated:.3g})."
     if lost:

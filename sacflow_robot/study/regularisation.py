@@ -19,7 +19,8 @@ from sacflow_robot.study.runs import in_parallel
 from sacflow_robot.study.trial import DEMO_SEED, Budget, Path, run_trial, trial_config
 
 REGULARISERS = {"action": 1.0, "flow-matching": 1.0, "same-noise": 1.0}
-"""Regulariser and the weight that it starts with."""
+"""Regulariser and the weight that it starts with. The weights do not compare: flow-matching's loss is a mean over the chunk's
+dimensions, the two distances are sums."""
 
 SCHEDULES = ("constant", "linear", "adaptive")
 _MEASURES = {

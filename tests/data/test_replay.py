@@ -109,12 +109,13 @@ class _Plain:
                 )
             )
         observation, mask, reward, discount, after, complete, solved = map(np.array, zip(*columns, strict=True))
-        return ChunkBatch(observation, actions, mask, reward, discount, after, complete, solved)
+        any_solved = any(episode.success for episode, _ in self.rows.values())
+        return ChunkBatch(observation, actions, mask, reward, discount, after, complete, solved, any_solved)
 
 
 def assert_same(a: ChunkBatch, b: ChunkBatch) -> None:
     for name in vars(a):
-        x, y = getattr(a, name), getattr(b, name)
+        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
         assert x.dtype == y.dtype and x.flags.c_contiguous and np.array_equal(x, y), name
 
 

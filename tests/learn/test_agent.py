@@ -68,18 +68,24 @@ def test_cloning_is_from_solved_episodes_where_there_are_some(arm: ArmSpec, batc
 
     assert same(cloned("solved", half, batch.actions), cloned("solved", half, other))
     assert not same(cloned("all", half, batch.actions), cloned("all", half, other))
-    none = np.zeros(32, bool)
+    none, unlucky = np.zeros(32, bool), cloned("solved", np.zeros(32, bool), batch.actions)
+    assert same(unlucky, list(tiny_agent(arm).policy.parameters())), "a batch without one, of a buffer that has some"
+    batch = replace(batch, any_solved=False)
     assert same(cloned("solved", none, batch.actions), cloned("all", none, batch.actions))
 
 
-def test_same_noise_measures_the_distance_to_a_clone_that_only_clones(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=0.5)
+@pytest.mark.parametrize("reference", ["frozen", "cloning"])
+def test_same_noise_measures_the_distance_to_the_clone(arm: ArmSpec, batch: ChunkBatch, reference: str) -> None:
+    agent = tiny_agent(arm, policy_delay=1, regulariser="same-noise", reference=reference, regularisation=0.5)
     for _ in range(3):
         agent.update_offline(batch)
     agent.begin_online()
+    frozen = [p.clone() for p in agent.reference.parameters()]
     first = agent.update_online(batch)
     assert first["policy/distance_to_data"].item() == 0.0, "the same flow makes the same of the same noise"
     assert agent.update_online(batch)["policy/distance_to_data"].item() > 0.0
+    pairs = zip(agent.reference.parameters(), frozen, strict=True)
+    assert all(torch.equal(now, then) for now, then in pairs) == (reference == "frozen")
     alone = tiny_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=0.0)
     held = tiny_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=100.0)
     for other in (alone, held):
@@ -94,6 +100,38 @@ def test_flow_matching_as_the_regulariser_goes_on_cloning(arm: ArmSpec, batch: C
     agent = tiny_agent(arm, policy_delay=1, regulariser="flow-matching", regularisation=10.0, policy_rate=1e-3)
     losses = [float(agent.update_online(batch)["policy/distance_to_data"]) for _ in range(100)]
     assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])
+
+
+def test_what_the_critic_learns_towards(arm: ArmSpec, batch: ChunkBatch) -> None:
+    """r + discount (min or mean Q'(s', a') - alpha (log p(a') + reference)) over windows with a return, by hand."""
+    for how in ("min", "mean"):
+        agent = tiny_agent(arm, critic_aggregate=how, initial_temperature=1e-2)
+        half = replace(batch, critic_valid=np.arange(32) < 16)
+        ours = agent._on_device(half)
+        noise = agent._draw_next(ours)
+        with torch.no_grad():
+            after = agent.policy.rollout(ours.next_observation, noise)
+            members = agent.target_critic(agent.policy.normalise(ours.next_observation), after.action)
+            value = members.min(0).values if how == "min" else members.mean(0)
+            bonus = -1e-2 * (after.log_prob + agent.policy.reference_entropy)
+            target = ours.reward + ours.discount * (value + bonus)
+            error = agent.critic(agent.policy.normalise(ours.observation), ours.chunk) - target
+        loss, _ = agent._critic_loss(ours, noise)
+        torch.testing.assert_close(loss, error[:, :16].square().mean())
+        assert bonus.abs().max() > 1e-3, "it counts"
+
+
+def test_value_scale_makes_the_pull_to_the_data_mean_the_same_for_any_reward(arm: ArmSpec, batch: ChunkBatch) -> None:
+    def actor_loss(factor: float, *, value_scale: bool) -> float:
+        agent = tiny_agent(arm, value_scale=value_scale, temperature="zero")
+        critic = agent.critic.forward
+        agent.critic.forward = lambda *args: factor * critic(*args)  # type: ignore[method-assign]
+        ours = agent._on_device(batch)
+        noise = agent.policy.draw(32, torch.Generator().manual_seed(0))
+        return agent._actor_loss(ours, noise, None, torch.tensor(0.1)).loss.item()
+
+    assert actor_loss(1000.0, value_scale=True) == pytest.approx(actor_loss(100.0, value_scale=True), rel=1e-4)
+    assert actor_loss(1000.0, value_scale=False) != pytest.approx(actor_loss(100.0, value_scale=False), rel=1e-2)
 
 
 def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.learn.config import FlowConfig, VelocityName
 from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.policy import squash
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.velocity import (
     VELOCITIES,
@@ -45,6 +46,29 @@ def test_rows_are_independent_and_every_parameter_gets_a_gradient(name: str) -> 
     dead = [n for n, p in velocity.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert dead == []
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in velocity.modules())
+
+
+@pytest.mark.parametrize("name", sorted(VELOCITIES))
+def test_the_rollout_is_a_residual_recurrent_network_on_the_action(name: str) -> None:
+    """h_{k+1} = h_k + v(k / K, h_k, s) / K, h_0 the noise, read out through the squashing: what the policy plays, and, without
+    its noise and the drift for it, what it is trained by."""
+    torch.manual_seed(0)
+    policy = FlowPolicy(name, OBSERVATION, D, replace(CONFIG, drift=False, noise_scale=1e-9))
+    observation, noise = torch.randn(B, OBSERVATION), policy.draw(B, torch.Generator().manual_seed(0))
+
+    class Cell(nn.Module):
+        def forward(self, hidden: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            state = policy.velocity.encode(policy.normalise(observation))  # at every step anew
+            return hidden + policy.velocity(time, hidden, state) / CONFIG.euler_steps
+
+    cell, hidden = Cell(), noise[0]
+    for k in range(CONFIG.euler_steps):
+        hidden = cell(hidden, torch.tensor([[k / CONFIG.euler_steps]]))
+    torch.testing.assert_close(policy(observation, noise[0]), squash(hidden))
+    torch.testing.assert_close(policy.rollout(observation, noise).action, squash(hidden))
+    backward = torch.autograd.grad(policy.rollout(observation, noise).latent.sum(), [*policy.velocity.parameters()])
+    through_time = torch.autograd.grad(hidden.sum(), [*policy.velocity.parameters()])
+    torch.testing.assert_close(backward, through_time, atol=1e-4, rtol=1e-4)
 
 
 def test_flow_g_starts_as_published() -> None:
@@ -81,13 +105,17 @@ def test_a_step_of_flow_g_by_hand() -> None:
     torch.manual_seed(0)
     velocity = FlowG(1, 1, FlowConfig(width=1, depth=1, gate_width=1))
     with torch.no_grad():
-        for parameter in velocity.parameters():
-            parameter.fill_(0.5)
+        for trunk, value in ((velocity.candidate, 0.5), (velocity.gate, -0.2)):
+            for parameter in trunk.parameters():
+                parameter.fill_(value)
     s, a = torch.tensor([[0.3]]), torch.tensor([[-0.7]])
     time = embed_time(torch.tensor([[0.25]])).sum().item()
-    hidden = F.silu(torch.tensor(0.5 * 0.3 + 0.5 + 0.5 * -0.7 + 0.5 * time)).item()
-    head = 0.5 * hidden + 0.5
-    by_hand = torch.sigmoid(torch.tensor(head)).item() * (head - -0.7)
+
+    def head(w: float) -> float:
+        hidden = F.silu(torch.tensor(w * 0.3 + w + w * -0.7 + w * time)).item()
+        return w * hidden + w
+
+    by_hand = torch.sigmoid(torch.tensor(head(-0.2))).item() * (head(0.5) - -0.7)
     out = velocity(torch.tensor([[0.25]]), a, velocity.encode(s))
     assert out.item() == pytest.approx(by_hand, rel=1e-5)
 

@@ -56,7 +56,11 @@ def test_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Clipping does not touch the network before training, and weight norm does not change what it computes.
     start = {(r["variant"], r["k"]): float(r["action_gradient"]) for r in rows if r["updates"] == "0"}
     for k in "012":
-        assert start["mlp", k] == pytest.approx(start["mlp + clipping", k], rel=0.5)
+        for same in ("mlp + clipping", "mlp + weight norm"):
+            assert start["mlp", k] == pytest.approx(start[same, k], rel=0.5)
+    assert "study gradients --seed 0 --seeds 1 --updates 3 --euler-steps 2 --env Hopper-v5" in (
+        Path(result["files"]["md"]).read_text()
+    )
 
 
 def test_gradient_norms_are_autograds(tmp_path: Path) -> None:

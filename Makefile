@@ -42,6 +42,7 @@ bench: $(READY)
 	$(BIN)/sacflow-robot bench replay --out benchmarks/results/replay.json
 	$(BIN)/sacflow-robot bench log --out benchmarks/results/log.json
 	$(BIN)/sacflow-robot bench loop --out benchmarks/results/loop.json
+	$(BIN)/sacflow-robot bench train --out benchmarks/results/train.json
 	$(BIN)/sacflow-robot bench sim --policy policies/lift.onnx --out benchmarks/results/sim.json
 
 # Made again whenever the requirements change; an interrupted set-up leaves no .ready and is taken up again.

@@ -40,6 +40,7 @@ class Row:
         updates_per_s: Updates of critic and policy a second, the median of the repeats; drawing the batch included.
         peak_mb: Largest memory of the process, or on a GPU what was allocated there (MB).
         first_s: Seconds that the first update took: compiling, unless it is cached.
+        note: Why it did not compute as was asked for; empty if it did.
     """
 
     algo: str
@@ -50,6 +51,7 @@ class Row:
     updates_per_s: float
     peak_mb: float
     first_s: float
+    note: str
 
 
 def published(algo: str, velocity: str, **changes: Any) -> TrainConfig:
@@ -111,6 +113,7 @@ def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, t
         updates_per_s=round(statistics.median(rates), 2),
         peak_mb=round(peak / 1e6),
         first_s=round(first, 1),
+        note=agent.compute.note,
     )
 
 

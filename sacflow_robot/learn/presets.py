@@ -68,7 +68,6 @@ _SCRATCH = TrainConfig(
 )
 _SCRATCH_FLOWS = {
     "flow-t": replace(_SCRATCH.flow, width=64),
-    "flow-l": replace(_SCRATCH.flow, width=128, gate_width=64),
 }
 
 

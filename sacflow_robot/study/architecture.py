@@ -75,11 +75,8 @@ class _Case:
 
     @property
     def flow(self) -> FlowConfig:
-        token, light = self.velocity == "flow-t", self.velocity == "flow-l"
         gate = max(8, self.width // 2)
-        return FlowConfig(
-            width=self.width, depth=2, gate_width=gate if light or not token else 8, euler_steps=self.euler_steps
-        )
+        return FlowConfig(width=self.width, depth=2, gate_width=gate, euler_steps=self.euler_steps)
 
 
 @dataclass(frozen=True)

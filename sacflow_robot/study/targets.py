@@ -60,13 +60,6 @@ class Mixture:
         inverse: Array = np.interp(shares, total / total[-1], x)
         return inverse
 
-    def entropy(self) -> float:
-        """-E[log p] (nats), by quadrature."""
-        reach = 10 * max(self.stds)
-        x = np.linspace(min(self.means) - reach, max(self.means) + reach, 40_001)
-        p = self.density(x)
-        return float(-np.sum(p * np.log(np.maximum(p, 1e-300))) * (x[1] - x[0]))
-
     def velocity(self, time: Tensor, x: Tensor) -> Tensor:
         """E[x_1 - x_0 | x_t = x] at flow time (B, 1) or (1, 1), x (B, D)."""
         weights, means, stds = self._tensors(x)

@@ -26,8 +26,18 @@ def test_what_is_chosen_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (Compute(narrow, CPU).compiled, Compute(narrow, CPU).precision) == (False, "float32")
         half = "bfloat16" if hardware else "float32"
         assert (Compute(wide, CPU).compiled, Compute(wide, CPU).precision) == (True, half)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert (Compute(narrow, GPU).compiled, Compute(narrow, GPU).precision) == (True, "bfloat16")
+    for hardware in (False, True):
+        # Emulation, which an older GPU offers, is no reason to take it.
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, hardware=hardware: including_emulation or hardware,
+        )
+        half = "bfloat16" if hardware else "float32"
+        assert (Compute(narrow, GPU).compiled, Compute(narrow, GPU).precision) == (True, half)
+    monkeypatch.setattr(compute, "multiplies_bfloat16", lambda: False)
+    asked = Compute(replace(narrow, precision="bfloat16"), CPU)
+    assert asked.precision == "bfloat16" and "no instructions for bfloat16" in asked.note
     off = replace(wide, compile="off", precision="float32")
     assert (Compute(off, GPU).compiled, Compute(off, GPU).precision) == (False, "float32")
 

@@ -67,7 +67,7 @@ def test_logs_go_to_an_object_store_and_back(
     assert '"episodes": 2' in capsys.readouterr().out
     demos, logged = load_training_episodes(TrainConfig(demos="none", replay=(url,)))
     assert demos == [] and [len(e) for e in logged] == [4, 7], "a run learns from logs where they are"
-    assert main(["demos", "info", url, "--json"]) == 0
+    assert main(["demos", "info", url, "--plots", "none", "--json"]) == 0
     assert '"steps": 11' in capsys.readouterr().out
     assert main(["log", "copy", url, str(tmp_path / "back.zarr")]) == 0
     assert verify(tmp_path / "back.zarr") == []

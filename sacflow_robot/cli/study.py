@@ -147,7 +147,7 @@ class Likelihood(_Study):
             raise UsageError(f"--samples is {samples}; it must be at least 1000")
         self._check()
         setup = likelihood.Setup(samples=samples, seed=self.seed)
-        work: _Work = lambda _, advance: likelihood.study_likelihood(setup, advance)  # noqa: E731
+        work = partial(likelihood.study_likelihood, setup)
         return self._carry_out("likelihood", likelihood.case_count(setup), work)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sacflow_robot.learn.policy import squash_log_det
 from sacflow_robot.study.likelihood_figure import EXACT, FROM_TARGET, MASS, OF_PATHS, OFF, PATH, SHOWN, draw, pick
 from sacflow_robot.study.paths import follow, path_log_density
 from sacflow_robot.study.report import Report
+from sacflow_robot.study.runs import in_parallel
 from sacflow_robot.study.targets import (
     GAUSSIAN,
     MIXTURE,
@@ -57,15 +59,12 @@ class Setup:
 
 def case_count(setup: Setup) -> int:
     """How often ``advance`` will be called."""
-    return 4
+    return len(_parts(setup))
 
 
-def study_likelihood(setup: Setup, advance: Callable[[], None]) -> Report:
+def study_likelihood(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
     """Check normalisation, marginals, divergences and entropies."""
-    rows: list[dict[str, Any]] = []
-    for part in (_normalisation, _marginals, _divergences, _entropies):
-        rows += part(setup)
-        advance()
+    rows = [row for part in in_parallel(_rows, _parts(setup), workers, advance) for row in part]
     steps, sigma = SHOWN
     shown = {
         "no noise": _ends(MIXTURE, steps, sigma, drift=False, setup=setup, noiseless=True),
@@ -74,6 +73,16 @@ def study_likelihood(setup: Setup, advance: Callable[[], None]) -> Report:
     }
     figure = draw(rows, {label: ends.numpy() for label, ends in shown.items()})
     return Report("likelihood", rows, figure, _read(rows, setup))
+
+
+def _parts(setup: Setup) -> list[Callable[[], list[dict[str, Any]]]]:
+    marginals = [partial(_marginals, setup, target, steps) for target in _TARGETS for steps in setup.euler_steps]
+    return [partial(_normalisation, setup), *marginals, partial(_divergences, setup), partial(_entropies, setup)]
+
+
+def _rows(part: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    return part()
 
 
 def _row(
@@ -121,19 +130,18 @@ def _normalisation(setup: Setup) -> list[dict[str, Any]]:
     return rows
 
 
-def _marginals(setup: Setup) -> list[dict[str, Any]]:
+def _marginals(setup: Setup, target: Mixture, steps: int) -> list[dict[str, Any]]:
     rows = []
-    for target in _TARGETS:
+    if steps == setup.euler_steps[0]:  # once a target
         rng = np.random.default_rng(setup.seed)
         own = torch.from_numpy(target.quantiles(rng.uniform(size=DIM * setup.samples)))
         rows.append(_row(OFF, target.name, 0, 0.0, "samples of the target", wasserstein(own, target)))
-        for steps in setup.euler_steps:
-            ends = _ends(target, steps, 1.0, drift=False, setup=setup, noiseless=True)
-            rows.append(_row(OFF, target.name, steps, 0.0, "no noise", wasserstein(ends, target)))
-            for sigma in setup.noise_scales:
-                for drift in (True, False):
-                    ends = _ends(target, steps, sigma, drift=drift, setup=setup)
-                    rows.append(_row(OFF, target.name, steps, sigma, drift, wasserstein(ends, target)))
+    ends = _ends(target, steps, 1.0, drift=False, setup=setup, noiseless=True)
+    rows.append(_row(OFF, target.name, steps, 0.0, "no noise", wasserstein(ends, target)))
+    for sigma in setup.noise_scales:
+        for drift in (True, False):
+            ends = _ends(target, steps, sigma, drift=drift, setup=setup)
+            rows.append(_row(OFF, target.name, steps, sigma, drift, wasserstein(ends, target)))
     return rows
 
 

@@ -182,7 +182,7 @@ class TrainConfig:
         online_steps: Environment steps to learn from online.
         seed: Seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
-        compile: Compile the update: on, off, or auto, which does on a GPU and for wide networks on a CPU.
+        compile: Compile the update: on, off, or auto, which does on a GPU, and on a CPU for wide networks and for long runs.
         precision: float32; bfloat16, which multiplies in it and keeps weights in float32; or auto, which takes bfloat16 on
             a GPU, and for wide networks on a CPU with instructions for it.
         chunk_length: H, actions per chunk, executed open loop.
@@ -274,6 +274,11 @@ class TrainConfig:
         if self.algo in ("rlpd", "sac"):
             expected = f"action with {self.algo}, which has no flow"
             _check(self.learner.regulariser == "action", "learner.regulariser", self.learner.regulariser, expected)
+
+    @property
+    def updates(self) -> float:
+        """Updates of the critic that the whole run is to make, about."""
+        return self.offline_steps + self.online_steps * self.learner.updates_per_step
 
 
 def without_effect(algo: AlgorithmName) -> frozenset[str]:

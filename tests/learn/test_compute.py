@@ -36,6 +36,9 @@ def test_what_is_chosen_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         half = "bfloat16" if hardware else "float32"
         assert (Compute(narrow, GPU).compiled, Compute(narrow, GPU).precision) == (True, half)
     monkeypatch.setattr(compute, "multiplies_bfloat16", lambda: False)
+    scratch = preset("HalfCheetah-v5", from_scratch=True)
+    assert (Compute(scratch, CPU).compiled, Compute(scratch, CPU).precision) == (True, "float32")
+    assert not Compute(replace(scratch, online_steps=1000), CPU).compiled, "it would take longer to compile than to run"
     asked = Compute(replace(narrow, precision="bfloat16"), CPU)
     assert asked.precision == "bfloat16" and "no instructions for bfloat16" in asked.note
     off = replace(wide, compile="off", precision="float32")

@@ -1,7 +1,8 @@
 """Trainings side by side over several seeds: the figures that compare algorithms, velocities and precisions.
 
 Runs what is missing, goes on with what was interrupted, then draws all of it and prints one JSON object. Run it again
-after a stop: finished runs are kept. Wall time is the run's own clock, so compare it between runs made under the same load.
+after a stop: what the file named by ``--out`` holds is not run again (delete the file to do so), and of run folders the
+unfinished are gone on with. Wall time is the run's own clock, so compare it between runs made under the same load.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from sacflow_robot.bench.machine import machine
-from sacflow_robot.learn.run_folder import RunFolder
+from sacflow_robot.learn.run_folder import RunFolder, replace_text
 
 _SCRATCH = {
     "flow-g": "--velocity flow-g",
@@ -52,6 +54,9 @@ COMPARISONS: dict[str, dict[str, dict[str, str]]] = {
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
+Key = tuple[str, str, int]  # environment, line, seed
+
+
 @dataclass(frozen=True)
 class Compare:
     """Train what a comparison needs, and draw it.
@@ -63,7 +68,7 @@ class Compare:
         jobs: Trainings at once, one core each.
         options: What to add to every training's command line, e.g. ``--options=--full`` for the published sizes.
         figure: PNG to draw; by default in the folder of the runs.
-        out: JSON file to write the result to as well.
+        out: JSON file that the results are in, written anew whenever a run is finished.
     """
 
     name: Annotated[Literal["scratch", "lift", "precision"], tyro.conf.Positional]
@@ -92,32 +97,69 @@ def main() -> int:
         for line in lines
         for seed in range(config.seeds)
     }
+    results = Results(config.out, config.options, "mean_return" if config.name == "scratch" else "success_rate")
+
+    def make(key: Key) -> None:
+        env, line, seed = key
+        if key not in results.curves:
+            train(wanted[key], f"{COMPARISONS[config.name][env][line]} --seed {seed} {config.options}")
+            results.add(key, wanted[key])
+
     with ThreadPoolExecutor(config.jobs) as pool:
-        jobs = [
-            pool.submit(train, folder, f"{COMPARISONS[config.name][env][line]} --seed {seed} {config.options}")
-            for seed in range(config.seeds)  # all lines of a seed first, so that an early stop leaves a fair comparison
-            for (env, line, s), folder in wanted.items()
-            if s == seed
-        ]
+        # All lines of a seed first, so that an early stop leaves a fair comparison.
+        jobs = [pool.submit(make, key) for key in sorted(wanted, key=lambda key: key[2])]
         try:
             for job in jobs:
                 job.result()
         finally:
             pool.shutdown(cancel_futures=True)
-    value = "mean_return" if config.name == "scratch" else "success_rate"
-    curves = {key: read_curve(folder, value) for key, folder in wanted.items()}
-    draw(config.name, curves, config.figure or config.runs / f"{config.name}.png")
-    rows = [
-        {"env": env, "line": line, "seed": seed, value: curve.value.tolist(), "env_steps": curve.steps.tolist(),
-         "wall_s": curve.wall_s.tolist()}
-        for (env, line, seed), curve in curves.items()
-    ]  # fmt: skip
-    result = {"date": datetime.date.today().isoformat(), "machine": machine(), "options": config.options, "rows": rows}
-    if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(result) + "\n")
-    print(json.dumps(result))
+    draw(config.name, {key: results.curves[key] for key in wanted}, config.figure or config.runs / f"{config.name}.png")
+    print(results.text())
     return 0
+
+
+class Results:
+    """The evaluations of finished runs, kept in a file.
+
+    Args:
+        path: The file; None keeps nothing.
+        options: What the trainings' command lines have besides.
+        value: ``success_rate`` or ``mean_return``.
+
+    Raises:
+        SystemExit: The file is of other options.
+    """
+
+    def __init__(self, path: Path | None, options: str, value: str) -> None:
+        self._path, self._options, self._value = path, options, value
+        self.curves: dict[Key, Curve] = {}
+        self._lock = threading.Lock()
+        if path is None or not path.exists():
+            return
+        known = json.loads(path.read_text())
+        if known["options"] != options:
+            raise SystemExit(f"{path} is of --options={known['options']!r}, not {options!r}; give another --out")
+        for row in known["rows"]:
+            parts = (np.array(row[name]) for name in ("env_steps", "wall_s", value))
+            self.curves[row["env"], row["line"], row["seed"]] = Curve(*parts)
+
+    def add(self, key: Key, folder: Path) -> None:
+        """Take over a finished run."""
+        with self._lock:
+            self.curves[key] = read_curve(folder, self._value)
+            if self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                replace_text(self._path, self.text() + "\n")
+
+    def text(self) -> str:
+        """All of it, as one JSON object."""
+        rows = [
+            {"env": env, "line": line, "seed": seed, self._value: curve.value.tolist(),
+             "env_steps": curve.steps.tolist(), "wall_s": curve.wall_s.tolist()}
+            for (env, line, seed), curve in sorted(self.curves.items())
+        ]  # fmt: skip
+        date = datetime.date.today().isoformat()
+        return json.dumps({"date": date, "machine": machine(), "options": self._options, "rows": rows})
 
 
 def train(folder: Path, options: str) -> None:
@@ -145,7 +187,7 @@ def read_curve(folder: Path, value: str) -> Curve:
     return Curve(np.array(steps), np.array(wall), np.array(values))
 
 
-def draw(name: str, curves: dict[tuple[str, str, int], Curve], path: Path) -> None:
+def draw(name: str, curves: dict[Key, Curve], path: Path) -> None:
     """Mean over the seeds, and the range of them as a band."""
     envs = list(COMPARISONS[name])
     panels = [(env, against) for env in envs for against in (("steps",) if name == "scratch" else ("steps", "wall_s"))]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from sacflow_robot.bench import replay, train
+from sacflow_robot.bench import limits, replay, train
 from sacflow_robot.cli import bench, main
 from sacflow_robot.spec import ArmSpec
 
@@ -108,6 +109,7 @@ def test_bench_train_measures_each_case_in_a_process_of_its_own(
         "compiled": False,
     }
     assert row["updates_per_s"] > 0 and 100 < row["peak_mb"] < 4000
+    assert row["limit"] in ("arithmetic", "memory") and 0 < row["percent_of_limit"] < 100
     assert main(["bench", "train", "--cases", "bc:flow-x"]) == 2
     assert "valid names: bc:flow-g," in capsys.readouterr().err
 
@@ -119,6 +121,35 @@ def test_bench_train_measures_the_published_sizes(algo: str, velocity: str) -> N
     assert (config.algo, learner.batch_size, config.chunk_length * 7) == (algo, 256, 35)
     assert (learner.critics, learner.critic_width, learner.critic_depth, learner.policy_delay) == (2, 512, 4, 1)
     assert config.flow.euler_steps == (10 if algo == "qc-fql" else 4)
+
+
+def test_limits_count_what_no_fusion_saves() -> None:
+    cpu = torch.device("cpu")
+    left, right = torch.ones(16, 8), torch.ones(8, 4)
+
+    def product() -> None:
+        (left @ right).relu()  # the relu can be fused away
+
+    assert limits.count_work(product, product, 2, cpu) == (2 * 16 * 8 * 4, 4 * (16 * 8 + 8 * 4 + 16 * 4), None)
+    weight = torch.nn.Parameter(torch.zeros(32))
+    adam = torch.optim.Adam([weight], fused=True)
+    weight.grad = torch.ones(32)
+    adam.step()
+    read, written, step = 4 * 32 * 4, 3 * 32 * 4, 4
+    assert limits.count_work(adam.step, adam.step, 1, cpu) == (0, read + written + step, None)
+    work, rates = limits.Work(100.0, 10.0, 4.0), limits.Rates(1000.0, 50.0, 8.0)
+    assert limits.lowest_limit(work, rates) == ("launches", 2.0)
+    assert limits.lowest_limit(work._replace(kernels=None), rates) == ("memory", 5.0)
+    assert limits.lowest_limit(work._replace(bytes=0.0), rates._replace(kernels=None)) == ("arithmetic", 10.0)
+
+
+@pytest.mark.gpu
+def test_limits_of_a_gpu() -> None:
+    gpu, x = torch.device("cuda"), torch.ones(64, 64, device="cuda")
+    work = limits.count_work(lambda: x @ x, lambda: x @ x, 3, gpu)
+    assert work.operations == 2 * 64**3 and work.kernels is not None and 1 <= work.kernels <= 2
+    rates = limits.measure_rates(gpu, "bfloat16")
+    assert rates.operations > 1e12 and rates.bytes > 1e11 and rates.kernels is not None and rates.kernels > 1e5
 
 
 def test_bench_serve_says_what_it_measured(

@@ -6,12 +6,16 @@ import multiprocessing
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.presets import preset
+
+if TYPE_CHECKING:
+    from sacflow_robot.learn.agent import Agent
 
 CASES = (
     ("sac-flow", "flow-g"),
@@ -40,6 +44,8 @@ class Row:
         updates_per_s: Updates of critic and policy a second, the median of the repeats; drawing the batch included.
         peak_mb: Largest memory of the process, or on a GPU what was allocated there (MB).
         first_s: Seconds that the first update took: compiling, unless it is cached.
+        limit: What the machine would run into first: arithmetic, memory or launches (bench/limits.py).
+        percent_of_limit: Of the updates per second that this allows, those made.
         note: Why it did not compute as was asked for; empty if it did.
     """
 
@@ -51,6 +57,8 @@ class Row:
     updates_per_s: float
     peak_mb: float
     first_s: float
+    limit: str
+    percent_of_limit: float
     note: str
 
 
@@ -72,6 +80,7 @@ def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, t
     import numpy as np
     import torch
 
+    from sacflow_robot.bench.limits import count_work, lowest_limit, measure_rates
     from sacflow_robot.bench.replay import made_up_episodes
     from sacflow_robot.data.replay import ReplayBuffer
     from sacflow_robot.envs.tasks import get_arm
@@ -84,11 +93,14 @@ def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, t
     buffer = ReplayBuffer(arm, config.chunk_length, config.learner.discount, 20_000)
     for episode in made_up_episodes(arm, 20_000):
         buffer.append(episode)
-    agent, rng = make_agent(arm, config, device), np.random.default_rng(0)
-    agent.fit_normaliser(buffer.observations())
+    rng = np.random.default_rng(0)
 
-    def update() -> None:
-        agent.update_online(buffer.sample(config.learner.batch_size, rng))
+    def update_of(config: TrainConfig) -> tuple[Agent, Callable[[], object]]:
+        agent = make_agent(arm, config, device)
+        agent.fit_normaliser(buffer.observations())
+        return agent, lambda: agent.update_online(buffer.sample(config.learner.batch_size, rng))
+
+    agent, update = update_of(config)
 
     def run(count: int) -> float:
         began = time.perf_counter()
@@ -104,15 +116,20 @@ def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, t
     rates = [count / run(count) for _ in range(repeats)]
     gpu = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if gpu else _peak_memory()
+    rate, precision = statistics.median(rates), agent.compute.precision
+    eager = update_of(replace(config, compile="off", precision=precision))[1]
+    limit = lowest_limit(count_work(eager, update, 1, device), measure_rates(device, precision))
     return Row(
         algo=config.algo,
         velocity=velocity,
         device=torch.cuda.get_device_name(device) if gpu else f"cpu, {threads} threads",
-        precision=agent.compute.precision,
+        precision=precision,
         compiled=agent.compute.compiled,
-        updates_per_s=round(statistics.median(rates), 2),
+        updates_per_s=round(rate, 2),
         peak_mb=round(peak / 1e6),
         first_s=round(first, 1),
+        limit=limit.name,
+        percent_of_limit=round(100 * rate / limit.updates_per_s, 1),
         note=agent.compute.note,
     )
 

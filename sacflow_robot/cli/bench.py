@@ -258,11 +258,14 @@ class BenchTrain:
             common.console().print(f"{algo}, {velocity} ...")
             config = train.published(algo, velocity, device=self.device, compile=self.compile, precision=self.precision)
             rows.append(train.measure(config, velocity, self.repeats, self.seconds, threads))
-        table = Table("algorithm", "velocity", "precision", "compiled", "updates/s", "peak MB", "first s", box=None)
+        columns = "algorithm", "velocity", "precision", "compiled", "updates/s", "of the limit of", "peak MB", "first s"
+        table = Table(*columns, box=None)
         for row in rows:
             yes = "yes" if row.compiled else "no"
             rate = f"{row.updates_per_s:.1f}"
-            table.add_row(row.algo, row.velocity, row.precision, yes, rate, f"{row.peak_mb:.0f}", f"{row.first_s:.1f}")
+            share = f"{row.percent_of_limit:.0f} % {row.limit}"
+            peak, first = f"{row.peak_mb:.0f}", f"{row.first_s:.1f}"
+            table.add_row(row.algo, row.velocity, row.precision, yes, rate, share, peak, first)
         common.console().print(table)
         result = {"date": datetime.date.today().isoformat(), "machine": machine(), "rows": [asdict(r) for r in rows]}
         if self.out is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -48,7 +48,7 @@ class Compute:
         half = config.precision == "bfloat16"
         if config.precision == "auto":
             half = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else wide and multiplies_bfloat16()
-        self.precision = "bfloat16" if half else "float32"
+        self.precision: Literal["float32", "bfloat16"] = "bfloat16" if half else "float32"
         self.note = ""
         if config.precision == "bfloat16" and not gpu and not multiplies_bfloat16():
             self.note = (

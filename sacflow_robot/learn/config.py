@@ -182,9 +182,9 @@ class TrainConfig:
         online_steps: Environment steps to learn from online.
         seed: Seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
-        compile: Compile the update: on, off, or auto, which does on a GPU, and on a CPU for wide networks and for long runs.
+        compile: Compile the update: on, off, or auto, which does on a GPU, and on a CPU for runs of 10,000 updates and more.
         precision: float32; bfloat16, which multiplies in it and keeps weights in float32; or auto, which takes bfloat16 on
-            a GPU, and for wide networks on a CPU with instructions for it.
+            a GPU, and for all but small networks and batches on a CPU with instructions for it.
         chunk_length: H, actions per chunk, executed open loop.
         replay_capacity: Environment steps that the replay buffer holds. The demonstrations and logs given at the start
             stay in it for good; of what the run collects, the oldest goes first.

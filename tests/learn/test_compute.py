@@ -20,12 +20,18 @@ def make(**changes: Any) -> Compute:
 
 
 def test_what_is_chosen_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    narrow, wide = preset("lift"), preset("lift", full=True)
+    def chosen(config: TrainConfig, device: torch.device = CPU) -> tuple[bool, str]:
+        compute = Compute(config, device)
+        return compute.compiled, compute.precision
+
+    lift, full, scratch = preset("lift"), preset("lift", full=True), preset("HalfCheetah-v5", from_scratch=True)
+    short = replace(lift, online_steps=1000)
     for hardware in (False, True):
         monkeypatch.setattr(compute, "multiplies_bfloat16", lambda hardware=hardware: hardware)
-        assert (Compute(narrow, CPU).compiled, Compute(narrow, CPU).precision) == (False, "float32")
         half = "bfloat16" if hardware else "float32"
-        assert (Compute(wide, CPU).compiled, Compute(wide, CPU).precision) == (True, half)
+        assert chosen(lift) == chosen(full) == (True, half)
+        assert chosen(short) == (False, half), "it would take longer to compile than to run"
+        assert chosen(scratch) == (True, "float32")
     for hardware in (False, True):
         # Emulation, which an older GPU offers, is no reason to take it.
         monkeypatch.setattr(
@@ -33,16 +39,11 @@ def test_what_is_chosen_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
             "is_bf16_supported",
             lambda including_emulation=True, hardware=hardware: including_emulation or hardware,
         )
-        half = "bfloat16" if hardware else "float32"
-        assert (Compute(narrow, GPU).compiled, Compute(narrow, GPU).precision) == (True, half)
+        assert chosen(short, GPU) == (True, "bfloat16" if hardware else "float32")
     monkeypatch.setattr(compute, "multiplies_bfloat16", lambda: False)
-    scratch = preset("HalfCheetah-v5", from_scratch=True)
-    assert (Compute(scratch, CPU).compiled, Compute(scratch, CPU).precision) == (True, "float32")
-    assert not Compute(replace(scratch, online_steps=1000), CPU).compiled, "it would take longer to compile than to run"
-    asked = Compute(replace(narrow, precision="bfloat16"), CPU)
+    asked = Compute(replace(lift, precision="bfloat16"), CPU)
     assert asked.precision == "bfloat16" and "no instructions for bfloat16" in asked.note
-    off = replace(wide, compile="off", precision="float32")
-    assert (Compute(off, GPU).compiled, Compute(off, GPU).precision) == (False, "float32")
+    assert chosen(replace(full, compile="off", precision="float32"), GPU) == (False, "float32")
 
 
 def test_half_precision_is_near_and_values_losses_and_weights_stay_single() -> None:

@@ -24,12 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from sacflow_robot.bench.machine import machine
 from sacflow_robot.learn.run_folder import RunFolder, replace_text
+from sacflow_robot.plotting import COLOURS, MARKERS, new_figure, save, tidy
 
 _SCRATCH = {
     "flow-g": "--velocity flow-g",
@@ -49,10 +48,6 @@ COMPARISONS: dict[str, dict[str, dict[str, str]]] = {
     "lift": {"lift": {name: f"--env lift {options}" for name, options in _ALGORITHMS.items()}},
     "precision": {"lift": {name: f"--env lift {options}" for name, options in _PRECISIONS.items()}},
 }
-
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-
 
 Key = tuple[str, str, int]  # environment, line, seed
 
@@ -191,15 +186,12 @@ def draw(name: str, curves: dict[Key, Curve], path: Path) -> None:
     """Mean over the seeds, and the range of them as a band."""
     envs = list(COMPARISONS[name])
     panels = [(env, against) for env in envs for against in (("steps",) if name == "scratch" else ("steps", "wall_s"))]
-    figure = Figure(figsize=(4.6 * len(panels), 3.9), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.6 * len(panels), 4.1)
     for axes, (env, against) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        for colour, line in zip(_COLOURS, COMPARISONS[name][env], strict=False):
+        for i, line in enumerate(COMPARISONS[name][env]):
             same = [curve for (e, other, _), curve in curves.items() if (e, other) == (env, line)]
-            _draw_line(axes, same, against, line, colour)
-        axes.set_title(
-            env if name == "scratch" else f"{env}, mean and range of {len(same)} seeds", fontsize=10, loc="left"
-        )
+            _draw_line(axes, same, against, line, COLOURS[i], MARKERS[i])
+        tidy(axes, f"{env}, mean and range of {len(same)} seeds")
         if against == "steps":
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
             axes.set(xlabel="environment steps online")
@@ -209,22 +201,22 @@ def draw(name: str, curves: dict[Key, Curve], path: Path) -> None:
         if name == "scratch":
             axes.set(ylabel="mean return of 5 held-out episodes")
         else:
-            axes.set(ylabel="success on held-out seeds", ylim=(0, 1.02))
+            axes.set(ylabel="success on 50 held-out seeds", ylim=(0, 1.02))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.grid(axis="y", color="#dddddd", lw=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+        axes.set_xlim(left=0)
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(COMPARISONS[name][env]), frameon=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save(figure, path)
 
 
-def _draw_line(axes: Axes, curves: Sequence[Curve], against: str, label: str, colour: str) -> None:
+def _draw_line(axes: Axes, curves: Sequence[Curve], against: str, label: str, colour: str, marker: str) -> None:
     points = min(len(curve.value) for curve in curves)
     x = np.mean([getattr(curve, against)[:points] for curve in curves], axis=0)
     values = np.array([curve.value[:points] for curve in curves])
-    axes.plot(x, values.mean(0), "o-", color=colour, lw=1.8, ms=3.5, label=label, zorder=3)
-    axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+    axes.plot(x, values.mean(0), f"{marker}-", color=colour, lw=1.8, ms=4, label=label, zorder=3)
+    axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.13, lw=0)
 
 
 if __name__ == "__main__":

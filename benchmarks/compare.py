@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import tyro
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator, PercentFormatter
 
 from sacflow_robot.bench.machine import machine
 from sacflow_robot.learn.run_folder import RunFolder, replace_text
@@ -48,6 +48,9 @@ COMPARISONS: dict[str, dict[str, dict[str, str]]] = {
     "lift": {"lift": {name: f"--env lift {options}" for name, options in _ALGORITHMS.items()}},
     "precision": {"lift": {name: f"--env lift {options}" for name, options in _PRECISIONS.items()}},
 }
+
+# Of the comparisons on Lift: what is drawn against what.
+_PANELS = [("env_steps", "value"), ("wall_s", "value"), ("env_steps", "mean_steps")]
 
 Key = tuple[str, str, int]  # environment, line, seed
 
@@ -77,11 +80,12 @@ class Compare:
 
 @dataclass(frozen=True)
 class Curve:
-    """Evaluations of one run: environment steps, seconds, and success rate or mean return, each (N,)."""
+    """Evaluations of one run, each (N,): environment steps, seconds, success rate or mean return, steps of an episode."""
 
-    steps: npt.NDArray[np.float64]
+    env_steps: npt.NDArray[np.float64]
     wall_s: npt.NDArray[np.float64]
     value: npt.NDArray[np.float64]
+    mean_steps: npt.NDArray[np.float64]
 
 
 def main() -> int:
@@ -135,7 +139,7 @@ class Results:
         if known["options"] != options:
             raise SystemExit(f"{path} is of --options={known['options']!r}, not {options!r}; give another --out")
         for row in known["rows"]:
-            parts = (np.array(row[name]) for name in ("env_steps", "wall_s", value))
+            parts = (np.array(row[name], float) for name in ("env_steps", "wall_s", value, "mean_steps"))
             self.curves[row["env"], row["line"], row["seed"]] = Curve(*parts)
 
     def add(self, key: Key, folder: Path) -> None:
@@ -150,7 +154,7 @@ class Results:
         """All of it, as one JSON object."""
         rows = [
             {"env": env, "line": line, "seed": seed, self._value: curve.value.tolist(),
-             "env_steps": curve.steps.tolist(), "wall_s": curve.wall_s.tolist()}
+             "env_steps": curve.env_steps.tolist(), "wall_s": curve.wall_s.tolist(), "mean_steps": curve.mean_steps.tolist()}
             for (env, line, seed), curve in sorted(self.curves.items())
         ]  # fmt: skip
         date = datetime.date.today().isoformat()
@@ -178,45 +182,53 @@ def read_curve(folder: Path, value: str) -> Curve:
     """The evaluations that a run folder's metrics hold."""
     with RunFolder(folder, "").metrics.open() as file:
         rows = [row for row in csv.DictReader(file) if row[value]]
-    steps, wall, values = ([float(row[name]) for row in rows] for name in ("env_steps", "wall_s", value))
-    return Curve(np.array(steps), np.array(wall), np.array(values))
+    columns = ("env_steps", "wall_s", value, "mean_steps")
+    return Curve(*(np.array([float(row[name]) for row in rows]) for name in columns))
 
 
 def draw(name: str, curves: dict[Key, Curve], path: Path) -> None:
     """Mean over the seeds, and the range of them as a band."""
-    envs = list(COMPARISONS[name])
-    panels = [(env, against) for env in envs for against in (("steps",) if name == "scratch" else ("steps", "wall_s"))]
-    figure = new_figure(4.6 * len(panels), 4.1)
-    for axes, (env, against) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        for i, line in enumerate(COMPARISONS[name][env]):
+    lines = COMPARISONS[name]
+    axes_of = [("env_steps", "value")] if name == "scratch" else _PANELS
+    panels = [(env, x, y) for env in lines for x, y in axes_of]
+    figure = new_figure(4.3 * len(panels), 4.1)
+    for axes, (env, x, y) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for i, line in enumerate(lines[env]):
             same = [curve for (e, other, _), curve in curves.items() if (e, other) == (env, line)]
-            _draw_line(axes, same, against, line, COLOURS[i], MARKERS[i])
+            _draw_line(axes, same, x, y, label=line, color=COLOURS[i], marker=MARKERS[i])
         tidy(axes, f"{env}, mean and range of {len(same)} seeds")
-        if against == "steps":
+        if x == "env_steps":
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
             axes.set(xlabel="environment steps online")
         else:
+            axes.xaxis.set_major_locator(MultipleLocator(300))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 60:g}"))
-            axes.set(xlabel="minutes of training, offline part included")
+            axes.set(xlabel="minutes of training, cloning included")
+        axes.set_xlim(left=0)
         if name == "scratch":
             axes.set(ylabel="mean return of 5 held-out episodes")
-        else:
+        elif y == "value":
             axes.set(ylabel="success on 50 held-out seeds", ylim=(0, 1.02))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlim(left=0)
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(COMPARISONS[name][env]), frameon=False
-    )
+        else:
+            axes.set(ylabel="steps of an episode, failed ones in full", yscale="log")
+            axes.yaxis.set_major_locator(FixedLocator([30, 50, 100, 200, 300]))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    names = list(next(iter(lines.values())))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(names), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     save(figure, path)
 
 
-def _draw_line(axes: Axes, curves: Sequence[Curve], against: str, label: str, colour: str, marker: str) -> None:
+def _draw_line(axes: Axes, curves: Sequence[Curve], x: str, y: str, **look: Any) -> None:
     points = min(len(curve.value) for curve in curves)
-    x = np.mean([getattr(curve, against)[:points] for curve in curves], axis=0)
-    values = np.array([curve.value[:points] for curve in curves])
-    axes.plot(x, values.mean(0), f"{marker}-", color=colour, lw=1.8, ms=4, label=label, zorder=3)
-    axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.13, lw=0)
+    at = np.mean([getattr(curve, x)[:points] for curve in curves], axis=0)
+    values = np.array([getattr(curve, y)[:points] for curve in curves])
+    if points == 1:  # bc goes no further: its level, as a line across
+        axes.axhline(values.mean(), color=look["color"], lw=1.3, ls=(0, (4, 3)), zorder=2)
+    axes.plot(at, values.mean(0), lw=1.8, ms=4, zorder=3, **look)
+    axes.fill_between(at, values.min(0), values.max(0), color=look["color"], alpha=0.13, lw=0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.learn.agent import Agent
 from sacflow_robot.learn.baselines import BehaviourCloning, BestOfN, OneStepDistillation
 from sacflow_robot.learn.config import TrainConfig
-from sacflow_robot.learn.sac_flow import GaussianSac, SacFlow
+from sacflow_robot.learn.sac_flow import GaussianSac, Rlpd, SacFlow
 from sacflow_robot.spec import ArmSpec
 
 ALGORITHMS: dict[str, type[Agent]] = {
@@ -16,7 +16,7 @@ ALGORITHMS: dict[str, type[Agent]] = {
     "bc": BehaviourCloning,
     "qc": BestOfN,
     "qc-fql": OneStepDistillation,
-    "rlpd": GaussianSac,
+    "rlpd": Rlpd,
     "sac": GaussianSac,
 }
 

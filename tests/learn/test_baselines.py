@@ -142,6 +142,19 @@ def test_temperature_weighs_the_entropy_of_a_gaussian_and_of_a_flow_with_learned
         assert entropy["fixed"] > entropy["zero"] + 5
 
 
+def test_targets_of_rlpd_leave_the_entropy_out(arm: ArmSpec, batch: ChunkBatch) -> None:
+    deducted = {}
+    for algo in ("rlpd", "sac"):
+        agent = tiny_agent(arm, algo)
+        prepared = agent._on_device(batch)
+        noise = agent._draw_next(prepared)
+        value, deducted[algo] = agent._next_value(prepared, noise)
+        after = agent.policy.rollout(prepared.next_observation, noise)
+        expected = agent._value(agent.target_critic, prepared.next_observation, after.action)
+        torch.testing.assert_close(value, expected)
+    assert (deducted["rlpd"] == 0).all() and (deducted["sac"] != 0).all()
+
+
 def test_best_of_picks_what_the_critic_prefers_when_exploring(arm: ArmSpec) -> None:
     agent = tiny_agent(arm, "sac-flow", best_of=16)
     agent.target_critic.forward = lambda observation, action: action.sum(-1).expand(2, -1)  # type: ignore[method-assign]

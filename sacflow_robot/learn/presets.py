@@ -119,9 +119,9 @@ def _for_algorithm(config: TrainConfig, algo: AlgorithmName) -> TrainConfig:
         if config.from_scratch:
             return replace(config, algo=algo, flow=flow, learner=learner)
         learner = replace(learner, critics=10, critic_aggregate="mean", updates_per_step=1.0)
-        # RLPD's target entropy is half of SAC's; it starts at a temperature of 1 and has 20 updates a step to lower it.
-        learner = replace(learner, initial_temperature=0.01, temperature_bounds=(1e-5, 1.0))
-        learner = replace(learner, saturation_target=0.5 if algo == "rlpd" else 1.0)
+        # RLPD's target entropy is half of SAC's. It starts at a temperature of 1 and has 20 updates a step to lower it; here the
+        # temperature starts where the flows' does, so that 24 nats of a uniform chunk do not outweigh a value of at most 1.
+        learner = replace(learner, temperature_bounds=(1e-5, 1.0), saturation_target=0.5 if algo == "rlpd" else 1.0)
         share = 0.5 if algo == "rlpd" else None
         return replace(config, algo=algo, offline_steps=0, demo_share=share, flow=flow, learner=learner)
     return replace(config, algo=algo)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -133,7 +136,7 @@ def in_parallel(
         return results
     # A worker may start processes or threads of its own: forking it would copy locks that nobody releases.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context) as pool:
+    with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_end_with_parent) as pool:
         futures = [pool.submit(work, cell) for cell in todo]
         try:
             for future in as_completed(futures):
@@ -143,3 +146,15 @@ def in_parallel(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [future.result() for future in futures]
+
+
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it does: a study that is killed leaves nobody computing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

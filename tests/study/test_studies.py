@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +25,7 @@ from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.policy import Rollout
 from sacflow_robot.study import architecture, gradients, likelihood, two_ways
 from sacflow_robot.study.report import geometric_mean, listed
+from sacflow_robot.study.runs import in_parallel
 from sacflow_robot.study.targets import GAUSSIAN, MIXTURE, exact_policy, gaussian_divergence, gaussian_steps
 from sacflow_robot.study.trial import Budget, action_distance, rarer_way, trial_config
 
@@ -186,6 +191,40 @@ def test_measures_by_hand() -> None:
     actions = np.array([[1, 0], [0, 1]], np.float32)
     assert action_distance(at, np.array([[1, 0.5]], np.float32), data, actions) == 0.5
     assert geometric_mean([1, 100]) == pytest.approx(10) and listed(["a", "b", "c"]) == "a, b and c"
+
+
+def _note_and_wait(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def test_workers_end_with_a_study_that_is_killed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    nothing = partial(str, "")
+    study = context.Process(target=in_parallel, args=(_note_and_wait, [tmp_path] * 2, 2, nothing))
+    study.start()
+    try:
+        _until(lambda: len(list(tmp_path.iterdir())) == 2)
+        workers = [int(path.name) for path in tmp_path.iterdir()]
+    finally:
+        study.kill()
+        study.join()
+    _until(lambda: all(map(_is_dead, workers)))
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether nothing but an entry is left that nobody has collected."""
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+
+
+def _until(done: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_bad_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -189,14 +189,17 @@ def read_curve(folder: Path, value: str) -> Curve:
 def draw(name: str, curves: dict[Key, Curve], path: Path) -> None:
     """Mean over the seeds, and the range of them as a band."""
     lines = COMPARISONS[name]
+    seeds = {(env, line): sum(key[:2] == (env, line) for key in curves) for env in lines for line in lines[env]}
+    alike = len(set(seeds.values())) == 1
     axes_of = [("env_steps", "value")] if name == "scratch" else _PANELS
     panels = [(env, x, y) for env in lines for x, y in axes_of]
     figure = new_figure(4.3 * len(panels), 4.1)
     for axes, (env, x, y) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         for i, line in enumerate(lines[env]):
             same = [curve for (e, other, _), curve in curves.items() if (e, other) == (env, line)]
-            _draw_line(axes, same, x, y, label=line, color=COLOURS[i], marker=MARKERS[i])
-        tidy(axes, f"{env}, mean and range of {len(same)} seeds")
+            label = line if alike else f"{line} ({seeds[env, line]})"
+            _draw_line(axes, same, x, y, label=label, color=COLOURS[i], marker=MARKERS[i])
+        tidy(axes, f"{env}, mean and range of {f'{len(same)} seeds' if alike else '(N) seeds'}")
         if x == "env_steps":
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
             axes.set(xlabel="environment steps online")

@@ -5,13 +5,11 @@ Imports matplotlib: whoever draws imports this when it draws.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 # Okabe and Ito, "Color universal design" (2008).
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -37,12 +35,10 @@ def tidy(axes: Axes, title: str = "", grid: str = "y") -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, complete or not at all; with a palette of its own colours, which makes it a third as large."""
-    drawn, partial = io.BytesIO(), path.with_name(f".{path.stem}.partial.png")
-    figure.savefig(drawn)
-    few = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    """Write a PNG, complete or not at all."""
+    partial = path.with_name(f".{path.stem}.partial.png")
     try:
-        few.save(partial, optimize=True)
+        figure.savefig(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

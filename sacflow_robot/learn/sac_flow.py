@@ -163,4 +163,5 @@ class Rlpd(GaussianSac):
     """
 
     def _next_value(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return Agent._next_value(self, batch, noise)
+        value, entropy = super()._next_value(batch, noise)
+        return value, torch.zeros_like(entropy)

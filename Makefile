@@ -12,7 +12,7 @@ train: $(READY)
 test: $(READY)
 	$(BIN)/pytest -m "not gpu and not slow" $(ARGS)
 
-# A cell of real processes that learns while it runs: some five minutes.
+# A cell of real processes that learns while it runs, and every algorithm compiled: some ten minutes.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow $(ARGS)
 

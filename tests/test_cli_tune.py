@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,49 @@ def test_a_copy_of_a_run_goes_on_around_a_profile(
     moved = fitted.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--resume", moved.name]) == 0, "the copy is a run like any other, wherever it lies"
+
+
+def test_a_run_goes_on_with_smaller_steps_where_it_ended_with_an_error(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    words = [
+        "--learner.batch-size",
+        "16",
+        "--learner.policy-rate=1e-5",
+        "--learner.gradient-clip",
+        "1",
+        "--precision",
+        "float32",
+    ]
+    assert main(["train", "--resume", str(run), *words]) == 0
+    folder, config = RunFolder.open(run)
+    learner = config.learner
+    assert (learner.batch_size, learner.policy_rate, learner.gradient_clip, config.precision) == (
+        16,
+        1e-5,
+        1.0,
+        "float32",
+    )
+    optimiser = folder.load_checkpoint(config)["agent"]["policy_optimiser"]
+    assert optimiser["param_groups"][0]["lr"] == 1e-5, "what was saved does not bring the old ones back"
+    assert Train.default(["--resume", str(run)]).config == config, "it keeps them"
+    capsys.readouterr()
+    for option in (["--flow.width", "64"], ["--learner.critic-width", "64"], ["--seed", "3"]):
+        assert main(["train", "--resume", str(run), *option]) == 2
+        assert f"leave out {' '.join(option)}" in capsys.readouterr().err
+    assert main(["train", "--resume", str(run), "--learner.batch-size", "many"]) == 2
+
+
+def test_a_run_that_learned_from_a_log_is_resumed_and_not_tuned(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    folder, config = RunFolder.open(run)
+    folder.write_config(replace(config, replay=(str(trained / "real.zarr"),)))
+    before = folder.load_checkpoint(config)["agent"]["updates"]
+    assert main(["train", "--resume", str(run)]) == 0
+    assert folder.load_checkpoint(config)["agent"]["updates"] == before and sorted(tmp_path.iterdir()) == [run]
 
 
 def test_a_run_is_only_made_to_fit_a_profile_that_can_be_used(

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 _FITTING_STEPS = 8000
 """Environment steps, unless told otherwise, in which a run is made to fit the arm of a profile."""
 
+_CHANGEABLE = (
+    "device", "threads", "compile", "precision", "replay-memory-gb", "learner.batch-size", "learner.best-of",
+    "learner.policy-rate", "learner.critic-rate", "learner.gradient-clip",
+)  # fmt: skip
+"""Options that a run may go on with other values of: what is saved has none of them in its shape."""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -40,12 +46,14 @@ class Train:
         full: Take the published sizes and budgets, meant for a GPU, as defaults.
         config: The run's configuration.
         out: Run folder to make; by default the first free runs/<env>-<velocity>-s<seed>.
-        resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise. With --profile FILE
+        resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise, but for where and
+            how it is computed, batch size, best-of, step sizes and clipping, for a run that ended with an error. With --profile FILE
             a copy of it (--out) goes on in simulation for --online-steps more, on arms drawn around that profile: one policy is
             made to fit one measured arm. With --replay LOG a copy is fine-tuned on that log alone, without a simulator: no
             arm moves, no state is read (settings chosen on Lift).
         tune_updates: Updates for each step of the log when fine-tuning.
         json: Print one JSON object as the last line.
+        unchanged: The run to resume goes on as what it is, and ``config`` is its own.
     """
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
@@ -54,6 +62,7 @@ class Train:
     tune_updates: float = 0.25
     json: bool = False
     full: bool = False
+    unchanged: Annotated[bool, tyro.conf.Suppress] = False
 
     @staticmethod
     def default(arguments: Sequence[str]) -> Train:
@@ -71,10 +80,12 @@ class Train:
         parser.add_argument("--tune-updates", type=float, default=argparse.SUPPRESS)
         parser.add_argument("--profile", default="")
         parser.add_argument("--online-steps", type=int, default=argparse.SUPPRESS)
+        for name in _CHANGEABLE:
+            parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name, default=argparse.SUPPRESS)
         known, others = parser.parse_known_args(list(arguments))
         if known.resume is not None:
             _check_going_on(known, [o for o in others if o not in ("-h", "--help")])
-        own = "full", "resume", "json", "replay", "out", "tune_updates", "profile", "online_steps"
+        own = "full", "resume", "json", "replay", "out", "tune_updates", "profile", "online_steps", *_CHANGEABLE
         named = {name: value for name, value in vars(known).items() if name not in own}
         if known.resume is not None:
             _check_same_run(known.resume, named, full=known.full)
@@ -83,6 +94,8 @@ class Train:
         given = {a.split("=")[0].removeprefix("--").replace("_", "-").replace(".no-", ".") for a in arguments}
         for option in sorted(given & without_effect(config.algo)):
             raise UsageError(f"--{option} does nothing with --algo {config.algo}; leave it out")
+        if known.resume is not None and not known.profile and not known.replay:
+            return Train(config=_own_config(known.resume), unchanged=True)
         if known.resume is not None and known.profile:
             config = replace(config, randomise="profile", profile=known.profile, online_steps=_FITTING_STEPS)
         return Train(config=config)
@@ -96,17 +109,17 @@ class Train:
         from sacflow_robot.learn.run_folder import RunFolder
         from sacflow_robot.learn.train import Trainer
 
-        if self.resume is not None and self.config.replay:
+        if self.resume is not None and self.config.replay and not self.unchanged:
             return fine_tune(self.resume, self.config.replay, self.tune_updates, self.out, as_json=self.json)
         began = time.monotonic()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
         folder: RunFolder | None = None
-        fitting = self.resume is not None and bool(self.config.profile)
+        fitting = self.resume is not None and not self.unchanged
         if self.resume is not None:
             folder, config = (
                 copy_to_fit(self.resume, self.config.profile, self.config.online_steps, self.out)
                 if fitting
-                else RunFolder.open(self.resume)
+                else self._opened(self.resume)
             )
         else:
             config = self.config
@@ -133,6 +146,15 @@ class Train:
                     progress.say(f"saved; go on with:\n  {common.command_line('train --resume', folder.path)}")
                     return 130
         return self._finish(trainer, folder, began)
+
+    def _opened(self, path: Path) -> tuple[RunFolder, TrainConfig]:
+        """The run to go on with, with what was said to change from now on."""
+        from sacflow_robot.learn.run_folder import RunFolder
+
+        folder, own = RunFolder.open(path)
+        if self.config != own:
+            folder.write_config(self.config)
+        return folder, self.config
 
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
         from sacflow_robot.serve.policy import OnnxPolicy
@@ -233,6 +255,7 @@ def _check_going_on(known: argparse.Namespace, others: Sequence[str]) -> None:
             "--resume with both --profile and --replay; fit the run to the profile first, then fine-tune what comes of it"
         )
     takes = ["out"] * bool(known.replay or known.profile)
+    others = [*others, *(f"--{n} {getattr(known, n)}" for n in _CHANGEABLE if n in known and takes)]
     takes += ["tune_updates"] * bool(known.replay) + ["online_steps"] * bool(known.profile)
     wrong = [
         f"--{n.replace('_', '-')}" for n in ("out", "tune_updates", "online_steps") if n in known and n not in takes
@@ -242,17 +265,26 @@ def _check_going_on(known: argparse.Namespace, others: Sequence[str]) -> None:
         raise UsageError(f"--resume goes on with the run's own configuration; leave out {named}")
 
 
+def _own_config(path: Path) -> TrainConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        DataError: It is none.
+    """
+    from sacflow_robot.learn.run_folder import RunFolder
+
+    return RunFolder.open(path)[1]
+
+
 def _check_same_run(path: Path, named: Mapping[str, object], *, full: bool) -> None:
     """Refuse to resume a run under options that are not its own.
 
     Raises:
         UsageError: An option names something else than the run is of, or sizes for a run that has some.
     """
-    from sacflow_robot.learn.run_folder import RunFolder
-
     if full:
         raise UsageError(f"--full sizes a new run, and {path} has its sizes; leave it out, or leave out --resume")
-    own = RunFolder.open(path)[1] if named else None
+    own = _own_config(path) if named else None
     for name, value in named.items():
         theirs = getattr(own, name)
         if value == theirs:

@@ -7,6 +7,7 @@ it has, what a state is worth to it, and how the policy is updated.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -222,7 +223,7 @@ class Agent:
     @property
     def is_finite(self) -> bool:
         """Whether every weight is a finite number; false once training has diverged."""
-        weights = (*self.policy.parameters(), *self.critic.parameters())
+        weights = (weight for network in self._networks().values() for weight in network.parameters())
         return all(bool(weight.isfinite().all()) for weight in weights)
 
     def _networks(self) -> dict[str, nn.Module]:
@@ -244,9 +245,23 @@ class Agent:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
         for name, part in self._state().items():
-            part.load_state_dict(state[name])
+            take_over(part, state[name])
         self.generator.set_state(state["generator"].cpu())
         self.updates = int(state["updates"])
+
+
+def take_over(part: Any, state: Mapping[str, Any]) -> None:
+    """Load a state into a network, an optimiser or a temperature, as a copy and without its step sizes.
+
+    torch's optimisers keep the tensors that they are given: two that load one state would go on updating the same moments.
+    Step sizes are the configuration's, which may have changed since the state was saved.
+    """
+    groups = part.param_groups if isinstance(part, torch.optim.Optimizer) else []
+    rates = [group["lr"] for group in groups]
+    part.load_state_dict(copy.deepcopy(dict(state)))
+    groups = part.param_groups if isinstance(part, torch.optim.Optimizer) else []
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
 
 
 @torch.no_grad()

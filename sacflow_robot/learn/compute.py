@@ -75,14 +75,16 @@ class Compute:
             if not self.compiled:
                 return plain(*args, **kwargs)
             try:
-                with warnings.catch_warnings():
+                # Else the backward half is compiled when it is first needed, where nothing here would catch a failure.
+                both_halves = torch._functorch.config.patch(force_non_lazy_backward_lowering=True)
+                with warnings.catch_warnings(), both_halves:
                     warnings.simplefilter("ignore")  # the compiler's remarks on its own deprecated parts
                     if fast is None:
                         fast = torch.compile(plain, dynamic=False, mode="reduce-overhead" if gpu else None)
                     return _own(fast(*args, **kwargs)) if gpu else fast(*args, **kwargs)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # the compiler's own family is wide: no C++ compiler, an operation it lacks
+                if is_out_of_memory(error):
+                    raise
                 self.compiled = False
                 self.note = f"not compiled: {one_line(error, 120)}; --compile off leaves it out"
                 return plain(*args, **kwargs)
@@ -93,6 +95,14 @@ class Compute:
 def _own(result: _T) -> _T:
     """Copies of what a CUDA graph returned, in memory that its next run writes to."""
     return tree_map_only(torch.Tensor, torch.Tensor.clone, result)  # type: ignore[no-any-return]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, the processor's, or one of the GPU's several kinds."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = ("allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def multiplies_bfloat16() -> bool:

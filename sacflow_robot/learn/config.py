@@ -38,7 +38,8 @@ class FlowConfig:
         entropy: What the entropy term counts: the ``path`` of the noise, as published; or the ``last-step`` alone, a lower
             bound of the action's entropy. A learned sigma meets a path's target with noise in the first steps, which the
             flow then forgets, and leaves next to none in the action.
-        drift: Correct the rollout's drift for the noise, so that its marginals stay those of the flow without noise.
+        drift: Correct the rollout's drift for the noise, so that its marginals stay those of the flow without noise
+            (exactly so for a fixed noise scale).
         weight_norm: Normalise the weights of the velocity's linear layers (another cure for exploding gradients, for
             comparison).
     """
@@ -85,8 +86,9 @@ class LearnerConfig:
             learns from all.
         regulariser: What holds the policy near the data online: ``action``, the paper's ||a - a_data||^2 summed over the
             chunk's H*A dimensions, which pulls towards the mean of the ways that the data show; ``flow-matching``, the
-            loss that the policy is cloned with; or ``same-noise``, the squared distance, summed likewise, to what a
-            second flow makes of the same noise. Offline, cloning is all.
+            loss that the policy is cloned with, a mean over dimensions, so that it takes a beta H*A times as large; or
+            ``same-noise``, the squared distance, summed as in the first, to what a second flow makes of the same noise.
+            Offline, cloning is all.
         reference: That second flow: ``frozen``, the policy as cloning left it; or ``cloning``, one that goes on from there and
             does nothing but clone what is in the replay buffer, so that what the policy has found out does not pull it back.
         regularisation: beta, weight of the regulariser in the actor loss.

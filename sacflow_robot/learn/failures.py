@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.errors import SacflowError
+from sacflow_robot.learn.compute import is_out_of_memory
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.run_folder import RunFolder
 
@@ -23,8 +24,14 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
 
 def diverged(what: str, update: int, folder: RunFolder) -> SacflowError:
     """The error for a number that is not finite."""
+    kept = (
+        f"; the checkpoint before it is kept, and --resume {folder.path} takes these"
+        if folder.checkpoint.exists()
+        else ""
+    )
     return SacflowError(
-        f"training diverged: {what} is not finite at update {update}; lower the step sizes{_go_on(folder)}"
+        f"training diverged: {what} is not finite at update {update}; lower --learner.policy-rate or --learner.critic-rate, "
+        f"or set --learner.gradient-clip{kept}"
     )
 
 
@@ -68,23 +75,22 @@ def memory_is_explained(config: TrainConfig, folder: RunFolder) -> Iterator[None
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        device = isinstance(error, torch.OutOfMemoryError)
-        if not (device or isinstance(error, MemoryError) or "allocate memory" in str(error)):
+        if not is_out_of_memory(error):
             raise
-        settings = [f"--learner.batch-size (now {config.learner.batch_size})"]
+        device = isinstance(error, torch.OutOfMemoryError) or "CU" in str(error)
+        anytime = [f"--learner.batch-size (now {config.learner.batch_size})"]
         if config.learner.best_of > 1:
-            settings.append(f"--learner.best-of (now {config.learner.best_of})")
-        settings.append(f"--learner.critic-width (now {config.learner.critic_width})")
-        settings.append(f"--flow.width (now {config.flow.width})")
+            anytime.append(f"--learner.best-of (now {config.learner.best_of})")
+        at_first = [
+            f"--learner.critic-width (now {config.learner.critic_width})",
+            f"--flow.width (now {config.flow.width})",
+        ]
         if not device:
-            settings.append(f"--replay-capacity (now {config.replay_capacity})")
-            settings.append(f"--replay-memory-gb (now {config.replay_memory_gb:g})")
+            anytime.append(f"--replay-memory-gb (now {config.replay_memory_gb:g})")
+            at_first.append(f"--replay-capacity (now {config.replay_capacity})")
+        goes_on = f" and go on with --resume {folder.path}, or in a new run" if folder.checkpoint.exists() else " or"
         where = "the GPU's memory" if device else "memory"
-        raise SacflowError(f"out of {where}; lower {', '.join(settings)}{_go_on(folder)}") from None
-
-
-def _go_on(folder: RunFolder) -> str:
-    return f", or go on from the last checkpoint with --resume {folder.path}" if folder.checkpoint.exists() else ""
+        raise SacflowError(f"out of {where}; lower {', '.join(anytime)}{goes_on} {', '.join(at_first)}") from None
 
 
 @contextmanager

@@ -82,8 +82,9 @@ class FlowPolicy(PolicyNetwork):
         """Noise-augmented rollout with its path density (paper, section 4.2).
 
         A_{i+1} = A_i + b dt + sigma sqrt(dt) eps,  b = v + (sigma^2 / 2) (t v - A) / (1 - t).
-        The drift keeps the marginals of the deterministic flow while v is a true flow-matching velocity; without the
-        correction b = v.
+        The drift keeps the marginals of the deterministic flow while v is a true flow-matching velocity and sigma does not
+        depend on A; for a learned sigma(t, A, s) this is the published formula, which leaves out the term
+        1/2 d(sigma^2)/dA that exact marginals need (Fokker-Planck). Without the correction b = v.
         log p = log N(A_0; 0, I) + sum_i log N(A_{i+1}; A_i + b dt, sigma^2 dt I) - log |da/du|.
         ``noise`` (1 + K, B, D) holds A_0 and one eps a step.
 

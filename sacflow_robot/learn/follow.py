@@ -16,7 +16,7 @@ import torch
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.replay import ChunkBatch
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, SacflowError, one_line
+from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
 from sacflow_robot.learn.export import export_agent
 from sacflow_robot.learn.run_folder import Evaluation, RunFolder, replace_text
 from sacflow_robot.learn.train import METRICS_EVERY, Trainer
@@ -144,7 +144,16 @@ class FollowingTrainer(Trainer):
         return super().act(observation, noise) if self._judged is None else self._judged(observation, noise)
 
     def _offline(self) -> None:
-        """That lies behind."""
+        """That lies behind.
+
+        Raises:
+            UsageError: It does not.
+        """
+        if self.offline_steps < self.config.offline_steps:
+            raise UsageError(
+                f"{self.folder.path} was stopped while cloning, after {self.offline_steps:,} of {self.config.offline_steps:,} "
+                f"updates; finish it first with train --resume {self.folder.path}"
+            )
 
     def _online(self) -> None:
         follow = self.follow

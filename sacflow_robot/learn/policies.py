@@ -76,7 +76,8 @@ class BestOf(nn.Module):
 
     One noise z (B, D) makes all N: candidate n starts from R_n z, with fixed orthogonal matrices R_n drawn at random and
     R_0 = I. Each R_n z is standard normal and uncorrelated to the others on average, so every candidate is a sample of the
-    policy, and the contract stays what it is: noise (B, H, A) in, the same action for the same noise on every machine.
+    policy, and the contract stays what it is: noise (B, H, A) in, the same action for the same noise on every machine. All
+    have the length of z: of an action of one number there are but two, z's and -z's.
 
     Args:
         policy: The policy.
@@ -93,7 +94,9 @@ class BestOf(nn.Module):
         self.critic, self._candidates, self._how = critic, candidates, how
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(candidates, policy.action_dim, policy.action_dim, generator=generator)
-        turns = torch.linalg.qr(drawn).Q
+        turns, upper = torch.linalg.qr(drawn)
+        # Evenly distributed over all orthogonal matrices only so: the signs that QR leaves open are those of the draw.
+        turns = turns * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
         turns[0] = torch.eye(policy.action_dim)
         # (D, N * D): one product turns a noise into all its candidates.
         turns = turns.permute(2, 0, 1).reshape(policy.action_dim, -1).to(policy.observation_mean.device)

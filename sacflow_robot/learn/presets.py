@@ -135,8 +135,10 @@ def _published(config: TrainConfig) -> TrainConfig:
     """
     flow, learner = config.flow, config.learner
     token = config.velocity == "flow-t" and config.algo in ("sac-flow", "bc", "qc", "qc-fql")
+    gaussian = config.algo in ("rlpd", "sac")  # as wide and deep as its critic
     if config.from_scratch:
-        flow = replace(flow, width=64 if token else 128, depth=2, gate_width=128, entropy="path", noise_scale=0.34)
+        width = 1024 if gaussian else 64 if token else 128
+        flow = replace(flow, width=width, depth=2, gate_width=128, entropy="path", noise_scale=0.34)
         learner = replace(
             learner,
             batch_size=512,

@@ -205,6 +205,8 @@ class RunFolder:
         except Exception as error:  # torch raises pickle's, zip's and its own
             text = one_line(error)
             raise DataError(f"{self.checkpoint} cannot be read ({text}); is it complete?") from None
+        if not isinstance(state, dict):
+            raise DataError(f"{self.checkpoint} is no checkpoint of a run; put back the file that belongs there")
         self._check_made_by(state.get("made_by", {}), made_by(config))
         return state
 

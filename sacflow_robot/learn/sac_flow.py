@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.learn import losses
-from sacflow_robot.learn.agent import Agent, Batch, Metrics
+from sacflow_robot.learn.agent import Agent, Batch, Metrics, take_over
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.policies import GaussianPolicy
 from sacflow_robot.learn.policy import PolicyNetwork, Rollout
@@ -111,8 +111,8 @@ class SacFlow(Sac):
 
     def begin_online(self) -> None:
         """Cloning is over: the reference is what the policy is now."""
-        self.reference.load_state_dict(self.policy.state_dict())
-        self.reference_optimiser.load_state_dict(self.policy_optimiser.state_dict())
+        take_over(self.reference, self.policy.state_dict())
+        take_over(self.reference_optimiser, self.policy_optimiser.state_dict())
 
     def _update_policy_offline(self, batch: Batch) -> Metrics:
         drawn = losses.draw_flow_matching(batch.chunk, self.generator)

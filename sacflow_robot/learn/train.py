@@ -43,8 +43,9 @@ TRAINING_SEED = 1_000_000
 """Training and demonstrations use seeds from here on only; evaluation uses seeds below."""
 
 METRICS_EVERY = 100
-_SAVE_EVERY = 10_000  # updates on demonstrations; online it is saved with every evaluation
 """Updates between two rows of metrics."""
+
+_SAVE_EVERY = 10_000  # updates on demonstrations; online it is saved with every evaluation
 
 _SEEDS_PER_RUN = 1_000_000
 _RECENT_EPISODES = 50

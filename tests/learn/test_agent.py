@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from sacflow_robot.data.replay import ChunkBatch, ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
-from sacflow_robot.learn.algorithms import make_agent
+from sacflow_robot.learn.algorithms import ALGORITHMS, make_agent
 from sacflow_robot.learn.compute import pick_device
-from sacflow_robot.learn.config import FlowConfig, TrainConfig
+from sacflow_robot.learn.config import AlgorithmName, FlowConfig, TrainConfig
+from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.sac_flow import SacFlow
 from sacflow_robot.spec import ArmSpec
 
@@ -94,6 +96,46 @@ def test_same_noise_measures_the_distance_to_the_clone(arm: ArmSpec, batch: Chun
             metrics = other.update_online(batch)
         other.moved = metrics["policy/distance_to_data"].item()  # type: ignore[attr-defined]
     assert held.moved < alone.moved / 2  # type: ignore[attr-defined]
+
+
+def test_optimisers_share_nothing(arm: ArmSpec, batch: ChunkBatch) -> None:
+    """Trap 7 online: the actor's momentum is not the clone's, nor does an agent move the moments of the one it was loaded from."""
+
+    def moments(optimiser: torch.optim.Optimizer) -> set[int]:
+        return {part.data_ptr() for state in optimiser.state.values() for part in state.values()}
+
+    agent = tiny_agent(arm, policy_delay=1, regulariser="same-noise", reference="cloning", regularisation=0.5)
+    for _ in range(3):
+        agent.update_offline(batch)
+    agent.begin_online()
+    assert not moments(agent.policy_optimiser) & moments(agent.reference_optimiser)
+    other = tiny_agent(arm, policy_delay=1, regulariser="same-noise", reference="cloning", regularisation=0.5)
+    state = agent.state_dict()
+    state["reference_optimiser"] = state["policy_optimiser"]  # as saved by the releases in which they were shared
+    other.load_state_dict(state)
+    optimisers = [
+        a for one in (agent, other) for a in (one.policy_optimiser, one.reference_optimiser, one.critic_optimiser)
+    ]
+    assert sum(len(moments(o)) for o in optimisers) == len(set.union(*map(moments, optimisers)))
+    agent.update_online(batch)
+    steps = {int(state["step"]) for o in optimisers[:2] for state in o.state.values()}
+    assert steps == {4}, "each has made one of its own"
+
+
+def test_step_sizes_are_the_configurations(arm: ArmSpec, batch: ChunkBatch) -> None:
+    old, new = tiny_agent(arm), tiny_agent(arm, policy_rate=1e-5)
+    old.update_offline(batch)
+    new.load_state_dict(old.state_dict())
+    assert new.policy_optimiser.param_groups[0]["lr"] == 1e-5 != old.policy_optimiser.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("network", ["policy", "reference", "target_critic"])
+def test_a_weight_anywhere_that_is_not_finite_is_noticed(arm: ArmSpec, network: str) -> None:
+    agent = tiny_agent(arm)
+    assert agent.is_finite
+    with torch.no_grad():
+        next(getattr(agent, network).parameters()).flatten()[0] = torch.nan
+    assert not agent.is_finite
 
 
 def test_flow_matching_as_the_regulariser_goes_on_cloning(arm: ArmSpec, batch: ChunkBatch) -> None:
@@ -237,3 +279,27 @@ def test_devices_by_name() -> None:
     for name in ("abacus", "cuda:99", "meta"):
         with pytest.raises(UsageError, match="try --device cpu"):
             pick_device(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_compiled_updates_are_those_that_are_not(
+    arm: ArmSpec, batch: ChunkBatch, algo: AlgorithmName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    config = preset("lift", algo=algo, from_scratch=algo == "sac")
+    learner = replace(config.learner, critic_width=32, critic_depth=2, batch_size=32, policy_delay=1)
+    flow = replace(config.flow, width=32, depth=2, gate_width=16)
+    config = replace(config, chunk_length=5, precision="float32", flow=flow, learner=learner)
+    plain, compiled = (make_agent(arm, replace(config, compile=how), torch.device("cpu")) for how in ("off", "on"))
+    for agent in (plain, compiled):
+        for _ in range(2):
+            agent.update_offline(batch)
+        agent.begin_online()
+        for _ in range(2):
+            agent.update_online(batch)
+    assert compiled.compute.compiled and not compiled.compute.note
+    for a, b in zip(plain.policy.parameters(), compiled.policy.parameters(), strict=True):
+        # Adam's first steps are of the sign of the gradient, which rounding turns where it is next to nothing.
+        moved = 4 * config.learner.policy_rate
+        assert (a - b).abs().max() <= 2.1 * moved and (a - b).abs().mean() < 0.02 * moved

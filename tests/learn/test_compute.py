@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from sacflow_robot.learn import compute
 from sacflow_robot.learn.compute import Compute
@@ -79,6 +81,31 @@ def test_a_compiler_that_fails_is_said_once_and_done_without(monkeypatch: pytest
     assert [double(torch.tensor(2.0)).item(), double(torch.tensor(3.0)).item()] == [4.0, 6.0]
     assert calls == [1] and not made.compiled
     assert made.note == "not compiled: no working C++ compiler found; --compile off leaves it out"
+
+
+def test_a_compiler_that_fails_on_the_way_back_is_done_without_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("No space left on device")
+
+    backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward), bw_compiler=fails)
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiler(f, backend=backend, dynamic=False))
+    made, weight = make(compile="on", precision="float32"), torch.ones(4, 4, requires_grad=True)
+    made.prepare(lambda x: (x @ weight).sum())(torch.ones(2, 4)).backward()
+    assert weight.grad is not None and weight.grad.tolist() == [[2.0] * 4] * 4
+    assert "No space left on device" in made.note and not made.compiled
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), torch.AcceleratorError("CUDA error: out of memory")])
+def test_memory_that_runs_out_is_no_failure_of_the_compiler(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    made = make(compile="on")
+    with pytest.raises(RuntimeError) as raised:
+        made.prepare(lambda x: 2 * x)(torch.zeros(2))
+    assert raised.value is error and made.compiled and not made.note
 
 
 def test_compiled_computes_the_same() -> None:

@@ -32,6 +32,10 @@ def test_unreadable_configuration(text: str) -> None:
 
 def test_presets_by_name() -> None:
     assert preset("lift", "flow-t").flow.width == 128
+    for full in (False, True):
+        for algo, scratch in (("sac", True), ("rlpd", False)):
+            gaussian = preset("lift", algo=algo, from_scratch=scratch, full=full)
+            assert gaussian.flow.width == gaussian.learner.critic_width, "a baseline is not handicapped"
     with pytest.raises(
         UnknownNameError, match=r"unknown task 'lit'; valid names: any Gymnasium id, e\.g\. HalfCheetah-v5, can"
     ):

@@ -20,14 +20,16 @@ def test_running_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
     config = replace(config, learner=replace(config.learner, best_of=16))
     (tmp_path / "checkpoint.pt").write_text("")
     message = (
-        r"^out of memory; lower --learner.batch-size \(now 256\), --learner.best-of \(now 16\), "
-        r"--learner.critic-width \(now 256\), --flow.width \(now 256\), --replay-capacity \(now 300000\), "
-        r"--replay-memory-gb \(now 4\), or go on from the last checkpoint with --resume"
+        rf"^out of memory; lower --learner.batch-size \(now 256\), --learner.best-of \(now 16\), --replay-memory-gb "
+        rf"\(now 4\) and go on with --resume {tmp_path}, or in a new run --learner.critic-width \(now 256\), "
+        rf"--flow.width \(now 256\), --replay-capacity \(now 300000\)$"
     )
     with pytest.raises(SacflowError, match=message), memory_is_explained(config, folder):
         torch.empty(2**60)
-    with pytest.raises(SacflowError, match=r"^out of the GPU's memory"), memory_is_explained(config, folder):
-        raise torch.OutOfMemoryError
+    said = "CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    for error in (torch.OutOfMemoryError(), *map(torch.AcceleratorError, said)):
+        with pytest.raises(SacflowError, match=r"^out of the GPU's memory"), memory_is_explained(config, folder):
+            raise error
     with pytest.raises(RuntimeError, match="something else"), memory_is_explained(config, folder):
         raise RuntimeError("something else")
 
@@ -35,9 +37,12 @@ def test_running_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
 def test_divergence_names_term_step_and_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "lift")
     plain = str(diverged("loss/critic", 7, folder))
-    assert plain == "training diverged: loss/critic is not finite at update 7; lower the step sizes"
+    assert plain == (
+        "training diverged: loss/critic is not finite at update 7; lower --learner.policy-rate or --learner.critic-rate, or set "
+        "--learner.gradient-clip"
+    )
     folder.checkpoint.write_text("")
-    assert str(diverged("loss/critic", 7, folder)).endswith(f"with --resume {tmp_path}")
+    assert str(diverged("loss/critic", 7, folder)).endswith(f"is kept, and --resume {tmp_path} takes these")
 
 
 def test_the_first_number_that_is_not_finite_is_found_with_its_update() -> None:

@@ -201,21 +201,32 @@ def test_path_density_against_numerical_integration_in_one_dimension(learned: bo
     grid = np.linspace(-6, 6, 241)
     width = grid[1] - grid[0]
 
-    def step(t: float) -> np.ndarray:
-        """log p(A' | A) on the grid, [A, A']."""
-        v = np.sin(2 * grid) + t
-        std = np.exp(-1 + np.cos(grid) / 2 + t / 4) if learned else np.full_like(grid, sigma)
-        mean = grid + 0.5 * (v + (std**2 / 2 * (t * v - grid) / (1 - t) if drift else 0))
-        step_std = (std * math.sqrt(0.5))[:, None]
-        return -0.5 * ((grid - mean[:, None]) / step_std) ** 2 - np.log(step_std * math.sqrt(2 * math.pi))
+    def start(here: np.ndarray) -> np.ndarray:
+        return -0.5 * here**2 - 0.5 * math.log(2 * math.pi)
 
-    start = -0.5 * grid**2 - 0.5 * math.log(2 * math.pi)
-    log_p = start[:, None, None] + step(0.0)[:, :, None] + step(0.5)[None]
+    def step(t: float, here: np.ndarray, there: np.ndarray) -> np.ndarray:
+        """log p(A' | A)."""
+        v = np.sin(2 * here) + t
+        std = np.exp(-1 + np.cos(here) / 2 + t / 4) if learned else np.full_like(here, sigma)
+        mean = here + 0.5 * (v + (std**2 / 2 * (t * v - here) / (1 - t) if drift else 0))
+        step_std = std * math.sqrt(0.5)
+        return -0.5 * ((there - mean) / step_std) ** 2 - np.log(step_std * math.sqrt(2 * math.pi))
+
+    on_grid = [step(t, grid[:, None], grid[None]) for t in (0.0, 0.5)]
+    log_p = start(grid)[:, None, None] + on_grid[0][:, :, None] + on_grid[1][None]
     weight = np.exp(log_p) * width**3
     assert weight.sum() == pytest.approx(1, abs=1e-3)
     squashing = np.log((1 - np.tanh(grid) ** 2) / 0.95)
     assert rollout.log_prob.mean().item() == pytest.approx((weight * (log_p - squashing)).sum(), abs=0.02)
     assert rollout.latent.mean().item() == pytest.approx((weight.sum((0, 1)) * grid).sum(), abs=0.02)
+
+    # The density that was found to sum to 1 is also the code's, path by path.
+    noise = torch.randn(3, 50, 1, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        middle, path = policy.rollout(torch.zeros(50, 2), noise[:2]).latent, policy.rollout(torch.zeros(50, 2), noise)
+    a, b, c = (x[:, 0].double().numpy() for x in (noise[0], middle, path.latent))
+    by_hand = start(a) + step(0.0, a, b) + step(0.5, b, c) - np.log((1 - np.tanh(c) ** 2) / 0.95)
+    np.testing.assert_allclose(path.log_prob.numpy(), by_hand, atol=1e-4)
 
 
 def test_without_the_drift_correction_noise_widens_the_marginal() -> None:

@@ -15,7 +15,7 @@ from sacflow_robot.cli.follow import check_policy
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.envs.workers import ArmPool, collect
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, PolicyFileError, SacflowError
+from sacflow_robot.errors import DataError, PolicyFileError, SacflowError, UsageError
 from sacflow_robot.learn import follow
 from sacflow_robot.learn.config import FlowConfig, TrainConfig
 from sacflow_robot.learn.failures import Interrupted
@@ -210,6 +210,15 @@ def test_an_arm_that_is_far_ahead_is_followed_with_what_is_newest(
     trainer.run()
     assert trainer.env_steps == sum(map(len, demos)), "everything is in the buffer"
     assert trainer.agent.updates - before == int(30 * TINY.learner.updates_per_step), "and the rest forgotten"
+
+
+def test_a_run_that_was_stopped_while_cloning_is_not_followed(make: Make) -> None:
+    trainer = make()
+    trainer.offline_steps = 3
+    with pytest.raises(
+        UsageError, match=r"stopped while cloning, after 3 of 4 updates; finish it first with train --resume"
+    ):
+        trainer.run()
 
 
 def test_another_log_or_a_broken_note_is_said(make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode]) -> None:

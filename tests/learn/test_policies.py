@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,17 @@ def test_candidates_are_samples_of_the_policy_and_the_first_is_its_own() -> None
     many = (torch.randn(20_000, 6) @ best.turns).reshape(-1, 8, 6)
     for n in range(8):
         torch.testing.assert_close(torch.cov(many[:, n].T), torch.eye(6), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 6])
+def test_what_candidates_start_from_is_uncorrelated(dim: int) -> None:
+    """Rotations drawn evenly have a mean of 0: on average candidates agree with the first by chance alone."""
+    best = BestOf(FlowPolicy("mlp", 2, dim, SMALL), Critic(2, dim, 16, 2, 3), 400, "min")
+    turns = best.turns.reshape(dim, 400, dim).permute(1, 0, 2)
+    correlation = turns[1:].diagonal(dim1=1, dim2=2).sum(-1) / dim
+    # The mean of 399 traces, each of variance 1, over D: three standard deviations.
+    assert abs(correlation.mean().item()) < 3 / (dim * 399**0.5)
+    assert len({tuple(np.round(turn.flatten().tolist(), 6)) for turn in turns}) == (2 if dim == 1 else 400)
 
 
 def test_picking_rows() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import get_args
 
@@ -101,22 +102,27 @@ def test_unknown_name() -> None:
 
 
 def test_a_step_of_flow_g_by_hand() -> None:
-    """One dimension, one hidden unit: A + sigmoid(g) (c - A) / K."""
-    torch.manual_seed(0)
+    """One dimension, one hidden unit, every weight another number: sigmoid(g) (c - A)."""
     velocity = FlowG(1, 1, FlowConfig(width=1, depth=1, gate_width=1))
-    with torch.no_grad():
-        for trunk, value in ((velocity.candidate, 0.5), (velocity.gate, -0.2)):
-            for parameter in trunk.parameters():
-                parameter.fill_(value)
-    s, a = torch.tensor([[0.3]]), torch.tensor([[-0.7]])
-    time = embed_time(torch.tensor([[0.25]])).sum().item()
-
-    def head(w: float) -> float:
-        hidden = F.silu(torch.tensor(w * 0.3 + w + w * -0.7 + w * time)).item()
-        return w * hidden + w
-
-    by_hand = torch.sigmoid(torch.tensor(head(-0.2))).item() * (head(0.5) - -0.7)
-    out = velocity(torch.tensor([[0.25]]), a, velocity.encode(s))
+    s, a, t = 0.3, -0.7, 0.25
+    # Weight of the observation and its bias, of the action, of sin(pi t / 2) and of cos(2 pi t), of the head, its bias.
+    numbers = {"candidate": (0.5, 0.1, -1.1, 0.9, 0.2, 1.7, -0.4), "gate": (-0.3, 0.6, 0.7, -0.8, 0.35, -1.3, 0.15)}
+    heads = {}
+    for name, (of_s, bias, of_a, of_sine, of_cosine, weight, offset) in numbers.items():
+        trunk = getattr(velocity, name)
+        with torch.no_grad():
+            trunk.from_observation.weight.fill_(of_s)
+            trunk.from_observation.bias.fill_(bias)
+            trunk.from_action.weight.fill_(of_a)
+            trunk.from_time.weight.zero_()
+            trunk.from_time.weight[0, 0] = of_sine
+            trunk.from_time.weight[0, 6] = of_cosine
+            trunk.head.weight.fill_(weight)
+            trunk.head.bias.fill_(offset)
+        x = of_s * s + bias + of_a * a + of_sine * math.sin(math.pi * t / 2) + of_cosine * math.cos(2 * math.pi * t)
+        heads[name] = weight * x / (1 + math.exp(-x)) + offset
+    by_hand = 1 / (1 + math.exp(-heads["gate"])) * (heads["candidate"] - a)
+    out = velocity(torch.tensor([[t]]), torch.tensor([[a]]), velocity.encode(torch.tensor([[s]])))
     assert out.item() == pytest.approx(by_hand, rel=1e-5)
 
 

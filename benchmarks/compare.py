@@ -36,6 +36,8 @@ _SCRATCH = {
     "mlp": "--velocity mlp",
     "sac": "--algo sac",
 }
+# As published: the entropy of the whole path, of which none is asked for, and a temperature to begin with of 0.2.
+_PATH = "--flow.entropy path --flow.noise-scale 0.34 --learner.initial-temperature 0.2"
 _ALGORITHMS = {f"{name}": f"--algo {name}" for name in ("sac-flow", "qc-fql", "qc", "rlpd", "bc")}
 _PRECISIONS = {name: f"--precision {name}" for name in ("float32", "bfloat16")}
 
@@ -45,10 +47,17 @@ COMPARISONS: dict[str, dict[str, dict[str, str]]] = {
         env: {name: f"--env {env} --from-scratch {options}" for name, options in _SCRATCH.items()}
         for env in ("HalfCheetah-v5", "Hopper-v5")
     },
+    "path": {
+        "HalfCheetah-v5": {
+            name: f"--env HalfCheetah-v5 --from-scratch --online-steps 20000 --velocity {name} {_PATH}"
+            for name in ("flow-g", "mlp")
+        }
+    },
     "lift": {"lift": {name: f"--env lift {options}" for name, options in _ALGORITHMS.items()}},
     "precision": {"lift": {name: f"--env lift {options}" for name, options in _PRECISIONS.items()}},
 }
 
+_FROM_SCRATCH = "scratch", "path"
 # Of the comparisons on Lift: what is drawn against what.
 _PANELS = [("env_steps", "value"), ("wall_s", "value"), ("env_steps", "mean_steps")]
 
@@ -69,7 +78,7 @@ class Compare:
         out: JSON file that the results are in, written anew whenever a run is finished.
     """
 
-    name: Annotated[Literal["scratch", "lift", "precision"], tyro.conf.Positional]
+    name: Annotated[Literal["scratch", "path", "lift", "precision"], tyro.conf.Positional]
     runs: Path = Path("runs/compare")
     seeds: int = 3
     jobs: int = 2
@@ -96,7 +105,7 @@ def main() -> int:
         for line in lines
         for seed in range(config.seeds)
     }
-    results = Results(config.out, config.options, "mean_return" if config.name == "scratch" else "success_rate")
+    results = Results(config.out, config.options, "mean_return" if config.name in _FROM_SCRATCH else "success_rate")
 
     def make(key: Key) -> None:
         env, line, seed = key
@@ -191,7 +200,7 @@ def draw(name: str, curves: dict[Key, Curve], path: Path) -> None:
     lines = COMPARISONS[name]
     seeds = {(env, line): sum(key[:2] == (env, line) for key in curves) for env in lines for line in lines[env]}
     alike = len(set(seeds.values())) == 1
-    axes_of = [("env_steps", "value")] if name == "scratch" else _PANELS
+    axes_of = [("env_steps", "value")] if name in _FROM_SCRATCH else _PANELS
     panels = [(env, x, y) for env in lines for x, y in axes_of]
     figure = new_figure(4.3 * len(panels), 4.1)
     for axes, (env, x, y) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
@@ -208,7 +217,7 @@ def draw(name: str, curves: dict[Key, Curve], path: Path) -> None:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 60:g}"))
             axes.set(xlabel="minutes of training, cloning included")
         axes.set_xlim(left=0)
-        if name == "scratch":
+        if name in _FROM_SCRATCH:
             axes.set(ylabel="mean return of 5 held-out episodes")
         elif y == "value":
             axes.set(ylabel="success on 50 held-out seeds", ylim=(0, 1.02))

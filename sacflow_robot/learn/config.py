@@ -39,7 +39,8 @@ class FlowConfig:
             bound of the action's entropy. A learned sigma meets a path's target with noise in the first steps, which the
             flow then forgets, and leaves next to none in the action.
         drift: Correct the rollout's drift for the noise, so that its marginals stay those of the flow without noise
-            (exactly so for a fixed noise scale).
+            (exactly so for a fixed noise scale and a velocity that flow matching has fitted). Off from scratch: there the
+            policy without noise, which is what is exported, would be another than the one that is trained.
         weight_norm: Normalise the weights of the velocity's linear layers (another cure for exploding gradients, for
             comparison).
     """

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import mujoco
 import numpy as np
@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.config import FlowConfig, VelocityName
 from sacflow_robot.learn.flow import FlowPolicy, path_entropy
 from sacflow_robot.learn.policy import rotation_matrix, squash, squash_log_det, squash_through, unsquash
+from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.velocity import Velocity
 
 CONFIG = FlowConfig(width=16, depth=2, gate_width=8, euler_steps=4, noise_scale=0.1)
@@ -280,6 +281,21 @@ def test_deterministic_rollout_is_the_noise_free_one_and_normalises_inside() -> 
     noise = torch.randn(4, 3)
     first, second = policy(observations[:4], noise), policy(observations[:4], noise)
     assert torch.equal(first, second) and first.abs().max() <= 1
+
+
+@pytest.mark.parametrize("velocity", get_args(VelocityName))
+def test_what_is_played_from_scratch_is_what_is_trained_without_the_noise(velocity: VelocityName) -> None:
+    """The drift's correction has no part in it: with one, and a large sigma, another policy is trained than is exported."""
+    torch.manual_seed(0)
+    config = preset("Hopper-v5", velocity, from_scratch=True)
+    noise = torch.zeros(1 + config.flow.euler_steps, 8, 3)
+    noise[0].normal_()
+    actions = {}
+    for drift in (False, True):
+        policy = FlowPolicy(velocity, 2, 3, replace(config.flow, drift=drift, noise_scale=2.0))
+        trained = policy.rollout(torch.zeros(8, 2), noise).action
+        actions[drift] = (trained - policy(torch.zeros(8, 2), noise[0])).abs().max().item()
+    assert not config.flow.drift and actions[False] < 1e-6 < 0.05 < actions[True]
 
 
 def test_what_random_actions_showed_does_not_bound_what_is_seen_later() -> None:

@@ -67,6 +67,9 @@ class Compute:
 
         if not self.compiled:
             return plain
+        # The compiler counts by code object how often it compiled, and without a word leaves off after eight times, which the
+        # losses of a few agents in one process would use up together.
+        plain.__code__ = plain.__code__.replace()
         gpu = self._device.type == "cuda"
         fast: Callable[_P, _T] | None = None
 

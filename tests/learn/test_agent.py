@@ -23,7 +23,7 @@ FLOW = FlowConfig(width=32, depth=2, gate_width=16)
 
 
 def tiny_agent(arm: ArmSpec, **learner: Any) -> SacFlow:
-    config = TrainConfig(flow=FLOW)
+    config = TrainConfig(compile="off", flow=FLOW)
     sizes = {"critic_width": 32, "critic_depth": 2, "batch_size": 32}
     config = replace(config, learner=replace(config.learner, **{**sizes, **learner}))
     return SacFlow(arm, config, torch.device("cpu"))

@@ -27,7 +27,7 @@ LEARNER = LearnerConfig(critic_width=32, critic_depth=2, batch_size=32, policy_d
 
 def tiny_agent(arm: ArmSpec, algo: Any, noise: Any = "fixed", **learner: Any) -> Agent:
     flow = FlowConfig(width=32, depth=2, gate_width=16, noise=noise)
-    config = TrainConfig(algo=algo, flow=flow, learner=replace(LEARNER, **learner))
+    config = TrainConfig(algo=algo, compile="off", flow=flow, learner=replace(LEARNER, **learner))
     return make_agent(arm, config, torch.device("cpu"))
 
 

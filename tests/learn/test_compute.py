@@ -83,6 +83,20 @@ def test_a_compiler_that_fails_is_said_once_and_done_without(monkeypatch: pytest
     assert made.note == "not compiled: no working C++ compiler found; --compile off leaves it out"
 
 
+def test_every_loss_is_compiled_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, compiler = [], torch.compile
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiler(f, backend=backend, dynamic=False))
+    made = make(compile="on", precision="float32")
+    losses = [made.prepare(lambda x, i=i: i * x) for i in range(20)]
+    assert [loss(torch.tensor(1.0)).item() for loss in losses] == list(range(20))
+    assert len(compiled) == 20
+
+
 def test_a_compiler_that_fails_on_the_way_back_is_done_without_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise RuntimeError("No space left on device")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
-import multiprocessing
-import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,6 @@ from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.policy import Rollout
 from sacflow_robot.study import architecture, gradients, likelihood, two_ways
 from sacflow_robot.study.report import geometric_mean, listed
-from sacflow_robot.study.runs import in_parallel
 from sacflow_robot.study.targets import GAUSSIAN, MIXTURE, exact_policy, gaussian_divergence, gaussian_steps
 from sacflow_robot.study.trial import Budget, action_distance, rarer_way, trial_config
 
@@ -193,23 +192,31 @@ def test_measures_by_hand() -> None:
     assert geometric_mean([1, 100]) == pytest.approx(10) and listed(["a", "b", "c"]) == "a, b and c"
 
 
-def _note_and_wait(folder: Path) -> None:
-    (folder / str(os.getpid())).touch()
+_STUDY = """
+import os, sys, time
+from pathlib import Path
+from sacflow_robot.study.runs import in_parallel
+
+def note_and_wait(folder):
+    Path(folder, str(os.getpid())).touch()
     time.sleep(600)
+
+if __name__ == "__main__":
+    in_parallel(note_and_wait, sys.argv[1:] * 2, 2, print)
+"""
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc which processes live")
 def test_workers_end_with_a_study_that_is_killed(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    nothing = partial(str, "")
-    study = context.Process(target=in_parallel, args=(_note_and_wait, [tmp_path] * 2, 2, nothing))
-    study.start()
-    try:
-        _until(lambda: len(list(tmp_path.iterdir())) == 2)
-        workers = [int(path.name) for path in tmp_path.iterdir()]
-    finally:
-        study.kill()
-        study.join()
+    (tmp_path / "study.py").write_text(_STUDY)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    with subprocess.Popen([sys.executable, tmp_path / "study.py", notes]) as study:
+        try:
+            _until(lambda: len(list(notes.iterdir())) == 2)
+            workers = [int(path.name) for path in notes.iterdir()]
+        finally:
+            study.kill()
     _until(lambda: all(map(_is_dead, workers)))
 
 

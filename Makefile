@@ -9,8 +9,9 @@ READY := $(VENV)/.ready
 train: $(READY)
 	$(BIN)/sacflow-robot train --env lift $(ARGS)
 
+# Two processes, each of which comes to hold 3 GB; a file's tests stay together, for they share what they set up.
 test: $(READY)
-	$(BIN)/pytest -m "not gpu and not slow" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow" $(ARGS)
 
 # A cell of real processes that learns while it runs, and every algorithm compiled: some ten minutes.
 test-slow: $(READY)

@@ -26,7 +26,7 @@ Ends = tuple[zmq.Socket[bytes], Connection | DirectConnection]
 DirectEnds = tuple[zmq.Socket[bytes], DirectConnection]
 
 
-@pytest.fixture(params=["tcp://127.0.0.1:*", f"ipc://@sacflow-test-{os.getpid()}"])
+@pytest.fixture(params=["tcp://127.0.0.1:*", f"ipc://@sacflow-test-{os.getpid()}"], ids=["tcp", "ipc"])
 def router(request: pytest.FixtureRequest) -> Iterator[zmq.Socket[bytes]]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.ROUTER)

@@ -211,7 +211,7 @@ def draw(name: str, curves: dict[Key, Curve], path: Path) -> None:
         tidy(axes, f"{env}, mean and range of {f'{len(same)} seeds' if alike else '(N) seeds'}")
         if x == "env_steps":
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
-            axes.set(xlabel="environment steps online")
+            axes.set(xlabel="environment steps" if name in _FROM_SCRATCH else "environment steps online")
         else:
             axes.xaxis.set_major_locator(MultipleLocator(300))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 60:g}"))

@@ -157,8 +157,8 @@ class _Trials(_Study):
 
     Attributes:
         seeds: Seeds of each case.
-        offline_steps: Updates of cloning; by default 2 000 (architecture: 1 500), 100 000 with --full.
-        online_steps: Environment steps online; by default 6 000 (architecture: 4 000), 100 000 with --full.
+        offline_steps: Updates of cloning; by default 2 000 (architecture: 1 000), 100 000 with --full.
+        online_steps: Environment steps online; by default 6 000 (architecture: 2 800), 100 000 with --full.
         episodes: Episodes that each policy is judged by.
     """
 
@@ -196,7 +196,7 @@ class Architecture(_Trials):
     widths: tuple[int, ...] = (32, 128, 256)
     euler_steps: tuple[int, ...] = (1, 4, 16)
 
-    _quick: ClassVar[tuple[int, int]] = 1500, 4000  # some 50 runs, which are to be done in 20 minutes
+    _quick: ClassVar[tuple[int, int]] = 1000, 2800  # some 50 runs, which are to be done in 20 minutes
 
     def run(self) -> int:
         from sacflow_robot.envs.tasks import get_arm

@@ -35,10 +35,10 @@ from sacflow_robot.study.runs import in_parallel
 from sacflow_robot.study.trial import Budget, run_trial, trial_config
 
 WIDTHS, STEPS = (32, 128, 256), (1, 4, 16)
-GATE_BIASES = (-2.0, 2.0, 5.0)
+GATE_BIASES = (-2.0, 0.0, 2.0, 5.0)
 """Of flow-g's gate at the start; 5 is published. A gate of sigmoid(bias) moves that share of the way in a step of K = 1."""
 
-LIGHT_RATES = (0.07, 1.5)
+LIGHT_RATES = (0.07, 0.4, 1.5)
 """Rate of flow-l at the start; 0.07 is its own."""
 
 HEADS = (1, 2, 4, 8)

@@ -53,6 +53,9 @@ class PandaPlant:
             and model.body_jntnum[i]
         }
         self.begin(0)
+        # numba compiles the controller when it is first run: seconds on a fresh machine, in which an arm may not be silent.
+        self.step()
+        self.begin(0)
 
     def begin(self, seed: int) -> None:
         """Put everything where an episode with this seed starts; the controller holds the arm there."""

@@ -22,6 +22,8 @@ from sacflow_robot.launch.table import cell_table, duration
 # A program: `say TEXT`, `sleep S`, `fail STATUS`, `touch FILE`, `listen PORT`, `note FILE`, `deaf`, `spawn FILE`, in a row.
 SCRIPT = """
 import os, signal, socket, subprocess, sys, time
+
+pytestmark = pytest.mark.realtime
 words = sys.argv[1:]
 while words:
     word, words = words[0], words[1:]

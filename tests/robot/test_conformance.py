@@ -14,6 +14,8 @@ from sacflow_robot.robot.drivers import DRIVERS, make_robot
 from sacflow_robot.robot.testing import FakeRobot, check_robot
 from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
 
+pytestmark = pytest.mark.realtime
+
 
 @pytest.mark.parametrize(
     "name",

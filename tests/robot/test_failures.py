@@ -29,6 +29,8 @@ from sacflow_robot.safetylimits import SafetyLimits
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.stream import ChunkStream
 
+pytestmark = pytest.mark.realtime
+
 LIFT = Path(__file__).parents[2] / "policies" / "lift.onnx"
 PERIOD = 50_000_000
 # The policy's own motions, slowed, so that an episode lasts long enough for something to happen in it; patient with a machine
@@ -114,7 +116,7 @@ def run_with(
                 chooser=Failing(client),
                 switches=switches,
                 tell=tell,
-                most_steps=700,
+                most_steps=400,
             )
     return run, said
 

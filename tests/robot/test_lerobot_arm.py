@@ -22,6 +22,8 @@ from sacflow_robot.robot.safety import SafetyFilter
 from sacflow_robot.robot.testing import check_robot
 from sacflow_robot.safetylimits import SafetyLimits
 
+pytestmark = pytest.mark.realtime
+
 NAMES = ("shoulder.pos", "elbow.pos", "gripper.pos")
 
 

@@ -24,6 +24,8 @@ from sacflow_robot.safetylimits import SafetyLimits
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.spec import FloatArray, Observation
 
+pytestmark = pytest.mark.realtime
+
 LIFT = Path(__file__).parents[2] / "policies" / "lift.onnx"
 MS = 1_000_000
 

@@ -21,6 +21,8 @@ from sacflow_robot.serve.direct import DirectConnection
 from sacflow_robot.serve.habit import NotThereError
 from sacflow_robot.serve.link import place_of
 
+pytestmark = pytest.mark.realtime
+
 Open = Callable[[str, float], Connection | DirectConnection]
 Ends = tuple[zmq.Socket[bytes], Connection | DirectConnection]
 DirectEnds = tuple[zmq.Socket[bytes], DirectConnection]

@@ -18,6 +18,8 @@ from sacflow_robot.errors import RefusedError, ServerError, ServerGoneError, Ser
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.client import PolicyClient
 
+pytestmark = pytest.mark.realtime
+
 Start = Callable[..., "subprocess.Popen[str]"]
 
 

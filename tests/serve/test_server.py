@@ -36,6 +36,8 @@ from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.security import Security, new_keys
 from sacflow_robot.serve.server import PolicyServer
 
+pytestmark = pytest.mark.realtime
+
 ANY_PORT = "tcp://127.0.0.1:*"
 
 

@@ -37,6 +37,8 @@ from sacflow_robot.robot.deoxys.wire import ArmState, GripperState
 from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.testing import check_robot
 
+pytestmark = pytest.mark.realtime
+
 UP = np.array([0, 0, 1, 0, 0, 0, -1], np.float32)
 SHIPPED = Path(__file__).parents[3] / "launch" / "deoxys_twin.yml"
 

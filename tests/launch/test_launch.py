@@ -19,11 +19,11 @@ from sacflow_robot.launch.process import State
 from sacflow_robot.launch.supervisor import CellError, Supervisor
 from sacflow_robot.launch.table import cell_table, duration
 
+pytestmark = pytest.mark.realtime
+
 # A program: `say TEXT`, `sleep S`, `fail STATUS`, `touch FILE`, `listen PORT`, `note FILE`, `deaf`, `spawn FILE`, in a row.
 SCRIPT = """
 import os, signal, socket, subprocess, sys, time
-
-pytestmark = pytest.mark.realtime
 words = sys.argv[1:]
 while words:
     word, words = words[0], words[1:]

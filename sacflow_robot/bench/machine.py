@@ -8,12 +8,16 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """Processor, core count and system, e.g. ``"AMD EPYC, 2 cores, Linux"``."""
+    """Processor, core count and system, e.g. ``"AMD EPYC (family 25, model 17), 2 cores, Linux"``."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+    except OSError:
+        lines = []
+    said = {name.strip(): value.strip() for name, _, value in lines}
+    model = said.get("model name") or platform.processor() or platform.machine()
+    # Virtual machines name processors of several generations alike, one twice as fast as another; these numbers differ.
+    if "cpu family" in said and "model" in said:
+        model += f" (family {said['cpu family']}, model {said['model']})"
     return f"{model}, {os.cpu_count()} cores, {platform.system()}"
 
 

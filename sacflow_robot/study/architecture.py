@@ -196,7 +196,7 @@ def action_cost(velocity: str, flow: FlowConfig, arm: ArmSpec, chunk_length: int
             path = Path(name) / "policy.onnx"
             export_policy(policy, make_spec(policy, arm, velocity, {}), path)
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = options.inter_op_num_threads = 1
+            options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 4
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         feed = {a.key: np.zeros((1, *a.shape), np.float32) for a in arm.observations}
         feed[policyfile.NOISE] = noise.numpy().reshape(1, chunk_length, arm.action_dim)

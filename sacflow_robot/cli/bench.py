@@ -259,7 +259,9 @@ class BenchTrain:
             config = train.published(algo, velocity, device=self.device, compile=self.compile, precision=self.precision)
             rows.append(train.measure(config, velocity, self.repeats, self.seconds, threads))
         columns = "algorithm", "velocity", "precision", "compiled", "updates/s", "of the limit of", "peak MB", "first s"
-        table = Table(*columns, box=None)
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)  # 79 columns, which every terminal has
+        for column in columns:
+            table.add_column(column, justify="right" if column in columns[4:] else "left")
         for row in rows:
             yes = "yes" if row.compiled else "no"
             rate = f"{row.updates_per_s:.1f}"

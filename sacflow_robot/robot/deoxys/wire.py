@@ -20,6 +20,10 @@ GRASP = {"width": -0.01, "speed": 0.5, "force": 30.0, "epsilon_inner": 0.08, "ep
 OPEN = {"width": 0.08, "speed": 0.1}
 """As deoxys's own client commands the gripper; a width below 0 closes on whatever is there."""
 
+# Commands between this program and the network. Not one: ZeroMQ looks only once a millisecond at what has left, and a publisher
+# drops what comes while its queue is full, such as a stop right after a standstill. The arm's side takes the newest it has.
+_QUEUE = 16
+
 _TIMEOUT_S = 0.2  # what deoxys's client puts there, and its control node does not read
 _ESTIMATOR = {"alpha_q": 0.9, "alpha_dq": 0.9, "alpha_eef": 1.0}
 
@@ -150,8 +154,8 @@ def gripper_command(closing: float, force_n: float | None = None, width_m: tuple
 class DeoxysWire:
     """The sockets. Sending is safe from any thread; what is received is read on a thread that calls :meth:`receive`.
 
-    Commands are published without a queue worth the name: what the arm's side has not taken when the next one comes is
-    lost, so that nothing old is acted on after a reconnect.
+    Commands are published with a short queue, and with none where nobody has subscribed, so that nothing old is acted on
+    after a reconnect.
 
     Args:
         config: Where.
@@ -185,7 +189,7 @@ class DeoxysWire:
 
     def _publisher(self, config: DeoxysConfig, port: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUB)
-        socket.setsockopt(zmq.SNDHWM, 1)
+        socket.setsockopt(zmq.SNDHWM, _QUEUE)
         socket.setsockopt(zmq.LINGER, 100)
         socket.bind(f"tcp://{config.pc_ip}:{port}")
         return socket

@@ -35,7 +35,7 @@ def draw_curve(evaluations: Sequence[Evaluation], path: Path, title: str, *, ret
         axes.set(ylabel="mean return")
     else:
         _draw_success(axes, steps, points)
-    axes.set(xlabel="environment steps online", xlim=(0, max(steps[-1], 1)))
+    axes.set(xlabel="environment steps online", xlim=(0, max(steps[-1], 1000)))
     band = "" if returns else ", band: 95 % interval"
     tidy(axes, f"{title}, {points[-1].episodes} held-out episodes per point{band}")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))

@@ -1,34 +1,71 @@
-"""What a person asks of a running arm from anywhere: stop, and arm again."""
+"""What a person asks of a running robot from anywhere: stop, and enable again."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class Switches:
-    """Requests, from whatever thread or signal handler, until the control loop takes them."""
+    """Requests from any thread or signal handler, until the control loop takes them, and what became of them.
+
+    No locks: a signal handler may interrupt any line of the thread that it runs in.
+    """
 
     def __init__(self) -> None:
-        self._stop, self._arm = "", False
+        self._requests: deque[tuple[str, int]] = deque()  # reason to stop, empty to enable; number
+        self._count = 0
+        self._taken = 0
+        self._state = ""
+        self._settled = 0, ""
 
-    def stop(self, reason: str) -> None:
-        """Emergency stop."""
-        self._stop = reason or "stopped"
+    def stop(self, reason: str) -> int:
+        """Request an emergency stop; the number of the request, for :meth:`outcome`."""
+        return self._put(reason or "stopped")
 
-    def arm(self) -> None:
-        """Arm again after a hold or a stop."""
-        self._arm = True
+    def arm(self) -> int:
+        """Request that the robot be enabled after a hold or a stop; the number of the request."""
+        return self._put("")
 
     def take(self) -> tuple[str, bool]:
-        """What was asked for since the last call: why to stop, empty for not; whether to arm. A stop outdoes an arming."""
-        if not self._stop and not self._arm:
-            return "", False
-        stop, arm = self._stop, self._arm
-        self._stop, self._arm = "", False
-        return stop, arm and not stop
+        """Requests since the last call: why to stop, empty for no stop; whether to enable. A stop outdoes an enabling,
+        whichever came first."""
+        stop, enable = "", False
+        while self._requests:
+            reason, number = self._requests.popleft()
+            stop, enable = reason or stop, enable or not reason
+            self._taken = max(self._taken, number)
+        return stop, enable and not stop
+
+    def report(self, state: str, settled: bool) -> None:
+        """Say what became of the requests taken so far; called by whatever moves the robot.
+
+        Args:
+            state: ``armed``, ``hold`` or ``stopped``.
+            settled: Whether that state is final for those requests: false while the robot still comes to rest.
+        """
+        self._state = state
+        if settled:
+            self._settled = self._taken, state
+
+    @property
+    def state(self) -> str:
+        """The last reported state; empty before the first report."""
+        return self._state
+
+    def outcome(self, number: int) -> str:
+        """The state that a request led to; empty while it has not been taken, or the robot still comes to rest."""
+        taken, state = self._settled
+        return state if taken >= number else ""
+
+    def _put(self, reason: str) -> int:
+        self._count += 1
+        number = self._count
+        self._requests.append((reason, number))
+        return number
 
 
 @contextmanager

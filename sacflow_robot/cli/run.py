@@ -102,7 +102,7 @@ class Run:
             bar = stack.enter_context(common.progress_bar("episodes"))
             row = bar.add_task("running", total=self.episodes, success="")
             session.tell = teller(robot.spec.robot, bar.console.print)
-            session.human = self.operator.human(robot.spec, bar.console.print, stack)
+            session.operator.human = self.operator.human(robot.spec, bar.console.print, stack)
             for seed in range(self.seed, self.seed + self.episodes):
                 session.await_armed()
                 runs.append(session.run(seed, client.begin_episode(seed)))

@@ -238,7 +238,7 @@ class EpisodeLoop:
     # ---- parts of a step
 
     def _refuse_if_stopped(self) -> None:
-        requests = self._operator.look(self._commanded)
+        requests = self._operator.look(self._commanded, between=True)
         obey(self._safety, requests)
         if self._safety.may_start:
             return

@@ -43,6 +43,7 @@ def run_episode(
     chooser: Chooser | None = None,
     human: HumanInput | None = None,
     switches: Switches | None = None,
+    operator: Operator | None = None,
     info: Mapping[str, Any] | None = None,
     most_steps: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
@@ -64,6 +65,7 @@ def run_episode(
         chooser: Where actions come from.
         human: Through what a person takes over.
         switches: What a person asked for from elsewhere: stop, hold, arm.
+        operator: Both of these, where they outlive the episode.
         info: What else to record about the episode; JSON values.
         most_steps: Steps after which the episode is cut; None for no limit.
         tell: Where to say what a person has to know at once: held, stopped, armed.
@@ -82,7 +84,7 @@ def run_episode(
         seed,
         safety=safety,
         chooser=OpenLoop(policy) if chooser is None else chooser,
-        operator=Operator(switches, human),
+        operator=Operator(switches, human) if operator is None else operator,
         recorder=recorder,
         tell=tell,
     )

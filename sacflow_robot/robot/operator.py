@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sacflow_robot.errors import one_line
 from sacflow_robot.robot.latch import Latch, State
 from sacflow_robot.robot.switches import Switches
-from sacflow_robot.robot.takeover import HANDS_OFF, HumanInput, HumanSignal
+from sacflow_robot.robot.takeover import HANDS_OFF, HumanInput, HumanSignal, Label
 from sacflow_robot.spec import FloatArray
 
 
@@ -40,12 +40,14 @@ class Operator:
         self.switches = Switches() if switches is None else switches
         self.human = human
         self._in_charge = False
+        self._label: Label | None = None
 
-    def look(self, commanded: FloatArray) -> Requests:
+    def look(self, commanded: FloatArray, between: bool = False) -> Requests:
         """Take what was asked for since the last look; does not wait.
 
         Args:
             commanded: The last action (A,) that was sent.
+            between: Whether no episode is under way: a label is kept for the next look in an episode.
         """
         signal, stop = HANDS_OFF, ""
         if self.human is not None:
@@ -65,6 +67,9 @@ class Operator:
             stop, hold = (stop or lost, hold) if in_charge else (stop, hold or lost)
         stop = stop or asked.stop
         enable = (signal.arm or asked.enable) and not stop and not hold
+        self._label = signal.label or self._label
+        signal = replace(signal, label=None if between else self._label)
+        self._label = self._label if between else None
         return Requests(stop, hold, enable, signal)
 
     def report(self, safety: Latch) -> None:

@@ -219,7 +219,8 @@ class _Sender:
             return verdict
         now = self._clock.now_ns()
         self._robot.command(verdict.action, max(until_ns, now) + self._period_ns)
-        self.earliest_ns = now + round(LEAST_SPACING * self._period_ns)
+        if not self._robot.lockstep:
+            self.earliest_ns = now + round(LEAST_SPACING * self._period_ns)
         self._commanded, self._step = verdict.action, step + 1
         self._operator.report(self._safety)
         return verdict

@@ -75,8 +75,7 @@ class Session:
         self.robot = robot
         self.policy = policy
         self.safety = safety
-        self.switches = Switches() if switches is None else switches
-        self.human = human
+        self.operator = Operator(switches, human)
         self.recorder = recorder
         self.chooser = chooser
         self.info = dict(info or {})
@@ -94,7 +93,7 @@ class Session:
         while True:
             self.await_armed()
             try:
-                with watched(self.switches):
+                with watched(self.operator.switches):
                     return run_episode(
                         self.robot,
                         self.policy,
@@ -103,8 +102,7 @@ class Session:
                         recorder=self.recorder,
                         safety=self.safety,
                         chooser=self.chooser,
-                        human=self.human,
-                        switches=self.switches,
+                        operator=self.operator,
                         info=self.info,
                         tell=self.tell,
                     )
@@ -120,14 +118,13 @@ class Session:
             RobotError: Nobody does in time.
             KeyboardInterrupt: A signal asked the program to end.
         """
-        operator = Operator(self.switches, self.human)
-        with watched(self.switches):
-            if not self._look(operator) and self.safety.may_start:
+        with watched(self.operator.switches):
+            if not self._look() and self.safety.may_start:
                 return
             self.tell(f"not armed ({self.safety.reason}); waiting for a person")
             waited_s = 0.0
-            while not self._look(operator):
-                if self.switches.ending:
+            while not self._look():
+                if self.operator.switches.ending:
                     return
                 if waited_s > self.arm_wait_s:
                     raise RobotError(
@@ -138,13 +135,13 @@ class Session:
             self.robot.connect()
             self.safety.allow()
 
-    def _look(self, operator: Operator) -> bool:
+    def _look(self) -> bool:
         """Obey what is asked for between episodes; whether it is to arm the robot."""
-        requests = operator.look(np.zeros(self.robot.spec.action_dim, np.float32))
+        requests = self.operator.look(np.zeros(self.robot.spec.action_dim, np.float32), between=True)
         self.safety.rest()  # the robot holds since the last episode
         before = self.safety.state
         obey(self.safety, requests)
         if self.safety.state is State.STOPPED and before is not State.STOPPED:
             self.robot.stop()
-        operator.report(self.safety)
+        self.operator.report(self.safety)
         return requests.enable

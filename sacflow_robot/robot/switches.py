@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
+_REMEMBERED = 1024  # outcomes kept for those who asked
+
 
 class _Kind(Enum):
     STOP = 1
@@ -42,9 +44,9 @@ class Switches:
     def __init__(self) -> None:
         self._requests: deque[tuple[_Kind, str, int]] = deque()
         self._count = 0
-        self._taken = 0
         self._state = ""
-        self._settled = 0, ""
+        self._open: list[int] = []  # taken, and the robot still comes to rest
+        self._outcomes: dict[int, str] = {}
         self.ending = ""
         self.watched = False
 
@@ -78,7 +80,7 @@ class Switches:
             hold = hold or (reason if kind is _Kind.HOLD else "")
             hangup |= kind is _Kind.HANGUP
             enable |= kind is _Kind.ENABLE
-            self._taken = max(self._taken, number)
+            self._open.append(number)
         return Asked(stop, hold, hangup, enable)
 
     def take(self) -> tuple[str, bool]:
@@ -95,8 +97,12 @@ class Switches:
             settled: Whether that state is final for those requests: false while the robot still comes to rest.
         """
         self._state = state
-        if settled:
-            self._settled = self._taken, state
+        if not settled or not self._open:
+            return
+        done, self._open = self._open, []
+        self._outcomes.update(dict.fromkeys(done, state))
+        for number in sorted(self._outcomes)[:-_REMEMBERED]:
+            del self._outcomes[number]
 
     @property
     def state(self) -> str:
@@ -104,9 +110,11 @@ class Switches:
         return self._state
 
     def outcome(self, number: int) -> str:
-        """The state that a request led to; empty while it has not been taken, or the robot still comes to rest."""
-        taken, state = self._settled
-        return state if taken >= number else ""
+        """The state that a request led to; empty while it has not been taken, or the robot still comes to rest.
+
+        A state that came after it, by a later request, does not change it.
+        """
+        return self._outcomes.get(number, "")
 
     def _put(self, kind: _Kind, reason: str) -> int:
         self._count += 1

@@ -90,9 +90,8 @@ class Places:
         return same
 
     def forget(self) -> None:
-        """Forget what was seen: the robot may have been moved meanwhile."""
-        self._seen = None
-        self.pose = self._joint_room = None
+        """Forget where the robot is: it may have been moved meanwhile. What was read last stays, to tell what repeats."""
+        self.pose = self.joints = self._joint_room = None
 
     def release_joints(self) -> None:
         """Take the joints as they stand: one that is beyond its limit may come back."""

@@ -71,9 +71,10 @@ class SafetyFilter(Latch):
         self._places = Places(arm, self.limits, axes)
         self._noticeable = np.where(axes.length, _NOTICEABLE_M, _NOTICEABLE_RAD)
         self._blind_path = np.where(axes.length, _BLIND_M, _BLIND_RAD)
-        self._moved_ns: int | None = (
-            None  # survives begin(): limits hold over wall time, from one episode to the next too
-        )
+        # These outlive an episode: limits hold over wall time, and a motion that nothing has shown may have happened.
+        self._moved_ns: int | None = None
+        self._sent: deque[tuple[int, Array]] = deque()
+        self._unshown = np.zeros(len(axes.index))
         self.begin()
 
     def begin(self, gripper: FloatArray | None = None) -> None:
@@ -85,11 +86,12 @@ class SafetyFilter(Latch):
         """
         n = len(self.axes.index)
         self._velocity, self._change = np.zeros(n), np.zeros(n)
-        self._sent: deque[tuple[int, Array]] = deque()
+        # What no observation has shown stays: values that were frozen may still be.
+        self._unshown = self._unshown + sum((motion for _, motion in self._sent), np.zeros(n))
+        self._sent.clear()
         self._places.forget()
         self._target: Array | None = None
         self._captured_ns = self._last_ns = self._due_ns = self._missing_ns = self._held_ns = None  # type: int | None
-        self._unshown = np.zeros(n)  # motions that the observations should show, and do not
         self._shown_ns = np.zeros(n, np.int64)
         self._frozen = ""
         self._from_future = False
@@ -127,7 +129,7 @@ class SafetyFilter(Latch):
             if inside:
                 raise RobotError(f"cannot arm: the arm is inside {inside}, which it must keep out of; move it by hand")
         if self.axes.absolute:
-            self._target = self._places.joints  # it may have been moved by hand
+            self._target = self._joints_now()  # it may have been moved by hand
         self._release()
         self._missing_ns = self._held_ns = self._due_ns = self._last_ns = None
         if self._captured_ns is not None:  # the age begins anew, what is unshown stays: it may be where the robot is
@@ -158,11 +160,15 @@ class SafetyFilter(Latch):
         again = captured_ns == self._captured_ns
         self._captured_ns, self._from_future = captured_ns, False
         same = self._places.read(seen)
-        if self.axes.absolute and (self._target is None or self._reseat):
-            self._target, self._reseat = self._places.joints, False
         if not again:
             self._compare_motion(same, captured_ns)
+        if self.axes.absolute and (self._target is None or self._reseat):
+            self._target, self._reseat = self._joints_now(), False
         return True
+
+    def _joints_now(self) -> Array | None:
+        """Where the joints (N,) are: as seen, and further by what no observation has shown."""
+        return None if self._places.joints is None else self._places.joints + self._unshown
 
     def _compare_motion(self, same: npt.NDArray[np.bool_], captured_ns: int) -> None:
         """Drop the motions that an observation has to show by now, and add up those of axes that read as they did before.
@@ -258,7 +264,7 @@ class SafetyFilter(Latch):
             self.hold(f"the control loop was silent for {(now_ns - last) / 1e6:.0f} ms")
             self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
             if self.axes.absolute:  # it holds where it is, which need not be where it was last told to be
-                self._target, self._reseat = self._places.joints, True
+                self._target, self._reseat = self._joints_now(), True
         if self.state is not State.HOLD:
             self._held_ns = None
             return

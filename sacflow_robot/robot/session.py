@@ -119,11 +119,13 @@ class Session:
             KeyboardInterrupt: A signal asked the program to end.
         """
         with watched(self.operator.switches):
-            if not self._look() and self.safety.may_start:
+            enable = self._look()
+            if self.safety.may_start:
                 return
-            self.tell(f"not armed ({self.safety.reason}); waiting for a person")
+            if not enable:
+                self.tell(f"not armed ({self.safety.reason}); waiting for a person")
             waited_s = 0.0
-            while not self._look():
+            while not enable:
                 if self.operator.switches.ending:
                     return
                 if waited_s > self.arm_wait_s:
@@ -132,6 +134,7 @@ class Session:
                     )
                 self._sleep(_LOOK_S)
                 waited_s += _LOOK_S
+                enable = self._look()
             self.robot.connect()
             self.safety.allow()
 

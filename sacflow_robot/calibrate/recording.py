@@ -27,6 +27,7 @@ VALID_PERIODS = 2  # as in the control loop
 _DELAY_NS = 400_000_000  # beyond those, for commands that take long; an arm whose loop dies holds that much later
 LONGEST_S = 120.0
 AHEAD_NS, LATEST_NS = 2_000_000, 1_000_000_000  # observations out of this range are by another clock than the loop's
+_LATER = 0.2  # share of a period by which a command leaves later than it could, at most
 _REST_S, _PAUSE_S, _BURST_S = 3.0, 0.5, 1.1
 _NEAR_M, _NEAR_RAD, _TURN_SHARE = 0.04, 0.15, 0.4
 
@@ -138,7 +139,7 @@ class Excitation:
         if not _REST_S + 2 * (_PAUSE_S + _BURST_S) <= seconds <= LONGEST_S:
             raise UsageError(f"--seconds is {seconds:g}; it must be from 7 to {LONGEST_S:g}")
         self._arm, self._rng, self._size = arm, random_stream(seed, Stream.EXCITATION), size
-        self.periods = round(seconds * arm.control_rate_hz)
+        self.periods = round(seconds * arm.control_rate_hz / (1 + _LATER / 2))
         self._moves = [i for i, unit in enumerate(arm.action_units) if unit.endswith((" m", " rad"))]
         self._turns = np.array([arm.action_units[i].endswith(" rad") for i in self._moves])
         self._pose: tuple[Array, Array] | None = None
@@ -196,7 +197,8 @@ def record(
 ) -> Recording:
     """Move an arm through the safety filter, and look at it as often as it is seen.
 
-    Commands leave at uneven moments within their periods, so that the arm's own cycle does not hide how late they are.
+    Commands leave up to a fifth of a period later than they could, each anew, so that the arm's own cycle does not hide how
+    late they are.
 
     Args:
         robot: The arm, connected.
@@ -237,9 +239,9 @@ def record(
     see(start.observation, clock.now_ns() if start.time_ns is None else start.time_ns)
     limiter.arm(clock.now_ns())
     sent: list[tuple[int, int, Any]] = []
-    begin_ns = clock.now_ns()
+    due_ns = clock.now_ns()
     for period in range(excitation.periods):
-        due_ns = begin_ns + period * spec.period_ns + int(rng.uniform(0, 0.2) * spec.period_ns)
+        due_ns = max(due_ns, sent[-1][0] + spec.period_ns if sent else 0) + int(rng.uniform(0, _LATER) * spec.period_ns)
         while clock.now_ns() < due_ns:
             clock.sleep_until(min(due_ns, clock.now_ns() + LOOK_NS))
             look()

@@ -300,11 +300,12 @@ class EpisodeLoop:
             self._tell(str(error))
             return
         self._state = State.ARMED
+        self._held_since = None
         self._chooser.begin()
         self._tell("armed")
 
     def _send_nothing(self, verdict: Verdict) -> None:
-        """Stop an arm that is stopped; wait for a person where nothing is sent to an arm that holds."""
+        """Stop an arm that is stopped; wait where there is nothing to send to it."""
         safety = self._safety
         if verdict.state is not State.STOPPED:
             now = self._clock.now_ns()

@@ -64,16 +64,14 @@ class ActionLimits(Latch):
         self._release()
 
     def step(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int | None = None) -> Verdict:
-        """The action to send in place of a proposed one (A,); nothing while held or stopped.
+        """The action to send in place of a proposed one (A,); nothing where there is none, or while held or stopped.
 
         Raises:
             InvalidValueError: The action has the wrong shape or holds NaN or infinity.
         """
-        if self.state is State.ARMED and proposed is None:
-            self.hold("no action came")
         if self.state is State.HOLD and self._halting:
             self.stop(self.reason)
         if self.state is not State.ARMED or proposed is None:
-            return Verdict(None, self.state, True, True, self.reason)
+            return Verdict(None, self.state, True, True, self.reason or "no action came")
         sent = self(proposed)
         return Verdict(sent, self.state, not np.array_equal(sent, np.asarray(proposed)), False)

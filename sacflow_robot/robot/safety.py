@@ -236,18 +236,15 @@ class SafetyFilter(Latch):
         return self._verdict(action, proposed, wanted is None)
 
     def _within_wall_time(self, motion: Array, now_ns: int) -> Array:
-        """The motion (N,), no longer than the speed limit lets it be in the time since the last one.
+        """The motion (N,), or none while the last one still has its period.
 
-        A loop that sends two commands within one period would else move the robot at twice its speed limit. This caps what
-        any caller does; the control loop waits instead, so that nothing is cut.
+        A caller that sends two commands within one period would else move the robot at twice its speed limit. The control
+        loop waits, so that nothing is lost.
         """
         if self._moved_ns is None:
             return motion
         share = (now_ns - self._moved_ns) / self._period_ns
-        if not 0 <= share < LEAST_SPACING:  # a nominal clock starts anew with each episode
-            return motion
-        most = self._motion.speed * self._motion.period_s * share
-        return np.clip(motion, -most, most)
+        return np.zeros_like(motion) if 0 <= share < LEAST_SPACING else motion  # below 0, a nominal clock started anew
 
     def _verdict(self, action: Array, proposed: npt.ArrayLike | None, held: bool) -> Verdict:
         sent = action.astype(np.float32)

@@ -1,4 +1,4 @@
-"""The proof that a stop holds: people, faults and episodes in any order, against the loop, the filter and the session.
+"""A stop holds: people, faults and episodes in any order, against the loop, the filter and the session.
 
 After a stop was acknowledged, no motion is commanded until somebody enables the robot by a later, explicit act; and whatever
 happens, no command breaks a limit over wall time. Three kinds of robot: in lockstep without a profile, on its own time
@@ -8,8 +8,11 @@ commanded in motions, and on its own time commanded in joint positions.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
-from collections.abc import Mapping
+import signal
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +29,19 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from sacflow_robot.calibrate.recording import Excitation, record
+from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, RobotError, SacflowError, ServerError, StoppedError
+from sacflow_robot.robot import switches as switches_module
 from sacflow_robot.robot.episode_loop import EpisodeLoop
 from sacflow_robot.robot.latch import State
 from sacflow_robot.robot.limits import ActionLimits
+from sacflow_robot.robot.loop import run_episode
+from sacflow_robot.robot.operator import Operator, heed
+from sacflow_robot.robot.replay import replay_episode
 from sacflow_robot.robot.safety import LEAST_SPACING, SafetyFilter
-from sacflow_robot.robot.session import Session
-from sacflow_robot.robot.switches import Switches
+from sacflow_robot.robot.session import Session, watched
+from sacflow_robot.robot.switches import Switches, operator_signals
 from sacflow_robot.robot.takeover import HumanSignal, Label
 from sacflow_robot.safetylimits import Box, SafetyLimits
 from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Observation, PolicySpec, StepResult
@@ -101,6 +110,8 @@ class FollowingRobot:
         self.commands: list[tuple[int, FloatArray]] = []  # time, motion of the three axes
         self.stopped = True
         self.fault = ""
+        self.turns = 0
+        self.extra: dict[str, FloatArray] = {}
         self.last = self._seen()
 
     def connect(self) -> None:
@@ -132,6 +143,8 @@ class FollowingRobot:
         else:
             motion = np.asarray(action[:3], np.float64) * 0.05
             self.place = self.place + motion
+            if np.any(action[3:6]):
+                self.turns += 1  # how far does not matter here, but that the values change
         self.commands.append((self.clock.time_ns, motion))
 
     def hold(self) -> None:
@@ -147,7 +160,11 @@ class FollowingRobot:
         place = self.place.astype(np.float32)
         if self.positions:
             return {"joints": place}
-        return {"robot0_eef_pos": place, "robot0_eef_quat": np.array([1, 0, 0, 0], np.float32)}
+        return {
+            **self.extra,
+            "robot0_eef_pos": place,
+            "robot0_eef_quat": np.array([1, 1e-5 * self.turns, 0, 0], np.float32),
+        }
 
 
 @dataclass
@@ -480,3 +497,319 @@ def test_a_stop_holds(machine: type[StopMachine]) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+# ---- single cases, each of which was once wrong
+
+
+def made(spec: ArmSpec = MOTIONS, lockstep: bool = False) -> FollowingRobot:
+    robot = FollowingRobot(spec, lockstep)
+    robot.connect()
+    return robot
+
+
+def run(robot: FollowingRobot, action: list[float], at: dict[int, Callable[[], None]], **options: Any) -> list[str]:
+    """Run an episode that always proposes one action, and does something at some steps; what was said."""
+    policy, said = Policy(robot), []  # type: ignore[var-annotated]
+    policy.action[: len(action)] = action
+    count = iter(range(10_000))
+    step = policy.step
+
+    def stepping(observation: Observation, noise: FloatArray | None = None) -> Chosen:
+        at.get(next(count), lambda: None)()
+        return step(observation, noise)
+
+    policy.step = stepping  # type: ignore[method-assign]
+    options = {"most_steps": 60, "chooser": policy, "tell": said.append} | options
+    run_episode(robot, policy, 0, policy_version="v1", **options)
+    return said
+
+
+def moving(robot: FollowingRobot) -> list[int]:
+    return [i for i, (time_ns, motion) in enumerate(robot.commands) if time_ns >= 0 and np.abs(motion).max() > 1e-6]
+
+
+@pytest.mark.parametrize("how", ["network", "hand", "signal", "hangup", "device"])
+def test_a_robot_in_lockstep_without_a_profile_obeys_a_stop(how: str) -> None:
+    robot, switches, person = made(lockstep=True), Switches(), Person()
+
+    def fail(commanded: FloatArray) -> HumanSignal:
+        raise OSError("unplugged")
+
+    def stop() -> None:
+        if how == "network":
+            switches.stop("over the network")
+        elif how == "hand":
+            person.next = HumanSignal(stop=True)
+        elif how == "signal":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        elif how == "hangup":
+            person.action = np.zeros(7, np.float32)  # a person is in charge
+            os.kill(os.getpid(), signal.SIGHUP)
+        else:
+            person.poll = fail  # type: ignore[method-assign]
+
+    with operator_signals(switches):
+        said = run(robot, [0.1], {10: stop}, switches=switches, human=person)
+    assert len(robot.commands) - 1 == 10 and robot.stopped
+    assert any(line.startswith("stopped: ") for line in said) and switches.state == "stopped"
+
+
+def test_a_hangup_holds_a_robot_that_nobody_moves_until_somebody_enables_it() -> None:
+    robot, switches = made(lockstep=True), Switches()
+    said: list[str] = []
+
+    def tell(line: str) -> None:
+        said.append(line)
+        switches.arm()
+
+    with operator_signals(switches):
+        run(robot, [0.1], {10: lambda: os.kill(os.getpid(), signal.SIGHUP)}, switches=switches, tell=tell)
+    assert said == ["hold: the terminal is gone", "armed"]
+    assert len(robot.commands) - 1 == 60, "a hold waits, and is no stop"
+
+
+def test_a_held_robot_in_lockstep_is_stopped_after_a_while() -> None:
+    robot, switches = made(lockstep=True), Switches()
+    said = run(robot, [0.1], {10: lambda: switches.hold("asked to") and None}, switches=switches)
+    assert said == ["hold: asked to", "stopped: held for 5 s: asked to"] and len(robot.commands) - 1 == 10
+
+
+@pytest.mark.parametrize("by", ["hand", "network"])
+def test_an_enabling_refused_while_braking_is_forgotten(by: str) -> None:
+    robot, switches, person = made(), Switches(), Person()
+    at: dict[int, Callable[[], Any]] = {20: lambda: switches.hold("asked to"), 22: switches.arm}
+    if by == "hand":
+        at[24] = lambda: setattr(person, "next", HumanSignal(stop=True))
+    else:
+        at[24] = lambda: switches.stop("over the network")
+
+    # While the robot is not armed nobody chooses: what happens then is counted in looks.
+    looks = iter(range(10_000))
+    poll = person.poll
+
+    def polling(commanded: FloatArray) -> HumanSignal:
+        at.get(next(looks), lambda: None)()
+        return poll(commanded)
+
+    person.poll = polling  # type: ignore[method-assign]
+    limits = replace(LIMITS, workspace=None)
+    said = run(robot, [1.0], {}, safety=SafetyFilter(MOTIONS, limits), switches=switches, human=person)
+    assert "cannot arm: the arm is still coming to rest; try again in a moment" in said
+    assert "armed" not in said and said[-1].startswith("stopped: ")
+    assert max(moving(robot)) < 40 and robot.stopped
+
+
+def test_a_stop_wins_over_an_enabling_in_the_same_look() -> None:
+    switches, person = Switches(), Person()
+    operator = Operator(switches, person)
+    for stop, enable in itertools.product((switches.stop, None), (switches.arm, None)):
+        for order in (1, -1):
+            for request in [stop, enable][::order]:
+                if request is not None:
+                    request(*(("",) if request == switches.stop else ()))
+            person.next = HumanSignal(stop=stop is None, arm=enable is None)
+            found = operator.look(np.zeros(7, np.float32))
+            assert found.stop and not found.enable
+
+
+def test_a_stop_between_episodes_holds_until_a_later_request() -> None:
+    robot, switches, person = made(), Switches(), Person()
+    session = Session(
+        robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, human=person, arm_wait_s=0
+    )
+    session._sleep = lambda seconds: None
+    number = switches.stop("between")
+    person.next = HumanSignal(arm=True)
+    with pytest.raises(RobotError, match="nobody armed the arm within 0 s of its stop: between"):
+        session.await_armed()
+    assert robot.stopped and switches.outcome(number) == "stopped"
+    enabled = switches.arm()
+    session.await_armed()
+    assert not robot.stopped and switches.outcome(enabled) == "armed" and switches.outcome(number) == "stopped"
+
+
+def test_an_episode_does_not_arm_a_robot_that_was_stopped() -> None:
+    robot, switches, safety = made(), Switches(), SafetyFilter(MOTIONS, LIMITS)
+    run(robot, [1.0], {5: lambda: switches.stop("enough") and None}, safety=safety, switches=switches)
+    robot.connect()
+    sent = len(robot.commands)
+    with pytest.raises(RobotError, match="the robot is not armed: enough; arm it before the next episode"):
+        run(robot, [1.0], {}, safety=safety, switches=switches)
+    assert len(robot.commands) == sent
+
+
+def test_a_stop_during_the_last_step_is_kept() -> None:
+    """The episode ends while the robot still brakes."""
+    robot, switches, safety = made(), Switches(), SafetyFilter(MOTIONS, LIMITS)
+    numbers: list[int] = []
+    run(
+        robot,
+        [1.0],
+        {29: lambda: numbers.append(switches.stop("late"))},
+        safety=safety,
+        switches=switches,
+        most_steps=30,
+    )
+    assert safety.state is State.STOPPED and robot.stopped and switches.outcome(numbers[0]) == "stopped"
+
+
+@pytest.mark.parametrize("late_ms", [3, 6, 20, 40, 49, 60, 90])
+def test_a_late_loop_waits_for_the_next_deadline(late_ms: int) -> None:
+    robot = made()
+    policy = Policy(robot)
+    policy.action[0] = 1.0
+    run(
+        robot,
+        [1.0],
+        {12: lambda: setattr(policy, "late_ms", late_ms)},
+        chooser=policy,
+        safety=SafetyFilter(MOTIONS, LIMITS),
+    )
+    times = np.array([time_ns for time_ns, _ in robot.commands[1:]])
+    gaps = np.diff(times) / PERIOD
+    assert gaps.min() >= LEAST_SPACING
+    assert np.abs((times[-1] - times[0]) / PERIOD % 1 - 0.5) > 0.49, "back on the grid"
+
+
+def test_the_filter_caps_the_speed_of_a_caller_in_haste() -> None:
+    safety, robot = SafetyFilter(MOTIONS, LIMITS), made()
+    safety.see(robot.observe().observation, 0)
+    safety.arm(0)
+    sent = []
+    for now_ns in range(0, 40 * PERIOD, PERIOD // 5):
+        action = safety.step(np.array([1.0, 0, 0, 0, 0, 0, 0]), now_ns).action
+        assert action is not None
+        robot.command(action, now_ns + robot.clock.now_ns() + PERIOD)
+        sent.append(robot.commands[-1][1][0])
+        safety.see(robot.observe().observation, now_ns)
+    windows = np.convolve(sent, np.ones(5))
+    assert windows.max() <= SPEED * 0.05 * 1.001, "within any period no further than the speed limit allows"
+
+
+@pytest.mark.parametrize("spec", [MOTIONS, POSITIONS], ids=["motions", "positions"])
+def test_values_that_freeze_hold_the_robot_with_the_reason(spec: ArmSpec) -> None:
+    robot, limits = made(spec), replace(LIMITS, workspace=None)
+    said = run(
+        robot, [1.0, 0.0, 0.0], {10: lambda: setattr(robot, "fault", "frozen")}, safety=SafetyFilter(spec, limits)
+    )
+    assert said[0].startswith("hold: the observed values have not changed for 0.")
+    assert "were commanded: they are frozen, or the robot is blocked" in said[0]
+    last = moving(robot)[-1]
+    assert last - 10 < 0.25 / 0.05 + 8, "within the age that an observation may have, and the time to brake"
+
+
+def test_values_that_freeze_do_not_move_the_robot_out_of_its_workspace() -> None:
+    robot = made()
+    robot.place = np.array([0.2, 0.0, 1.0])
+    limits = replace(LIMITS, max_observation_age_s=60.0, speed_m_per_s=(2.0,) * 3, acceleration_m_per_s2=(50.0,) * 3)
+    run(robot, [1.0], {1: lambda: setattr(robot, "fault", "frozen")}, safety=SafetyFilter(MOTIONS, limits))
+    assert robot.place[0] <= 0.3 + 1e-6
+
+
+def test_standing_still_is_not_frozen() -> None:
+    robot, safety = made(), SafetyFilter(MOTIONS, replace(LIMITS, workspace=None, acceleration_m_per_s2=(np.inf,) * 3))
+    policy = Policy(robot)
+    policy.action[0] = 1.0
+    said = run(robot, [], {20: lambda: policy.action.fill(0)}, chooser=policy, safety=safety)
+    assert said == [] and safety.state is State.ARMED
+
+
+def test_positions_without_limits_get_cautious_ones() -> None:
+    robot, safety = made(POSITIONS), SafetyFilter(POSITIONS)
+    assert "limited to 0.5 rad/s and 2 rad/s^2" in safety.axes.assumed
+    run(robot, [1.0, -1.0, 1.0], {}, safety=safety, most_steps=100)
+    steps = np.array([motion for _, motion in robot.commands[1:]])
+    assert np.abs(steps).max() <= 0.5 * 0.05 + 1e-6 and np.abs(np.diff(steps, axis=0)).max() <= 2 * 0.05**2 + 1e-6
+
+
+def test_a_full_disk_refuses_to_enable_and_keeps_holding() -> None:
+    robot, switches, disk = made(), Switches(), Disk()
+    said: list[str] = []
+
+    def tell(line: str) -> None:
+        said.append(line)
+        if line.startswith("cannot arm: the disk"):
+            disk.full = False
+        if not line.startswith("armed"):
+            switches.arm()
+
+    run(
+        robot,
+        [0.2],
+        {10: lambda: setattr(disk, "full", True)},
+        safety=SafetyFilter(MOTIONS, LIMITS),
+        switches=switches,
+        recorder=disk,
+        tell=tell,
+    )
+    assert said[0] == "hold: the disk is full" and "cannot arm: the disk is full" in said and said[-1] == "armed"
+
+
+def test_signals_ask_a_watched_program_to_stop_and_interrupt_any_other() -> None:
+    switches = Switches()
+    with pytest.raises(KeyboardInterrupt), operator_signals(switches):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert switches.take() == ("", False)
+    with pytest.raises(KeyboardInterrupt), operator_signals(switches), watched(switches):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert switches.take()[0] == "stopped by SIGTERM", "first the robot comes to rest"
+    switches = Switches()
+    with pytest.raises(KeyboardInterrupt), operator_signals(switches), watched(switches):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    with operator_signals(Switches()):
+        assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_a_program_that_is_stuck_is_interrupted_by_one_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switches_module, "_ENDING_S", 0.1)
+    switches = Switches()
+    with pytest.raises(KeyboardInterrupt), operator_signals(switches), watched(switches):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:
+    episode = make_episode(60, states=False)
+    episode = replace(episode, commanded=np.full_like(episode.commanded, 0.5))
+    robot = made(arm)
+    robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
+    switches = Switches()
+    command, count = robot.command, iter(range(10_000))
+
+    def commanding(action: FloatArray, valid_until_ns: int) -> None:
+        command(action, valid_until_ns)
+        if next(count) == 20:
+            switches.stop("enough")
+
+    robot.command = commanding  # type: ignore[method-assign]
+    limits = replace(LIMITS, workspace=None)
+    result = replay_episode(robot, episode, safety=SafetyFilter(arm, limits), operator=Operator(switches))
+    motions = np.array([motion for _, motion in robot.commands[1:]])
+    assert result.stopped == "enough" and 20 < len(motions) < 40 and robot.stopped and switches.state == "stopped"
+    assert np.abs(np.diff(motions, axis=0)).max() <= ACCELERATION * 0.05**2 + 1e-6 and not motions[-1].any()
+    switches.stop("again")
+    robot.connect()
+    with pytest.raises(StoppedError, match="stopped before the first command: again"):
+        replay_episode(robot, episode, safety=SafetyFilter(arm, limits), operator=Operator(switches))
+
+
+def test_a_calibration_is_stopped_within_the_limits(arm: ArmSpec) -> None:
+    robot, switches, safety = made(arm), Switches(), SafetyFilter(arm, replace(LIMITS, workspace=None))
+    robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
+    operator = Operator(switches)
+
+    def look(commanded: FloatArray) -> None:
+        if len(robot.commands) == 70:
+            switches.stop("enough")
+        heed(safety, operator, commanded)
+
+    with pytest.raises(RobotError, match="the arm was held or stopped: enough; nothing was measured"):
+        record(robot, safety, Excitation(arm, 10.0, 5), 5, heed=look)
+    motions = np.array([motion for _, motion in robot.commands[1:]])
+    safety.rest()
+    assert robot.stopped and safety.state is State.STOPPED and len(motions) < 90 and not motions[-1].any()

@@ -354,8 +354,11 @@ class EpisodeLoop:
 
     def _wait_for_spacing(self) -> None:
         """Until the command before has had its period, less what a clock and a scheduler are off."""
-        if self._sent and not self._robot.lockstep:
-            self._clock.sleep_until(self._sent[-1] + round(LEAST_SPACING * self._period_ns))
+        if self._robot.lockstep:
+            return
+        own_ns = self._sent[-1] + round(LEAST_SPACING * self._period_ns) if self._sent else 0
+        before_ns = self._safety.earliest_ns if isinstance(self._safety, SafetyFilter) else 0  # of the last episode too
+        self._clock.sleep_until(max(own_ns, before_ns))
 
     def _wait_for_deadline(self) -> None:
         """Until the next deadline that has not passed and leaves the last command its period; those between are missed.

@@ -88,8 +88,7 @@ class SafetyFilter(Latch):
         n = len(self.axes.index)
         self._velocity, self._change = np.zeros(n), np.zeros(n)
         # What no observation has shown stays: values that were frozen may still be.
-        for sent_ns, motion in self._sent:
-            self._unshown = self._unshown + np.where(self._changed_ns > sent_ns, 0.0, motion)
+        self._unshown = self._not_shown()
         self._sent.clear()
         self._changed_ns = np.zeros(n, np.int64)  # a nominal clock starts anew
         self._places.forget()
@@ -111,6 +110,11 @@ class SafetyFilter(Latch):
     def stop_s(self) -> float:
         """Time within which the arm is at rest from any motion within the limits."""
         return self._motion.stop_periods / self.arm_spec.control_rate_hz
+
+    @property
+    def earliest_ns(self) -> int:
+        """When the next motion may be sent, by the time that :meth:`step` is given; the last one has its period until then."""
+        return 0 if self._moved_ns is None else self._moved_ns + round(LEAST_SPACING * self._period_ns)
 
     # ---- the state machine
 
@@ -171,7 +175,14 @@ class SafetyFilter(Latch):
 
     def _joints_now(self) -> Array | None:
         """Where the joints (N,) are: as seen, and further by what no observation has shown."""
-        return None if self._places.joints is None else self._places.joints + self._unshown
+        return None if self._places.joints is None else self._places.joints + self._not_shown()
+
+    def _not_shown(self) -> Array:
+        """Sum of the motions (N,) since the last change of what is observed of their axes."""
+        total = self._unshown
+        for sent_ns, motion in self._sent:
+            total = total + np.where(self._changed_ns > sent_ns, 0.0, motion)
+        return total
 
     def _compare_motion(self, same: npt.NDArray[np.bool_], captured_ns: int) -> None:
         """Drop the motions that an observation has to show by now, and add up those of axes that read as they did before.
@@ -241,10 +252,10 @@ class SafetyFilter(Latch):
         A caller that sends two commands within one period would else move the robot at twice its speed limit. The control
         loop waits, so that nothing is lost.
         """
-        if self._moved_ns is None:
-            return motion
-        share = (now_ns - self._moved_ns) / self._period_ns
-        return np.zeros_like(motion) if 0 <= share < LEAST_SPACING else motion  # below 0, a nominal clock started anew
+        early = (
+            self._moved_ns is not None and self._moved_ns <= now_ns < self.earliest_ns
+        )  # else its clock started anew
+        return np.zeros_like(motion) if early else motion
 
     def _verdict(self, action: Array, proposed: npt.ArrayLike | None, held: bool) -> Verdict:
         sent = action.astype(np.float32)

@@ -308,6 +308,13 @@ class StopMachine(RuleBasedStateMachine):
     def label(self, label: Label) -> None:
         self.person.next = replace(self.person.next, label=label)
 
+    @precondition(lambda self: self.loop is not None)
+    @rule(count=st.integers(1, 8))
+    def enable_again_and_again(self, count: int) -> None:
+        for _ in range(count):
+            self.enable("network")
+            self.control(1)
+
     # ---- what goes wrong, and right again
 
     @rule(action=st.lists(st.floats(-3, 3, width=32), min_size=3, max_size=3))
@@ -460,8 +467,8 @@ class StopMachine(RuleBasedStateMachine):
             if time_ns < 0:
                 continue
             assert np.abs(motion).max() <= most, "faster than the limit"
-            times = [t for t, _ in commands[: self.checked - 1] if t >= 0]
-            if times:
+            times = [t for t, moved in commands[: self.checked - 1] if t >= 0 and np.abs(moved).max() > 1e-9]
+            if times and np.abs(motion).max() > 1e-9:
                 assert time_ns - times[-1] >= LEAST_SPACING * PERIOD, "two commands within one period"
             if before_ns >= 0 and time_ns - before_ns <= 2.4 * PERIOD:
                 assert np.abs(motion - before).max() <= jump, "the speed changed faster than the limit"

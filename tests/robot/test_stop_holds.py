@@ -331,6 +331,13 @@ class StopMachine(RuleBasedStateMachine):
     def fail_senses(self, fault: str) -> None:
         self.robot.fault = fault
 
+    @precondition(lambda self: self.loop is not None)
+    @rule(action=st.sampled_from([[1.0, 0.0, 0.0], [-1.0, 0.5, 0.0], [0.0, 0.0, -1.0]]))
+    def drive_blind(self, action: list[float]) -> None:
+        self.robot.fault = "frozen"
+        self.propose(action)
+        self.control(30)
+
     @rule(full=st.booleans())
     def fill_disk(self, full: bool) -> None:
         self.disk.full = full

@@ -61,6 +61,11 @@ class Switches:
         taken, state = self._settled
         return state if taken >= number else ""
 
+    @property
+    def _arm(self) -> bool:
+        """Whether a request to enable waits to be taken."""
+        return any(not reason for reason, _ in self._requests.copy())
+
     def _put(self, reason: str) -> int:
         self._count += 1
         number = self._count

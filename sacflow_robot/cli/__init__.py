@@ -17,6 +17,9 @@ from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one
 
 PROGRAM = "sacflow-robot"
 
+# Groups of commands whose process a terminal must neither block nor suspend, for it moves a robot.
+MOVING = ("run", "replay", "calibrate", "twin")
+
 # command: (module, class, what it does)
 COMMANDS = {
     "train": ("train", "Train", "train a flow policy offline to online and export it"),
@@ -67,6 +70,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"{PROGRAM} {__version__}")
         return 0
+    if arguments[0] not in MOVING:
+        return _run(arguments)
+    from sacflow_robot.robot.announcer import TerminalGuard
+
+    guard = TerminalGuard()
+    try:
+        status = _run(arguments)
+    finally:
+        taken = guard.end()
+    return status or int(not taken)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one command and say what went wrong; returns the exit status."""
     try:
         name, rest = _split(arguments)
         return _parse(name, rest).run() or 0  # type: ignore[attr-defined]

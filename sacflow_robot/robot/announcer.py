@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import select
@@ -102,6 +103,28 @@ class Announcer(io.TextIOBase):
                 data = data[os.write(self._file, data) :]
             except BlockingIOError:
                 select.select([], [self._file], [], 1.0)
+
+
+_own: list[tuple[TextIO, Announcer]] = []  # that of :func:`announce`, and for which standard error
+
+
+def announce(line: str) -> None:
+    """Print a line on standard error without waiting for it."""
+    stream: Any = sys.stderr
+    if stream is None:
+        return
+    if not isinstance(stream, Announcer):
+        if not _own or _own[0][0] is not stream:
+            _finish_own()
+            _own.append((stream, Announcer(stream)))
+        stream = _own[0][1]
+    stream.write(f"{line}\n")
+
+
+@atexit.register
+def _finish_own() -> None:
+    while _own:
+        _own.pop()[1].finish()
 
 
 class TerminalGuard:

@@ -24,7 +24,6 @@ import itertools
 import resource
 import secrets
 import struct
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -34,7 +33,7 @@ from typing import Any, Final
 import zmq
 
 from sacflow_robot.errors import DataError, RobotError, UsageError, one_line
-from sacflow_robot.robot.announcer import Announcer
+from sacflow_robot.robot.announcer import announce
 from sacflow_robot.robot.switches import Switches
 from sacflow_robot.sockets import AddressClaim
 
@@ -110,7 +109,7 @@ class StopServer:
             self._claim.release()
             raise UsageError(f"cannot listen for stops at {address}: {error}") from None
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._trouble, self._out = "", None  # type: str, Announcer | None
+        self._trouble = ""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="stop server", daemon=True)
         self._thread.start()
@@ -120,8 +119,6 @@ class StopServer:
         self._thread.join()
         self._context.destroy(linger=100)
         self._claim.release()
-        if self._out is not None:
-            self._out.finish()
 
     def __enter__(self) -> StopServer:
         return self
@@ -205,10 +202,9 @@ class StopServer:
 
     def _say(self, line: str) -> None:
         """On standard error, once, without waiting for a terminal."""
-        if line != self._trouble and sys.stderr is not None:
+        if line != self._trouble:
             self._trouble = line
-            self._out = self._out or Announcer(sys.stderr)
-            self._out.write(f"{line}\n")
+            announce(line)
 
 
 def _allow_connections() -> None:

@@ -19,8 +19,8 @@ from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one
 
 PROGRAM = "sacflow-robot"
 
-# Groups of commands whose process a terminal must neither block nor suspend, for it moves a robot.
-MOVING = ("run", "replay", "calibrate", "twin")
+# Commands, or groups of them, whose process a terminal must neither block nor suspend, for it moves a robot.
+MOVING = ("run", "replay", "calibrate", "twin", "launch")
 
 # command: (module, class, what it does)
 COMMANDS = {

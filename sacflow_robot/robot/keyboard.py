@@ -123,6 +123,7 @@ class Terminal:
     def _ended(self, number: int, frame: FrameType | None) -> None:
         before = self._handlers.get(number, signal.SIG_DFL)
         self.close()
+        self.gone = True
         if callable(before):
             before(number, frame)
         elif before == signal.SIG_DFL:

@@ -82,12 +82,16 @@ def test_a_stream_without_a_file_and_one_that_is_gone() -> None:
     stream.close()
 
 
-def test_a_line_for_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    announce("a remark")
-    said, until = "", time.monotonic() + 5
-    while not said and time.monotonic() < until:
-        said += capsys.readouterr().err
-    assert said == "a remark\n"
+def test_a_line_for_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (io.StringIO(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        announce("a remark")
+        until = time.monotonic() + 5
+        while not stream.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert stream.getvalue() == "a remark\n"
+    monkeypatch.setattr(sys, "stderr", None)
+    announce("to nobody")
 
 
 LOOP = """

@@ -75,8 +75,8 @@ class Latch:
         return self.state is State.ARMED or self._fresh
 
     def allow(self) -> None:
-        """Let the next episode start: a person's explicit act after a hold or a stop between episodes."""
-        self._fresh = True
+        """Let the next episode start: a person's explicit act between episodes, while the robot is at rest."""
+        self._release()
 
     def hold(self, reason: str) -> None:
         """Come to rest and stay so until enabled. Does nothing to a robot that holds or is stopped."""

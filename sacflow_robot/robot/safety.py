@@ -75,6 +75,7 @@ class SafetyFilter(Latch):
         self._moved_ns: int | None = None
         self._sent: deque[tuple[int, Array]] = deque()
         self._unshown = np.zeros(len(axes.index))
+        self._changed_ns = np.zeros(len(axes.index), np.int64)
         self.begin()
 
     def begin(self, gripper: FloatArray | None = None) -> None:
@@ -87,8 +88,10 @@ class SafetyFilter(Latch):
         n = len(self.axes.index)
         self._velocity, self._change = np.zeros(n), np.zeros(n)
         # What no observation has shown stays: values that were frozen may still be.
-        self._unshown = self._unshown + sum((motion for _, motion in self._sent), np.zeros(n))
+        for sent_ns, motion in self._sent:
+            self._unshown = self._unshown + np.where(self._changed_ns > sent_ns, 0.0, motion)
         self._sent.clear()
+        self._changed_ns = np.zeros(n, np.int64)  # a nominal clock starts anew
         self._places.forget()
         self._target: Array | None = None
         self._captured_ns = self._last_ns = self._due_ns = self._missing_ns = self._held_ns = None  # type: int | None
@@ -182,9 +185,11 @@ class SafetyFilter(Latch):
             captured_ns: Capture time of the observation.
         """
         span_ns = self._period_ns + round(self.limits.max_command_delay_s * 1e9)
-        while self._sent and self._sent[0][0] + span_ns <= captured_ns:
-            self._unshown = self._unshown + self._sent.popleft()[1]
+        self._changed_ns = np.where(same, self._changed_ns, captured_ns)
         self._unshown = np.where(same, self._unshown, 0.0)
+        while self._sent and self._sent[0][0] + span_ns <= captured_ns:
+            sent_ns, motion = self._sent.popleft()
+            self._unshown = self._unshown + np.where(self._changed_ns > sent_ns, 0.0, motion)
         size = np.abs(self._unshown)
         self._shown_ns = np.where(size > self._noticeable, self._shown_ns, captured_ns)
         age_s = (captured_ns - self._shown_ns) / 1e9

@@ -119,24 +119,31 @@ class Session:
             KeyboardInterrupt: A signal asked the program to end.
         """
         with watched(self.operator.switches):
+            try:
+                if self._is_enabled():
+                    self.robot.connect()
+                    self.safety.allow()
+            finally:
+                self.operator.report(self.safety)
+
+    def _is_enabled(self) -> bool:
+        """Wait for a request to arm the robot; False if none is needed, or the program is to end."""
+        enable = self._look()
+        if self.safety.may_start:
+            return False
+        if not enable:
+            self.tell(f"not armed ({self.safety.reason}); waiting for a person")
+        waited_s = 0.0
+        while not enable:
+            self.operator.report(self.safety)
+            if self.operator.switches.ending:
+                return False
+            if waited_s > self.arm_wait_s:
+                raise RobotError(f"nobody armed the arm within {self.arm_wait_s:g} s of its stop: {self.safety.reason}")
+            self._sleep(_LOOK_S)
+            waited_s += _LOOK_S
             enable = self._look()
-            if self.safety.may_start:
-                return
-            if not enable:
-                self.tell(f"not armed ({self.safety.reason}); waiting for a person")
-            waited_s = 0.0
-            while not enable:
-                if self.operator.switches.ending:
-                    return
-                if waited_s > self.arm_wait_s:
-                    raise RobotError(
-                        f"nobody armed the arm within {self.arm_wait_s:g} s of its stop: {self.safety.reason}"
-                    )
-                self._sleep(_LOOK_S)
-                waited_s += _LOOK_S
-                enable = self._look()
-            self.robot.connect()
-            self.safety.allow()
+        return True
 
     def _look(self) -> bool:
         """Obey what is asked for between episodes; whether it is to arm the robot."""
@@ -146,5 +153,4 @@ class Session:
         obey(self.safety, requests)
         if self.safety.state is State.STOPPED and before is not State.STOPPED:
             self.robot.stop()
-        self.operator.report(self.safety)
         return requests.enable

@@ -220,8 +220,8 @@ class Person:
 class StopMachine(RuleBasedStateMachine):
     kind = "motions"
 
-    @initialize()
-    def make(self) -> None:
+    @initialize(action=st.sampled_from([[1.0, 0.3, -1.0], [0.2, -0.8, 0.5], [-1.0, -1.0, -1.0], [0.0, 0.0, 0.0]]))
+    def make(self, action: list[float]) -> None:
         self.robot = robot = FollowingRobot(POSITIONS if self.kind == "positions" else MOTIONS, self.kind == "lockstep")
         robot.connect()
         self.safety: SafetyFilter | ActionLimits
@@ -248,6 +248,8 @@ class StopMachine(RuleBasedStateMachine):
         self.quiet_from: int | None = None  # commands from this index on must not move it
         self.braking = 0
         self.checked = 0
+        self.propose(action)
+        self.begin_episode()
 
     # ---- what people do
 
@@ -355,7 +357,12 @@ class StopMachine(RuleBasedStateMachine):
         self._looked(stop)
 
     @precondition(lambda self: self.loop is not None)
-    @rule(count=st.integers(1, 12))
+    @rule()
+    def control_once(self) -> None:
+        self.control(1)
+
+    @precondition(lambda self: self.loop is not None)
+    @rule(count=st.sampled_from([2, 4, 12, 30]))
     def control(self, count: int) -> None:
         for _ in range(count):
             if self.loop is None:

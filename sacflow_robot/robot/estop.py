@@ -204,7 +204,8 @@ class StopServer:
         """On standard error, once, without waiting for a terminal."""
         if line != self._trouble:
             self._trouble = line
-            announce(line)
+            with suppress(Exception):  # nothing ends this thread
+                announce(line)
 
 
 def _allow_connections() -> None:

@@ -16,7 +16,8 @@ import numpy as np
 
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.robot.announcer import announce
-from sacflow_robot.robot.takeover import HumanInput, HumanSignal, Label
+from sacflow_robot.robot.takeover import NOT_BY_HAND, HumanInput, HumanSignal, Label
+from sacflow_robot.safetylimits import moves_tool
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 _SPEED = 0.5  # share of the action's range at full deflection
@@ -43,12 +44,13 @@ class Handheld(ABC):
     device goes away, that is an emergency stop while the person has the arm, and else a hold.
 
     Args:
-        arm: The arm; an action (7,) of translation, rotation (both in the base's frame) and gripper.
+        arm: The arm. One whose action is something else than a motion (7,) of the tool, in the base's frame, is stopped,
+            enabled and labeled, and not taken over.
         path: Device file.
         say: Shows the person a line.
 
     Raises:
-        UsageError: The device cannot be opened, or the arm's action is another.
+        UsageError: The device cannot be opened.
     """
 
     help: str
@@ -61,8 +63,7 @@ class Handheld(ABC):
         path: Path,
         say: Callable[[str], None] = announce,
     ) -> None:
-        if arm.action_dim != 7:
-            raise UsageError(f"a handheld moves arms with an action of 7 numbers, this one has {arm.action_dim}")
+        self._moves = moves_tool(arm)
         try:
             self._file: int | None = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
@@ -72,7 +73,7 @@ class Handheld(ABC):
         self._motion = np.zeros(6, np.float32)  # shares of full deflection
         self._label: Label | None = None
         self._stop = self._arm = self._hold = False
-        say(self.help)
+        say(self.help if self._moves else f"{self.help}\n{NOT_BY_HAND}")
 
     def poll(self, commanded: FloatArray) -> HumanSignal:
         """What was pressed since, and how the device is deflected."""
@@ -121,6 +122,9 @@ class Handheld(ABC):
 
     def _take_over(self, commanded: FloatArray) -> None:
         if self._stop:
+            return
+        if not self._moves:
+            self._say(NOT_BY_HAND)
             return
         self._human = not self._human
         self._gripper = 1.0 if commanded[6] > 0 else -1.0  # nothing is dropped by taking over

@@ -19,7 +19,8 @@ import numpy as np
 
 from sacflow_robot.errors import UsageError
 from sacflow_robot.robot.announcer import announce
-from sacflow_robot.robot.takeover import HANDS_OFF, HumanSignal, Label
+from sacflow_robot.robot.takeover import HANDS_OFF, NOT_BY_HAND, HumanSignal, Label
+from sacflow_robot.safetylimits import moves_tool
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 HELP = """\
@@ -134,16 +135,17 @@ class Keyboard:
     """A ``HumanInput``: the keys of a terminal, see ``HELP``.
 
     Axes are those of the actions: translations and rotation vector in the frame of the arm's base. What is commanded is a
-    share of the action's range, 0.2 at first; the safety filter stands behind it as behind a policy.
+    share of the action's range, 0.2 at first; the safety filter stands behind it as behind a policy. A robot whose action is
+    something else than a motion (7,) of the tool is stopped, enabled and labeled with the same keys, and not taken over.
 
     Args:
-        arm: The arm; an action (7,) of translation, rotation and gripper.
+        arm: The arm.
         file: File descriptor of the terminal; standard input if None.
         say: Shows the person a line.
         clock_s: Clock of held keys (s).
 
     Raises:
-        UsageError: There is no terminal, or the arm's action is another.
+        UsageError: There is no terminal.
     """
 
     def __init__(
@@ -154,8 +156,7 @@ class Keyboard:
         say: Callable[[str], None] = announce,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        if arm.action_dim != 7:
-            raise UsageError(f"the keyboard moves arms with an action of 7 numbers, this one has {arm.action_dim}")
+        self._moves = moves_tool(arm)
         self._terminal = Terminal(sys.stdin.fileno() if file is None else file)
         self._say, self._clock_s = say, clock_s
         self._low, self._high = arm.action_bounds
@@ -163,7 +164,7 @@ class Keyboard:
         self._until: dict[int, tuple[float, float]] = {}  # axis: direction, and when it ends
         self._pressed: dict[str, float] = {}
         self._there = True
-        say(HELP)
+        say(HELP if self._moves else f"{HELP}\n{NOT_BY_HAND}")
 
     def poll(self, commanded: FloatArray) -> HumanSignal:
         """What was pressed since, and what is held.
@@ -199,7 +200,9 @@ class Keyboard:
         self._terminal.close()
 
     def _press(self, key: str, commanded: FloatArray) -> None:
-        if key == "t":
+        if key == "t" and not self._moves:
+            self._say(NOT_BY_HAND)
+        elif key == "t":
             self._human = not self._human
             self._until.clear()
             self._gripper = 1.0 if commanded[6] > 0 else -1.0  # nothing is dropped by taking over

@@ -43,6 +43,7 @@ class HumanSignal:
 
 
 HANDS_OFF = HumanSignal()
+NOT_BY_HAND = "this robot cannot be taken over: its actions are not motions of the tool"
 
 
 class HumanInput(Protocol):

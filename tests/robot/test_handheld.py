@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,17 @@ def test_a_stop_outdoes_the_buttons_pressed_with_it(device: Device, order: tuple
     assert pad.poll(HOLDING) == HANDS_OFF and said[-1] == "let go of B first"
     device.write(button(1, 0), button(6, 0), button(6))
     assert pad.poll(HOLDING) == HumanSignal(arm=True)
+    pad.close()
+
+
+def test_a_robot_that_sticks_cannot_move_has_the_same_stop(device: Device) -> None:
+    said: list[str] = []
+    joints = replace(ARM, controller="joint position", action_units=("-90 to 90 deg",) * 7)
+    pad = Gamepad(joints, device.path, said.append)
+    device.write(button(7), stick(1, -1.0))
+    assert pad.poll(HOLDING) == HANDS_OFF and "cannot be taken over" in said[-1]
+    device.write(button(1))
+    assert pad.poll(HOLDING) == HumanSignal(stop=True)
     pad.close()
 
 

@@ -157,7 +157,7 @@ def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
     Raises:
         InvalidValueError: The limits do not have the arm's number of axes, or a position has no unit of length or angle.
     """
-    absolute = "position" in arm.controller.lower() and "delta" not in arm.controller.lower()
+    absolute = _is_absolute(arm)
     grip = [i for i, name in enumerate(arm.action_names) if "gripper" in name.lower()]
     units = {i: m for i in range(arm.action_dim) if i not in grip and (m := _meaning(arm, i, absolute)) is not None}
     if absolute and len(units) + len(grip) < arm.action_dim:
@@ -204,6 +204,18 @@ def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
         names,
         assumed,
     )
+
+
+def moves_tool(arm: ArmSpec) -> bool:
+    """Whether an action (7,) moves the tool in one period: three lengths, three angles, and the gripper."""
+    if arm.action_dim != 7 or _is_absolute(arm):
+        return False
+    meanings = [_meaning(arm, entry, absolute=False) for entry in range(6)]
+    return [None if m is None else m[2] for m in meanings] == [True] * 3 + [False] * 3
+
+
+def _is_absolute(arm: ArmSpec) -> bool:
+    return "position" in arm.controller.lower() and "delta" not in arm.controller.lower()
 
 
 def _assume_limits(speed: Array, acceleration: Array, length: npt.NDArray[np.bool_]) -> tuple[Array, Array, str]:

@@ -116,6 +116,11 @@ class Switches:
         """
         return self._outcomes.get(number, "")
 
+    @property
+    def _arm(self) -> bool:
+        """Whether a request to enable waits to be taken."""
+        return any(kind is _Kind.ENABLE for kind, _, _ in self._requests.copy())
+
     def _put(self, kind: _Kind, reason: str) -> int:
         self._count += 1
         number = self._count

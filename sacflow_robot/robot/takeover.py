@@ -31,7 +31,8 @@ class HumanSignal:
         label: The person's word on the episode, once, in the period in which it was given.
         stop: Emergency stop.
         arm: The person wants the arm armed again after a hold or a stop: the deliberate act without which nothing moves.
-        hold: Hold until armed again, e.g. because the device is gone.
+        hold: Hold until enabled: a device is gone through which a person could have stopped the robot. A device that is gone
+            while its person has the robot says ``stop`` instead. Said once.
     """
 
     action: FloatArray | None = None
@@ -42,6 +43,7 @@ class HumanSignal:
 
 
 HANDS_OFF = HumanSignal()
+NOT_BY_HAND = "this robot cannot be taken over: its actions are not motions of the tool"
 
 
 class HumanInput(Protocol):

@@ -334,6 +334,7 @@ class StepResult:
         success: Whether the task is solved; None where ending is solving, as in the robosuite tasks.
         time_ns: When the observation was captured, in nanoseconds of the clock that the control loop runs on, where the
             arm can tell; else None, and it counts as captured when it was received.
+        stale_reason: Why there is nothing newer, where the observation is old and the arm can tell; else empty.
     """
 
     observation: dict[str, FloatArray]
@@ -344,6 +345,7 @@ class StepResult:
     measured: FloatArray | None = None
     success: bool | None = None
     time_ns: int | None = None
+    stale_reason: str = ""
 
     @property
     def ended(self) -> bool:

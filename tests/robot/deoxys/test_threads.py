@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,9 @@ from sacflow_robot.errors import ArmFaultError, RobotError, SilentArmError, Stop
 from sacflow_robot.robot.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.deoxys.driver import DeoxysRobot
 from sacflow_robot.robot.deoxys.objects import Sighting
+from sacflow_robot.robot.loop import run_episode
+from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.spec import FloatArray, Observation
 
 from .bare_arm import BareArm  # isort: skip
 
@@ -334,3 +339,49 @@ def test_a_stop_ends_a_gripper_that_moves_and_no_other(robot: DeoxysRobot, bare_
     assert not stop_sends(0.0, 0.08, grasped=False), "it was told nothing"
     assert stop_sends(1.0, 0.08, grasped=False), "told to close, and not begun"
     assert not stop_sends(1.0, 0.08, grasped=True), "it holds something"
+
+
+# ---- in the control loop
+
+
+class Up:
+    """An action source that goes up, and does something on its fifth step."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.step_number, self._act = 0, act
+        self.action, self.joined = UP, False
+
+    def begin(self) -> None:
+        pass
+
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> Up:
+        self.step_number += 1
+        if self.step_number == 5:
+            self._act()
+        return self
+
+
+def test_the_loop_holds_the_arm_and_says_why(
+    robot: DeoxysRobot, bare_arm: BareArm, source: Source, policy_file: Path
+) -> None:
+    policy = OnnxPolicy(policy_file)
+    for act, told, error in (
+        (
+            lambda: setattr(source, "act", raising(RuntimeError("unplugged"))),
+            "",
+            "the object source failed: .*unplugged",
+        ),
+        (
+            lambda: setattr(bare_arm, "counting", False),
+            "hold: the last observation is .* ms old: the state messages repeat frame",
+            "the newest arm state is 0.5.* s old.*the state messages repeat frame",
+        ),
+    ):
+        said: list[str] = []
+        with pytest.raises(RobotError, match=error):
+            run_episode(robot, policy, 0, policy_version="", chooser=Up(act), tell=said.append, most_steps=100)
+        assert any(re.match(told, line) for line in said) or not told, said
+        ended = time.monotonic()
+        assert eventually(lambda ended=ended: len(bare_arm.goals(ended)) >= 3)  # type: ignore[misc]
+        assert all(goal == STILL for goal in bare_arm.goals(ended)), "left in hold"
+        source.act, bare_arm.counting = (lambda: None), True

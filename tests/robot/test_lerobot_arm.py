@@ -21,6 +21,7 @@ from sacflow_robot.robot.loop import run_episode
 from sacflow_robot.robot.safety import SafetyFilter
 from sacflow_robot.robot.testing import check_robot
 from sacflow_robot.safetylimits import SafetyLimits
+from sacflow_robot.spec import Robot
 
 pytestmark = pytest.mark.realtime
 
@@ -190,7 +191,10 @@ def test_what_is_no_action_is_refused(arm: LeRobotArm) -> None:
 
 
 def test_the_conformance_kit(name: str) -> None:
-    check_robot(lambda: make_robot(name))
+    def unplug(robot: Robot) -> None:
+        StandIn.made[-1].broken = True
+
+    check_robot(lambda: make_robot(name), lose=unplug)
 
 
 def test_a_lost_or_stuck_bus_is_said(arm: LeRobotArm) -> None:

@@ -373,7 +373,11 @@ class Robot(Protocol):
     arrived, which may be the one before. The control loop is the same for both.
 
     Calls come in the order ``connect``, then for each episode ``begin`` and pairs of ``observe`` and ``command``, and at
-    last ``close``. ``hold`` and ``stop`` may come at any time in between.
+    last ``close``. ``hold`` and ``stop`` may come at any time, before ``connect`` and after ``close`` and a failure too, more
+    than once, and raise nothing.
+
+    What a driver runs beside the loop (a thread, a process) and keeps an arm standing has to go on when something that it
+    calls fails. What failed there, or has ended, is raised as a ``RobotError`` by the next ``observe`` or ``command``.
     """
 
     @property
@@ -408,7 +412,12 @@ class Robot(Protocol):
         ...
 
     def observe(self) -> StepResult:
-        """The newest observation, without waiting for another. An arm that is not lockstep says when it was captured."""
+        """The newest observation, without waiting for another. An arm that is not lockstep says when it was captured; one
+        that comes again, by the source's own counter, was captured when it came first.
+
+        Raises:
+            RobotError: The arm is lost, or something that its observations need has failed.
+        """
         ...
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:

@@ -24,7 +24,7 @@ from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Robot, StepResult
 JOINTS = "joint_pos"
 """Key of the joint positions."""
 
-_STALE_S = 0.5
+_STALE_S, _OLD_PERIODS = 0.5, 2
 _FIRST_WITHIN_S = 5.0
 _END_WITHIN_S = 3.0
 _UNREAD = "the arm has not been read yet; connect it again"
@@ -234,6 +234,9 @@ class LeRobotArm:
             measured=self._as_action(observation[JOINTS]),
             success=False,
             time_ns=captured,
+            stale_reason=""
+            if now - captured < _OLD_PERIODS * self.spec.period_ns
+            else "the arm has not been read since",
         )
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:

@@ -241,6 +241,7 @@ class ProcessArm(_Arm):
         until = time.monotonic() + _START_S
         while not self._socket.poll(100):
             if self._process.poll() is not None or time.monotonic() > until:
+                self.close()
                 raise RobotError(f"rtsim:{self.task} did not start; what it said is above")
         self._socket.recv()
 

@@ -253,6 +253,9 @@ def test_an_observation_is_as_old_as_the_begin_of_its_reading(arm: LeRobotArm) -
     time.sleep(0.25)
     age_s = (time.monotonic_ns() - (arm.observe().time_ns or 0)) / 1e9
     assert 0.1 <= age_s < 0.35
+    StandIn.made[-1].stuck = True
+    time.sleep(0.05)
+    assert arm.observe().stale_reason == "the arm has not been read since"
 
 
 def test_hold_and_stop_work_in_any_state(name: str) -> None:

@@ -388,7 +388,7 @@ class DeoxysRobot:
                     )
                 reply: Mapping[str, object] = json.loads(socket.recv())
                 return int(str(reply["frame"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, zmq.ZMQError) as error:
             raise RobotError(f"the twin was not reset: {one_line(error)}") from None
         finally:
             with self._lock:

@@ -146,10 +146,12 @@ class Listener:
 
     def _why_old(self, what: str) -> str:
         """Why there is nothing newer."""
+        if known := self._known_why(what):
+            return known
+        refused = f" ({self._wire.malformed} messages refused: {self._wire.complaint})" if self._wire.malformed else ""
         if what == "object pose":
-            return self._known_why(what) or f"nothing newer came from {self._config.objects or 'the object source'}"
-        unknown = f"no newer {what} came; is deoxys running on {self._config.nuc_ip}, and the network up?"
-        return self._known_why(what) or unknown
+            return f"nothing newer came from {self._config.objects or 'the object source'}{refused}"
+        return f"no newer {what} came{refused}; is deoxys running on {self._config.nuc_ip}, and the network up?"
 
 
 def _captured_ns(arm: ArmState, engaged_ns: int | None) -> int:

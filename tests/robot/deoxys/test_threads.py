@@ -17,6 +17,7 @@ from sacflow_robot.robot.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.deoxys.driver import DeoxysRobot
 from sacflow_robot.robot.deoxys.objects import Sighting
 from sacflow_robot.robot.loop import run_episode
+from sacflow_robot.robot.testing import check_robot
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.spec import FloatArray, Observation
 
@@ -279,6 +280,20 @@ def test_objects_that_are_not_seen_anew_are_as_old_as_they_are(robot: DeoxysRobo
 
 
 # ---- any state, more than once
+
+
+def test_the_conformance_kit_with_an_arm_that_falls_silent(
+    config: DeoxysConfig, bare_arm: BareArm, source: Source
+) -> None:
+    check_robot(
+        lambda: DeoxysRobot(replace(config, objects="", reset=""), source),
+        lose=lambda robot: setattr(bare_arm, "publishing", False),
+    )
+
+
+def test_poses_that_are_refused_are_named(robot: DeoxysRobot, bare_arm: BareArm) -> None:
+    bare_arm.position = np.array([np.nan, 0, 0])
+    assert "messages refused: an arm state whose O_T_EE is not 16 finite numbers" in raised(robot)
 
 
 def test_hold_and_stop_work_in_any_state(config: DeoxysConfig, bare_arm: BareArm, source: Source) -> None:

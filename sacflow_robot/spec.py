@@ -394,7 +394,8 @@ class Robot(Protocol):
         ...
 
     def connect(self) -> None:
-        """Reach the arm, anew if it was lost or stopped. What was queued anywhere is dropped; nothing moves.
+        """Reach the arm, anew if it was lost or stopped. What was queued anywhere is dropped; nothing moves. A stop that comes
+        meanwhile stays in force.
 
         Raises:
             RobotError: It cannot be reached, or is not ready; says what to do.

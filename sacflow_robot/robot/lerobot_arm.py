@@ -27,6 +27,7 @@ JOINTS = "joint_pos"
 _STALE_S, _OLD_PERIODS = 0.5, 2
 _FIRST_WITHIN_S = 5.0
 _END_WITHIN_S = 3.0
+_STOPPED = StoppedError("the arm has been stopped; look at it, then connect it again")
 _UNREAD = "the arm has not been read yet; connect it again"
 _HANGS = f"a call of lerobot has not returned for {_END_WITHIN_S:g} s; unplug the arm, or end this program"
 
@@ -188,10 +189,12 @@ class LeRobotArm:
 
         Raises:
             RobotError: It cannot be reached, or is not calibrated.
+            StoppedError: It was stopped meanwhile.
         """
         self._end_thread()
         if self._thread is not None:
             raise RobotError(f"the arm is lost: {_HANGS}")
+        self._stopped = False  # a stop that comes from here on is not undone by connecting
         try:
             if not self._robot.is_connected:
                 self._robot.connect(calibrate=False)
@@ -200,12 +203,14 @@ class LeRobotArm:
             raise RobotError(f"the arm cannot be reached: {one_line(error)}") from None
         if not calibrated:
             raise RobotError("the arm is not calibrated; calibrate it with lerobot-calibrate")
-        self._seen, self._error, self._stopped = None, "", False
+        self._seen, self._error = None, ""
         self._goal = self._valid_until_ns = None
         self._closing.clear()
         self._thread = threading.Thread(target=self._live, name="lerobot", daemon=True)
         self._thread.start()
         self._await(time.monotonic_ns())
+        if self._stopped:
+            raise _STOPPED
 
     def begin(self, seed: int) -> StepResult:
         """Start an episode where the arm stands."""
@@ -251,7 +256,7 @@ class LeRobotArm:
         share = (action.astype(np.float64) + 1) / 2
         with self._lock:
             if self._stopped:
-                raise StoppedError("the arm has been stopped; look at it, then connect it again")
+                raise _STOPPED
             self._check()
             if self._seen is None:
                 raise RobotError(_UNREAD)  # and so it could not hold

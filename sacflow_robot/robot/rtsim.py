@@ -168,11 +168,12 @@ class ProcessArm(_Arm):
         return None if self._process is None else self._process.pid
 
     def connect(self) -> None:
+        self._stopped = False  # a stop that comes from here on is not undone by connecting
         if self._process is None or self._process.poll() is not None:
             self._start()
         self._failure = ""
+        self._check_going()
         self._send({"do": "connect"})
-        self._stopped = False
 
     def begin(self, seed: int) -> StepResult:
         self._check_going()

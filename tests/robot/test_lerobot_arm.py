@@ -286,6 +286,25 @@ def test_hold_and_stop_work_in_any_state(name: str) -> None:
     assert StandIn.made[-1].sent == [], "nothing has moved"
 
 
+def test_a_stop_while_connecting_is_not_undone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = make_robot(name)
+    plain = StandIn.connect
+
+    def stopped_meanwhile(self: StandIn, calibrate: bool = True) -> None:
+        plain(self, calibrate)
+        arm.stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StandIn, "connect", stopped_meanwhile)
+        with pytest.raises(StoppedError):
+            arm.connect()
+    with pytest.raises(StoppedError):
+        arm.command(np.ones(3, np.float32), soon())
+    arm.connect()
+    arm.begin(0)
+    arm.close()
+
+
 def test_a_target_of_before_the_stop_is_not_gone_to(arm: LeRobotArm) -> None:
     arm.begin(0)
     arm.command(np.ones(3, np.float32), soon())

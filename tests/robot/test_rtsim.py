@@ -295,6 +295,11 @@ def test_after_a_stop_nothing_moves_before_it_is_connected(process_arm: ProcessA
     process_arm.connect()
     process_arm.command(action, process_arm.clock.now_ns() + 10**10)
     moved = seen_after(process_arm, 0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_arm, "_start", process_arm.stop)
+        patch.setattr(process_arm, "_process", None)
+        with pytest.raises(StoppedError):
+            process_arm.connect()
     assert moved["robot0_eef_pos"][0] - after["robot0_eef_pos"][0] > 0.005
 
 

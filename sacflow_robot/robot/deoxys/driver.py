@@ -119,11 +119,12 @@ class DeoxysRobot:
         Raises:
             SilentArmError: It, its gripper or the source of object poses is not heard.
             ArmFaultError: The arm is in an error, a reflex or a user stop.
+            StoppedError: It was stopped meanwhile.
             UsageError: The sockets cannot be opened.
         """
         if self._listener is not None and self._ended():
             self._let_go()
-        self._connected = False
+        self._connected = self._stopped = False  # a stop that comes from here on is not undone by connecting
         if self._listener is None or self._wire is None:
             # Poses come from one place: a source that is called takes the place of one that publishes.
             config = self.config if self._source is None else replace(self.config, objects="")
@@ -145,9 +146,11 @@ class DeoxysRobot:
         if fault:
             raise ArmFaultError(f"the arm is not ready: {fault}")
         with self._lock:
+            if self._stopped:
+                raise _STOPPED
             self._wire.restarted.clear()
             self._standstill.reset()
-            self._connected, self._stopped, self._fault, self._trouble = True, False, "", ""
+            self._connected, self._fault, self._trouble = True, "", ""
 
     def begin(self, seed: int) -> StepResult:
         """Start an episode where the arm stands; the twin of an arm is put where the seed says.

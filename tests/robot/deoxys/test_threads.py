@@ -324,6 +324,21 @@ def test_hold_and_stop_work_in_any_state(config: DeoxysConfig, bare_arm: BareArm
     assert bare_arm.goals() == [], "nothing has moved"
 
 
+def test_a_stop_while_connecting_is_not_undone(config: DeoxysConfig, bare_arm: BareArm, source: Source) -> None:
+    robot = DeoxysRobot(replace(config, objects="", reset=""), source)
+    robot.connect()
+    stopping = threading.Timer(0.05, robot.stop)
+    stopping.start()
+    with pytest.raises(StoppedError):
+        robot.connect()
+    with pytest.raises(StoppedError):
+        robot.command(UP, in_s(1))
+    robot.connect()
+    robot.begin(0)
+    robot.close()
+    assert bare_arm.goals() == []
+
+
 def test_no_command_is_taken_after_a_failed_connect(config: DeoxysConfig, bare_arm: BareArm, source: Source) -> None:
     bare_arm.mode = 4
     robot = DeoxysRobot(replace(config, objects="", reset=""), source)

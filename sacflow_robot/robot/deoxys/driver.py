@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import zmq
 
 from sacflow_robot.errors import ArmFaultError, RobotError, StoppedError, UsageError, one_line
 from sacflow_robot.robot.clock import MonotonicClock
@@ -250,9 +248,11 @@ class DeoxysRobot:
             self._listener.close()
         if self._thread is not None:
             self._thread.join()
-        if self._wire is not None:
-            self._wire.close()
-        self._wire = self._thread = self._listener = None
+        with self._lock:  # a stop from another thread finds either
+            found, self._wire = self._wire, None
+        if found is not None:
+            found.close()
+        self._thread = self._listener = None
 
     @property
     def _scale(self) -> Array:
@@ -381,18 +381,7 @@ class DeoxysRobot:
             self._standstill.pause(True)
         self.hold()
         try:
-            with zmq.Context() as context, context.socket(zmq.REQ) as socket:
-                socket.setsockopt(zmq.LINGER, 0)
-                socket.connect(self.config.reset)
-                socket.send(json.dumps({"reset": seed}).encode())
-                if not socket.poll(round(_REACH_WITHIN_S * 1e3)):
-                    raise RobotError(
-                        f"the twin does not answer at {self.config.reset}; SACFLOW.RESET is for a twin alone"
-                    )
-                reply: Mapping[str, object] = json.loads(socket.recv())
-                return int(str(reply["frame"]))
-        except (ValueError, KeyError, TypeError, zmq.ZMQError) as error:
-            raise RobotError(f"the twin was not reset: {one_line(error)}") from None
+            return wire.reset_twin(self.config.reset, seed, _REACH_WITHIN_S)
         finally:
             with self._lock:
                 self._standstill.pause(False)

@@ -148,7 +148,7 @@ def load_source(name: str) -> ObjectSource:
     module, _, function = name.partition(":")
     try:
         source: ObjectSource = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # somebody else's module may raise whatever it likes
         raise UsageError(
             f"SACFLOW.OBJECTS is {name!r}, which cannot be loaded ({one_line(error)}); expected an address such as "
             "tcp://127.0.0.1:5559, or module:function"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from collections.abc import Mapping
 
 import zmq
 
-from sacflow_robot.errors import UsageError, WireError, one_line
+from sacflow_robot.errors import RobotError, UsageError, WireError, one_line
 from sacflow_robot.robot.deoxys import messages
 from sacflow_robot.robot.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.deoxys.messages import Controller, Interpolator
@@ -94,6 +96,25 @@ def gripper_stop() -> bytes:
     command = messages.make("FrankaGripperControlMessage")
     command.control_msg.Pack(messages.make("FrankaGripperStopMessage", stop=True))
     return bytes(command.SerializeToString())
+
+
+def reset_twin(address: str, seed: int, within_s: float) -> int:
+    """Have a twin start an episode; the number of the first frame that belongs to it.
+
+    Raises:
+        RobotError: It does not answer within that time (s), or refuses.
+    """
+    try:
+        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.connect(address)
+            socket.send(json.dumps({"reset": seed}).encode())
+            if not socket.poll(round(within_s * 1e3)):
+                raise RobotError(f"the twin does not answer at {address}; SACFLOW.RESET is for a twin alone")
+            reply: Mapping[str, object] = json.loads(socket.recv())
+            return int(str(reply["frame"]))
+    except (ValueError, KeyError, TypeError, zmq.ZMQError) as error:
+        raise RobotError(f"the twin was not reset: {one_line(error)}") from None
 
 
 class DeoxysWire(Heard):

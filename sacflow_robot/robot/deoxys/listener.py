@@ -109,6 +109,7 @@ class Listener:
             SilentArmError: Something is not heard; says what, and why where that is known.
         """
         since_ns, wire = time.monotonic_ns(), self._wire
+        seen_frame = frame if self._reader is None else -1  # a source that is called counts frames of its own, if any
 
         def missing() -> list[str]:
             arm, gripper, sighting = wire.arm, wire.gripper, wire.sighting
@@ -116,7 +117,7 @@ class Listener:
                 "arm state": arm is not None and _captured_ns(arm, engaged_ns) >= since_ns and arm.frame >= frame,
                 "gripper state": gripper is not None and gripper.received_ns >= since_ns,
                 "object pose": not self._config.object
-                or (sighting is not None and sighting.time_ns >= since_ns and sighting.frame >= frame),
+                or (sighting is not None and sighting.time_ns >= since_ns and sighting.frame >= seen_frame),
             }
             return [what for what, heard in found.items() if not heard]
 

@@ -247,7 +247,7 @@ def test_states_of_another_making_are_refused(config: DeoxysConfig, monkeypatch:
 def test_a_function_can_tell_where_objects_are(config: DeoxysConfig, live: FrankaTwin) -> None:
     pose = np.array([0.5, 0.1, 0.0, 0, 0, 0, 1.0])
     seen = lambda: Sighting({"cube": pose}, time.monotonic_ns())  # noqa: E731
-    robot = DeoxysRobot(replace(config, reset=""), seen)
+    robot = DeoxysRobot(config, seen)
     robot.connect()
     start = robot.begin(0)
     world = pose[:3] + np.array(config.base_pos_in_world)

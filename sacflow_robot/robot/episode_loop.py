@@ -336,7 +336,7 @@ class EpisodeLoop:
             self._observation = seen
         self._captured = self._received if result.time_ns is None else result.time_ns
         if not blind:
-            self._safety.see(seen, self._filter_time(seen=True, steps=self.steps + 1))
+            self._safety.see(seen, self._filter_time(seen=True, steps=self.steps + 1), result.stale_reason)
         return result, blind
 
     def _gripper_at(self, start: StepResult) -> FloatArray | None:

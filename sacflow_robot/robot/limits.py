@@ -49,7 +49,7 @@ class ActionLimits(Latch):
     def begin(self, gripper: FloatArray | None = None) -> None:
         """As of a :class:`~sacflow_robot.robot.safety.SafetyFilter`; there is nothing to forget."""
 
-    def see(self, observation: Mapping[str, Any], captured_ns: int) -> bool:
+    def see(self, observation: Mapping[str, Any], captured_ns: int, stale_reason: str = "") -> bool:
         """As of a :class:`~sacflow_robot.robot.safety.SafetyFilter`; observations do not matter here."""
         return True
 

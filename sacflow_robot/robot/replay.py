@@ -207,9 +207,8 @@ class _Sender:
 
     def see(self, result: StepResult, step: int) -> None:
         nominal = step * self._period_ns
-        self._safety.see(
-            result.observation, nominal if self._robot.lockstep else result.time_ns or self._clock.now_ns()
-        )
+        captured = nominal if self._robot.lockstep else result.time_ns or self._clock.now_ns()
+        self._safety.see(result.observation, captured, result.stale_reason)
 
     def send(self, action: FloatArray | None, step: int, until_ns: int) -> Verdict:
         """Send what the filter lets through of an action (A,); None for none."""

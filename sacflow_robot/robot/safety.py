@@ -96,7 +96,7 @@ class SafetyFilter(Latch):
         self._captured_ns = self._last_ns = self._due_ns = self._missing_ns = self._held_ns = None  # type: int | None
         self._shown_ns = np.zeros(n, np.int64)
         self._frozen = ""
-        self._from_future = False
+        self._from_future, self._stale_reason = False, ""
         self._halting = self._reseat = False
         asked = np.zeros(len(self.axes.gripper)) if gripper is None else gripper
         self._gripper = np.clip(asked, self.axes.gripper_low, self.axes.gripper_high).astype(np.float64)
@@ -156,8 +156,12 @@ class SafetyFilter(Latch):
 
     # ---- once in each control period
 
-    def see(self, observation: Mapping[str, Any], captured_ns: int) -> bool:
-        """Take note of an observation; whether it can be used. One that is older than the last, or is broken, is not."""
+    def see(self, observation: Mapping[str, Any], captured_ns: int, stale_reason: str = "") -> bool:
+        """Take note of an observation; whether it can be used. One that is older than the last, or is broken, is not.
+
+        ``stale_reason`` says why there is none that is newer, where the arm knows.
+        """
+        self._stale_reason = f": {stale_reason}" if stale_reason else ""
         if self._captured_ns is not None and captured_ns < self._captured_ns and not self._from_future:
             return False
         try:
@@ -334,7 +338,7 @@ class SafetyFilter(Latch):
             self._from_future = True  # or every later observation would count as old
             return f"the last observation is {-age_ns / 1e6:.0f} ms in the future; is its clock another one?"
         if age_ns > self.limits.max_observation_age_s * 1e9:
-            return f"the last observation is {age_ns / 1e6:.0f} ms old"
+            return f"the last observation is {age_ns / 1e6:.0f} ms old{self._stale_reason}"
         return ""
 
     # ---- what is allowed of it

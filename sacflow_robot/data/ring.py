@@ -234,6 +234,8 @@ class Ring:
         if remove:
             self.path.unlink(missing_ok=True)
         if self._descriptor >= 0:
+            # Closing alone would not unlock it: the mapping holds a descriptor of its own while anybody refers to it.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = -1
 

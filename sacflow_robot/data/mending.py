@@ -84,10 +84,10 @@ class MendingRecorder:
         Raises:
             LogWriteError: The disk is still full or behind; nothing is lost, try again.
         """
-        if self._broken:
-            self._log.restart(len(self._unlogged))
-            self._broken, self._most = False, len(self._unlogged) + self._log.capacity
-            self._hand_over(_CATCH_UP)
+        if not self._broken or self._revive() or not self._unlogged or self._hand_over(_CATCH_UP):
+            return
+        self._broken = True
+        raise LogWriteError(f"the disk of {self._log.path} is still behind; try again, or log to a faster one")
 
     def close(self, within_s: float | None = None) -> None:
         """As ``StepRecorder.close``, after mending.
@@ -124,6 +124,12 @@ class MendingRecorder:
             self._broken = True
             raise
 
+    def _revive(self) -> bool:
+        """Have the log written again; returns whether its writer had died."""
+        died = self._log.restart(len(self._unlogged))
+        self._broken, self._most = False, len(self._unlogged) + self._log.capacity
+        return died
+
     def _keep(self, step: Step) -> None:
         self._unlogged.append(step)
         self._hand_over(_CATCH_UP)
@@ -144,7 +150,8 @@ class MendingRecorder:
 
     def _catch_up(self, stalled_s: float = _STALLED_S) -> None:
         """Mend, and wait until all steps and a pending end are handed over, as long as the disk takes any."""
-        self.mend()
+        if self._broken:
+            self._revive()
         until = time.monotonic() + stalled_s
         while self._unlogged:
             with self._noticed():

@@ -136,13 +136,11 @@ class StepRecorder:
     def keep(self, step: Step) -> bool:
         """Put a step into the ring whether or not the keeper is well; return False when the ring has no place left.
 
-        The last place is left for the episode's end.
-
         Raises:
             DataError: The step does not fit the log or holds a NaN; it was not kept.
         """
         self._require_episode()
-        if not self._free(2):
+        if not self._free(1):
             return False
         self._take(step)
         return True
@@ -152,18 +150,15 @@ class StepRecorder:
 
         Raises:
             DataError: The info is too long; the episode will count as interrupted.
-            LogWriteError: The keeper has failed; the steps are kept, and so is the end if the ring has a place for it.
+            LogWriteError: The keeper has failed; the steps and the end are kept.
         """
         if self._info is None:
             raise UsageError("no episode is in progress; begin one first")
         info, self._info = {**self._info, "success": self._solved, **info}, None
         text = info_row(info)
-        try:
-            self._make_room(1)
-        finally:
-            if self._free(1):
-                self._write_info(Kind.END, text)
-                self._publish(1)
+        self._write_info(Kind.END, text)
+        self._publish(1)
+        self.check()
 
     @property
     def capacity(self) -> int:
@@ -172,23 +167,27 @@ class StepRecorder:
 
     def check(self) -> None:
         """Raise LogWriteError if the keeper has failed."""
-        self._make_room(0)
+        ring, keeper = self._ring, self._keeper
+        assert ring is not None and keeper is not None
+        if ring.quiet and (ring.error or keeper.poll() is not None):
+            reason = f"{ring.error}, free some space" if ring.error else "the process that writes the log has died"
+            raise LogWriteError(f"step not logged: {reason}; what was logged to {self.path} before is kept")
 
-    def restart(self, waiting: int = 0) -> None:
+    def restart(self, waiting: int = 0) -> bool:
         """Start the keeper again if it has failed; it goes on with the episode where it failed.
 
         Args:
             waiting: Steps that the caller will append at once.
 
+        Returns:
+            Whether there was a keeper that had failed.
+
         Raises:
-            LogWriteError: The disk has no room for what waits, or is still behind; nothing is lost.
+            LogWriteError: The disk has no room for what waits; nothing is lost.
         """
         ring, keeper = self._ring, self._keeper
-        if ring is None or keeper is None:
-            return
-        if not ring.error and keeper.poll() is None:
-            self._make_room(1)
-            return
+        if ring is None or keeper is None or (not ring.error and keeper.poll() is None):
+            return False
         try:
             keeper.wait(_EXIT_S)
             self._check_disk((waiting + self._count - ring.drained) * self._layout.bytes)
@@ -201,6 +200,7 @@ class StepRecorder:
             raise LogWriteError(
                 f"the log is not mended: {one_line(error)}; what was logged to {self.path} is kept, free some space"
             ) from None
+        return True
 
     def _check_disk(self, size: int) -> None:
         """Raise OSError unless the disk takes that many bytes in the journal, and as many in the arrays."""
@@ -259,10 +259,10 @@ class StepRecorder:
         self._solved |= result.terminated if result.success is None else result.success
 
     def _free(self, count: int) -> bool:
-        """Whether the ring has places for that many records."""
+        """Whether the ring has places for that many records, besides one for the episode's end."""
         assert self._ring is not None
         if self._count + count > self._room_until:
-            self._room_until = self._ring.drained + self._ring.capacity
+            self._room_until = self._ring.drained + self._ring.capacity - 1
         return self._count + count <= self._room_until
 
     def _open(self, state_size: int) -> None:
@@ -283,7 +283,7 @@ class StepRecorder:
             raise LogWriteError(f"cannot log to {self.path}: {one_line(error)}") from None
         self._ring, self._token, self._layout, self._state_size = ring, token, layout, state_size
         self._words = ring.words
-        self._count, self._room_until = 0, ring.capacity
+        self._count, self._room_until = 0, ring.capacity - 1
         self._standstill = np.zeros(self._arm.action_dim, np.float32)
         self._unmeasured = np.full_like(self._standstill, np.nan)
         fields = layout.step.fields
@@ -310,18 +310,14 @@ class StepRecorder:
 
     def _make_room(self, count: int) -> None:
         """Raise LogWriteError unless the keeper is alive and there is, within the patience, room for that many records."""
-        ring, keeper = self._ring, self._keeper
-        assert ring is not None and keeper is not None
         until = monotonic_ns() + 1e9 * self._patience_s
         while True:
-            if ring.quiet and (ring.error or keeper.poll() is not None):
-                reason = f"{ring.error}, free some space" if ring.error else "the process that writes the log has died"
-                raise LogWriteError(f"step not logged: {reason}; what was logged to {self.path} before is kept")
+            self.check()
             if self._free(count):
                 return
             if monotonic_ns() >= until:
                 raise LogWriteError(
-                    f"step not logged: the disk of {self.path} is {ring.capacity} steps behind; log to a faster one"
+                    f"step not logged: the disk of {self.path} is {self.capacity} steps behind; log to a faster one"
                 )
             time.sleep(_WAIT_S)
 

@@ -88,6 +88,7 @@ def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any]) 
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
     folder, config = RunFolder.open(run_dir)
+    folder.claim()
     config = replace(config, learner=replace(config.learner, **learner), eval_episodes=follow.gate_episodes)
     if config.compile == "auto":  # an arm is being moved meanwhile, and compiling takes every core for up to a minute
         config = replace(config, compile="off")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import RobotError, UsageError
+from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import ArmSpec, Engine, FloatArray, PolicySpec, Recorder, Robot
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class Run:
             raise UsageError(
                 f"--episodes must be at least 1, --seed not negative, --timeout above 0 and at most {_LONGEST_TIMEOUT_S}"
             )
+        check_output(self.log, "--log", folder=True)
         runs: list[EpisodeRun] = []
         with ExitStack() as stack:
             stack.enter_context(terminated_as_interrupted())

@@ -14,7 +14,7 @@ import numpy as np
 from sacflow_robot.data.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.data.journal import Assembler, Session, waiting
 from sacflow_robot.data.lock import LogLock
-from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.log import EpisodeLog, new_log
 from sacflow_robot.data.ring import Layout, Ring
 from sacflow_robot.data.store import WRITING, Store
 from sacflow_robot.episode import STEP_TIMES, UNKNOWN_TIME, Episode, Source
@@ -159,7 +159,7 @@ def repair(path: Path, out: Path) -> tuple[int, list[Problem]]:
     lost: list[Problem] = []
     log = _open_damaged(path, lost)
     saved = 0
-    with EpisodeLog.writer(out, log.arm) as copy:
+    with new_log(out, log.arm) as copy:
 
         def keep(index: int | str, episode: Episode) -> None:
             nonlocal saved

@@ -415,13 +415,24 @@ def write_log(path: Path | str, arm: ArmSpec, episodes: Iterable[Episode]) -> No
             write_log(Path(folder) / "log.zarr", arm, episodes)
             remote.upload(Path(folder) / "log.zarr", str(path))
         return
-    path = Path(path)
+    with new_log(Path(path), arm) as log:
+        log.extend(episodes)
+
+
+@contextlib.contextmanager
+def new_log(path: Path, arm: ArmSpec) -> Iterator[EpisodeLog]:
+    """A new log to append to, which stands at ``path`` once all has gone well, or not at all.
+
+    Raises:
+        UsageError: Something is at the path already.
+        LogWriteError: It cannot be written there.
+    """
     if path.exists():
         raise UsageError(f"{path} exists already; give another path or remove it")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with EpisodeLog.writer(partial, arm) as log:
-            log.extend(episodes)
+            yield log
         partial.rename(path)
     except OSError as error:
         raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None

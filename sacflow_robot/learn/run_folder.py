@@ -20,6 +20,7 @@ from torch import Tensor
 from sacflow_robot import __version__
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
+from sacflow_robot.outputs import check_output, replacing
 
 COLUMNS = (
     "phase",
@@ -92,13 +93,14 @@ class RunFolder:
 
     @staticmethod
     def check_free(path: Path | None) -> None:
-        """Raise UsageError unless a run may be made there; None, a path yet to be chosen, is always fine."""
+        """Raise UsageError unless a run can be made there; None stands for one yet to be chosen."""
         if (
             path is not None
             and (path.is_symlink() or path.exists())
             and not (path.is_dir() and all(file.name == _LOCK for file in path.iterdir()))
         ):
             raise UsageError(f"{path} exists already; give another --out, or go on with it by --resume {path}")
+        check_output(path or Path("runs"), folder=True)
 
     @staticmethod
     def create(path: Path | None, config: TrainConfig) -> RunFolder:
@@ -341,9 +343,5 @@ def _make_numbered(base: Path) -> Path:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_text(text, newline="")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -65,7 +65,7 @@ def test_a_log_has_one_writer_by_any_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     EpisodeLog.writer(tmp_path / "a.zarr", ARM).close()
     monkeypatch.chdir(tmp_path / "a.zarr")
-    with EpisodeLog.writer(Path("."), ARM), pytest.raises(LogWriteError, match="is being written"):
+    with EpisodeLog.writer(Path(), ARM), pytest.raises(LogWriteError, match="is being written"):
         EpisodeLog.writer(tmp_path / "a.zarr", ARM)
 
 
@@ -85,9 +85,7 @@ def test_a_mount_of_the_log_elsewhere(tmp_path: Path, new: bool) -> None:
             subprocess.run(["umount", mounted], check=True)
 
 
-def test_a_killed_writer_locks_nobody_out(
-    tmp_path: Path, arm: ArmSpec, make_episode: Callable[..., Episode]
-) -> None:
+def test_a_killed_writer_locks_nobody_out(tmp_path: Path, arm: ArmSpec, make_episode: Callable[..., Episode]) -> None:
     (tmp_path / "link.zarr").symlink_to(tmp_path / "a.zarr")
     pid = os.fork()
     if pid == 0:

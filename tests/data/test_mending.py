@@ -200,7 +200,9 @@ def test_a_try_at_mending_on_a_full_disk_holds_no_lock_and_loses_nothing(tmp_pat
             time.sleep(0.01)
         assert len(told) == 1 and "No space left" in told[0] and log._unlogged
         for _ in range(3):
-            with pytest.raises(LogWriteError, match=r"^the log is not mended: .*No space left.* is kept, free some space$"):
+            with pytest.raises(
+                LogWriteError, match=r"^the log is not mended: .*No space left.* is kept, free some space$"
+            ):
                 log.mend()
         with pytest.raises(LogWriteError, match="steps are in memory only"):
             log.close(1.0)

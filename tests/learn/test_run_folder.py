@@ -48,7 +48,7 @@ def test_a_run_that_another_process_goes_on_with_is_refused_until_that_ends(
         other.symlink_to(run)
         for path in (run, other):
             before = (run / "config.yaml").stat().st_mtime_ns
-            with pytest.raises(DataError, match="another process is training in .*; wait for it to end, or stop it"):
+            with pytest.raises(DataError, match=r"another process is training in .*; wait for it to end, or stop it"):
                 RunFolder.open(path)[0].claim()
             for command in (["train", "--resume", str(path)], ["follow", str(path), "--log", str(tmp_path / "a.zarr")]):
                 assert main(command) == 1
@@ -109,9 +109,9 @@ def test_two_that_copy_a_run_to_one_path(tmp_path: Path) -> None:
 
 
 def test_claims_of_removed_runs_are_let_go(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for i in range(5):
         run = RunFolder.create(tmp_path / str(i), CONFIG)
         for file in run.path.iterdir():
             file.unlink()
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1

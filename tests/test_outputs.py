@@ -51,7 +51,7 @@ def test_an_output_that_could_not_be_written_is_refused_and_nothing_is_left(tmp_
         with pytest.raises(UsageError, match=r"file is not a folder$"):
             check_output(path)
     for path in (no_files / "a.zarr", no_files / "new" / "a.zarr", tmp_path / ("x" * 300), tmp_path / "a\0b"):
-        with pytest.raises(UsageError, match="cannot be written: .*; give another path$"):
+        with pytest.raises(UsageError, match=r"cannot be written: .*; give another path$"):
             check_output(path)
         with pytest.raises(UsageError, match=r"cannot be written|not a folder"):
             check_output(path, folder=True)

@@ -7,6 +7,7 @@ outlives both processes, though not the computer.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import math
@@ -139,7 +140,8 @@ class Ring:
     def remove_orphans(log: Path) -> None:
         """Remove a ring whose writer was killed before it could put anything into it. The caller holds the log's lock."""
         for path in _places(log):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only file system says so even where there is nothing to remove
+                path.unlink(missing_ok=True)
 
     @staticmethod
     def attach(path: Path, token: str, layout: Layout, patience_s: float = 10.0) -> Ring | None:

@@ -32,12 +32,12 @@ def check_output(
         if not folder and path.is_dir():
             raise UsageError(f"{option} {path} is a folder; give the name of a file")
         if suffix and path.suffix.lower() != suffix:
-            raise UsageError(f"{option} {path} must end in {suffix}")
+            raise UsageError(f"{option} {path}: give a file that ends in {suffix}")
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(path)  # a name that is too long, for one
         where = path if folder else path.absolute().parent
         if not parents and not where.exists():
-            raise UsageError(f"{option} {path}: there is no folder {where}; make it first")
+            raise UsageError(f"{option} {path}: there is no folder {where}; give a file in a folder that exists")
         while not os.path.lexists(where):
             where = where.absolute().parent
         if not where.is_dir():

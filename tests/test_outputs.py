@@ -43,9 +43,9 @@ def test_an_output_that_could_not_be_written_is_refused_and_nothing_is_left(tmp_
     check_output(tmp_path / "a.MP4", suffix=".mp4")
     with pytest.raises(UsageError, match=r"^--out .*folder is a folder; give the name of a file$"):
         check_output(tmp_path / "folder")
-    with pytest.raises(UsageError, match=r"^--video .*a.avi must end in .mp4$"):
+    with pytest.raises(UsageError, match=r"^--video .*a.avi: give a file that ends in .mp4$"):
         check_output(tmp_path / "a.avi", "--video", suffix=".mp4")
-    with pytest.raises(UsageError, match=r"there is no folder .*new; make it first$"):
+    with pytest.raises(UsageError, match=r"there is no folder .*new; give a file in a folder that exists$"):
         check_output(tmp_path / "new" / "a.png", "--plot", parents=False)
     for path in (tmp_path / "file" / "a.json", tmp_path / "file" / "deep" / "a.json"):
         with pytest.raises(UsageError, match=r"file is not a folder$"):

@@ -67,6 +67,8 @@ def test_an_output_that_could_not_be_written_is_refused_and_nothing_is_left(tmp_
         "export missing --out {}/a.onnx",
         "log repair missing.zarr --out {}/a.zarr",
         "log copy missing.zarr {}/a.zarr",
+        "log info missing.zarr --plot {}/a.png",
+        "demos info missing.zarr --plots {}/a.png",
         "replay missing.zarr --video {}/a.mp4",
         "replay missing.zarr --rerun {}/a.rrd",
         "run --robot sim:lift --log {}/a.zarr",

@@ -40,6 +40,7 @@ class Info:
 
         from sacflow_robot.data.log import EpisodeLog
 
+        check_output(self.plot, "--plot", parents=False)
         log = EpisodeLog.open(self.log)
         episodes = list(log.episodes())
         solved = sum(e.success for e in episodes)

@@ -177,7 +177,7 @@ class Cell(RuleBasedStateMachine):
 
 
 TestCell = Cell.TestCase
-TestCell.settings = settings(deadline=None, max_examples=25, stateful_step_count=25)
+TestCell.settings = settings(deadline=None, max_examples=15, stateful_step_count=25)
 
 
 def written(path: Path) -> list[int]:

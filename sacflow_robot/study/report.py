@@ -59,11 +59,11 @@ def make_folder(path: Path) -> Path:
     Raises:
         UsageError: It cannot be made.
     """
-    check_output(path, folder=True)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make the folder {path}: {error.strerror}; give another --out") from None
+    check_output(path, folder=True)  # one that is there may take no file
     return path
 
 

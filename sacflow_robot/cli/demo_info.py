@@ -11,6 +11,7 @@ import tyro
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import LogWriteError, UsageError, one_line
+from sacflow_robot.outputs import check_output
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,6 +78,7 @@ class Info:
             raise UsageError(
                 f"--plots {picture}: expected auto, none, or a {', '.join(_PICTURES)} file in a folder that exists"
             )
+        check_output(picture, "--plots")
         return picture
 
     def _draw(self, picture: Path, demos: DemoSet, figures: Mapping[str, Any]) -> None:

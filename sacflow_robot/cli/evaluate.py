@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import SpecMismatchError, UsageError
+from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import Engine
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Eval:
 
         if self.episodes < 1 or self.seed < 0:
             raise UsageError("--episodes must be at least 1 and --seed not negative")
+        if self.perturb:
+            check_output(self.plot, "--plot", parents=False)
         policy = OnnxPolicy(self.policy)
         history = common.history_of(policy.spec.arm)
         arm = common.arm_with_history(get_arm(self.env), history)

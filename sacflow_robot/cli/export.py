@@ -13,6 +13,7 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import WeightsKind
+from sacflow_robot.outputs import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.learn.agent import Agent
@@ -51,6 +52,7 @@ class Export:
         if self.eval_episodes < 0:
             raise UsageError(f"--eval-episodes is {self.eval_episodes}; it must be at least 0")
         options, out = ExportOptions(self.weights, self.euler_steps, self.best_of, self.prefix), common.console()
+        check_output(self.out)
         trained = TrainedRun(self.run_dir)
         result = trained.export(options, self.out or trained.path)
         what = "differs from torch" if self.weights == "float32" else f"weights in {self.weights}: actions differ"

@@ -152,6 +152,7 @@ class Train:
         from sacflow_robot.learn.run_folder import RunFolder
 
         folder, own = RunFolder.open(path)
+        folder.claim()
         if self.config != own:
             folder.write_config(self.config)
         return folder, self.config

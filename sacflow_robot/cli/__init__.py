@@ -12,7 +12,7 @@ import io
 import sys
 from collections.abc import Sequence
 
-from sacflow_robot import __version__
+from sacflow_robot import __version__, caches
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 
 PROGRAM = "sacflow-robot"
@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         name, rest = _split(arguments)
+        caches.lend_folders()
         return _parse(name, rest).run() or 0  # type: ignore[attr-defined]
     except BrokenPipeError:
         return 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from sacflow_robot.caches import cache_root as cache_root
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import ArmSpec, Engine, Policy, Robot, VectorArms
@@ -170,12 +170,6 @@ def collect_demos(
 
         seeds = range(first_seed, first_seed + count)
         return collect(task, quality, seeds, min(core_count(), max(count, 1)), show, engine)
-
-
-def cache_root() -> Path:
-    """Folder for what is collected or downloaded once: SACFLOW_ROBOT_CACHE, else where this system keeps caches."""
-    own = os.environ.get("SACFLOW_ROBOT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sacflow-robot"
 
 
 def demo_cache(task: str, quality: Quality, count: int, engine: Engine = "compiled") -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -112,7 +111,6 @@ class Train:
         if self.resume is not None and self.config.replay and not self.unchanged:
             return fine_tune(self.resume, self.config.replay, self.tune_updates, self.out, as_json=self.json)
         began = time.monotonic()
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
         folder: RunFolder | None = None
         fitting = self.resume is not None and not self.unchanged
         if self.resume is not None:

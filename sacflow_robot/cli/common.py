@@ -45,9 +45,20 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def console() -> Console:
-    """Where people read; results for programs go to stdout. Lines are not broken, so that paths can be copied."""
-    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+def console(stderr: bool = True) -> Console:
+    """Where progress and remarks go: stderr. Lines are not broken, so that paths can be copied."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def results(as_json: bool = False) -> Console:
+    """Where the answer to what a command was asked goes: stdout; with ``--json``, which has that for itself, stderr.
+
+    Where nobody looks at a terminal, tables are as wide as what they hold.
+    """
+    out = console(stderr=as_json)
+    if not out.is_terminal:
+        out.width = 10_000
+    return out
 
 
 def print_json(data: dict[str, Any]) -> None:

@@ -38,5 +38,5 @@ class Estop:
         if not 0 < self.timeout <= 60:
             raise UsageError("--timeout must be above 0 and at most 60")
         request(self.address, "arm" if self.arm else "stop", self.reason, read_key(self.key), self.timeout)
-        common.console().print(f"{self.address}: {'arming' if self.arm else 'stopping'}")
+        common.results().print(f"{self.address}: {'arming' if self.arm else 'stopping'}")
         return 0

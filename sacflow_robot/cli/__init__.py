@@ -15,7 +15,18 @@ from collections.abc import Sequence
 from sacflow_robot import __version__, caches
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 
-PROGRAM = "sacflow-robot"
+PROGRAM, PACKAGE = "sacflow-robot", "sacflow_robot"
+
+EXTRAS = {
+    "sim": ("PIL", "av", "cv2", "gymnasium", "h5py", "llvmlite", "mujoco", "numba", "robosuite", "scipy"),
+    "viz": ("matplotlib", "rerun", "tensorboard"),
+    "lerobot": ("pyarrow",),
+    "train": ("onnx", "onnxscript", "torch"),
+    "s3": ("fsspec", "s3fs"),
+    "robomimic": ("robomimic",),
+    "dev": ("openpi_client",),
+}
+"""Modules that the base package does without, by the extra of this package that installs them."""
 
 # command: (module, class, what it does)
 COMMANDS = {
@@ -78,8 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SacflowError as error:
         print(f"{PROGRAM}: error: {one_line(error, 1000)}", file=sys.stderr)
         return error.exit_status
-    except ModuleNotFoundError as error:
-        print(f"{PROGRAM}: error: {_missing(error)}", file=sys.stderr)
+    except ImportError as error:
+        if (error.name or PACKAGE).partition(".")[0] == PACKAGE:  # our own mistake
+            raise
+        print(f"{PROGRAM}: error: {missing(error)}", file=sys.stderr)
         return 2
     except OSError as error:  # what no room foresaw, e.g. a disk that filled up elsewhere
         print(f"{PROGRAM}: error: {one_line(error)}", file=sys.stderr)
@@ -134,15 +147,14 @@ def _first_complaint(box: str, name: str) -> str:
     return f"{text.rstrip('.')}; see '{PROGRAM} {name} --help'"
 
 
-def _missing(error: ModuleNotFoundError) -> str:
-    sim, train = ("mujoco", "robosuite", "gymnasium", "h5py", "av", "PIL"), ("torch", "onnx", "onnxscript")
-    viz = ("matplotlib", "tensorboard")
-    others = {"rerun": "viz", "pyarrow": "lerobot"}
-    extras = {**dict.fromkeys(sim, "sim"), **dict.fromkeys((*train, *viz), "train"), **others}
-    extra = extras.get((error.name or "").partition(".")[0])
-    if extra is None:
-        raise error
-    return f"this command needs {error.name}, which is not installed; pip install 'sacflow-robot[{extra}]'"
+def missing(error: ImportError) -> str:
+    """What to do about a package that is not installed, or that is and can't be imported, in a line."""
+    module = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError):
+        return f"{module} is installed but cannot be imported: {one_line(error)}"
+    needed = f"this command needs {module}, which is not installed"
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    return needed if extra is None else f"{needed}; pip install 'sacflow-robot[{extra}]'"
 
 
 def _overview() -> str:

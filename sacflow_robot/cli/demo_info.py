@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,10 @@ class Info:
 
         if self.plots == "none":
             return None
+        if self.plots == "auto" and importlib.util.find_spec("matplotlib") is None:
+            common.console().print("no plots: matplotlib is not installed; pip install 'sacflow-robot[viz]'")
+            return None
+        importlib.import_module("matplotlib")  # before everything is read
         if self.plots == "auto":
             named = parse_name(self.src)
             return Path(f"{'-'.join(('robomimic', *named)) if named else Path(self.src).resolve().stem}-info.png")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
-from sacflow_robot.cli import common
+from sacflow_robot.cli import common, missing
 from sacflow_robot.errors import one_line
 
 _PACKAGES = ("numpy", "onnxruntime", "pyzmq", "zarr", "mujoco", "robosuite", "gymnasium", "torch", "onnx")
@@ -51,8 +51,8 @@ class Doctor:
 def _probe(check: Callable[[], str]) -> str:
     try:
         return check()
-    except ModuleNotFoundError as error:
-        return f"{error.name} is not installed"
+    except ImportError as error:
+        return missing(error).removeprefix("this command ")
     except Exception as error:  # a probe reports whatever is wrong
         return f"does not work: {one_line(error)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ class Info:
 
         from sacflow_robot.data.log import EpisodeLog
 
+        if self.plot is not None:
+            importlib.import_module("matplotlib")  # before everything is read
         log = EpisodeLog.open(self.log)
         episodes = list(log.episodes())
         solved = sum(e.success for e in episodes)

@@ -220,6 +220,7 @@ class ProcessArm(_Arm):
         options = urlencode({**numbers, **({"model": self.link.model.to_json()} if self.link.model else {})})
         command = [
             sys.executable,
+            "-P",  # not what the working folder has by that name
             "-m",
             "sacflow_robot.robot.rtsim_process",
             self.task,

@@ -68,14 +68,20 @@ COMMANDS = {
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }
 
+GROUPS = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS if " " in name))
+"""First words of the commands of two words."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 called wrongly, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # no name of a file and no unit is worth a failure
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    group = arguments[0] if arguments and arguments[0] in GROUPS else ""
+    if all(word in ("-h", "--help") for word in arguments[bool(group) :]):
+        print(_overview(group))
         return 0
     if arguments[0] == "--version":
         print(f"{PROGRAM} {__version__}")
@@ -116,10 +122,9 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
         name = " ".join(arguments[:words])
         if name in COMMANDS:
             return name, arguments[words:]
-    group = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
-    if group:
-        raise UnknownNameError("command", " ".join(arguments[:2]), group)
-    raise UnknownNameError("command", arguments[0], COMMANDS)
+    if arguments[0] in GROUPS:
+        raise UnknownNameError("command", " ".join(arguments[:2]), _members(arguments[0]))
+    raise UnknownNameError("command", arguments[0], [*COMMANDS, *GROUPS])
 
 
 def _parse(name: str, arguments: list[str]) -> object:
@@ -157,15 +162,21 @@ def missing(error: ImportError) -> str:
     return needed if extra is None else f"{needed}; pip install 'sacflow-robot[{extra}]'"
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMMANDS.items()]
+def _members(group: str) -> list[str]:
+    return [name for name in COMMANDS if not group or name.startswith(f"{group} ")]
+
+
+def _overview(group: str = "") -> str:
+    """All commands, or those of a group."""
+    names = _members(group)
+    width = max(map(len, names))
+    lines = [f"  {name:<{width}}  {COMMANDS[name][2]}" for name in names]
     return "\n".join(
         [
-            f"usage: {PROGRAM} COMMAND [OPTION ...]",
+            f"usage: {PROGRAM} {f'{group} ' if group else ''}COMMAND [OPTION ...]",
             "",
             *lines,
             "",
-            f"'{PROGRAM} COMMAND --help' lists a command's options.",
+            f"'{PROGRAM} {f'{group} ' if group else ''}COMMAND --help' lists a command's options.",
         ]
     )

@@ -334,6 +334,7 @@ class StepResult:
         success: Whether the task is solved; None where ending is solving, as in the robosuite tasks.
         time_ns: When the observation was captured, in nanoseconds of the clock that the control loop runs on, where the
             arm can tell; else None, and it counts as captured when it was received.
+        stale_reason: Why there is nothing newer, where the observation is old and the arm can tell; else empty.
     """
 
     observation: dict[str, FloatArray]
@@ -344,6 +345,7 @@ class StepResult:
     measured: FloatArray | None = None
     success: bool | None = None
     time_ns: int | None = None
+    stale_reason: str = ""
 
     @property
     def ended(self) -> bool:
@@ -371,7 +373,11 @@ class Robot(Protocol):
     arrived, which may be the one before. The control loop is the same for both.
 
     Calls come in the order ``connect``, then for each episode ``begin`` and pairs of ``observe`` and ``command``, and at
-    last ``close``. ``hold`` and ``stop`` may come at any time in between.
+    last ``close``. ``hold`` and ``stop`` may come at any time, before ``connect`` and after ``close`` and a failure too, more
+    than once, and raise nothing.
+
+    What a driver runs beside the loop (a thread, a process) and keeps an arm standing has to go on when something that it
+    calls fails. What failed there, or has ended, is raised as a ``RobotError`` by the next ``observe`` or ``command``.
     """
 
     @property
@@ -388,7 +394,8 @@ class Robot(Protocol):
         ...
 
     def connect(self) -> None:
-        """Reach the arm, anew if it was lost or stopped. What was queued anywhere is dropped; nothing moves.
+        """Reach the arm, anew if it was lost or stopped. What was queued anywhere is dropped; nothing moves. A stop that comes
+        meanwhile stays in force.
 
         Raises:
             RobotError: It cannot be reached, or is not ready; says what to do.
@@ -406,7 +413,12 @@ class Robot(Protocol):
         ...
 
     def observe(self) -> StepResult:
-        """The newest observation, without waiting for another. An arm that is not lockstep says when it was captured."""
+        """The newest observation, without waiting for another. An arm that is not lockstep says when it was captured; one
+        that comes again, by the source's own counter, was captured when it came first.
+
+        Raises:
+            RobotError: The arm is lost, or something that its observations need has failed.
+        """
         ...
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:

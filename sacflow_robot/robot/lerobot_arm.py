@@ -24,8 +24,12 @@ from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Robot, StepResult
 JOINTS = "joint_pos"
 """Key of the joint positions."""
 
-_STALE_S = 0.5
+_STALE_S, _OLD_PERIODS = 0.5, 2
 _FIRST_WITHIN_S = 5.0
+_END_WITHIN_S = 3.0
+_STOPPED = StoppedError("the arm has been stopped; look at it, then connect it again")
+_UNREAD = "the arm has not been read yet; connect it again"
+_HANGS = f"a call of lerobot has not returned for {_END_WITHIN_S:g} s; unplug the arm, or end this program"
 
 
 class LeRobot(Protocol):
@@ -147,6 +151,8 @@ class LeRobotArm:
 
     LeRobot's calls wait for a bus and bear one thread, so a thread of ours makes them all: it sends what is to be sent,
     reads, and starts again, at the control rate. To hold is to be sent the positions last read, once read, again and again.
+    A motor goes on to its last goal whatever becomes of who sent it, so when a call fails, a camera's included, the thread
+    goes on, with a hold, and the next call says what failed.
 
     Args:
         robot: LeRobot's robot.
@@ -183,8 +189,12 @@ class LeRobotArm:
 
         Raises:
             RobotError: It cannot be reached, or is not calibrated.
+            StoppedError: It was stopped meanwhile.
         """
         self._end_thread()
+        if self._thread is not None:
+            raise RobotError(f"the arm is lost: {_HANGS}")
+        self._stopped = False  # a stop that comes from here on is not undone by connecting
         try:
             if not self._robot.is_connected:
                 self._robot.connect(calibrate=False)
@@ -193,12 +203,14 @@ class LeRobotArm:
             raise RobotError(f"the arm cannot be reached: {one_line(error)}") from None
         if not calibrated:
             raise RobotError("the arm is not calibrated; calibrate it with lerobot-calibrate")
-        self._seen, self._error, self._stopped = None, "", False
+        self._seen, self._error = None, ""
         self._goal = self._valid_until_ns = None
         self._closing.clear()
         self._thread = threading.Thread(target=self._live, name="lerobot", daemon=True)
         self._thread.start()
         self._await(time.monotonic_ns())
+        if self._stopped:
+            raise _STOPPED
 
     def begin(self, seed: int) -> StepResult:
         """Start an episode where the arm stands."""
@@ -215,7 +227,7 @@ class LeRobotArm:
         """
         self._check()
         if self._seen is None:
-            raise RobotError("the arm is not connected; connect it first")
+            raise RobotError(_UNREAD)
         observation, captured = self._seen
         now = time.monotonic_ns()
         if now - captured > _STALE_S * 1e9:
@@ -227,6 +239,9 @@ class LeRobotArm:
             measured=self._as_action(observation[JOINTS]),
             success=False,
             time_ns=captured,
+            stale_reason=""
+            if now - captured < _OLD_PERIODS * self.spec.period_ns
+            else "the arm has not been read since",
         )
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
@@ -238,28 +253,34 @@ class LeRobotArm:
             RobotError: The arm is lost.
         """
         action = self.spec.check_action(action)
-        self._check()
-        if self._stopped:
-            raise StoppedError("the arm has been stopped; look at it, then connect it again")
-        if time.monotonic_ns() >= valid_until_ns:
-            return
         share = (action.astype(np.float64) + 1) / 2
         with self._lock:
+            if self._stopped:
+                raise _STOPPED
+            self._check()
+            if self._seen is None:
+                raise RobotError(_UNREAD)  # and so it could not hold
+            if time.monotonic_ns() >= valid_until_ns:
+                return
             self._goal, self._valid_until_ns = self._low + share * (self._high - self._low), valid_until_ns
 
     def hold(self) -> None:
+        """Have every joint, the gripper's too, stay where it is read next."""
         with self._lock:
-            if self._valid_until_ns is not None:
-                self._goal, self._valid_until_ns = None, 0
+            self._hold()
 
     def stop(self) -> None:
-        self._stopped = True
-        self.hold()
+        with self._lock:
+            self._stopped = True
+            self._hold()
 
     def close(self) -> None:
         """Hold, and disconnect; whether the motors let go then is LeRobot's setting (disable_torque_on_disconnect)."""
         self.hold()
         self._end_thread()
+        if self._thread is not None:
+            return  # it hangs in a call that bears no other beside it
+        self._seen = None
         with contextlib.suppress(Exception):  # an arm that is lost cannot be disconnected either
             if self._robot.is_connected:
                 self._robot.disconnect()
@@ -295,18 +316,28 @@ class LeRobotArm:
             action_high=(1.0,) * len(self._names),
         )
 
+    def _hold(self) -> None:
+        if self._valid_until_ns is not None:
+            self._goal, self._valid_until_ns = None, 0
+
     def _live(self) -> None:
         """Send, read, at the control rate; the only caller of LeRobot's robot."""
         period_s, due = 1 / self._config.control_rate_hz, time.monotonic()
-        try:
-            while not self._closing.is_set():
-                self._send()
-                seen = self._robot.get_observation()
-                self._seen = self._read(seen), time.monotonic_ns()
-                due = max(due + period_s, time.monotonic())
-                self._closing.wait(max(0.0, due - time.monotonic()))
-        except Exception as error:  # whatever a bus or a camera raises; the loop hears of it at its next call
-            self._error = one_line(error)
+        while not self._closing.is_set():
+            for call in (self._send, self._receive):
+                try:
+                    call()
+                except (
+                    BaseException
+                ) as error:  # whatever a bus or a camera raises; the loop hears of it at its next call
+                    self._error = self._error or one_line(error)
+                    self.hold()
+            due = max(due + period_s, time.monotonic())
+            self._closing.wait(max(0.0, due - time.monotonic()))
+
+    def _receive(self) -> None:
+        begun_ns = time.monotonic_ns()  # nothing of what the call returns is older
+        self._seen = self._read(self._robot.get_observation()), begun_ns
 
     def _send(self) -> None:
         with self._lock:
@@ -341,11 +372,17 @@ class LeRobotArm:
     def _check(self) -> None:
         if self._error:
             raise RobotError(f"the arm is lost: {self._error}; connect it again")
+        if self._thread is None:
+            raise RobotError("the arm is not connected; connect it first")
+        if not self._thread.is_alive():
+            raise RobotError("the thread that keeps the arm standing has ended; connect the arm again")
 
     def _end_thread(self) -> None:
+        """End the thread, unless it hangs in one of LeRobot's calls; then it is still there."""
         if self._thread is not None:
             # One round more, so that the last hold is sent.
             time.sleep(1.5 / self._config.control_rate_hz)
             self._closing.set()
-            self._thread.join()
-            self._thread = None
+            self._thread.join(_END_WITHIN_S)
+            if not self._thread.is_alive():
+                self._thread = None

@@ -126,15 +126,16 @@ class VirtualArm(_Arm):
         self.world.flush()
 
     def stop(self) -> None:
-        self.world.flush()
         self._stopped = True
+        self.world.flush(gripper=True)
 
     def network(self, down: bool) -> None:
         """Have the network fail, or come back."""
         self.world.network(down)
 
     def close(self) -> None:
-        self.clock.world = None
+        self.clock.world = self.world.arrived = None
+        self._stopped = True
         self.world.env.close()
 
     def _receive(self) -> None:
@@ -158,7 +159,7 @@ class ProcessArm(_Arm):
         get_task(task)
         self._process: subprocess.Popen[bytes] | None = None
         self._context: zmq.Context[Any] | None = None
-        self._episode = 0
+        self._episode, self._failure = 0, ""
         self.applied: list[tuple[int, int]] = []
 
     @property
@@ -167,10 +168,12 @@ class ProcessArm(_Arm):
         return None if self._process is None else self._process.pid
 
     def connect(self) -> None:
+        self._stopped = False  # a stop that comes from here on is not undone by connecting
         if self._process is None or self._process.poll() is not None:
             self._start()
-        self._send({"do": "flush"})
-        self._stopped = False
+        self._failure = ""
+        self._check_going()
+        self._send({"do": "connect"})
 
     def begin(self, seed: int) -> StepResult:
         self._check_going()
@@ -185,19 +188,24 @@ class ProcessArm(_Arm):
         self._send({"do": "command", "action": given.tobytes(), "until": valid_until_ns, "at": self.clock.now_ns()})
 
     def hold(self) -> None:
-        if self._process is not None:
-            self._send({"do": "flush"})
+        self._tell("hold")
 
     def stop(self) -> None:
-        self.hold()
+        """Stop; the arm's process takes nothing more, not even what is on its way, until it is connected again."""
         self._stopped = True
+        self._tell("stop")
+
+    def _tell(self, what: str) -> None:
+        """Say what holds in any state: an arm whose process is gone has nothing left that could move."""
+        with contextlib.suppress(RobotError):
+            self._send({"do": what})
 
     def network(self, down: bool) -> None:
         """Have the network fail, or come back."""
         self._send({"do": "network", "down": down})
 
     def close(self) -> None:
-        process, self._process = self._process, None
+        process, self._process, self._newest = self._process, None, None
         if process is not None:
             with contextlib.suppress(RobotError, zmq.ZMQError):
                 self._socket.send(msgpack.packb({"do": "end"}), zmq.NOBLOCK)
@@ -235,29 +243,37 @@ class ProcessArm(_Arm):
         until = time.monotonic() + _START_S
         while not self._socket.poll(100):
             if self._process.poll() is not None or time.monotonic() > until:
+                self.close()
                 raise RobotError(f"rtsim:{self.task} did not start; what it said is above")
         self._socket.recv()
 
+    def _check_process(self) -> None:
+        if self._process is None:
+            raise RobotError(f"rtsim:{self.task} is not connected; connect it")
+        status = self._process.poll()
+        if status is not None:
+            raise RobotError(f"rtsim:{self.task} does not run; connect it (its process ended with status {status})")
+
     def _send(self, message: dict[str, Any]) -> None:
-        if self._process is None or self._process.poll() is not None:
-            raise RobotError(f"rtsim:{self.task} does not run; connect it")
+        self._check_process()
         try:
             self._socket.send(msgpack.packb(message), zmq.NOBLOCK)
         except zmq.ZMQError as error:
             raise RobotError(f"rtsim:{self.task} does not answer: {one_line(error)}") from None
 
     def _receive(self) -> None:
-        """Take in what has arrived; only the newest counts."""
-        if self._process is None:
-            raise RobotError(f"rtsim:{self.task} is not connected; connect it")
-        newest = None
+        """Take in what has arrived; only the newest observation counts."""
+        self._check_process()
+        message = None
         with contextlib.suppress(zmq.Again):
             while True:
-                newest = self._socket.recv(zmq.NOBLOCK)
-        if newest is None:
-            return
-        message = msgpack.unpackb(newest)
-        if message["episode"] != self._episode:
+                heard = msgpack.unpackb(self._socket.recv(zmq.NOBLOCK))
+                self._failure = self._failure or heard.get("failure", "")
+                message = message if "failure" in heard else heard
+        failure, self._failure = self._failure, ""
+        if failure:
+            raise RobotError(f"rtsim:{self.task} failed: {failure}")
+        if message is None or message["episode"] != self._episode:
             return
         arrays = {
             a.key: np.frombuffer(message["seen"][a.key], a.dtype).reshape(a.shape).copy()

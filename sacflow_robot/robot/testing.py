@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from sacflow_robot.errors import InvalidValueError, StoppedError
+from sacflow_robot.errors import InvalidValueError, RobotError, StoppedError, one_line
 from sacflow_robot.robot.clock import MonotonicClock
 from sacflow_robot.spec import ArmSpec, Clock, FloatArray, Robot, StepResult
+
+_LOSS_SEEN_S = 5.0
 
 
 class FakeRobot:
@@ -71,7 +74,9 @@ class FakeRobot:
         self.closed = True
 
 
-def check_robot(make: Callable[[], Robot], *, seed: int = 0, steps: int = 5) -> None:
+def check_robot(
+    make: Callable[[], Robot], *, seed: int = 0, steps: int = 5, lose: Callable[[Robot], None] | None = None
+) -> None:
     """The conformance kit: a driver that keeps the :class:`~sacflow_robot.spec.Robot` contract comes through without an
     AssertionError that says what it did otherwise.
 
@@ -82,8 +87,13 @@ def check_robot(make: Callable[[], Robot], *, seed: int = 0, steps: int = 5) -> 
         make: Makes an arm that is not connected yet; called several times, never two arms at once.
         seed: Seed of the episodes.
         steps: Control periods to run.
+        lose: Takes the arm away from a robot in the middle of an episode: unplugs it, kills its process, ends its thread. With
+            it, the kit also checks that ``observe`` and ``command`` say so, and that ``hold`` and ``stop`` still work.
     """
-    for check in (_check_episode, _check_expiry, _check_stop, _check_refusals):
+    checks: list[Callable[[Robot, int, int], None]] = [_check_episode, _check_expiry, _check_stop, _check_refusals]
+    if lose is not None:
+        checks.append(partial(_check_loss, lose))
+    for check in checks:
         robot = make()
         try:
             check(robot, seed, steps)
@@ -173,7 +183,53 @@ def _check_stop(robot: Robot, seed: int, steps: int) -> None:
         robot.command(_still(robot), robot.clock.now_ns() + 2 * robot.spec.period_ns)
 
 
+def _check_quiet(robot: Robot, where: str) -> None:
+    """hold and stop: whoever needs them has no time for an error."""
+    for call in (robot.hold, robot.stop, robot.hold, robot.stop):
+        try:
+            call()
+        except Exception as error:
+            raise AssertionError(
+                f"{where}: {call.__name__} raised {type(error).__name__}: {one_line(error)}"
+            ) from error
+
+
+def _refused(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except RobotError:
+        return True
+    return False
+
+
+def _check_closed(robot: Robot) -> None:
+    robot.close()
+    if not robot.lockstep:
+        assert _refused(robot.observe), "a closed arm was observed; raise RobotError until it is connected again"
+        until_ns = robot.clock.now_ns() + 2 * robot.spec.period_ns
+        assert _refused(lambda: robot.command(_still(robot), until_ns)), "a closed arm took a command"
+    _check_quiet(robot, "after it was closed")
+
+
+def _check_loss(lose: Callable[[Robot], None], robot: Robot, seed: int, steps: int) -> None:
+    robot.connect()
+    robot.begin(seed)
+    if _relative(robot):
+        robot.command(_still(robot), robot.clock.now_ns() + 2 * robot.spec.period_ns)
+    lose(robot)
+    give_up_ns = robot.clock.now_ns() + round(_LOSS_SEEN_S * 1e9)
+    while not _refused(robot.observe):
+        assert robot.clock.now_ns() < give_up_ns, (
+            f"{_LOSS_SEEN_S:g} s after the arm was lost, observe still goes on as if nothing had happened; raise RobotError"
+        )
+        robot.clock.sleep_until(robot.clock.now_ns() + robot.spec.period_ns)
+    _check_quiet(robot, "after the arm was lost")
+    until_ns = robot.clock.now_ns() + 2 * robot.spec.period_ns
+    assert _refused(lambda: robot.command(_still(robot), until_ns)), "an arm that was lost and stopped took a command"
+
+
 def _check_refusals(robot: Robot, seed: int, steps: int) -> None:
+    _check_quiet(robot, "before it was connected")
     robot.connect()
     robot.begin(seed)
     size, until_ns = robot.spec.action_dim, robot.clock.now_ns() + 2 * robot.spec.period_ns
@@ -185,3 +241,4 @@ def _check_refusals(robot: Robot, seed: int, steps: int) -> None:
         raise AssertionError(
             f"an action of shape {action.shape} holding {action[0]} was taken; raise InvalidValueError"
         )
+    _check_closed(robot)

@@ -74,12 +74,14 @@ class World:
         self._capture(now_ns)
         self._push(now_ns + self.link.tick_ns, _TICK, None)
 
-    def flush(self) -> None:
-        """Forget every message on its way, and hold."""
+    def flush(self, *, gripper: bool = False) -> None:
+        """Forget every message on its way, and hold; ``gripper`` stops the fingers too, where they are."""
         if self._begun:
             self._events = [event for event in self._events if event[1] == _TICK]
             heapq.heapify(self._events)
             self.hold()
+            if gripper:
+                self._action = np.append(self._action[:6], 0.0)
 
     def network(self, down: bool) -> None:
         """Fail, or come back: what is sent meanwhile, either way, is lost."""

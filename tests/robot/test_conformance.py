@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sacflow_robot.errors import UnknownNameError, UsageError
+from sacflow_robot.errors import RobotError, UnknownNameError, UsageError
 from sacflow_robot.robot import drivers
 from sacflow_robot.robot.drivers import DRIVERS, make_robot
+from sacflow_robot.robot.rtsim import ProcessArm
 from sacflow_robot.robot.testing import FakeRobot, check_robot
-from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
+from sacflow_robot.spec import ArmSpec, FloatArray, Robot, StepResult
 
 pytestmark = pytest.mark.realtime
 
 
 @pytest.mark.parametrize(
     "name",
-    ["sim:lift?speed=100", "rtsim:lift?clock=virtual&obs_delay_ms=30&cmd_delay_ms=20", "rtsim:lift?obs_delay_ms=20"],
+    ["sim:lift?speed=100", "rtsim:lift?clock=virtual&obs_delay_ms=30&cmd_delay_ms=20"],
 )
 def test_our_drivers_keep_the_contract(name: str) -> None:
     check_robot(lambda: make_robot(name))
@@ -44,6 +48,55 @@ class Timeless(Checked):
     lockstep = False
 
 
+class Nervous(Checked):
+    def hold(self) -> None:
+        if not self.calls:
+            raise RuntimeError("what arm?")
+
+
+class Ghost(Checked):
+    """Goes on as if nothing had happened."""
+
+    lockstep = False
+
+    def start(self, seed: int) -> StepResult:
+        return replace(super().start(seed), time_ns=self.clock.now_ns())
+
+    def observe(self) -> StepResult:
+        return self.start(0)
+
+
+class Mortal(Ghost):
+    """Says that it is gone, or closed."""
+
+    lost = False
+
+    def observe(self) -> StepResult:
+        if self.lost or self.closed:
+            raise RobotError("it is gone")
+        return super().observe()
+
+    def command(self, action: FloatArray, valid_until_ns: int) -> None:
+        if self.closed:
+            raise RobotError("it is closed")
+        super().command(action, valid_until_ns)
+
+
+class Shaken(Mortal):
+    def stop(self) -> None:
+        if self.lost:
+            raise RobotError("nothing to stop")
+        super().stop()
+
+
+def test_an_arm_in_a_process_of_its_own_keeps_the_contract_even_when_that_is_gone() -> None:
+    def kill(robot: Robot) -> None:
+        assert isinstance(robot, ProcessArm) and robot.pid is not None
+        os.kill(robot.pid, signal.SIGKILL)
+
+    check_robot(lambda: make_robot("rtsim:lift?obs_delay_ms=20"), lose=kill)
+
+
 def test_the_kit_finds_what_breaks_the_contract(arm: ArmSpec) -> None:
     check_robot(lambda: Checked(arm))
     for driver, complaint in (
@@ -51,9 +104,24 @@ def test_the_kit_finds_what_breaks_the_contract(arm: ArmSpec) -> None:
         (Deaf, "a stopped arm took a command"),
         (Blind, "'object' has shape"),
         (Timeless, "has to say when it was seen"),
+        (Nervous, "before it was connected: hold raised RuntimeError: what arm?"),
+        (Ghost, "a closed arm was observed"),
     ):
         with pytest.raises(AssertionError, match=complaint):
             check_robot(lambda driver=driver: driver(arm))
+
+
+def test_the_kit_finds_an_arm_that_is_lost_unseen(arm: ArmSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sacflow_robot.robot.testing._LOSS_SEEN_S", 0.2)
+
+    def lose(robot: Robot) -> None:
+        robot.lost = True  # type: ignore[attr-defined]
+
+    check_robot(lambda: Mortal(arm), lose=lose)
+    with pytest.raises(AssertionError, match="after the arm was lost, observe still goes on"):
+        check_robot(lambda: Mortal(arm), lose=lambda robot: None)
+    with pytest.raises(AssertionError, match="after the arm was lost: stop raised RobotError: nothing to stop"):
+        check_robot(lambda: Shaken(arm), lose=lose)
 
 
 def test_installed_and_not_installed_know_the_same_drivers() -> None:

@@ -120,16 +120,69 @@ def test_the_stop_wins_whatever_else_is_typed(person: Person) -> None:
     assert (armed.arm, armed.stop) == (True, False)
 
 
+@pytest.mark.parametrize(
+    "keys", ["\x1b ", "\r \r", " t\r", "t\u00a0", "\x1b[200~ \x1b[201~\r", "w" * 3000 + " " + "\r" * 500]
+)
+def test_a_space_among_any_keys_stops_and_enables_nothing(person: Person, keys: str) -> None:
+    person.types("t")
+    assert person.types(keys) == HumanSignal(stop=True)
+    assert person.types("") is HANDS_OFF
+
+
+def test_a_stop_keeps_the_label_that_was_typed_with_it(person: Person) -> None:
+    assert person.types("n ") == HumanSignal(label=Label.FAILURE, stop=True)
+
+
+def test_neither_ctrl_s_nor_ctrl_z_blocks_the_program(person: Person) -> None:
+    person.types("t\x13")
+    os.set_blocking(person.terminal, False)
+    try:
+        assert os.write(person.terminal, b"not blocked") > 0
+    finally:
+        os.set_blocking(person.terminal, True)
+    assert person.types("\x1a").action is not None
+    assert person.types(" ").stop
+
+
+@pytest.mark.parametrize("has_the_arm", [True, False])
+def test_a_terminal_that_vanishes_stops_the_arm_of_a_person_and_else_holds_it(arm: ArmSpec, has_the_arm: bool) -> None:
+    person = Person(arm)
+    person.types("t" if has_the_arm else "?")
+    os.close(person.hands)
+    assert person.keyboard.poll(OPEN) == HumanSignal(stop=has_the_arm, hold=not has_the_arm)
+    for _ in range(3):
+        assert person.keyboard.poll(OPEN) is HANDS_OFF
+    assert person.said[-1] == f"the terminal is gone: {'EMERGENCY STOP' if has_the_arm else 'hold'}"
+    person.keyboard.close()
+    os.close(person.terminal)
+
+
 def test_arrow_keys_are_no_letters(person: Person) -> None:
     assert np.allclose(action_of(person.types("t\x1b[A\x1b[D\x1bOA\x1b[1;5D\x1b[15~")), OPEN)
     assert action_of(person.types("\x1b[Dw"))[0] > 0
 
 
-def test_another_action_or_no_terminal_is_refused(arm: ArmSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"controller": "joint position", "action_units": ("-90 to 90 deg",) * 6 + ("0 to 100 %",)},
+        {"action_units": ("N m",) * 7},
+        {"action_names": ("x", "y", "z"), "action_units": ("0.05 m",) * 3},
+    ],
+)
+def test_a_robot_that_keys_cannot_move_has_the_same_stop(arm: ArmSpec, other: dict[str, tuple[str, ...]]) -> None:
+    person = Person(replace(arm, **other))  # type: ignore[arg-type]
+    assert person.types("twg") == HANDS_OFF and "cannot be taken over" in person.said[-1]
+    assert person.types(" ") == HumanSignal(stop=True)
+    assert person.types("y\r") == HumanSignal(label=Label.SUCCESS, arm=True)
+    person.keyboard.close()
+    os.close(person.hands)
+    os.close(person.terminal)
+
+
+def test_a_file_is_no_terminal(arm: ArmSpec, tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file, pytest.raises(UsageError, match="standard input is none"):
         Keyboard(arm, file=file.fileno())
-    with pytest.raises(UsageError, match="this one has 3"):
-        Keyboard(replace(arm, action_names=("x", "y", "z")))
 
 
 @pytest.mark.parametrize("end", ["raise", "exit", "SIGTERM", "SIGHUP"])

@@ -21,6 +21,7 @@ from sacflow_robot.robot.loop import run_episode
 from sacflow_robot.robot.safety import SafetyFilter
 from sacflow_robot.robot.testing import check_robot
 from sacflow_robot.safetylimits import SafetyLimits
+from sacflow_robot.spec import Robot
 
 pytestmark = pytest.mark.realtime
 
@@ -43,7 +44,8 @@ class StandIn:
         self.positions = dict(zip(NAMES, (10.0, -20.0, 50.0), strict=True))
         self.sent: list[dict[str, float]] = []
         self.calibrated_on_connect: bool | None = None
-        self.broken = self.stuck = False
+        self.broken = self.stuck = self.deaf = False
+        self.read_s = 0.0
         self.threads: set[int] = set()
         StandIn.made.append(self)
 
@@ -61,10 +63,13 @@ class StandIn:
             raise ConnectionError("There is no status packet!")
         while self.stuck:
             time.sleep(0.01)
+        time.sleep(self.read_s)
         return {**self.positions, "wrist": np.full((4, 6, 3), 7, np.uint8)}
 
     def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
         self.threads.add(threading.get_ident())
+        if self.deaf:
+            raise ConnectionError("no answer")
         assert set(action) == set(NAMES) and all(type(v) is float for v in action.values())
         self.sent.append(dict(action))
         for name, goal in action.items():
@@ -186,7 +191,10 @@ def test_what_is_no_action_is_refused(arm: LeRobotArm) -> None:
 
 
 def test_the_conformance_kit(name: str) -> None:
-    check_robot(lambda: make_robot(name))
+    def unplug(robot: Robot) -> None:
+        StandIn.made[-1].broken = True
+
+    check_robot(lambda: make_robot(name), lose=unplug)
 
 
 def test_a_lost_or_stuck_bus_is_said(arm: LeRobotArm) -> None:
@@ -199,6 +207,151 @@ def test_a_lost_or_stuck_bus_is_said(arm: LeRobotArm) -> None:
     assert eventually(lambda: bool(arm._error))
     with pytest.raises(RobotError, match="arm is lost: There is no status packet"):
         arm.observe()
+
+
+@pytest.mark.parametrize("error", [ConnectionError("camera unplugged"), SystemExit("camera unplugged")])
+def test_when_a_reading_fails_the_arm_goes_no_further(
+    arm: LeRobotArm, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """A motor goes to its last goal, whatever becomes of the camera: nothing but another goal stops it."""
+
+    def unplugged(self: StandIn) -> dict[str, Any]:
+        raise error
+
+    arm.begin(0)
+    arm.command(np.ones(3, np.float32), soon())
+    stand_in = StandIn.made[-1]
+    assert eventually(lambda: stand_in.positions["shoulder.pos"] > 20)
+    monkeypatch.setattr(StandIn, "get_observation", unplugged)
+    assert eventually(lambda: stand_in.sent[-1]["shoulder.pos"] < 100)
+    sent, at = len(stand_in.sent), stand_in.sent[-1]
+    assert eventually(lambda: len(stand_in.sent) > sent + 5) and stand_in.sent[-1] == at, "it is kept there"
+    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
+        with pytest.raises(RobotError, match="the arm is lost: camera unplugged; connect it again"):
+            call()
+    monkeypatch.undo()
+    arm.hold()
+    arm.stop()
+    arm.connect()
+    arm.begin(0)
+
+
+def test_a_hold_that_cannot_be_sent_is_sent_again(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    arm.command(np.ones(3, np.float32), soon())
+    stand_in = StandIn.made[-1]
+    assert eventually(lambda: len(stand_in.sent) > 2)
+    stand_in.deaf = True
+    assert eventually(lambda: bool(arm._error))
+    stand_in.deaf = False
+    assert eventually(lambda: stand_in.sent[-1]["shoulder.pos"] < 100)
+
+
+def test_an_observation_is_as_old_as_the_begin_of_its_reading(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    StandIn.made[-1].read_s = 0.1
+    time.sleep(0.25)
+    age_s = (time.monotonic_ns() - (arm.observe().time_ns or 0)) / 1e9
+    assert 0.1 <= age_s < 0.35
+    StandIn.made[-1].stuck = True
+    time.sleep(0.05)
+    assert arm.observe().stale_reason == "the arm has not been read since"
+
+
+def test_hold_and_stop_work_in_any_state(name: str) -> None:
+    arm = make_robot(name)
+
+    def still_works() -> None:
+        for _ in range(2):
+            arm.hold()
+            arm.stop()
+        with pytest.raises(StoppedError):
+            arm.command(np.ones(3, np.float32), soon())
+
+    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
+        with pytest.raises(RobotError, match="not connected"):
+            call()
+    still_works()
+    arm.connect()
+    still_works()
+    arm.close()
+    arm.close()
+    still_works()
+    arm.connect()
+    arm.begin(0)
+    arm.close()
+    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
+        with pytest.raises(RobotError, match="not connected"):
+            call()
+    assert StandIn.made[-1].sent == [], "nothing has moved"
+
+
+def test_a_stop_while_connecting_is_not_undone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = make_robot(name)
+    plain = StandIn.connect
+
+    def stopped_meanwhile(self: StandIn, calibrate: bool = True) -> None:
+        plain(self, calibrate)
+        arm.stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StandIn, "connect", stopped_meanwhile)
+        with pytest.raises(StoppedError):
+            arm.connect()
+    with pytest.raises(StoppedError):
+        arm.command(np.ones(3, np.float32), soon())
+    arm.connect()
+    arm.begin(0)
+    arm.close()
+
+
+def test_a_target_of_before_the_stop_is_not_gone_to(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    arm.command(np.ones(3, np.float32), soon())
+    arm.stop()
+    arm.close()
+    arm.connect()
+    stand_in = StandIn.made[-1]
+    stand_in.positions = dict.fromkeys(NAMES, 40.0)  # moved by hand
+    sent = len(stand_in.sent)
+    time.sleep(0.05)
+    arm.hold()
+    time.sleep(0.05)
+    assert len(stand_in.sent) == sent
+    arm.command(np.array([0.5, 0.5, 0.5], np.float32), soon())
+    assert eventually(lambda: stand_in.positions["shoulder.pos"] > 40)
+    arm.hold()
+    assert eventually(lambda: abs(stand_in.sent[-1]["shoulder.pos"] - stand_in.positions["shoulder.pos"]) < 2.1)
+
+
+def test_a_thread_that_has_ended_is_found(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    arm._closing.set()
+    assert arm._thread is not None
+    arm._thread.join()
+    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
+        with pytest.raises(RobotError, match="the thread that keeps the arm standing has ended"):
+            call()
+    arm.hold()
+    arm.stop()
+    arm.connect()
+    arm.begin(0)
+
+
+def test_a_call_that_never_returns_keeps_nobody_waiting(arm: LeRobotArm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sacflow_robot.robot.lerobot_arm._END_WITHIN_S", 0.1)
+    arm.begin(0)
+    StandIn.made[-1].stuck = True
+    time.sleep(0.05)
+    arm.hold()
+    arm.stop()
+    arm.close()
+    assert StandIn.made[-1].is_connected, "two calls at once could hurt more"
+    with pytest.raises(RobotError, match="a call of lerobot has not returned"):
+        arm.connect()
+    StandIn.made[-1].stuck = False
+    arm.connect()
+    arm.begin(0)
 
 
 def test_an_episode_is_cut_at_its_horizon(arm: LeRobotArm) -> None:

@@ -248,10 +248,59 @@ def test_an_arm_whose_process_dies_is_an_error_and_can_be_connected_again(proces
     os.kill(process_arm.pid, signal.SIGKILL)
     while process_arm._process is not None and process_arm._process.poll() is None:
         time.sleep(0.01)
-    with pytest.raises(RobotError, match="does not run; connect it"):
-        process_arm.command(np.zeros(7, np.float32), process_arm.clock.now_ns() + 100 * MS)
+    for call in (
+        process_arm.observe,
+        lambda: process_arm.command(np.zeros(7, np.float32), process_arm.clock.now_ns() + 100 * MS),
+    ):
+        with pytest.raises(RobotError, match=r"does not run; connect it \(its process ended with status -9\)"):
+            call()
+    for _ in range(2):
+        process_arm.hold()
+        process_arm.stop()
     process_arm.connect()
     assert process_arm.begin(2).time_ns is not None
+
+
+def seen_after(robot: ProcessArm, seconds: float) -> dict[str, FloatArray]:
+    until_ns = robot.clock.now_ns() + round(seconds * 1e9)
+    while (robot.observe().time_ns or 0) < until_ns:
+        time.sleep(0.01)
+    return robot.observe().observation
+
+
+def test_what_fails_in_the_process_is_told_and_it_lives_on(process_arm: ProcessArm) -> None:
+    process_arm.begin(1)
+    process_arm._send({"do": "begin", "seed": "seven", "episode": 1})
+    with pytest.raises(RobotError, match=r"rtsim:lift failed: Error: Seed must be"):
+        seen_after(process_arm, 5.0)
+    assert process_arm.begin(2).time_ns is not None
+    seen_after(process_arm, 0.1)
+
+
+def test_after_a_stop_nothing_moves_before_it_is_connected(process_arm: ProcessArm) -> None:
+    process_arm.begin(1)
+    until_ns = process_arm.clock.now_ns() + 10**10
+    process_arm.command(np.array([1, 0, 0, 0, 0, 0, -1], np.float32), until_ns)
+    seen_after(process_arm, 0.1)
+    process_arm.stop()
+    # A command that left before the stop was heard of, as from a thread in the midst of sending it.
+    action = np.array([1, 0, 0, 0, 0, 0, 1], np.float32)
+    process_arm._send(
+        {"do": "command", "action": action.tobytes(), "until": until_ns, "at": process_arm.clock.now_ns()}
+    )
+    before = seen_after(process_arm, 0.5)
+    after = seen_after(process_arm, 0.5)
+    assert np.abs(after["robot0_eef_pos"] - before["robot0_eef_pos"]).max() < 5e-3, "a command moves it tenfold"
+    assert after["robot0_gripper_qpos"][0] < 0.035, "nor did the fingers go on opening, to 0.04"
+    process_arm.connect()
+    process_arm.command(action, process_arm.clock.now_ns() + 10**10)
+    moved = seen_after(process_arm, 0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_arm, "_start", process_arm.stop)
+        patch.setattr(process_arm, "_process", None)
+        with pytest.raises(StoppedError):
+            process_arm.connect()
+    assert moved["robot0_eef_pos"][0] - after["robot0_eef_pos"][0] > 0.005
 
 
 def test_commands_that_came_in_time_count_though_the_arm_was_kept_waiting_for_a_core(process_arm: ProcessArm) -> None:

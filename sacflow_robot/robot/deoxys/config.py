@@ -50,6 +50,8 @@ class DeoxysConfig:
         rotational_stiffness: Likewise.
         residual_mass_vec: deoxys's correction of the joints' mass (kg m^2), seven of them.
         time_fraction: Share of a control period within which LINEAR_POSE reaches the goal.
+        absolute_hold: Whether an arm that stands still is held at an absolute goal, which keeps its place under a load. Only for
+            deoxys from 14 August 2023 on: older ones take an absolute position for a delta, and the arm runs away.
         joints: Whether joint positions are observed as well, which calibration needs and no policy here was trained with.
         arm_stamps: Whether observations carry the arm's own times, whose offset a profile then has to say, in place of the
             times of their arrival.
@@ -79,6 +81,7 @@ class DeoxysConfig:
     rotational_stiffness: float = 250.0
     residual_mass_vec: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5)
     time_fraction: float = 0.3
+    absolute_hold: bool = False
     joints: bool = False
     arm_stamps: bool = False
     stale_s: float = 0.5

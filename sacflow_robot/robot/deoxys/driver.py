@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
-import zmq
 
-from sacflow_robot.errors import ArmFaultError, RobotError, SilentArmError, StoppedError, UsageError, one_line
+from sacflow_robot.errors import ArmFaultError, RobotError, StoppedError, UsageError, one_line
 from sacflow_robot.robot.clock import MonotonicClock
 from sacflow_robot.robot.deoxys import wire
-from sacflow_robot.robot.deoxys.config import DeoxysConfig, load_config, split_part
+from sacflow_robot.robot.deoxys.config import DeoxysConfig, load_config
+from sacflow_robot.robot.deoxys.listener import Listener, News
 from sacflow_robot.robot.deoxys.messages import RobotMode
 from sacflow_robot.robot.deoxys.objects import ObjectSource, Sighting, load_source
-from sacflow_robot.robot.deoxys.poses import Array, quaternion_from_matrix, vector_from_matrix
-from sacflow_robot.robot.deoxys.wire import ArmState, DeoxysWire, GripperState
+from sacflow_robot.robot.deoxys.observation import ObservationBuilder
+from sacflow_robot.robot.deoxys.poses import Array, vector_from_matrix
+from sacflow_robot.robot.deoxys.standstill import Standstill
+from sacflow_robot.robot.deoxys.states import ArmState, fault_of
+from sacflow_robot.robot.deoxys.wire import DeoxysWire
 from sacflow_robot.robot.drivers import Options, check_options
 from sacflow_robot.spec import ArmSpec, FloatArray, Robot, StepResult
 
@@ -27,7 +30,7 @@ _IDLE_COMMANDS, _IDLE_EVERY_S = 20, 0.05
 
 _REACH_WITHIN_S = 5.0
 _START_WITHIN_S = 1.0  # an arm that does not move by then after its first command has stopped by itself
-_STANDSTILL = np.zeros(6)
+_GRIPPER_STARTS_S = 1.0  # a gripper command that is older has been begun
 _SWITCHES = "joints", "arm_stamps"
 
 
@@ -57,14 +60,17 @@ class DeoxysRobot:
     world, ``robot0_gripper_qpos`` (2,) m, plus and minus half the distance between the fingers, and ``object`` as the
     configuration says. An observation is as old as the oldest of arm state and object poses; a gripper state, which comes
     less often and changes slowly, does not count. Neither computer's clock is compared with the other's: a state counts as
-    captured when it arrives here, a network's transit later than it was. With ``arm_stamps`` it carries the arm's own time
-    instead, and a profile has to say how far that is from here (``calibrate latency`` measures it).
+    captured when it arrives here, a network's transit later than it was, and one that repeats what came before counts as
+    captured when that came. With ``arm_stamps`` it carries the arm's own time instead, and a profile has to say how far that
+    is from here (``calibrate latency`` measures it).
 
     Action (7,): translation and rotation vector from where the arm is, base axes, and the gripper, which closes above 0.
 
-    A thread takes in states, and sends a standstill (a delta of nothing) as soon as a command's validity is past and then
-    once a period, without which the arm's side would give up after a second. deoxys knows no absolute goal for positions,
-    so under load a long standstill may creep by the controller's steady-state error.
+    A thread takes in states, and sends a standstill (see :class:`Standstill`) as soon as a command's validity is past and then
+    once a period, without which the arm's side would give up after a second. It runs no code but this package's: a source of
+    object poses is called on another thread, and what goes wrong on either is raised by the next :meth:`observe`.
+
+    A gripper finishes by itself what it was told; only :meth:`stop` ends it.
 
     Args:
         config: Sockets, rates and frames.
@@ -80,14 +86,18 @@ class DeoxysRobot:
             source = load_source(config.objects)
         self._source = source
         self._wire: DeoxysWire | None = None
+        self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._stopped, self._fault = False, ""
+        self._standstill = Standstill(config)
+        self._connected = self._stopped = False
+        self._fault = self._trouble = ""  # what ends the arm's control; what is told once
         self._engaged_ns: int | None = None
         self._valid_until_ns = self._sent_ns = self._began_ns = 0
-        self._quaternion: Array | None = None
+        self._observation = ObservationBuilder(config)
         self._before: tuple[ArmState, float] | None = None
+        self._gripper_sent = 0.0, 0  # what the gripper was told last, and since when (monotonic ns)
         self._gripper_limits: tuple[float | None, tuple[float, float] | None] = None, None
 
     def limit_gripper(self, force_n: float | None, width_m: tuple[float, float] | None) -> None:
@@ -107,25 +117,38 @@ class DeoxysRobot:
         Raises:
             SilentArmError: It, its gripper or the source of object poses is not heard.
             ArmFaultError: The arm is in an error, a reflex or a user stop.
+            StoppedError: It was stopped meanwhile.
             UsageError: The sockets cannot be opened.
         """
-        if self._wire is None:
-            self._wire = DeoxysWire(self.config)
+        if self._listener is not None and self._ended():
+            self._let_go()
+        self._connected = self._stopped = False  # a stop that comes from here on is not undone by connecting
+        if self._listener is None or self._wire is None:
+            # Poses come from one place: a source that is called takes the place of one that publishes.
+            config = self.config if self._source is None else replace(self.config, objects="")
+            source = None if self._source is None else self._call_source
+            self._wire = DeoxysWire(config)
+            self._listener = Listener(config, self._wire, source, self._complain)
             self._closing.clear()
             self._thread = threading.Thread(target=self._live, name="deoxys", daemon=True)
             self._thread.start()
         with self._lock:
             self._engaged_ns = None  # from here on the thread sends nothing
-        self._await(time.monotonic_ns(), _REACH_WITHIN_S)
+        self._trouble = ""
+        self._await()
         for _ in range(_IDLE_COMMANDS):
             self._wire.send(wire.idle_command())
             time.sleep(_IDLE_EVERY_S)
-        arm, _, _ = self._parts()
-        fault = _fault_of(arm)
+        arm = self._await().arm  # after a stop, deoxys's program is restarted meanwhile
+        fault = fault_of(arm)
         if fault:
             raise ArmFaultError(f"the arm is not ready: {fault}")
         with self._lock:
-            self._stopped, self._fault = False, ""
+            if self._stopped:
+                raise _STOPPED
+            self._wire.restarted.clear()
+            self._standstill.reset()
+            self._connected, self._fault, self._trouble = True, "", ""
 
     def begin(self, seed: int) -> StepResult:
         """Start an episode where the arm stands; the twin of an arm is put where the seed says.
@@ -135,11 +158,12 @@ class DeoxysRobot:
             RobotError: The twin does not answer.
         """
         self._check()
-        frame = -1
+        frame, self._trouble = -1, ""  # what went wrong between episodes is over, or goes wrong again
         if self.config.reset:
             frame = self._reset_twin(seed)
-        self._await(time.monotonic_ns(), _REACH_WITHIN_S, frame)
-        self._quaternion, self._before, self._began_ns = None, None, time.monotonic_ns()
+        self._await(frame)
+        self._observation.begin()
+        self._before, self._began_ns = None, time.monotonic_ns()
         return self.observe()
 
     def observe(self) -> StepResult:
@@ -148,29 +172,27 @@ class DeoxysRobot:
         Raises:
             SilentArmError: It is too old to act on.
             ArmFaultError: The arm has stopped by itself.
+            RobotError: Something failed since the last call, such as the object source; told once.
         """
         self._check()
-        arm, gripper, sighting = self._parts()
-        ages = {"arm state": arm.received_ns, "gripper state": gripper.received_ns}
-        if sighting is not None:
-            ages["object pose"] = sighting.time_ns
-        now, oldest = time.monotonic_ns(), min(at for what, at in ages.items() if what != "gripper state")
-        for what, at in ages.items():
-            if now - at > self.config.stale_s * 1e9:
-                raise SilentArmError(
-                    f"the newest {what} is {(now - at) / 1e9:.2f} s old, allowed is {self.config.stale_s:g} s; is deoxys "
-                    f"running on {self.config.nuc_ip}, and the network up?"
-                )
+        trouble, self._trouble = self._trouble, ""
+        if trouble:
+            raise RobotError(trouble)
+        assert self._listener is not None
+        news, now = self._listener.news(self._engaged_ns), time.monotonic_ns()
+        stale_reason = self._listener.check_ages(news, now)
+        arm, oldest = news.arm, min(news.captured_ns.values())
         periods = (now - self._began_ns) * 1e-9 * self.config.policy_rate_hz
-        solved = sighting is not None and bool(sighting.solved)
+        solved = news.sighting is not None and bool(news.sighting.solved)
         return StepResult(
-            self._observation(arm, gripper, sighting),
+            self._observation(arm, news.gripper, news.sighting),
             reward=float(solved),
             terminated=solved,
             truncated=not solved and periods >= self.config.horizon,
             measured=self._measured(arm),
             success=solved,
-            time_ns=oldest + (arm.stamp_ns - arm.received_ns if self.config.arm_stamps else 0),
+            time_ns=oldest + (arm.stamp_ns - arm.read_ns if self.config.arm_stamps else 0),
+            stale_reason=stale_reason,
         )
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
@@ -182,46 +204,55 @@ class DeoxysRobot:
             ArmFaultError: The arm has stopped by itself.
         """
         action = self.spec.check_action(action)
-        self._check()
-        arm, _, _ = self._parts()
-        delta = action[:6].astype(np.float64) * self._scale
-        now = time.monotonic_ns()
-        if now >= valid_until_ns:
-            return
         with self._lock:
-            if self._stopped:
-                raise _STOPPED
+            self._check()
+            assert self._listener is not None
+            arm = self._listener.news(self._engaged_ns).arm
+            now = time.monotonic_ns()
+            if now >= valid_until_ns:
+                return
             self._valid_until_ns, self._sent_ns = valid_until_ns, now
             self._engaged_ns = now if self._engaged_ns is None else self._engaged_ns
-            self._send(delta, float(action[6]))
+            self._send(action[:6].astype(np.float64) * self._scale, float(action[6]))
         self._before = arm, float(action[6])
 
     def hold(self) -> None:
+        """Stand still from now on, if the arm was commanded."""
         with self._lock:
             self._valid_until_ns = 0
             if self._engaged_ns is not None and not self._stopped:
-                self._send(_STANDSTILL)
+                self._stand(time.monotonic_ns())
 
     def stop(self) -> None:
-        """Have the arm's side end its control at once, where the arm is."""
+        """Have the arm's side end its control at once, where the arm is, and what its gripper does."""
         with self._lock:
             self._stopped, self._valid_until_ns = True, 0
             if self._wire is not None:
-                self._wire.send(wire.idle_command(termination=True))
-            self._engaged_ns = None
+                # Fingers at rest are left alone: told to stop, they would let go of what they hold.
+                self._wire.send(
+                    wire.idle_command(termination=True), wire.gripper_stop() if self._gripper_moves() else None
+                )
+            self._engaged_ns, self._gripper_sent = None, (0.0, 0)
 
     def close(self) -> None:
         """Have the arm's side end its control, if this arm was commanded, and close the sockets."""
-        if self._wire is None:
-            return
-        if self._engaged_ns is not None:
+        if self._wire is not None and self._engaged_ns is not None:
             self.hold()
             self.stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._closing.set()
+        self._connected = False
+        if self._listener is not None:
+            self._listener.close()
         if self._thread is not None:
             self._thread.join()
-        self._wire.close()
-        self._wire = self._thread = None
+        with self._lock:  # a stop from another thread finds either
+            found, self._wire = self._wire, None
+        if found is not None:
+            found.close()
+        self._thread = self._listener = None
 
     @property
     def _scale(self) -> Array:
@@ -229,116 +260,111 @@ class DeoxysRobot:
 
     def _send(self, delta: Array, closing: float = 0.0) -> None:
         assert self._wire is not None
-        gripper = wire.gripper_command(closing, *self._gripper_limits) if closing else None
-        self._wire.send(wire.pose_command(self.config, delta), gripper)
+        now, gripper = time.monotonic_ns(), None
+        if closing:
+            gripper = wire.gripper_command(closing, *self._gripper_limits)
+            if closing * self._gripper_sent[0] <= 0:
+                self._gripper_sent = closing, now
+        if delta.any():
+            self._standstill.end()
+            self._wire.send(wire.pose_command(self.config, delta), gripper)
+        else:
+            self._stand(now, gripper)
+
+    def _stand(self, now: int, gripper: bytes | None = None) -> None:
+        assert self._wire is not None
+        self._sent_ns, arm = now, None
+        if self._listener is not None and self.config.absolute_hold:
+            arm = self._listener.fresh_arm(now, self._engaged_ns)
+        self._wire.send(self._standstill.command(arm, now), gripper)
+
+    def _gripper_moves(self) -> bool:
+        """Whether the fingers move, or are about to."""
+        closing, since_ns = self._gripper_sent
+        seen = None if self._wire is None else self._wire.gripper
+        if not closing or seen is None or seen.moving:
+            return bool(closing)
+        begins = time.monotonic_ns() - since_ns < _GRIPPER_STARTS_S * 1e9
+        return begins and not (closing > 0 and seen.grasped)
 
     def _live(self) -> None:
-        """Take in states; keep the arm standing still where no valid command is at hand."""
+        """Take in states; keep the arm standing still where no valid command is at hand.
+
+        Nothing ends this but :meth:`close`: what keeps an arm standing has to outlive whatever goes wrong.
+        """
         assert self._wire is not None
-        period_ns = round(1e9 / self.config.policy_rate_hz)
+        parts: tuple[Callable[[], None], ...] = (partial(self._wire.receive, 0.005), self._keep_standing)
         while not self._closing.is_set():
-            self._wire.receive(0.005)
-            if self._source is not None:
-                self._wire.sighting = self._source()
-            with self._lock:
-                if self._engaged_ns is None or self._stopped:
-                    continue
-                now = time.monotonic_ns()
-                self._fault = self._fault or self._new_fault(now)
-                if (
-                    self._fault
-                ):  # what ends a fault is a person; until then nothing is sent, lest the arm go on by itself
-                    self._engaged_ns = None
-                    continue
-                ran_out = self._sent_ns < self._valid_until_ns <= now
-                if ran_out or (now >= self._valid_until_ns and now - self._sent_ns >= period_ns):
-                    self._sent_ns = now
-                    self._send(_STANDSTILL)
+            for part in parts:
+                try:
+                    part()
+                except BaseException as error:
+                    self._complain(f"the driver's thread failed: {type(error).__name__}: {one_line(error)}")
+                    self._closing.wait(0.005)
+
+    def _complain(self, what: str) -> None:
+        """Have the next :meth:`observe` raise this; of several things the first, which may have led to the others."""
+        self._trouble = self._trouble or what
+
+    def _keep_standing(self) -> None:
+        assert self._wire is not None
+        while self._wire.restarted:
+            what, said = self._wire.restarted.popitem()
+            if what == "object pose":
+                self._complain(said)
+            elif self._connected and not self._stopped:
+                self._fault = self._fault or f"{said}, so deoxys was restarted; connect it again"
+        with self._lock:
+            if self._engaged_ns is None or self._stopped:
+                return
+            now = time.monotonic_ns()
+            self._fault = self._fault or self._new_fault(now)
+            if self._fault:  # what ends a fault is a person; until then nothing is sent, lest the arm go on by itself
+                self._engaged_ns = None
+                return
+            left = self._standstill.left(self._wire.arm) if self._wire.arm is not None else ""
+            if left:
+                self._complain(left)
+            ran_out = self._sent_ns < self._valid_until_ns <= now
+            if left or ran_out or (now >= self._valid_until_ns and now - self._sent_ns >= self.spec.period_ns):
+                self._stand(now)
 
     def _new_fault(self, now: int) -> str:
         assert self._wire is not None and self._engaged_ns is not None
         arm = self._wire.arm
         if arm is None or arm.received_ns < self._engaged_ns:
             return ""
-        fault = _fault_of(arm)
+        fault = fault_of(arm)
         if not fault and arm.mode != RobotMode.MOVE and now - self._engaged_ns > _START_WITHIN_S * 1e9:
             return "its control has ended, as it does after 20 periods without a command; connect it again"
         return fault
 
     def _check(self) -> None:
-        if self._wire is None:
-            raise RobotError("the arm is not connected; connect it first")
         if self._stopped:
             raise _STOPPED
         if self._fault:
             raise ArmFaultError(f"the arm has stopped: {self._fault}")
+        if self._wire is None:
+            raise RobotError("the arm is not connected; connect it first")
+        if not self._connected:
+            raise RobotError("the arm is not connected, for the last attempt failed; connect it first")
+        ended = self._ended()
+        if ended:
+            raise RobotError(f"the thread that {ended} has ended; connect the arm again")
 
-    def _parts(self) -> tuple[ArmState, GripperState, Sighting | None]:
-        assert self._wire is not None
-        arm, gripper, sighting = self._wire.arm, self._wire.gripper, self._wire.sighting
-        if arm is None or gripper is None or (sighting is None and self.config.object):
-            raise SilentArmError("the arm has not been heard; connect it first")
-        return arm, gripper, sighting
+    def _ended(self) -> str:
+        """What the thread did that is there no more; empty if all are."""
+        if self._thread is not None and not self._thread.is_alive():
+            return "keeps the arm standing"
+        return "asks where objects are" if self._listener is not None and not self._listener.alive else ""
 
-    def _await(self, since_ns: int, within_s: float, frame: int = -1) -> None:
-        """Wait until everything has been heard that was captured later, and of no earlier frame."""
-        assert self._wire is not None
-        deadline = time.monotonic() + within_s
-        found = self._wire
-        heard: dict[str, Callable[[], bool]] = {
-            f"arm state from tcp://{self.config.nuc_ip}:{self.config.state_port}": lambda: (
-                found.arm is not None and found.arm.received_ns >= since_ns and found.arm.frame >= frame
-            ),
-            f"gripper state from tcp://{self.config.nuc_ip}:{self.config.gripper_state_port}": lambda: (
-                found.gripper is not None and found.gripper.received_ns >= since_ns
-            ),
-            f"object pose from {self.config.objects or 'anywhere (SACFLOW.OBJECTS is not given)'}": lambda: (
-                not self.config.object
-                or (found.sighting is not None and found.sighting.time_ns >= since_ns and found.sighting.frame >= frame)
-            ),
-        }
-        while not all(true() for true in heard.values()):
-            if time.monotonic() > deadline:
-                missing = [what for what, true in heard.items() if not true()]
-                refused = (
-                    f" ({self._wire.malformed} messages refused: {self._wire.complaint})"
-                    if self._wire.malformed
-                    else ""
-                )
-                raise SilentArmError(f"no {' and no '.join(missing)} within {within_s:g} s{refused}; is it running?")
-            time.sleep(0.002)
+    def _call_source(self) -> Sighting:
+        assert self._source is not None
+        return self._source()
 
-    def _observation(self, arm: ArmState, gripper: GripperState, sighting: Sighting | None) -> dict[str, FloatArray]:
-        world = np.array(self.config.base_pos_in_world)
-        eef = arm.position + arm.rotation @ np.array(self.config.eef_pos_in_ee) + world
-        quaternion = quaternion_from_matrix(arm.rotation)
-        # q and -q are one rotation; without jumps within an episode.
-        largest = quaternion[np.abs(quaternion).argmax()]
-        if (largest if self._quaternion is None else quaternion @ self._quaternion) < 0:
-            quaternion = -quaternion
-        self._quaternion = quaternion
-        arrays = {
-            "robot0_eef_pos": eef,
-            "robot0_eef_quat": quaternion,
-            "robot0_gripper_qpos": np.array([gripper.width / 2, -gripper.width / 2]),
-        }
-        if self.config.joints:
-            if arm.joints is None:
-                raise RobotError("the arm's states have no joint positions (field q); drive it without joints=1")
-            arrays["robot0_joint_pos"] = arm.joints
-        if sighting is not None and self.config.object:
-            arrays["object"] = np.concatenate([self._part(part, sighting, eef) for part in self.config.object])
-        return {key: array.astype(np.float32) for key, array in arrays.items()}
-
-    def _part(self, part: str, sighting: Sighting, eef: Array) -> Array:
-        relative, name, what = split_part(part)
-        if name not in sighting.poses:
-            raise RobotError(f"the object {name!r} is not seen; seen are: {', '.join(sighting.poses) or 'none'}")
-        pose = sighting.poses[name]
-        if what == "quat":
-            return pose[3:]
-        position: Array = pose[:3] + np.array(self.config.base_pos_in_world)
-        return position - eef if relative else position
+    def _await(self, frame: int = -1) -> News:
+        assert self._listener is not None
+        return self._listener.wait(_REACH_WITHIN_S, self._engaged_ns, frame, lambda: self._trouble)
 
     def _measured(self, arm: ArmState) -> FloatArray | None:
         """What the arm did since the last command, as an action would command it."""
@@ -351,26 +377,14 @@ class DeoxysRobot:
 
     def _reset_twin(self, seed: int) -> int:
         """Have the twin start an episode; the number of the first frame that belongs to it."""
+        with self._lock:
+            self._standstill.pause(True)
         self.hold()
-        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.connect(self.config.reset)
-            socket.send(json.dumps({"reset": seed}).encode())
-            if not socket.poll(round(_REACH_WITHIN_S * 1e3)):
-                raise RobotError(f"the twin does not answer at {self.config.reset}; SACFLOW.RESET is for a twin alone")
-            try:
-                reply: Mapping[str, object] = json.loads(socket.recv())
-                return int(str(reply["frame"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise RobotError(f"the twin was not reset: {one_line(error)}") from None
+        try:
+            return wire.reset_twin(self.config.reset, seed, _REACH_WITHIN_S)
+        finally:
+            with self._lock:
+                self._standstill.pause(False)
 
 
 _STOPPED = StoppedError("the arm has been stopped; look at it, then connect it again")
-
-
-def _fault_of(arm: ArmState) -> str:
-    """What keeps the arm from taking commands; empty if nothing does."""
-    why = wire.STOPPED_MODES.get(RobotMode(arm.mode) if arm.mode in list(RobotMode) else RobotMode.OTHER, "")
-    if arm.errors:
-        return f"{', '.join(arm.errors)}{f' ({why})' if why else ''}"
-    return why

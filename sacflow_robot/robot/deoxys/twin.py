@@ -4,7 +4,8 @@ What it does as deoxys's ``franka_control_node`` and ``gripper_control_node`` do
 
 - states are published at ``STATE_PUBLISHER_RATE``, gripper states at ``GRIPPER.PUB_RATE``;
 - the newest arm command is looked at once every ``1 / POLICY_RATE``, older ones are lost (both sides conflate);
-- a delta goal is relative to the pose of that instant; LINEAR_POSE goes there within its share of the period;
+- a delta goal is relative to the pose of that instant, any other is a pose of the end effector in base; LINEAR_POSE goes
+  there within its share of the period;
 - once a controller has started, 20 looks without a command stop the arm; so does ``termination``. Then, as after a restart
   by ``auto_arm.sh``, a controller starts again when no-control commands have been followed by one;
 - the gripper finishes what it is doing before it looks at the newest command, and repeats no grasp that holds.
@@ -305,11 +306,11 @@ class FrankaTwin:
         self._controller, self._mode = Controller.OSC_POSE, RobotMode.MOVE
 
     def _aim(self, goal: Array, is_delta: bool, command: Any) -> None:
-        """A goal from where the end effector is now. deoxys takes the position as a delta in either case."""
+        """A goal from where the end effector is now, or a pose in base, which deoxys takes since August 2023."""
         position, rotation = self.plant.ee_pose()
         turned = matrix_from_vector(goal[3:])
         self._start = position, rotation
-        self._goal = position + goal[:3], turned @ rotation if is_delta else turned
+        self._goal = (position + goal[:3], turned @ rotation) if is_delta else (goal[:3], turned)
         fraction = max(_LEAST_FRACTION, command.traj_interpolator_time_fraction)
         smooth = command.traj_interpolator_type == Interpolator.LINEAR_POSE
         self._reach_s = fraction / self.config.policy_rate_hz if smooth else 0.0

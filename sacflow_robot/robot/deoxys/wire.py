@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-import numpy as np
 import zmq
 
-from sacflow_robot.errors import UsageError, WireError, one_line
+from sacflow_robot.errors import RobotError, UsageError, WireError, one_line
 from sacflow_robot.robot.deoxys import messages
 from sacflow_robot.robot.deoxys.config import DeoxysConfig
-from sacflow_robot.robot.deoxys.messages import Controller, Interpolator, RobotMode
-from sacflow_robot.robot.deoxys.objects import Sighting, parse_sighting
+from sacflow_robot.robot.deoxys.messages import Controller, Interpolator
+from sacflow_robot.robot.deoxys.objects import parse_sighting
 from sacflow_robot.robot.deoxys.poses import Array
+from sacflow_robot.robot.deoxys.states import ArmState as ArmState
+from sacflow_robot.robot.deoxys.states import GripperState as GripperState
+from sacflow_robot.robot.deoxys.states import Heard, parse_arm_state, parse_gripper_state
 
 GRASP = {"width": -0.01, "speed": 0.5, "force": 30.0, "epsilon_inner": 0.08, "epsilon_outer": 0.08}
 OPEN = {"width": 0.08, "speed": 0.1}
@@ -28,81 +31,18 @@ _TIMEOUT_S = 0.2  # what deoxys's client puts there, and its control node does n
 _ESTIMATOR = {"alpha_q": 0.9, "alpha_dq": 0.9, "alpha_eef": 1.0}
 
 
-@dataclass(frozen=True)
-class ArmState:
-    """One arm state.
+def pose_command(config: DeoxysConfig, pose: Array, *, is_delta: bool = True) -> bytes:
+    """An OSC_POSE command.
 
-    Attributes:
-        position: Of libfranka's end effector in base (3,), m.
-        rotation: Likewise (3, 3).
-        mode: What the arm does.
-        errors: Names of libfranka's errors that are set.
-        frame: Counter of the real-time computer.
-        joints: Joint positions (7,), rad; None if the message has none.
-        stamp_ns: When it was captured, by the arm's own clock (ns, told to a millisecond).
-        received_ns: When it arrived (monotonic ns).
+    Args:
+        config: Gains and interpolation.
+        pose: (6,), m and rad (rotation vector), base axes: how far to go from where the arm is, or where to.
+        is_delta: Which of the two. Where to, as a pose of the end effector in base, only deoxys from August 2023 on takes.
     """
-
-    position: Array
-    rotation: Array
-    mode: int
-    errors: tuple[str, ...]
-    frame: int
-    joints: Array | None
-    stamp_ns: int
-    received_ns: int
-
-
-@dataclass(frozen=True)
-class GripperState:
-    """One gripper state: distance between the fingers (m), and when it arrived (monotonic ns)."""
-
-    width: float
-    received_ns: int
-
-
-def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
-    """Decode an arm state.
-
-    Raises:
-        WireError: It is none, or its pose is none.
-    """
-    state = messages.parse("FrankaRobotStateMessage", data)
-    pose = np.array(state.O_T_EE, np.float64)
-    if pose.shape != (16,) or not np.isfinite(pose).all():
-        raise WireError("an arm state whose O_T_EE is not 16 finite numbers")
-    matrix = pose.reshape(4, 4).T  # column major on the wire
-    rotation = matrix[:3, :3]
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
-        raise WireError("an arm state whose O_T_EE is no pose")
-    errors = tuple(messages.error_names(state.current_errors))
-    joints = np.array(state.q, np.float64)
-    if joints.shape not in ((0,), (7,)) or not np.isfinite(joints).all():
-        raise WireError("an arm state whose q is not 7 finite numbers")
-    return ArmState(
-        matrix[:3, 3].copy(), rotation.copy(), state.robot_mode, errors, state.frame, joints if len(joints) else None,
-        state.time.toMSec * 1_000_000, received_ns,
-    )  # fmt: skip
-
-
-def parse_gripper_state(data: bytes, received_ns: int) -> GripperState:
-    """Decode a gripper state.
-
-    Raises:
-        WireError: It is none, or its width is no number.
-    """
-    width = float(messages.parse("FrankaGripperStateMessage", data).width)
-    if not np.isfinite(width):
-        raise WireError("a gripper state whose width is no number")
-    return GripperState(width, received_ns)
-
-
-def pose_command(config: DeoxysConfig, delta: Array) -> bytes:
-    """An OSC_POSE command: go by ``delta`` (6,), m and rad (rotation vector), base axes, from where the arm is."""
-    goal = dict(zip(("x", "y", "z", "ax", "ay", "az"), map(float, delta), strict=True))
+    goal = dict(zip(("x", "y", "z", "ax", "ay", "az"), map(float, pose), strict=True))
     inner = messages.make(
         "FrankaOSCPoseControllerMessage",
-        goal=messages.make("Goal", is_delta=True, **goal),
+        goal=messages.make("Goal", is_delta=is_delta, **goal),
         translational_stiffness=[config.translational_stiffness] * 3,
         rotational_stiffness=[config.rotational_stiffness] * 3,
         config=messages.make("FrankaOSCControllerConfig", residual_mass_vec=config.residual_mass_vec),
@@ -151,7 +91,33 @@ def gripper_command(closing: float, force_n: float | None = None, width_m: tuple
     return bytes(command.SerializeToString())
 
 
-class DeoxysWire:
+def gripper_stop() -> bytes:
+    """A gripper command that ends what the gripper does, at once."""
+    command = messages.make("FrankaGripperControlMessage")
+    command.control_msg.Pack(messages.make("FrankaGripperStopMessage", stop=True))
+    return bytes(command.SerializeToString())
+
+
+def reset_twin(address: str, seed: int, within_s: float) -> int:
+    """Have a twin start an episode; the number of the first frame that belongs to it.
+
+    Raises:
+        RobotError: It does not answer within that time (s), or refuses.
+    """
+    try:
+        with zmq.Context() as context, context.socket(zmq.REQ) as socket:
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.connect(address)
+            socket.send(json.dumps({"reset": seed}).encode())
+            if not socket.poll(round(within_s * 1e3)):
+                raise RobotError(f"the twin does not answer at {address}; SACFLOW.RESET is for a twin alone")
+            reply: Mapping[str, object] = json.loads(socket.recv())
+            return int(str(reply["frame"]))
+    except (ValueError, KeyError, TypeError, zmq.ZMQError) as error:
+        raise RobotError(f"the twin was not reset: {one_line(error)}") from None
+
+
+class DeoxysWire(Heard):
     """The sockets. Sending is safe from any thread; what is received is read on a thread that calls :meth:`receive`.
 
     Commands are published with a short queue, and with none where nobody has subscribed, so that nothing old is acted on
@@ -160,14 +126,16 @@ class DeoxysWire:
     Args:
         config: Where.
 
+    Attributes:
+        malformed: Messages that could not be read.
+        complaint: What was wrong with the last of them.
+
     Raises:
         UsageError: A port is taken, or the address is not this computer's.
     """
 
     def __init__(self, config: DeoxysConfig) -> None:
-        self.arm: ArmState | None = None
-        self.gripper: GripperState | None = None
-        self.sighting: Sighting | None = None
+        super().__init__()
         self.malformed = 0
         self.complaint = ""
         self._context = zmq.Context()
@@ -216,11 +184,11 @@ class DeoxysWire:
             data, now = socket.recv(), time.monotonic_ns()
             try:
                 if socket is self._arm_states:
-                    self.arm = parse_arm_state(data, now)
+                    self.take_arm(parse_arm_state(data, now))
                 elif socket is self._gripper_states:
-                    self.gripper = parse_gripper_state(data, now)
+                    self.take_gripper(parse_gripper_state(data, now))
                 else:
-                    self.sighting = parse_sighting(data, now)
+                    self.take_sighting(parse_sighting(data, now))
             except WireError as error:
                 self.malformed, self.complaint = self.malformed + 1, str(error)
 
@@ -230,12 +198,3 @@ class DeoxysWire:
             if socket is not None:
                 socket.close()
         self._context.term()
-
-
-STOPPED_MODES = {
-    RobotMode.REFLEX: "a reflex: it touched something, or was asked for too much; unlock it in Desk and look at why",
-    RobotMode.USER_STOPPED: "the user stop is pressed; release it",
-    RobotMode.GUIDING: "a person is guiding it by hand; let go",
-    RobotMode.AUTOMATIC_ERROR_RECOVERY: "it is recovering from an error; wait",
-}
-"""Modes in which an arm takes no command, and what to do."""

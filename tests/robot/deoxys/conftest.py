@@ -16,6 +16,8 @@ import zmq
 from sacflow_robot.robot.deoxys.config import DeoxysConfig, load_config
 from sacflow_robot.robot.deoxys.twin import FrankaTwin
 
+from .bare_arm import BareArm  # isort: skip
+
 SHIPPED = Path(__file__).parents[3] / "launch" / "deoxys_twin.yml"
 
 
@@ -69,3 +71,12 @@ def ask(config: DeoxysConfig) -> Callable[..., dict[str, Any]]:
             return answer
 
     return asked
+
+
+@pytest.fixture
+def bare_arm(config: DeoxysConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[BareArm]:
+    """An arm's side that needs no simulator."""
+    monkeypatch.setattr("sacflow_robot.robot.deoxys.driver._IDLE_COMMANDS", 3)
+    made = BareArm(config)
+    yield made
+    made.close()

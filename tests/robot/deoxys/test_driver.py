@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from sacflow_robot.calibrate.profile import load_profile
-from sacflow_robot.cli.common import safety_filter
+from sacflow_robot.cli.operator import safety_filter
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.errors import (
@@ -170,6 +170,17 @@ def test_stop_is_latched_until_it_is_connected_again(robot: DeoxysRobot, live: F
     assert eventually(lambda: live.state().robot_mode == RobotMode.MOVE)
 
 
+def test_a_stop_ends_the_gripper_too(robot: DeoxysRobot, live: FrankaTwin) -> None:
+    robot.begin(0)
+    width = live.plant.finger_width
+    begun = width()
+    robot.command(np.array([0, 0, 0, 0, 0, 0, -1], np.float32), in_s(0.1))
+    assert eventually(lambda: width() > begun + 0.005)
+    robot.stop()
+    time.sleep(0.7)
+    assert width() < 0.07, "it was told to open to 0.08, which takes 0.4 s"
+
+
 def test_a_reflex_is_latched_and_named(
     robot: DeoxysRobot, live: FrankaTwin, ask: Callable[..., dict[str, Any]]
 ) -> None:
@@ -236,7 +247,7 @@ def test_states_of_another_making_are_refused(config: DeoxysConfig, monkeypatch:
 def test_a_function_can_tell_where_objects_are(config: DeoxysConfig, live: FrankaTwin) -> None:
     pose = np.array([0.5, 0.1, 0.0, 0, 0, 0, 1.0])
     seen = lambda: Sighting({"cube": pose}, time.monotonic_ns())  # noqa: E731
-    robot = DeoxysRobot(replace(config, reset=""), seen)
+    robot = DeoxysRobot(config, seen)
     robot.connect()
     start = robot.begin(0)
     world = pose[:3] + np.array(config.base_pos_in_world)

@@ -13,6 +13,7 @@ import zmq
 from sacflow_robot.robot.deoxys import messages
 from sacflow_robot.robot.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.deoxys.messages import RobotMode
+from sacflow_robot.robot.deoxys.poses import Array, matrix_from_vector, vector_from_matrix
 from sacflow_robot.robot.deoxys.twin import FrankaTwin
 
 from .test_messages import any_of, double, doubles, inside, integer  # isort: skip
@@ -24,6 +25,13 @@ STOP = integer(1, 1) + IDLE
 def osc(x: float = 0.0, y: float = 0.0, z: float = 0.0, az: float = 0.0, gain: float = 150.0) -> bytes:
     goal = integer(1, 1) + double(2, x) + double(3, y) + double(4, z) + double(7, az)
     inner = inside(1, goal) + doubles(2, [gain] * 3) + doubles(3, [gain] * 3)
+    return integer(2, 1) + integer(3, 2) + double(4, 0.3) + any_of(5, "FrankaOSCPoseControllerMessage", inner)
+
+
+def osc_at(position: Array, vector: Array) -> bytes:
+    """An absolute goal: is_delta is false, which proto3 does not send."""
+    goal = b"".join(double(i, float(number)) for i, number in enumerate([*position, *vector], 2))
+    inner = inside(1, goal) + doubles(2, [150.0] * 3) + doubles(3, [250.0] * 3)
     return integer(2, 1) + integer(3, 2) + double(4, 0.3) + any_of(5, "FrankaOSCPoseControllerMessage", inner)
 
 
@@ -130,6 +138,41 @@ def test_a_rotation_turns_about_the_base_axes(client: Client) -> None:
     client.ticks(40)
     turned = client.twin.plant.ee_pose()[1] @ before.T
     assert abs(np.arctan2(turned[1, 0], turned[0, 0]) - 0.3) < 0.06
+
+
+def test_an_absolute_goal_is_a_pose_in_base(client: Client) -> None:
+    client.send(IDLE)
+    position, rotation = client.twin.plant.ee_pose()
+    for _ in range(10):
+        client.send(osc_at(position, vector_from_matrix(rotation)))
+    assert np.abs(client.position - position).max() < 1e-3, "where it is, it stays"
+    turn = matrix_from_vector(np.array([0.0, 0.0, 0.3]))
+    there, turned = position + np.array([0.02, -0.03, 0.04]), turn @ rotation
+    for _ in range(30):
+        client.send(osc_at(there, vector_from_matrix(turned)))
+    found, orientation = client.twin.plant.ee_pose()
+    assert np.abs(found - there).max() < 2e-3
+    assert np.linalg.norm(vector_from_matrix(orientation @ turned.T)) < 0.02
+
+
+def test_a_load_draws_deltas_along_and_absolute_goals_not(client: Client) -> None:
+    """Under 5 N, beyond what the controller knows of: the reason for absolute goals."""
+    sunk: list[list[float]] = []
+    for absolute in (False, True):
+        client.twin._do({"reset": 0})
+        client.send(IDLE)
+        position, rotation = client.twin.plant.ee_pose()
+        plant = client.twin.plant
+        plant._data.xfrc_applied[plant._hand, 2] = -5.0
+        heights: list[float] = []
+        for _ in range(40):  # two seconds
+            client.send(osc_at(position, vector_from_matrix(rotation)) if absolute else osc())
+            heights.append(client.position[2] - position[2])
+        plant._data.xfrc_applied[plant._hand, 2] = 0.0
+        sunk.append(heights)
+    deltas, absolutes = ((heights[19], heights[-1]) for heights in sunk)  # after one second, and after two
+    assert deltas[0] < -5e-3 and deltas[1] - deltas[0] < -5e-3, "it sinks, and goes on sinking"
+    assert absolutes[0] > -4e-3 and abs(absolutes[1] - absolutes[0]) < 5e-4, "it sags, and stays"
 
 
 def test_a_stiffer_goal_is_reached_sooner(client: Client) -> None:

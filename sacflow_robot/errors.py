@@ -25,6 +25,7 @@ Each message is one line: what was wrong, what was expected, what to do.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -46,11 +47,15 @@ class UnknownNameError(UsageError):
     Args:
         kind: What the name should have named, e.g. ``"task"``.
         name: The name as given.
-        valid: The names that would have worked.
+        valid: The names that would have worked; the one that is nearest to the name given is proposed.
     """
 
     def __init__(self, kind: str, name: str, valid: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}; valid names: {', '.join(sorted(valid))}")
+        names = sorted(valid)
+        message = f"unknown {kind} {name!r}; valid names: {', '.join(names)}"
+        plain = {known.removesuffix(":...").lower(): known for known in names}
+        nearest = difflib.get_close_matches(name.lower(), plain, n=1)
+        super().__init__(f"{message}; did you mean {plain[nearest[0]]!r}?" if nearest else message)
 
 
 class DataError(SacflowError):

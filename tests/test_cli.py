@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sacflow_robot.cli import COMMANDS, main
+from sacflow_robot.cli import COMMANDS, GROUPS, main
 from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
@@ -45,6 +45,45 @@ def test_overview_and_help_of_every_command(capsys: Capture) -> None:
         assert stopped.value.code == 0
         assert f"usage: sacflow-robot {name}" in capsys.readouterr().out
     assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_of_commands_lists_its_own(capsys: Capture, group: str) -> None:
+    overviews = set()
+    for words in ([group], [group, "--help"], [group, "-h"], ["help", group]):
+        assert main(words) == 0
+        overviews.add(capsys.readouterr().out)
+    (overview,) = overviews
+    listed = [line for line in overview.splitlines() if line.startswith("  ")]
+    assert listed and all(line.startswith(f"  {group} ") for line in listed)
+    known = next(name for name in COMMANDS if name.startswith(f"{group} "))
+    assert fails(capsys, 2, *known[:-1].split()).endswith(f"; did you mean {known!r}?")
+
+
+def test_help_is_a_command_too(capsys: Capture) -> None:
+    assert main([]) == main(["--help"]) == main(["help"]) == 0
+    assert "usage: sacflow-robot COMMAND" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["help", "keys", "new"])
+    assert stopped.value.code == 0 and "usage: sacflow-robot keys new" in capsys.readouterr().out
+    assert "unknown command 'nothing'" in fails(capsys, 2, "help", "nothing")
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("trian",), "train"),
+        (("demo", "info"), "demos"),
+        (("log", "inof", "x"), "log info"),
+        (("eval", "--policy", "policies/lift.onnx", "--env", "Lift"), "lift"),
+        (("train", "--algo", "sac_flow"), "sac-flow"),
+        (("run", "--robot", "smi:lift"), "sim:..."),
+        (("run", "--robot", "sim:lfit"), "lift"),
+        (("run", "--robot", "rtsim:lift?obs_delay=3"), "obs_delay_ms"),
+    ],
+)
+def test_the_nearest_name_is_proposed(capsys: Capture, words: tuple[str, ...], meant: str) -> None:
+    assert fails(capsys, 2, *words).endswith(f"; did you mean {meant!r}?")
 
 
 def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:

@@ -101,7 +101,7 @@ def _server(policy: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "sacflow_robot", "serve", "--policy", str(policy), "--bind", address]
+    command = [sys.executable, "-P", "-m", "sacflow_robot", "serve", "--policy", str(policy), "--bind", address]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + _START_S

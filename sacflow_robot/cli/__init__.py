@@ -14,10 +14,21 @@ import re
 import sys
 from collections.abc import Sequence
 
-from sacflow_robot import __version__
+from sacflow_robot import __version__, caches
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 
-PROGRAM = "sacflow-robot"
+PROGRAM, PACKAGE = "sacflow-robot", "sacflow_robot"
+
+EXTRAS = {
+    "sim": ("PIL", "av", "cv2", "gymnasium", "h5py", "llvmlite", "mujoco", "numba", "robosuite", "scipy"),
+    "viz": ("matplotlib", "rerun", "tensorboard"),
+    "lerobot": ("pyarrow",),
+    "train": ("onnx", "onnxscript", "torch"),
+    "s3": ("fsspec", "s3fs"),
+    "robomimic": ("robomimic",),
+    "dev": ("openpi_client",),
+}
+"""Modules that the base package does without, by the extra of this package that installs them."""
 
 # Commands, or groups of them, whose process a terminal must neither block nor suspend, for it moves a robot.
 MOVING = ("run", "replay", "calibrate", "twin", "launch")
@@ -62,12 +73,20 @@ COMMANDS = {
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }
 
+GROUPS = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS if " " in name))
+"""First words of the commands of two words."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 called wrongly, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview())
+    if isinstance(sys.stdout, io.TextIOWrapper):  # no name of a file and no unit is worth a failure
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    group = arguments[0] if arguments and arguments[0] in GROUPS else ""
+    if all(word in ("-h", "--help") for word in arguments[bool(group) :]):
+        print(_overview(group))
         return 0
     if arguments[0] == "--version":
         print(f"{PROGRAM} {__version__}")
@@ -88,14 +107,17 @@ def _run(arguments: list[str]) -> int:
     """Run one command and say what went wrong; returns the exit status."""
     try:
         name, rest = _split(arguments)
+        caches.lend_folders()
         return _parse(name, rest).run() or 0  # type: ignore[attr-defined]
     except BrokenPipeError:
         return 1
     except SacflowError as error:
         print(f"{PROGRAM}: error: {one_line(error, 1000)}", file=sys.stderr)
         return error.exit_status
-    except ModuleNotFoundError as error:
-        print(f"{PROGRAM}: error: {_missing(error)}", file=sys.stderr)
+    except ImportError as error:
+        if (error.name or PACKAGE).partition(".")[0] == PACKAGE:  # our own mistake
+            raise
+        print(f"{PROGRAM}: error: {missing(error)}", file=sys.stderr)
         return 2
     except OSError as error:  # what no room foresaw, e.g. a disk that filled up elsewhere
         print(f"{PROGRAM}: error: {one_line(error)}", file=sys.stderr)
@@ -119,10 +141,9 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
         name = " ".join(arguments[:words])
         if name in COMMANDS:
             return name, arguments[words:]
-    group = [name for name in COMMANDS if name.startswith(f"{arguments[0]} ")]
-    if group:
-        raise UnknownNameError("command", " ".join(arguments[:2]), group)
-    raise UnknownNameError("command", arguments[0], COMMANDS)
+    if arguments[0] in GROUPS:
+        raise UnknownNameError("command", " ".join(arguments[:2]), _members(arguments[0]))
+    raise UnknownNameError("command", arguments[0], [*COMMANDS, *GROUPS])
 
 
 def _parse(name: str, arguments: list[str]) -> object:
@@ -154,26 +175,31 @@ def _first_complaint(box: str, name: str) -> str:
     return f"{text.rstrip('.')}; see '{PROGRAM} {name} --help'"
 
 
-def _missing(error: ModuleNotFoundError) -> str:
-    sim, train = ("mujoco", "robosuite", "gymnasium", "h5py", "av", "PIL"), ("torch", "onnx", "onnxscript")
-    viz = ("matplotlib", "tensorboard")
-    others = {"rerun": "viz", "pyarrow": "lerobot"}
-    extras = {**dict.fromkeys(sim, "sim"), **dict.fromkeys((*train, *viz), "train"), **others}
-    extra = extras.get((error.name or "").partition(".")[0])
-    if extra is None:
-        raise error
-    return f"this command needs {error.name}, which is not installed; pip install 'sacflow-robot[{extra}]'"
+def missing(error: ImportError) -> str:
+    """What to do about a package that is not installed, or that is and can't be imported, in a line."""
+    module = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError):
+        return f"{module} is installed but cannot be imported: {one_line(error)}"
+    needed = f"this command needs {module}, which is not installed"
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    return needed if extra is None else f"{needed}; pip install 'sacflow-robot[{extra}]'"
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, (_, _, what) in COMMANDS.items()]
+def _members(group: str) -> list[str]:
+    return [name for name in COMMANDS if not group or name.startswith(f"{group} ")]
+
+
+def _overview(group: str = "") -> str:
+    """All commands, or those of a group."""
+    names = _members(group)
+    width = max(map(len, names))
+    lines = [f"  {name:<{width}}  {COMMANDS[name][2]}" for name in names]
     return "\n".join(
         [
-            f"usage: {PROGRAM} COMMAND [OPTION ...]",
+            f"usage: {PROGRAM} {f'{group} ' if group else ''}COMMAND [OPTION ...]",
             "",
             *lines,
             "",
-            f"'{PROGRAM} COMMAND --help' lists a command's options.",
+            f"'{PROGRAM} {f'{group} ' if group else ''}COMMAND --help' lists a command's options.",
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Info:
         solved = sum(e.success for e in demos.episodes)
         success = common.success_json(solved, len(demos.episodes))
         figures = {**success, "format": kind_of(path), **summarise(demos)}
-        out = common.console()
+        out = common.results(self.json)
         out.print(_facts(demos, figures))
         out.print()
         out.print(_keys(figures["keys"]))
@@ -70,6 +71,10 @@ class Info:
 
         if self.plots == "none":
             return None
+        if self.plots == "auto" and importlib.util.find_spec("matplotlib") is None:
+            common.console().print("no plots: matplotlib is not installed; pip install 'sacflow-robot[viz]'")
+            return None
+        importlib.import_module("matplotlib")  # before everything is read
         if self.plots == "auto":
             named = parse_name(self.src)
             return Path(f"{'-'.join(('robomimic', *named)) if named else Path(self.src).resolve().stem}-info.png")
@@ -88,7 +93,7 @@ class Info:
             draw_page(picture, demos, figures, self.src)
         except OSError as error:
             raise LogWriteError(f"cannot write {picture}: {one_line(error)}; give another --plots") from None
-        common.console().print(f"plots: {picture}")
+        common.results(self.json).print(f"plots: {picture}")
 
 
 def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
-from sacflow_robot.cli import common
+from sacflow_robot.cli import common, missing
 from sacflow_robot.errors import one_line
 
 _PACKAGES = ("numpy", "onnxruntime", "pyzmq", "zarr", "mujoco", "robosuite", "gymnasium", "torch", "onnx")
@@ -41,7 +42,7 @@ class Doctor:
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows.items():
             table.add_row(Text(name, "bold"), Text(value))
-        common.console().print(table)
+        common.results(self.json).print(table)
         if self.json:
             common.print_json(rows)
         return 0
@@ -50,8 +51,8 @@ class Doctor:
 def _probe(check: Callable[[], str]) -> str:
     try:
         return check()
-    except ModuleNotFoundError as error:
-        return f"{error.name} is not installed"
+    except ImportError as error:
+        return missing(error).removeprefix("this command ")
     except Exception as error:  # a probe reports whatever is wrong
         return f"does not work: {one_line(error)}"
 
@@ -65,15 +66,15 @@ def _accelerator() -> str:
 def _simulator() -> str:
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
-    env = RobosuiteEnv("lift")
-    env.begin(0)
+    with closing(RobosuiteEnv("lift")) as env:
+        env.begin(0)
     return "works"
 
 
 def _video() -> str:
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
-    env = RobosuiteEnv("lift")
-    env.begin(0)
-    env.render()
+    with closing(RobosuiteEnv("lift")) as env:
+        env.begin(0)
+        env.render()
     return "off-screen rendering works"

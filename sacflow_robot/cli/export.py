@@ -51,7 +51,8 @@ class Export:
 
         if self.eval_episodes < 0:
             raise UsageError(f"--eval-episodes is {self.eval_episodes}; it must be at least 0")
-        options, out = ExportOptions(self.weights, self.euler_steps, self.best_of, self.prefix), common.console()
+        options = ExportOptions(self.weights, self.euler_steps, self.best_of, self.prefix)
+        out = common.results(self.json)
         check_output(self.out)
         trained = TrainedRun(self.run_dir)
         result = trained.export(options, self.out or trained.path)

@@ -44,7 +44,7 @@ class Launch:
         out = common.console()
         plans = read_cell(self.file, COMMANDS)
         table = out.is_terminal and not self.plain and not any(plan.terminal for plan in plans)
-        program = [sys.executable, "-m", "sacflow_robot"]
+        program = [sys.executable, "-P", "-m", "sacflow_robot"]  # -P: no sacflow_robot/ in the working folder
         with contextlib.ExitStack() as stack:
             files = self._open_files([plan.name for plan in plans], stack)
             width, lock = max(len(plan.name) for plan in plans), threading.Lock()

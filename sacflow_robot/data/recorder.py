@@ -66,7 +66,7 @@ def _copy(memory: mmap, base: int, array: npt.NDArray[Any], place: _Place) -> No
 
 def start_keeper(log: Path, token: str) -> Process:
     """Start the keeper in a session of its own, so that a Ctrl-C meant for the control loop does not reach it."""
-    command = [sys.executable, "-m", "sacflow_robot.data.keeper", str(log), token, str(os.getpid())]
+    command = [sys.executable, "-P", "-m", "sacflow_robot.data.keeper", str(log), token, str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
 
 

@@ -12,7 +12,14 @@ _log = logging.getLogger(__name__)
 
 
 def usable_engine(task: str, wanted: Engine) -> Engine:
-    """The wanted engine, or ``stock`` with one line in the log saying why where the compiled one does not cover a task."""
+    """The wanted engine, or ``stock`` with one line in the log saying why where the compiled one does not cover a task.
+
+    Raises:
+        ModuleNotFoundError: The simulator is not installed.
+    """
+    for module in ("gymnasium",) if is_gymnasium_id(task) else ("gymnasium", "mujoco", "robosuite"):
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
     if wanted == "compiled":
         if is_gymnasium_id(task):
             return fall_back(task, "it is of robosuite's tasks only")

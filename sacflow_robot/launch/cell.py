@@ -109,7 +109,7 @@ def _plan(name: str, entry: Mapping[str, Any]) -> ProcessPlan:
     if not isinstance(line, str):
         raise TypeError("it has no command line under the key 'run'")
     try:
-        words = tuple(shlex.split(_expanded(line)))
+        words = _words(line)
     except ValueError as error:
         raise ValueError(f"a command line cannot be read: {one_line(error)}") from None
     values: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def _plan(name: str, entry: Mapping[str, Any]) -> ProcessPlan:
         accepted = (float, int) if kind is float else (kind,)
         if type(value) not in accepted:
             raise TypeError(f"{key} is {value!r}; it must be {_NOUNS[kind]}")
-        values[field] = float(value) if kind is float else _expanded(value) if field == "unless" else value
+        values[field] = float(value) if kind is float else _filled_in(value) if field == "unless" else value
     plan = ProcessPlan(name, words, **values)
     if plan.restart not in _RESTARTS:
         raise ValueError(f"restart is {plan.restart!r}; it must be one of {', '.join(_RESTARTS)}")
@@ -137,13 +137,29 @@ def _plan(name: str, entry: Mapping[str, Any]) -> ProcessPlan:
 _NOUNS = {str: "text", float: "a number of seconds", int: "a whole number", bool: "true or false"}
 
 
-def _expanded(line: str) -> str:
+def _words(line: str) -> tuple[str, ...]:
+    """A command line's words. What a variable holds stays in its word, whatever is in it, and whether it stands in quotes.
+
+    Raises:
+        ValueError: A variable is not set, or a quotation does not end.
+    """
+    values: list[str] = []
+
+    def number(found: re.Match[str]) -> str:
+        values.append(_value(found))
+        return f"\0{len(values) - 1}\0" if values[-1] else ""
+
+    split = shlex.split(_VARIABLE.sub(number, line.replace("\0", "")))
+    return tuple(re.sub("\0(\\d+)\0", lambda found: values[int(found[1])], word) for word in split)
+
+
+def _filled_in(text: str) -> str:
     """Raises ValueError."""
+    return _VARIABLE.sub(_value, text)
 
-    def value(found: re.Match[str]) -> str:
-        text = os.environ.get(found[1], found[2])
-        if text is None:
-            raise ValueError(f"the environment variable {found[1]} is not set")
-        return shlex.quote(text) if text else ""
 
-    return _VARIABLE.sub(value, line)
+def _value(found: re.Match[str]) -> str:
+    text = os.environ.get(found[1], found[2])
+    if text is None:
+        raise ValueError(f"the environment variable {found[1]} is not set")
+    return text

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -138,10 +139,11 @@ def make_rtsim(task: str, options: Options) -> Robot:
     """``rtsim:TASK``, on a clock of its own. Options: see ``sacflow_robot.robot.link.LinkOptions``, and ``clock``, ``engine``."""
     from sacflow_robot.robot.link import read_options
 
-    try:
-        from sacflow_robot.robot.rtsim import ProcessArm, VirtualArm
-    except ImportError as error:
-        raise no_simulator(error) from None
+    for module in ("gymnasium", "mujoco", "robosuite"):  # which a process imports that could only say so by itself
+        if find_spec(module) is None:
+            raise no_simulator(ModuleNotFoundError(f"No module named {module!r}"))
+    from sacflow_robot.robot.rtsim import ProcessArm, VirtualArm
+
     clock, engine, link = read_options(options)
     return VirtualArm(task, link, engine) if clock == "virtual" else ProcessArm(task, link, engine)
 

@@ -6,23 +6,27 @@ import contextlib
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
 import zmq
 
-from sacflow_robot.errors import one_line
+from sacflow_robot.errors import SacflowError, one_line
 from sacflow_robot.robot.drivers import split_name
 from sacflow_robot.robot.link import read_options
-from sacflow_robot.robot.world import World
 from sacflow_robot.spec import StepResult
+
+if TYPE_CHECKING:
+    from sacflow_robot.robot.world import World
 
 _CATCH_UP_MS = 2
 _LOOK_MS = 200  # how often to see whether the driver is still there, while nothing is to be done
 
 
 def main(task: str, engine: str, port: str, options: str, parent: str) -> None:
+    from sacflow_robot.robot.world import World  # the simulator
+
     given = split_name(f"rtsim:{task}?{options}&engine={engine}")[2]
     _, chosen, link = read_options(given)
     world = World(task, link, chosen)
@@ -115,5 +119,8 @@ def _message(seen: StepResult, episode: int, world: World) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except (ImportError, OSError, SacflowError) as error:
+        sys.exit(f"{type(error).__name__}: {one_line(error)}")
     os._exit(0)  # nothing is left to be flushed, and taking the simulator apart takes seconds where cores are busy

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,6 +148,8 @@ def load_source(name: str) -> ObjectSource:
         UsageError: There is none.
     """
     module, _, function = name.partition(":")
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)  # last, so that it hides nothing that is installed
     try:
         source: ObjectSource = getattr(import_module(module), function)
     except Exception as error:  # somebody else's module may raise whatever it likes

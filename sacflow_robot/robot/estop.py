@@ -44,8 +44,9 @@ _LEAST_KEY_BYTES = 16
 _LOOPBACK = "tcp://127.0.0.1:", "tcp://localhost:", "ipc://"
 _NONCE_S = 5.0  # a nonce is valid for this time at least, and for twice of it at most
 _NONCE_BYTES = 32
-_MOST_FRAMES = 3  # of a request
-_QUEUED = 64  # messages waiting in each direction for each connection; more are not read, or dropped
+_MOST_FRAMES = 8  # of a message; one of more takes long to read
+_MOST_BYTES = 4096  # of a frame
+_UNREAD, _UNSENT = 2, 64  # messages waiting for each connection; more are left to it, or dropped
 _OPEN_FILES = 65536
 _HANDSHAKE_MS = 5000
 _MESSAGES_A_ROUND = 64
@@ -95,17 +96,9 @@ class StopServer:
         self._nonces = _Nonces()
         self._claim = AddressClaim(address)
         _allow_connections()
-        self._context: zmq.Context[Any] = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)
-        self._socket.setsockopt(zmq.RCVHWM, _QUEUED)
-        self._socket.setsockopt(zmq.SNDHWM, _QUEUED)
-        self._socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         try:
-            self._socket.bind(address)
+            self._context, self._socket = _bound(address)
         except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
             self._claim.release()
             raise UsageError(f"cannot listen for stops at {address}: {error}") from None
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -130,12 +123,23 @@ class StopServer:
         """Until it is closed, whatever happens: a robot must not lose its stop."""
         while not self._done.is_set():
             try:
+                if self._context.closed:
+                    self._context, self._socket = _bound(self.address)
                 if self._socket.poll(100):
                     self._round()
             except Exception as error:
                 self._say(f"the network stop goes on after an error: {one_line(error)}")
+                if isinstance(error, zmq.ZMQError):
+                    self._hang_up()
                 self._done.wait(_AFTER_ERROR_S)
             self._done.wait(_REST_S)
+
+    def _hang_up(self) -> None:
+        """End all connections, and with them what waits in their queues; the address is listened at anew.
+
+        ZeroMQ cannot end a single one. A client with a stop to send comes back at once.
+        """
+        self._context.destroy(linger=0)
 
     def _round(self) -> None:
         """Answer what waits, one message of each connection after the other's, up to a limit."""
@@ -143,6 +147,9 @@ class StopServer:
             try:
                 who, *frames = self._receive()
             except zmq.Again:
+                return
+            if len(frames) > _MOST_FRAMES:
+                self._hang_up()
                 return
             try:
                 answer = self._answer(who, frames)
@@ -155,12 +162,10 @@ class StopServer:
                 continue
 
     def _receive(self) -> list[bytes]:
-        """The next message, from its sender's identity on, without the frames that no request has."""
+        """The next message, from its sender's identity on; of one with too many frames no more than that is read."""
         frames = [self._socket.recv(zmq.NOBLOCK)]
-        while self._socket.getsockopt(zmq.RCVMORE):
-            frame = self._socket.recv(zmq.NOBLOCK)
-            if len(frames) <= _MOST_FRAMES + 1:
-                frames.append(frame)
+        while self._socket.getsockopt(zmq.RCVMORE) and len(frames) <= _MOST_FRAMES + 1:
+            frames.append(self._socket.recv(zmq.NOBLOCK))
         return frames
 
     def _answer(self, who: bytes, frames: list[bytes]) -> list[bytes]:
@@ -168,7 +173,7 @@ class StopServer:
             return [self._nonces.current(who)]
         if len(frames) == 2 and frames[0] == b"outcome":
             return self._outcome(frames[1])
-        if len(frames) != _MOST_FRAMES:
+        if len(frames) != 3:
             return [b"refused", b"ask for a challenge first"]
         verb, reason, proof = frames
         if self._key and not self._shown(who, verb, reason, proof):
@@ -206,6 +211,31 @@ class StopServer:
             self._trouble = line
             with suppress(Exception):  # nothing ends this thread
                 announce(line)
+
+
+def _bound(address: str) -> tuple[zmq.Context[Any], zmq.Socket[Any]]:
+    """A socket that listens there, in a context of its own: ending that ends the connections, too, before it returns.
+
+    Raises:
+        zmq.ZMQError: It cannot listen there.
+    """
+    context: zmq.Context[Any] = zmq.Context()
+    socket = context.socket(zmq.ROUTER)
+    options = {
+        zmq.LINGER: 0,
+        zmq.MAXMSGSIZE: _MOST_BYTES,
+        zmq.RCVHWM: _UNREAD,
+        zmq.SNDHWM: _UNSENT,
+        zmq.HANDSHAKE_IVL: _HANDSHAKE_MS,
+    }
+    for option, value in options.items():
+        socket.setsockopt(option, value)
+    try:
+        socket.bind(address)
+    except zmq.ZMQError:
+        context.destroy(linger=0)
+        raise
+    return context, socket
 
 
 def _allow_connections() -> None:

@@ -46,6 +46,10 @@ class Chooser(Protocol):
 
     def step(self, observation: Observation, noise: FloatArray | None = None) -> Chosen: ...
 
+    def keep_alive(self) -> None:
+        """Keep what actions come from at hand while the arm is held; called in every such period, and waits for nothing."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
@@ -71,6 +75,9 @@ class OpenLoop:
             self._chunk, self._next = self._policy.infer(batch, noise[None])[0], 0
         self._next += 1
         return _Planned(self._chunk[self._next - 1], joined)
+
+    def keep_alive(self) -> None:
+        """A policy that is asked between steps has nothing to keep."""
 
 
 @dataclass(frozen=True)

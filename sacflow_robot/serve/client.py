@@ -168,6 +168,18 @@ class PolicyClient:
         self.policy_version = str(reply.header.get("policy_version"))
         return actions
 
+    def keep_alive(self) -> None:
+        """Take a step towards a session on a connection that stands, waiting for nothing: well under a millisecond.
+
+        For a caller that asks for nothing at the moment, several times a second: a server that is restarted meanwhile is
+        greeted anew, so that the next :meth:`ask` finds it. A server that is gone, or lets nobody in yet, is no error here.
+
+        Raises:
+            SpecMismatchError: It was restarted with another policy, which is not what was expected.
+        """
+        with contextlib.suppress(ServerError):
+            self._link(0)
+
     def begin_episode(self, seed: int | None = None) -> str:
         """Tell the server that an episode begins; returns the version of the policy that it will be run with.
 

@@ -22,7 +22,7 @@ from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.policyfile import NOISE
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
-from sacflow_robot.serve.batch import Pace, Request, checked, evaluate, join, too_late
+from sacflow_robot.serve.batch import Pace, Request, checked, evaluate, join, too_late, warm_up
 from sacflow_robot.serve.meters import Meters
 from sacflow_robot.serve.operations import Operations
 from sacflow_robot.serve.policy import OnnxPolicy
@@ -47,7 +47,7 @@ class PolicyServer:
     """Serves one policy at a time.
 
     Args:
-        policy: The policy, self-tested by its loading.
+        policy: The policy, self-tested by its loading; it is warmed up before anybody can connect.
         bind: Address, e.g. ``tcp://127.0.0.1:5555``; port 0 or ``*`` takes a free one, see ``address``.
         max_batch: Rows evaluated together, and rows of one request, at most.
         heartbeat_s: Time between heartbeats that clients are asked for; a connection is dead after two without one.
@@ -70,6 +70,7 @@ class PolicyServer:
     ) -> None:
         security = security or Security()
         check_bind(bind, security)
+        warm_up(policy, max_batch)
         self.policy, self._max_batch = policy, max_batch
         self.server_id = secrets.token_hex(8)
         self.sessions, self.meters = Sessions(), meters or Meters()
@@ -273,7 +274,12 @@ class PolicyServer:
     # ---- around the loop
 
     def offer(self, policy: OnnxPolicy) -> None:
-        """Serve this policy from the next round on; may be called from any thread."""
+        """Serve this policy from the next round on, once it is warm; may be called from any thread.
+
+        Raises:
+            PolicyFileError: Its graph cannot be evaluated; the policy before it is served on.
+        """
+        warm_up(policy, self._max_batch)
         with self._swap:
             self._offered = policy
 

@@ -76,9 +76,11 @@ def test_every_action_is_for_the_step_it_is_played_at(spec: PolicySpec, delay_ms
     network = Network(spec, delay_ms * 1_000_000)
     stream = ChunkStream(network, clock_ns=lambda: network.now_ns)
     first = play(network, stream, 1)
-    assert first == [0.0], "the first chunk is waited for"
-    network.now_ns = PERIOD_NS  # as where that wait is no part of the episode
-    assert play(network, stream, 60) == [float(n) for n in range(1, 61)], "none is missing, late or played twice"
+    assert first == [0.0 if delay_ms < 50 else None], "the first chunk is waited for; after its period the arm stands"
+    network.now_ns = PERIOD_NS * len(
+        [a for a in first if a is not None]
+    )  # as where that wait is no part of the episode
+    assert [*first, *play(network, stream, 60)] == [*first, *map(float, range(first != [None], 60 + (first != [None])))]
     assert stream.lost == 0 and 60 / 5 <= network.count <= 61
 
 
@@ -167,7 +169,55 @@ def test_a_late_answer_or_a_lost_server_costs_nothing_while_there_is_a_chunk_to_
         play(network, stream, 8)
     network.error = None
     assert None not in play(network, stream, 4)[1:]
-    assert network.deadlines[0] is None and all(0 < d <= 0.25 for d in network.deadlines[1:])
+    assert network.deadlines[0] is None and all(d is None or 0 < d <= 0.25 for d in network.deadlines[1:])
+
+
+@pytest.mark.parametrize("delay_ms", [10, 200, 700])
+@pytest.mark.parametrize("again", [False, True], ids=["begin", "after a hold"])
+def test_an_arm_that_stands_plays_a_chunk_from_its_first_action(spec: PolicySpec, delay_ms: int, again: bool) -> None:
+    network = Network(spec, delay_ms * 1_000_000)
+    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    if again:
+        play(network, stream, 7)
+        stream.begin()
+    asked_at = -(-network.now_ns // PERIOD_NS)
+    played, joined = [], []
+    for _ in range(4):
+        network.now_ns = -(-network.now_ns // PERIOD_NS) * PERIOD_NS  # the loop waits for its next grid point
+        step = stream.step({"x": np.zeros(3, np.float32)})
+        if step.action is not None:
+            played.append(float(step.action[0]))
+            joined.append(step.joined)
+        network.now_ns += 1_000_000
+    assert played[:3] == [asked_at, asked_at + 1, asked_at + 2] and joined[:3] == [True, False, False]
+
+
+def test_an_arm_that_has_run_out_of_actions_goes_on_where_it_stopped(spec: PolicySpec) -> None:
+    network = Network(spec, 1_000_000)
+    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    assert play(network, stream, 4) == [0.0, 1.0, 2.0, 3.0]
+    network.delay_ns = 420_000_000
+    played = play(network, stream, 14)
+    assert played[:2] == [4.0, None], "the next chunk was asked for with the last step, and is late"
+    after = [action for action in played if action is not None]
+    assert after == [4.0, 5.0, 6.0, 7.0, 8.0], "none of its actions passed while the arm stood"
+
+
+def test_one_slow_answer_changes_nothing_and_a_server_that_stays_slow_is_found(spec: PolicySpec) -> None:
+    network = Network(spec, 700_000_000)
+    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    play(network, stream, 2)
+    network.delay_ns = 1_000_000
+    for _ in range(40):
+        play(network, stream, 5)
+        assert stream.delay_steps == 1
+    network.delay_ns = 700_000_000
+    play(network, stream, 20)
+    assert stream.delay_steps == 1
+    network.delay_ns, count = 130_000_000, network.count
+    while stream.delay_steps != 3:
+        play(network, stream, 1)
+        assert network.count < count + 7
 
 
 def test_over_a_real_server(policy_file: Path) -> None:

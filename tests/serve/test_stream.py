@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sacflow_robot.errors import LateError, ServerGoneError
+from sacflow_robot.errors import LateError, ServerGoneError, SpecMismatchError
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
@@ -230,3 +231,62 @@ def test_over_a_real_server(policy_file: Path) -> None:
             played, joined = played + (step.action is not None), joined + step.joined
             time.sleep(0.01)
         assert joined >= 4 and played >= 20
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_a_server_restarted_while_the_arm_is_held_is_greeted_before_the_arm_is_enabled(
+    policy_file: Path, tmp_path: Path, transport: str
+) -> None:
+    policy = OnnxPolicy(policy_file)
+    observation = {array.key: np.zeros(array.shape, np.float32) for array in policy.spec.arm.observations}
+    server = PolicyServer(policy, "tcp://127.0.0.1:*" if transport == "tcp" else f"ipc://{tmp_path}/cell").start()
+    with PolicyClient(server.address, expect=policy.spec.arm) as client:
+        stream = ChunkStream(client)
+        assert stream.step(observation).action is not None
+        took = []
+
+        def held(periods: int) -> None:
+            for _ in range(periods):
+                began = time.perf_counter()
+                stream.keep_alive()
+                took.append(time.perf_counter() - began)
+                time.sleep(0.05)
+
+        server.close()
+        stream.begin()
+        held(10)
+        assert not client.connected
+        with PolicyServer(policy, server.address).start():
+            deadline = time.monotonic() + 20
+            while not client.connected and time.monotonic() < deadline:
+                held(1)
+            stream.begin()  # one act of a person enables the arm
+            step = stream.step(observation)
+            assert step.action is not None and step.joined
+            held(20)
+        assert np.median(took) < 1e-3
+
+
+@pytest.mark.realtime
+def test_a_held_arm_is_told_of_a_server_restarted_with_a_policy_that_does_not_fit(policy_file: Path) -> None:
+    policy = OnnxPolicy(policy_file)
+    server = PolicyServer(policy, "tcp://127.0.0.1:*").start()
+    with (
+        PolicyClient(server.address, expect=policy.spec.arm) as client,
+        PolicyClient(server.address) as open_minded,
+    ):
+        streams = ChunkStream(client), ChunkStream(open_minded)
+        server.close()
+        other = OnnxPolicy(policy_file)
+        other.spec = replace(policy.spec, chunk_length=3, arm=replace(policy.spec.arm, robot="UR5e"))
+        changed = PolicyServer(policy, server.address)
+        changed.policy = other
+        with changed.start():
+            for stream, reason in zip(
+                streams, (r"differs .* in: arm\.robot", r"shape \(3, 7\).*began with \(5, 7\)"), strict=True
+            ):
+                with pytest.raises(SpecMismatchError, match=reason):
+                    for _ in range(400):
+                        stream.keep_alive()
+                        time.sleep(0.05)

@@ -1,8 +1,9 @@
 """Policy server: one loop on a ZeroMQ ROUTER socket.
 
-A round of the loop takes the requests that wait, answers at once what needs no inference, and evaluates the rest
-together. A request that comes alone is evaluated alone, at once. ROUTER takes from its clients in turn, so that one that
-asks a lot gets no more than its share; answers that a client does not take are dropped, so that it holds up nobody.
+A round of the loop takes the requests that wait, evaluates those for actions together, and then answers others, as long as
+nothing new has come. A request that comes alone is evaluated alone, at once. ROUTER takes from its clients in turn, and what
+has to wait is answered in turn, so that one that asks a lot gets no more than its share; answers that a client does not take
+are dropped, so that it holds up nobody.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.policyfile import NOISE
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
+from sacflow_robot.serve.backlog import Backlog, TimeBudget
 from sacflow_robot.serve.batch import Pace, Request, checked, evaluate, join, too_late, warm_up
 from sacflow_robot.serve.meters import Meters
 from sacflow_robot.serve.operations import Operations
@@ -33,6 +35,8 @@ from sacflow_robot.spec import FloatArray, all_finite
 
 _POLL_MS = 100
 _MESSAGES_A_ROUND = 256
+_OTHERS_A_ROUND = 16  # messages that are not for actions, put off while those for actions are looked for
+_OTHERS_NS = 20_000_000  # longest time for these at once, however many wait
 _UPKEEP_NS = 1_000_000_000
 _DRAIN_S = 0.3  # for what is still on its way; clients that ask on are told by the lost connection
 _RECENT = 64
@@ -77,7 +81,7 @@ class PolicyServer:
         self.recent: deque[tuple[dict[str, FloatArray], FloatArray]] = deque(maxlen=_RECENT)
         self._offered: OnnxPolicy | None = None
         self._swap = threading.Lock()
-        self._pace = Pace()
+        self._pace, self._backlog, self._budget = Pace(), Backlog(), TimeBudget()
         self._next_upkeep_ns = 0
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -122,29 +126,61 @@ class PolicyServer:
             self._round()
         self._drain()
 
-    def _round(self) -> bool:
-        """Take what waits and answer it; False if nothing came for a while."""
+    def _round(self) -> None:
+        """Take what waits and answer it; wait a while for something to come where there is nothing."""
         try:
-            frames = wire.receive(self._socket, heads=2)
+            frames = wire.receive(self._socket, _NOBLOCK if self._backlog else 0, heads=2)
         except zmq.Again:
-            self._upkeep(time.monotonic_ns())
-            return False
-        waiting, rows = [], 0
-        for _ in range(_MESSAGES_A_ROUND):
-            request = self._accept(frames)
-            if request is not None:
-                waiting.append(request)
-                rows += request.rows
-            if rows >= self._max_batch or not int(self._socket.get(_EVENTS)) & _IN:
-                break
-            frames = wire.receive(self._socket, heads=2)
+            waiting = []
+        else:
+            waiting = self._collect(frames)
         if len(waiting) == 1:
             self._infer(waiting)
         elif waiting:
             for policy in {id(request.policy): request.policy for request in waiting}.values():
                 self._infer([request for request in waiting if request.policy is policy])
+        self._work_off()
         self._upkeep(time.monotonic_ns())
-        return True
+
+    def _collect(self, frames: list[Any]) -> list[Request]:
+        """The requests for actions among the messages that wait, these frames first; others are put off."""
+        waiting, rows, others = [], 0, 0
+        for _ in range(_MESSAGES_A_ROUND):
+            if self._may_wait(frames):
+                self._put_off(frames)
+                others += 1
+            else:
+                request = self._accept(frames)
+                if request is not None:
+                    waiting.append(request)
+                    rows += request.rows
+            if rows >= self._max_batch or others >= _OTHERS_A_ROUND or not self._has_come():
+                break
+            frames = wire.receive(self._socket, heads=2)
+        return waiting
+
+    def _may_wait(self, frames: list[Any]) -> bool:
+        """Whether a message brings no arrays, or is behind such a one, or its connection has had more than its share."""
+        peer = frames[0]
+        return len(frames) <= 2 or peer in self._backlog or self._budget.exceeded(peer, time.monotonic_ns())
+
+    def _put_off(self, frames: list[Any]) -> None:
+        if not self._backlog.put(frames):
+            too_many = Refusal("limit", "too many requests of this connection wait already; read their answers first")
+            self._refuse(frames[0], None, None, too_many)
+
+    def _work_off(self) -> None:
+        """Answer one message that was put off, if any, and more as long as nothing else has come."""
+        until = time.monotonic_ns() + _OTHERS_NS
+        while self._backlog:
+            request = self._accept(self._backlog.take())
+            if request is not None:
+                self._infer([request])
+            if self._has_come() or time.monotonic_ns() > until:
+                return
+
+    def _has_come(self) -> bool:
+        return bool(int(self._socket.get(_EVENTS)) & _IN)
 
     def _accept(self, frames: list[Any]) -> Request | None:
         """The inference request in these frames; None if they held something else, which is then answered."""
@@ -158,10 +194,12 @@ class PolicyServer:
             if operation == "infer":
                 session = self.sessions.find(header, received_ns)
                 return self._admit(peer, header, frames, session, received_ns)
-            answer = self._operations.answer(operation, header)
+            answer = self._operations.answer(operation, header, peer)
             self._send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()}, {})
         except Exception as error:  # whatever one client sends, the others are served on
             self._refuse(peer, identifier, session, error)
+        now_ns = time.monotonic_ns()
+        self._budget.charge(peer, now_ns - received_ns, now_ns)
         return None
 
     def _admit(

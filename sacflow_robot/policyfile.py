@@ -44,6 +44,11 @@ def tolerance(spec: PolicySpec) -> float:
     return min(max(stated, TOLERANCE), _MOST_TOLERANCE)
 
 
+def is_mask(mask: FloatArray) -> bool:
+    """Whether these finite values (B, H) can be a ``prefix_mask``: 1 where a step is committed, 0 elsewhere, or between."""
+    return bool(mask.min() >= 0 and mask.max() <= 1)
+
+
 def pack_arrays(arrays: Mapping[str, FloatArray]) -> str:
     """Float32 arrays as JSON of shapes and base64 little-endian bytes."""
     packed = {

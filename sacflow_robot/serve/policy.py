@@ -150,8 +150,7 @@ class OnnxPolicy:
             if not all_finite(array):
                 raise InvalidValueError(f"{name} holds NaN or infinity")
             checked[name] = array
-        mask = checked[policyfile.PREFIX_MASK]
-        if mask.min() < 0 or mask.max() > 1:
+        if not policyfile.is_mask(checked[policyfile.PREFIX_MASK]):
             raise InvalidValueError("prefix_mask must be 1 where a step is committed and 0 elsewhere")
         return checked
 

@@ -163,8 +163,11 @@ class PolicyClient:
         """
         reply = self._await(number, wait_s)
         actions = reply.arrays.get("actions")
-        if actions is None or actions.ndim != 3 or actions.shape[1:] != self._spec.noise_shape:
-            raise ServerError(f"{self.address} answered without actions of shape (B, *{self._spec.noise_shape})")
+        shape = () if actions is None or actions.dtype != np.float32 else actions.shape
+        if actions is None or not len(shape) == 3 or not shape[0] or shape[1:] != self._spec.noise_shape:
+            raise ServerError(
+                f"{self.address} answered without float32 actions of shape (B, *{self._spec.noise_shape})"
+            )
         self.policy_version = str(reply.header.get("policy_version"))
         return actions
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -179,16 +179,32 @@ def is_other_clock(late_ns: int) -> bool:
     return not -AHEAD_NS <= late_ns <= LATEST_NS
 
 
+class BrakingLimiter(Limiter, Protocol):
+    """A filter that tells when the arm is at rest; ``sacflow_robot.robot.safety.SafetyFilter`` is one."""
+
+    @property
+    def at_rest(self) -> bool: ...
+
+
 def record(
     robot: Robot,
-    limiter: Limiter,
+    limiter: BrakingLimiter,
     excitation: Excitation,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
+    heed: Callable[[npt.NDArray[np.float32]], None] = lambda commanded: None,
 ) -> Recording:
     """Move an arm through the safety filter, and look at it as often as it is seen.
 
     Commands leave at uneven moments within their periods, so that the arm's own cycle does not hide how late they are.
+
+    Args:
+        robot: The arm, connected.
+        limiter: What every command passes; the call arms it.
+        excitation: What is commanded.
+        seed: Decides the moments, and the start on a simulated arm.
+        progress: Gets the share that is done.
+        heed: Called once each control period with the last action (A,); holds or stops ``limiter`` if a person asks for it.
 
     Raises:
         RobotError: The filter held or stopped the arm, or it sends nothing.
@@ -227,10 +243,11 @@ def record(
         while clock.now_ns() < due_ns:
             clock.sleep_until(min(due_ns, clock.now_ns() + LOOK_NS))
             look()
+        heed(sent[-1][2] if sent else np.zeros(spec.action_dim, np.float32))
         verdict = limiter.step(excitation.action(period, seen[-1][2] if seen else start.observation), clock.now_ns())
-        if verdict.action is None or getattr(verdict, "held", False):
-            robot.stop()
-            raise RobotError(f"the safety filter held the arm: {getattr(verdict, 'reason', '')}; nothing was measured")
+        if verdict.action is None or verdict.held:
+            _brake(robot, limiter, verdict.action)
+            raise RobotError(f"the arm was held or stopped: {verdict.reason}; nothing was measured")
         now_ns, valid_ns = clock.now_ns(), VALID_PERIODS * spec.period_ns + _DELAY_NS
         robot.command(verdict.action, now_ns + valid_ns)
         sent.append((now_ns, valid_ns, verdict.action))
@@ -246,6 +263,18 @@ def record(
         np.array([s[1] for s in sent], np.int64),
         np.stack([s[2] for s in sent]),
     )
+
+
+def _brake(robot: Robot, limiter: BrakingLimiter, action: npt.NDArray[np.float32] | None) -> None:
+    """Bring the arm to rest within its limits, and stop it."""
+    clock, period_ns = robot.clock, robot.spec.period_ns
+    while action is not None:
+        robot.command(action, clock.now_ns() + VALID_PERIODS * period_ns + _DELAY_NS)
+        if limiter.at_rest:
+            break
+        clock.sleep_until(clock.now_ns() + period_ns)
+        action = limiter.step(None, clock.now_ns()).action
+    robot.stop()
 
 
 def bursts(recording: Recording) -> list[tuple[int, int]]:

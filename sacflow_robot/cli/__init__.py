@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +18,9 @@ from sacflow_robot import __version__
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 
 PROGRAM = "sacflow-robot"
+
+# Commands, or groups of them, whose process a terminal must neither block nor suspend, for it moves a robot.
+MOVING = ("run", "replay", "calibrate", "twin", "launch")
 
 # command: (module, class, what it does)
 COMMANDS = {
@@ -67,6 +72,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"{PROGRAM} {__version__}")
         return 0
+    if arguments[0] not in MOVING:
+        return _run(arguments)
+    from sacflow_robot.robot.announcer import TerminalGuard
+
+    guard = TerminalGuard()
+    try:
+        status = _run(arguments)
+    finally:
+        taken = guard.end()
+    return status or int(not taken)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one command and say what went wrong; returns the exit status."""
     try:
         name, rest = _split(arguments)
         return _parse(name, rest).run() or 0  # type: ignore[attr-defined]
@@ -112,20 +131,24 @@ def _parse(name: str, arguments: list[str]) -> object:
     module, class_name, _ = COMMANDS[name]
     command = getattr(importlib.import_module(f"sacflow_robot.cli.{module}"), class_name)
     default = command.default(arguments) if hasattr(command, "default") else None
-    complaint = io.StringIO()
+    complaint, help_text = io.StringIO(), io.StringIO()
+    # tyro knows nothing of NO_COLOR; what is no terminal gets no colors.
+    plain = contextlib.redirect_stdout(help_text) if os.environ.get("NO_COLOR") else contextlib.nullcontext()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), plain:
             # AvoidSubcommands: an optional value is an option, never a subcommand.
             config = (tyro.conf.AvoidSubcommands,)
             return tyro.cli(command, prog=f"{PROGRAM} {name}", args=arguments, default=default, config=config)
     except SystemExit as stopped:
         if not stopped.code:
+            print(help_text.getvalue(), end="")
             raise
         raise UsageError(_first_complaint(complaint.getvalue(), name)) from None
 
 
 def _first_complaint(box: str, name: str) -> str:
     """What tyro draws a box around, as one line."""
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰", "│ ─", "│ For full"))]
     text = " ".join(" ".join(lines).split()).partition(" Argument helptext:")[0]
     return f"{text.rstrip('.')}; see '{PROGRAM} {name} --help'"

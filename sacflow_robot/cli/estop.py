@@ -8,22 +8,22 @@ from typing import Annotated
 
 import tyro
 
-from sacflow_robot.cli import common
-from sacflow_robot.errors import UsageError
+from sacflow_robot.errors import RobotError, UsageError
 
 
 @dataclass(frozen=True)
 class Estop:
-    """Stop a running arm: it comes to rest within its limits, and takes no command until it is armed again.
+    """Stop a running robot: it comes to rest within its limits, and takes no command until it is enabled again.
 
-    This is software over a network. It does not take the place of the arm's own stop button.
+    It says which state was reached: stopped, hold or armed (enabled). This is software over a network. It does not take the
+    place of the robot's own stop button.
 
     Attributes:
-        address: Where the running arm listens: what was given to run --estop.
+        address: Where the running robot listens: what was given to run --estop.
         key: Shared key file, if it was given one.
         reason: What to say there.
-        arm: Arm it again instead, after a hold or a stop. Look at the arm first.
-        timeout: Longest wait for the answer (s).
+        arm: Enable it again instead, after a hold or a stop. Look at the robot first.
+        timeout: Longest wait for the state (s).
     """
 
     address: Annotated[str, tyro.conf.Positional]
@@ -33,10 +33,24 @@ class Estop:
     timeout: float = 2.0
 
     def run(self) -> int:
-        from sacflow_robot.robot.estop import read_key, request
+        from sacflow_robot.robot.estop import PENDING, read_key, request
 
         if not 0 < self.timeout <= 60:
             raise UsageError("--timeout must be above 0 and at most 60")
-        request(self.address, "arm" if self.arm else "stop", self.reason, read_key(self.key), self.timeout)
-        common.console().print(f"{self.address}: {'arming' if self.arm else 'stopping'}")
+        state = request(self.address, "arm" if self.arm else "stop", self.reason, read_key(self.key), self.timeout)
+        within = f"within {self.timeout:g} s"
+        if self.arm and state == PENDING:
+            raise RobotError(f"{self.address}: asked to enable the robot, but it was not enabled {within}; look at it")
+        if self.arm and state != "armed":
+            raise RobotError(
+                f"{self.address}: not enabled, the robot stays in {state}; the program that moves it says why"
+            )
+        if state == PENDING:
+            raise RobotError(
+                f"{self.address}: the stop was accepted, but the robot was not seen to stop {within}; "
+                "USE THE ROBOT'S OWN STOP BUTTON"
+            )
+        if not self.arm and state == "armed":
+            raise RobotError(f"{self.address}: the robot was stopped, and somebody has enabled it again since")
+        print(f"{self.address}: {state}")
         return 0

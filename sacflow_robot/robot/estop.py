@@ -1,33 +1,59 @@
-"""Stop, and arm, a running arm over the network.
+"""Stop a running robot over the network, and enable it again.
 
-A client asks for a challenge, and answers it with what it wants and an HMAC-SHA256 of both under a shared key, so that
-nobody can send a request again that he has overheard. Without a key, only this machine may stop, and nobody may arm.
+A client asks for a challenge, and answers it with its request and an HMAC-SHA256 of both under a shared key, so that a request
+that somebody overheard cannot be sent again. Without a key, only this machine may stop, and nobody may enable.
 
     client                         server
     ["challenge"]              →
                                ←   [nonce, 32 bytes]
-    [verb, reason, hmac]       →                        verb: stop, arm
-                               ←   ["ok"] or ["refused", why]
+    [verb, reason, hmac]       →                        verb: stop, arm (to enable)
+                               ←   ["ok", "pending", ticket], ["refused", why] or ["failed", why]
+    ["outcome", ticket]        →                        as often as the client likes
+                               ←   ["ok", state]        state: pending, stopped, hold, armed
+
+The server keeps nothing for a client that has not shown the key: its nonce is an HMAC of the connection's identity and the time
+under a secret of the server's own, and so is a ticket of the request's number. However many connections ask for challenges, each
+is answered in turn, and a stop among them too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import itertools
+import resource
 import secrets
+import struct
 import threading
-from collections import OrderedDict
+import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import zmq
 
 from sacflow_robot.errors import DataError, RobotError, UsageError, one_line
+from sacflow_robot.robot.announcer import announce
 from sacflow_robot.robot.switches import Switches
+from sacflow_robot.sockets import AddressClaim
 
-_REMEMBERED = 256  # challenges open at a time
+PENDING: Final = "pending"
+"""State of a request that was accepted, and has not led to a state yet."""
+
 _LEAST_KEY_BYTES = 16
 _LOOPBACK = "tcp://127.0.0.1:", "tcp://localhost:", "ipc://"
+_NONCE_S = 5.0  # a nonce is valid for this time at least, and for twice of it at most
+_NONCE_BYTES = 32
+_MOST_FRAMES = 3  # of a request
+_QUEUED = 64  # messages waiting in each direction for each connection; more are not read, or dropped
+_OPEN_FILES = 65536
+_HANDSHAKE_MS = 5000
+_MESSAGES_A_ROUND = 64
+_REST_S = 0.001  # after each round: the control loop runs in the same process
+_AFTER_ERROR_S = 0.05
+_LOOK_S = 0.02
+_FIRST_TRY_S = 0.25
+_TICKET = struct.Struct(">Q16s")  # number of the request, proof that the server gave it
 
 
 def read_key(path: Path | None) -> bytes:
@@ -53,7 +79,7 @@ class StopServer:
     Args:
         address: Where to listen, e.g. ``tcp://127.0.0.1:5560``; port 0 picks a free one.
         switches: Where the requests go.
-        key: Shared key; needed to listen beyond this machine, and to be armed from anywhere.
+        key: Shared key; needed to listen beyond this machine, and to enable from anywhere.
 
     Attributes:
         address: Where it listens.
@@ -66,17 +92,24 @@ class StopServer:
         if not key and not address.startswith(_LOOPBACK):
             raise UsageError(f"listening for stops at {address}, beyond this machine, needs a key; give one")
         self._switches, self._key = switches, key
-        self._open: OrderedDict[bytes, bytes] = OrderedDict()
+        self._nonces = _Nonces()
+        self._claim = AddressClaim(address)
+        _allow_connections()
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)
+        self._socket.setsockopt(zmq.RCVHWM, _QUEUED)
+        self._socket.setsockopt(zmq.SNDHWM, _QUEUED)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
+            self._claim.release()
             raise UsageError(f"cannot listen for stops at {address}: {error}") from None
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._trouble = ""
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="stop server", daemon=True)
         self._thread.start()
@@ -85,6 +118,7 @@ class StopServer:
         self._done.set()
         self._thread.join()
         self._context.destroy(linger=100)
+        self._claim.release()
 
     def __enter__(self) -> StopServer:
         return self
@@ -93,59 +127,231 @@ class StopServer:
         self.close()
 
     def _serve(self) -> None:
+        """Until it is closed, whatever happens: a robot must not lose its stop."""
         while not self._done.is_set():
-            if self._socket.poll(100):
-                who, *frames = self._socket.recv_multipart()
-                self._socket.send_multipart([who, *self._answer(who, frames)])
+            try:
+                if self._socket.poll(100):
+                    self._round()
+            except Exception as error:
+                self._say(f"the network stop goes on after an error: {one_line(error)}")
+                self._done.wait(_AFTER_ERROR_S)
+            self._done.wait(_REST_S)
+
+    def _round(self) -> None:
+        """Answer what waits, one message of each connection after the other's, up to a limit."""
+        for _ in range(_MESSAGES_A_ROUND):
+            try:
+                who, *frames = self._receive()
+            except zmq.Again:
+                return
+            try:
+                answer = self._answer(who, frames)
+            except Exception as error:
+                self._say(f"a request over the network failed: {one_line(error)}")
+                answer = [b"failed", one_line(error).encode()]
+            try:
+                self._socket.send_multipart([who, *answer], zmq.NOBLOCK)
+            except zmq.ZMQError:  # it does not read its answers, or is gone
+                continue
+
+    def _receive(self) -> list[bytes]:
+        """The next message, from its sender's identity on, without the frames that no request has."""
+        frames = [self._socket.recv(zmq.NOBLOCK)]
+        while self._socket.getsockopt(zmq.RCVMORE):
+            frame = self._socket.recv(zmq.NOBLOCK)
+            if len(frames) <= _MOST_FRAMES + 1:
+                frames.append(frame)
+        return frames
 
     def _answer(self, who: bytes, frames: list[bytes]) -> list[bytes]:
         if frames == [b"challenge"]:
-            self._open[who] = secrets.token_bytes(32)
-            while len(self._open) > _REMEMBERED:
-                self._open.popitem(last=False)
-            return [self._open[who]]
-        nonce = self._open.pop(who, None)
-        if len(frames) != 3 or nonce is None:
+            return [self._nonces.current(who)]
+        if len(frames) == 2 and frames[0] == b"outcome":
+            return self._outcome(frames[1])
+        if len(frames) != _MOST_FRAMES:
             return [b"refused", b"ask for a challenge first"]
         verb, reason, proof = frames
-        if self._key and not hmac.compare_digest(proof, _proof(self._key, nonce, verb, reason)):
-            return [b"refused", b"the key is not the right one"]
+        if self._key and not self._shown(who, verb, reason, proof):
+            return [b"refused", b"the key is not the right one, or its challenge is not valid any more"]
         if verb == b"stop":
-            self._switches.stop(f"stopped over the network: {reason.decode(errors='replace') or 'no reason given'}")
-        elif verb == b"arm" and self._key:
-            self._switches.arm()
-        else:
-            return [b"refused", b"arming over the network needs a key" if verb == b"arm" else b"unknown request"]
-        return [b"ok"]
+            # What comes over the network is shown on a terminal.
+            said = "".join(letter if letter.isprintable() else "?" for letter in reason.decode(errors="replace"))
+            return self._accepted(self._switches.stop(f"stopped over the network: {said or 'no reason given'}"))
+        if verb == b"arm" and self._key:
+            return self._accepted(self._switches.arm())
+        return [b"refused", b"arming over the network needs a key" if verb == b"arm" else b"unknown request"]
+
+    def _shown(self, who: bytes, verb: bytes, reason: bytes, proof: bytes) -> bool:
+        """Whether the client knows the key. Its nonce is used up then."""
+        for nonce, period in self._nonces.valid(who):
+            if hmac.compare_digest(proof, _proof(self._key, nonce, verb, reason)):
+                self._nonces.use(nonce, period)
+                return True
+        return False
+
+    def _accepted(self, number: int) -> list[bytes]:
+        return [b"ok", PENDING.encode(), _TICKET.pack(number, self._nonces.mark(number))]
+
+    def _outcome(self, ticket: bytes) -> list[bytes]:
+        if len(ticket) != _TICKET.size:
+            return [b"refused", b"no ticket of this server"]
+        number, mark = _TICKET.unpack(ticket)
+        if not hmac.compare_digest(mark, self._nonces.mark(number)):
+            return [b"refused", b"no ticket of this server"]
+        return [b"ok", (self._switches.outcome(number) or PENDING).encode()]
+
+    def _say(self, line: str) -> None:
+        """On standard error, once, without waiting for a terminal."""
+        if line != self._trouble:
+            self._trouble = line
+            announce(line)
 
 
-def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout_s: float = 2.0) -> None:
-    """Have an arm stopped (``stop``) or armed (``arm``).
+def _allow_connections() -> None:
+    """Raise this process's limit of open files: a flood of connections must not use up those of the robot."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+class _Nonces:
+    """Nonces that are computed, not kept: only those that were used are remembered, while they would be valid."""
+
+    def __init__(self) -> None:
+        self._secret = secrets.token_bytes(32)
+        self._used: dict[bytes, int] = {}  # nonce: its period
+
+    def current(self, who: bytes) -> bytes:
+        """The nonce of a connection now."""
+        return self._unused(who, self._period())
+
+    def valid(self, who: bytes) -> list[tuple[bytes, int]]:
+        """The nonces that a connection may answer now, and their periods."""
+        period = self._period()
+        return [(self._unused(who, one), one) for one in (period, period - 1)]
+
+    def use(self, nonce: bytes, period: int) -> None:
+        """Make a nonce invalid, and forget those that have become so with time."""
+        oldest = self._period() - 1
+        self._used = {one: its for one, its in self._used.items() if its >= oldest} | {nonce: period}
+
+    def mark(self, number: int) -> bytes:
+        """Proof that the server gave out a ticket of that number."""
+        return hmac.digest(self._secret, b"ticket %d" % number, "sha256")[:16]
+
+    def _unused(self, who: bytes, period: int) -> bytes:
+        for count in itertools.count():
+            nonce = hmac.digest(self._secret, b"nonce %d %d " % (period, count) + who, "sha256")
+            if nonce not in self._used:
+                return nonce
+        raise AssertionError
+
+    @staticmethod
+    def _period() -> int:
+        return int(time.monotonic() / _NONCE_S)
+
+
+def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout_s: float = 2.0) -> str:
+    """Have a robot stopped (``stop``) or enabled (``arm``).
+
+    A message that gets no answer is sent again over a new connection, but an enabling request is not: a stop may have come
+    after it.
+
+    Args:
+        address: Where ``run --estop`` listens.
+        verb: ``stop`` or ``arm``.
+        reason: What to say there.
+        key: Shared key; empty for none.
+        timeout_s: Longest wait for the answer and the state together (s).
+
+    Returns:
+        The state reached, ``stopped``, ``hold`` or ``armed``; :data:`PENDING` if the request was accepted and led to no state
+        in time.
 
     Raises:
         RobotError: Nobody answers there, or the request is refused; says why.
+        UsageError: That is no address.
     """
-    context: zmq.Context[Any] = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
-    try:
-        socket.connect(address)
-        nonce = _ask(socket, [b"challenge"], address, timeout_s)[0]
-        said = verb.encode(), reason.encode()[:500]
-        answer = _ask(socket, [*said, _proof(key, nonce, *said)], address, timeout_s)
-    except zmq.ZMQError as error:
-        raise UsageError(f"cannot connect to {address}: {error}; expected e.g. tcp://127.0.0.1:5560") from None
-    finally:
-        context.destroy(linger=0)
-    if answer[0] != b"ok":
-        raise RobotError(f"{address} refused to {verb}: {b' '.join(answer[1:]).decode(errors='replace')}")
+    with _Line(address, timeout_s) as line:
+        ticket = _put(line, verb, reason, key)
+        while ticket and not line.over:
+            state = line.ask([b"outcome", ticket], _FIRST_TRY_S)
+            if state is not None and state[0] == b"ok" and state[-1] != PENDING.encode():
+                return state[-1].decode(errors="replace")
+            time.sleep(min(_LOOK_S, line.left_s))
+    return PENDING
 
 
-def _ask(socket: zmq.Socket[Any], frames: list[bytes], address: str, timeout_s: float) -> list[bytes]:
-    socket.send_multipart(frames)
-    if not socket.poll(round(timeout_s * 1e3)):
-        raise RobotError(f"no answer from {address} within {timeout_s:g} s; USE THE ARM'S OWN STOP BUTTON")
-    return list(socket.recv_multipart())
+def _put(line: _Line, verb: str, reason: str, key: bytes) -> bytes:
+    """Have the request accepted; its ticket, empty from a server that gives none."""
+    said = verb.encode(), reason.encode(errors="replace")[:500]
+    failure, patience_s = f"no answer from {line.address} within {line.timeout_s:g} s", _FIRST_TRY_S
+    while not line.over:
+        nonce = line.ask([b"challenge"], patience_s)
+        if nonce is not None:
+            if len(nonce[0]) != _NONCE_BYTES:
+                failure = f"what answers at {line.address} is no stop server; give the address of run --estop"
+                break
+            answer = line.ask([*said, _proof(key, nonce[0], *said)], line.left_s if verb == "arm" else patience_s)
+            if answer is not None:
+                how, why = answer[0], b" ".join(answer[1:]).decode(errors="replace")
+                if how == b"ok":
+                    return answer[2] if len(answer) > 2 else b""
+                if how == b"refused":
+                    raise RobotError(f"{line.address} refused to {verb}: {why}")
+                failure = f"{line.address} failed to {verb}: {why}"
+            if verb == "arm":
+                break
+        patience_s *= 2
+        time.sleep(min(_LOOK_S, line.left_s))
+    raise RobotError(f"{failure}; USE THE ROBOT'S OWN STOP BUTTON")
+
+
+class _Line:
+    """A connection to a stop server until a time is over, made anew when a message was lost."""
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        self.address, self.timeout_s = address, timeout_s
+        self._until = time.monotonic() + timeout_s
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._socket: zmq.Socket[Any] | None = None
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.destroy(linger=0)
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+    @property
+    def over(self) -> bool:
+        return self.left_s == 0.0
+
+    def ask(self, frames: list[bytes], patience_s: float) -> list[bytes] | None:
+        """The answer; None if none comes in time.
+
+        Raises:
+            UsageError: The address is none.
+        """
+        if self._socket is None:
+            self._socket = self._context.socket(zmq.DEALER)
+            try:
+                self._socket.connect(self.address)
+            except zmq.ZMQError as error:
+                raise UsageError(
+                    f"cannot connect to {self.address}: {error}; expected e.g. tcp://127.0.0.1:5560"
+                ) from None
+        self._socket.send_multipart(frames)
+        if self._socket.poll(round(min(patience_s, self.left_s) * 1e3)):
+            return list(self._socket.recv_multipart())
+        self._socket.close(0)  # an answer that comes late is not taken for another's
+        self._socket = None
+        return None
 
 
 def _proof(key: bytes, nonce: bytes, verb: bytes, reason: bytes) -> bytes:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from sacflow_robot.errors import UnknownNameError, UsageError
+from sacflow_robot.robot.announcer import announce
 from sacflow_robot.robot.takeover import HumanInput, HumanSignal, Label
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 _SPEED = 0.5  # share of the action's range at full deflection
+_MOST_REPORTS = 256  # in one look; Linux keeps 64
 _DEAD_ZONE = 0.08  # of full deflection; sticks do not come back to exactly zero
 
 _JS_EVENT = struct.Struct("<IhBB")  # ms, value, type, number
@@ -39,7 +40,7 @@ class Handheld(ABC):
     """A ``HumanInput`` read from a device file without waiting.
 
     What is commanded is at most half of the action's range; the safety filter stands behind it as behind a policy. If the
-    device goes away while the person has the arm, that is an emergency stop.
+    device goes away, that is an emergency stop while the person has the arm, and else a hold.
 
     Args:
         arm: The arm; an action (7,) of translation, rotation (both in the base's frame) and gripper.
@@ -58,7 +59,7 @@ class Handheld(ABC):
         self,
         arm: ArmSpec,
         path: Path,
-        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        say: Callable[[str], None] = announce,
     ) -> None:
         if arm.action_dim != 7:
             raise UsageError(f"a handheld moves arms with an action of 7 numbers, this one has {arm.action_dim}")
@@ -70,15 +71,17 @@ class Handheld(ABC):
         self._human, self._gripper = False, -1.0
         self._motion = np.zeros(6, np.float32)  # shares of full deflection
         self._label: Label | None = None
-        self._stop = self._arm = False
+        self._stop = self._arm = self._hold = False
         say(self.help)
 
     def poll(self, commanded: FloatArray) -> HumanSignal:
         """What was pressed since, and how the device is deflected."""
         for report in self._reports():
             self._take(report, commanded)
-        signal = HumanSignal(self._action() if self._human else None, self._label, self._stop, self._arm)
-        self._label, self._stop, self._arm = None, False, False
+        # A stop outdoes what came with it, before or after.
+        enable = self._arm and not self._stop and not self._hold
+        signal = HumanSignal(self._action() if self._human else None, self._label, self._stop, enable, self._hold)
+        self._label, self._stop, self._arm, self._hold = None, False, False, False
         return signal
 
     def close(self) -> None:
@@ -90,29 +93,35 @@ class Handheld(ABC):
     def _take(self, report: bytes, commanded: FloatArray) -> None:
         """What one report says."""
 
-    def _reports(self) -> list[bytes]:
-        reports: list[bytes] = []
-        while self._file is not None:
+    def _reports(self) -> Iterator[bytes]:
+        """What has come, up to a limit; the device's end is told after that."""
+        for _ in range(_MOST_REPORTS):
+            if self._file is None:
+                return
             try:
                 report = os.read(self._file, self.report_bytes)
             except BlockingIOError:
-                return reports
+                return
             except OSError:
                 report = b""
             if report:
-                reports.append(report)
+                yield report
                 continue
             self.close()
             self._motion[:] = 0
             if self._human:
                 self._emergency("the device is gone: EMERGENCY STOP")
-        return reports
+            elif not self._stop:
+                self._hold = True
+                self._say("the device is gone: hold")
 
     def _emergency(self, line: str) -> None:
         self._human, self._stop = False, True
         self._say(line)
 
     def _take_over(self, commanded: FloatArray) -> None:
+        if self._stop:
+            return
         self._human = not self._human
         self._gripper = 1.0 if commanded[6] > 0 else -1.0  # nothing is dropped by taking over
         self._say("you have the arm" if self._human else "the policy has the arm")
@@ -139,6 +148,7 @@ start  take the arm over; hand it back       A      close or open the gripper
 left stick x and y; right stick z and yaw; cross roll and pitch
 Y success, X failure, guide discard"""
     report_bytes = _JS_EVENT.size
+    _b_held = False
 
     def _take(self, report: bytes, commanded: FloatArray) -> None:
         if len(report) != _JS_EVENT.size:
@@ -147,10 +157,14 @@ Y success, X failure, guide discard"""
         if kind & ~_JS_INITIAL == _JS_AXIS and number in _STICKS:
             axis, sign = _STICKS[number]
             self._motion[axis] = sign * value / _FULL_STICK
+        if kind & ~_JS_INITIAL == _JS_BUTTON and number == _B:
+            self._b_held = bool(value)
         if kind != _JS_BUTTON or not value:
             return
         if number == _B:
             self._emergency("EMERGENCY STOP; back arms the arm again")
+        elif number == _BACK and self._b_held:
+            self._say("let go of B first")
         elif number == _BACK:
             self._arm = True
         elif number == _START:
@@ -190,20 +204,23 @@ both          EMERGENCY STOP                     labels and arming again: --keyb
 
 
 class Both:
-    """Two ``HumanInput`` s: either may stop, label and arm; the first that has the arm moves it."""
+    """Two ``HumanInput`` s: either may stop, label and arm; the first that has the arm moves it.
+
+    A device that goes away is a stop while a person has the arm by the other, too.
+    """
 
     def __init__(self, *inputs: HumanInput) -> None:
         self._inputs = inputs
 
     def poll(self, commanded: FloatArray) -> HumanSignal:
-        """What the person wants by any of them."""
+        """What the person wants by any of them; a stop by one outdoes whatever else is wanted."""
         signals = [one.poll(commanded) for one in self._inputs]
-        return HumanSignal(
-            next((s.action for s in signals if s.action is not None), None),
-            next((s.label for s in signals if s.label is not None), None),
-            any(s.stop for s in signals),
-            any(s.arm for s in signals),
-        )
+        action = next((s.action for s in signals if s.action is not None), None)
+        label = next((s.label for s in signals if s.label is not None), None)
+        hold = any(s.hold for s in signals)
+        if any(s.stop for s in signals) or (hold and action is not None):
+            return HumanSignal(label=label, stop=True)
+        return HumanSignal(action, label, arm=any(s.arm for s in signals) and not hold, hold=hold)
 
     def close(self) -> None:
         for one in self._inputs:

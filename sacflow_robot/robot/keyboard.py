@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.errors import UsageError
+from sacflow_robot.robot.announcer import announce
 from sacflow_robot.robot.takeover import HANDS_OFF, HumanSignal, Label
 from sacflow_robot.spec import ArmSpec, FloatArray
 
@@ -50,6 +51,9 @@ _FIRST_PRESS_S, _REPEAT_S = 0.10, 0.15
 _REPEATS_WITHIN_S = 0.7
 _SPEEDS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 _ESCAPE = "\x1b"
+_STOPS = " \u00a0\u3000"  # also the spaces that other layouts give, with AltGr or in an input method
+_MOST_KEYS = 4096  # in one look
+_NO_KEY = b"\0"
 
 
 class Terminal:
@@ -58,8 +62,13 @@ class Terminal:
     It gets its settings back on ``close``, at exit, and when the process is ended by SIGTERM, SIGHUP or SIGQUIT; nothing can
     be done about SIGKILL, after which ``stty sane`` helps.
 
+    Neither Ctrl-S nor Ctrl-Z stops the process meanwhile; they are keys like others.
+
     Args:
         file: Its file descriptor.
+
+    Attributes:
+        gone: Whether it has vanished, e.g. with an ssh connection.
 
     Raises:
         UsageError: It is no terminal.
@@ -67,15 +76,20 @@ class Terminal:
 
     def __init__(self, file: int) -> None:
         self._file = file
+        self.gone = False
         try:
             self._before = termios.tcgetattr(file)
         except termios.error:
             raise UsageError("the keyboard needs a terminal, and standard input is none") from None
         raw = termios.tcgetattr(file)
+        raw[0] &= ~termios.IXON  # Ctrl-S would block whatever prints
         raw[3] &= ~(termios.ICANON | termios.ECHO)
         raw[6][termios.VMIN], raw[6][termios.VTIME] = 0, 0
-        termios.tcsetattr(file, termios.TCSADRAIN, raw)
+        raw[6][termios.VSUSP] = _NO_KEY  # a process that Ctrl-Z suspended hears no stop
+        termios.tcsetattr(file, termios.TCSANOW, raw)  # without waiting for a terminal that takes no text
         self._open = True
+        self._come = select.poll()
+        self._come.register(file, select.POLLIN)
         atexit.register(self.close)
         self._handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
@@ -84,12 +98,15 @@ class Terminal:
 
     def read(self) -> str:
         """The keys pressed since, without waiting."""
-        if not self._open or not select.select([self._file], [], [], 0)[0]:
-            return ""
-        try:
-            return os.read(self._file, 256).decode(errors="ignore")
-        except OSError:  # the other end of it is gone
-            return ""
+        keys = b""
+        while self._open and not self.gone and len(keys) < _MOST_KEYS and self._come.poll(0):
+            try:
+                more = os.read(self._file, 1024)
+            except OSError:
+                more = b""
+            self.gone = not more
+            keys += more
+        return keys.decode(errors="ignore")
 
     def close(self) -> None:
         """Give the terminal its settings back."""
@@ -106,6 +123,7 @@ class Terminal:
     def _ended(self, number: int, frame: FrameType | None) -> None:
         before = self._handlers.get(number, signal.SIG_DFL)
         self.close()
+        self.gone = True
         if callable(before):
             before(number, frame)
         elif before == signal.SIG_DFL:
@@ -133,7 +151,7 @@ class Keyboard:
         arm: ArmSpec,
         *,
         file: int | None = None,
-        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+        say: Callable[[str], None] = announce,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         if arm.action_dim != 7:
@@ -144,30 +162,38 @@ class Keyboard:
         self._human, self._gripper, self._speed = False, -1.0, _SPEEDS.index(0.2)
         self._until: dict[int, tuple[float, float]] = {}  # axis: direction, and when it ends
         self._pressed: dict[str, float] = {}
+        self._there = True
         say(HELP)
 
     def poll(self, commanded: FloatArray) -> HumanSignal:
-        """What was pressed since, and what is held."""
+        """What was pressed since, and what is held.
+
+        If the terminal has vanished, that is a stop while the person has the arm, and else a hold; it is said once.
+        """
         keys = self._terminal.read()
-        if not self._human and not keys:
+        vanished = self._terminal.gone and self._there
+        if not self._human and not keys and not vanished:
             return HANDS_OFF
-        label, stop, arm = None, False, False
+        label, arm, hold = None, False, False
+        stop = any(key in _STOPS for key in keys)  # outdoes whatever else was typed, before or after
         for key in _plain(keys):
-            # Whatever else was typed, before or after: the stop counts.
-            if key == " ":
-                stop = True
-            elif key in "\r\n":
-                arm = True
-            elif key in _LABELS:
+            if key in _LABELS:
                 label = _LABELS[key]
                 self._say(f"episode labelled: {label}")
-            else:
+            elif key in "\r\n":
+                arm = True
+            elif not stop:
                 self._press(key, commanded)
+        if vanished:
+            self._there = False
+            stop, hold = stop or self._human, True
+            self._say(f"the terminal is gone: {'EMERGENCY STOP' if stop else 'hold'}")
         if stop:
             self._human, arm = False, False
             self._until.clear()
+        if stop and not hold:
             self._say("EMERGENCY STOP; enter arms the arm again")
-        return HumanSignal(self._action() if self._human else None, label, stop, arm)
+        return HumanSignal(self._action() if self._human else None, label, stop, arm and not hold, hold and not stop)
 
     def close(self) -> None:
         self._terminal.close()

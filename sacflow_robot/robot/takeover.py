@@ -31,12 +31,15 @@ class HumanSignal:
         label: The person's word on the episode, once, in the period in which it was given.
         stop: Emergency stop.
         arm: The person wants the arm armed again after a hold or a stop: the deliberate act without which nothing moves.
+        hold: Hold until enabled: a device is gone through which a person could have stopped the robot. A device that is gone
+            while its person has the robot says ``stop`` instead. Said once.
     """
 
     action: FloatArray | None = None
     label: Label | None = None
     stop: bool = False
     arm: bool = False
+    hold: bool = False
 
 
 HANDS_OFF = HumanSignal()

@@ -78,19 +78,39 @@ def test_a_gamepad_labels_stops_and_arms_once_each(device: Device) -> None:
         assert pad.poll(HOLDING) == HANDS_OFF
     device.write(button(7), button(1))
     assert pad.poll(HOLDING) == HumanSignal(stop=True), "a stop takes the arm from the person too"
-    device.write(button(6))
+    device.write(button(1, 0), button(6))
     assert pad.poll(HOLDING) == HumanSignal(arm=True)
     pad.close()
 
 
+@pytest.mark.parametrize("order", [(1, 6), (6, 1), (7, 1, 7, 6), (1, 7)])
+def test_a_stop_outdoes_the_buttons_pressed_with_it(device: Device, order: tuple[int, ...]) -> None:
+    said: list[str] = []
+    pad = Gamepad(ARM, device.path, said.append)
+    device.write(*(button(number) for number in order))
+    assert pad.poll(HOLDING) == HumanSignal(stop=True)
+    device.write(button(6, 0), button(6))
+    assert pad.poll(HOLDING) == HANDS_OFF and said[-1] == "let go of B first"
+    device.write(button(1, 0), button(6, 0), button(6))
+    assert pad.poll(HOLDING) == HumanSignal(arm=True)
+    pad.close()
+
+
+def test_a_device_that_never_stops_talking_is_not_listened_to_for_ever(device: Device) -> None:
+    pad = Gamepad(ARM, device.path, lambda _: None)
+    device.write(*[stick(1, 0.5)] * 600, button(1))
+    assert [pad.poll(HOLDING).stop for _ in range(3)] == [False, False, True]
+    pad.close()
+
+
 @pytest.mark.parametrize("has_the_arm", [True, False])
-def test_a_device_that_goes_away_stops_the_arm_if_a_person_had_it(device: Device, has_the_arm: bool) -> None:
+def test_a_device_that_goes_away_stops_the_arm_of_a_person_and_else_holds_it(device: Device, has_the_arm: bool) -> None:
     pad = Gamepad(ARM, device.path, lambda _: None)
     if has_the_arm:
         device.write(button(7), stick(1, -1.0))
         assert pad.poll(HOLDING).action is not None
     device.unplug()
-    assert pad.poll(HOLDING) == HumanSignal(stop=has_the_arm)
+    assert pad.poll(HOLDING) == HumanSignal(stop=has_the_arm, hold=not has_the_arm)
     assert pad.poll(HOLDING) == HANDS_OFF
     pad.close()
 
@@ -129,8 +149,18 @@ def test_two_devices_go_together(tmp_path: Path) -> None:
     two.write(button(3), button(6))
     signal = both.poll(HOLDING)
     assert signal.action is not None and (signal.label, signal.stop, signal.arm) == (Label.SUCCESS, False, True)
-    two.write(button(1))
-    assert both.poll(HOLDING).stop
+    two.write(button(1), button(1, 0))
+    one.write(bytes([3, 0]))
+    assert both.poll(HOLDING) == HumanSignal(stop=True), "also while a person has the arm by the other"
+    two.write(button(6), button(6, 0))
+    signal = both.poll(HOLDING)
+    assert signal.arm and signal.action is not None
+    two.unplug()
+    assert both.poll(HOLDING) == HumanSignal(stop=True)
+    one.write(bytes([3, 1]))
+    assert both.poll(HOLDING) == HANDS_OFF
+    one.unplug()
+    assert both.poll(HOLDING) == HumanSignal(hold=True)
     both.close()
 
 

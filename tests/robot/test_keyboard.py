@@ -120,6 +120,43 @@ def test_the_stop_wins_whatever_else_is_typed(person: Person) -> None:
     assert (armed.arm, armed.stop) == (True, False)
 
 
+@pytest.mark.parametrize(
+    "keys", ["\x1b ", "\r \r", " t\r", "t\u00a0", "\x1b[200~ \x1b[201~\r", "w" * 3000 + " " + "\r" * 500]
+)
+def test_a_space_among_any_keys_stops_and_enables_nothing(person: Person, keys: str) -> None:
+    person.types("t")
+    assert person.types(keys) == HumanSignal(stop=True)
+    assert person.types("") is HANDS_OFF
+
+
+def test_a_stop_keeps_the_label_that_was_typed_with_it(person: Person) -> None:
+    assert person.types("n ") == HumanSignal(label=Label.FAILURE, stop=True)
+
+
+def test_neither_ctrl_s_nor_ctrl_z_blocks_the_program(person: Person) -> None:
+    person.types("t\x13")
+    os.set_blocking(person.terminal, False)
+    try:
+        assert os.write(person.terminal, b"not blocked") > 0
+    finally:
+        os.set_blocking(person.terminal, True)
+    assert person.types("\x1a").action is not None
+    assert person.types(" ").stop
+
+
+@pytest.mark.parametrize("has_the_arm", [True, False])
+def test_a_terminal_that_vanishes_stops_the_arm_of_a_person_and_else_holds_it(arm: ArmSpec, has_the_arm: bool) -> None:
+    person = Person(arm)
+    person.types("t" if has_the_arm else "?")
+    os.close(person.hands)
+    assert person.keyboard.poll(OPEN) == HumanSignal(stop=has_the_arm, hold=not has_the_arm)
+    for _ in range(3):
+        assert person.keyboard.poll(OPEN) is HANDS_OFF
+    assert person.said[-1] == f"the terminal is gone: {'EMERGENCY STOP' if has_the_arm else 'hold'}"
+    person.keyboard.close()
+    os.close(person.terminal)
+
+
 def test_arrow_keys_are_no_letters(person: Person) -> None:
     assert np.allclose(action_of(person.types("t\x1b[A\x1b[D\x1bOA\x1b[1;5D\x1b[15~")), OPEN)
     assert action_of(person.types("\x1b[Dw"))[0] > 0

@@ -358,6 +358,10 @@ class PolicyClient:
         return reply
 
     def _decoded(self, frames: list[Any]) -> wire.Message:
+        if frames[0] == wire.STOP_REFUSED:
+            raise ServerError(
+                f"{self.address} is where a robot listens for stops (run --estop); give the policy server's"
+            )
         try:
             return wire.decode(frames)
         except WireError as error:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +30,7 @@ from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.security import Gate, Security, check_bind
 from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed, describe
 from sacflow_robot.serve.shortcut import Shortcut
+from sacflow_robot.sockets import AddressClaim
 from sacflow_robot.spec import FloatArray, all_finite
 
 _POLL_MS = 100
@@ -40,6 +40,9 @@ _OTHERS_NS = 20_000_000  # longest time for these at once, however many wait
 _UPKEEP_NS = 1_000_000_000
 _DRAIN_S = 0.3  # for what is still on its way; clients that ask on are told by the lost connection
 _RECENT = 64
+_NO_STOP_SERVER = (
+    b"this is a policy server, which moves and stops no robot; a robot's stop listens where run --estop said"
+)
 _EVENTS, _IN, _NOBLOCK = (
     int(zmq.EVENTS),
     int(zmq.POLLIN),
@@ -83,16 +86,18 @@ class PolicyServer:
         self._swap = threading.Lock()
         self._pace, self._backlog, self._budget = Pace(), Backlog(), TimeBudget()
         self._next_upkeep_ns = 0
+        self._claim = AddressClaim(bind)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        wire.configure_router(self._socket, _POLL_MS, bind)
         self._gate = Gate(None)
         try:
+            wire.configure_router(self._socket, _POLL_MS, bind)
             self._gate = security.guard(self._context, self._socket)
             self._socket.bind(bind)
         except BaseException as error:
             self._gate.close()
             self._context.destroy(linger=0)
+            self._claim.release()
             if not isinstance(error, zmq.ZMQError):
                 raise
             reason = "it is in use" if error.errno == zmq.EADDRINUSE else str(error)
@@ -129,11 +134,9 @@ class PolicyServer:
     def _round(self) -> None:
         """Take what waits and answer it; wait a while for something to come where there is nothing."""
         try:
-            frames = wire.receive(self._socket, _NOBLOCK if self._backlog else 0, heads=2)
+            waiting = self._collect(self._next(_NOBLOCK if self._backlog else 0))
         except zmq.Again:
             waiting = []
-        else:
-            waiting = self._collect(frames)
         if len(waiting) == 1:
             self._infer(waiting)
         elif waiting:
@@ -142,11 +145,26 @@ class PolicyServer:
         self._work_off()
         self._upkeep(time.monotonic_ns())
 
+    def _next(self, flags: int = 0) -> list[Any]:
+        """The next message, its connection and its header as bytes; empty where its client may not ask any more.
+
+        Raises:
+            zmq.Again: There is none.
+        """
+        frames = wire.receive_frames(self._socket, flags)
+        allowed = self._gate.allows(frames[0])
+        frames = wire.as_heads(frames, 2)
+        if allowed:
+            return frames
+        self.sessions.close_all_of(frames[0])
+        self._refuse(frames[0], None, None, Refusal("key", "this client's key is not on the server's list any more"))
+        return []
+
     def _collect(self, frames: list[Any]) -> list[Request]:
         """The requests for actions among the messages that wait, these frames first; others are put off."""
         waiting, rows, others = [], 0, 0
         for _ in range(_MESSAGES_A_ROUND):
-            if self._may_wait(frames):
+            if not frames or self._may_wait(frames):
                 self._put_off(frames)
                 others += 1
             else:
@@ -156,7 +174,7 @@ class PolicyServer:
                     rows += request.rows
             if rows >= self._max_batch or others >= _OTHERS_A_ROUND or not self._has_come():
                 break
-            frames = wire.receive(self._socket, heads=2)
+            frames = self._next()
         return waiting
 
     def _may_wait(self, frames: list[Any]) -> bool:
@@ -165,7 +183,7 @@ class PolicyServer:
         return len(frames) <= 2 or peer in self._backlog or self._budget.exceeded(peer, time.monotonic_ns())
 
     def _put_off(self, frames: list[Any]) -> None:
-        if not self._backlog.put(frames):
+        if frames and not self._backlog.put(frames):
             too_many = Refusal("limit", "too many requests of this connection wait already; read their answers first")
             self._refuse(frames[0], None, None, too_many)
 
@@ -186,6 +204,9 @@ class PolicyServer:
         """The inference request in these frames; None if they held something else, which is then answered."""
         received_ns = time.monotonic_ns()
         peer, identifier, session = frames[0], None, None
+        if frames[1] in wire.STOP_REQUESTS:
+            self._send_frames([peer, wire.STOP_REFUSED, _NO_STOP_SERVER])
+            return None
         try:
             header = wire.decode_header(frames[1:])
             if type(header.get("id")) is int:
@@ -293,8 +314,11 @@ class PolicyServer:
     # ---- answers
 
     def _send(self, peer: bytes, header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        self._send_frames([peer, *wire.encode(wire.Message(header, arrays))])
+
+    def _send_frames(self, frames: list[bytes | memoryview]) -> None:
         try:
-            wire.send(self._socket, [peer, *wire.encode(wire.Message(header, arrays))], _NOBLOCK)
+            wire.send(self._socket, frames, _NOBLOCK)
         except zmq.ZMQError:  # it is gone, or does not take its answers
             self.meters.dropped()
 
@@ -355,9 +379,7 @@ class PolicyServer:
         self._gate.close()
         self._context.destroy(linger=500)
         self.meters.close()
-        transport, _, place = self.address.partition("://")
-        if transport == "ipc" and not place.startswith("@"):
-            Path(place).unlink(missing_ok=True)
+        self._claim.release()
 
     def __enter__(self) -> PolicyServer:
         return self

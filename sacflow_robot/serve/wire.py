@@ -23,6 +23,9 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_ANSWER_HEADER_BYTES = 1024 * 1024  # it holds a policy's specification
 MAX_ARRAYS = 64
 PREFIX, PREFIX_MASK = "prefix", "prefix_mask"
+STOP_REQUESTS = b"challenge", b"stop", b"arm", b"outcome"
+"""First frames of what ``sacflow-robot estop`` sends, to a robot's stop server."""
+STOP_REFUSED = b"refused"
 _PEER_QUEUE = 64  # messages that wait for, or from, one client; beyond that it waits, or loses answers
 _MAX_DIMENSIONS, _MAX_EXTENT = 8, 2**24
 # A header's maps and lists: each costs its reader fifty times as much as its sender.
@@ -112,12 +115,22 @@ def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[A
     Raises:
         zmq.Again: There is none (yet).
     """
+    return as_heads(receive_frames(socket, flags), heads)
+
+
+def receive_frames(socket: zmq.Socket[bytes], flags: int = 0) -> list[Any]:
+    """As :func:`receive`, with no frame made bytes: the first one tells whose the connection is."""
     frame: Any = socket.recv(flags, copy=False)
     frames = [frame]
     while frame.more:
         frame = socket.recv(0, copy=False)
-        if len(frames) <= MAX_ARRAYS + heads:
+        if len(frames) <= MAX_ARRAYS + 2:
             frames.append(frame)
+    return frames
+
+
+def as_heads(frames: list[Any], heads: int) -> list[Any]:
+    """The same frames, the first ``heads`` of them bytes."""
     for i, head in enumerate(frames[:heads]):
         if len(head) <= MAX_HEADER_BYTES:  # a larger one is refused unread, or is an answer
             frames[i] = head.bytes

@@ -509,5 +509,5 @@ def test_a_file_is_not_turned_into_a_socket(policy_file: Path, tmp_path: Path) -
     for _ in range(2):  # its own socket is gone once it stops
         with PolicyServer(OnnxPolicy(policy_file), f"ipc://{tmp_path}/cell") as server:
             server.start()
-            with pytest.raises(UsageError, match="cell exists"):
+            with pytest.raises(UsageError, match="another process serves there"):
                 PolicyServer(OnnxPolicy(policy_file), f"ipc://{tmp_path}/cell")

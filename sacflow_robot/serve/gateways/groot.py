@@ -13,7 +13,6 @@ import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -25,6 +24,7 @@ from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.batch import checked
 from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.sockets import AddressClaim
 from sacflow_robot.spec import FloatArray
 
 _POLL_MS = 100
@@ -46,6 +46,7 @@ class GrootGateway:
 
     def __init__(self, policy: Callable[[], OnnxPolicy], bind: str) -> None:
         self._policy, self._seed, self._count = policy, secrets.randbits(63), 0
+        self._claim = AddressClaim(bind)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.REP)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
@@ -56,6 +57,7 @@ class GrootGateway:
             self._socket.bind(bind)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
+            self._claim.release()
             raise UsageError(f"cannot bind {bind}: {error}; see --groot") from None
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._stop = threading.Event()
@@ -67,9 +69,7 @@ class GrootGateway:
         self._stop.set()
         self._thread.join()
         self._context.destroy(linger=200)
-        transport, _, place = self.address.partition("://")
-        if transport == "ipc" and not place.startswith("@"):
-            Path(place).unlink(missing_ok=True)
+        self._claim.release()
 
     def _run(self) -> None:
         while not self._stop.is_set():

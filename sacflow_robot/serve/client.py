@@ -163,11 +163,10 @@ class PolicyClient:
         """
         reply = self._await(number, wait_s)
         actions = reply.arrays.get("actions")
+        chunk = self._spec.noise_shape
         shape = () if actions is None or actions.dtype != np.float32 else actions.shape
-        if actions is None or not len(shape) == 3 or not shape[0] or shape[1:] != self._spec.noise_shape:
-            raise ServerError(
-                f"{self.address} answered without float32 actions of shape (B, *{self._spec.noise_shape})"
-            )
+        if actions is None or len(shape) != 3 or not shape[0] or shape[1:] != chunk:
+            raise ServerError(f"{self.address} answered without float32 actions of shape (B, {chunk[0]}, {chunk[1]})")
         self.policy_version = str(reply.header.get("policy_version"))
         return actions
 

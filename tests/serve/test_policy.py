@@ -200,7 +200,9 @@ def test_int8_weights_on_an_older_runtime(policy_file: Path, tmp_path: Path, mon
         with pytest.raises(PolicyFileError, match=needed):
             OnnxPolicy(tmp_path / "int8.onnx")
     monkeypatch.setattr(onnxruntime, "__version__", "1.22.0")
-    with pytest.raises(PolicyFileError, match="fails its self-test"):  # the golden vectors are those of the other weights
+    with pytest.raises(
+        PolicyFileError, match="fails its self-test"
+    ):  # the golden vectors are those of the other weights
         OnnxPolicy(tmp_path / "int8.onnx")
 
 

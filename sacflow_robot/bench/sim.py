@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Literal, get_args
 
+from sacflow_robot.envs import gl as gl  # before MuJoCo, which else loads OpenGL
+
+# isort: split
+
 import mujoco
 import numpy as np
 

@@ -11,6 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
+from sacflow_robot.envs import gl as gl  # before MuJoCo, which else loads OpenGL
+
+# isort: split
+
 import mujoco
 import numpy as np
 import numpy.typing as npt

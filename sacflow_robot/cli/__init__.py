@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from sacflow_robot import __version__
+from sacflow_robot import __version__, caches
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 
 PROGRAM = "sacflow-robot"
@@ -66,6 +66,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 called wrongly, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # no name of a file and no unit is worth a failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -88,6 +90,7 @@ def _run(arguments: list[str]) -> int:
     """Run one command and say what went wrong; returns the exit status."""
     try:
         name, rest = _split(arguments)
+        caches.lend_folders()
         return _parse(name, rest).run() or 0  # type: ignore[attr-defined]
     except BrokenPipeError:
         return 1

@@ -45,7 +45,7 @@ class BenchLog:
             table.add_column(heading, justify="left" if name == "payload" else "right", no_wrap=True)
         for row in result.rows:
             table.add_row(*map(str, row.values()))
-        out = common.console()
+        out = common.results(self.json)
         out.print(table)
         out.print(f"a log of 10 000 episodes opens in {result.open_10k_episodes_s:.3f} s")
         text = json.dumps(result.to_dict())
@@ -105,7 +105,7 @@ class BenchReplay:
         for row in rows:
             rate = row.batches_per_s
             table.add_row(row.source, f"{row.steps:,}", f"{rate:,.0f}", f"{1e6 / rate:,.1f}")
-        common.console().print(table)
+        common.results(self.json).print(table)
         for note in notes:
             common.console().print(note)
         result = {"date": datetime.date.today().isoformat(), "machine": machine(), "rows": [asdict(r) for r in rows]}
@@ -179,8 +179,8 @@ class BenchSim:
                 ratios.append(
                     {"task": task, "workers": count, "of_stock": round(of_stock, 2), "of_physics": round(of_physics, 3)}
                 )
-        common.console().print("control steps per second; compiled in terms of stock and of the physics alone")
-        common.console().print(table)
+        common.results(self.json).print("control steps per second; compiled in terms of stock and of the physics alone")
+        common.results(self.json).print(table)
         result: dict[str, object] = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(),
@@ -193,7 +193,7 @@ class BenchSim:
             evaluations, same = sim.measure_evaluation(policy, _EVAL_EPISODES, _EVAL_TURNS)
             seconds = {row.engine: row.seconds for row in evaluations}
             faster = seconds["stock"] / seconds["compiled"]
-            common.console().print(
+            common.results(self.json).print(
                 f"{_EVAL_EPISODES} episodes: stock {seconds['stock']:.2f} s, compiled {seconds['compiled']:.2f} s, "
                 f"{faster:.1f} x; actions {'equal' if same else 'NOT equal'} to the last bit"
             )
@@ -268,7 +268,7 @@ class BenchTrain:
             share = f"{row.percent_of_limit:.0f} % {row.limit}"
             peak, first = f"{row.peak_mb:.0f}", f"{row.first_s:.1f}"
             table.add_row(row.algo, row.velocity, row.precision, yes, rate, share, peak, first)
-        common.console().print(table)
+        common.results(self.json).print(table)
         result = {"date": datetime.date.today().isoformat(), "machine": machine(), "rows": [asdict(r) for r in rows]}
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ class BenchExport:
             result["rows"] += [asdict(row) for row in rows]
             time = {row.variant: row.p50_us for row in rows}
             result["folded_of_naive"][velocity] = round(time["folded"] / time["naive"], 3)
-        _show(result["rows"], result["folded_of_naive"])
+        _show(result["rows"], result["folded_of_naive"], self.json)
         if self.run_dir is not None:
             result["success_rows"] = self._success(self.run_dir)
             result["success_of"] = (
@@ -98,9 +98,7 @@ class BenchExport:
                 success = common.describe_success(row["successes"], self.episodes)
                 figures = row["weights"], str(row["euler_steps"]), f"{row['bytes']:,}", f"{row['max_action_error']:.1e}"
                 table.add_row(*figures, success, f"{row['mean_steps']:.0f}")
-        out = common.console()
-        out.width = max(out.width, 100) if not out.is_terminal else out.width
-        out.print(table)
+        common.results(self.json).print(table)
         return rows
 
 
@@ -127,7 +125,7 @@ def _keep_others(result: dict[str, Any], path: Path) -> None:
             result.setdefault(name, earlier[name])
 
 
-def _show(rows: Sequence[dict[str, Any]], ratios: dict[str, float]) -> None:
+def _show(rows: Sequence[dict[str, Any]], ratios: dict[str, float], as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -148,8 +146,7 @@ def _show(rows: Sequence[dict[str, Any]], ratios: dict[str, float]) -> None:
             f"{row['p50_us'] / naive[row['velocity']]:.0%}",
             f"{row['max_abs_error']:.1e}",
         )
-    out = common.console()
+    out = common.results(as_json)
     out.print("one row, one thread of ONNX Runtime's CPU provider; action error against torch with the same K")
-    out.width = max(out.width, 100) if not out.is_terminal else out.width
     out.print(table)
     out.print("folded in terms of naive: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))

@@ -46,7 +46,7 @@ class BenchLoop:
         for row in rows:
             times = (f"{row[f'period_{name}_us'] / 1e3:.3f}" for name in ("p50", "p99", "p999", "max"))
             table.add_row(f"{row['hz']:g}", *times, f"{row['missed']:,}", f"{row['steps']:,}")
-        common.console().print(table)
+        common.results(self.json).print(table)
         result = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(),

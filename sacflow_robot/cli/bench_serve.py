@@ -42,7 +42,7 @@ def measure(wanted: BenchServe) -> dict[str, Any]:
                 tables = {}
                 for name, rows in _MEASURE[part](wanted, engine, paths, Path(folder)):
                     tables[name] = rows
-                    _show(rows)
+                    _show(rows, wanted.json)
             except ModuleNotFoundError as error:
                 result["notes"].append(f"no {part}: {error.name} is not installed")
                 continue
@@ -143,18 +143,17 @@ _MEASURE: dict[str, Callable[[BenchServe, Engine, list[Path], Path], Tables]] = 
 }
 
 
-def _show(rows: Sequence[dict[str, Any]]) -> None:
+def _show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     """A table of figures; lists of them in lines below it."""
     from rich.table import Table
 
-    out, table = common.console(), Table(box=None, pad_edge=False)
+    out, table = common.results(as_json), Table(box=None, pad_edge=False)
     names = [name for name, value in rows[0].items() if not isinstance(value, list)]
     for name in names:
         words, is_text = name.replace("_us", " us").replace("_", " "), isinstance(rows[0][name], str)
         table.add_column(words, justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(str(row[name]) if isinstance(row[name], str) else f"{row[name]:,}" for name in names))
-    out.width = max(out.width, 200) if not out.is_terminal else out.width
     out.print(table)
     for row in rows:
         for name in row.keys() - set(names):

@@ -97,7 +97,7 @@ class _Measure:
     ) -> int:
         from sacflow_robot.calibrate.update import write_profile
 
-        out = common.console()
+        out = common.results(self.json)
         rows: list[tuple[str, ...]] = [("quantity", "old", "new", "one standard deviation")]
         for name, measured in new.items():
             old = profile.measured.get(name)
@@ -115,7 +115,7 @@ class _Measure:
         if self.plot_path(what).exists():
             out.print(f"figure: {self.plot_path(what)}")
         if self.out is None:
-            out.print("nothing written; --out PROFILE.yaml writes a profile with the new values")
+            common.console().print("nothing written; --out PROFILE.yaml writes a profile with the new values")
         else:
             made = write_profile(self.out, self.profile, new)
             out.print(f"wrote {self.out}: version {made.version}, sha256 {made.sha256[:12]}")

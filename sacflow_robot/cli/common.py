@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from sacflow_robot.caches import cache_root as cache_root
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import ArmSpec, Engine, Policy, VectorArms
@@ -43,9 +43,20 @@ class OneLineParser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def console() -> Console:
-    """Where people read; results for programs go to stdout. Lines are not broken, so that paths can be copied."""
-    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+def console(stderr: bool = True) -> Console:
+    """Where progress and remarks go: stderr. Lines are not broken, so that paths can be copied."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def results(as_json: bool = False) -> Console:
+    """Where the answer to what a command was asked goes: stdout; with ``--json``, which has that for itself, stderr.
+
+    Where nobody looks at a terminal, tables are as wide as what they hold.
+    """
+    out = console(stderr=as_json)
+    if not out.is_terminal:
+        out.width = 10_000
+    return out
 
 
 def print_json(data: dict[str, Any]) -> None:
@@ -168,12 +179,6 @@ def collect_demos(
 
         seeds = range(first_seed, first_seed + count)
         return collect(task, quality, seeds, min(core_count(), max(count, 1)), show, engine)
-
-
-def cache_root() -> Path:
-    """Folder for what is collected or downloaded once: SACFLOW_ROBOT_CACHE, else where this system keeps caches."""
-    own = os.environ.get("SACFLOW_ROBOT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sacflow-robot"
 
 
 def demo_cache(task: str, quality: Quality, count: int, engine: Engine = "compiled") -> Path:

@@ -46,13 +46,12 @@ class Convert:
         written = write_demos(self.dst, demos, kind)
         losses = str(written.losses)
         solved, steps = sum(e.success for e in written.episodes), sum(map(len, written.episodes))
-        out = common.console()
-        out.print(
+        common.results(self.json).print(
             f"wrote {self.dst}: {len(written.episodes)} episodes, {steps:,} steps, success "
             f"{common.describe_success(solved, len(written.episodes))}"
         )
         if losses:
-            out.print(f"not the same as in {self.src}: {losses}")
+            common.console().print(f"not the same as in {self.src}: {losses}")
         if self.json:
             common.print_json(
                 {

@@ -50,7 +50,7 @@ class Info:
         solved = sum(e.success for e in demos.episodes)
         success = common.success_json(solved, len(demos.episodes))
         figures = {**success, "format": kind_of(path), **summarise(demos)}
-        out = common.console()
+        out = common.results(self.json)
         out.print(_facts(demos, figures))
         out.print()
         out.print(_keys(figures["keys"]))
@@ -86,7 +86,7 @@ class Info:
             draw_page(picture, demos, figures, self.src)
         except OSError as error:
             raise LogWriteError(f"cannot write {picture}: {one_line(error)}; give another --plots") from None
-        common.console().print(f"plots: {picture}")
+        common.results(self.json).print(f"plots: {picture}")
 
 
 def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:

@@ -47,7 +47,7 @@ class Collect:
         episodes = common.collect_demos(self.env, self.quality, self.episodes, self.seed, self.env_engine)
         write_log(self.out, arm, episodes)
         solved, steps = sum(e.success for e in episodes), sum(map(len, episodes))
-        common.console().print(
+        common.results(self.json).print(
             f"wrote {self.out}: {len(episodes)} episodes, {steps:,} steps, success "
             f"{common.describe_success(solved, len(episodes))}"
         )

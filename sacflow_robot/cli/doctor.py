@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from sacflow_robot.cli import common
@@ -41,7 +42,7 @@ class Doctor:
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows.items():
             table.add_row(Text(name, "bold"), Text(value))
-        common.console().print(table)
+        common.results(self.json).print(table)
         if self.json:
             common.print_json(rows)
         return 0
@@ -65,15 +66,15 @@ def _accelerator() -> str:
 def _simulator() -> str:
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
-    env = RobosuiteEnv("lift")
-    env.begin(0)
+    with closing(RobosuiteEnv("lift")) as env:
+        env.begin(0)
     return "works"
 
 
 def _video() -> str:
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
-    env = RobosuiteEnv("lift")
-    env.begin(0)
-    env.render()
+    with closing(RobosuiteEnv("lift")) as env:
+        env.begin(0)
+        env.render()
     return "off-screen rendering works"

@@ -65,7 +65,7 @@ class Eval:
             wall_s = time.perf_counter() - start
         solved, mean_steps = sum(e.success for e in episodes), float(np.mean([len(e) for e in episodes]))
         mean_return = float(np.mean([e.rewards.sum() for e in episodes]))
-        common.console().print(
+        common.results(self.json).print(
             f"{self.policy} on {self.env}: success {common.describe_success(solved, len(episodes))}, "
             f"{mean_steps:.0f} steps and a return of {mean_return:.4g} on average, in {wall_s:.1f} s"
         )
@@ -89,9 +89,10 @@ class Eval:
             lines.append(
                 (r["perturbation"], f"{r['value']:g}", f"{r['successes']}/{r['episodes']}", interval, r["unit"])
             )
+        out = common.results(self.json)
         for line in common.aligned(lines):
-            common.console().print(line)
-        common.console().print(f"figure: {self.plot}")
+            out.print(line)
+        out.print(f"figure: {self.plot}")
         if self.json:
             common.print_json({"rows": rows})
         return 0

@@ -50,7 +50,10 @@ class Export:
 
         if self.eval_episodes < 0:
             raise UsageError(f"--eval-episodes is {self.eval_episodes}; it must be at least 0")
-        options, out = ExportOptions(self.weights, self.euler_steps, self.best_of, self.prefix), common.console()
+        options, out = (
+            ExportOptions(self.weights, self.euler_steps, self.best_of, self.prefix),
+            common.results(self.json),
+        )
         trained = TrainedRun(self.run_dir)
         result = trained.export(options, self.out or trained.path)
         what = "differs from torch" if self.weights == "float32" else f"weights in {self.weights}: actions differ"

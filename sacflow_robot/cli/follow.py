@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,7 +85,6 @@ def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any]) 
     from sacflow_robot.learn.run_folder import RunFolder
     from sacflow_robot.serve.policy import OnnxPolicy
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
     folder, config = RunFolder.open(run_dir)
     config = replace(config, learner=replace(config.learner, **learner), eval_episodes=follow.gate_episodes)
     if config.compile == "auto":  # an arm is being moved meanwhile, and compiling takes every core for up to a minute

@@ -44,7 +44,7 @@ class GapReport:
             )
         predictors.close()
         draw_gap(gap, self.plot)
-        out = common.console()
+        out = common.results(self.json)
         out.print(
             f"{self.log} against {self.profile}: the gripper is {1e3 * gap.rmse_m:.1f} mm from where it was predicted"
         )

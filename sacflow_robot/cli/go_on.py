@@ -93,7 +93,7 @@ def fine_tune(run: Path, logs: Sequence[str], updates_per_step: float, out: Path
         common.console().print(f"stopped; {path} was not made, {run} is as it was")
         return 130
     tuned, _ = RunFolder.open(path)
-    common.console().print(f"fine-tuned run: {tuned.path}\npolicy:         {tuned.policy}")
+    common.results(as_json).print(f"fine-tuned run: {tuned.path}\npolicy:         {tuned.policy}")
     if as_json:
         figures = {"env_steps": trainer.env_steps, "updates": trainer.agent.updates}
         common.print_json({"run_dir": str(tuned.path), "policy": str(tuned.policy), **figures})

@@ -34,7 +34,7 @@ class New:
         from sacflow_robot.serve.security import new_keys
 
         public, secret = new_keys(self.out, self.name)
-        out = common.console()
+        out = common.results()
         out.print(f"{public}: public, for the other side")
         out.print(f"{secret}: secret, stays here")
         return 0

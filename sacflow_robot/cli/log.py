@@ -80,7 +80,7 @@ class Info:
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows.items():
             table.add_row(Text(name, "bold"), Text(value))
-        common.console().print(table)
+        common.results(self.json).print(table)
         if self.plot is not None:
             self._draw(self.plot, episodes, arm)
         if self.json:
@@ -109,7 +109,7 @@ class Info:
             draw_versions(path, f"{Path(self.log).name}: {arm.robot}, {arm.task}, success by policy version", episodes)
         except (OSError, ValueError) as error:
             raise LogWriteError(f"cannot write {path}: {one_line(error)}; give another --plot") from None
-        common.console().print(f"plot: {path}")
+        common.results(self.json).print(f"plot: {path}")
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ class Verify:
 
         problems = verify(self.log)
         if problems:
-            _print_problems(problems, "what is wrong")
+            _print_problems(problems, "what is wrong", self.json)
             if not self.json:
                 repair = common.command_line("log repair", self.log, "--out NEW")
                 common.console().print(f"save what can be read with: {repair}")
         else:
-            common.console().print(f"{self.log}: sound")
+            common.results(self.json).print(f"{self.log}: sound")
         if self.json:
             common.print_json({"sound": not problems, "problems": [asdict(p) for p in problems]})
         return 1 if problems else 0
@@ -159,8 +159,8 @@ class Repair:
 
         saved, lost = repair(self.log, self.out)
         if lost:
-            _print_problems(lost, "what was wrong, or not saved")
-        common.console().print(f"{saved} episodes saved to {self.out}; {self.log} is as it was")
+            _print_problems(lost, "what was wrong, or not saved", self.json)
+        common.results(self.json).print(f"{saved} episodes saved to {self.out}; {self.log} is as it was")
         if self.json:
             common.print_json({"saved": saved, "problems": [asdict(p) for p in lost]})
         return 0
@@ -185,13 +185,13 @@ class Copy:
 
         log = EpisodeLog.open(self.log)
         write_log(self.out, log.arm, log.episodes())
-        common.console().print(f"{len(log)} episodes copied to {self.out}")
+        common.results(self.json).print(f"{len(log)} episodes copied to {self.out}")
         if self.json:
             common.print_json({"episodes": len(log), "steps": log.steps})
         return 0
 
 
-def _print_problems(problems: list[Problem], heading: str) -> None:
+def _print_problems(problems: list[Problem], heading: str, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -200,7 +200,7 @@ def _print_problems(problems: list[Problem], heading: str) -> None:
     table.add_column(heading)
     for problem in problems:
         table.add_row(Text(problem.where, "bold"), Text(problem.what))
-    common.console().print(table)
+    common.results(as_json).print(table)
 
 
 def _source_name(value: int) -> str:

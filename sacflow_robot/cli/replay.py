@@ -147,7 +147,7 @@ class Replay:
         return written
 
     def _report(self, index: int, episode: Episode, result: ReplayResult | None, written: dict[str, Path]) -> None:
-        out = common.console()
+        out = common.results(self.json)
         for kind, path in written.items():
             out.print(f"{'video' if kind == 'video' else 'recording'}: {path}")
         if result is None:

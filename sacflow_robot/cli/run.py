@@ -166,15 +166,15 @@ class Run:
         solved, done = sum(run.episode.success for run in runs), len(runs)
         overruns, held = sum(run.overruns for run in runs), sum(run.held for run in runs)
         timing = joined([run.timing for run in runs])
-        out = common.console()
+        out, hints = common.results(self.json), common.console()
         late = f"{overruns} late actions" + (f", {held} held" if held else "")
         out.print(f"{self.robot}: success {common.describe_success(solved, done)}, {late}")
         if not robot.lockstep and self.clock != "virtual":
             out.print(timing.histogram())
         if self.log is not None:
-            out.print(f"logged to {self.log}; replay one or learn from all with:")
-            out.print(f"  {common.command_line('replay', self.log, '--episode 0')}")
-            out.print(f"  {common.command_line('train --env', robot.spec.task, '--demos none --replay', self.log)}")
+            hints.print(f"logged to {self.log}; replay one or learn from all with:")
+            hints.print(f"  {common.command_line('replay', self.log, '--episode 0')}")
+            hints.print(f"  {common.command_line('train --env', robot.spec.task, '--demos none --replay', self.log)}")
         if self.json:
             result = {**common.success_json(solved, done), "overruns": overruns, "held": held}
             stopped = [run.stopped for run in runs if run.stopped]

@@ -75,7 +75,7 @@ class _Study:
             f"{platform.machine()} with {core_count()} cores, in {wall_s / 60:.1f} minutes."
         )
         paths = report.write(folder, made_by)
-        out = common.console()
+        out = common.results(self.json)
         out.print(report.reading)
         for path in paths.values():
             out.print(f"wrote {path}")

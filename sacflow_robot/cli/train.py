@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -112,7 +111,6 @@ class Train:
         if self.resume is not None and self.config.replay and not self.unchanged:
             return fine_tune(self.resume, self.config.replay, self.tune_updates, self.out, as_json=self.json)
         began = time.monotonic()
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
         folder: RunFolder | None = None
         fitting = self.resume is not None and not self.unchanged
         if self.resume is not None:
@@ -159,7 +157,7 @@ class Train:
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
         from sacflow_robot.serve.policy import OnnxPolicy
 
-        config, out = trainer.config, common.console()
+        config, out = trainer.config, common.results(self.json)
         difference = export_trainer(trainer, folder.policy)
         policy = OnnxPolicy(folder.policy)
         seeds = range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes)
@@ -180,7 +178,7 @@ class Train:
         if folder.curve.exists():
             out.print(f"curve:          {folder.curve}")
         out.print(f"policy:         {folder.policy} (differs from torch by {difference:.1e} at most)")
-        out.print(f"serve it with:\n  {common.command_line('serve --policy', folder.policy)}")
+        common.console().print(f"serve it with:\n  {common.command_line('serve --policy', folder.policy)}")
         if self.json:
             common.print_json(
                 {

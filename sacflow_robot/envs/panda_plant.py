@@ -8,7 +8,9 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.envs.compiling import compiling
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.suite import robosuite
 from sacflow_robot.errors import UsageError
 
 Array = npt.NDArray[np.float64]
@@ -54,7 +56,8 @@ class PandaPlant:
         }
         self.begin(0)
         # numba compiles the controller when it is first run: seconds on a fresh machine, in which an arm may not be silent.
-        self.step()
+        with compiling(robosuite.utils.control_utils.nullspace_torques):
+            self.step()
         self.begin(0)
 
     def begin(self, seed: int) -> None:

@@ -243,8 +243,9 @@ def _prepared(task: str, engine: Engine) -> Engine:
     engine = usable_engine(task, engine)
     if engine == "compiled":
         from sacflow_robot.envs.compiled import kernels
+        from sacflow_robot.envs.compiling import is_cached
 
-        if not kernels.is_cached():
+        if not is_cached(kernels.execute):
             engine = _local_arm(task, engine).engine
     return engine
 

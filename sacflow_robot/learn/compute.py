@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Literal, ParamSpec, TypeVar
@@ -9,6 +10,7 @@ from typing import Literal, ParamSpec, TypeVar
 import torch
 from torch.utils._pytree import tree_map_only
 
+from sacflow_robot.caches import compiler_cache
 from sacflow_robot.errors import UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig
 
@@ -46,6 +48,9 @@ class Compute:
         large = learner.batch_size * learner.critic_width >= _LARGE
         pays = gpu or config.updates >= _MANY_UPDATES
         self.compiled = config.compile == "on" or (config.compile == "auto" and pays)
+        kept = compiler_cache("compiled") if self.compiled else None
+        if kept is not None:  # the compiler's own choice needs a user with a name
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
         half = config.precision == "bfloat16"
         if config.precision == "auto":
             half = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else large and multiplies_bfloat16()

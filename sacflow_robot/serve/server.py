@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -40,6 +40,7 @@ _OTHERS_NS = 20_000_000  # longest time for these at once, however many wait
 _UPKEEP_NS = 1_000_000_000
 _DRAIN_S = 0.3  # for what is still on its way; clients that ask on are told by the lost connection
 _RECENT = 64
+_REMEMBERED = 1024
 _NO_STOP_SERVER = (
     b"this is a policy server, which moves and stops no robot; a robot's stop listens where run --estop said"
 )
@@ -86,6 +87,8 @@ class PolicyServer:
         self._swap = threading.Lock()
         self._pace, self._backlog, self._budget = Pace(), Backlog(), TimeBudget()
         self._next_upkeep_ns = 0
+        self._unreachable: Counter[bytes] = Counter()  # answers that found their connection gone, since the last upkeep
+        self._polite: deque[bytes] = deque(maxlen=_REMEMBERED)  # connections that said goodbye
         self._claim = AddressClaim(bind)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -216,6 +219,8 @@ class PolicyServer:
                 session = self.sessions.find(header, received_ns)
                 return self._admit(peer, header, frames, session, received_ns)
             answer = self._operations.answer(operation, header, peer)
+            if operation == "bye":
+                self._polite.append(peer)
             self._send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()}, {})
         except Exception as error:  # whatever one client sends, the others are served on
             self._refuse(peer, identifier, session, error)
@@ -319,8 +324,10 @@ class PolicyServer:
     def _send_frames(self, frames: list[bytes | memoryview]) -> None:
         try:
             wire.send(self._socket, frames, _NOBLOCK)
-        except zmq.ZMQError:  # it is gone, or does not take its answers
-            self.meters.dropped()
+        except zmq.Again:
+            self.meters.dropped()  # it does not take its answers
+        except zmq.ZMQError:
+            self._unreachable[frames[0]] += 1  # it is gone; with a goodbye, which may be among what waits, or without
 
     def _refuse(self, peer: bytes, identifier: int | None, session: Session | None, error: Exception) -> None:
         kind, message, more = describe(error)
@@ -353,7 +360,15 @@ class PolicyServer:
             self.meters.serves(self.policy.version, self.policy.spec.velocity)
         if now_ns >= self._next_upkeep_ns:
             self._next_upkeep_ns = now_ns + _UPKEEP_NS
+            self._count_dropped()
             self.meters.clients(len(self.sessions.active(now_ns)))
+
+    def _count_dropped(self) -> None:
+        """Count the answers that clients did not wait for; those of clients that said goodbye were of no use to them."""
+        for peer, answers in self._unreachable.items():
+            for _ in range(0 if peer in self._polite else answers):
+                self.meters.dropped()
+        self._unreachable.clear()
 
     def _drain(self) -> None:
         """Open no new sessions, and answer what has come. (To unbind would end the connections that there are.)"""

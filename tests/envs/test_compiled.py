@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -20,6 +18,7 @@ from sacflow_robot.envs.compiled import plan as plans
 from sacflow_robot.envs.compiled.compare import KINDS, TOLERANCE, Comparer
 from sacflow_robot.envs.compiled.lean import lean_model
 from sacflow_robot.envs.compiled.plan import NotCoveredError
+from sacflow_robot.envs.compiling import is_cached
 from sacflow_robot.envs.engine import usable_engine
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import TASKS
@@ -203,7 +202,7 @@ def test_what_is_not_covered_falls_back_with_one_line(
 
 
 def test_what_is_compiled_is_kept_for_the_next_process(compiled: RobosuiteEnv) -> None:
-    assert kernels.is_cached()
+    assert is_cached(kernels.execute)
     code = (
         "from sacflow_robot.envs.robosuite_env import RobosuiteEnv\n"
         "from sacflow_robot.envs.compiled import kernels\n"
@@ -212,18 +211,3 @@ def test_what_is_compiled_is_kept_for_the_next_process(compiled: RobosuiteEnv) -
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     assert done.stdout.split() == ["1", "0"] and done.stderr == ""
-
-
-def test_compilation_is_announced_when_it_takes_a_while(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with check._announced_compilation():
-        pass
-    assert not caplog.records
-    monkeypatch.setattr(check, "_ANNOUNCED_AFTER_S", 0.0)
-    with check._announced_compilation():
-        deadline = time.monotonic() + 60
-        while not caplog.records and time.monotonic() < deadline:
-            time.sleep(0.01)
-    (record,) = caplog.records
-    assert "compiling the simulator's control step" in record.getMessage() and record.levelno == logging.WARNING

@@ -12,6 +12,7 @@ from sacflow_robot.envs.compiled import kernels
 from sacflow_robot.envs.compiled.kernels import Memory, Plan, Views
 from sacflow_robot.envs.compiled.lean import lean_model
 from sacflow_robot.envs.compiled.plan import Goal, goal_of, make_plan
+from sacflow_robot.envs.compiling import compiling
 from sacflow_robot.spec import FloatArray
 
 
@@ -127,10 +128,11 @@ class CompiledArm:
         at_goal, done = np.zeros(rows, bool), 0
         given, solved = np.ascontiguousarray(commands, np.float64).reshape(-1, 2 + kernels.ACTION), False
         while done < rows and not solved:
-            done += kernels.follow(
-                self._model._address, self._data._address, self._views, self.plan, self._memory, given, every, period,
-                made.observations[done:], made.joints[done:], made.states[done:], at_goal[done:],
-            )  # fmt: skip
+            with compiling(kernels.follow):
+                done += kernels.follow(
+                    self._model._address, self._data._address, self._views, self.plan, self._memory, given, every, period,
+                    made.observations[done:], made.joints[done:], made.states[done:], at_goal[done:],
+                )  # fmt: skip
             solved = bool(at_goal[done - 1]) and self.solved()
             given = given[given[:, 0] >= done * every] - np.eye(1, given.shape[1])[0] * done * every
         return Followed(made.observations[:done], made.joints[:done], made.states[:done], solved)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import mujoco
@@ -14,14 +10,12 @@ import numpy as np
 from sacflow_robot.envs.compiled import kernels
 from sacflow_robot.envs.compiled.arm import CompiledArm, CompiledTask
 from sacflow_robot.envs.compiled.plan import NotCoveredError
+from sacflow_robot.envs.compiling import compiling
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
 _TOLERANCE = 1e-9  # m, rad, and per second, after one control step
-_ANNOUNCED_AFTER_S = 1.5  # reading the cache takes less
-
-_log = logging.getLogger(__name__)
 
 
 def checked_task(env: RobosuiteEnv) -> CompiledTask:
@@ -34,13 +28,13 @@ def checked_task(env: RobosuiteEnv) -> CompiledTask:
     start = env.begin(0)
     assert start.state is not None
     task = CompiledTask(env._suite, env.task.name, env.layout.size)
-    theirs = env.command(action)
-    assert theirs.state is not None
     data = mujoco.MjData(task.model)
     env.layout.write(start.state, task.model, data)
     arm = CompiledArm(task, task.model, data)
     arm.begin(start.state)
-    with _announced_compilation():
+    with compiling(kernels.execute):
+        theirs = env.command(action)
+        assert theirs.state is not None
         seen = [arm.observe()]
         observations, states, solved = arm.execute(action[None].astype(np.float64))
     seen.append(observations[0])
@@ -53,22 +47,3 @@ def checked_task(env: RobosuiteEnv) -> CompiledTask:
     if solved != theirs.terminated:
         raise NotCoveredError("it tells success differently from robosuite on this machine")
     return task
-
-
-@contextmanager
-def _announced_compilation() -> Iterator[None]:
-    """Say that code is being compiled, once that is taking a while."""
-
-    def say() -> None:
-        kept = kernels.execute.stats.cache_path
-        _log.warning(
-            "compiling the simulator's control step, some 20 s; %s", f"kept in {kept}" if kept else "cannot be kept"
-        )
-
-    timer = threading.Timer(_ANNOUNCED_AFTER_S, say)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

@@ -730,8 +730,3 @@ def physics_only(model: int, data: int, views: Views, states: Reals, controls: R
             views.ctrl[i] = controls[t, i]
         for _ in range(substeps):
             _mj_step(model, data)
-
-
-def is_cached() -> bool:
-    """Whether an earlier process left what it compiled; it may yet turn out to be of another version."""
-    return any(Path(execute.stats.cache_path or "").glob(f"{Path(__file__).stem}.execute-*.nbi"))

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.batch import Request, evaluate
 from sacflow_robot.serve.client import Keys, PolicyClient
+from sacflow_robot.serve.gateways.groot import GrootGateway
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.security import Security, new_keys
 from sacflow_robot.serve.server import PolicyServer
@@ -511,3 +512,26 @@ def test_a_file_is_not_turned_into_a_socket(policy_file: Path, tmp_path: Path) -
             server.start()
             with pytest.raises(UsageError, match="another process serves there"):
                 PolicyServer(OnnxPolicy(policy_file), f"ipc://{tmp_path}/cell")
+
+
+@pytest.mark.parametrize("door", ["native", "groot"])
+def test_a_socket_left_by_a_killed_server_is_in_nobodys_way(policy_file: Path, tmp_path: Path, door: str) -> None:
+    path, policy = tmp_path / "cell", OnnxPolicy(policy_file)
+
+    def serve() -> PolicyServer | GrootGateway:
+        address = f"ipc://{path}"
+        return PolicyServer(policy, address) if door == "native" else GrootGateway(lambda: policy, address)
+
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+        killed.listen()
+        with pytest.raises(UsageError, match="another process serves there"):
+            serve()
+    assert path.exists(), "as after kill -9"
+    with closing(serve()), pytest.raises(UsageError, match="another process serves there"):
+        serve()
+    assert not path.exists()
+    path.write_text("precious")
+    with pytest.raises(UsageError, match="cell exists and is no socket"):
+        serve()
+    assert path.read_text() == "precious"

@@ -327,7 +327,9 @@ class PolicyServer:
         except zmq.Again:
             self.meters.dropped()  # it does not take its answers
         except zmq.ZMQError:
-            self._unreachable[frames[0]] += 1  # it is gone; with a goodbye, which may be among what waits, or without
+            self._unreachable[bytes(frames[0])] += (
+                1  # it is gone; with a goodbye, which may be among what waits, or without
+            )
 
     def _refuse(self, peer: bytes, identifier: int | None, session: Session | None, error: Exception) -> None:
         kind, message, more = describe(error)

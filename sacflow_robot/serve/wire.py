@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -30,6 +30,7 @@ _PEER_QUEUE = 64  # messages that wait for, or from, one client; beyond that it 
 _MAX_DIMENSIONS, _MAX_EXTENT = 8, 2**24
 # A header's maps and lists: each costs its reader fifty times as much as its sender.
 _MAX_ENTRIES, _MAX_CONTAINERS = 4096, 4096
+_MAX_VALUES = 2**16  # of other protocols' messages, which carry arrays as numbers too
 _NO_CONTAINERS = bytes(set(range(256)) - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF})
 _DTYPES = {name: np.dtype(name) for name in ("<f4", "<f8", "|u1", "<i4", "<i8", "|b1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -168,6 +169,25 @@ def decode_header(frames: Sequence[Any], most_bytes: int = MAX_HEADER_BYTES) -> 
     if header.pop("v", None) != VERSION:
         raise WireError(f"protocol version is not {VERSION}; use a client and a server of the same release")
     return header
+
+
+def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any]) -> Any:
+    """What msgpack data of other protocols hold, each map passed through ``hook``: few values, however large their arrays.
+
+    Raises:
+        ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException: They are not msgpack, or hold too much.
+    """
+    left = _MAX_VALUES
+
+    def counted(value: Any) -> Any:
+        nonlocal left
+        left -= 1 + len(value)
+        if left < 0:
+            raise ValueError("too many values")
+        return hook(value) if isinstance(value, dict) else value
+
+    limits = {"max_array_len": _MAX_VALUES, "max_map_len": _MAX_ENTRIES}
+    return msgpack.unpackb(data, object_hook=counted, list_hook=counted, strict_map_key=False, raw=False, **limits)
 
 
 def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,7 @@ from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.policyfile import NOISE
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
+from sacflow_robot.serve.answers import Answers
 from sacflow_robot.serve.backlog import Backlog, TimeBudget
 from sacflow_robot.serve.batch import Pace, Request, checked, evaluate, join, too_late, warm_up
 from sacflow_robot.serve.meters import Meters
@@ -40,7 +41,6 @@ _OTHERS_NS = 20_000_000  # longest time for these at once, however many wait
 _UPKEEP_NS = 1_000_000_000
 _DRAIN_S = 0.3  # for what is still on its way; clients that ask on are told by the lost connection
 _RECENT = 64
-_REMEMBERED = 1024
 _NO_STOP_SERVER = (
     b"this is a policy server, which moves and stops no robot; a robot's stop listens where run --estop said"
 )
@@ -87,8 +87,6 @@ class PolicyServer:
         self._swap = threading.Lock()
         self._pace, self._backlog, self._budget = Pace(), Backlog(), TimeBudget()
         self._next_upkeep_ns = 0
-        self._unreachable: Counter[bytes] = Counter()  # answers that found their connection gone, since the last upkeep
-        self._polite: deque[bytes] = deque(maxlen=_REMEMBERED)  # connections that said goodbye
         self._claim = AddressClaim(bind)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -108,6 +106,7 @@ class PolicyServer:
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._answers = Answers(self._socket, self.meters)
         self._operations = Operations(self, heartbeat_s, max_batch)
         self.meters.serves(policy.version, policy.spec.velocity)
 
@@ -208,7 +207,7 @@ class PolicyServer:
         received_ns = time.monotonic_ns()
         peer, identifier, session = frames[0], None, None
         if frames[1] in wire.STOP_REQUESTS:
-            self._send_frames([peer, wire.STOP_REFUSED, _NO_STOP_SERVER])
+            self._answers.send_frames(peer, [wire.STOP_REFUSED, _NO_STOP_SERVER])
             return None
         try:
             header = wire.decode_header(frames[1:])
@@ -220,8 +219,8 @@ class PolicyServer:
                 return self._admit(peer, header, frames, session, received_ns)
             answer = self._operations.answer(operation, header, peer)
             if operation == "bye":
-                self._polite.append(peer)
-            self._send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()}, {})
+                self._answers.said_goodbye(peer)
+            self._answers.send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()}, {})
         except Exception as error:  # whatever one client sends, the others are served on
             self._refuse(peer, identifier, session, error)
         now_ns = time.monotonic_ns()
@@ -309,27 +308,12 @@ class PolicyServer:
                 "timings_us": timings,
                 "server_ns": ended_ns,
             }
-            self._send(request.peer, header, {"actions": part})
+            self._answers.send(request.peer, header, {"actions": part})
             request.session.requests += 1
         wire.give_way()  # to the thread that writes the answers out; nobody waits for what follows
         self._pace.learn(start, infer_ns)
         self.recent.append((join(batch) if inputs is None else inputs, actions))
         self.meters.evaluated(start, answered)
-
-    # ---- answers
-
-    def _send(self, peer: bytes, header: dict[str, Any], arrays: dict[str, Any]) -> None:
-        self._send_frames([peer, *wire.encode(wire.Message(header, arrays))])
-
-    def _send_frames(self, frames: list[bytes | memoryview]) -> None:
-        try:
-            wire.send(self._socket, frames, _NOBLOCK)
-        except zmq.Again:
-            self.meters.dropped()  # it does not take its answers
-        except zmq.ZMQError:
-            self._unreachable[bytes(frames[0])] += (
-                1  # it is gone; with a goodbye, which may be among what waits, or without
-            )
 
     def _refuse(self, peer: bytes, identifier: int | None, session: Session | None, error: Exception) -> None:
         kind, message, more = describe(error)
@@ -340,7 +324,9 @@ class PolicyServer:
         if session is not None:
             session.late, session.refused = session.late + (kind == "late"), session.refused + (kind != "late")
         failure = {"kind": kind, "message": message, **more}
-        self._send(peer, {"id": identifier, "ok": False, "error": failure, "server_ns": time.monotonic_ns()}, {})
+        self._answers.send(
+            peer, {"id": identifier, "ok": False, "error": failure, "server_ns": time.monotonic_ns()}, {}
+        )
 
     # ---- around the loop
 
@@ -362,15 +348,8 @@ class PolicyServer:
             self.meters.serves(self.policy.version, self.policy.spec.velocity)
         if now_ns >= self._next_upkeep_ns:
             self._next_upkeep_ns = now_ns + _UPKEEP_NS
-            self._count_dropped()
+            self._answers.count_dropped()
             self.meters.clients(len(self.sessions.active(now_ns)))
-
-    def _count_dropped(self) -> None:
-        """Count the answers that clients did not wait for; those of clients that said goodbye were of no use to them."""
-        for peer, answers in self._unreachable.items():
-            for _ in range(0 if peer in self._polite else answers):
-                self.meters.dropped()
-        self._unreachable.clear()
 
     def _drain(self) -> None:
         """Open no new sessions, and answer what has come. (To unbind would end the connections that there are.)"""

@@ -39,8 +39,8 @@ class GrootGateway:
     Args:
         policy: Gives the policy to ask, anew for every request.
         bind: Address, e.g. ``tcp://127.0.0.1:5557``.
-        text_config: Whether clients read the modality config as JSON text, as those of N1.5 and the first of N1.6 do, or as
-            a map, as later ones do. Nothing in what a client sends tells which it is, and no answer suits both.
+        text_config: Whether clients read the modality config as JSON text, as earlier ones do, or as a map, as those of N1.7
+            do. Nothing in what a client sends tells which it is, and no answer suits both.
 
     Raises:
         UsageError: The address cannot be had.

@@ -12,12 +12,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from sacflow_robot.errors import DataError
+from sacflow_robot.errors import DataError, PolicyFileError, one_line
 from sacflow_robot.spec import FloatArray, PolicySpec
 
 SPEC_KEY = "sacflow_robot.spec"
@@ -28,6 +29,9 @@ PREFIX, PREFIX_MASK = "prefix", "prefix_mask"
 
 TOLERANCE = 1e-5
 """Largest absolute difference allowed between a graph's output and the original's, in action units."""
+
+MAX_BYTES = 2**30
+"""Largest policy file that is read."""
 
 _MOST_TOLERANCE = 0.1
 
@@ -42,6 +46,11 @@ def tolerance(spec: PolicySpec) -> float:
     if spec.notes.get("weights") != "int8" or not isinstance(stated, float):
         return TOLERANCE
     return min(max(stated, TOLERANCE), _MOST_TOLERANCE)
+
+
+def is_mask(mask: FloatArray) -> bool:
+    """Whether these finite values (B, H) can be a ``prefix_mask``: 1 where a step is committed, 0 elsewhere, or between."""
+    return bool(mask.min() >= 0 and mask.max() <= 1)
 
 
 def pack_arrays(arrays: Mapping[str, FloatArray]) -> str:
@@ -68,11 +77,37 @@ def unpack_arrays(text: str) -> dict[str, FloatArray]:
         raise DataError(f"packed arrays cannot be read: {error!r}") from None
 
 
+def read_file(path: Path) -> bytes:
+    """A policy file's content, read at once: the file may be replaced at any time.
+
+    Raises:
+        PolicyFileError: It is missing, cannot be read, or is larger than a policy file is.
+    """
+    if not path.is_file():
+        raise PolicyFileError(f"no policy file at {path}; check the path, or make one with 'sacflow-robot train'")
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(MAX_BYTES + 1) if size <= MAX_BYTES else b""
+    except OSError as error:
+        raise PolicyFileError(f"{path} cannot be read: {one_line(error)}") from None
+    if max(size, len(content)) > MAX_BYTES:
+        raise PolicyFileError(
+            f"{path} has {max(size, len(content)) / 2**30:.1f} GiB, a policy file {MAX_BYTES / 2**30:g} GiB at most; "
+            "is it the right file?"
+        )
+    return content
+
+
 def content_version(content: bytes) -> str:
     """Policy version: the first 12 hexadecimal digits of the content's SHA-256."""
     return hashlib.sha256(content).hexdigest()[:12]
 
 
 def file_version(path: Path) -> str:
-    """:func:`content_version` of a file."""
-    return content_version(path.read_bytes())
+    """:func:`content_version` of a file.
+
+    Raises:
+        PolicyFileError: As :func:`read_file`.
+    """
+    return content_version(read_file(path))

@@ -61,11 +61,13 @@ class AddressClaim:
         except BaseException:
             lock.release()
             raise
-        self._lock = lock
+        self._lock, self._path, self._address = lock, path, address
 
     def release(self) -> None:
-        """Let others have the address."""
+        """Let others have the address; the socket file, which ZeroMQ may leave behind, is removed."""
         if self._lock is not None:
+            with suppress(UsageError):
+                _remove_if_stale(self._path, self._address)
             self._lock.release()
             self._lock = None
 

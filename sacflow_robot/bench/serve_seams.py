@@ -60,6 +60,9 @@ class DelayedPolicy:
             raise TimeoutError
         return self._answer[2]
 
+    def keep_alive(self) -> None:
+        """It is always there."""
+
 
 def seams(
     path: Path, engine: Engine, episodes: int = 10, delays_ms: tuple[int, ...] = (10, 90)

@@ -34,10 +34,11 @@ class Serve:
         max_batch: Rows evaluated together at most; 1 never evaluates two requests together.
         heartbeat: Time between heartbeats (s); a connection is dead after two without one.
         key: Secret key file of this server; with --clients, connections are encrypted and checked.
-        clients: Folder of the public key files of the clients that may connect.
+        clients: Folder of the public key files of the clients that may connect; looked at anew as it changes.
         insecure: Listen to other computers although nothing is encrypted and anyone may connect.
         openpi: Address host:port at which openpi's WebSocket clients are served too, usually port 8000.
         groot: Address at which GR00T's ZeroMQ clients are served too, e.g. tcp://127.0.0.1:5557.
+        groot_text_config: Give GR00T's clients the modality config as JSON text, as those before N1.7 may need it.
         metrics: Address host:port at which Prometheus finds metrics, e.g. 127.0.0.1:9464.
         log_format: Log lines for people, or one JSON object each.
     """
@@ -56,6 +57,7 @@ class Serve:
     insecure: bool = False
     openpi: str | None = None
     groot: str | None = None
+    groot_text_config: bool = False
     metrics: str | None = None
     log_format: Literal["text", "json"] = "text"
 
@@ -149,6 +151,8 @@ class Serve:
             from sacflow_robot.serve.gateways.groot import GrootGateway
 
             check_bind(self.groot, Security(insecure=self.insecure))
-            gateway = stack.enter_context(closing(GrootGateway(lambda: server.policy, self.groot)))
+            gateway = stack.enter_context(
+                closing(GrootGateway(lambda: server.policy, self.groot, text_config=self.groot_text_config))
+            )
             lines.append(f"GR00T clients are served at {gateway.address}")
         return lines

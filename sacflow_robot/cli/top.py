@@ -48,11 +48,10 @@ class Top:
                 hidden = "id", "ok", "server_ns"
                 common.print_json({name: value for name, value in first.items() if name not in hidden})
                 return 0
-            out = common.console()
             if self.once:
-                out.print(table(self.server, first, None))
+                common.results().print(table(self.server, first, None))
                 return 0
-            with Live(table(self.server, first, None), console=out, auto_refresh=False) as live:
+            with Live(table(self.server, first, None), console=common.console(), auto_refresh=False) as live:
                 while True:
                     time.sleep(self.every)
                     try:

@@ -322,6 +322,9 @@ def _put(line: _Line, verb: str, reason: str, key: bytes) -> bytes:
     while not line.over:
         nonce = line.ask([b"challenge"], patience_s)
         if nonce is not None:
+            if nonce[0] == b"refused":  # by what is no stop server, and says so
+                failure = f"{line.address} refused to {verb}: {b' '.join(nonce[1:]).decode(errors='replace')}"
+                break
             if len(nonce[0]) != _NONCE_BYTES:
                 failure = f"what answers at {line.address} is no stop server; give the address of run --estop"
                 break

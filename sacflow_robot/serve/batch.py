@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +16,9 @@ from sacflow_robot.serve.session import Refusal, Session
 from sacflow_robot.serve.shortcut import Packed
 from sacflow_robot.spec import FloatArray
 
-_MEMORY = 0.9  # weight of what was known of durations before the last one
+_AGREEING = 5
+_REFUSALS = 8
+_WARM_UP_S = 1.0
 
 
 class Request(NamedTuple):
@@ -59,32 +63,61 @@ def evaluate(requests: Sequence[Request]) -> tuple[FloatArray, dict[str, FloatAr
     return first.policy.run(inputs), inputs
 
 
+def warm_up(policy: OnnxPolicy, most_rows: int, budget_s: float = _WARM_UP_S) -> None:
+    """Evaluate once what requests of every size will ask for: an engine's first evaluation of a size may take a second.
+
+    One row comes first, then the most, the powers of two and the sizes between, until the time is over.
+
+    Raises:
+        PolicyFileError: The graph cannot be evaluated.
+    """
+    policy.bind(policy.blank_inputs(1))()
+    deadline = time.monotonic() + budget_s
+    powers = [2**n for n in range(most_rows.bit_length())]
+    for rows in dict.fromkeys((1, most_rows, *powers, *range(1, most_rows))):
+        policy.run(policy.blank_inputs(rows))
+        if time.monotonic() > deadline:
+            return
+
+
 def too_late() -> Refusal:
     """What a request is told whose answer would come after its deadline."""
     return Refusal("late", "the answer would have come after the request's deadline; nothing was computed")
 
 
 class Pace:
-    """How long an evaluation takes, by the number of rows (to a power of two), learnt from those before."""
+    """How long an evaluation takes at least, by the number of rows (to a power of two): the quickest of the last five.
+
+    What is refused as late would have been late in each of these; fewer than five say nothing. So one slow evaluation makes
+    nothing late, one that lasts does, and the first quick one ends it: after eight refusals in a row, one is tried.
+    """
 
     def __init__(self) -> None:
-        self._expected_ns: dict[int, float] = {}
+        self._recent_ns: dict[int, deque[int]] = {}
+        self._refusals: Counter[int] = Counter()  # since the last evaluation
 
     def learn(self, rows: int, duration_ns: int) -> None:
         """An evaluation of so many rows took so long."""
         size = rows.bit_length()
-        before = self._expected_ns.get(size, duration_ns)
-        self._expected_ns[size] = _MEMORY * before + (1 - _MEMORY) * duration_ns
+        self._recent_ns.setdefault(size, deque(maxlen=_AGREEING)).append(duration_ns)
+        self._refusals[size] = 0
+
+    def least_ns(self, rows: int) -> int:
+        """Time that an evaluation of so many rows takes at least; 0 where that is not known."""
+        recent = self._recent_ns.get(rows.bit_length(), ())
+        return min(recent) if len(recent) == _AGREEING else 0
 
     def split(self, requests: Sequence[Request], now_ns: int) -> tuple[Sequence[Request], Sequence[Request]]:
         """Those that would be answered in time if they were evaluated together now, and those that would not."""
         if all(request.deadline_ns is None for request in requests):
             return requests, ()
-        size = sum(request.rows for request in requests).bit_length()
-        ready_ns = now_ns + self._expected_ns.get(size, 0.0)
+        rows = sum(request.rows for request in requests)
+        ready_ns = now_ns + self.least_ns(rows)
+        if all(r.deadline_ns is not None and r.deadline_ns < ready_ns for r in requests):
+            self._refusals[rows.bit_length()] += 1
+            if self._refusals[rows.bit_length()] > _REFUSALS:
+                ready_ns = now_ns
         in_time = [r for r in requests if r.deadline_ns is None or ready_ns <= r.deadline_ns]
-        if not in_time:  # or one slow evaluation would make all that follow late, and none would correct it
-            self._expected_ns[size] = _MEMORY * (ready_ns - now_ns)
         return in_time, [r for r in requests if r.deadline_ns is not None and ready_ns > r.deadline_ns]
 
 

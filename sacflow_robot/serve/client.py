@@ -29,15 +29,14 @@ from sacflow_robot.policyfile import NOISE
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.connection import Keys, connect
 from sacflow_robot.serve.habit import AWAKE_S, HEARTBEAT_S, NotThereError
+from sacflow_robot.serve.server_clock import ServerClock
 from sacflow_robot.spec import ArmSpec, FloatArray, Observation, PolicySpec
 
 __all__ = ["Keys", "PolicyClient", "as_batch"]
 
-_CLOCK_MEMORY = 32
 _BYE_MS = 50
 _BEHIND_S = 0.01  # how long answers to earlier requests are still passed over when time is up
 _HEARTBEATS_S = 0.001, 3600.0  # that a server may ask for
-_LAST_INSTANT_NS = 2**63
 _LONGEST_S = 1e6
 
 
@@ -89,8 +88,7 @@ class PolicyClient:
         self._linked, self._greeting, self._closed = False, 0, False
         self._seed: int | None = None
         self._step = 0
-        self._clock: list[tuple[int, int]] = []
-        self._sent_ns: dict[int, int] = {}
+        self._clock = ServerClock()
         self.last_header: Mapping[str, Any] = {}
         self.policy_version, self.takes_prefix = "", False
         self._connection = connect(address, HEARTBEAT_S, keys, awake_s)
@@ -163,10 +161,24 @@ class PolicyClient:
         """
         reply = self._await(number, wait_s)
         actions = reply.arrays.get("actions")
-        if actions is None or actions.ndim != 3 or actions.shape[1:] != self._spec.noise_shape:
-            raise ServerError(f"{self.address} answered without actions of shape (B, *{self._spec.noise_shape})")
+        chunk = self._spec.noise_shape
+        shape = () if actions is None or actions.dtype != np.float32 else actions.shape
+        if actions is None or len(shape) != 3 or not shape[0] or shape[1:] != chunk:
+            raise ServerError(f"{self.address} answered without float32 actions of shape (B, {chunk[0]}, {chunk[1]})")
         self.policy_version = str(reply.header.get("policy_version"))
         return actions
+
+    def keep_alive(self) -> None:
+        """Take a step towards a session on a connection that stands, waiting for nothing: well under a millisecond.
+
+        For a caller that asks for nothing at the moment, several times a second: a server that is restarted meanwhile is
+        greeted anew, so that the next :meth:`ask` finds it. A server that is gone, or lets nobody in yet, is no error here.
+
+        Raises:
+            SpecMismatchError: It was restarted with another policy, which is not what was expected.
+        """
+        with contextlib.suppress(ServerError):
+            self._link(0)
 
     def begin_episode(self, seed: int | None = None) -> str:
         """Tell the server that an episode begins; returns the version of the policy that it will be run with.
@@ -226,12 +238,12 @@ class PolicyClient:
             if not self._connection.ready(wait_s):
                 raise self._no_answer() if wait_s else self._lost()
             self._connection.broken()  # what was before this connection
-            self._clock.clear()
+            self._clock.forget()
             self._greeting = self._send({**self._introduction, "session": self._session, "seed": self._seed}, {})
         try:
             reply = self._await(self._greeting, max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            if wait_s or time.monotonic_ns() - self._sent_ns.get(self._greeting, 0) > self._timeout_s * 1e9:
+            if wait_s or self._clock.since_s(self._greeting) > self._timeout_s:
                 self._greeting = 0
             raise (self._no_answer() if wait_s else self._lost()) from None
         except (ServerError, SpecMismatchError):
@@ -297,7 +309,10 @@ class PolicyClient:
         if prefix is not None and prefix_mask is not None:
             arrays[wire.PREFIX], arrays[wire.PREFIX_MASK] = prefix, prefix_mask
         if deadline_s is not None:
-            header["deadline_ns"] = time.monotonic_ns() + round(deadline_s * 1e9) + self._server_ahead_ns()
+            ahead_ns = self._clock.ahead_ns
+            if ahead_ns is None:
+                raise ServerError(f"{self.address} does not tell its clock, which a deadline has to be set by")
+            header["deadline_ns"] = time.monotonic_ns() + round(deadline_s * 1e9) + ahead_ns
         number = self._send(header, arrays)
         self._step += noise is None
         return number
@@ -310,7 +325,7 @@ class PolicyClient:
             raise WireError(
                 f"an array has {largest} bytes; one carries at most {wire.MAX_FRAME_BYTES}: send fewer rows"
             )
-        self._sent_ns[number] = time.monotonic_ns()
+        self._clock.sent(number)
         try:
             self._connection.send(frames)
         except NotThereError:
@@ -336,13 +351,17 @@ class PolicyClient:
                 raise TimeoutError
             self._linked = False
             raise self._no_answer()
-        self._note_clock(number, reply.header)
+        self._clock.answered(number, reply.header.get("server_ns"))
         self.last_header = reply.header
         if reply.header.get("ok") is not True:
             raise self._failure(reply.header.get("error"))
         return reply
 
     def _decoded(self, frames: list[Any]) -> wire.Message:
+        if frames[0] == wire.STOP_REFUSED:
+            raise ServerError(
+                f"{self.address} is where a robot listens for stops (run --estop); give the policy server's"
+            )
         try:
             return wire.decode(frames)
         except WireError as error:
@@ -361,21 +380,6 @@ class PolicyClient:
                 f"{self.address} was restarted; nothing asked before counts any more, ask again"
             )
         return RefusedError(f"{self.address} refused the request: {reason}")
-
-    def _note_clock(self, number: int, header: Mapping[str, Any]) -> None:
-        """Learn how far the server's clock is ahead of ours, less the way back: what leaves the server by
-        ``ours + ahead`` is here by ``ours``. The quickest of the last answers tells best."""
-        now = time.monotonic_ns()
-        sent, theirs = self._sent_ns.get(number, now), header.get("server_ns")
-        self._sent_ns.clear()  # older answers do not count any more
-        if type(theirs) is int and 0 <= theirs < _LAST_INSTANT_NS:
-            self._clock.append((now - sent, theirs - now))
-            del self._clock[:-_CLOCK_MEMORY]
-
-    def _server_ahead_ns(self) -> int:
-        if not self._clock:
-            raise ServerError(f"{self.address} does not tell its clock, which a deadline has to be set by")
-        return min(self._clock)[1]
 
 
 def _check_deadline(deadline_s: float | None) -> None:

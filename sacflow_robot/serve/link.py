@@ -91,8 +91,10 @@ class Link:
         while not self._reader.commands:
             if self._reader.feed(self._exactly(1, deadline)):
                 raise WireError("what answers there sends messages before it has introduced itself")
-        if self._reader.commands.pop()[0] != b"READY":
+        name, body = self._reader.commands.pop()
+        if name != b"READY":
             raise zmtp.KeysNeededError
+        zmtp.check_ready(body)
 
     def _exactly(self, size: int, deadline: float) -> bytes:
         data = b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ import onnxruntime
 
 from sacflow_robot import policyfile
 from sacflow_robot.errors import DataError, InvalidValueError, PolicyFileError, UnknownNameError, UsageError, one_line
+from sacflow_robot.serve.graph import check_graph
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec, all_finite
 
 # TensorFloat-32 would not pass the self-test.
@@ -21,6 +23,7 @@ _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
     "tensorrt": ("TensorrtExecutionProvider", {}),
 }
+_INT8_RUNTIME, _INT8_OPERATOR = (1, 22), b"MatMulNBits"  # with 8 bits
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Engine:
 class OnnxPolicy:
     """A policy from an ONNX file, on ONNX Runtime.
 
-    Loading checks the file against itself: its fingerprint, and its golden vectors, which the graph must reproduce on the
+    Loading checks the file against itself: its fingerprint, its graph's inputs and outputs, and its golden vectors, which the graph must reproduce on the
     engine chosen, to 1e-5 (with int8 weights to the error that they were measured to make).
 
     Args:
@@ -61,11 +64,10 @@ class OnnxPolicy:
     """
 
     def __init__(self, path: Path, engine: Engine | None = None) -> None:
-        if not path.is_file():
-            raise PolicyFileError(f"no policy file at {path}; check the path, or make one with 'sacflow-robot train'")
         self.engine = engine or Engine()
+        content = policyfile.read_file(path)
+        _check_runtime(path, content)
         try:
-            content = path.read_bytes()  # once: the file may be replaced at any time
             self._session = _open_session(content, self.engine)
             metadata = self._session.get_modelmeta().custom_metadata_map
         except UsageError:
@@ -73,18 +75,27 @@ class OnnxPolicy:
         except Exception as error:  # ONNX Runtime raises its own family, rooted in Exception
             text = one_line(error)
             raise PolicyFileError(f"{path} is not a readable ONNX file ({text}); is it complete?") from None
+        needed = policyfile.SPEC_KEY, policyfile.GOLDEN_KEY, policyfile.FINGERPRINT_KEY
+        missing = [key for key in needed if key not in metadata]
+        if missing:
+            raise PolicyFileError(
+                f"{path} is ONNX but not a policy of ours: its metadata lacks {', '.join(missing)}; make one of a run's folder "
+                "with 'sacflow-robot export'; for other projects' policies see docs/protocol.md, 'Policies of other projects'"
+            )
         try:
             self.spec = PolicySpec.from_json(metadata[policyfile.SPEC_KEY])
-            golden = policyfile.unpack_arrays(metadata[policyfile.GOLDEN_KEY])
-            stated = metadata[policyfile.FINGERPRINT_KEY]
-        except KeyError as error:
-            raise PolicyFileError(
-                f"{path} is ONNX but not a policy of ours: no metadata {error}; export it again"
-            ) from None
+            golden, stated = (
+                policyfile.unpack_arrays(metadata[policyfile.GOLDEN_KEY]),
+                metadata[policyfile.FINGERPRINT_KEY],
+            )
         except DataError as error:
             raise PolicyFileError(f"{path}: {error}") from None
         if stated != self.spec.fingerprint:
             raise PolicyFileError(f"{path}: its specification was changed after export; export it again")
+        try:
+            check_graph(self._session, self.spec)
+        except PolicyFileError as error:
+            raise PolicyFileError(f"{path}: {error}; export it again") from None
         self.version, self.fingerprint = policyfile.content_version(content), stated
         inputs = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
         self.takes_prefix = {policyfile.PREFIX, policyfile.PREFIX_MASK} <= {i.name for i in inputs}
@@ -150,8 +161,7 @@ class OnnxPolicy:
             if not all_finite(array):
                 raise InvalidValueError(f"{name} holds NaN or infinity")
             checked[name] = array
-        mask = checked[policyfile.PREFIX_MASK]
-        if mask.min() < 0 or mask.max() > 1:
+        if not policyfile.is_mask(checked[policyfile.PREFIX_MASK]):
             raise InvalidValueError("prefix_mask must be 1 where a step is committed and 0 elsewhere")
         return checked
 
@@ -207,7 +217,7 @@ class OnnxPolicy:
 
 def _evaluate(session: onnxruntime.InferenceSession, inputs: Mapping[str, FloatArray]) -> FloatArray:
     try:
-        actions: FloatArray = session.run(None, inputs)[0]
+        actions: FloatArray = session.run([policyfile.ACTIONS], inputs)[0]
     except Exception as error:  # ONNX Runtime raises its own family, rooted in Exception
         raise _not_evaluated(error) from None
     return actions
@@ -235,6 +245,21 @@ class _Bound:
 
 def _not_evaluated(error: Exception) -> PolicyFileError:
     return PolicyFileError(f"the policy's graph cannot be evaluated: {one_line(error)}")
+
+
+def _check_runtime(path: Path, content: bytes) -> None:
+    """Say it where only the installed ONNX Runtime is too old: what it says itself does not lead there.
+
+    Raises:
+        PolicyFileError: It is.
+    """
+    installed = onnxruntime.__version__
+    numbers = tuple(int(part) for part in re.findall(r"\d+", installed)[:2])
+    if numbers < _INT8_RUNTIME and _INT8_OPERATOR in content:
+        needed = ".".join(map(str, _INT8_RUNTIME))
+        raise PolicyFileError(
+            f"{path} has int8 weights, which needs onnxruntime >= {needed}; installed {installed}: pip install -U onnxruntime"
+        )
 
 
 def _open_session(content: bytes, engine: Engine) -> onnxruntime.InferenceSession:

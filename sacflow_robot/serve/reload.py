@@ -61,12 +61,12 @@ class Reloader:
             if candidate.version == running.version:
                 return False
             comparison = self._compare(running, candidate)
+            self._server.offer(candidate)
         except Exception as error:  # whatever is wrong with a file, the one before is served on
             reason = one_line(error, 500)
             self._server.meters.reloaded("refused", {"reason": reason})
             _LOG.warning("new policy file refused: %s", reason, extra={"serving": running.version})
             return False
-        self._server.offer(candidate)
         self._server.meters.reloaded("taken", {"version": candidate.version, **comparison})
         _LOG.info("policy replaced", extra={"old": running.version, "version": candidate.version, **comparison})
         return True

@@ -5,8 +5,12 @@ Keys are pairs of files as ``zmq.auth`` writes them: ``NAME.key`` is public, ``N
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import math
 import os
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ import zmq
 from sacflow_robot.errors import DataError, UsageError
 
 _LAST_PORT = 65535
+_LOOK_S = 0.25  # between looks at the files of clients' keys
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class Security:
 
     Attributes:
         key: The server's secret key file; without one, connections are neither encrypted nor checked.
-        clients: Folder of the public key files of those who may connect, read at every connection.
+        clients: Folder of the public key files of those who may connect. A key that is added counts at once, and one that is
+            removed ends what its client may do within a quarter of a second.
         insecure: Whether other computers may connect without keys.
     """
 
@@ -52,14 +58,29 @@ class Security:
         authenticator.start()
         authenticator.configure_curve_callback(domain="*", credentials_provider=_AllowList(self.clients))
         socket.curve_publickey, socket.curve_secretkey, socket.curve_server = public, secret, True
-        return Gate(authenticator)
+        return Gate(authenticator, _AllowList(self.clients))
 
 
 class Gate:
-    """What checks connections, until it is closed."""
+    """What checks connections, and who sends over them, until it is closed.
 
-    def __init__(self, authenticator: Any) -> None:
-        self._authenticator = authenticator
+    Args:
+        authenticator: pyzmq's, which checks keys when a connection is made; None where there are no keys.
+        allowed: The keys that count now; not shared with the authenticator, which has a thread of its own.
+    """
+
+    def __init__(self, authenticator: Any, allowed: _AllowList | None = None) -> None:
+        self._authenticator, self._allowed = authenticator, allowed
+
+    def allows(self, frame: zmq.Frame) -> bool:
+        """Whether who sent this frame may still do so."""
+        if self._allowed is None:
+            return True
+        try:
+            user = frame.get("User-Id")
+        except zmq.ZMQError:
+            return False
+        return isinstance(user, str) and user.encode() in self._allowed
 
     def close(self) -> None:
         """Stop checking; nobody gets in any more."""
@@ -69,19 +90,44 @@ class Gate:
 
 
 class _AllowList:
-    """Asked at every handshake, so that a key that is added or removed counts from the next connection on."""
+    """The public keys (Z85) in a folder, read again when its files have changed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._files: list[tuple[str, int, int, int]] | None = None
+        self._keys: frozenset[bytes] = frozenset()
+        self._looked_s = -math.inf
 
     def callback(self, domain: str, key: bytes) -> bool:
-        for path in self._folder.glob("*.key"):
-            try:
-                if load_public(path) == key:
-                    return True
-            except DataError:
-                continue
-        return False
+        """Whether a new connection's key counts; by this name for pyzmq's authenticator."""
+        self._update()
+        return key in self._keys
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a key counts: one that was added does at once, and one that was removed for a quarter of a second more."""
+        if key not in self._keys or time.monotonic() - self._looked_s > _LOOK_S:
+            self._update()
+        return key in self._keys
+
+    def _update(self) -> None:
+        self._looked_s, files = time.monotonic(), self._look()
+        if files != self._files:
+            self._files, self._keys = files, frozenset(self._read(name for name, *_ in files))
+
+    def _look(self) -> list[tuple[str, int, int, int]]:
+        files = []
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".key"):
+                    with contextlib.suppress(OSError):
+                        status = entry.stat()
+                        files.append((entry.name, status.st_mtime_ns, status.st_size, status.st_ino))
+        return sorted(files)
+
+    def _read(self, names: Iterable[str]) -> Iterator[bytes]:
+        for name in names:
+            with contextlib.suppress(DataError):
+                yield load_public(self._folder / name)
 
 
 def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
@@ -154,8 +200,8 @@ def is_local(place: str) -> bool:
 
 
 def check_bind(bind: str, security: Security) -> None:
-    """Refuse what ZeroMQ would accept to somebody's harm: a port that wraps round, an ipc path that is taken, a port that
-    is open to a network without keys.
+    """Refuse what ZeroMQ would accept to somebody's harm: a port that wraps round, or one that is open to a network without
+    keys.
 
     Raises:
         UsageError: The address is one of these.
@@ -167,8 +213,6 @@ def check_bind(bind: str, security: Security) -> None:
             raise UsageError(f"cannot bind {bind!r}: {port!r} is no port; give e.g. tcp://127.0.0.1:5555 with --bind")
         if security.key is None:
             check_open(place, security.insecure, "--key and --clients, see 'sacflow-robot keys new --help'")
-    if transport == "ipc" and not place.startswith("@") and Path(place).exists():
-        raise UsageError(f"cannot bind {bind!r}: {place} exists; stop what serves there, or remove it")
 
 
 def check_open(place: str, insecure: bool, remedy: str) -> None:

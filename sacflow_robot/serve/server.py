@@ -1,8 +1,9 @@
 """Policy server: one loop on a ZeroMQ ROUTER socket.
 
-A round of the loop takes the requests that wait, answers at once what needs no inference, and evaluates the rest
-together. A request that comes alone is evaluated alone, at once. ROUTER takes from its clients in turn, so that one that
-asks a lot gets no more than its share; answers that a client does not take are dropped, so that it holds up nobody.
+A round of the loop takes the requests that wait, evaluates those for actions together, and then answers others, as long as
+nothing new has come. A request that comes alone is evaluated alone, at once. ROUTER takes from its clients in turn, and what
+has to wait is answered in turn, so that one that asks a lot gets no more than its share; answers that a client does not take
+are dropped, so that it holds up nobody.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -22,20 +22,28 @@ from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.policyfile import NOISE
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
-from sacflow_robot.serve.batch import Pace, Request, checked, evaluate, join, too_late
+from sacflow_robot.serve.answers import Answers
+from sacflow_robot.serve.backlog import Backlog, TimeBudget
+from sacflow_robot.serve.batch import Pace, Request, checked, evaluate, join, too_late, warm_up
 from sacflow_robot.serve.meters import Meters
 from sacflow_robot.serve.operations import Operations
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.security import Gate, Security, check_bind
 from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed, describe
 from sacflow_robot.serve.shortcut import Shortcut
+from sacflow_robot.sockets import AddressClaim
 from sacflow_robot.spec import FloatArray, all_finite
 
 _POLL_MS = 100
 _MESSAGES_A_ROUND = 256
+_OTHERS_A_ROUND = 16  # messages that are not for actions, put off while those for actions are looked for
+_OTHERS_NS = 20_000_000  # longest time for these at once, however many wait
 _UPKEEP_NS = 1_000_000_000
 _DRAIN_S = 0.3  # for what is still on its way; clients that ask on are told by the lost connection
 _RECENT = 64
+_NO_STOP_SERVER = (
+    b"this is a policy server, which moves and stops no robot; a robot's stop listens where run --estop said"
+)
 _EVENTS, _IN, _NOBLOCK = (
     int(zmq.EVENTS),
     int(zmq.POLLIN),
@@ -47,7 +55,7 @@ class PolicyServer:
     """Serves one policy at a time.
 
     Args:
-        policy: The policy, self-tested by its loading.
+        policy: The policy, self-tested by its loading; it is warmed up before anybody can connect.
         bind: Address, e.g. ``tcp://127.0.0.1:5555``; port 0 or ``*`` takes a free one, see ``address``.
         max_batch: Rows evaluated together, and rows of one request, at most.
         heartbeat_s: Time between heartbeats that clients are asked for; a connection is dead after two without one.
@@ -70,24 +78,27 @@ class PolicyServer:
     ) -> None:
         security = security or Security()
         check_bind(bind, security)
+        warm_up(policy, max_batch)
         self.policy, self._max_batch = policy, max_batch
         self.server_id = secrets.token_hex(8)
         self.sessions, self.meters = Sessions(), meters or Meters()
         self.recent: deque[tuple[dict[str, FloatArray], FloatArray]] = deque(maxlen=_RECENT)
         self._offered: OnnxPolicy | None = None
         self._swap = threading.Lock()
-        self._pace = Pace()
+        self._pace, self._backlog, self._budget = Pace(), Backlog(), TimeBudget()
         self._next_upkeep_ns = 0
+        self._claim = AddressClaim(bind)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        wire.configure_router(self._socket, _POLL_MS, bind)
         self._gate = Gate(None)
         try:
+            wire.configure_router(self._socket, _POLL_MS, bind)
             self._gate = security.guard(self._context, self._socket)
             self._socket.bind(bind)
         except BaseException as error:
             self._gate.close()
             self._context.destroy(linger=0)
+            self._claim.release()
             if not isinstance(error, zmq.ZMQError):
                 raise
             reason = "it is in use" if error.errno == zmq.EADDRINUSE else str(error)
@@ -95,6 +106,7 @@ class PolicyServer:
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._answers = Answers(self._socket, self.meters)
         self._operations = Operations(self, heartbeat_s, max_batch)
         self.meters.serves(policy.version, policy.spec.velocity)
 
@@ -121,34 +133,82 @@ class PolicyServer:
             self._round()
         self._drain()
 
-    def _round(self) -> bool:
-        """Take what waits and answer it; False if nothing came for a while."""
+    def _round(self) -> None:
+        """Take what waits and answer it; wait a while for something to come where there is nothing."""
         try:
-            frames = wire.receive(self._socket, heads=2)
+            waiting = self._collect(self._next(_NOBLOCK if self._backlog else 0))
         except zmq.Again:
-            self._upkeep(time.monotonic_ns())
-            return False
-        waiting, rows = [], 0
-        for _ in range(_MESSAGES_A_ROUND):
-            request = self._accept(frames)
-            if request is not None:
-                waiting.append(request)
-                rows += request.rows
-            if rows >= self._max_batch or not int(self._socket.get(_EVENTS)) & _IN:
-                break
-            frames = wire.receive(self._socket, heads=2)
+            waiting = []
         if len(waiting) == 1:
             self._infer(waiting)
         elif waiting:
             for policy in {id(request.policy): request.policy for request in waiting}.values():
                 self._infer([request for request in waiting if request.policy is policy])
+        self._work_off()
         self._upkeep(time.monotonic_ns())
-        return True
+
+    def _next(self, flags: int = 0) -> list[Any]:
+        """The next message, its connection and its header as bytes; empty where its client may not ask any more.
+
+        Raises:
+            zmq.Again: There is none.
+        """
+        frames = wire.receive_frames(self._socket, flags)
+        allowed = self._gate.allows(frames[0])
+        frames = wire.as_heads(frames, 2)
+        if allowed:
+            return frames
+        self.sessions.close_all_of(frames[0])
+        self._refuse(frames[0], None, None, Refusal("key", "this client's key is not on the server's list any more"))
+        return []
+
+    def _collect(self, frames: list[Any]) -> list[Request]:
+        """The requests for actions among the messages that wait, these frames first; others are put off."""
+        waiting, rows, others = [], 0, 0
+        for _ in range(_MESSAGES_A_ROUND):
+            if not frames or self._may_wait(frames):
+                self._put_off(frames)
+                others += 1
+            else:
+                request = self._accept(frames)
+                if request is not None:
+                    waiting.append(request)
+                    rows += request.rows
+            if rows >= self._max_batch or others >= _OTHERS_A_ROUND or not self._has_come():
+                break
+            frames = self._next()
+        return waiting
+
+    def _may_wait(self, frames: list[Any]) -> bool:
+        """Whether a message brings no arrays, or is behind such a one, or its connection has had more than its share."""
+        peer = frames[0]
+        return len(frames) <= 2 or peer in self._backlog or self._budget.exceeded(peer, time.monotonic_ns())
+
+    def _put_off(self, frames: list[Any]) -> None:
+        if frames and not self._backlog.put(frames):
+            too_many = Refusal("limit", "too many requests of this connection wait already; read their answers first")
+            self._refuse(frames[0], None, None, too_many)
+
+    def _work_off(self) -> None:
+        """Answer one message that was put off, if any, and more as long as nothing else has come."""
+        until = time.monotonic_ns() + _OTHERS_NS
+        while self._backlog:
+            request = self._accept(self._backlog.take())
+            if request is not None:
+                self._infer([request])
+            if self._has_come() or time.monotonic_ns() > until:
+                return
+
+    def _has_come(self) -> bool:
+        return bool(int(self._socket.get(_EVENTS)) & _IN)
 
     def _accept(self, frames: list[Any]) -> Request | None:
         """The inference request in these frames; None if they held something else, which is then answered."""
         received_ns = time.monotonic_ns()
         peer, identifier, session = frames[0], None, None
+        if frames[1] in wire.STOP_REQUESTS:
+            self._answers.send_frames(peer, [wire.STOP_REFUSED, _NO_STOP_SERVER])
+            return None
         try:
             header = wire.decode_header(frames[1:])
             if type(header.get("id")) is int:
@@ -157,10 +217,14 @@ class PolicyServer:
             if operation == "infer":
                 session = self.sessions.find(header, received_ns)
                 return self._admit(peer, header, frames, session, received_ns)
-            answer = self._operations.answer(operation, header)
-            self._send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()}, {})
+            answer = self._operations.answer(operation, header, peer)
+            if operation == "bye":
+                self._answers.said_goodbye(peer)
+            self._answers.send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()}, {})
         except Exception as error:  # whatever one client sends, the others are served on
             self._refuse(peer, identifier, session, error)
+        now_ns = time.monotonic_ns()
+        self._budget.charge(peer, now_ns - received_ns, now_ns)
         return None
 
     def _admit(
@@ -177,7 +241,7 @@ class PolicyServer:
         if deadline_ns is not None and received_ns > deadline_ns:
             raise too_late()
         layout, known, seed, step = header.get("arrays"), session.shortcut, None, None
-        if known is not None and known[0] is policy and layout == known[1].layout:
+        if known is not None and known[0] is policy and known[1].fits(layout):
             packed = known[1].read(frames[1:])
             if packed is not None:
                 rows = known[1].rows
@@ -244,20 +308,12 @@ class PolicyServer:
                 "timings_us": timings,
                 "server_ns": ended_ns,
             }
-            self._send(request.peer, header, {"actions": part})
+            self._answers.send(request.peer, header, {"actions": part})
             request.session.requests += 1
         wire.give_way()  # to the thread that writes the answers out; nobody waits for what follows
         self._pace.learn(start, infer_ns)
         self.recent.append((join(batch) if inputs is None else inputs, actions))
         self.meters.evaluated(start, answered)
-
-    # ---- answers
-
-    def _send(self, peer: bytes, header: dict[str, Any], arrays: dict[str, Any]) -> None:
-        try:
-            wire.send(self._socket, [peer, *wire.encode(wire.Message(header, arrays))], _NOBLOCK)
-        except zmq.ZMQError:  # it is gone, or does not take its answers
-            self.meters.dropped()
 
     def _refuse(self, peer: bytes, identifier: int | None, session: Session | None, error: Exception) -> None:
         kind, message, more = describe(error)
@@ -268,12 +324,19 @@ class PolicyServer:
         if session is not None:
             session.late, session.refused = session.late + (kind == "late"), session.refused + (kind != "late")
         failure = {"kind": kind, "message": message, **more}
-        self._send(peer, {"id": identifier, "ok": False, "error": failure, "server_ns": time.monotonic_ns()}, {})
+        self._answers.send(
+            peer, {"id": identifier, "ok": False, "error": failure, "server_ns": time.monotonic_ns()}, {}
+        )
 
     # ---- around the loop
 
     def offer(self, policy: OnnxPolicy) -> None:
-        """Serve this policy from the next round on; may be called from any thread."""
+        """Serve this policy from the next round on, once it is warm; may be called from any thread.
+
+        Raises:
+            PolicyFileError: Its graph cannot be evaluated; the policy before it is served on.
+        """
+        warm_up(policy, self._max_batch)
         with self._swap:
             self._offered = policy
 
@@ -285,6 +348,7 @@ class PolicyServer:
             self.meters.serves(self.policy.version, self.policy.spec.velocity)
         if now_ns >= self._next_upkeep_ns:
             self._next_upkeep_ns = now_ns + _UPKEEP_NS
+            self._answers.count_dropped()
             self.meters.clients(len(self.sessions.active(now_ns)))
 
     def _drain(self) -> None:
@@ -311,9 +375,7 @@ class PolicyServer:
         self._gate.close()
         self._context.destroy(linger=500)
         self.meters.close()
-        transport, _, place = self.address.partition("://")
-        if transport == "ipc" and not place.startswith("@"):
-            Path(place).unlink(missing_ok=True)
+        self._claim.release()
 
     def __enter__(self) -> PolicyServer:
         return self

@@ -14,6 +14,7 @@ from sacflow_robot.serve.shortcut import Shortcut
 from sacflow_robot.spec import ArmSpec, PolicySpec
 
 _MOST_SESSIONS = 4096
+_MOST_OF_A_CONNECTION = 64
 _IDLE_NS = 60_000_000_000
 _NAME_LENGTH = 64
 _SEED_LIMIT = 2**63
@@ -41,6 +42,7 @@ class Session:
 
     Attributes:
         token: What the client names it by; nobody else can guess it.
+        peer: The connection that it was opened over, or taken up again.
         client: What the client calls itself.
         seed: Seed of its noise.
         policy: The policy it keeps until its next episode; None where it follows every swap at once.
@@ -51,6 +53,7 @@ class Session:
     """
 
     token: str
+    peer: bytes
     client: str
     seed: int
     policy: OnnxPolicy | None
@@ -68,9 +71,12 @@ class Sessions:
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
+        self._of_peer: dict[bytes, dict[str, Session]] = {}
 
-    def open(self, header: Mapping[str, Any], policy: OnnxPolicy, now_ns: int) -> Session:
+    def open(self, header: Mapping[str, Any], policy: OnnxPolicy, now_ns: int, peer: bytes = b"") -> Session:
         """The session that a ``hello`` asks for: the one it names, if it is one of these, or a new one.
+
+        A connection has 64 at most; one more takes the place of the one of these that was silent the longest.
 
         Raises:
             Refusal: The client expects another policy, or there is no room for it.
@@ -85,25 +91,59 @@ class Sessions:
         known = self._sessions.get(token) if isinstance(token, str) else None
         if known is not None:
             known.last_ns = now_ns
+            self._move(known, peer)
             return known
-        if len(self._sessions) >= _MOST_SESSIONS:
-            oldest = min(self._sessions.values(), key=lambda session: session.last_ns)
-            if now_ns - oldest.last_ns < _IDLE_NS:
-                raise Refusal("limit", f"{_MOST_SESSIONS} clients are connected, which is as many as there may be")
-            del self._sessions[oldest.token]
         swap = header.get("swap", "now")
         if swap not in ("now", "episode"):
             raise Refusal("invalid", "swap is neither 'now' nor 'episode'")
-        name = header.get("client")
+        name, seed = header.get("client"), checked_seed(header.get("seed"))
+        self._make_room(peer, now_ns)
         session = Session(
             token=secrets.token_hex(8),
+            peer=peer,
             client=_printable(name) if isinstance(name, str) else "",
-            seed=checked_seed(header.get("seed")),
+            seed=seed,
             policy=policy if swap == "episode" else None,
             last_ns=now_ns,
         )
         self._sessions[session.token] = session
+        self._of_peer.setdefault(peer, {})[session.token] = session
         return session
+
+    def _make_room(self, peer: bytes, now_ns: int) -> None:
+        """Forget a session where there are too many: of this connection; or one that asked for nothing yet, of the connection
+        with most of these; or one that has been silent for a minute.
+
+        Raises:
+            Refusal: All are in use.
+        """
+        own = self._of_peer.get(peer, {})
+        if len(own) >= _MOST_OF_A_CONNECTION:
+            self.close(min(own.values(), key=lambda session: session.last_ns))
+        if len(self._sessions) < _MOST_SESSIONS:
+            return
+        unused = {
+            peer: [session for session in theirs.values() if session.requests == 0]
+            for peer, theirs in self._of_peer.items()
+        }
+        candidates = max(unused.values(), key=len) or list(self._sessions.values())
+        oldest = min(candidates, key=lambda session: session.last_ns)
+        if oldest.requests and now_ns - oldest.last_ns < _IDLE_NS:
+            raise Refusal("limit", f"{_MOST_SESSIONS} clients are connected, which is as many as there may be")
+        self.close(oldest)
+
+    def _move(self, session: Session, peer: bytes) -> None:
+        """It is now over this connection."""
+        if session.peer != peer:
+            self._let_go(session)
+            session.peer = peer
+            self._of_peer.setdefault(peer, {})[session.token] = session
+
+    def _let_go(self, session: Session) -> None:
+        theirs = self._of_peer[session.peer]
+        del theirs[session.token]
+        if not theirs:
+            del self._of_peer[session.peer]
 
     def find(self, header: Mapping[str, Any], now_ns: int) -> Session:
         """The session of a request.
@@ -123,7 +163,13 @@ class Sessions:
 
     def close(self, session: Session) -> None:
         """Forget it."""
-        self._sessions.pop(session.token, None)
+        if self._sessions.pop(session.token, None) is not None:
+            self._let_go(session)
+
+    def close_all_of(self, peer: bytes) -> None:
+        """Forget those of a connection."""
+        for session in list(self._of_peer.get(peer, {}).values()):
+            self.close(session)
 
     def forget_shortcuts(self) -> None:
         """Let go of the policies that they are for; sessions that ask again learn new ones."""

@@ -11,11 +11,12 @@ from typing import Protocol
 
 import numpy as np
 
-from sacflow_robot.errors import LateError, ServerError
+from sacflow_robot.errors import LateError, ServerError, SpecMismatchError
 from sacflow_robot.serve.client import as_batch
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
 
 _REMEMBERED = 32
+_OUTLIERS = 8  # one answer in so many may take longer than is planned for
 _FIRST_GUESS_S = 0.05
 
 
@@ -40,6 +41,8 @@ class Asks(Protocol):
 
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray: ...
 
+    def keep_alive(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class StreamStep:
@@ -59,10 +62,11 @@ class StreamStep:
 class ChunkStream:
     """Plays chunks step by step while the next ones are on their way.
 
-    A chunk asked for at step s is for the steps s, s + 1, ...; when it arrives at step n, its first n - s actions are past
-    and dropped. A policy that takes a prefix is told the actions that will be played before its answer can be there, and
-    completes them. The new chunk takes over from the old one over the next ``blend`` steps, from where it is free to differ,
-    as far as the old one reaches.
+    Steps are control periods in which an action was played. A chunk asked for at step s is for the steps s, s + 1, ...; when
+    it arrives at step n, its first n - s actions are past and dropped. While there is nothing to play the arm stands, and
+    no step passes: a chunk asked for by a standing arm is played from its first action, however long it took. A policy that
+    takes a prefix is told the actions that will be played before its answer can be there, and completes them. The new chunk
+    takes over from the old one over the next ``blend`` steps, from where it is free to differ, as far as the old one reaches.
 
     Args:
         client: A connected client.
@@ -80,8 +84,8 @@ class ChunkStream:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._client, self._blend, self._prefix, self._clock_ns = client, blend, prefix, clock_ns
-        self._period_s = 1 / client.spec.arm.control_rate_hz
-        self._delays_s: deque[float] = deque(maxlen=_REMEMBERED)
+        self._period_s, self._shape = 1 / client.spec.arm.control_rate_hz, client.spec.noise_shape
+        self._delays_s = deque([_FIRST_GUESS_S], maxlen=_REMEMBERED)
         self.lost = 0
         self.begin()
 
@@ -93,26 +97,55 @@ class ChunkStream:
         self._old: FloatArray | None = None
         self._old_start = self._blend_from = self._decided = 0
         self._number: int | None = None
+        self._budget_s: float | None = None  # that it has to come within
         self._asked_step, self._asked_ns = 0, 0
+        self._fresh = False  # whether none of the chunk was played yet
+
+    def keep_alive(self) -> None:
+        """Keep the connection while no action is wanted: call it in every control period in which the arm is held.
+
+        Waits for nothing, and takes well under a millisecond. A server that was restarted meanwhile has been greeted by the
+        time the arm is enabled again, so that the next :meth:`step` gets a chunk. A server that is gone is no error here.
+
+        Raises:
+            SpecMismatchError: The server was restarted with a policy that does not fit.
+        """
+        self._client.keep_alive()
+        self._check_shape()
 
     @property
     def delay_steps(self) -> int:
-        """Control periods that an answer takes, by the slowest of the last ones."""
-        return math.ceil(max(self._delays_s, default=_FIRST_GUESS_S) / self._period_s)
+        """Control periods that an answer takes, by the slowest of the last ones but one in eight.
+
+        A cold server's first answer says nothing about the next one; a server that stays slow is found within five answers.
+        """
+        delays_s = sorted(self._delays_s)
+        slowest_s = delays_s[max(0, len(delays_s) - 1 - math.ceil(len(delays_s) / _OUTLIERS))]
+        return math.ceil(slowest_s / self._period_s)
 
     def step(self, observation: Observation, noise: FloatArray | None = None) -> StreamStep:
         """The action of this control period, from its observation (unbatched); waits only for the first chunk.
 
+        Where that wait outlasts the period, the arm stands until the next one, which the chunk then begins in.
+
         Raises:
             ServerError: There is no chunk to play, and none to be had. While there is one to play, errors count in
                 ``lost`` and the next step asks again.
+            SpecMismatchError: The server was restarted with a policy that does not fit.
         """
-        joined = self._take()
+        began_ns = self._clock_ns()
+        self._check_shape()
+        self._take()
         asked = self._ask(observation, noise)
         if self._chunk is None:
-            joined = self._take(wait=True)
+            self._take(wait=True)
+            if self._clock_ns() - began_ns > self._period_s * 1e9:
+                return StreamStep(None, asked, False)
         action = self._action(self._step)
+        if action is None:
+            return StreamStep(None, asked, False)
         self._step += 1
+        joined, self._fresh = self._fresh, False
         return StreamStep(action, asked, joined)
 
     def _ask(self, observation: Observation, noise: FloatArray | None) -> bool:
@@ -122,10 +155,12 @@ class ChunkStream:
         try:
             self._asked_ns = self._clock_ns()
             batch = None if noise is None else noise[None]
-            # An answer after the last action being played could start nothing in time.
-            deadline_s = None if self._chunk is None else max(1, left) * self._period_s
+            # An answer after the last action being played could start nothing in time; an arm that stands can wait.
+            self._budget_s = left * self._period_s if left > 0 else None
             prefix, mask, self._decided = self._plan()
-            self._number = self._client.ask(as_batch(observation), batch, deadline_s, prefix=prefix, prefix_mask=mask)
+            self._number = self._client.ask(
+                as_batch(observation), batch, self._budget_s, prefix=prefix, prefix_mask=mask
+            )
             self._asked_step = self._step
         except ServerError:
             self._lose()
@@ -149,29 +184,29 @@ class ChunkStream:
     def _is_time(self) -> bool:
         return self._chunk is None or self._end - self._step <= self.delay_steps + self._blend
 
-    def _take(self, wait: bool = False) -> bool:
-        """Look for the chunk that is on its way; whether it has come."""
+    def _take(self, wait: bool = False) -> None:
+        """Look for the chunk that is on its way, and take it up if it has come."""
         if self._number is None:
-            return False
+            return
         try:
             chunk = self._client.collect(self._number, None if wait else 0)[0]
         except TimeoutError:
-            return False
+            return
         except ServerError as error:
             if isinstance(error, LateError):
-                self._note_delay()
+                self._note_delay(self._budget_s or 0.0)  # it was refused at once, and would have taken longer than this
             self._number = None
             self._lose()
-            return False
+            return
         self._number = None
         self._note_delay()
         if self._asked_step + len(chunk) <= self._step:  # all of it is past
             self.lost += 1
-            return False
+            return
         self._old, self._old_start = self._chunk, self._start
         self._chunk, self._start = chunk, self._asked_step
         self._blend_from = max(self._step, self._asked_step + self._decided)
-        return True
+        self._fresh = True
 
     def _action(self, step: int) -> FloatArray | None:
         new = _at(self._chunk, step - self._start)
@@ -189,8 +224,15 @@ class ChunkStream:
         """First step that the chunk does not reach."""
         return self._start + (0 if self._chunk is None else len(self._chunk))
 
-    def _note_delay(self) -> None:
-        self._delays_s.append((self._clock_ns() - self._asked_ns) / 1e9)
+    def _note_delay(self, least_s: float = 0.0) -> None:
+        self._delays_s.append(max(least_s, (self._clock_ns() - self._asked_ns) / 1e9))
+
+    def _check_shape(self) -> None:
+        if self._client.spec.noise_shape != self._shape:
+            raise SpecMismatchError(
+                f"the server was restarted with a policy whose chunks have shape {self._client.spec.noise_shape}; this run "
+                f"began with {self._shape}: serve the former policy again, or start a new run"
+            )
 
     def _lose(self) -> None:
         """Count a chunk that will not come; without one to play, say so."""

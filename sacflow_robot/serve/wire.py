@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -19,11 +19,19 @@ from sacflow_robot.errors import WireError
 VERSION = 2
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-MAX_HEADER_BYTES = 1024 * 1024
+MAX_HEADER_BYTES = 64 * 1024
+MAX_ANSWER_HEADER_BYTES = 1024 * 1024  # it holds a policy's specification
 MAX_ARRAYS = 64
 PREFIX, PREFIX_MASK = "prefix", "prefix_mask"
+STOP_REQUESTS = b"challenge", b"stop", b"arm", b"outcome"
+"""First frames of what ``sacflow-robot estop`` sends, to a robot's stop server."""
+STOP_REFUSED = b"refused"
 _PEER_QUEUE = 64  # messages that wait for, or from, one client; beyond that it waits, or loses answers
 _MAX_DIMENSIONS, _MAX_EXTENT = 8, 2**24
+# A header's maps and lists: each costs its reader fifty times as much as its sender.
+_MAX_ENTRIES, _MAX_CONTAINERS = 4096, 4096
+_MAX_VALUES = 2**16  # of other protocols' messages, which carry arrays as numbers too
+_NO_CONTAINERS = bytes(set(range(256)) - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF})
 _DTYPES = {name: np.dtype(name) for name in ("<f4", "<f8", "|u1", "<i4", "<i8", "|b1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # As integers: arithmetic on pyzmq's enums takes a microsecond, on every frame.
@@ -102,40 +110,58 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Frame], flags: int = 0) -> 
 
 
 def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[Any]:
-    """The next message: ``heads`` frames as bytes (routing identity, header), array frames as they lie in memory.
+    """The next message: ``heads`` frames as bytes (routing identity, header), array frames as they lie in memory. Of frames
+    beyond those that a message may have, one is kept.
 
     Raises:
         zmq.Again: There is none (yet).
     """
+    return as_heads(receive_frames(socket, flags), heads)
+
+
+def receive_frames(socket: zmq.Socket[bytes], flags: int = 0) -> list[Any]:
+    """As :func:`receive`, with no frame made bytes: the first one tells whose the connection is."""
     frame: Any = socket.recv(flags, copy=False)
     frames = [frame]
     while frame.more:
         frame = socket.recv(0, copy=False)
-        frames.append(frame)
+        if len(frames) <= MAX_ARRAYS + 2:
+            frames.append(frame)
+    return frames
+
+
+def as_heads(frames: list[Any], heads: int) -> list[Any]:
+    """The same frames, the first ``heads`` of them bytes."""
     for i, head in enumerate(frames[:heads]):
-        frames[i] = head.bytes
+        if len(head) <= MAX_HEADER_BYTES:  # a larger one is refused unread, or is an answer
+            frames[i] = head.bytes
     return frames
 
 
 def decode(frames: Sequence[Any]) -> Message:
-    """Inverse of :func:`encode`; arrays are read-only views of the frames.
+    """Inverse of :func:`encode`, for answers; arrays are read-only views of the frames.
 
     Raises:
         WireError: The frames are not a message of this version.
     """
-    return decode_arrays(decode_header(frames), frames)
+    return decode_arrays(decode_header(frames, MAX_ANSWER_HEADER_BYTES), frames)
 
 
-def decode_header(frames: Sequence[Any]) -> dict[str, Any]:
+def decode_header(frames: Sequence[Any], most_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
     """The header, still with ``arrays``; the first thing to know of a message, for it says whom to answer.
 
     Raises:
-        WireError: It is not a header of this version.
+        WireError: It is not a header of this version, or too large.
     """
-    if not frames or len(frames[0]) > MAX_HEADER_BYTES:
-        raise WireError(f"a header frame has 1 to {MAX_HEADER_BYTES} bytes")
+    if not frames or len(frames[0]) > most_bytes:
+        raise WireError(f"a header frame has 1 to {most_bytes} bytes")
+    content = bytes(frames[0])
+    if len(content) > _MAX_CONTAINERS and len(content.translate(None, _NO_CONTAINERS)) > _MAX_CONTAINERS:
+        raise WireError(f"a header has {_MAX_CONTAINERS} maps and lists at most")
     try:
-        header = msgpack.unpackb(frames[0], raw=False, strict_map_key=True)
+        header = msgpack.unpackb(
+            content, raw=False, strict_map_key=True, max_array_len=_MAX_ENTRIES, max_map_len=_MAX_ENTRIES
+        )
     except (ValueError, RecursionError, msgpack.exceptions.UnpackException):
         raise WireError("the header frame is not msgpack with string keys") from None
     if not isinstance(header, dict):
@@ -143,6 +169,25 @@ def decode_header(frames: Sequence[Any]) -> dict[str, Any]:
     if header.pop("v", None) != VERSION:
         raise WireError(f"protocol version is not {VERSION}; use a client and a server of the same release")
     return header
+
+
+def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any]) -> Any:
+    """What msgpack data of other protocols hold, each map passed through ``hook``: few values, however large their arrays.
+
+    Raises:
+        ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException: They are not msgpack, or hold too much.
+    """
+    left = _MAX_VALUES
+
+    def counted(value: Any) -> Any:
+        nonlocal left
+        left -= 1 + len(value)
+        if left < 0:
+            raise ValueError("too many values")
+        return hook(value) if isinstance(value, dict) else value
+
+    limits = {"max_array_len": _MAX_VALUES, "max_map_len": _MAX_ENTRIES}
+    return msgpack.unpackb(data, object_hook=counted, list_hook=counted, strict_map_key=False, raw=False, **limits)
 
 
 def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:

@@ -44,7 +44,24 @@ def _property(name: bytes, value: bytes) -> bytes:
     return bytes([len(name)]) + name + struct.pack(">I", len(value)) + value
 
 
+_ANSWER = b"ROUTER", b"REP", b"DEALER"
 READY = _command(b"READY", _property(b"Socket-Type", b"DEALER") + _property(b"Identity", b""))
+
+
+def check_ready(body: bytes) -> None:
+    """Whether a peer's READY says that it answers requests, as ZeroMQ checks.
+
+    Raises:
+        WireError: It is a socket of another type, or says nothing of it.
+    """
+    properties, at = {}, 0
+    while at < len(body):
+        name_end = at + 1 + body[at]
+        value_end = name_end + 4 + int.from_bytes(body[name_end : name_end + 4], "big")
+        properties[body[at + 1 : name_end].lower()] = body[name_end + 4 : value_end]
+        at = value_end
+    if properties.get(b"socket-type") not in _ANSWER:
+        raise WireError("what answers there is a ZeroMQ socket that takes no requests")
 
 
 def ping(time_to_live_s: float) -> bytes:

@@ -133,6 +133,8 @@ def test_a_killed_server(server: Server, tmp_path: Path) -> None:
     run, said = run_with(server, tmp_path / "a.zarr", 12, lambda log: server.kill(), server.start)
     lines = [line for _, line in said]
     assert lines[0] == "failed" and lines[1].startswith("hold: no action came") and "armed" in lines
+    after = lines[lines.index("armed") :]
+    assert not any("connection" in line for line in after), "made again while held, so that one act is enough"
     flags, source = run.episode.flags, run.episode.source
     assert flags is not None and (source == Source.HOLD).any()
     missing = int(np.argmax(source == Source.HOLD))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,16 @@ import numpy as np
 import pytest
 import zmq
 
-from sacflow_robot.errors import ServerError, ServerGoneError, UsageError
+from sacflow_robot.errors import (
+    RefusedError,
+    RobotError,
+    ServerError,
+    ServerGoneError,
+    ServerRestartedError,
+    UsageError,
+)
+from sacflow_robot.robot.estop import StopServer, request
+from sacflow_robot.robot.switches import Switches
 from sacflow_robot.serve import wire, zmtp
 from sacflow_robot.serve.client import Keys, PolicyClient
 from sacflow_robot.serve.policy import OnnxPolicy
@@ -139,3 +149,80 @@ def test_a_closed_client_says_so(policy_file: Path, tmp_path: Path, with_keys: b
         for call in (*calls, lambda: client.collect(number), lambda: client.collect(number, 0)):
             with pytest.raises(UsageError, match="is closed"):
                 call()
+
+
+def test_a_key_taken_off_the_list_ends_what_its_client_may_do(policy_file: Path, tmp_path: Path) -> None:
+    server_key, folder = new_keys(tmp_path, "server")[1], tmp_path / "clients"
+    (public, own_key), other_key = new_keys(folder, "arm"), new_keys(folder, "other")[1]
+    policy, spare = OnnxPolicy(policy_file), public.read_bytes()
+    with (
+        PolicyServer(policy, "tcp://127.0.0.1:*", security=Security(server_key, folder)).start() as server,
+        PolicyClient(server.address, keys=Keys(own_key, tmp_path / "server.key")) as client,
+        PolicyClient(server.address, keys=Keys(other_key, tmp_path / "server.key")) as other,
+    ):
+        for _ in range(3):
+            assert client.infer(observation()).shape == other.infer(observation()).shape
+        for change in (public.unlink, lambda: public.write_bytes((folder / "other.key").read_bytes())):
+            change()
+            time.sleep(0.4)
+            for asked in (lambda: client.infer(observation()), client.status, client.begin_episode):
+                with pytest.raises(RefusedError, match="key is not on the server's list any more"):
+                    asked()
+            assert other.infer(observation()).shape == (1, 5, 7)
+            assert [session.client for session in server.sessions._sessions.values()] == ["python"], "the other one's"
+        public.write_bytes(spare)
+        time.sleep(0.4)
+        with pytest.raises(ServerRestartedError):
+            client.infer(observation())
+        assert client.infer(observation()).shape == (1, 5, 7), "and in again, in a session of its own"
+
+
+def test_a_folder_of_keys_that_is_gone_lets_nobody_ask(policy_file: Path, tmp_path: Path) -> None:
+    server_key, own_key = new_keys(tmp_path, "server")[1], new_keys(tmp_path / "clients", "arm")[1]
+    security = Security(server_key, tmp_path / "clients")
+    with (
+        PolicyServer(OnnxPolicy(policy_file), "tcp://127.0.0.1:*", security=security).start() as server,
+        PolicyClient(server.address, keys=Keys(own_key, tmp_path / "server.key")) as client,
+    ):
+        assert client.infer(observation()).shape == (1, 5, 7)
+        (tmp_path / "clients").rename(tmp_path / "elsewhere")
+        time.sleep(0.4)
+        with pytest.raises(RefusedError, match="key is not on the server's list any more"):
+            client.infer(observation())
+
+
+@pytest.mark.parametrize("verb", ["stop", "arm"])
+def test_a_stop_sent_to_a_policy_server_is_told_where_to_go(policy_file: Path, verb: str) -> None:
+    with PolicyServer(OnnxPolicy(policy_file), "tcp://127.0.0.1:*").start() as server:
+        with pytest.raises(RobotError, match=r"refused to .*this is a policy server.*run --estop"):
+            request(server.address, verb, timeout_s=3.0)
+        with PolicyClient(server.address) as client:
+            assert client.infer(observation()).shape == (1, 5, 7)
+
+
+def test_a_client_that_asks_a_stop_server_is_told_so() -> None:
+    expected = r"is where a robot listens for stops \(run --estop\)"
+    with StopServer("tcp://127.0.0.1:0", Switches()) as server, pytest.raises(ServerError, match=expected):
+        PolicyClient(server.address)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 7), (1, 5, 6), (5, 7)])
+@pytest.mark.parametrize("kind", ["<f4", "<f8"])
+def test_what_are_no_actions_is_said(
+    serve: Serve, welcome: dict[str, Any], shape: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = serve(lambda header: [{**welcome, "id": header["id"]}])
+    with PolicyClient(address) as client:
+        actions = np.zeros(shape, kind)
+        monkeypatch.setattr(client, "_await", lambda *_: wire.Message({"ok": True}, {"actions": actions}))
+        with pytest.raises(ServerError, match=r"without float32 actions of shape \(B, 5, 7\)"):
+            client.infer(observation())
+
+
+@pytest.mark.parametrize("kind", [zmq.PUB, zmq.PULL, zmq.PAIR])
+def test_a_socket_that_takes_no_requests_is_no_server(kind: int) -> None:
+    with zmq.Context() as context, context.socket(kind) as other:
+        other.linger = 0
+        other.bind("tcp://127.0.0.1:*")
+        with pytest.raises(ServerGoneError, match="no answer"):
+            PolicyClient(other.getsockopt_string(zmq.LAST_ENDPOINT), 0.3)

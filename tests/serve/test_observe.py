@@ -7,8 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sacflow_robot.cli import main
 from sacflow_robot.errors import LateError, RefusedError
+from sacflow_robot.serve.batch import Request, evaluate
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
@@ -79,9 +82,53 @@ def test_top_shows_counts_latencies_and_clients(server: PolicyServer, capsys: py
     assert {"client": "arm", "requests": 3, "late": 1, "refused": 1} in data["clients"]
     assert 0 < data["latency_us"]["infer"]["p50"] <= data["latency_us"]["total"]["p99"]
     assert main(["top", "--server", server.address, "--once"]) == 0
-    shown = capsys.readouterr().err
+    shown, remarks = capsys.readouterr()
+    assert not remarks
     for word in ("answered", "infer", "arm", server.policy.version, "cpu, 1 thread"):
         assert word in shown
+
+
+@pytest.mark.parametrize("asked", [0, 1, 5])
+def test_a_client_that_says_goodbye_is_not_one_that_was_dropped(policy_file: Path, asked: int) -> None:
+    with PolicyServer(OnnxPolicy(policy_file), "tcp://127.0.0.1:*") as server:
+        server.start()
+        for _ in range(5):
+            with PolicyClient(server.address) as client:
+                for _ in range(asked):  # answers that it does not stay for
+                    client.ask(observation())
+        with PolicyClient(server.address) as client:
+            deadline = time.monotonic() + 2.5
+            while time.monotonic() < deadline:
+                assert client.status()["dropped"] == 0
+                time.sleep(0.2)
+
+
+def test_a_client_that_leaves_without_a_word_is_one_that_was_dropped(policy_file: Path) -> None:
+    with PolicyServer(OnnxPolicy(policy_file), "tcp://127.0.0.1:*") as server:
+        server.start()
+        client = PolicyClient(server.address, name="rude")
+        with patched_evaluation(0.3):
+            client.ask(observation())
+            time.sleep(0.1)
+            client._linked = False  # says nothing
+            client.close()
+            deadline = time.monotonic() + 5
+            while not server.meters.counts["dropped"] and time.monotonic() < deadline:
+                time.sleep(0.05)
+        assert server.meters.counts["dropped"] == 1
+
+
+@contextmanager
+def patched_evaluation(seconds: float) -> Iterator[None]:
+    """Every evaluation takes so much longer."""
+
+    def slow(batch: Sequence[Request]) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
+        time.sleep(seconds)
+        return evaluate(batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sacflow_robot.serve.server.evaluate", slow)
+        yield
 
 
 def test_a_server_with_every_door_open_logs_json_and_stops(policy_file: Path, tmp_path: Path) -> None:

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +20,9 @@ from sacflow_robot.learn.export import export_policy, make_spec
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.serve.reload import Reloader
+from sacflow_robot.serve.server import PolicyServer
+from sacflow_robot.spec import ArmSpec, PolicySpec
 
 
 def observation(policy: OnnxPolicy, batch: int) -> dict[str, np.ndarray]:
@@ -72,6 +79,131 @@ def test_files_that_are_not_what_they_claim(policy_file: Path, tmp_path: Path) -
     golden["actions"][0, 0, 0] += 1e-3
     with pytest.raises(PolicyFileError, match=r"golden vectors differ by 1\.0e-03"):
         OnnxPolicy(change(policy_file, path, golden=policyfile.pack_arrays(golden)))
+
+
+def renamed(model: onnx.ModelProto, old: str, new: str) -> None:
+    for node in model.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+        node.output[:] = [new if name == old else name for name in node.output]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.name = new if value.name == old else value.name
+
+
+def value(model: onnx.ModelProto, name: str) -> onnx.TypeProto.Tensor:
+    return next(v for v in (*model.graph.input, *model.graph.output) if v.name == name).type.tensor_type
+
+
+def retyped(model: onnx.ModelProto) -> None:
+    value(model, "noise").elem_type = onnx.TensorProto.DOUBLE
+    model.graph.node.insert(0, onnx.helper.make_node("Cast", ["noise"], ["noise_float"], to=onnx.TensorProto.FLOAT))
+    for node in model.graph.node[1:]:
+        node.input[:] = ["noise_float" if name == "noise" else name for name in node.input]
+
+
+def respecified(model: onnx.ModelProto, **changes: object) -> None:
+    kept = {p.key: p.value for p in model.metadata_props}
+    spec = replace(PolicySpec.from_json(kept[policyfile.SPEC_KEY]), **changes)
+    kept |= {policyfile.SPEC_KEY: spec.to_json(), policyfile.FINGERPRINT_KEY: spec.fingerprint}
+    onnx.helper.set_model_props(model, kept)
+
+
+def another_input(model: onnx.ModelProto) -> None:
+    extra = onnx.helper.make_tensor_value_info("force", onnx.TensorProto.FLOAT, ["batch", 6])
+    model.graph.input.append(extra)
+
+
+def fixed_batch(model: onnx.ModelProto) -> None:
+    value(model, "object").shape.dim[0].dim_value = 1
+
+
+def flat(model: onnx.ModelProto) -> None:
+    shape = onnx.helper.make_tensor("flat_shape", onnx.TensorProto.INT64, [2], [-1, 35])
+    renamed(model, "actions", "chunk")
+    model.graph.initializer.append(shape)
+    model.graph.node.append(onnx.helper.make_node("Reshape", ["chunk", "flat_shape"], ["actions"]))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("actions", onnx.TensorProto.FLOAT, ["batch", 35]))
+
+
+FAULTS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
+    "output": (lambda m: renamed(m, "actions", "output"), "it has no output 'actions', but output"),
+    "input": (lambda m: renamed(m, "object", "cube"), "it has no input 'object', but .*needs an input 'cube'"),
+    "noise": (lambda m: renamed(m, "noise", "z"), "it has no input 'noise'.*needs an input 'z'"),
+    "prefix": (lambda m: renamed(m, "prefix", "given"), "it takes prefix_mask alone"),
+    "type": (retyped, r"input 'noise' is tensor\(double\), expected tensor\(float\)"),
+    "rank": (flat, r"output 'actions' has shape \(batch, 35\), expected \(B, 5, 7\) for any B"),
+    "chunk length": (
+        lambda m: respecified(m, chunk_length=4),
+        r"'noise' has shape \(batch, 5, 7\), expected \(B, 4, 7\)",
+    ),
+    "batch": (fixed_batch, r"input 'object' has shape \(1, 10\), expected \(B, 10\) for any B"),
+    "more": (another_input, "needs an input 'force' that the specification does not know"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_graph_that_is_not_what_its_specification_says_is_not_served(
+    policy_file: Path, tmp_path: Path, fault: str
+) -> None:
+    change, complaint = FAULTS[fault]
+    model, path = onnx.load(policy_file), tmp_path / "served.onnx"
+    change(model)
+    onnx.save(model, path)
+    with pytest.raises(PolicyFileError, match=complaint) as error:
+        OnnxPolicy(path)
+    assert "\n" not in str(error.value) and str(error.value).startswith(f"{path}: its graph is not what")
+    shutil.copy(policy_file, path)
+    with PolicyServer(OnnxPolicy(path), "tcp://127.0.0.1:*") as server:
+        serving = server.policy
+        onnx.save(model, path)
+        assert not Reloader(server, path, watch=False).reload() and server.newest is serving
+        assert "its graph is not what" in (server.meters.last_reload or {})["reason"]
+
+
+def test_a_foreign_file_is_told_where_to_go(policy_file: Path, tmp_path: Path) -> None:
+    model = onnx.load(policy_file)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(
+        PolicyFileError, match=r"lacks sacflow_robot\.spec, .*sacflow-robot export.*docs/protocol\.md"
+    ) as error:
+        OnnxPolicy(tmp_path / "foreign.onnx")
+    title = str(error.value).rpartition("'")[0].rpartition("'")[2]
+    assert f"## {title}\n" in (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+
+
+def test_a_file_too_large_for_a_policy_is_not_read(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.onnx"
+    with huge.open("wb") as file:
+        file.truncate(6 * 2**30)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    for read in (OnnxPolicy, policyfile.file_version):
+        with pytest.raises(PolicyFileError, match=r"huge\.onnx has 6\.0 GiB, a policy file 1 GiB at most"):
+            read(huge)
+    assert time.monotonic() - began < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18, "KiB"
+    for no_file in (Path("/dev/zero"), tmp_path):
+        with pytest.raises(PolicyFileError, match="no policy file at"):
+            OnnxPolicy(no_file)
+
+
+def test_int8_weights_on_an_older_runtime(policy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sacflow_robot.learn.weights as weights
+
+    monkeypatch.setattr(weights, "_LEAST_SUM", 8)
+    model = onnx.load(policy_file)
+    weights._to_int8(model)
+    onnx.save(model, tmp_path / "int8.onnx")
+    needed = r"int8.onnx has int8 weights, which needs onnxruntime >= 1\.22; installed 1\.(20\.1|9\.0): pip install -U"
+    for installed in ("1.20.1", "1.9.0"):
+        monkeypatch.setattr(onnxruntime, "__version__", installed)
+        OnnxPolicy(policy_file)
+        with pytest.raises(PolicyFileError, match=needed):
+            OnnxPolicy(tmp_path / "int8.onnx")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.22.0")
+    with pytest.raises(
+        PolicyFileError, match="fails its self-test"
+    ):  # the golden vectors are those of the other weights
+        OnnxPolicy(tmp_path / "int8.onnx")
 
 
 def change_read(source: Path) -> str:

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,9 @@ from sacflow_robot.errors import (
 )
 from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
+from sacflow_robot.serve.batch import Request, evaluate
 from sacflow_robot.serve.client import Keys, PolicyClient
+from sacflow_robot.serve.gateways.groot import GrootGateway
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.security import Security, new_keys
 from sacflow_robot.serve.server import PolicyServer
@@ -152,17 +154,75 @@ def test_what_would_be_late_is_said_at_once_and_not_computed(server: PolicyServe
         assert raw.ask("infer", observation(), deadline_ns="soon").header["error"]["kind"] == "invalid"
 
 
-def test_one_slow_inference_does_not_make_all_that_follow_late(server: PolicyServer) -> None:
-    with PolicyClient(server.address, deadline_s=1.0) as client:
-        client.infer(observation())
-        server._pace._expected_ns[1] = 5e9
-        answers = []
-        for _ in range(40):
-            try:
-                answers.append(client.infer(observation()))
-            except LateError:
-                continue
-        assert 10 < len(answers) < 40
+@pytest.mark.parametrize("quick_before", [0, 1, 50])
+@pytest.mark.parametrize("slow", [1, 3])
+def test_a_few_slow_evaluations_make_nothing_late(
+    server: PolicyServer, monkeypatch: pytest.MonkeyPatch, quick_before: int, slow: int
+) -> None:
+    with PolicyClient(server.address) as client:
+        for _ in range(quick_before):
+            client.infer(observation())
+        with monkeypatch.context() as patch:
+            _slow_down(patch, 0.1)
+            for _ in range(slow):
+                client.infer(observation())
+        for _ in range(10):
+            client.collect(client.ask(observation(), deadline_s=0.09))
+        assert server.meters.counts["late"] == 0
+
+
+def test_a_server_that_stays_slow_says_late_and_the_first_quick_evaluation_ends_it(
+    server: PolicyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with PolicyClient(server.address) as client:
+        for _ in range(20):
+            client.infer(observation())
+
+        def outcomes(count: int) -> list[bool]:
+            before = server.meters.counts["late"]
+            late = []
+            for _ in range(count):
+                with suppress(LateError):
+                    client.collect(client.ask(observation(), deadline_s=0.03))
+                late.append(server.meters.counts["late"] > before)
+                before = server.meters.counts["late"]
+            return late
+
+        with monkeypatch.context() as patch:
+            _slow_down(patch, 0.05)
+            assert outcomes(5 + 8 + 1 + 8) == [False] * 5 + [True] * 8 + [False] + [True] * 8
+        assert outcomes(10) == [False] * 10, "tried once more, and found quick"
+
+
+def _slow_down(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Make every evaluation take so much longer."""
+
+    def slow(batch: Sequence[Request]) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
+        time.sleep(seconds)
+        return evaluate(batch)
+
+    patch.setattr("sacflow_robot.serve.server.evaluate", slow)
+
+
+def test_a_policy_is_warm_before_anybody_is_answered(policy_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, other = OnnxPolicy(policy_file), OnnxPolicy(policy_file)
+    sizes: dict[OnnxPolicy, list[int]] = {policy: [], other: []}
+    run, bind = OnnxPolicy.run, OnnxPolicy.bind
+
+    def noted(self: OnnxPolicy, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        sizes[self].append(len(inputs["noise"]))
+        return run(self, inputs)
+
+    def noted_too(self: OnnxPolicy, inputs: dict[str, np.ndarray]) -> Callable[[], np.ndarray]:
+        sizes[self].append(-len(inputs["noise"]))
+        return bind(self, inputs)
+
+    monkeypatch.setattr(OnnxPolicy, "run", noted)
+    monkeypatch.setattr(OnnxPolicy, "bind", noted_too)
+    with PolicyServer(policy, ANY_PORT, max_batch=6) as server:
+        assert sorted(sizes[policy]) == [-1, 1, 2, 3, 4, 5, 6], "before it runs"
+        server.offer(other)
+        assert server.policy is policy and sorted(sizes[other]) == [-1, 1, 2, 3, 4, 5, 6], "before it is served"
 
 
 def test_repeated_and_reordered_requests_are_refused(server: PolicyServer) -> None:
@@ -450,5 +510,28 @@ def test_a_file_is_not_turned_into_a_socket(policy_file: Path, tmp_path: Path) -
     for _ in range(2):  # its own socket is gone once it stops
         with PolicyServer(OnnxPolicy(policy_file), f"ipc://{tmp_path}/cell") as server:
             server.start()
-            with pytest.raises(UsageError, match="cell exists"):
+            with pytest.raises(UsageError, match="another process serves there"):
                 PolicyServer(OnnxPolicy(policy_file), f"ipc://{tmp_path}/cell")
+
+
+@pytest.mark.parametrize("door", ["native", "groot"])
+def test_a_socket_left_by_a_killed_server_is_in_nobodys_way(policy_file: Path, tmp_path: Path, door: str) -> None:
+    path, policy = tmp_path / "cell", OnnxPolicy(policy_file)
+
+    def serve() -> PolicyServer | GrootGateway:
+        address = f"ipc://{path}"
+        return PolicyServer(policy, address) if door == "native" else GrootGateway(lambda: policy, address)
+
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+        killed.listen()
+        with pytest.raises(UsageError, match="another process serves there"):
+            serve()
+    assert path.exists(), "as after kill -9"
+    with closing(serve()), pytest.raises(UsageError, match="another process serves there"):
+        serve()
+    assert not path.exists()
+    path.write_text("precious")
+    with pytest.raises(UsageError, match="cell exists and is no socket"):
+        serve()
+    assert path.read_text() == "precious"

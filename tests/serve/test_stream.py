@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sacflow_robot.errors import LateError, ServerGoneError
+from sacflow_robot.errors import LateError, ServerGoneError, SpecMismatchError
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
@@ -76,9 +77,11 @@ def test_every_action_is_for_the_step_it_is_played_at(spec: PolicySpec, delay_ms
     network = Network(spec, delay_ms * 1_000_000)
     stream = ChunkStream(network, clock_ns=lambda: network.now_ns)
     first = play(network, stream, 1)
-    assert first == [0.0], "the first chunk is waited for"
-    network.now_ns = PERIOD_NS  # as where that wait is no part of the episode
-    assert play(network, stream, 60) == [float(n) for n in range(1, 61)], "none is missing, late or played twice"
+    assert first == [0.0 if delay_ms < 50 else None], "the first chunk is waited for; after its period the arm stands"
+    network.now_ns = PERIOD_NS * len(
+        [a for a in first if a is not None]
+    )  # as where that wait is no part of the episode
+    assert [*first, *play(network, stream, 60)] == [*first, *map(float, range(first != [None], 60 + (first != [None])))]
     assert stream.lost == 0 and 60 / 5 <= network.count <= 61
 
 
@@ -167,7 +170,55 @@ def test_a_late_answer_or_a_lost_server_costs_nothing_while_there_is_a_chunk_to_
         play(network, stream, 8)
     network.error = None
     assert None not in play(network, stream, 4)[1:]
-    assert network.deadlines[0] is None and all(0 < d <= 0.25 for d in network.deadlines[1:])
+    assert network.deadlines[0] is None and all(d is None or 0 < d <= 0.25 for d in network.deadlines[1:])
+
+
+@pytest.mark.parametrize("delay_ms", [10, 200, 700])
+@pytest.mark.parametrize("again", [False, True], ids=["begin", "after a hold"])
+def test_an_arm_that_stands_plays_a_chunk_from_its_first_action(spec: PolicySpec, delay_ms: int, again: bool) -> None:
+    network = Network(spec, delay_ms * 1_000_000)
+    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    if again:
+        play(network, stream, 7)
+        stream.begin()
+    asked_at = -(-network.now_ns // PERIOD_NS)
+    played, joined = [], []
+    for _ in range(4):
+        network.now_ns = -(-network.now_ns // PERIOD_NS) * PERIOD_NS  # the loop waits for its next grid point
+        step = stream.step({"x": np.zeros(3, np.float32)})
+        if step.action is not None:
+            played.append(float(step.action[0]))
+            joined.append(step.joined)
+        network.now_ns += 1_000_000
+    assert played[:3] == [asked_at, asked_at + 1, asked_at + 2] and joined[:3] == [True, False, False]
+
+
+def test_an_arm_that_has_run_out_of_actions_goes_on_where_it_stopped(spec: PolicySpec) -> None:
+    network = Network(spec, 1_000_000)
+    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    assert play(network, stream, 4) == [0.0, 1.0, 2.0, 3.0]
+    network.delay_ns = 420_000_000
+    played = play(network, stream, 14)
+    assert played[:2] == [4.0, None], "the next chunk was asked for with the last step, and is late"
+    after = [action for action in played if action is not None]
+    assert after == [4.0, 5.0, 6.0, 7.0, 8.0], "none of its actions passed while the arm stood"
+
+
+def test_one_slow_answer_changes_nothing_and_a_server_that_stays_slow_is_found(spec: PolicySpec) -> None:
+    network = Network(spec, 700_000_000)
+    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    play(network, stream, 2)
+    network.delay_ns = 1_000_000
+    for _ in range(40):
+        play(network, stream, 5)
+        assert stream.delay_steps == 1
+    network.delay_ns = 700_000_000
+    play(network, stream, 20)
+    assert stream.delay_steps == 1
+    network.delay_ns, count = 130_000_000, network.count
+    while stream.delay_steps != 3:
+        play(network, stream, 1)
+        assert network.count < count + 7
 
 
 def test_over_a_real_server(policy_file: Path) -> None:
@@ -180,3 +231,62 @@ def test_over_a_real_server(policy_file: Path) -> None:
             played, joined = played + (step.action is not None), joined + step.joined
             time.sleep(0.01)
         assert joined >= 4 and played >= 20
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_a_server_restarted_while_the_arm_is_held_is_greeted_before_the_arm_is_enabled(
+    policy_file: Path, tmp_path: Path, transport: str
+) -> None:
+    policy = OnnxPolicy(policy_file)
+    observation = {array.key: np.zeros(array.shape, np.float32) for array in policy.spec.arm.observations}
+    server = PolicyServer(policy, "tcp://127.0.0.1:*" if transport == "tcp" else f"ipc://{tmp_path}/cell").start()
+    with PolicyClient(server.address, expect=policy.spec.arm) as client:
+        stream = ChunkStream(client)
+        assert stream.step(observation).action is not None
+        took = []
+
+        def held(periods: int) -> None:
+            for _ in range(periods):
+                began = time.perf_counter()
+                stream.keep_alive()
+                took.append(time.perf_counter() - began)
+                time.sleep(0.05)
+
+        server.close()
+        stream.begin()
+        held(10)
+        assert not client.connected
+        with PolicyServer(policy, server.address).start():
+            deadline = time.monotonic() + 20
+            while not client.connected and time.monotonic() < deadline:
+                held(1)
+            stream.begin()  # one act of a person enables the arm
+            step = stream.step(observation)
+            assert step.action is not None and step.joined
+            held(20)
+        assert np.median(took) < 1e-3
+
+
+@pytest.mark.realtime
+def test_a_held_arm_is_told_of_a_server_restarted_with_a_policy_that_does_not_fit(policy_file: Path) -> None:
+    policy = OnnxPolicy(policy_file)
+    server = PolicyServer(policy, "tcp://127.0.0.1:*").start()
+    with (
+        PolicyClient(server.address, expect=policy.spec.arm) as client,
+        PolicyClient(server.address) as open_minded,
+    ):
+        streams = ChunkStream(client), ChunkStream(open_minded)
+        server.close()
+        other = OnnxPolicy(policy_file)
+        other.spec = replace(policy.spec, chunk_length=3, arm=replace(policy.spec.arm, robot="UR5e"))
+        changed = PolicyServer(policy, server.address)
+        changed.policy = other
+        with changed.start():
+            for stream, reason in zip(
+                streams, (r"differs .* in: arm\.robot", r"shape \(3, 7\).*began with \(5, 7\)"), strict=True
+            ):
+                with pytest.raises(SpecMismatchError, match=reason):
+                    for _ in range(400):
+                        stream.keep_alive()
+                        time.sleep(0.05)

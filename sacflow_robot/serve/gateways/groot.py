@@ -13,7 +13,6 @@ import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -25,6 +24,7 @@ from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve import wire
 from sacflow_robot.serve.batch import checked
 from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.sockets import AddressClaim
 from sacflow_robot.spec import FloatArray
 
 _POLL_MS = 100
@@ -39,13 +39,17 @@ class GrootGateway:
     Args:
         policy: Gives the policy to ask, anew for every request.
         bind: Address, e.g. ``tcp://127.0.0.1:5557``.
+        text_config: Whether clients read the modality config as JSON text, as earlier ones do, or as a map, as those of N1.7
+            do. Nothing in what a client sends tells which it is, and no answer suits both.
 
     Raises:
         UsageError: The address cannot be had.
     """
 
-    def __init__(self, policy: Callable[[], OnnxPolicy], bind: str) -> None:
+    def __init__(self, policy: Callable[[], OnnxPolicy], bind: str, *, text_config: bool = False) -> None:
         self._policy, self._seed, self._count = policy, secrets.randbits(63), 0
+        self._text_config = text_config
+        self._claim = AddressClaim(bind)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.REP)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
@@ -56,6 +60,7 @@ class GrootGateway:
             self._socket.bind(bind)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
+            self._claim.release()
             raise UsageError(f"cannot bind {bind}: {error}; see --groot") from None
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._stop = threading.Event()
@@ -67,9 +72,7 @@ class GrootGateway:
         self._stop.set()
         self._thread.join()
         self._context.destroy(linger=200)
-        transport, _, place = self.address.partition("://")
-        if transport == "ipc" and not place.startswith("@"):
-            Path(place).unlink(missing_ok=True)
+        self._claim.release()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -92,7 +95,7 @@ class GrootGateway:
             if endpoint == "reset":
                 return {}
             if endpoint == "get_modality_config":
-                return modality_config(self._policy())
+                return modality_config(self._policy(), self._text_config)
             raise WireError(f"unknown endpoint; valid: {', '.join(ENDPOINTS)}")
         except SacflowError as error:
             return {"error": str(error)}
@@ -134,20 +137,18 @@ def last_steps(observation: Mapping[str, Any], policy: OnnxPolicy) -> dict[str, 
     return arrays
 
 
-def modality_config(policy: OnnxPolicy) -> dict[str, Any]:
-    """What GR00T's clients ask for first: names and time steps of what goes in and out."""
+def modality_config(policy: OnnxPolicy, as_text: bool = False) -> dict[str, Any]:
+    """What GR00T's clients ask for first: names and time steps of what goes in and out, as maps or as JSON text."""
     arm = policy.spec.arm
     images = [a.key for a in arm.observations if len(a.shape) == 3]
     states = [a.key for a in arm.observations if a.key not in images]
     groups = {"state": ([0], states), "action": (list(range(policy.spec.chunk_length)), ["action"])}
     if images:
         groups["video"] = ([0], images)
+    configs = {name: {"delta_indices": steps, "modality_keys": keys} for name, (steps, keys) in groups.items()}
     return {
-        name: {
-            "__ModalityConfig_class__": True,
-            "as_json": json.dumps({"delta_indices": steps, "modality_keys": keys}),
-        }
-        for name, (steps, keys) in groups.items()
+        name: {"__ModalityConfig_class__": True, "as_json": json.dumps(config) if as_text else config}
+        for name, config in configs.items()
     }
 
 
@@ -158,7 +159,7 @@ def unpack(frames: list[bytes]) -> dict[str, Any]:
         WireError: It is none.
     """
     try:
-        request = msgpack.unpackb(b"".join(frames), raw=False, object_hook=_unpack_array)
+        request = wire.unpack_bounded(b"".join(frames), _unpack_array)
     except (ValueError, TypeError, KeyError, EOFError, RecursionError, msgpack.exceptions.UnpackException):
         raise WireError("the message is not msgpack of plain values and .npy arrays") from None
     if not isinstance(request, dict):

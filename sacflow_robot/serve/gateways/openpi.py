@@ -29,6 +29,7 @@ from websockets.http11 import Request, Response
 from sacflow_robot import __version__
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
 from sacflow_robot.policyfile import NOISE
+from sacflow_robot.serve import wire
 from sacflow_robot.serve.batch import checked
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.shortcut import Packed, Shortcut
@@ -164,7 +165,7 @@ class OpenpiGateway:
         """
         layout = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
         known = self._shortcuts.get(policy)
-        if known is not None and known.layout == layout:
+        if known is not None and known.fits(layout):
             packed = known.read([b"", *(array.tobytes() for array in arrays.values())])
             if packed is not None:
                 return packed
@@ -183,7 +184,7 @@ def unpack(message: str | bytes) -> Any:
     if isinstance(message, str):
         raise WireError("messages are binary msgpack, not text")
     try:
-        return msgpack.unpackb(message, object_hook=_unpack_array, strict_map_key=False)
+        return wire.unpack_bounded(message, _unpack_array)
     except (ValueError, TypeError, KeyError, RecursionError, msgpack.exceptions.UnpackException):
         raise WireError("the message is not msgpack of plain values and numeric arrays") from None
 

@@ -89,10 +89,16 @@ def test_a_client_gets_the_policys_actions(client: Client, gateway: GrootGateway
     assert "lacks 'robot0_eef_pos'" in client.call(None, {"observation": {}})["error"], "get_action is the default"
 
 
-def test_the_modality_config_names_what_goes_in_and_out(client: Client, policy: OnnxPolicy) -> None:
-    config = client.call("get_modality_config")
-    assert all(entry["__ModalityConfig_class__"] for entry in config.values())
-    state, action = (json.loads(config[name]["as_json"]) for name in ("state", "action"))
+@pytest.mark.parametrize("as_text", [False, True])
+def test_the_modality_config_names_what_goes_in_and_out(policy: OnnxPolicy, as_text: bool) -> None:
+    """As the clients of later versions read it, ``ModalityConfig(**as_json)``, or those of earlier ones, from text."""
+    with closing(GrootGateway(lambda: policy, "tcp://127.0.0.1:*", text_config=as_text)) as gateway:
+        client = Client(gateway.address)
+        config = client.call("get_modality_config")
+        client.close()
+    assert all(value["__ModalityConfig_class__"] for value in config.values())
+    read = json.loads if as_text else dict
+    state, action = (read(config[name]["as_json"]) for name in ("state", "action"))
     assert state["modality_keys"] == [a.key for a in policy.spec.arm.observations]
     assert action == {"delta_indices": [0, 1, 2, 3, 4], "modality_keys": ["action"]}
 
@@ -111,3 +117,11 @@ def test_nobody_kills_it_and_nonsense_is_neither_executed_nor_repeated(client: C
     for message in messages:
         assert "error" in client.raw(message)
     assert len(client.call("get_action", {"observation": states()})) == 2
+
+
+@pytest.mark.parametrize(
+    "many", [[[{}] * 1000] * 100, [0] * 70_000, [[0] * 1000] * 100, {str(i): 0 for i in range(5000)}]
+)
+def test_a_message_of_many_small_values_is_refused_before_it_is_read_to_its_end(client: Client, many: object) -> None:
+    assert "not msgpack of plain values" in client.call("get_action", {"observation": many})["error"]
+    assert client.call("ping")["status"] == "ok"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -16,7 +17,8 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from sacflow_robot.serve.gateways.openpi import OpenpiGateway
+from sacflow_robot.errors import WireError
+from sacflow_robot.serve.gateways.openpi import OpenpiGateway, unpack
 from sacflow_robot.serve.policy import OnnxPolicy
 from tests.serve.test_server import observation as batched
 
@@ -99,3 +101,14 @@ def test_nonsense_is_neither_executed_nor_repeated(gateway: OpenpiGateway) -> No
     client = WebsocketClientPolicy("127.0.0.1", gateway.port)
     assert client.infer(observation())["actions"].shape == (5, 7)
     client._ws.close()
+
+
+def test_a_message_of_many_small_values_does_not_hold_up_others(gateway: OpenpiGateway) -> None:
+    """The interpreter does nothing else while a message is read."""
+    many = msgpack.packb({"object": [[{}] * 1000] * 4000})
+    began = time.thread_time()
+    with pytest.raises(WireError, match="not msgpack of plain values"):
+        unpack(many)
+    assert time.thread_time() - began < 0.25
+    large = {"image": np.zeros((1024, 1024, 3), np.uint8), "list": [[0.5] * 7] * 1000}
+    assert unpack(msgpack_numpy.packb(large))["image"].shape == (1024, 1024, 3), "a large array is one value"

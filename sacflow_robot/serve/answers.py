@@ -1,0 +1,54 @@
+"""Answers of the policy server on their way, and those that nobody took."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+
+from sacflow_robot.serve import wire
+from sacflow_robot.serve.meters import Meters
+
+_REMEMBERED = 1024
+_NOBLOCK = int(zmq.NOBLOCK)
+
+
+class Answers:
+    """Sends answers at once or not at all: a client that does not take its own holds up nobody.
+
+    Args:
+        socket: The server's ROUTER.
+        meters: Where to count those dropped.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], meters: Meters) -> None:
+        self._socket, self._meters = socket, meters
+        self._unreachable: Counter[bytes] = Counter()  # answers that found their connection gone, since the last count
+        self._before: Counter[bytes] = Counter()  # and before it: by now a goodbye has been read
+        self._polite: deque[bytes] = deque(maxlen=_REMEMBERED)
+
+    def send(self, peer: bytes, header: dict[str, Any], arrays: dict[str, Any]) -> None:
+        """Send an answer of the protocol over the connection ``peer``."""
+        self.send_frames(peer, wire.encode(wire.Message(header, arrays)))
+
+    def send_frames(self, peer: bytes, frames: Sequence[bytes | memoryview]) -> None:
+        """Send these frames over the connection ``peer``."""
+        try:
+            wire.send(self._socket, [peer, *frames], _NOBLOCK)
+        except zmq.Again:
+            self._meters.dropped()  # it does not take its answers
+        except zmq.ZMQError:
+            self._unreachable[peer] += 1  # it is gone; perhaps with a goodbye, which is still to be read
+
+    def said_goodbye(self, peer: bytes) -> None:
+        """The client of this connection has left: answers that it did not wait for were of no use to it."""
+        self._polite.append(peer)
+
+    def count_dropped(self) -> None:
+        """Count the answers of late that found their client gone without a goodbye."""
+        for peer, answers in self._before.items():
+            for _ in range(0 if peer in self._polite else answers):
+                self._meters.dropped()
+        self._before, self._unreachable = self._unreachable, Counter()

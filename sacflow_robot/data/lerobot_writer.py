@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sacflow_robot.data.demos import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
-from sacflow_robot.data.lerobot import BOOKKEEPING, OURS, dimension_names
+from sacflow_robot.data.lerobot import OURS, dimension_names
+from sacflow_robot.data.lerobot_files import BOOKKEEPING
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, one_line
 from sacflow_robot.spec import ArmSpec

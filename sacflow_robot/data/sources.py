@@ -21,7 +21,7 @@ LOG_ABOUT = "demonstrations"
 
 
 def kind_of(path: Path | str) -> str:
-    """Kind of what is at the path: a folder with ``meta/info.json`` is a LeRobotDataset, another one an episode log.
+    """Kind of what is at the path: zarr, hdf5, lerobot or diffusion_policy.
 
     What an address such as ``s3://bucket/episodes.zarr`` names can only be an episode log.
 
@@ -34,12 +34,38 @@ def kind_of(path: Path | str) -> str:
     if not path.exists():
         raise DataError(f"no file or folder {path}; check the path")
     if path.is_dir():
-        return "lerobot" if (path / "meta" / "info.json").exists() else "zarr"
+        return _kind_of_folder(path)
     if path.suffix in KINDS["hdf5"]:
         return "hdf5"
+    if path.suffix == ".zip":
+        return "diffusion_policy"
     raise DataError(
-        f"{path} is neither an episode log or LeRobotDataset (a folder) nor an HDF5 file ({', '.join(KINDS['hdf5'])})"
+        f"{path} is neither a folder (an episode log, a LeRobotDataset or a diffusion_policy store), nor an HDF5 file "
+        f"({', '.join(KINDS['hdf5'])}) or a zipped diffusion_policy store (.zarr.zip)"
     )
+
+
+def _kind_of_folder(path: Path) -> str:
+    if any((path / name).exists() for name in ("meta/info.json", "meta_data/info.json")):
+        return "lerobot"
+    if (path / ".zattrs").exists() and _is_log(path / ".zattrs"):
+        return "zarr"
+    if (path / "meta" / "episode_ends").is_dir():
+        return "diffusion_policy"
+    if (path / ".zgroup").exists() or (path / WRITING).exists():
+        return "zarr"
+    raise DataError(
+        f"{path} is no data set: looked for meta/info.json (LeRobotDataset), .zgroup (episode log) and "
+        "meta/episode_ends (diffusion_policy store)"
+    )
+
+
+def _is_log(attributes: Path) -> bool:
+    """Whether a store's attributes are an episode log's, or damaged, which the log's own reader tells best."""
+    try:
+        return "format" in json.loads(attributes.read_text())
+    except (OSError, ValueError):
+        return True
 
 
 def kind_to_write(path: Path, kind: str | None = None) -> str:

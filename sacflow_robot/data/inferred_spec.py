@@ -51,6 +51,7 @@ def infer_spec(
     actions: Iterable[npt.NDArray[np.float64]],
     controller: str = UNKNOWN,
     action_names: Sequence[str] = (),
+    action_units: Sequence[str] = (),
     bounds: tuple[float, float] | None = None,
 ) -> ArmSpec:
     """Specification from what a data set holds.
@@ -63,6 +64,7 @@ def infer_spec(
         actions: Actions (T, A) of each episode.
         controller: What interprets the actions.
         action_names: One name per action dimension; otherwise they are numbered.
+        action_units: One unit per action dimension; otherwise they are unknown.
         bounds: Of every action dimension, where the data set says them.
 
     Raises:
@@ -85,7 +87,7 @@ def infer_spec(
         control_rate_hz=rate_hz,
         observations=tuple(_array(key, shape) for key, shape in observations.items()),
         action_names=names,
-        action_units=(UNKNOWN,) * len(limits),
+        action_units=tuple(action_units) or (UNKNOWN,) * len(limits),
         action_low=tuple(low for low, _ in limits),
         action_high=tuple(high for _, high in limits),
     )

@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import tyro
 
 from sacflow_robot.cli import common
+from sacflow_robot.data.agreement import AgreementOptions
 
 
 @dataclass(frozen=True)
-class Convert:
+class Convert(AgreementOptions):
     """Convert demonstrations between formats: episode log, robomimic HDF5, LeRobotDataset v3.0.
 
     What the destination cannot hold is said in one line; all else comes back bit for bit.
@@ -40,7 +41,7 @@ class Convert:
 
         kind = kind_to_write(self.dst, self.to)
         check_free(self.dst)
-        demos = demo_source.read(demo_source.locate(self.src), self.env, self.trim_idle)
+        demos = demo_source.read(demo_source.locate(self.src), self.env, self.trim_idle, self)
         if kind == "hdf5":
             demos = demo_source.describe_environment(demos)
         written = write_demos(self.dst, demos, kind)

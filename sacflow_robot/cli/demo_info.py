@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sacflow_robot.cli import common
+from sacflow_robot.data.agreement import AgreementOptions
 from sacflow_robot.errors import LogWriteError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _PICTURES = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
-class Info:
+class Info(AgreementOptions):
     """What demonstrations hold: a table, and a page of plots.
 
     Attributes:
@@ -46,7 +47,7 @@ class Info:
 
         picture = self._picture()
         path = demo_source.locate(self.src)
-        demos = demo_source.read(path, self.env, self.trim_idle)
+        demos = demo_source.read(path, self.env, self.trim_idle, self)
         solved = sum(e.success for e in demos.episodes)
         success = common.success_json(solved, len(demos.episodes))
         figures = {**success, "format": kind_of(path), **summarise(demos)}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sacflow_robot.cli import common
+from sacflow_robot.data.agreement import AgreementOptions
 from sacflow_robot.data.demos import DemoOptions, DemoSet
 from sacflow_robot.errors import DataError, UsageError
 
@@ -35,7 +36,7 @@ def locate(source: str) -> Path | str:
         )
 
 
-def options_for(task_name: str, trim_idle: bool) -> DemoOptions:
+def options_for(task_name: str, trim_idle: bool, agreement: AgreementOptions) -> DemoOptions:
     """How to read demonstrations of a task or Gymnasium id; the simulator starts when observations must be regenerated.
 
     Raises:
@@ -44,7 +45,7 @@ def options_for(task_name: str, trim_idle: bool) -> DemoOptions:
     from sacflow_robot.envs.tasks import get_arm, get_task, is_gymnasium_id
 
     if is_gymnasium_id(task_name):
-        return DemoOptions(get_arm(task_name), task_name, trim_idle=trim_idle)
+        return DemoOptions(get_arm(task_name), task_name, trim_idle=trim_idle, agreement=agreement)
     task = get_task(task_name)
     env: Any = None
 
@@ -55,10 +56,10 @@ def options_for(task_name: str, trim_idle: bool) -> DemoOptions:
         env = env or RobosuiteEnv(task.name)
         return env.observe_state(state)
 
-    return DemoOptions(task.arm, task.robosuite_name, observe, trim_idle)
+    return DemoOptions(task.arm, task.robosuite_name, observe, trim_idle, agreement)
 
 
-def read(path: Path | str, task: str | None, trim_idle: bool) -> DemoSet:
+def read(path: Path | str, task: str | None, trim_idle: bool, agreement: AgreementOptions) -> DemoSet:
     """Everything at a path, of the task that it names itself or, where it names none, the one given.
 
     Raises:
@@ -72,7 +73,7 @@ def read(path: Path | str, task: str | None, trim_idle: bool) -> DemoSet:
     if task is not None:
         get_arm(task)
     elif arm is not None:
-        return read_demos(path, DemoOptions(arm, arm.task))
+        return read_demos(path, DemoOptions(arm, arm.task, agreement=agreement))
     elif env_name is None:
         raise UsageError(f"{path} does not say which task it is of; give --env")
     else:
@@ -80,7 +81,7 @@ def read(path: Path | str, task: str | None, trim_idle: bool) -> DemoSet:
         if task is None:
             known = ", ".join(sorted(each.robosuite_name for each in TASKS.values()))
             raise DataError(f"{path} holds demonstrations of {env_name!r}; tasks known here: {known}")
-    return read_demos(path, options_for(task, trim_idle))
+    return read_demos(path, options_for(task, trim_idle, agreement))
 
 
 def describe_environment(demos: DemoSet) -> DemoSet:

@@ -314,7 +314,7 @@ def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Epi
     from sacflow_robot.data.hub import parse_name
     from sacflow_robot.data.sources import load_episodes
 
-    options = demo_source.options_for(config.env, config.trim_idle)
+    options = demo_source.options_for(config.env, config.trim_idle, config)
     demos: Path | str | None = None
     if config.demos == "auto":
         demos = _cached_demos(config)

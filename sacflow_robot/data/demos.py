@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.data.agreement import AgreementOptions
 from sacflow_robot.episode import STEP_TIMES, Episode, Source
 from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, FloatArray
 
@@ -79,12 +80,14 @@ class DemoOptions:
         env_name: robosuite's name of the task, which an HDF5 file must name.
         observe_state: Regenerates observations; needed for raw robosuite files.
         trim_idle: Drop idle steps of raw robosuite files, where keyboard teleoperation spends most of its time.
+        agreement: What the user vouches for, and what may be converted, where a file and the task differ.
     """
 
     arm: ArmSpec
     env_name: str
     observe_state: ObserveState | None = None
     trim_idle: bool = True
+    agreement: AgreementOptions = field(default_factory=AgreementOptions)
 
 
 @dataclass

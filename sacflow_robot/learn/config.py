@@ -8,6 +8,7 @@ from typing import Literal
 
 import yaml
 
+from sacflow_robot.data.agreement import AgreementOptions
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.spec import Engine
 
@@ -166,7 +167,7 @@ class LearnerConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(AgreementOptions):
     """Train a flow policy offline to online, and export it.
 
     Attributes:

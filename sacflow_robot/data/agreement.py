@@ -1,0 +1,250 @@
+"""What a file of demonstrations says of itself, against the robot and task that it is to serve.
+
+A file is believed only where it agrees: a reader states what the file says (:class:`Claims`) and calls
+:func:`check_agreement`, which refuses every difference by name and says which option resolves it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
+from sacflow_robot.spec import ArmSpec
+
+RewardKind = Literal["auto", "sparse", "-1/0", "dense"]
+
+_SAME_RATE = 0.01  # relative; 29.97 and 30 frames per second are one rate
+_SAME_PACE = 0.15  # relative; how far the median period of the times may be from the nominal one
+_SAME_SCALE = 1e-3  # relative
+
+_ONE_ROBOT = {"franka": "panda", "frankapanda": "panda", "frankaemikapanda": "panda", "frankaemika": "panda"}
+_UNSAID = {"", "unknown", "none", "null"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementOptions:
+    """What the user vouches for, and what may be converted, where a file and its task differ.
+
+    Attributes:
+        resample: Bring demonstrations of another control rate to the task's.
+        controller_map: Convert the actions of another controller to the task's: absolute poses to deltas, other scales.
+        as_robot: Robot that recorded the demonstrations, whatever the file says.
+        reward: What their rewards are: sparse (1 once solved), -1/0 (0 once solved), dense, or auto, told from the values.
+        success_above: With --reward dense: a step whose reward is above this has solved the task.
+        filter_key: Take only this subset of the demonstrations (robomimic's mask/<name>).
+    """
+
+    resample: bool = False
+    controller_map: bool = False
+    as_robot: str | None = None
+    reward: RewardKind = "auto"
+    success_above: float | None = None
+    filter_key: str | None = None
+
+    def check_options(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            UsageError: They do.
+        """
+        if (self.success_above is None) == (self.reward == "dense"):
+            if self.reward == "dense":
+                raise UsageError("--reward dense does not say which reward is a success; give --success-above X too")
+            raise UsageError(f"--success-above {self.success_above:g} goes with --reward dense; give both")
+
+
+@dataclass(frozen=True)
+class Controller:
+    """What a file says of the controller that interprets its actions; None where it does not say.
+
+    Attributes:
+        kind: Its name, as robosuite spells it: ``OSC_POSE``, ``JOINT_VELOCITY``, ...
+        delta: Whether an action is relative to the pose at the time (True) or absolute (False).
+        scale: What an action of 1 commands per motion dimension (m, rad), of those that it says.
+        offset: What an action of 0 commands, likewise; None for zeros.
+    """
+
+    kind: str | None = None
+    delta: bool | None = None
+    scale: tuple[float, ...] | None = None
+    offset: tuple[float, ...] | None = None
+
+    def __str__(self) -> str:
+        meaning = "" if self.delta is None else "delta" if self.delta else "absolute"
+        return " ".join(filter(None, (self.kind or "", meaning))) or "not named"
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a file says of its robot, rate and controller; None where it does not say.
+
+    Attributes:
+        robot: Robot that recorded it.
+        rate_hz: Actions per second.
+        controller: What interprets an action.
+        shaped_rewards: Whether its rewards are shaped (dense).
+    """
+
+    robot: str | None = None
+    rate_hz: float | None = None
+    controller: Controller | None = None
+    shaped_rewards: bool | None = None
+
+
+def claims_of_arm(arm: ArmSpec) -> Claims:
+    """What a file written here says, by the robot in it."""
+    kind, _, meaning = arm.controller.partition(" ")
+    delta = {"delta": True, "absolute": False}.get(meaning)
+    return Claims(arm.robot, arm.control_rate_hz, Controller(kind or None, delta, action_scale(arm)))
+
+
+def action_scale(arm: ArmSpec) -> tuple[float, ...] | None:
+    """What an action of 1 commands, per leading dimension whose unit is a number and m or rad; None if there is none."""
+    scale = []
+    for unit in arm.action_units:
+        found = re.fullmatch(r"([0-9.eE+-]+) (m|rad)(/s)?", unit)
+        if found is None:
+            break
+        scale.append(float(found[1]))
+    return tuple(scale) or None
+
+
+def same_robot(mine: str, theirs: str) -> bool:
+    """Whether two names are one robot's: ``Panda``, ``panda`` and ``franka``."""
+    return _plain(mine) == _plain(theirs)
+
+
+def _plain(robot: str) -> str:
+    name = re.sub(r"[^a-z0-9]", "", robot.lower())
+    return _ONE_ROBOT.get(name, name)
+
+
+def disagreements(claims: Claims, arm: ArmSpec, options: AgreementOptions) -> list[str]:
+    """Each difference that no option resolves: what the file says, what the task expects, what to do."""
+    return [
+        difference
+        for difference in (
+            _robot(claims.robot, arm, options),
+            _rate(claims.rate_hz, arm, options),
+            _controller(claims.controller, arm, options),
+        )
+        if difference is not None
+    ]
+
+
+def check_agreement(origin: str, claims: Claims, arm: ArmSpec, options: AgreementOptions) -> None:
+    """Refuse a file that does not agree with the robot and task that it is to serve.
+
+    Args:
+        origin: Names the file in messages.
+        claims: What it says.
+        arm: Robot and task.
+        options: What the user vouches for.
+
+    Raises:
+        UsageError: The options contradict each other.
+        SpecMismatchError: It does not agree; the message names every difference and the option that resolves it.
+    """
+    options.check_options()
+    if found := disagreements(claims, arm, options):
+        raise SpecMismatchError(f"{origin} does not agree with task {arm.task!r}: {'; '.join(found)}")
+
+
+def agreed(claims: Claims, options: AgreementOptions) -> Claims:
+    """The claims, the robot being the one that the user vouches for."""
+    return claims if options.as_robot is None else replace(claims, robot=options.as_robot)
+
+
+def _robot(said: str | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
+    if options.as_robot is not None and not same_robot(options.as_robot, arm.robot):
+        return f"--as-robot says {options.as_robot}, the task expects {arm.robot}"
+    if options.as_robot is not None or said is None or said.strip().lower() in _UNSAID or same_robot(said, arm.robot):
+        return None
+    return f"the file says robot {said}, the task expects {arm.robot} (if it is one, give --as-robot {arm.robot})"
+
+
+def _rate(said: float | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
+    expected = arm.control_rate_hz
+    if said is None or same_rate(said, expected):
+        return None
+    if not 0 < said < float("inf"):
+        return f"the file says a control rate of {said:g} Hz, the task expects {expected:g} Hz; correct the file"
+    if options.resample:
+        return None
+    return f"the file says {said:g} Hz, the task expects {expected:g} Hz (give --resample to convert)"
+
+
+def same_rate(mine: float, theirs: float) -> bool:
+    """Whether two control rates (Hz) are one."""
+    return abs(mine - theirs) <= _SAME_RATE * theirs
+
+
+def _controller(said: Controller | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
+    if said is None:
+        return None
+    kind, _, meaning = arm.controller.partition(" ")
+    found = f"the file says controller {said}, the task expects {arm.controller}"
+    if said.kind is not None and said.kind.upper() != kind.upper():
+        return f"{found}; actions of {said.kind} cannot be converted, give demonstrations under {kind}"
+    if said.delta is not None and meaning in ("delta", "absolute") and said.delta != (meaning == "delta"):
+        if said.delta:
+            return f"{found}; deltas cannot be converted to absolute goals, give demonstrations under {arm.controller}"
+        return None if options.controller_map else f"{found} (give --controller-map to convert)"
+    if said.delta is False or options.controller_map or same_scale(said, arm):
+        return None
+    ours, theirs = (", ".join(f"{value:g}" for value in scale or ()) for scale in (action_scale(arm), said.scale))
+    return f"the file says that an action of 1 commands {theirs} (output_max), the task expects {ours} (give --controller-map to convert)"
+
+
+def same_scale(said: Controller, arm: ArmSpec) -> bool:
+    """Whether an action commands the same motion under a file's controller and the task's, as far as both say."""
+    expected = action_scale(arm)
+    if said.scale is None or expected is None:
+        return True
+    length = min(len(said.scale), len(expected))
+    near = np.allclose(said.scale[:length], expected[:length], rtol=_SAME_SCALE, atol=0)
+    return bool(near and not np.any(said.offset or 0))
+
+
+def check_times(seconds: Sequence[float] | npt.NDArray[np.float64], rate_hz: float | None, origin: str) -> float | None:
+    """Refuse times that cannot be those of an episode recorded at its rate.
+
+    Args:
+        seconds: Capture time of each row (T,), s.
+        rate_hz: Nominal rate; None where none is said.
+        origin: Names file and episode in messages.
+
+    Returns:
+        The measured rate (Hz), from the median period; None for fewer than two rows.
+
+    Raises:
+        DataError: They are not finite, all alike, repeat, run backwards, or contradict the rate.
+    """
+    times = np.asarray(seconds, np.float64)
+    if wrong := np.flatnonzero(~np.isfinite(times)).tolist():
+        raise DataError(f"{origin}, step {wrong[0]}: its timestamp is {times[wrong[0]]}; expected seconds")
+    if len(times) < 2:
+        return None
+    periods = np.diff(times)
+    if not periods.any():
+        raise DataError(f"{origin}: its timestamps are all {times[0]:g}; expected times that increase")
+    if wrong := np.flatnonzero(periods <= 0).tolist():
+        step = wrong[0]
+        how = "runs backwards" if periods[step] < 0 else "repeats"
+        raise DataError(
+            f"{origin}, step {step + 1}: its timestamp {how} ({times[step]:.6g} s, then {times[step + 1]:.6g} s); "
+            f"put the rows in order, or leave the episode out"
+        )
+    measured = float(1 / np.median(periods))
+    if rate_hz is not None and abs(measured - rate_hz) > _SAME_PACE * rate_hz:
+        raise DataError(
+            f"{origin}: its timestamps are {measured:.4g} Hz apart, and the file says {rate_hz:g} Hz; one of the two "
+            f"is wrong, correct it in the file"
+        )
+    return measured

@@ -60,28 +60,25 @@ def options_for(task_name: str, trim_idle: bool, agreement: AgreementOptions) ->
 
 
 def read(path: Path | str, task: str | None, trim_idle: bool, agreement: AgreementOptions) -> DemoSet:
-    """Everything at a path, of the task that it names itself or, where it names none, the one given.
+    """Everything at a path, of the task given, else of the one that it names itself, else of whatever robot it is of.
 
     Raises:
-        UsageError: Neither names a task.
-        DataError: It cannot be read, or is of a task that is not known here.
+        UsageError: It does not say enough.
+        DataError: It cannot be read.
     """
-    from sacflow_robot.data.sources import read_demos, recorded_arm
+    from sacflow_robot.data.sources import demo_spec, read_demos, recorded_arm
     from sacflow_robot.envs.tasks import TASKS, get_arm
 
+    agreement.check_options()
     arm, env_name = recorded_arm(path)
     if task is not None:
         get_arm(task)
-    elif arm is not None:
-        return read_demos(path, DemoOptions(arm, arm.task, agreement=agreement))
-    elif env_name is None:
-        raise UsageError(f"{path} does not say which task it is of; give --env")
-    else:
+    elif arm is None:
         task = next((each.name for each in TASKS.values() if each.robosuite_name == env_name), None)
-        if task is None:
-            known = ", ".join(sorted(each.robosuite_name for each in TASKS.values()))
-            raise DataError(f"{path} holds demonstrations of {env_name!r}; tasks known here: {known}")
-    return read_demos(path, options_for(task, trim_idle, agreement))
+    if task is not None:
+        return read_demos(path, options_for(task, trim_idle, agreement))
+    arm = arm or demo_spec(path, agreement.rate)
+    return read_demos(path, DemoOptions(arm, env_name or arm.task, agreement=agreement))
 
 
 def describe_environment(demos: DemoSet) -> DemoSet:

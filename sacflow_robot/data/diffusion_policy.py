@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from pathlib import Path
@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from sacflow_robot.data.agreement import Claims, check_agreement
 from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses, human_episode
 from sacflow_robot.data.inferred_spec import UNKNOWN, infer_spec, observation_key
-from sacflow_robot.data.timestamps import capture_times, check_timestamps
+from sacflow_robot.data.timestamps import capture_times, check_frames
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec, FloatArray
@@ -90,7 +91,9 @@ class _Store:
     @property
     def observation_keys(self) -> list[str]:
         return [
-            key for key in self.low_dim if key not in _NO_OBSERVATIONS and not key.endswith(_UMI_GOALS) and "/" not in key
+            key
+            for key in self.low_dim
+            if key not in _NO_OBSERVATIONS and not key.endswith(_UMI_GOALS) and "/" not in key
         ]
 
     @property
@@ -163,6 +166,14 @@ def read_diffusion_policy(path: Path, options: DemoOptions) -> DemoSet:
     """
     losses, arm = Losses(), options.arm
     with _open(path) as store:
+        recorded = _recorded_rate(store)
+        rate_hz = options.agreement.rate if recorded is None else recorded
+        check_agreement(str(path), Claims(rate_hz=rate_hz), arm, options.agreement)
+        if rate_hz is None:
+            losses.remark(
+                f"the store does not say its rate, which is taken to be the task's, {arm.control_rate_hz:g} Hz"
+            )
+            rate_hz = arm.control_rate_hz
         actions = losses.to_float32(_actions(store), "action")
         if actions.shape[1:] != (arm.action_dim,):
             raise DataError(
@@ -175,20 +186,22 @@ def read_diffusion_policy(path: Path, options: DemoOptions) -> DemoSet:
         _note_losses(store, arm, losses, has_next=has_next, judged=judged is not None)
         episodes = []
         for number, rows in store.episodes():
+            origin = f"{path}, episode {number}"
             try:
                 parts = {key: column[rows] for key, column in columns.items()}
                 episodes.append(
                     _episode(
                         parts,
                         actions[rows],
-                        arm,
+                        replace(arm, control_rate_hz=rate_hz),
                         seconds=None if seconds is None else seconds[rows].reshape(-1),
                         rewards=None if judged is None else judged[rows].reshape(-1).astype(np.float32),
                         has_next=has_next,
+                        origin=origin,
                     )
                 )
             except DataError as error:
-                raise DataError(f"{path}, episode {number}: {error}") from None
+                raise error if str(error).startswith(origin) else DataError(f"{origin}, {error}") from None
     return DemoSet(arm, episodes, losses=losses)
 
 
@@ -200,6 +213,7 @@ def _episode(
     seconds: npt.NDArray[Any] | None,
     rewards: FloatArray | None,
     has_next: bool,
+    origin: str,
 ) -> Episode:
     """One episode of a store, of which T rows are given.
 
@@ -210,6 +224,7 @@ def _episode(
         seconds: Timestamps (T,), s.
         rewards: (T,).
         has_next: Whether the last row is the observation after the last action; otherwise that is not known.
+        origin: Names the episode in messages.
     """
     for key, rows in {**observations, "action": actions}.items():
         wrong = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(1))
@@ -217,7 +232,7 @@ def _episode(
             raise DataError(f"frame {wrong[0]}: {key} holds NaN or infinity; leave the episode out")
     recorded: dict[str, Any] = {}
     if seconds is not None:
-        check_timestamps(seconds, arm.control_rate_hz)
+        check_frames(seconds, arm.control_rate_hz, origin)
         times = capture_times(seconds, arm.control_rate_hz)
         recorded = {} if times is None else {"time_ns": times[:-1] if has_next else times}
     if has_next:
@@ -301,28 +316,29 @@ def _open(path: Path) -> Iterator[_Store]:
     Raises:
         DataError: It is no such store, or is damaged.
     """
-    is_zip = not path.is_dir()
-    try:
-        documents = dict(_zipped_metadata(path) if is_zip else _metadata(path))
-        prefix = next((name.removesuffix(ENDS) for name in documents if name.endswith(ENDS)), None)
-        if prefix is None:
-            raise DataError(f"{path} is no diffusion_policy store: it has no {ENDS}")
-        arrays = {
-            array.key: array
-            for name, text in documents.items()
-            if name.startswith(f"{prefix}data/")
-            for array in [_describe(name.removeprefix(f"{prefix}data/"), json.loads(text))]
-        }
-        storage: Any = zarr.storage.ZipStore(path, mode="r", read_only=True) if is_zip else path
-        root = zarr.open_group(storage, mode="r", path=prefix.rstrip("/"))
-        ends = _ends(path, np.asarray(root[ENDS][:]), arrays)  # type: ignore[index]
-    except _UNREADABLE as error:
-        raise DataError(f"{path} cannot be read as a diffusion_policy store ({one_line(error)}); is it complete?") from None
-    try:
-        yield _Store(path, root, arrays, ends)
-    finally:
-        if is_zip:
-            storage.close()
+    with ExitStack() as stack:
+        try:
+            documents = dict(_metadata(path) if path.is_dir() else _zipped_metadata(path))
+            prefix = next((name.removesuffix(ENDS) for name in documents if name.endswith(ENDS)), None)
+            if prefix is None:
+                raise DataError(f"{path} is no diffusion_policy store: it has no {ENDS}")
+            arrays = {
+                name.removeprefix(f"{prefix}data/"): json.loads(text)
+                for name, text in documents.items()
+                if name.startswith(f"{prefix}data/")
+            }
+            described = {key: _describe(key, metadata) for key, metadata in arrays.items()}
+            storage: Any = path
+            if not path.is_dir():
+                storage = zarr.storage.ZipStore(path, mode="r")
+                stack.callback(storage.close)
+            root = zarr.open_group(storage, mode="r", path=prefix.rstrip("/"))
+            ends = _ends(path, np.asarray(root[ENDS][:]), described)  # type: ignore[index]
+        except _UNREADABLE as error:
+            raise DataError(
+                f"{path} cannot be read as a diffusion_policy store ({one_line(error)}); is it complete?"
+            ) from None
+        yield _Store(path, root, described, ends)
 
 
 def _metadata(path: Path) -> Iterator[tuple[str, str]]:

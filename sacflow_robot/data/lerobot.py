@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.data.agreement import Claims, check_agreement
 from sacflow_robot.data.demos import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoOptions, DemoSet, Losses, human_episode
 from sacflow_robot.data.inferred_spec import UNKNOWN, infer_spec, observation_key
 from sacflow_robot.data.lerobot_files import (
@@ -31,7 +32,7 @@ from sacflow_robot.data.lerobot_files import (
     open_dataset,
 )
 from sacflow_robot.data.lerobot_frames import check_order, to_array
-from sacflow_robot.data.timestamps import capture_times, check_timestamps
+from sacflow_robot.data.timestamps import capture_times, check_frames
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError, one_line
 from sacflow_robot.spec import ArmSpec, FloatArray
@@ -111,6 +112,7 @@ def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
     if arm is not None and (different := options.arm.differences(arm)):
         raise SpecMismatchError(f"{path} does not fit (expected, found): {'; '.join(different)}")
     dataset = open_dataset(path)
+    check_agreement(str(path), Claims(dataset.robot_type, dataset.fps), options.arm, options.agreement)
     losses, episodes = Losses(), []
     try:
         layout = _layout(dataset, options.arm)
@@ -221,12 +223,12 @@ def _frames(dataset: Dataset, wanted: list[str]) -> Iterator[_Frames]:
             columns = {name: to_array(table[name], dataset.features[name]) for name in names}
             flat = {name: columns[name].reshape(len(columns[name])) for name in numbering}
             check_order(flat, row, least_index)
-            if "timestamp" in flat:
-                check_timestamps(flat["timestamp"], dataset.fps)
-            if "index" in flat:
-                least_index = int(flat["index"][-1]) + 1
         except DataError as error:
             raise DataError(f"{_origin(dataset, row)}, {error}") from None
+        if "timestamp" in flat:
+            check_frames(flat["timestamp"], dataset.fps, _origin(dataset, row))
+        if "index" in flat:
+            least_index = int(flat["index"][-1]) + 1
         yield _Frames(columns, row, dataset.fps)
 
 
@@ -262,7 +264,8 @@ def _plain(frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> Epi
         rewards = solved.astype(np.float32)  # a shaped reward; what solved the task is known better
         losses.remark("next.success replaces next.reward")
     recorded = _recorded_times(frames)
-    episode = human_episode(observations, actions, arm, rewards=rewards, **recorded)
+    recorded_with = replace(arm, control_rate_hz=frames.fps)
+    episode = human_episode(observations, actions, recorded_with, rewards=rewards, **recorded)
     info = {**episode.info, "task": "; ".join(row.tasks) or arm.task}
     return replace(episode, info={**info, "clock": _FILE_CLOCK} if recorded else info)
 

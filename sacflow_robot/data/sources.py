@@ -9,6 +9,7 @@ from sacflow_robot.data import remote
 from sacflow_robot.data.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses, end_at_success
 from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.store import WRITING
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
 from sacflow_robot.spec import ArmSpec
@@ -92,6 +93,8 @@ def recorded_arm(path: Path | str) -> tuple[ArmSpec | None, str | None]:
     if kind == "zarr":
         return EpisodeLog.open(path).arm, None
     path = Path(path)
+    if kind == "diffusion_policy":
+        return None, None
     if kind == "lerobot":
         from sacflow_robot.data.lerobot import read_arm
 
@@ -100,6 +103,33 @@ def recorded_arm(path: Path | str) -> tuple[ArmSpec | None, str | None]:
 
     header = read_header(path)
     return header.arm, header.env_name
+
+
+def demo_spec(path: Path | str, rate_hz: float | None = None) -> ArmSpec:
+    """The robot and task that a source is of: as it was recorded with, else as the source's own features describe it.
+
+    Args:
+        path: The source.
+        rate_hz: Control rate, where the source does not say it.
+
+    Raises:
+        DataError: It cannot be read, or has no actions or observations that can be used.
+        UsageError: Neither it nor ``rate_hz`` says the control rate.
+    """
+    if (recorded := recorded_arm(path)[0]) is not None:
+        return recorded
+    kind, path = kind_of(path), Path(path)
+    if kind == "lerobot":
+        from sacflow_robot.data import lerobot
+
+        return lerobot.infer_arm(path)
+    if kind == "diffusion_policy":
+        from sacflow_robot.data import diffusion_policy
+
+        return diffusion_policy.infer_arm(path, rate_hz)
+    from sacflow_robot.data import robomimic
+
+    return robomimic.infer_arm(path, rate_hz)
 
 
 def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
@@ -116,10 +146,14 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
         from sacflow_robot.data.hdf5 import read_hdf5
 
         demos = read_hdf5(Path(path), options)
-    else:
+    elif kind == "lerobot":
         from sacflow_robot.data.lerobot import read_lerobot
 
         demos = read_lerobot(Path(path), options)
+    else:
+        from sacflow_robot.data.diffusion_policy import read_diffusion_policy
+
+        demos = read_diffusion_policy(Path(path), options)
     if not demos.episodes:
         raise DataError(f"{path} holds no episodes")
     return demos

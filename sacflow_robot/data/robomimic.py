@@ -1,0 +1,87 @@
+"""The specification of the robot of a robomimic file that is of no task known here: from its env_args and arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from sacflow_robot.data.inferred_spec import UNKNOWN, infer_spec
+from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.spec import ArmSpec
+
+_UNREADABLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
+
+
+def infer_arm(path: Path, rate_hz: float | None = None) -> ArmSpec:
+    """Specification of the robot: observations are the arrays under ``obs`` that are no images.
+
+    Args:
+        path: HDF5 file in robomimic's layout.
+        rate_hz: Control rate, where its env_args do not say it.
+
+    Raises:
+        DataError: It cannot be read, or has no actions or observations that can be used.
+        UsageError: Neither it nor ``rate_hz`` says the control rate.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            data = file["data"]
+            env_args = json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else {}
+            kwargs = env_args.get("env_kwargs") or {}
+            rate_hz = float(kwargs["control_freq"]) if "control_freq" in kwargs else rate_hz
+            if rate_hz is None:
+                raise UsageError(f"{path} does not say at which rate it was recorded; give --rate HZ")
+            demos = [data[name] for name in sorted(data)]
+            robots = kwargs.get("robots") or UNKNOWN
+            return infer_spec(
+                robot=robots if isinstance(robots, str) else ", ".join(map(str, robots)),
+                task=str(env_args.get("env_name", UNKNOWN)),
+                rate_hz=rate_hz,
+                controller=_controller(kwargs),
+                observations=_observations(demos[0]),
+                actions=(np.asarray(demo["actions"], np.float64) for demo in demos),
+                bounds=_bounds(kwargs),
+            )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except _UNREADABLE as error:
+        raise DataError(f"{path} cannot be read as a robomimic file ({one_line(error)}); is it complete?") from None
+
+
+def _observations(demo: h5py.Group) -> dict[str, tuple[int, ...]]:
+    """Shape of one sample of each array that is no image."""
+    arrays = {key: array for key, array in demo.get("obs", {}).items() if isinstance(array, h5py.Dataset)}
+    return {
+        key: array.shape[1:] or (1,) for key, array in arrays.items() if array.dtype.kind in "biuf" and array.ndim < 4
+    }
+
+
+def _controller_config(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What says how an action is interpreted: robosuite's configuration, or of a composite one its first arm's."""
+    config = kwargs.get("controller_configs") or {}
+    config = config[0] if isinstance(config, list) and config else config
+    parts = config.get("body_parts") if isinstance(config, Mapping) else None
+    if isinstance(parts, Mapping) and parts:
+        config = parts.get("right") or next(iter(parts.values()))
+    return config if isinstance(config, Mapping) else {}
+
+
+def _controller(kwargs: Mapping[str, Any]) -> str:
+    config = _controller_config(kwargs)
+    delta = config.get("control_delta", {"delta": True, "absolute": False}.get(str(config.get("input_type"))))
+    meaning = "" if delta is None else "delta" if delta else "absolute"
+    return f"{config.get('type', UNKNOWN)} {meaning}".strip()
+
+
+def _bounds(kwargs: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The controller's input range, where it is one for all dimensions of a delta; absolute actions go beyond it."""
+    config = _controller_config(kwargs)
+    low, high = config.get("input_min"), config.get("input_max")
+    if not isinstance(low, int | float) or not isinstance(high, int | float) or "absolute" in _controller(kwargs):
+        return None
+    return float(low), float(high)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from sacflow_robot.cli import common
 from sacflow_robot.data.agreement import AgreementOptions
 from sacflow_robot.data.demos import DemoOptions, DemoSet
-from sacflow_robot.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from sacflow_robot.spec import ArmSpec

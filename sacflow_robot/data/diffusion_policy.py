@@ -84,6 +84,13 @@ class _Store:
         except _UNREADABLE as error:
             raise DataError(f"{self.path}: data/{key} cannot be read ({one_line(error)}); is it complete?") from None
 
+    def absent_chunks(self, key: str) -> int:
+        """How many of an array's chunks are not there, of those whose absence is not its whole content."""
+        array = self.root[f"data/{key}"]
+        assert isinstance(array, zarr.Array)
+        present = array.nchunks_initialized
+        return array.nchunks - present if present else 0
+
     @property
     def low_dim(self) -> dict[str, _Array]:
         return {key: array for key, array in self.arrays.items() if array.is_low_dim}
@@ -283,6 +290,9 @@ def _observation(store: _Store, key: str, shape: tuple[int, ...], arm: ArmSpec, 
 
 
 def _note_losses(store: _Store, arm: ArmSpec, losses: Losses, *, has_next: bool, judged: bool) -> None:
+    for key in (*store.observation_keys, *(["action"] if "action" in store.low_dim else [])):
+        if absent := store.absent_chunks(key):  # zeros, which writers may leave out, or files that were lost
+            losses.remark(f"{absent} chunks of {key} are not in the store and read as zeros")
     used = {*(observation_key(spec.key) for spec in arm.observations), "action", "timestamp", "reward", "rewards"}
     unused = [array for key, array in store.arrays.items() if key not in used and observation_key(key) not in used]
     losses.leave_out(*(array.key for array in unused if not array.is_image))

@@ -279,7 +279,8 @@ def _observations(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses, s
             after = losses.to_float32(demo["next_obs"][spec.key], f"obs/{spec.key}")
         else:
             losses.remark("the observation after the last action is not in the file and repeats the one before it")
-        observations[spec.key] = np.concatenate([before, after[-1:]])
+        rows = np.concatenate([before, after[-1:]])
+        observations[spec.key] = rows[:, None] if rows.ndim == 1 and spec.shape == (1,) else rows
     losses.leave_out(*(f"obs/{key}" for key in demo["obs"] if key not in observations))
     return observations
 

@@ -84,7 +84,7 @@ def infer_spec(
         robot=robot,
         task=task,
         controller=controller,
-        control_rate_hz=rate_hz,
+        control_rate_hz=float(rate_hz),
         observations=tuple(_array(key, shape) for key, shape in observations.items()),
         action_names=names,
         action_units=tuple(action_units) or (UNKNOWN,) * len(limits),

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,7 +63,8 @@ class Feature:
         return self.dtype == "bool" or self.dtype.startswith(("float", "int", "uint"))
 
 
-class EpisodeRow(NamedTuple):
+@dataclass(frozen=True)
+class EpisodeRow:
     """What the episodes table says of one episode.
 
     Attributes:

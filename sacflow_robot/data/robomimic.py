@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,16 @@ from sacflow_robot.spec import ArmSpec
 _UNREADABLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
 
 
+def recorded_rate(path: Path) -> float | None:
+    """The control rate (Hz) that a file's env_args say; None where they do not.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    with _open(path) as data:
+        return _rate(_env_kwargs(data))
+
+
 def infer_arm(path: Path, rate_hz: float | None = None) -> ArmSpec:
     """Specification of the robot: observations are the arrays under ``obs`` that are no images.
 
@@ -28,29 +39,54 @@ def infer_arm(path: Path, rate_hz: float | None = None) -> ArmSpec:
         DataError: It cannot be read, or has no actions or observations that can be used.
         UsageError: Neither it nor ``rate_hz`` says the control rate.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            data = file["data"]
-            env_args = json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else {}
-            kwargs = env_args.get("env_kwargs") or {}
-            rate_hz = float(kwargs["control_freq"]) if "control_freq" in kwargs else rate_hz
-            if rate_hz is None:
-                raise UsageError(f"{path} does not say at which rate it was recorded; give --rate HZ")
-            demos = [data[name] for name in sorted(data)]
-            robots = kwargs.get("robots") or UNKNOWN
+    with _open(path) as data:
+        kwargs = _env_kwargs(data)
+        rate_hz = _rate(kwargs) or rate_hz
+        if rate_hz is None:
+            raise UsageError(f"{path} does not say at which rate it was recorded; give --rate HZ")
+        demos = [data[name] for name in sorted(data)]
+        robots = kwargs.get("robots") or UNKNOWN
+        try:
             return infer_spec(
                 robot=robots if isinstance(robots, str) else ", ".join(map(str, robots)),
-                task=str(env_args.get("env_name", UNKNOWN)),
+                task=str(_env_args(data).get("env_name", UNKNOWN)),
                 rate_hz=rate_hz,
                 controller=_controller(kwargs),
                 observations=_observations(demos[0]),
                 actions=(np.asarray(demo["actions"], np.float64) for demo in demos),
                 bounds=_bounds(kwargs),
             )
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.Group]:
+    """The group of demonstrations.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            yield file["data"]
     except _UNREADABLE as error:
         raise DataError(f"{path} cannot be read as a robomimic file ({one_line(error)}); is it complete?") from None
+
+
+def _env_args(data: h5py.Group) -> Mapping[str, Any]:
+    found = json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def _env_kwargs(data: h5py.Group) -> Mapping[str, Any]:
+    found = _env_args(data).get("env_kwargs")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _rate(kwargs: Mapping[str, Any]) -> float | None:
+    rate = kwargs.get("control_freq")
+    return float(rate) if isinstance(rate, int | float) and rate > 0 else None
 
 
 def _observations(demo: h5py.Group) -> dict[str, tuple[int, ...]]:

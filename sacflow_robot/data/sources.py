@@ -132,6 +132,23 @@ def demo_spec(path: Path | str, rate_hz: float | None = None) -> ArmSpec:
     return robomimic.infer_arm(path, rate_hz)
 
 
+def says_rate(path: Path | str) -> bool:
+    """Whether a source says its control rate; UMI's stores, for one, do not.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if recorded_arm(path)[0] is not None or kind_of(path) == "lerobot":
+        return True
+    if kind_of(path) == "diffusion_policy":
+        from sacflow_robot.data import diffusion_policy
+
+        return diffusion_policy.recorded_rate(Path(path)) is not None
+    from sacflow_robot.data import robomimic
+
+    return robomimic.recorded_rate(Path(path)) is not None
+
+
 def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
     """Read everything at ``path``.
 

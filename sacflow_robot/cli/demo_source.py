@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sacflow_robot.cli import common
 from sacflow_robot.data.agreement import AgreementOptions
 from sacflow_robot.data.demos import DemoOptions, DemoSet
+from sacflow_robot.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from sacflow_robot.spec import ArmSpec
@@ -65,7 +66,7 @@ def read(path: Path | str, task: str | None, trim_idle: bool, agreement: Agreeme
         UsageError: It does not say enough.
         DataError: It cannot be read.
     """
-    from sacflow_robot.data.sources import demo_spec, read_demos, recorded_arm
+    from sacflow_robot.data.sources import can_infer, demo_spec, read_demos, recorded_arm
     from sacflow_robot.envs.tasks import TASKS, get_arm
 
     agreement.check_options()
@@ -76,6 +77,13 @@ def read(path: Path | str, task: str | None, trim_idle: bool, agreement: Agreeme
         task = next((each.name for each in TASKS.values() if each.robosuite_name == env_name), None)
     if task is not None:
         return read_demos(path, options_for(task, trim_idle, agreement))
+    if arm is None and not can_infer(path):
+        if env_name is None:
+            raise UsageError(f"{path} does not say which task it is of; give --env")
+        known = ", ".join(sorted(each.robosuite_name for each in TASKS.values()))
+        raise DataError(
+            f"{path} holds states, not observations, of demonstrations of {env_name!r}; tasks known here: {known}"
+        )
     arm = arm or demo_spec(path, agreement.rate)
     return read_demos(path, DemoOptions(arm, env_name or arm.task, agreement=agreement))
 

@@ -18,6 +18,16 @@ from sacflow_robot.spec import ArmSpec
 _UNREADABLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
 
 
+def has_observations(path: Path) -> bool:
+    """Whether a file's demonstrations hold observations.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    with _open(path) as data:
+        return any("obs" in data[name] for name in data)
+
+
 def recorded_rate(path: Path) -> float | None:
     """The control rate (Hz) that a file's env_args say; None where they do not.
 

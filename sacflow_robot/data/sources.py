@@ -41,7 +41,7 @@ def kind_of(path: Path | str) -> str:
     if path.suffix == ".zip":
         return "diffusion_policy"
     raise DataError(
-        f"{path} is neither a folder (an episode log, a LeRobotDataset or a diffusion_policy store), nor an HDF5 file "
+        f"{path} is neither an episode log, a LeRobotDataset or a diffusion_policy store (folders), nor an HDF5 file "
         f"({', '.join(KINDS['hdf5'])}) or a zipped diffusion_policy store (.zarr.zip)"
     )
 
@@ -56,8 +56,8 @@ def _kind_of_folder(path: Path) -> str:
     if (path / ".zgroup").exists() or (path / WRITING).exists():
         return "zarr"
     raise DataError(
-        f"{path} is no data set: looked for meta/info.json (LeRobotDataset), .zgroup (episode log) and "
-        "meta/episode_ends (diffusion_policy store)"
+        f"{path} is not an episode log, a LeRobotDataset or a diffusion_policy store: looked for .zgroup, meta/info.json "
+        "and meta/episode_ends"
     )
 
 
@@ -130,6 +130,19 @@ def demo_spec(path: Path | str, rate_hz: float | None = None) -> ArmSpec:
     from sacflow_robot.data import robomimic
 
     return robomimic.infer_arm(path, rate_hz)
+
+
+def can_infer(path: Path | str) -> bool:
+    """Whether a source holds observations; raw robosuite files hold states, of which the task's simulator makes some.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if kind_of(path) != "hdf5":
+        return True
+    from sacflow_robot.data import robomimic
+
+    return robomimic.has_observations(Path(path))
 
 
 def says_rate(path: Path | str) -> bool:

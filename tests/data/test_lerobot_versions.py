@@ -321,5 +321,5 @@ def test_before_version_2(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no data set: looked for meta/info\.json"):
+    with pytest.raises(DataError, match=r"not an episode log, a LeRobotDataset or .* looked for .*meta/info\.json"):
         kind_of(tmp_path)

@@ -32,6 +32,9 @@ Observation = Mapping[str, FloatArray]
 Engine = Literal["stock", "compiled"]
 """What steps a simulated arm: robosuite's controllers in Python, or the same in machine code, equal to rounding."""
 
+NO_ENVIRONMENT = "none"
+"""In place of an environment's name: there is none of this robot, and learning is from what was recorded alone."""
+
 
 @dataclass(frozen=True)
 class ArraySpec:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sacflow_robot.cli import common
 from sacflow_robot.data.agreement import AgreementOptions
@@ -36,15 +38,96 @@ def locate(source: str) -> Path | str:
         )
 
 
-def options_for(task_name: str, trim_idle: bool, agreement: AgreementOptions) -> DemoOptions:
-    """How to read demonstrations of a task or Gymnasium id; the simulator starts when observations must be regenerated.
+class Recorded(NamedTuple):
+    """What demonstrations and logs say of themselves; None and 0 where they do not.
+
+    Attributes:
+        env: Environment that they are of, ``"none"`` for a robot that has none here.
+        history: How many of its last actions the robot observed.
+    """
+
+    env: str | None = None
+    history: int = 0
+
+
+def what_recorded(sources: Sequence[str]) -> Recorded:
+    """What the first of the sources that says anything says; of ``auto`` and ``none`` none does.
+
+    Raises:
+        DataError: One cannot be read.
+    """
+    from sacflow_robot.action_history import history_of
+    from sacflow_robot.data.hub import parse_name
+    from sacflow_robot.data.sources import recorded_arm
+    from sacflow_robot.envs.environment import environment_of
+    from sacflow_robot.envs.tasks import TASKS
+
+    for source in sources:
+        if source in ("auto", "none"):
+            continue
+        named = parse_name(source)
+        if named is not None:
+            return Recorded(named[0])
+        arm, env_name = recorded_arm(locate(source))
+        if arm is not None:
+            return Recorded(environment_of(arm), history_of(arm))
+        known = next((task.name for task in TASKS.values() if task.robosuite_name == env_name), None)
+        if known is not None:
+            return Recorded(known)
+    return Recorded()
+
+
+def recorded_robot(sources: Sequence[str]) -> ArmSpec:
+    """The robot that sources were recorded with, without its last actions among its observations.
+
+    Raises:
+        UsageError: None says which it is.
+        DataError: One cannot be read.
+    """
+    from sacflow_robot.action_history import without_history
+    from sacflow_robot.data.sources import recorded_arm
+
+    for source in sources:
+        arm, _ = recorded_arm(locate(source))
+        if arm is not None:
+            return without_history(arm)
+    named = ", ".join(sources)
+    raise UsageError(
+        "nothing says which robot to learn for; without an environment, --demos or --replay names what it is recorded in"
+        + f" ({named} does not say)" * bool(named)
+    )
+
+
+def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions:
+    """The options for a source whose observations hold as many of the last actions as they do, whatever is wanted of them."""
+    from sacflow_robot.action_history import history_of, with_history
+    from sacflow_robot.data.sources import recorded_arm
+
+    arm, _ = recorded_arm(path)
+    return replace(options, arm=with_history(options.arm, 0 if arm is None else history_of(arm)))
+
+
+def options_for(
+    task_name: str, trim_idle: bool, agreement: AgreementOptions, robot: ArmSpec | None = None
+) -> DemoOptions:
+    """How to read demonstrations of an environment; the simulator starts when observations must be regenerated.
+
+    Args:
+        task_name: Task, Gymnasium id, or environment of one's own.
+        trim_idle: Drop the idle steps of raw robosuite demonstrations.
+        agreement: What the user vouches for.
+        robot: The robot of a run without an environment.
 
     Raises:
         UnknownNameError: No such task.
+        UsageError: The environment cannot be made.
     """
-    from sacflow_robot.envs.tasks import get_arm, get_task, is_gymnasium_id
+    from sacflow_robot.action_history import without_history
+    from sacflow_robot.envs.tasks import TASKS, get_arm, get_task
 
-    if is_gymnasium_id(task_name):
+    if robot is not None:
+        return DemoOptions(without_history(robot), robot.task, trim_idle=trim_idle, agreement=agreement)
+    if task_name not in TASKS:
         return DemoOptions(get_arm(task_name), task_name, trim_idle=trim_idle, agreement=agreement)
     task = get_task(task_name)
     env: Any = None
@@ -90,8 +173,6 @@ def read(path: Path | str, task: str | None, trim_idle: bool, agreement: Agreeme
 
 def describe_environment(demos: DemoSet) -> DemoSet:
     """The same with ``env_args`` and the simulator's model, where they are missing and the simulator can tell."""
-    from dataclasses import replace
-
     if demos.env_args is not None and demos.model_files:
         return demos
     if not _is_simulated(demos.arm):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from sacflow_robot.action_history import episode_with_history
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.replay import ChunkBatch
 from sacflow_robot.episode import Episode
@@ -170,7 +171,7 @@ class FollowingTrainer(Trainer):
         next_at = max(taken.learned, float(self.config.learner.warmup_steps)) + follow.publish_every
         per_step = self.config.learner.updates_per_step
         while True:
-            new = taken.take()
+            new = [episode_with_history(episode, self.config.action_history) for episode in taken.take()]
             for episode in new:
                 self.check(episode)
                 self._take(len(episode), [episode])

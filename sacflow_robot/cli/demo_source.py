@@ -58,9 +58,10 @@ def what_recorded(sources: Sequence[str]) -> Recorded:
     """
     from sacflow_robot.action_history import history_of
     from sacflow_robot.data.hub import parse_name
-    from sacflow_robot.data.sources import recorded_arm
+    from sacflow_robot.data.sources import can_infer, kind_of, recorded_arm
     from sacflow_robot.envs.environment import environment_of
     from sacflow_robot.envs.tasks import TASKS
+    from sacflow_robot.spec import NO_ENVIRONMENT
 
     for source in sources:
         if source in ("auto", "none"):
@@ -74,28 +75,41 @@ def what_recorded(sources: Sequence[str]) -> Recorded:
         known = next((task.name for task in TASKS.values() if task.robosuite_name == env_name), None)
         if known is not None:
             return Recorded(known)
+        path = locate(source)
+        if can_infer(path) and (env_name is not None or kind_of(path) != "hdf5"):
+            return Recorded(NO_ENVIRONMENT)
     return Recorded()
 
 
-def recorded_robot(sources: Sequence[str]) -> ArmSpec:
-    """The robot that sources were recorded with, without its last actions among its observations.
+def recorded_robot(sources: Sequence[str], rate_hz: float | None = None) -> ArmSpec:
+    """The robot that sources are of, without its last actions among its observations.
+
+    It is the one that a source was recorded with, else the one that their features describe; then its actions have the
+    bounds of all of them.
+
+    Args:
+        sources: Demonstrations and logs.
+        rate_hz: Control rate, where a source does not say it.
 
     Raises:
-        UsageError: None says which it is.
+        UsageError: None says which it is, or at which rate.
         DataError: One cannot be read.
     """
     from sacflow_robot.action_history import without_history
-    from sacflow_robot.data.sources import recorded_arm
+    from sacflow_robot.data.inferred_spec import with_bounds_of
+    from sacflow_robot.data.sources import demo_spec, recorded_arm
 
-    for source in sources:
-        arm, _ = recorded_arm(locate(source))
+    paths = [locate(source) for source in sources]
+    for path in paths:
+        arm, _ = recorded_arm(path)
         if arm is not None:
             return without_history(arm)
-    named = ", ".join(sources)
-    raise UsageError(
-        "nothing says which robot to learn for; without an environment, --demos or --replay names what it is recorded in"
-        + f" ({named} does not say)" * bool(named)
-    )
+    if not paths:
+        raise UsageError(
+            "nothing says which robot to learn for; without an environment, --demos or --replay names what it is recorded in"
+        )
+    first, *others = (demo_spec(path, rate_hz) for path in paths)
+    return with_bounds_of(first, others)
 
 
 def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions:

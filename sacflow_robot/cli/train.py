@@ -349,7 +349,7 @@ def robot_without_environment(config: TrainConfig) -> ArmSpec | None:
     if config.env != NO_ENVIRONMENT:
         return None
     sources = [source for source in (config.demos, *config.replay) if source != "none"]
-    robot = demo_source.recorded_robot(sources)
+    robot = demo_source.recorded_robot(sources, config.rate)
     common.console().print(
         f"robot: {robot.robot}, {robot.task}; no environment of it is known here, so that nothing is evaluated "
         f"({why_no_environment(robot)})"

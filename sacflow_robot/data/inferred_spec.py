@@ -7,6 +7,7 @@ take the values that were recorded, and a little more.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,16 @@ def infer_spec(
         action_units=tuple(action_units) or (UNKNOWN,) * len(limits),
         action_low=tuple(low for low, _ in limits),
         action_high=tuple(high for _, high in limits),
+    )
+
+
+def with_bounds_of(arm: ArmSpec, others: Iterable[ArmSpec]) -> ArmSpec:
+    """The robot, its actions bounded so that those of others fit too, as far as they have as many."""
+    alike = [arm, *(other for other in others if other.action_dim == arm.action_dim)]
+    return replace(
+        arm,
+        action_low=tuple(map(min, zip(*(each.action_low for each in alike), strict=True))),
+        action_high=tuple(map(max, zip(*(each.action_high for each in alike), strict=True))),
     )
 
 

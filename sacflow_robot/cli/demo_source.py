@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def locate(source: str) -> Path | str:
 
 
 def options_for(task_name: str, trim_idle: bool, agreement: AgreementOptions) -> DemoOptions:
-    """How to read demonstrations of a task or Gymnasium id; the simulator starts when observations must be regenerated.
+    """How to read demonstrations of a task or Gymnasium id; the simulator starts when a state has to be looked at.
 
     Raises:
         UnknownNameError: No such task.
@@ -45,8 +46,10 @@ def options_for(task_name: str, trim_idle: bool, agreement: AgreementOptions) ->
     from sacflow_robot.envs.tasks import get_arm, get_task, is_gymnasium_id
 
     if is_gymnasium_id(task_name):
-        return DemoOptions(get_arm(task_name), task_name, trim_idle=trim_idle, agreement=agreement)
+        return DemoOptions(get_arm(task_name), task_name, None, trim_idle, sparse_rewards=False, agreement=agreement)
     task = get_task(task_name)
+    if find_spec("robosuite") is None:
+        return DemoOptions(task.arm, task.robosuite_name, None, trim_idle, agreement=agreement)
     env: Any = None
 
     def observe(state: Any) -> Any:
@@ -56,7 +59,7 @@ def options_for(task_name: str, trim_idle: bool, agreement: AgreementOptions) ->
         env = env or RobosuiteEnv(task.name)
         return env.observe_state(state)
 
-    return DemoOptions(task.arm, task.robosuite_name, observe, trim_idle, agreement)
+    return DemoOptions(task.arm, task.robosuite_name, observe, trim_idle, agreement=agreement)
 
 
 def read(path: Path | str, task: str | None, trim_idle: bool, agreement: AgreementOptions) -> DemoSet:

@@ -24,6 +24,7 @@ _SAME_PACE = 0.15  # relative; how far the median period of the times may be fro
 _SAME_SCALE = 1e-3  # relative
 
 _ONE_ROBOT = {"franka": "panda", "frankapanda": "panda", "frankaemikapanda": "panda", "frankaemika": "panda"}
+_MEANINGS = {"delta": True, "absolute": False}
 _UNSAID = {"", "unknown", "none", "null"}
 
 
@@ -68,12 +69,16 @@ class Controller:
         delta: Whether an action is relative to the pose at the time (True) or absolute (False).
         scale: What an action of 1 commands per motion dimension (m, rad), of those that it says.
         offset: What an action of 0 commands, likewise; None for zeros.
+        inputs: Range to which the controller clips an action's motion dimensions.
+        seen: Whether the actions themselves show ``delta``, rather than what the file says.
     """
 
     kind: str | None = None
     delta: bool | None = None
     scale: tuple[float, ...] | None = None
     offset: tuple[float, ...] | None = None
+    inputs: tuple[float, float] | None = None
+    seen: bool = False
 
     def __str__(self) -> str:
         meaning = "" if self.delta is None else "delta" if self.delta else "absolute"
@@ -99,9 +104,15 @@ class Claims:
 
 def claims_of_arm(arm: ArmSpec) -> Claims:
     """What a file written here says, by the robot in it."""
-    kind, _, meaning = arm.controller.partition(" ")
-    delta = {"delta": True, "absolute": False}.get(meaning)
-    return Claims(arm.robot, arm.control_rate_hz, Controller(kind or None, delta, action_scale(arm)))
+    return Claims(arm.robot, arm.control_rate_hz, controller_of(arm))
+
+
+def controller_of(arm: ArmSpec) -> Controller:
+    """A robot's controller: ``OSC_POSE delta`` is a kind and a meaning, ``joint position`` a kind alone."""
+    kind, _, meaning = arm.controller.rpartition(" ")
+    if meaning not in _MEANINGS or not kind:
+        return Controller(arm.controller, None, action_scale(arm))
+    return Controller(kind, _MEANINGS[meaning], action_scale(arm))
 
 
 def action_scale(arm: ArmSpec) -> tuple[float, ...] | None:
@@ -156,9 +167,27 @@ def check_agreement(origin: str, claims: Claims, arm: ArmSpec, options: Agreemen
         raise SpecMismatchError(f"{origin} does not agree with task {arm.task!r}: {'; '.join(found)}")
 
 
-def agreed(claims: Claims, options: AgreementOptions) -> Claims:
-    """The claims, the robot being the one that the user vouches for."""
-    return claims if options.as_robot is None else replace(claims, robot=options.as_robot)
+def check_arm(origin: str, found: ArmSpec, arm: ArmSpec, options: AgreementOptions) -> Claims:
+    """Refuse a file written here, which holds the robot's whole specification, unless it agrees with the task's.
+
+    Returns:
+        What it claims, for :func:`sacflow_robot.data.adapt.adapt`.
+
+    Raises:
+        UsageError: The options contradict each other.
+        SpecMismatchError: It does not agree; the message names every difference.
+    """
+    options.check_options()
+    claims = claims_of_arm(found)
+    differences = disagreements(claims, arm, options)
+    settled = {name: getattr(arm, name) for name in ("robot", "control_rate_hz", "controller", "action_units")}
+    if controller_of(found).delta != controller_of(arm).delta:
+        settled |= {"action_low": arm.action_low, "action_high": arm.action_high}
+    if other := arm.differences(replace(found, **settled)):
+        differences.append(f"(expected, found) {'; '.join(other)}")
+    if differences:
+        raise SpecMismatchError(f"{origin} does not fit task {arm.task!r}: {'; '.join(differences)}")
+    return claims
 
 
 def _robot(said: str | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
@@ -188,18 +217,23 @@ def same_rate(mine: float, theirs: float) -> bool:
 def _controller(said: Controller | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
     if said is None:
         return None
-    kind, _, meaning = arm.controller.partition(" ")
+    mine = controller_of(arm)
     found = f"the file says controller {said}, the task expects {arm.controller}"
-    if said.kind is not None and said.kind.upper() != kind.upper():
-        return f"{found}; actions of {said.kind} cannot be converted, give demonstrations under {kind}"
-    if said.delta is not None and meaning in ("delta", "absolute") and said.delta != (meaning == "delta"):
+    if said.kind is not None and mine.kind is not None and said.kind.upper() != mine.kind.upper():
+        return f"{found} (actions of {said.kind} cannot be converted; give demonstrations under {arm.controller})"
+    if said.delta is not None and mine.delta is not None and said.delta != mine.delta:
         if said.delta:
-            return f"{found}; deltas cannot be converted to absolute goals, give demonstrations under {arm.controller}"
+            return f"{found} (deltas cannot be converted to absolute goals; give demonstrations of those)"
+        if said.seen:
+            found = f"its actions are absolute poses, the task expects {arm.controller}"
         return None if options.controller_map else f"{found} (give --controller-map to convert)"
     if said.delta is False or options.controller_map or same_scale(said, arm):
         return None
     ours, theirs = (", ".join(f"{value:g}" for value in scale or ()) for scale in (action_scale(arm), said.scale))
-    return f"the file says that an action of 1 commands {theirs} (output_max), the task expects {ours} (give --controller-map to convert)"
+    return (
+        f"the file's controller moves by {theirs} for an action of 1 (output_max), the task's by {ours} "
+        f"(give --controller-map to convert)"
+    )
 
 
 def same_scale(said: Controller, arm: ArmSpec) -> bool:
@@ -212,13 +246,16 @@ def same_scale(said: Controller, arm: ArmSpec) -> bool:
     return bool(near and not np.any(said.offset or 0))
 
 
-def check_times(seconds: Sequence[float] | npt.NDArray[np.float64], rate_hz: float | None, origin: str) -> float | None:
+def check_times(
+    seconds: Sequence[float] | npt.NDArray[np.float64], rate_hz: float | None, origin: str, *, repeats: bool = False
+) -> float | None:
     """Refuse times that cannot be those of an episode recorded at its rate.
 
     Args:
         seconds: Capture time of each row (T,), s.
         rate_hz: Nominal rate; None where none is said.
         origin: Names file and episode in messages.
+        repeats: Let a time repeat, as in a log where the sensor was late.
 
     Returns:
         The measured rate (Hz), from the median period; None for fewer than two rows.
@@ -234,7 +271,7 @@ def check_times(seconds: Sequence[float] | npt.NDArray[np.float64], rate_hz: flo
     periods = np.diff(times)
     if not periods.any():
         raise DataError(f"{origin}: its timestamps are all {times[0]:g}; expected times that increase")
-    if wrong := np.flatnonzero(periods <= 0).tolist():
+    if wrong := np.flatnonzero(periods < 0 if repeats else periods <= 0).tolist():
         step = wrong[0]
         how = "runs backwards" if periods[step] < 0 else "repeats"
         raise DataError(

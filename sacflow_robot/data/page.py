@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from sacflow_robot.data.demos import DemoSet
-from sacflow_robot.data.summary import gripper_dimensions
+from sacflow_robot.data.gripper import gripper_dimensions
 from sacflow_robot.episode import Episode
 from sacflow_robot.statistics import wilson_interval
 

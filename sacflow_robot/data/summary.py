@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.data.demos import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
+from sacflow_robot.data.gripper import gripper_dimensions
 from sacflow_robot.episode import Episode, Source
 from sacflow_robot.spec import ArmSpec
 
@@ -82,11 +83,6 @@ def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
         }
         for key, parts in arrays.items()
     ]
-
-
-def gripper_dimensions(arm: ArmSpec) -> npt.NDArray[np.bool_]:
-    """Which action dimensions (A,) are the gripper's, by their names."""
-    return np.array(["gripper" in name for name in arm.action_names], bool)
 
 
 def idle_steps(episode: Episode, arm: ArmSpec) -> npt.NDArray[np.bool_]:

@@ -94,9 +94,9 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    arm, rate, steps = demos.arm, figures["rate"], figures["steps_per_episode"]
-    period, copies = rate["period_s"], figures["duplicates"]
-    measured = "no times" if rate["measured_hz"] is None else f"{rate['measured_hz']:.4g} Hz measured"
+    from sacflow_robot.data.summary import describe_rate
+
+    arm, steps, copies = demos.arm, figures["steps_per_episode"], figures["duplicates"]
     having_states = sum(e.states is not None for e in demos.episodes)
     rows = {
         "format": figures["format"],
@@ -104,14 +104,14 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
         "episodes": f"{len(demos.episodes):,}, success "
         f"{common.describe_success(figures['successes'], figures['episodes'])}",
         "steps": f"{figures['steps']:,} ({steps['min']} to {steps['max']} an episode, median {steps['median']:g})",
-        "rate": f"{rate['nominal_hz']:g} Hz nominal, {measured} "
-        f"(periods {1e3 * period['min']:.4g} to {1e3 * period['max']:.4g} ms); clock: {', '.join(rate['clock']) or 'not named'}",
+        "rate": describe_rate(figures["rate"], arm.control_rate_hz),
         "chosen by": ", ".join(f"{name} {count:,}" for name, count in figures["sources"].items()),
         "policies": ", ".join(figures["policies"]) or "none",
         "idle": f"{figures['idle_share']:.1%} of the steps command nothing new",
         "at the limit": "-"
         if figures["saturated_share"] is None
         else f"{figures['saturated_share']:.1%} of the motion commands",
+        "gripper": figures["gripper"] or "as commanded",
         "duplicates": "; ".join(" = ".join(map(str, group)) for group in copies[:5])
         + (f"; {len(copies) - 5} more groups" if len(copies) > 5 else "")
         if copies

@@ -276,6 +276,8 @@ def _observations(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses, s
             keys = ", ".join(demo["obs"])
             raise DataError(f"{origin}: no observation {spec.key!r}, which task {arm.task!r} needs; it has {keys}")
         before = losses.to_float32(demo["obs"][spec.key], f"obs/{spec.key}")
+        if before.shape[1:] != spec.shape:
+            raise DataError(f"{origin}: observation {spec.key!r} has shape {before.shape[1:]}, expected {spec.shape}")
         after = before
         if "next_obs" in demo:
             if spec.key not in demo["next_obs"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sacflow_robot.data import remote
 from sacflow_robot.data.adapt import adapt
-from sacflow_robot.data.agreement import check_arm, check_times
+from sacflow_robot.data.agreement import check_arm, check_log_times
 from sacflow_robot.data.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses, end_at_success
 from sacflow_robot.data.gripper import gripper_disagreement
@@ -103,9 +103,7 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
         raise DataError(f"{path} holds no episodes")
     if options.agreement.filter_key is not None:
         demos = _subset(path, demos, options.agreement.filter_key)
-    for i, episode in enumerate(demos.episodes):
-        seconds = (episode.time_ns - episode.time_ns[0]) / 1e9
-        check_times(seconds, demos.arm.control_rate_hz, f"{path}, episode {i}", repeats=True)
+    check_log_times(str(path), [episode.time_ns for episode in demos.episodes], demos.arm.control_rate_hz)
     if disagreement := gripper_disagreement(demos.episodes, demos.arm):
         demos.losses.remark(disagreement)
     return demos

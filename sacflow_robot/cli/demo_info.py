@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sacflow_robot.data.demos import DemoSet
 
 _PICTURES = (".png", ".pdf", ".svg")
+_NO_RATE = "unknown, the file does not say it; give --rate HZ"
 _ANY_RATE = 1.0  # Hz; what episodes of which no rate is known are read at, for nothing that depends on it
 
 
@@ -100,6 +101,8 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from sacflow_robot.data.summary import describe_rate
+
     arm, rate, steps = demos.arm, figures["rate"], figures["steps_per_episode"]
     copies = figures["duplicates"]
     having_states = sum(e.states is not None for e in demos.episodes)
@@ -112,13 +115,14 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
         "episodes": f"{len(demos.episodes):,}, success "
         f"{common.describe_success(figures['successes'], figures['episodes'])}",
         "steps": f"{figures['steps']:,} ({steps['min']} to {steps['max']} an episode, median {steps['median']:g})",
-        "rate": "unknown, the file does not say it; give --rate HZ" if rate["nominal_hz"] is None else _rate(rate),
+        "rate": _NO_RATE if rate["nominal_hz"] is None else describe_rate(rate, arm.control_rate_hz),
         "chosen by": ", ".join(f"{name} {count:,}" for name, count in figures["sources"].items()),
         "policies": ", ".join(figures["policies"]) or "none",
         "idle": f"{figures['idle_share']:.1%} of the steps command nothing new",
         "at the limit": "-"
         if figures["saturated_share"] is None
         else f"{figures['saturated_share']:.1%} of the motion commands",
+        "gripper": figures["gripper"] or "as commanded",
         "duplicates": "; ".join(" = ".join(map(str, group)) for group in copies[:5])
         + (f"; {len(copies) - 5} more groups" if len(copies) > 5 else "")
         if copies
@@ -132,15 +136,6 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
     for name, value in rows.items():
         table.add_row(Text(name, "bold"), Text(value))
     return table
-
-
-def _rate(rate: Mapping[str, Any]) -> str:
-    period = rate["period_s"]
-    measured = "no times" if rate["measured_hz"] is None else f"{rate['measured_hz']:.4g} Hz measured"
-    return (
-        f"{rate['nominal_hz']:g} Hz nominal, {measured} (periods {1e3 * period['min']:.4g} to {1e3 * period['max']:.4g} "
-        f"ms); clock: {', '.join(rate['clock']) or 'not named'}"
-    )
 
 
 def _keys(keys: list[dict[str, Any]]) -> Table:

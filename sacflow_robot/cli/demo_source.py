@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -140,10 +141,13 @@ def options_for(
     from sacflow_robot.envs.tasks import TASKS, get_arm, get_task
 
     if robot is not None:
-        return DemoOptions(without_history(robot), robot.task, trim_idle=trim_idle, agreement=agreement)
+        fits = without_history(robot)
+        return DemoOptions(fits, robot.task, None, trim_idle, sparse_rewards=False, agreement=agreement)
     if task_name not in TASKS:
-        return DemoOptions(get_arm(task_name), task_name, trim_idle=trim_idle, agreement=agreement)
+        return DemoOptions(get_arm(task_name), task_name, None, trim_idle, sparse_rewards=False, agreement=agreement)
     task = get_task(task_name)
+    if find_spec("robosuite") is None:
+        return DemoOptions(task.arm, task.robosuite_name, None, trim_idle, agreement=agreement)
     env: Any = None
 
     def observe(state: Any) -> Any:
@@ -153,7 +157,7 @@ def options_for(
         env = env or RobosuiteEnv(task.name)
         return env.observe_state(state)
 
-    return DemoOptions(task.arm, task.robosuite_name, observe, trim_idle, agreement)
+    return DemoOptions(task.arm, task.robosuite_name, observe, trim_idle, agreement=agreement)
 
 
 def read(path: Path | str, task: str | None, trim_idle: bool, agreement: AgreementOptions) -> DemoSet:
@@ -182,7 +186,7 @@ def read(path: Path | str, task: str | None, trim_idle: bool, agreement: Agreeme
             f"{path} holds states, not observations, of demonstrations of {env_name!r}; tasks known here: {known}"
         )
     arm = arm or demo_spec(path, agreement.rate)
-    return read_demos(path, DemoOptions(arm, env_name or arm.task, agreement=agreement))
+    return read_demos(path, DemoOptions(arm, env_name or arm.task, sparse_rewards=False, agreement=agreement))
 
 
 def describe_environment(demos: DemoSet) -> DemoSet:

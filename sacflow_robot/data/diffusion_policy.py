@@ -11,7 +11,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from sacflow_robot.data.agreement import Claims, check_agreement
-from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses, human_episode
+from sacflow_robot.data.agreement import Claims
+from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses
+from sacflow_robot.data.foreign_episodes import ForeignEpisode, make_episodes
 from sacflow_robot.data.inferred_spec import UNKNOWN, infer_spec, observation_key
+from sacflow_robot.data.outcomes import Recorded
 from sacflow_robot.data.timestamps import capture_times, check_frames
-from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec, FloatArray
 
@@ -175,7 +176,7 @@ def read_diffusion_policy(path: Path, options: DemoOptions) -> DemoSet:
     with _open(path) as store:
         recorded = _recorded_rate(store)
         rate_hz = options.agreement.rate if recorded is None else recorded
-        check_agreement(str(path), Claims(rate_hz=rate_hz), arm, options.agreement)
+        claims = Claims(rate_hz=rate_hz)
         if rate_hz is None:
             losses.remark(
                 f"the store does not say its rate, which is taken to be the task's, {arm.control_rate_hz:g} Hz"
@@ -190,67 +191,63 @@ def read_diffusion_policy(path: Path, options: DemoOptions) -> DemoSet:
         seconds = store.read("timestamp") if "timestamp" in store.low_dim else None
         judged = next((store.read(key) for key in ("rewards", "reward") if key in store.low_dim), None)
         has_next = "action" not in store.low_dim
-        _note_losses(store, arm, losses, has_next=has_next, judged=judged is not None)
-        episodes = []
+        _note_losses(store, arm, losses, has_next=has_next)
+        found = []
         for number, rows in store.episodes():
-            origin = f"{path}, episode {number}"
-            try:
-                parts = {key: column[rows] for key, column in columns.items()}
-                episodes.append(
-                    _episode(
-                        parts,
-                        actions[rows],
-                        replace(arm, control_rate_hz=rate_hz),
-                        seconds=None if seconds is None else seconds[rows].reshape(-1),
-                        rewards=None if judged is None else judged[rows].reshape(-1).astype(np.float32),
-                        has_next=has_next,
-                        origin=origin,
-                    )
+            found.append(
+                _episode(
+                    f"{path}, episode {number}",
+                    {key: column[rows] for key, column in columns.items()},
+                    actions[rows],
+                    rate_hz,
+                    seconds=None if seconds is None else seconds[rows].reshape(-1),
+                    rewards=None if judged is None else judged[rows].reshape(-1).astype(np.float32),
+                    has_next=has_next,
                 )
-            except DataError as error:
-                raise error if str(error).startswith(origin) else DataError(f"{origin}, {error}") from None
-    return DemoSet(arm, episodes, losses=losses)
+            )
+    return DemoSet(arm, make_episodes(str(path), found, claims, options, losses), losses=losses)
 
 
 def _episode(
-    observations: Mapping[str, FloatArray],
+    origin: str,
+    observations: dict[str, FloatArray],
     actions: FloatArray,
-    arm: ArmSpec,
+    rate_hz: float,
     *,
     seconds: npt.NDArray[Any] | None,
     rewards: FloatArray | None,
     has_next: bool,
-    origin: str,
-) -> Episode:
+) -> ForeignEpisode:
     """One episode of a store, of which T rows are given.
 
     Args:
+        origin: Names it in messages.
         observations: Per key (T, ...).
         actions: (T, A); without the last one if ``has_next``.
-        arm: Robot and task.
+        rate_hz: Of the store.
         seconds: Timestamps (T,), s.
         rewards: (T,).
         has_next: Whether the last row is the observation after the last action; otherwise that is not known.
-        origin: Names the episode in messages.
     """
-    for key, rows in {**observations, "action": actions}.items():
-        wrong = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(1))
-        if wrong.size:
-            raise DataError(f"frame {wrong[0]}: {key} holds NaN or infinity; leave the episode out")
     recorded: dict[str, Any] = {}
     if seconds is not None:
-        check_frames(seconds, arm.control_rate_hz, origin)
-        times = capture_times(seconds, arm.control_rate_hz)
+        check_frames(seconds, rate_hz, origin)
+        times = capture_times(seconds, rate_hz)
         recorded = {} if times is None else {"time_ns": times[:-1] if has_next else times}
     if has_next:
         actions = actions[:-1]
         if not len(actions):
-            raise DataError("a single frame, of which no action can be told; leave the episode out")
+            raise DataError(f"{origin}: a single frame, of which no action can be told; leave the episode out")
     else:
         observations = {key: np.concatenate([rows, rows[-1:]]) for key, rows in observations.items()}
-    solved = np.zeros(len(actions), np.float32) if rewards is None else rewards[: len(actions)]
-    episode = human_episode(observations, actions, arm, rewards=solved, **recorded)
-    return replace(episode, info={**episode.info, "clock": _FILE_CLOCK}) if recorded else episode
+    return ForeignEpisode(
+        origin,
+        observations,
+        actions,
+        Recorded(rewards=None if rewards is None else rewards[: len(actions)]),
+        columns=recorded,
+        info={"clock": _FILE_CLOCK} if recorded else {},
+    )
 
 
 def _actions(store: _Store) -> npt.NDArray[Any]:
@@ -289,7 +286,7 @@ def _observation(store: _Store, key: str, shape: tuple[int, ...], arm: ArmSpec, 
     return losses.to_float32(rows, name).reshape(len(rows), *shape)
 
 
-def _note_losses(store: _Store, arm: ArmSpec, losses: Losses, *, has_next: bool, judged: bool) -> None:
+def _note_losses(store: _Store, arm: ArmSpec, losses: Losses, *, has_next: bool) -> None:
     for key in (*store.observation_keys, *(["action"] if "action" in store.low_dim else [])):
         if absent := store.absent_chunks(key):  # zeros, which writers may leave out, or files that were lost
             losses.remark(f"{absent} chunks of {key} are not in the store and read as zeros")
@@ -302,8 +299,6 @@ def _note_losses(store: _Store, arm: ArmSpec, losses: Losses, *, has_next: bool,
         losses.remark("there is no 'action': it is the pose and gripper width of the next frame, as UMI has it")
     else:
         losses.remark("the observation after the last action is not in the store and repeats the one before it")
-    if not judged:
-        losses.remark("no success is recorded")
 
 
 def _recorded_rate(store: _Store) -> float | None:

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.agreement import Claims, check_agreement
+from sacflow_robot.data.adapt import adapt
+from sacflow_robot.data.agreement import AgreementOptions, Claims, check_agreement, check_arm
 from sacflow_robot.data.demos import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoOptions, DemoSet, Losses, human_episode
+from sacflow_robot.data.foreign_episodes import ForeignEpisode, make_episodes
 from sacflow_robot.data.inferred_spec import UNKNOWN, infer_spec, observation_key
 from sacflow_robot.data.lerobot_files import (
     BOOKKEEPING,
+    INFO,
     UNREADABLE,
     VISUAL,
     Dataset,
@@ -32,9 +34,10 @@ from sacflow_robot.data.lerobot_files import (
     open_dataset,
 )
 from sacflow_robot.data.lerobot_frames import check_order, to_array
+from sacflow_robot.data.outcomes import Recorded
 from sacflow_robot.data.timestamps import capture_times, check_frames
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, SpecMismatchError, one_line
+from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 OURS = "meta/sacflow_robot.json"
@@ -108,24 +111,13 @@ def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
         DataError: It cannot be read, is of another version, or lacks what the task needs.
         SpecMismatchError: It was written here, of another arm.
     """
-    arm = read_arm(path)
-    if arm is not None and (different := options.arm.differences(arm)):
-        raise SpecMismatchError(f"{path} does not fit (expected, found): {'; '.join(different)}")
-    dataset = open_dataset(path)
-    check_agreement(str(path), Claims(dataset.robot_type, dataset.fps), options.arm, options.agreement)
-    losses, episodes = Losses(), []
+    arm, dataset, losses = read_arm(path), open_dataset(path), Losses()
     try:
         layout = _layout(dataset, options.arm)
-        read = _whole if arm is not None else _plain
-        for frames in _frames(dataset, _wanted(dataset, layout, losses, whole=arm is not None)):
-            origin = _origin(dataset, frames.row)
-            try:
-                episode = read(frames, layout, options.arm, losses)
-            except DataError as error:
-                raise DataError(f"{origin}: {error}") from None
-            episode.check_fits(options.arm, origin)
-            episodes.append(episode)
-        about = json.loads((path / OURS).read_text())["about"] if arm is not None else _about(dataset)
+        episodes_of = _plain if arm is None else _whole
+        frames = _frames(dataset, _wanted(dataset, layout, losses, whole=arm is not None))
+        episodes = episodes_of(dataset, frames, layout, options, losses)
+        about = _about(dataset) if arm is None else json.loads((path / OURS).read_text())["about"]
         return DemoSet(options.arm, episodes, losses=losses, **about)
     except UNREADABLE as error:
         raise _damaged(path, error) from None
@@ -243,31 +235,33 @@ def _observation(
     return losses.to_float32(rows if dimensions is None else rows[:, dimensions], feature).reshape(len(rows), *shape)
 
 
-def _plain(frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> Episode:
-    """An episode of which only the published features are known."""
+def _plain(
+    dataset: Dataset, episodes: Iterator[_Frames], layout: Layout, options: DemoOptions, losses: Losses
+) -> list[Episode]:
+    """Episodes of which only the published features are known."""
+    found = [_foreign(dataset, frames, layout, options.arm, losses) for frames in episodes]
+    return make_episodes(str(dataset.path), found, Claims(dataset.robot_type, dataset.fps), options, losses)
+
+
+def _foreign(dataset: Dataset, frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> ForeignEpisode:
     columns, row = frames.columns, frames.row
     observations = {}
     for spec in arm.observations:
         rows = _observation(columns, layout[spec.key], spec.shape, losses)
-        _check_finite(rows, f"the observation {spec.key!r}")
         observations[spec.key] = np.concatenate([rows, rows[-1:]])
-    name = next(name for name in _ACTIONS if name in columns)
-    actions = losses.to_float32(columns[name].reshape(-1, arm.action_dim), name)
-    _check_finite(actions, "its actions")
-    solved = next((columns[name] for name in ("next.success", "next.reward") if name in columns), None)
-    if solved is None:
-        losses.remark("no success is recorded")
-        solved = np.zeros(row.length)
-    rewards = losses.to_float32(columns.get("next.reward", solved), "next.reward").reshape(-1)
-    solved = solved.reshape(-1)
-    if "next.success" in columns and "next.reward" in columns and not np.array_equal(rewards > 0, solved):
-        rewards = solved.astype(np.float32)  # a shaped reward; what solved the task is known better
-        losses.remark("next.success replaces next.reward")
+    action = _action_name(dataset)
+    flat = {name: columns[name].reshape(-1) for name in ("next.reward", "next.success") if name in columns}
+    rewards = losses.to_float32(flat["next.reward"], "next.reward") if "next.reward" in flat else None
     recorded = _recorded_times(frames)
-    recorded_with = replace(arm, control_rate_hz=frames.fps)
-    episode = human_episode(observations, actions, recorded_with, rewards=rewards, **recorded)
-    info = {**episode.info, "task": "; ".join(row.tasks) or arm.task}
-    return replace(episode, info={**info, "clock": _FILE_CLOCK} if recorded else info)
+    task = "; ".join(row.tasks) or arm.task
+    return ForeignEpisode(
+        origin=_origin(dataset, row),
+        observations=observations,
+        actions=losses.to_float32(columns[action].reshape(-1, arm.action_dim), action),
+        outcome=Recorded(rewards, flat["next.success"].astype(bool) if "next.success" in flat else None),
+        columns=recorded,
+        info={"task": task, "clock": _FILE_CLOCK} if recorded else {"task": task},
+    )
 
 
 def _recorded_times(frames: _Frames) -> dict[str, Any]:
@@ -278,14 +272,29 @@ def _recorded_times(frames: _Frames) -> dict[str, Any]:
     return {} if times is None else {"time_ns": times}
 
 
-def _check_finite(rows: FloatArray, what: str) -> None:
-    wrong = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(1))
-    if wrong.size:
-        raise DataError(f"NaN or infinity among {what}, first in frame {wrong[0]}; leave it out")
+def _whole(
+    dataset: Dataset, episodes: Iterator[_Frames], layout: Layout, options: DemoOptions, losses: Losses
+) -> list[Episode]:
+    """Episodes written here, every column of them."""
+    arm = read_arm(dataset.path)
+    assert arm is not None  # such a dataset holds it
+    said = Claims(dataset.robot_type, dataset.fps)
+    check_agreement(f"{dataset.path}/{INFO}", said, arm, AgreementOptions())
+    claims = check_arm(str(dataset.path), arm, options.arm, options.agreement)
+    found = []
+    for frames in episodes:
+        origin = _origin(dataset, frames.row)
+        try:
+            episode = _own(frames, layout, arm, losses)
+        except DataError as error:
+            raise DataError(f"{origin}: {error}") from None
+        episode.check_fits(arm, origin)
+        found.append(adapt(episode, claims, options.arm, options.agreement, losses))
+    return found
 
 
-def _whole(frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> Episode:
-    """An episode written here, every column of it."""
+def _own(frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> Episode:
+    """An episode written here."""
     columns, row = frames.columns, frames.row.row
     last = {name: np.asarray([row[f"last/{name}"]]) for name in {feature for feature, _ in layout.values()}}
     observations = {

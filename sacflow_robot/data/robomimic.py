@@ -11,6 +11,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from sacflow_robot.data.agreement import Claims, Controller
+from sacflow_robot.data.env_args import claims_of_env
 from sacflow_robot.data.inferred_spec import UNKNOWN, infer_spec
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec
@@ -35,7 +37,7 @@ def recorded_rate(path: Path) -> float | None:
         DataError: It cannot be read.
     """
     with _open(path) as data:
-        return _rate(_env_kwargs(data))
+        return _claims(data).rate_hz
 
 
 def infer_arm(path: Path, rate_hz: float | None = None) -> ArmSpec:
@@ -50,21 +52,21 @@ def infer_arm(path: Path, rate_hz: float | None = None) -> ArmSpec:
         UsageError: Neither it nor ``rate_hz`` says the control rate.
     """
     with _open(path) as data:
-        kwargs = _env_kwargs(data)
-        rate_hz = _rate(kwargs) or rate_hz
+        claims = _claims(data)
+        rate_hz = claims.rate_hz or rate_hz
         if rate_hz is None:
             raise UsageError(f"{path} does not say at which rate it was recorded; give --rate HZ")
         demos = [data[name] for name in sorted(data)]
-        robots = kwargs.get("robots") or UNKNOWN
+        controller = claims.controller or Controller()
         try:
             return infer_spec(
-                robot=robots if isinstance(robots, str) else ", ".join(map(str, robots)),
+                robot=claims.robot or UNKNOWN,
                 task=str(_env_args(data).get("env_name", UNKNOWN)),
                 rate_hz=rate_hz,
-                controller=_controller(kwargs),
+                controller=str(controller) if controller.kind else UNKNOWN,
                 observations=_observations(demos[0]),
                 actions=(np.asarray(demo["actions"], np.float64) for demo in demos),
-                bounds=_bounds(kwargs),
+                bounds=None if controller.delta is False else controller.inputs,  # absolute goals go beyond them
             )
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
@@ -89,14 +91,8 @@ def _env_args(data: h5py.Group) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _env_kwargs(data: h5py.Group) -> Mapping[str, Any]:
-    found = _env_args(data).get("env_kwargs")
-    return found if isinstance(found, Mapping) else {}
-
-
-def _rate(kwargs: Mapping[str, Any]) -> float | None:
-    rate = kwargs.get("control_freq")
-    return float(rate) if isinstance(rate, int | float) and rate > 0 else None
+def _claims(data: h5py.Group) -> Claims:
+    return claims_of_env(_env_args(data).get("env_kwargs") or {})
 
 
 def _observations(demo: h5py.Group) -> dict[str, tuple[int, ...]]:
@@ -105,29 +101,3 @@ def _observations(demo: h5py.Group) -> dict[str, tuple[int, ...]]:
     return {
         key: array.shape[1:] or (1,) for key, array in arrays.items() if array.dtype.kind in "biuf" and array.ndim < 4
     }
-
-
-def _controller_config(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What says how an action is interpreted: robosuite's configuration, or of a composite one its first arm's."""
-    config = kwargs.get("controller_configs") or {}
-    config = config[0] if isinstance(config, list) and config else config
-    parts = config.get("body_parts") if isinstance(config, Mapping) else None
-    if isinstance(parts, Mapping) and parts:
-        config = parts.get("right") or next(iter(parts.values()))
-    return config if isinstance(config, Mapping) else {}
-
-
-def _controller(kwargs: Mapping[str, Any]) -> str:
-    config = _controller_config(kwargs)
-    delta = config.get("control_delta", {"delta": True, "absolute": False}.get(str(config.get("input_type"))))
-    meaning = "" if delta is None else "delta" if delta else "absolute"
-    return f"{config.get('type', UNKNOWN)} {meaning}".strip()
-
-
-def _bounds(kwargs: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The controller's input range, where it is one for all dimensions of a delta; absolute actions go beyond it."""
-    config = _controller_config(kwargs)
-    low, high = config.get("input_min"), config.get("input_max")
-    if not isinstance(low, int | float) or not isinstance(high, int | float) or "absolute" in _controller(kwargs):
-        return None
-    return float(low), float(high)

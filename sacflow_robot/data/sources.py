@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from sacflow_robot.data import remote
+from sacflow_robot.data.adapt import adapt
+from sacflow_robot.data.agreement import check_arm, check_log_times
 from sacflow_robot.data.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses, end_at_success
+from sacflow_robot.data.gripper import gripper_disagreement
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.store import WRITING
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
+from sacflow_robot.errors import DataError, UnknownNameError, UsageError
 from sacflow_robot.spec import ArmSpec
 
 # Kind: the suffixes that name it
@@ -163,11 +167,12 @@ def says_rate(path: Path | str) -> bool:
 
 
 def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
-    """Read everything at ``path``.
+    """Read everything at ``path``, or the subset of it that the options name.
 
     Raises:
-        DataError: Nothing is there, or it cannot be read, or is empty.
-        SpecMismatchError: It holds episodes of another arm or task.
+        DataError: Nothing is there, or it cannot be read, contradicts itself, or is empty.
+        SpecMismatchError: It does not agree with the robot and task, and no option resolves that.
+        UnknownNameError: It has no such subset.
     """
     kind = kind_of(path)
     if kind == "zarr":
@@ -186,24 +191,52 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
         demos = read_diffusion_policy(Path(path), options)
     if not demos.episodes:
         raise DataError(f"{path} holds no episodes")
+    if options.agreement.filter_key is not None:
+        demos = _subset(path, demos, options.agreement.filter_key)
+    check_log_times(str(path), [episode.time_ns for episode in demos.episodes], demos.arm.control_rate_hz)
+    if disagreement := gripper_disagreement(demos.episodes, demos.arm):
+        demos.losses.remark(disagreement)
     return demos
 
 
+def load_demos(path: Path | str, options: DemoOptions) -> DemoSet:
+    """The demonstrations at ``path`` to learn from: each ends where its task is first solved; see :func:`read_demos`."""
+    demos = read_demos(path, options)
+    return replace(demos, episodes=[end_at_success(episode) for episode in demos.episodes])
+
+
 def load_episodes(path: Path | str, options: DemoOptions) -> list[Episode]:
-    """The episodes at ``path`` to learn from: each ends where its task is first solved; see :func:`read_demos`."""
-    return [end_at_success(episode) for episode in read_demos(path, options).episodes]
+    """The episodes of :func:`load_demos`."""
+    return load_demos(path, options).episodes
+
+
+def _subset(path: Path | str, demos: DemoSet, key: str) -> DemoSet:
+    """The demonstrations of a named subset, in the file's order."""
+    if not demos.masks:
+        raise DataError(f"{path} names no subsets; leave out --filter-key {key}")
+    if key not in demos.masks:
+        raise UnknownNameError(f"subset of {path}", key, demos.masks)
+    chosen = sorted(set(demos.masks[key]))
+    if not chosen:
+        raise DataError(f"{path}: its subset {key!r} is empty; give another --filter-key")
+    place = {i: new for new, i in enumerate(chosen)}
+    return replace(
+        demos,
+        episodes=[demos.episodes[i] for i in chosen],
+        masks={name: [place[i] for i in members if i in place] for name, members in demos.masks.items()},
+        model_files=[demos.model_files[i] for i in chosen] if demos.model_files else [],
+    )
 
 
 def _read_log(path: Path | str, options: DemoOptions) -> DemoSet:
     log = EpisodeLog.open(path)
-    different = options.arm.differences(log.arm)
-    if different:
-        raise SpecMismatchError(f"{path} does not fit (expected, found): {'; '.join(different)}")
+    claims = check_arm(str(path), log.arm, options.arm, options.agreement)
+    losses = _unread(log)
     about = log.attributes.get(LOG_ABOUT)
     return DemoSet(
-        arm=log.arm,
-        episodes=list(log.episodes()),
-        losses=_unread(log),
+        arm=options.arm,
+        episodes=[adapt(episode, claims, options.arm, options.agreement, losses) for episode in log.episodes()],
+        losses=losses,
         **(json.loads(about) if isinstance(about, str) else {}),
     )
 

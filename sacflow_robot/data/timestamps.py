@@ -12,6 +12,7 @@ from sacflow_robot.errors import DataError
 
 _ON_GRID_S = 1e-4  # what LeRobot tolerates
 _SLACK = 0.5  # of a period
+_SAME_PACE = 0.15  # relative; however few frames there are, for they are said to stand on a grid
 
 
 def check_frames(seconds: npt.NDArray[Any], rate_hz: float, origin: str) -> None:
@@ -22,6 +23,11 @@ def check_frames(seconds: npt.NDArray[Any], rate_hz: float, origin: str) -> None
     """
     check_times(seconds, rate_hz, origin)
     period, periods = 1 / rate_hz, np.diff(np.asarray(seconds, np.float64))
+    if len(periods) and abs((middle := float(np.median(periods))) - period) > _SAME_PACE * period + _rounding(seconds):
+        raise DataError(
+            f"{origin}: its timestamps are {1 / middle:.4g} Hz apart, and the file says {rate_hz:g} Hz; one of the two is "
+            "wrong, correct it in the file"
+        )
     if (wrong := np.flatnonzero(np.abs(periods - period) > _SLACK * period + _rounding(seconds))).size:
         frame = int(wrong[0]) + 1
         raise DataError(

@@ -222,7 +222,11 @@ def test_rewards(tmp_path: Path) -> None:
         ({"action": None}, ENDS, "no data/action; it has robot_eef_pose, robot_joint"),
         ({"robot_joint": None, "robot_eef_pose": None}, ENDS, "no low-dimensional observations"),
         ({"action": np.full((12, 2), np.nan)}, ENDS, "an action dimension has no finite value"),
-        ({"robot_joint": np.where(np.arange(12) == 7, np.inf, 0.0)}, ENDS, "episode 1, frame 2: robot_joint holds NaN"),
+        (
+            {"robot_joint": np.where(np.arange(12) == 7, np.inf, 0.0)},
+            ENDS,
+            "episode 1: NaN or infinity among the observation 'robot_joint', first in frame 2",
+        ),
         ({"timestamp": np.zeros(12)}, ENDS, "data/timestamp does not increase"),
         ({"timestamp": np.r_[0:5, 7, 6, 7:12] / 10}, ENDS, "episode 1, step 1: its timestamp runs backwards"),
         ({"timestamp": np.r_[0:8, 11:15] / 10}, ENDS, "episode 1, frame 3: its timestamp is 0.4 s after"),

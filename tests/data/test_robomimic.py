@@ -15,7 +15,15 @@ from sacflow_robot.data.demos import DemoOptions
 from sacflow_robot.data.sources import demo_spec, read_demos, recorded_arm, says_rate
 from sacflow_robot.errors import DataError, UsageError
 
-BASIC = {"type": "OSC_POSE", "input_max": 1, "input_min": -1, "control_delta": True}
+OUTPUT = [0.05] * 3 + [0.5] * 3
+BASIC = {
+    "type": "OSC_POSE",
+    "input_max": 1,
+    "input_min": -1,
+    "control_delta": True,
+    "output_max": OUTPUT,
+    "output_min": [-x for x in OUTPUT],
+}
 COMPOSITE = {
     "type": "BASIC",
     "body_parts": {"right": {"type": "JOINT_VELOCITY", "input_type": "delta", "input_max": 1}},

@@ -16,7 +16,7 @@ from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
 KEY = "action_history"
 
 
-def with_history(arm: ArmSpec, length: int) -> ArmSpec:
+def arm_with_history(arm: ArmSpec, length: int) -> ArmSpec:
     """The robot if it observes its last actions (length, A) too, newest last; of the length given, whatever it had."""
     arm = without_history(arm)
     if not length:
@@ -46,10 +46,14 @@ def push(history: FloatArray, action: FloatArray) -> FloatArray:
     return np.concatenate([history[1:], action[None]])
 
 
-def episode_with_history(episode: Episode, length: int) -> Episode:
+def with_action_history(episode: Episode, length: int) -> Episode:
     """The episode with the ``length`` actions commanded before each observation, zeros before the start; 0 leaves them out."""
-    observations = {key: rows for key, rows in episode.observations.items() if key != KEY}
-    if length:
-        before = np.concatenate([np.zeros((length, episode.commanded.shape[1]), np.float32), episode.commanded])
-        observations[KEY] = np.stack([before[t : t + length] for t in range(len(episode) + 1)])
-    return replace(episode, observations=observations)
+    held = episode.observations.get(KEY)
+    others = {key: rows for key, rows in episode.observations.items() if key != KEY}
+    if not length:
+        return episode if held is None else replace(episode, observations=others)
+    before = np.concatenate([np.zeros((length, episode.commanded.shape[1]), np.float32), episode.commanded])
+    rows = np.stack([before[t : t + length] for t in range(len(episode) + 1)])
+    if held is not None and np.array_equal(held, rows):
+        return episode
+    return replace(episode, observations={**others, KEY: rows})

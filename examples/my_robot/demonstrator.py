@@ -1,14 +1,13 @@
-"""Somebody who can do the gantry's task already: writes a policy file that ``sacflow-robot serve`` takes like any other.
+"""Who can do the gantry's task already, and who cannot: writes two policy files that ``sacflow-robot serve`` takes.
 
-    python demonstrator.py expert.onnx       a steady hand, with a tremor
-    python demonstrator.py --random chance.onnx      no idea at all, for comparison
+    python examples/my_robot/demonstrator.py
 
-On a robot of your own this is you: with a gamepad (``run --handheld``), the keyboard, or a program that you have.
+expert.onnx is a steady hand with a tremor, chance.onnx has no idea at all. On a robot of your own the expert is you: with a
+gamepad (``run --handheld``), the keyboard (``run --keyboard``), or a program that you have.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -39,11 +38,11 @@ class Chance(nn.Module):
 
 
 def main() -> None:
-    *random, path = sys.argv[1:]
     size = SPEC.observation_dim
     spec = PolicySpec(SPEC, 1, 1, "scripted", (0.0,) * size, (1.0,) * size)
-    export_policy(Chance() if random == ["--random"] else Expert(), spec, Path(path))
-    print(f"wrote {path}")
+    for path, policy in (Path("expert.onnx"), Expert()), (Path("chance.onnx"), Chance()):
+        export_policy(policy, spec, path)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from sacflow_robot.action_history import arm_with_history as arm_with_history
+from sacflow_robot.action_history import history_of as history_of
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, Engine, Policy, Robot, VectorArms
@@ -211,7 +213,6 @@ def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter:
 
 def train_hint(arm: ArmSpec, log: object) -> str:
     """The command that learns from a log of this robot, and from nothing else."""
-    from sacflow_robot.action_history import history_of
     from sacflow_robot.envs.environment import environment_of
 
     env, history = environment_of(arm), history_of(arm)
@@ -229,7 +230,6 @@ def replay_hint(arm: ArmSpec, log: object, driver: str) -> str:
 
 def robot_hint(arm: ArmSpec) -> str:
     """What to give ``run --robot`` for this robot: the simulated one, or a place to put the driver's name in."""
-    from sacflow_robot.action_history import history_of
     from sacflow_robot.envs.environment import environment_of
 
     env, history = environment_of(arm), history_of(arm)

@@ -115,11 +115,11 @@ def recorded_robot(sources: Sequence[str], rate_hz: float | None = None) -> ArmS
 
 def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions:
     """The options for a source whose observations hold as many of the last actions as they do, whatever is wanted of them."""
-    from sacflow_robot.action_history import history_of, with_history
+    from sacflow_robot.action_history import arm_with_history, history_of
     from sacflow_robot.data.sources import recorded_arm
 
     arm, _ = recorded_arm(path)
-    return replace(options, arm=with_history(options.arm, 0 if arm is None else history_of(arm)))
+    return replace(options, arm=arm_with_history(options.arm, 0 if arm is None else history_of(arm)))
 
 
 def options_for(

@@ -44,13 +44,12 @@ class Eval:
 
         import numpy as np
 
-        from sacflow_robot.action_history import history_of
         from sacflow_robot.serve.policy import OnnxPolicy
 
         if self.episodes < 1 or self.seed < 0:
             raise UsageError("--episodes must be at least 1 and --seed not negative")
         policy = OnnxPolicy(self.policy)
-        env, history = self._environment(policy), history_of(policy.spec.arm)
+        env, history = self._environment(policy), common.history_of(policy.spec.arm)
         seeds = range(self.seed, self.seed + self.episodes)
         if self.perturb:
             return self._perturb(policy, env, history, seeds)

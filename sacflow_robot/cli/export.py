@@ -82,7 +82,6 @@ class TrainedRun:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        from sacflow_robot.action_history import with_history
         from sacflow_robot.cli.train import export_notes
         from sacflow_robot.envs.tasks import get_arm
         from sacflow_robot.learn.algorithms import make_agent
@@ -92,7 +91,7 @@ class TrainedRun:
         folder, config = RunFolder.open(run_dir)
         self.path, self.env = folder.policy, config.env
         self._engine: Engine = config.env_engine
-        arm = folder.robot or with_history(get_arm(config.env), config.action_history)
+        arm = folder.robot or common.arm_with_history(get_arm(config.env), config.action_history)
         self._history = config.action_history
         self._agent: Agent = make_agent(arm, config, pick_device("cpu"))
         state = folder.load_checkpoint(config)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from sacflow_robot import __version__
+from sacflow_robot.action_history import arm_with_history, with_action_history
 from sacflow_robot.cli import common
 from sacflow_robot.cli.demo_source import Recorded, what_recorded
 from sacflow_robot.episode import Episode
@@ -342,7 +343,6 @@ def robot_without_environment(config: TrainConfig) -> ArmSpec | None:
         UsageError: They do not say which it is, or there are none.
         DataError: They cannot be read.
     """
-    from sacflow_robot.action_history import with_history
     from sacflow_robot.cli import demo_source
     from sacflow_robot.envs.environment import why_no_environment
 
@@ -354,7 +354,7 @@ def robot_without_environment(config: TrainConfig) -> ArmSpec | None:
         f"robot: {robot.robot}, {robot.task}; no environment of it is known here, so that nothing is evaluated "
         f"({why_no_environment(robot)})"
     )
-    return with_history(robot, config.action_history)
+    return arm_with_history(robot, config.action_history)
 
 
 def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) -> tuple[list[Episode], list[Episode]]:
@@ -368,7 +368,6 @@ def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) ->
         UsageError: They name nothing.
         DataError: Something cannot be read or does not fit.
     """
-    from sacflow_robot.action_history import episode_with_history
     from sacflow_robot.cli import demo_source
     from sacflow_robot.data.hub import parse_name
     from sacflow_robot.data.sources import load_demos
@@ -389,7 +388,7 @@ def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) ->
 
     def load(path: Path | str) -> list[Episode]:
         read = load_demos(path, demo_source.with_recorded_history(options, path))
-        found = [episode_with_history(e, config.action_history) for e in read.episodes]
+        found = [with_action_history(e, config.action_history) for e in read.episodes]
         check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))
         common.console().print(f"read {len(found)} episodes ({solved} successful, {steps:,} steps) from {path}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
-from sacflow_robot.action_history import KEY, push, start_history, with_history, without_history
+from sacflow_robot.action_history import KEY, arm_with_history, push, start_history, without_history
 from sacflow_robot.envs.tasks import TASKS, is_gymnasium_id
 from sacflow_robot.errors import SacflowError, SpecMismatchError, UsageError, one_line
 from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, Engine, FloatArray, StepResult
@@ -103,7 +103,7 @@ class HistoryEnv:
 
     def __init__(self, env: GymnasiumEnv | UserEnv | RobosuiteEnv, length: int) -> None:
         self._env, self._length = env, length
-        self.arm, self.engine = with_history(env.arm, length), env.engine
+        self.arm, self.engine = arm_with_history(env.arm, length), env.engine
 
     def begin(self, seed: int) -> StepResult:
         """Start the episode that this seed decides; its history is zeros."""

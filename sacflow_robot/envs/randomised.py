@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from sacflow_robot.action_history import KEY, push, start_history, with_history
+from sacflow_robot.action_history import KEY, arm_with_history, push, start_history
 from sacflow_robot.armmodel import ArmModel, Measured
 from sacflow_robot.envs.draws import Randomisation, draw_around, draw_wide
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv, make_spaces
@@ -75,7 +75,7 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
     def __init__(self, env: RobosuiteEnv, draws: Draws) -> None:
         super().__init__(env)
         self._robosuite, self._draws = env, draws
-        self.arm = with_history(env.arm, draws.history)
+        self.arm = arm_with_history(env.arm, draws.history)
         self.observation_space = make_spaces(self.arm)[0]  # type: ignore[assignment]
         self._step_ms = 1e3 * float(env.model.opt.timestep)
         self._period = round(env.arm.period_ns / 1e6 / self._step_ms)

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sacflow_robot.action_history import with_history
+from sacflow_robot.action_history import arm_with_history
 from sacflow_robot.envs.engine import fall_back, usable_engine
 from sacflow_robot.envs.environment import HistoryEnv, UserEnv, make_environment
 from sacflow_robot.envs.experts.expert import make_expert
@@ -81,7 +81,7 @@ class ArmPool:
     """
 
     def __init__(self, task: str, count: int, history: int = 0) -> None:
-        self._spec = with_history(get_arm(task), history)
+        self._spec = arm_with_history(get_arm(task), history)
         self._busy: list[int] = []
         self._links: list[Connection] = []
         self._processes = []

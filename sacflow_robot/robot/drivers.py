@@ -170,7 +170,7 @@ def _own(name: str, module: str, rest: str) -> tuple[Driver, str, str]:
 
 
 def make_sim(task: str, options: Options) -> Robot:
-    """``sim:TASK``, in lockstep. Options: ``engine`` (compiled, stock); ``speed``, at most so many times real time."""
+    """``sim:TASK``, in lockstep; also a Gymnasium id, or an environment ``MODULE:CLASS``. Options: ``engine`` (compiled, stock); ``speed``, at most so many times real time."""
     check_options("sim", options, ["engine", "speed"])
     try:
         speed = float(options.get("speed", 0))
@@ -178,9 +178,10 @@ def make_sim(task: str, options: Options) -> Robot:
         raise UsageError(f"sim: speed is {options['speed']!r}, expected a number") from None
     try:
         from sacflow_robot.robot.sim import SimRobot
+
+        return SimRobot(task, engine_option(options), speed)
     except ImportError as error:
         raise no_simulator(error) from None
-    return SimRobot(task, engine_option(options), speed)
 
 
 def make_rtsim(task: str, options: Options) -> Robot:

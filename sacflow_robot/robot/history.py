@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sacflow_robot.action_history import KEY, push, start_history, with_history
+from sacflow_robot.action_history import KEY, arm_with_history, push, start_history
 from sacflow_robot.spec import ArmSpec, FloatArray, Robot, StepResult
 
 
@@ -19,7 +19,7 @@ class HistoryRobot:
 
     def __init__(self, robot: Robot, history: int) -> None:
         self._robot, self._length = robot, history
-        self._spec = with_history(robot.spec, history)
+        self._spec = arm_with_history(robot.spec, history)
         self._actions = start_history(robot.spec, history)
 
     def __getattr__(self, name: str) -> Any:

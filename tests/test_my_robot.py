@@ -16,7 +16,18 @@ import pytest
 EXAMPLE = Path(__file__).parents[1] / "examples" / "my_robot"
 DRIVER = f"{EXAMPLE}/driver.py:make_robot"
 # Few and small, so that it takes seconds; as in the README.
-TRAINING = "--algo bc --chunk-length 2 --flow.width 64 --offline-steps 1000 --learner.policy-rate 2e-3".split()
+TRAINING = [
+    "--algo",
+    "bc",
+    "--chunk-length",
+    "2",
+    "--flow.width",
+    "64",
+    "--offline-steps",
+    "1000",
+    "--learner.policy-rate",
+    "2e-3",
+]
 
 
 def test_the_driver_is_short_and_the_readme_names_what_is_run_here() -> None:

@@ -33,15 +33,17 @@ _MOST_TOLERANCE = 0.1
 
 
 def tolerance(spec: PolicySpec) -> float:
-    """Largest absolute difference allowed between what a graph puts out and its golden vectors.
+    """Largest absolute difference allowed between what a graph puts out and its golden vectors, in action units.
 
-    ``TOLERANCE``; but products in int8 round what they multiply, and where a value lies between two codes, the last bit of
+    ``TOLERANCE`` for actions in [-1, 1], and as much more as a wider range is wider; but products in int8 round what they multiply, and where a value lies between two codes, the last bit of
     another processor decides. There it is the error that int8 was measured to make, and 0.1 at most.
     """
+    low, high = spec.arm.action_bounds
+    unit = max(1.0, float((high - low).max()) / 2)
     stated = spec.notes.get("max_action_error")
     if spec.notes.get("weights") != "int8" or not isinstance(stated, float):
-        return TOLERANCE
-    return min(max(stated, TOLERANCE), _MOST_TOLERANCE)
+        return TOLERANCE * unit
+    return min(max(stated, TOLERANCE * unit), _MOST_TOLERANCE * unit)
 
 
 def pack_arrays(arrays: Mapping[str, FloatArray]) -> str:

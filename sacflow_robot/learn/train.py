@@ -282,7 +282,8 @@ class Trainer:
 
     def _explore(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
         if self.config.from_scratch and not self._normalised:
-            return uniform_actions(noise)
+            spread = torch.from_numpy(uniform_actions(noise)).to(self.agent.device)
+            return self.agent.in_units(spread, noise.shape)
         chunks = self.agent.explore(self._arms.spec.flatten(observation), noise)
         if not np.isfinite(chunks).all():
             raise self._diverged("the policy's action")

@@ -349,7 +349,7 @@ def robot_without_environment(config: TrainConfig) -> ArmSpec | None:
     if config.env != NO_ENVIRONMENT:
         return None
     sources = [source for source in (config.demos, *config.replay) if source != "none"]
-    robot = demo_source.recorded_robot(sources)
+    robot = demo_source.recorded_robot(sources, config.rate)
     common.console().print(
         f"robot: {robot.robot}, {robot.task}; no environment of it is known here, so that nothing is evaluated "
         f"({why_no_environment(robot)})"
@@ -370,7 +370,7 @@ def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) ->
     """
     from sacflow_robot.cli import demo_source
     from sacflow_robot.data.hub import parse_name
-    from sacflow_robot.data.sources import load_episodes
+    from sacflow_robot.data.sources import load_demos
 
     options = demo_source.options_for(config.env, config.trim_idle, config, robot)
     demos: Path | str | None = None
@@ -387,11 +387,13 @@ def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) ->
         raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG, or --from-scratch")
 
     def load(path: Path | str) -> list[Episode]:
-        read = load_episodes(path, demo_source.with_recorded_history(options, path))
-        found = [with_action_history(e, config.action_history) for e in read]
+        read = load_demos(path, demo_source.with_recorded_history(options, path))
+        found = [with_action_history(e, config.action_history) for e in read.episodes]
         check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))
         common.console().print(f"read {len(found)} episodes ({solved} successful, {steps:,} steps) from {path}")
+        if read.losses.remarks:
+            common.console().print(f"of {path}: {'; '.join(read.losses.remarks)}")
         return found
 
     return load(demos) if demos else [], [episode for path in config.replay for episode in load(path)]

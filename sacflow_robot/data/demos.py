@@ -80,6 +80,7 @@ class DemoOptions:
         env_name: robosuite's name of the task, which an HDF5 file must name.
         observe_state: Regenerates observations; needed for raw robosuite files.
         trim_idle: Drop idle steps of raw robosuite files, where keyboard teleoperation spends most of its time.
+        sparse_rewards: Whether the task's own rewards are 1 once solved and 0 before, as those of all tasks here are.
         agreement: What the user vouches for, and what may be converted, where a file and the task differ.
     """
 
@@ -87,6 +88,7 @@ class DemoOptions:
     env_name: str
     observe_state: ObserveState | None = None
     trim_idle: bool = True
+    sparse_rewards: bool = True
     agreement: AgreementOptions = field(default_factory=AgreementOptions)
 
 
@@ -156,6 +158,7 @@ def human_episode(
     arm: ArmSpec,
     *,
     rewards: FloatArray,
+    solved: npt.NDArray[np.bool_] | None = None,
     **columns: Any,
 ) -> Episode:
     """An episode from a file that says no more than this; T steps.
@@ -164,16 +167,18 @@ def human_episode(
         observations: Per key (T + 1, ...).
         actions: As recorded (T, A); what was commanded is what the controller's range leaves of them.
         arm: Arm and task.
-        rewards: (T,); the task is solved where they are positive.
+        rewards: (T,).
+        solved: Which steps solved the task (T,); by default those of positive reward.
         columns: Columns of Episode that the file has, in place of what would be assumed.
     """
     steps = len(actions)
-    solved = np.flatnonzero(rewards > 0)
+    solved = rewards > 0 if solved is None else solved
+    solving = np.flatnonzero(solved)
     last = np.arange(steps) == steps - 1
-    ends_solved = bool(rewards[-1] > 0)
-    info: dict[str, Any] = {"success": bool(len(solved)), "task": arm.task, "clock": NOMINAL_CLOCK}
-    if len(solved) and solved[0] < steps - 1:
-        info[FIRST_SUCCESS] = int(solved[0])
+    ends_solved = bool(solved[-1])
+    info: dict[str, Any] = {"success": bool(len(solving)), "task": arm.task, "clock": NOMINAL_CLOCK}
+    if len(solving) and solving[0] < steps - 1:
+        info[FIRST_SUCCESS] = int(solving[0])
     known: dict[str, Any] = {
         "commanded": np.clip(actions, *arm.action_bounds),
         "proposed": actions,

@@ -90,8 +90,6 @@ class ReplayBuffer:
         self._windows: npt.NDArray[np.void] = np.ndarray(
             capacity, window, buffer=self._columns["action"].data, strides=(row_bytes,)
         )
-        low, high = arm.action_bounds
-        self._center, self._half = (low + high) / 2, (high - low) / 2  # of the bounds, (A,)
         self._valid_by_length = np.arange(chunk_length) < np.arange(chunk_length + 1)[:, None]
         self._ends = [0, 0]  # rows where demonstrations end and where logs do; the ring is behind them
         self._kept_episodes = 0
@@ -185,7 +183,7 @@ class ReplayBuffer:
         valid = self._valid_by_length.take(rows_of("length"), axis=0)
         actions = self._windows[index].view(np.float32).reshape(batch_size * self._h, self._arm.action_dim)
         beyond = np.flatnonzero(~valid)
-        actions[beyond] = self._center + self._half * rng.uniform(-1, 1, (len(beyond), self._arm.action_dim))
+        actions[beyond] = rng.uniform(-1, 1, (len(beyond), self._arm.action_dim))
         return ChunkBatch(
             observation=rows_of("observation"),
             actions=actions.reshape(batch_size, self._h, -1),
@@ -243,7 +241,7 @@ class ReplayBuffer:
         columns = self._columns
         columns["observation"][rows] = flat[:-1]
         columns["next_observation"][rows] = flat[np.arange(steps) + length]
-        columns["action"][rows] = episode.commanded
+        columns["action"][rows] = self._arm.to_unit(episode.commanded)
         columns["reward"][rows] = reward
         columns["discount"][rows] = np.where(ended & reaches_end, 0.0, self._gamma**length)
         columns["length"][rows] = length

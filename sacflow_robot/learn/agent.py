@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sacflow_robot.data.replay import ChunkBatch
+from sacflow_robot.errors import UsageError
 from sacflow_robot.learn import losses
 from sacflow_robot.learn.compute import Compute
 from sacflow_robot.learn.config import TrainConfig
@@ -22,7 +23,6 @@ from sacflow_robot.learn.critic import Critic, aggregate
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.policies import BestOf, pick_best, repeat_rows
 from sacflow_robot.learn.policy import PolicyNetwork
-from sacflow_robot.learn.scaling import ActionScaling
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 Metrics = dict[str, Tensor]
@@ -52,12 +52,14 @@ class Agent:
         device: Where to compute.
 
     Raises:
-        UsageError: The arm's actions are not bounded.
+        UsageError: The arm's actions are not bounded by -1 and 1, which is what the policy puts out.
     """
 
     def __init__(self, arm: ArmSpec, config: TrainConfig, device: torch.device) -> None:
+        if set(arm.action_low) != {-1.0} or set(arm.action_high) != {1.0}:
+            raise UsageError(f"arm {arm.robot!r} takes actions beyond -1 to 1; give it a driver that scales them")
         self.arm, self.config, self.device = arm, config, device
-        self.scaling = ActionScaling(arm, device)
+        self.robot = arm  # the one that is commanded, whose actions may have bounds of their own
         learner = config.learner
         self.action_dim = config.chunk_length * arm.action_dim
         self.generator = torch.Generator(device).manual_seed(config.seed)
@@ -114,7 +116,8 @@ class Agent:
         actions: Tensor = self.exported(
             torch.from_numpy(observation).to(self.device), torch.from_numpy(noise).to(self.device).flatten(1)
         )
-        return self.in_units(actions, noise.shape)
+        chunks: FloatArray = actions.cpu().numpy().reshape(noise.shape)
+        return chunks
 
     @torch.no_grad()
     def explore(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
@@ -132,11 +135,7 @@ class Agent:
             many = repeat_rows(seen, others + 1)
             values = self._value(self.target_critic, many, action.flatten(0, 1))
             action = pick_best(action, values.reshape(len(seen), -1))
-        return self.in_units(action, noise.shape)
-
-    def in_units(self, actions: Tensor, shape: tuple[int, ...]) -> FloatArray:
-        """Chunks (B, H, A) in the arm's units of what a policy put out."""
-        chunks: FloatArray = self.scaling.to_robot(actions.reshape(shape)).cpu().numpy()
+        chunks: FloatArray = action.cpu().numpy().reshape(noise.shape)
         return chunks
 
     def _explored(self, observation: Tensor, start: Tensor | None = None) -> Tensor:
@@ -213,7 +212,7 @@ class Agent:
         mask = tensor(chunks.valid).unsqueeze(-1).expand(chunks.actions.shape)
         return Batch(
             observation=tensor(chunks.observation),
-            chunk=self.scaling.to_policy(tensor(chunks.actions)).flatten(1),
+            chunk=tensor(chunks.actions).flatten(1),
             mask=mask.flatten(1),
             reward=tensor(chunks.reward),
             discount=tensor(chunks.discount),

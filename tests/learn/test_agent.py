@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -247,33 +246,9 @@ def test_acting_is_deterministic_exploring_is_not(arm: ArmSpec) -> None:
     assert agent.explore(observation, noise).shape == (2, 5, 7)
 
 
-def test_arms_without_bounds_are_refused(arm: ArmSpec) -> None:
-    for low, high in ((-1.0, math.inf), (-math.inf, 1.0), (1.0, 1.0), (math.nan, 1.0)):
-        bounds = {"action_low": (low, *arm.action_low[1:]), "action_high": (high, *arm.action_high[1:])}
-        with pytest.raises(UsageError, match="no finite range of actions in x;"):
-            tiny_agent(replace(arm, **bounds))
-
-
-def test_actions_of_other_units_are_learned_from_as_if_they_were_scaled(
-    arm: ArmSpec, make_episode: Callable[..., Episode]
-) -> None:
-    low, high = np.linspace(-180, 0, 7), np.linspace(20, 90, 7)
-    own = replace(arm, action_low=tuple(low), action_high=tuple(high))
-    half, center = ((high - low) / 2).astype(np.float32), ((high + low) / 2).astype(np.float32)
-    episode = make_episode(20)
-    agents, batches = [], []
-    for spec, actions in (arm, episode.commanded), (own, episode.commanded * half + center):
-        buffer = ReplayBuffer(spec, 5, 0.99, 100)
-        buffer.append(replace(episode, commanded=actions))
-        batches.append(buffer.sample(64, np.random.default_rng(1)))
-        agents.append(tiny_agent(spec))
-        agents[-1].update_offline(batches[-1])
-    assert np.abs(batches[1].actions - (batches[0].actions * half + center)).max() < 1e-4, "what fills up is scaled too"
-    noise = np.random.default_rng(0).standard_normal((3, 5, 7)).astype(np.float32)
-    observation = np.zeros((3, 19), np.float32)
-    plain, scaled = (agent.act(observation, noise) for agent in agents)
-    assert np.abs(scaled - (plain * half + center)).max() < 1e-2
-    assert (agents[1].explore(observation, noise) <= high + 1e-4).all()
+def test_arms_with_other_bounds_are_refused(arm: ArmSpec) -> None:
+    with pytest.raises(UsageError, match="beyond -1 to 1"):
+        tiny_agent(replace(arm, action_high=(2.0,) * 7))
 
 
 def test_divergence_shows(arm: ArmSpec) -> None:

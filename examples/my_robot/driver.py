@@ -43,7 +43,8 @@ class Gantry:
     def command(self, action: np.ndarray, valid_until_ns: int) -> None:
         if self.stopped:
             raise StoppedError("the gantry has been stopped; connect it again")
-        self.axes = np.clip(self.axes + 0.03 * np.clip(action[:2], -1, 1), -0.4, 0.4)
+        action = SPEC.check_action(action)  # refuses NaN, keeps to the bounds
+        self.axes = np.clip(self.axes + 0.03 * action[:2], -0.4, 0.4)
         self.held = bool(action[2] > 0 and (self.held or np.linalg.norm(self.axes - self.part) < REACH_M))
         self.part, self.steps = self.axes.copy() if self.held else self.part, self.steps + 1
 

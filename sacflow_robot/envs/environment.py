@@ -147,8 +147,9 @@ class NoArms:
         return {} if not starts else self._refuse()
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
-        """Refused."""
-        self._refuse()
+        """Send nothing; any chunk is refused."""
+        if chunks:
+            self._refuse()
 
     def receive(self) -> dict[int, list[StepResult]]:
         """Nothing was sent."""

@@ -84,7 +84,12 @@ class ExportedGraph(nn.Module):
         actions = actions.reshape(self._shape)
         if not self._scaled:
             return actions
-        return torch.minimum(torch.maximum(self.middle + self.half_range * actions, self.low), self.high)
+        actions = torch.minimum(torch.maximum(self.middle + self.half_range * actions, self.low), self.high)
+        committed = arrays[self._keys + 1 :]
+        if not committed:
+            return actions
+        prefix, mask = committed  # scaled there and back it would differ in its last bit
+        return torch.where(mask.unsqueeze(-1) > 0, prefix, actions)
 
     def margin(self, *arrays: Tensor) -> Tensor:
         """By how much the action chosen is better than the next (B,), where there is a choice; else infinity."""

@@ -59,7 +59,7 @@ def _heading(figure: Figure, demos: DemoSet, figures: Mapping[str, Any], title: 
     solved, count = sum(e.success for e in demos.episodes), len(demos.episodes)
     arm, low_high = demos.arm, wilson_interval(solved, count)
     facts = [
-        f"{arm.robot}, {arm.task}, {arm.controller}, {arm.control_rate_hz:g} Hz",
+        f"{arm.robot}, {arm.task}, {arm.controller}, {arm.control_rate_hz:g} Hz nominal",
         f"{count:,} episodes, {figures['steps']:,} steps",
         f"success {solved / count:.0%} (95 % interval {low_high[0]:.0%} to {low_high[1]:.0%})",
         f"idle {figures['idle_share']:.0%}",

@@ -81,6 +81,8 @@ def follows_poses(actions: FloatArray, observations: dict[str, FloatArray]) -> b
     if EEF_QUAT not in observations or actions.shape[1] < _POSE_DIMS:
         return False
     quats = observations[EEF_QUAT][:-1].astype(np.float64)
+    if not (np.abs(np.linalg.norm(quats, axis=1) - 1) < 0.1).all():
+        return False
     away = 2 * np.arccos(np.clip(np.abs(quats[:, 3]), 0, 1))
     _, turns = _nearest_turns(actions, quats)
     return bool(np.median(away) > _TURNED_RAD and np.median(np.linalg.norm(turns, axis=1)) < _NEAR_RAD)

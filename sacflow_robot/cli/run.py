@@ -195,8 +195,8 @@ class Run:
             out.print(timing.histogram())
         if self.log is not None:
             out.print(f"logged to {self.log}; replay one or learn from all with:")
-            out.print(f"  {common.command_line('replay', self.log, '--episode 0')}")
-            out.print(f"  {common.command_line('train --env', robot.spec.task, '--demos none --replay', self.log)}")
+            out.print(f"  {common.replay_hint(robot.spec, self.log, self.robot)}")
+            out.print(f"  {common.train_hint(robot.spec, self.log)}")
         if self.json:
             result = {**common.success_json(solved, done), "overruns": overruns, "held": held}
             stopped = [run.stopped for run in runs if run.stopped]

@@ -40,6 +40,7 @@ class AgreementOptions:
         reward: What their rewards are: sparse (1 once solved), -1/0 (0 once solved), dense, or auto, told from the values.
         success_above: With --reward dense: a step whose reward is above this has solved the task.
         filter_key: Take only this subset of the demonstrations (robomimic's mask/<name>).
+        rate: Control rate of the demonstrations (Hz), where they do not say it themselves.
     """
 
     resample: bool = False
@@ -48,6 +49,7 @@ class AgreementOptions:
     reward: RewardKind = "auto"
     success_above: float | None = None
     filter_key: str | None = None
+    rate: float | None = None
 
     def check_options(self) -> None:
         """Refuse options that contradict each other.
@@ -55,6 +57,8 @@ class AgreementOptions:
         Raises:
             UsageError: They do.
         """
+        if self.rate is not None and not 0 < self.rate < float("inf"):
+            raise UsageError(f"--rate {self.rate:g}; expected a control rate in Hz")
         if (self.success_above is None) == (self.reward == "dense"):
             if self.reward == "dense":
                 raise UsageError("--reward dense does not say which reward is a success; give --success-above X too")

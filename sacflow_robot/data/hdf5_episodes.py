@@ -22,7 +22,7 @@ from sacflow_robot.data.demos import (
 from sacflow_robot.data.outcomes import Outcome, Recorded
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
 
 # An idle step commands no motion, leaves the gripper's command alone, and no finger moves by more than this (m). The arm
 # may coast: under delta control that is the tail of an earlier command, and says nothing about what to do next.
@@ -280,14 +280,14 @@ def _observations(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses, s
         if spec.key not in demo["obs"]:
             keys = ", ".join(demo["obs"])
             raise DataError(f"{origin}: no observation {spec.key!r}, which task {arm.task!r} needs; it has {keys}")
-        before = losses.to_float32(demo["obs"][spec.key], f"obs/{spec.key}")
+        before = _rows(demo["obs"][spec.key], spec, losses)
         if before.shape[1:] != spec.shape:
             raise DataError(f"{origin}: observation {spec.key!r} has shape {before.shape[1:]}, expected {spec.shape}")
         after = before
         if "next_obs" in demo:
             if spec.key not in demo["next_obs"]:
                 raise DataError(f"{origin}: next_obs has no {spec.key!r}, and obs has; expected the same keys")
-            after = losses.to_float32(demo["next_obs"][spec.key], f"obs/{spec.key}")
+            after = _rows(demo["next_obs"][spec.key], spec, losses)
             if spec.key == EEF_POS:
                 _check_order(before, after, origin)
         else:
@@ -299,6 +299,12 @@ def _observations(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses, s
             raise DataError(f"{origin}, step {step}: observation {spec.key!r} holds NaN or infinity; leave it out")
     losses.leave_out(*(f"obs/{key}" for key in demo["obs"] if key not in observations))
     return observations
+
+
+def _rows(array: h5py.Dataset, spec: ArraySpec, losses: Losses) -> FloatArray:
+    """An observation (T, ...); one number a step may stand without an axis of its own."""
+    rows = losses.to_float32(array, f"obs/{spec.key}")
+    return rows[:, None] if rows.ndim == 1 and spec.shape == (1,) else rows
 
 
 def _check_order(before: FloatArray, after: FloatArray, origin: str) -> None:

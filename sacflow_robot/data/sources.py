@@ -13,6 +13,7 @@ from sacflow_robot.data.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses, end_at_success
 from sacflow_robot.data.gripper import gripper_disagreement
 from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.store import WRITING
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError
 from sacflow_robot.spec import ArmSpec
@@ -25,7 +26,7 @@ LOG_ABOUT = "demonstrations"
 
 
 def kind_of(path: Path | str) -> str:
-    """Kind of what is at the path: a folder with ``meta/info.json`` is a LeRobotDataset, another one an episode log.
+    """Kind of what is at the path: zarr, hdf5, lerobot or diffusion_policy.
 
     What an address such as ``s3://bucket/episodes.zarr`` names can only be an episode log.
 
@@ -38,12 +39,38 @@ def kind_of(path: Path | str) -> str:
     if not path.exists():
         raise DataError(f"no file or folder {path}; check the path")
     if path.is_dir():
-        return "lerobot" if (path / "meta" / "info.json").exists() else "zarr"
+        return _kind_of_folder(path)
     if path.suffix in KINDS["hdf5"]:
         return "hdf5"
+    if path.suffix == ".zip":
+        return "diffusion_policy"
     raise DataError(
-        f"{path} is neither an episode log or LeRobotDataset (a folder) nor an HDF5 file ({', '.join(KINDS['hdf5'])})"
+        f"{path} is neither an episode log, a LeRobotDataset or a diffusion_policy store (folders), nor an HDF5 file "
+        f"({', '.join(KINDS['hdf5'])}) or a zipped diffusion_policy store (.zarr.zip)"
     )
+
+
+def _kind_of_folder(path: Path) -> str:
+    if any((path / name).exists() for name in ("meta/info.json", "meta_data/info.json")):
+        return "lerobot"
+    if (path / ".zattrs").exists() and _is_log(path / ".zattrs"):
+        return "zarr"
+    if (path / "meta" / "episode_ends").is_dir():
+        return "diffusion_policy"
+    if (path / ".zgroup").exists() or (path / WRITING).exists():
+        return "zarr"
+    raise DataError(
+        f"{path} is not an episode log, a LeRobotDataset or a diffusion_policy store: looked for .zgroup, meta/info.json "
+        "and meta/episode_ends"
+    )
+
+
+def _is_log(attributes: Path) -> bool:
+    """Whether a store's attributes are an episode log's, or damaged, which the log's own reader tells best."""
+    try:
+        return "format" in json.loads(attributes.read_text())
+    except (OSError, ValueError):
+        return True
 
 
 def kind_to_write(path: Path, kind: str | None = None) -> str:
@@ -70,6 +97,8 @@ def recorded_arm(path: Path | str) -> tuple[ArmSpec | None, str | None]:
     if kind == "zarr":
         return EpisodeLog.open(path).arm, None
     path = Path(path)
+    if kind == "diffusion_policy":
+        return None, None
     if kind == "lerobot":
         from sacflow_robot.data.lerobot import read_arm
 
@@ -78,6 +107,63 @@ def recorded_arm(path: Path | str) -> tuple[ArmSpec | None, str | None]:
 
     header = read_header(path)
     return header.arm, header.env_name
+
+
+def demo_spec(path: Path | str, rate_hz: float | None = None) -> ArmSpec:
+    """The robot and task that a source is of: as it was recorded with, else as the source's own features describe it.
+
+    Args:
+        path: The source.
+        rate_hz: Control rate, where the source does not say it.
+
+    Raises:
+        DataError: It cannot be read, or has no actions or observations that can be used.
+        UsageError: Neither it nor ``rate_hz`` says the control rate.
+    """
+    if (recorded := recorded_arm(path)[0]) is not None:
+        return recorded
+    kind, path = kind_of(path), Path(path)
+    if kind == "lerobot":
+        from sacflow_robot.data import lerobot
+
+        return lerobot.infer_arm(path)
+    if kind == "diffusion_policy":
+        from sacflow_robot.data import diffusion_policy
+
+        return diffusion_policy.infer_arm(path, rate_hz)
+    from sacflow_robot.data import robomimic
+
+    return robomimic.infer_arm(path, rate_hz)
+
+
+def can_infer(path: Path | str) -> bool:
+    """Whether a source holds observations; raw robosuite files hold states, of which the task's simulator makes some.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if kind_of(path) != "hdf5":
+        return True
+    from sacflow_robot.data import robomimic
+
+    return robomimic.has_observations(Path(path))
+
+
+def says_rate(path: Path | str) -> bool:
+    """Whether a source says its control rate; UMI's stores, for one, do not.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if recorded_arm(path)[0] is not None or kind_of(path) == "lerobot":
+        return True
+    if kind_of(path) == "diffusion_policy":
+        from sacflow_robot.data import diffusion_policy
+
+        return diffusion_policy.recorded_rate(Path(path)) is not None
+    from sacflow_robot.data import robomimic
+
+    return robomimic.recorded_rate(Path(path)) is not None
 
 
 def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
@@ -95,10 +181,14 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
         from sacflow_robot.data.hdf5 import read_hdf5
 
         demos = read_hdf5(Path(path), options)
-    else:
+    elif kind == "lerobot":
         from sacflow_robot.data.lerobot import read_lerobot
 
         demos = read_lerobot(Path(path), options)
+    else:
+        from sacflow_robot.data.diffusion_policy import read_diffusion_policy
+
+        demos = read_diffusion_policy(Path(path), options)
     if not demos.episodes:
         raise DataError(f"{path} holds no episodes")
     if options.agreement.filter_key is not None:

@@ -92,6 +92,7 @@ def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
             if values is not None and not (values.dtype.kind == "f" and np.isnan(values).all()):
                 arrays[column.attribute].append(values)
     units = {a.key: " ".join(filter(None, (a.unit, a.frame and f"in {a.frame}"))) for a in demos.arm.observations}
+    units["action"] = ", ".join(dict.fromkeys(demos.arm.action_units))
     return [
         {
             "key": key,

@@ -7,117 +7,25 @@ of low dimension are observations but for those that judge or number the steps. 
 
 from __future__ import annotations
 
-import json
-import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from sacflow_robot.data.agreement import Claims
 from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses
+from sacflow_robot.data.diffusion_policy_files import UMI_ACTION, Store, open_store
 from sacflow_robot.data.foreign_episodes import ForeignEpisode, make_episodes
 from sacflow_robot.data.inferred_spec import UNKNOWN, infer_spec, observation_key
 from sacflow_robot.data.outcomes import Recorded
 from sacflow_robot.data.timestamps import capture_times, check_frames
-from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.spec import ArmSpec, FloatArray
 
-ENDS = "meta/episode_ends"
-_METADATA = (".zarray", "zarr.json")
-_NO_OBSERVATIONS = {"action", "timestamp", "stage", "reward", "rewards", "done", "dones", "terminated", "truncated"}
-_UMI_GOALS = ("_demo_start_pose", "_demo_end_pose")  # where an episode begins and ends, of use to UMI's training only
-_UMI_ACTION = {"eef_pos": "m", "eef_rot_axis_angle": "rad", "gripper_width": "m"}
 _SAME_RATE = 5e-4  # relative; NTSC's 59.94 Hz is not 60
 
 _FILE_CLOCK = "timestamps of the store, from the start of the episode"
-
-# What zarr, numcodecs and zipfile raise on a store that is damaged.
-_UNREADABLE = (
-    *(OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, EOFError),
-    *(zipfile.BadZipFile, NotImplementedError, AssertionError, OverflowError, MemoryError),
-)
-
-
-@dataclass(frozen=True)
-class _Array:
-    """What the metadata of one array under ``data/`` says."""
-
-    key: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any] | None
-    codec: str
-
-    @property
-    def is_image(self) -> bool:
-        return len(self.shape) > 3 or (len(self.shape) == 3 and self.dtype == np.uint8)
-
-    @property
-    def is_low_dim(self) -> bool:
-        return self.dtype is not None and not self.is_image and len(self.shape) > 0
-
-
-@dataclass(frozen=True)
-class _Store:
-    """An open store.
-
-    Attributes:
-        path: Where it is.
-        root: Its group.
-        arrays: What is under ``data/``, by key.
-        ends: Exclusive end of each episode.
-    """
-
-    path: Path
-    root: zarr.Group
-    arrays: Mapping[str, _Array]
-    ends: list[int]
-
-    def read(self, key: str) -> npt.NDArray[Any]:
-        try:
-            return np.asarray(self.root[f"data/{key}"][:])  # type: ignore[index]
-        except _UNREADABLE as error:
-            raise DataError(f"{self.path}: data/{key} cannot be read ({one_line(error)}); is it complete?") from None
-
-    def absent_chunks(self, key: str) -> int:
-        """How many of an array's chunks are not there, of those whose absence is not its whole content."""
-        array = self.root[f"data/{key}"]
-        assert isinstance(array, zarr.Array)
-        present = array.nchunks_initialized
-        return array.nchunks - present if present else 0
-
-    @property
-    def low_dim(self) -> dict[str, _Array]:
-        return {key: array for key, array in self.arrays.items() if array.is_low_dim}
-
-    @property
-    def observation_keys(self) -> list[str]:
-        return [
-            key
-            for key in self.low_dim
-            if key not in _NO_OBSERVATIONS and not key.endswith(_UMI_GOALS) and "/" not in key
-        ]
-
-    @property
-    def umi_keys(self) -> list[str]:
-        """Arrays that make up UMI's actions, robot by robot; empty if the store is not UMI's."""
-        keys: list[str] = []
-        for robot in count():
-            parts = [f"robot{robot}_{part}" for part in _UMI_ACTION]
-            if not all(key in self.low_dim for key in parts):
-                return keys
-            keys += parts
-        raise AssertionError
-
-    def episodes(self) -> Iterator[tuple[int, slice]]:
-        """Number and rows of each episode."""
-        return enumerate(slice(start, end) for start, end in pairwise([0, *self.ends]))
 
 
 def infer_arm(path: Path, rate_hz: float | None = None) -> ArmSpec:
@@ -131,7 +39,7 @@ def infer_arm(path: Path, rate_hz: float | None = None) -> ArmSpec:
         DataError: It cannot be read, or has no actions or observations that can be used.
         UsageError: It keeps no timestamps, and no rate is given.
     """
-    with _open(path) as store:
+    with open_store(path) as store:
         recorded = _recorded_rate(store)
         rate_hz = recorded if recorded is not None else rate_hz
         if rate_hz is None:
@@ -162,7 +70,7 @@ def recorded_rate(path: Path) -> float | None:
     Raises:
         DataError: It cannot be read.
     """
-    with _open(path) as store:
+    with open_store(path) as store:
         return _recorded_rate(store)
 
 
@@ -173,7 +81,7 @@ def read_diffusion_policy(path: Path, options: DemoOptions) -> DemoSet:
         DataError: It cannot be read, or lacks what the task needs.
     """
     losses, arm = Losses(), options.arm
-    with _open(path) as store:
+    with open_store(path) as store:
         recorded = _recorded_rate(store)
         rate_hz = options.agreement.rate if recorded is None else recorded
         claims = Claims(rate_hz=rate_hz)
@@ -250,7 +158,7 @@ def _episode(
     )
 
 
-def _actions(store: _Store) -> npt.NDArray[Any]:
+def _actions(store: Store) -> npt.NDArray[Any]:
     """Actions (T_total, A). UMI's of a step are the pose and width of the next row; an episode's last row repeats its own."""
     if "action" in store.low_dim:
         actions = store.read("action")
@@ -263,17 +171,17 @@ def _actions(store: _Store) -> npt.NDArray[Any]:
     return found
 
 
-def _umi_dimensions(store: _Store, keys: list[str]) -> tuple[list[str], list[str]]:
+def _umi_dimensions(store: Store, keys: list[str]) -> tuple[list[str], list[str]]:
     """Names and units of the dimensions of UMI's actions."""
     names, units = [], []
     for key in keys:
         size = int(np.prod(store.arrays[key].shape[1:]))
         names += [key if size == 1 else f"{key}_{i}" for i in range(size)]
-        units += [_UMI_ACTION[key.partition("_")[2]]] * size
+        units += [UMI_ACTION[key.partition("_")[2]]] * size
     return names, units
 
 
-def _observation(store: _Store, key: str, shape: tuple[int, ...], arm: ArmSpec, losses: Losses) -> FloatArray:
+def _observation(store: Store, key: str, shape: tuple[int, ...], arm: ArmSpec, losses: Losses) -> FloatArray:
     """An observation (T_total, *shape)."""
     name = next((name for name in (key, key.removeprefix("observation.")) if name in store.low_dim), None)
     if name is None:
@@ -286,7 +194,7 @@ def _observation(store: _Store, key: str, shape: tuple[int, ...], arm: ArmSpec, 
     return losses.to_float32(rows, name).reshape(len(rows), *shape)
 
 
-def _note_losses(store: _Store, arm: ArmSpec, losses: Losses, *, has_next: bool) -> None:
+def _note_losses(store: Store, arm: ArmSpec, losses: Losses, *, has_next: bool) -> None:
     for key in (*store.observation_keys, *(["action"] if "action" in store.low_dim else [])):
         if absent := store.absent_chunks(key):  # zeros, which writers may leave out, or files that were lost
             losses.remark(f"{absent} chunks of {key} are not in the store and read as zeros")
@@ -301,7 +209,7 @@ def _note_losses(store: _Store, arm: ArmSpec, losses: Losses, *, has_next: bool)
         losses.remark("the observation after the last action is not in the store and repeats the one before it")
 
 
-def _recorded_rate(store: _Store) -> float | None:
+def _recorded_rate(store: Store) -> float | None:
     if "timestamp" not in store.low_dim:
         return None
     seconds = store.read("timestamp").reshape(-1).astype(np.float64)
@@ -312,87 +220,3 @@ def _recorded_rate(store: _Store) -> float | None:
         )
     rate = 1 / period
     return float(round(rate)) if abs(rate - round(rate)) <= _SAME_RATE * rate else float(f"{rate:.4g}")
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[_Store]:
-    """Open a folder or zip file for reading; its arrays' lengths were found to agree.
-
-    Raises:
-        DataError: It is no such store, or is damaged.
-    """
-    with ExitStack() as stack:
-        try:
-            documents = dict(_metadata(path) if path.is_dir() else _zipped_metadata(path))
-            prefix = next((name.removesuffix(ENDS) for name in documents if name.endswith(ENDS)), None)
-            if prefix is None:
-                raise DataError(f"{path} is no diffusion_policy store: it has no {ENDS}")
-            arrays = {
-                name.removeprefix(f"{prefix}data/"): json.loads(text)
-                for name, text in documents.items()
-                if name.startswith(f"{prefix}data/")
-            }
-            described = {key: _describe(key, metadata) for key, metadata in arrays.items()}
-            storage: Any = path
-            if not path.is_dir():
-                storage = zarr.storage.ZipStore(path, mode="r")
-                stack.callback(storage.close)
-            root = zarr.open_group(storage, mode="r", path=prefix.rstrip("/"))
-            ends = _ends(path, np.asarray(root[ENDS][:]), described)  # type: ignore[index]
-        except _UNREADABLE as error:
-            raise DataError(
-                f"{path} cannot be read as a diffusion_policy store ({one_line(error)}); is it complete?"
-            ) from None
-        yield _Store(path, root, described, ends)
-
-
-def _metadata(path: Path) -> Iterator[tuple[str, str]]:
-    """Name and metadata (JSON) of each array of a folder."""
-    for group in ("data", "meta"):
-        for folder in sorted((path / group).iterdir()):
-            for name in _METADATA:
-                if (folder / name).is_file():
-                    yield f"{group}/{folder.name}", (folder / name).read_text()
-
-
-def _zipped_metadata(path: Path) -> Iterator[tuple[str, str]]:
-    """Name and metadata (JSON) of each array of a zip file."""
-    with zipfile.ZipFile(path) as file:
-        for name in file.namelist():
-            array, _, document = name.rpartition("/")
-            if document in _METADATA and array.rpartition("/")[0].rpartition("/")[2] in ("data", "meta"):
-                yield array, file.read(name).decode()
-
-
-def _describe(key: str, metadata: Mapping[str, Any]) -> _Array:
-    """One array, from metadata of Zarr format 2 or 3."""
-    try:
-        dtype: np.dtype[Any] | None = np.dtype(metadata.get("dtype", metadata.get("data_type")))
-    except TypeError:  # strings and the like
-        dtype = None
-    if dtype is not None and dtype.kind not in "biuf":
-        dtype = None
-    codec = (metadata.get("compressor") or {}).get("id", "uncompressed")
-    return _Array(key, tuple(int(n) for n in metadata["shape"]), dtype, str(codec))
-
-
-def _ends(path: Path, ends: npt.NDArray[Any], arrays: Mapping[str, _Array]) -> list[int]:
-    """The ends of the episodes, which increase and agree with every array's length.
-
-    Raises:
-        DataError: They do not.
-    """
-    if ends.ndim != 1 or ends.dtype.kind not in "iu":
-        raise DataError(f"{path}: {ENDS} is {ends.dtype} of shape {ends.shape}, expected integers (episodes,)")
-    found = [int(end) for end in ends]
-    for number, (before, end) in enumerate(pairwise([0, *found])):
-        if end <= before:
-            how = "holds no frames" if end == before else f"runs backwards, to {end} after {before}"
-            raise DataError(f"{path}: episode {number} {how} by {ENDS}; correct it, or leave the episode out")
-    if not found:
-        raise DataError(f"{path} holds no episodes: {ENDS} is empty")
-    for array in arrays.values():
-        if array.shape[:1] != (found[-1],):
-            rows = array.shape[0] if array.shape else "no"
-            raise DataError(f"{path}: data/{array.key} has {rows} rows, {ENDS} ends at {found[-1]}; is it complete?")
-    return found

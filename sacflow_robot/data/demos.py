@@ -109,7 +109,8 @@ class Losses:
     def to_float32(self, values: npt.ArrayLike, column: str) -> FloatArray:
         """The values as float32; notes the column if that changes one of them."""
         exact = np.asarray(values)
-        rounded = exact.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which readers refuse
+            rounded = exact.astype(np.float32)
         if exact.dtype != np.float32 and not np.array_equal(rounded, exact, equal_nan=exact.dtype.kind == "f"):
             self.rounded[column] = None
         return rounded

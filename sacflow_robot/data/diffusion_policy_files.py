@@ -26,7 +26,7 @@ UMI_ACTION = {"eef_pos": "m", "eef_rot_axis_angle": "rad", "gripper_width": "m"}
 # What zarr, numcodecs and zipfile raise on a store that is damaged.
 _UNREADABLE = (
     *(OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, EOFError),
-    *(zipfile.BadZipFile, NotImplementedError, AssertionError, OverflowError, MemoryError),
+    *(zipfile.BadZipFile, NotImplementedError, AssertionError, OverflowError, MemoryError, SystemError),
 )
 
 

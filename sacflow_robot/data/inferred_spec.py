@@ -22,6 +22,8 @@ UNKNOWN = "unknown"
 _MARGIN = 0.05
 """How far beyond the recorded values an action may go, as a share of their range."""
 
+_GREATEST = 1e30
+
 _RESERVED = {*STEP_COLUMNS, *FILLS, "time_ns", "state"}
 """Columns of an episode log, whose names no observation can take."""
 
@@ -131,6 +133,8 @@ def _bounds(low: float, high: float) -> tuple[float, float]:
     """
     if not low <= high:
         raise DataError("an action dimension has no finite value")
+    if max(-low, high) > _GREATEST:
+        raise DataError(f"an action dimension goes from {low:g} to {high:g}; expected values that float32 holds")
     if low >= -1 and high <= 1 and (low == -1 or high == 1):
         return (-1.0 if low < 0 else 0.0), (1.0 if high > 0 else 0.0)
     margin = _MARGIN * ((high - low) or abs(high) or 1)

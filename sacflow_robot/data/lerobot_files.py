@@ -132,9 +132,9 @@ class Dataset:
 
     def _load(self, row: EpisodeRow, wanted: list[str]) -> pa.Table:
         file = self.path / row.file
-        if not file.is_file():
-            raise DataError(f"{file} is missing, which holds episode {row.index}; is it complete?")
         try:
+            if not file.is_file():
+                raise DataError(f"{file} is missing, which holds episode {row.index}; is it complete?")
             present = pq.read_schema(file).names
             if absent := [name for name in wanted if name not in present]:
                 raise DataError(f"{file} has no column {', '.join(absent)}, which {INFO} names; is it complete?")

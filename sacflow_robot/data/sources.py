@@ -68,7 +68,8 @@ def _kind_of_folder(path: Path) -> str:
 def _is_log(attributes: Path) -> bool:
     """Whether a store's attributes are an episode log's, or damaged, which the log's own reader tells best."""
     try:
-        return "format" in json.loads(attributes.read_text())
+        found = json.loads(attributes.read_text())
+        return isinstance(found, dict) and "format" in found
     except (OSError, ValueError):
         return True
 

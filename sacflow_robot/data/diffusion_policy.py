@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.agreement import Claims
+from sacflow_robot.data.agreement import Claims, check_agreement
 from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses
 from sacflow_robot.data.diffusion_policy_files import UMI_ACTION, Store, open_store
 from sacflow_robot.data.foreign_episodes import ForeignEpisode, make_episodes
@@ -85,6 +85,7 @@ def read_diffusion_policy(path: Path, options: DemoOptions) -> DemoSet:
         recorded = _recorded_rate(store)
         rate_hz = options.agreement.rate if recorded is None else recorded
         claims = Claims(rate_hz=rate_hz)
+        check_agreement(str(path), claims, arm, options.agreement)
         if rate_hz is None:
             losses.remark(
                 f"the store does not say its rate, which is taken to be the task's, {arm.control_rate_hz:g} Hz"

@@ -112,6 +112,8 @@ def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
         SpecMismatchError: It was written here, of another arm.
     """
     arm, dataset, losses = read_arm(path), open_dataset(path), Losses()
+    if arm is None:  # before its features, which differ if the robot does
+        check_agreement(str(path), _claims(dataset), options.arm, options.agreement)
     try:
         layout = _layout(dataset, options.arm)
         episodes_of = _plain if arm is None else _whole
@@ -129,6 +131,10 @@ def _damaged(path: Path, error: Exception) -> DataError:
 
 def _origin(dataset: Dataset, row: EpisodeRow) -> str:
     return f"{dataset.path / row.file}, episode {row.index}"
+
+
+def _claims(dataset: Dataset) -> Claims:
+    return Claims(dataset.robot_type, dataset.fps)
 
 
 def _about(dataset: Dataset) -> dict[str, Any]:
@@ -240,7 +246,7 @@ def _plain(
 ) -> list[Episode]:
     """Episodes of which only the published features are known."""
     found = [_foreign(dataset, frames, layout, options.arm, losses) for frames in episodes]
-    return make_episodes(str(dataset.path), found, Claims(dataset.robot_type, dataset.fps), options, losses)
+    return make_episodes(str(dataset.path), found, _claims(dataset), options, losses)
 
 
 def _foreign(dataset: Dataset, frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> ForeignEpisode:
@@ -278,8 +284,7 @@ def _whole(
     """Episodes written here, every column of them."""
     arm = read_arm(dataset.path)
     assert arm is not None  # such a dataset holds it
-    said = Claims(dataset.robot_type, dataset.fps)
-    check_agreement(f"{dataset.path}/{INFO}", said, arm, AgreementOptions())
+    check_agreement(f"{dataset.path}/{INFO}", _claims(dataset), arm, AgreementOptions())
     claims = check_arm(str(dataset.path), arm, options.arm, options.agreement)
     found = []
     for frames in episodes:

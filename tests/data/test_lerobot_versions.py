@@ -232,11 +232,17 @@ def test_another_rate_than_the_tasks(version: str, fps: int, arm: ArmSpec, tmp_p
     path = recorded.write(tmp_path / "a")
     with pytest.raises(SpecMismatchError, match=rf"{fps} Hz, the task expects 20 Hz .*--resample"):
         read_demos(path, DemoOptions(arm, "Lift"))
+    demos = read_demos(path, DemoOptions(arm, "Lift", agreement=AgreementOptions(resample=True)))
+    assert [len(e) for e in demos.episodes] == [-(-n * 20 // fps) for n in (5, 3)]
+    assert demos.episodes[0].time_ns[1] == 50_000_000 and f"resampled from {fps} to 20 Hz" in str(demos.losses)
 
 
 def test_another_robot_than_the_tasks(arm: ArmSpec, tmp_path: Path) -> None:
     columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
     path = Recorded(fps=20, columns={**columns, "action": np.zeros((8, 7), np.float32)}).write(tmp_path / "a")
+    wrong = Recorded().write(tmp_path / "b")  # other features too, of which the robot is the reason
+    with pytest.raises(SpecMismatchError, match=r"robot so101_follower, the task expects Panda .*30 Hz, the task"):
+        read_demos(wrong, DemoOptions(arm, "Lift"))
     with pytest.raises(SpecMismatchError, match=r"robot so101_follower, the task expects Panda .*--as-robot Panda"):
         read_demos(path, DemoOptions(arm, "Lift"))
     options = DemoOptions(arm, "Lift", agreement=AgreementOptions(as_robot="Panda"))
@@ -323,3 +329,38 @@ def test_before_version_2(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not an episode log, a LeRobotDataset or .* looked for .*meta/info\.json"):
         kind_of(tmp_path)
+
+
+def test_absolute_poses_are_no_deltas(arm: ArmSpec, tmp_path: Path) -> None:
+    """Actions that are the poses to go to, under the names and in the shape of deltas."""
+    rng = np.random.default_rng(0)
+    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
+    columns["observation.robot0_eef_pos"] = (0.5 + 0.01 * rng.standard_normal((8, 3))).astype(np.float32)
+    columns["observation.robot0_eef_quat"] = np.tile(np.float32([1, 0, 0, 0]), (8, 1))
+    turn = np.tile(np.float32([np.pi, 0, 0, 1]), (8, 1))
+    columns["action"] = np.concatenate([columns["observation.robot0_eef_pos"] + 0.02, turn], axis=1)
+    path = Recorded(fps=20, robot_type="panda", columns=columns).write(tmp_path / "a")
+    with pytest.raises(SpecMismatchError, match=r"absolute poses, the task expects OSC_POSE delta .*--controller-map"):
+        read_demos(path, DemoOptions(arm, "Lift"))
+    demos = read_demos(path, DemoOptions(arm, "Lift", agreement=AgreementOptions(controller_map=True)))
+    assert np.abs(demos.episodes[0].commanded[:, :3] - 0.02 / 0.05).max() < 1e-5
+
+
+def test_rewards_that_do_not_say_success(arm: ArmSpec, tmp_path: Path) -> None:
+    """Shaped rewards are no successes; the user says what is."""
+    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
+    columns |= {"action": np.zeros((8, 7), np.float32), "next.reward": np.linspace(0.1, 0.8, 8, dtype=np.float32)}
+    path = Recorded(fps=20, robot_type="panda", columns=columns).write(tmp_path / "a")
+    with pytest.raises(DataError, match="dense rewards, which do not tell when the task was solved; give --reward"):
+        read_demos(path, DemoOptions(arm, "Lift"))
+    options = AgreementOptions(reward="dense", success_above=0.65)
+    demos = read_demos(path, DemoOptions(arm, "Lift", agreement=options))
+    assert [e.success for e in demos.episodes] == [False, True]
+
+
+def test_actions_beyond_the_robots_range_are_named(arm: ArmSpec, tmp_path: Path) -> None:
+    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
+    columns["action"] = np.float32(np.where(np.arange(8) % 2, 3, 0.5))[:, None].repeat(7, 1)
+    path = Recorded(fps=20, robot_type="panda", columns=columns).write(tmp_path / "a")
+    demos = read_demos(path, DemoOptions(arm, "Lift"))
+    assert "50% of the actions are beyond the robot's range and are clipped" in str(demos.losses)

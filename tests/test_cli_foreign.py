@@ -56,7 +56,11 @@ def test_info(version: str, capsys: Capture, tmp_path: Path) -> None:
         "observation.state": "unknown",
     }.items()
     said = captured.out + captured.err
-    assert "controller unknown" in said and "images are left out: observation.images.front" in said
+    assert (
+        "controller unknown" in said
+        and "success not recorded" in said
+        and "images are left out: observation.images.front" in said
+    )
     assert "no success is recorded" in said and (tmp_path / "a.png").stat().st_size > 10_000
 
 

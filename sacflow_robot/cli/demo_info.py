@@ -101,10 +101,14 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from sacflow_robot.data.foreign_episodes import NO_SUCCESS
     from sacflow_robot.data.summary import describe_rate
 
     arm, rate, steps = demos.arm, figures["rate"], figures["steps_per_episode"]
     copies = figures["duplicates"]
+    success = common.describe_success(figures["successes"], figures["episodes"])
+    if NO_SUCCESS in demos.losses.remarks:
+        success = "not recorded"
     having_states = sum(e.states is not None for e in demos.episodes)
     rows = {
         "format": figures["format"],
@@ -112,8 +116,7 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
             each if each != UNKNOWN else f"{what} unknown"
             for what, each in (("robot", arm.robot), ("task", arm.task), ("controller", arm.controller))
         ),
-        "episodes": f"{len(demos.episodes):,}, success "
-        f"{common.describe_success(figures['successes'], figures['episodes'])}",
+        "episodes": f"{len(demos.episodes):,}, success {success}",
         "steps": f"{figures['steps']:,} ({steps['min']} to {steps['max']} an episode, median {steps['median']:g})",
         "rate": _NO_RATE if rate["nominal_hz"] is None else describe_rate(rate, arm.control_rate_hz),
         "chosen by": ", ".join(f"{name} {count:,}" for name, count in figures["sources"].items()),

@@ -96,6 +96,11 @@ def infer_spec(
     )
 
 
+def describe_unit(unit: str) -> str:
+    """What an action of 1 is, for a reader."""
+    return "unit unknown" if unit == UNKNOWN else f"1 = {unit}"
+
+
 def with_bounds_of(arm: ArmSpec, others: Iterable[ArmSpec]) -> ArmSpec:
     """The robot, its actions bounded so that those of others fit too, as far as they have as many."""
     alike = [arm, *(other for other in others if other.action_dim == arm.action_dim)]

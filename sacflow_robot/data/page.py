@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from sacflow_robot.data.demos import DemoSet
 from sacflow_robot.data.gripper import FINGERS, finger_width, gripper_dimensions
+from sacflow_robot.data.inferred_spec import describe_unit
 from sacflow_robot.episode import Episode
 from sacflow_robot.statistics import wilson_interval
 
@@ -193,7 +194,7 @@ def _gripper(axes: Axes, episodes: list[Episode], demos: DemoSet) -> None:
         else:
             _traces(axes, episodes, commands)
         name, unit = demos.arm.action_names[dimensions[0]], demos.arm.action_units[dimensions[0]]
-        beside.set_ylabel(f"command: {name} (1 = {unit})")
+        beside.set_ylabel(f"command: {name} ({describe_unit(unit)})")
     if fingers:
         widths = [[np.column_stack([_seconds(e), 1e3 * finger_width(e)]) for e in part] for part in parts]
         _traces(axes, episodes, widths)
@@ -224,7 +225,7 @@ def _actions(part: Any, demos: DemoSet) -> None:
         shares = np.full(len(actions), 100 / len(actions))
         edges = (span[0] - margin, span[1] + margin)
         each.hist(actions[:, i], bins=45, range=edges, weights=shares, color=NEUTRAL)
-        each.set_title(f"{name}\n1 = {unit}", fontsize=9)
+        each.set_title(f"{name}\n{describe_unit(unit)}", fontsize=9)
         each.set_yscale("log")
         each.tick_params(labelsize=7)
     for each in axes[arm.action_dim :]:

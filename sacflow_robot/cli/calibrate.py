@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import tyro
+
 from sacflow_robot.cli import common
+from sacflow_robot.cli.operator import OperatorOptions, operating
 from sacflow_robot.errors import DataError, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ class _Measure:
         recording: Measure from this recording instead of moving the arm.
         save: Keep the recording here (.npz), to measure something else from it.
         plot: Figure to write; by default calibrate-<what>.png.
+        operator: How a person stops the arm.
         json: Print the result as one JSON object.
     """
 
@@ -47,11 +51,13 @@ class _Measure:
     recording: Path | None = None
     save: Path | None = None
     plot: Path | None = None
+    operator: tyro.conf.OmitArgPrefixes[OperatorOptions] = field(default_factory=OperatorOptions)
     json: bool = False
 
     def _record(self, profile: Profile, size: float = 0.6) -> Recording:
         from sacflow_robot.calibrate.recording import Excitation, Recording, record
         from sacflow_robot.robot.drivers import make_robot
+        from sacflow_robot.robot.operator import heed
         from sacflow_robot.robot.safety import SafetyFilter
 
         if self.recording is not None:
@@ -59,7 +65,11 @@ class _Measure:
         name = (
             self.robot if self.clock is None else f"{self.robot}{'&' if '?' in self.robot else '?'}clock={self.clock}"
         )
-        with closing(make_robot(name)) as robot, common.progress_bar("%") as bar:
+        with (
+            closing(make_robot(name)) as robot,
+            common.progress_bar("%") as bar,
+            operating(self.operator, robot.spec) as operator,
+        ):
             row = bar.add_task("moving", total=100, success="")
             limits = _patient(robot, profile)
             excitation = Excitation(robot.spec, self.seconds, self.seed, size)
@@ -68,10 +78,16 @@ class _Measure:
                     f"{self.robot}: its time stands still between commands; nothing can be learnt of delays there"
                 )
             robot.connect()
-            made = record(
-                *(robot, SafetyFilter(robot.spec, limits), excitation, self.seed),
-                lambda share: bar.update(row, completed=round(100 * share)),
-            )
+            safety = SafetyFilter(robot.spec, limits)
+            try:
+                made = record(
+                    *(robot, safety, excitation, self.seed),
+                    lambda share: bar.update(row, completed=round(100 * share)),
+                    lambda commanded: heed(safety, operator, commanded),
+                )
+            finally:
+                safety.rest()
+                operator.report(safety)
         if self.save is not None:
             made.save(self.save)
         return made

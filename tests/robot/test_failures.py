@@ -76,7 +76,8 @@ def server() -> Iterator[Server]:
 def run_with(
     server: Server, log: Path, at_step: int, fail: Callable[[StepRecorder], None], mend: Callable[[], None]
 ) -> tuple[EpisodeRun, list[tuple[int, str]]]:
-    """An episode in which something fails; a person mends it and arms the arm again. Returns what was said, and when."""
+    """An episode in which something fails; a person mends it, and arms the arm once it is at rest. Returns what was said, and
+    when."""
     switches, said, opened = Switches(), [], []  # type: ignore[var-annotated]
 
     def open_log() -> StepRecorder:
@@ -89,7 +90,7 @@ def run_with(
 
     def tell(line: str) -> None:
         said.append((time.monotonic_ns(), line))
-        if line.startswith("hold"):
+        if line.startswith(("hold", "cannot arm")):
             threading.Thread(target=person).start()
 
     class Failing(ChunkStream):

@@ -391,9 +391,10 @@ def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) ->
         found = [with_action_history(e, config.action_history) for e in read.episodes]
         check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))
-        common.console().print(f"read {len(found)} episodes ({solved} successful, {steps:,} steps) from {path}")
-        if read.losses.remarks:
-            common.console().print(f"of {path}: {'; '.join(read.losses.remarks)}")
+        assumed = f", where: {'; '.join(read.losses.remarks)}" if read.losses.remarks else ""
+        common.console().print(
+            f"read {len(found)} episodes ({solved} successful, {steps:,} steps) from {path}{assumed}"
+        )
         return found
 
     return load(demos) if demos else [], [episode for path in config.replay for episode in load(path)]

@@ -24,6 +24,7 @@ EEF_POS, EEF_QUAT = "robot0_eef_pos", "robot0_eef_quat"
 _POSE_DIMS = 6
 _NEAR_M = 0.15  # an absolute goal lies this near the pose that it moves from, in the median
 _NEAR_RAD = 0.6
+_TURNED_RAD = 1.8  # of an orientation from the identity, far enough to tell it from a delta's
 _ACTIONS = ("commanded", "proposed", "measured", "human")
 
 # robosuite's OSC: stiffness in 1/s^2, critically damped. Its goal lies an action ahead of the pose that the arm has.
@@ -72,16 +73,19 @@ def adapt(episode: Episode, claims: Claims, arm: ArmSpec, options: AgreementOpti
 
 
 def follows_poses(actions: FloatArray, observations: dict[str, FloatArray]) -> bool:
-    """Whether actions (T, A) are absolute end-effector poses: nearly all lie at the pose (T + 1 rows) they move from."""
-    if EEF_POS not in observations or EEF_QUAT not in observations or actions.shape[1] < _POSE_DIMS:
+    """Whether actions (T, A) are absolute end-effector poses: their orientations follow the arm's (T + 1 rows).
+
+    A gripper that points down is half a turn from the identity, and a delta is near it, so that the two cannot be
+    confused; positions need not be in the observations' frame.
+    """
+    if EEF_QUAT not in observations or actions.shape[1] < _POSE_DIMS:
         return False
-    if np.median(np.linalg.norm(observations[EEF_POS], axis=1)) < _NEAR_M:
-        return False  # so near to the frame's origin small deltas and absolute goals look alike
-    near = np.linalg.norm(actions[:, :3] - observations[EEF_POS][:-1], axis=1) < _NEAR_M
-    if near.mean() < 0.9:
+    quats = observations[EEF_QUAT][:-1].astype(np.float64)
+    if not (np.abs(np.linalg.norm(quats, axis=1) - 1) < 0.1).all():
         return False
-    _, turns = _nearest_turns(actions, observations[EEF_QUAT][:-1])
-    return bool(np.median(np.linalg.norm(turns, axis=1)) < _NEAR_RAD)
+    away = 2 * np.arccos(np.clip(np.abs(quats[:, 3]), 0, 1))
+    _, turns = _nearest_turns(actions, quats)
+    return bool(np.median(away) > _TURNED_RAD and np.median(np.linalg.norm(turns, axis=1)) < _NEAR_RAD)
 
 
 def _nearest_turns(actions: FloatArray, quats: FloatArray) -> tuple[int, Array]:

@@ -12,7 +12,15 @@ import h5py
 import numpy as np
 
 from sacflow_robot.data.adapt import adapt, arm_of_file
-from sacflow_robot.data.agreement import AgreementOptions, Claims, Controller, check_agreement, check_arm, same_robot
+from sacflow_robot.data.agreement import (
+    AgreementOptions,
+    Claims,
+    Controller,
+    check_agreement,
+    check_arm,
+    same_rate,
+    same_robot,
+)
 from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses
 from sacflow_robot.data.env_args import claims_of_env
 from sacflow_robot.data.hdf5_episodes import (
@@ -24,6 +32,7 @@ from sacflow_robot.data.hdf5_episodes import (
     read_rows,
     recorded_outcome,
     robomimic_episode,
+    share_beyond,
 )
 from sacflow_robot.data.outcomes import Outcome, judge_outcomes
 from sacflow_robot.episode import Episode
@@ -82,7 +91,7 @@ def read_hdf5(path: Path, options: DemoOptions) -> DemoSet:
             found, losses = _arm(data), Losses()
             if found is None:
                 _check_task(path, _env_name(path, data), options.env_name)
-                claims = _claims(path, data, names, options)
+                claims = _claims(path, data, names, options, losses)
                 check_agreement(str(path), claims, options.arm, options.agreement)
             else:
                 check_agreement(f"{path}: env_args", _said(path, data), found, AgreementOptions())
@@ -132,6 +141,8 @@ def _episodes(
         except DataError as error:
             raise error if str(error).startswith(origin) else DataError(f"{origin}: {error}") from None
         episodes.append(episode)
+    if found is None and (beyond := np.mean([share_beyond(each, arm) for each in episodes])):
+        losses.remark(f"{beyond:.1%} of the steps command beyond the controller's range, which clips them")
     return episodes
 
 
@@ -146,13 +157,19 @@ def _outcomes(
     return dict(zip(told, judged, strict=True))
 
 
-def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOptions) -> Claims:
+def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOptions, losses: Losses) -> Claims:
     """What a file from elsewhere says, or its times and actions show, of robot, rate and controller."""
     claims = _said(path, data)
+    said, shown = claims.rate_hz, None
+    agrees = said is not None and same_rate(said, options.arm.control_rate_hz)
     for name in names:
-        if "states" in data[name] and len(data[name]["states"]) > 1:
-            rate = measured_rate(read_rows(data[name], f"{path}, {name}"), claims.rate_hz, f"{path}, {name}")
-            claims = replace(claims, rate_hz=claims.rate_hz or rate)
+        if "states" in data[name] and len(data[name]["states"]):
+            origin = f"{path}, {name}"
+            shown = measured_rate(read_rows(data[name], origin), said if agrees else None, origin) or shown
+    if said is None:
+        claims = replace(claims, rate_hz=shown)
+    elif shown is not None and not agrees and abs(shown - said) > 0.1 * said:
+        losses.remark(f"the file says {said:g} Hz, which is believed, though its states are {shown:.4g} Hz apart")
     controller = claims.controller or Controller()
     if controller.delta is not False and any(has_absolute_actions(data[n], options.arm) for n in names[:_LOOKED_AT]):
         claims = replace(claims, controller=replace(controller, delta=False, seen=True))

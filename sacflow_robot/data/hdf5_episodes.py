@@ -196,13 +196,18 @@ def robomimic_episode(
     )
 
 
+def share_beyond(episode: Episode, arm: ArmSpec) -> float:
+    """Share of the steps whose action is beyond the controller's range."""
+    low, high = arm.action_bounds
+    return float(((episode.proposed < low) | (episode.proposed > high)).any(axis=1).mean())
+
+
 def has_absolute_actions(demo: h5py.Group, arm: ArmSpec) -> bool:
     """Whether a demonstration's actions are absolute poses, whatever its file says of them."""
-    poses = [key for key in (EEF_POS, EEF_QUAT) if key in demo.get("obs", ())]
-    if len(poses) < 2 or demo["actions"].ndim != 2 or demo["actions"].shape[1] != arm.action_dim:
+    actions, quats = demo["actions"], demo.get(f"obs/{EEF_QUAT}")
+    if quats is None or actions.ndim != 2 or actions.shape[1] != arm.action_dim or quats.shape != (len(actions), 4):
         return False
-    rows = {key: np.asarray(demo["obs"][key]) for key in poses}
-    return follows_poses(demo["actions"][()], {key: np.concatenate([each, each[-1:]]) for key, each in rows.items()})
+    return follows_poses(actions[()], {EEF_QUAT: np.concatenate([quats[()], quats[-1:]])})
 
 
 def _check_quaternions(

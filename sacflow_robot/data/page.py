@@ -60,7 +60,7 @@ def _heading(figure: Figure, demos: DemoSet, figures: Mapping[str, Any], title: 
     arm, low_high = demos.arm, wilson_interval(solved, count)
     rate = figures["rate"]["nominal_hz"]
     facts = [
-        f"{arm.robot}, {arm.task}, {arm.controller}, {'rate unknown' if rate is None else f'{rate:g} Hz'}",
+        f"{arm.robot}, {arm.task}, {arm.controller}, {'rate unknown' if rate is None else f'{rate:g} Hz nominal'}",
         f"{count:,} episodes, {figures['steps']:,} steps",
         f"success {solved / count:.0%} (95 % interval {low_high[0]:.0%} to {low_high[1]:.0%})",
         f"idle {figures['idle_share']:.0%}",

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sacflow_robot.envs.limited import Limiter
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, RobotError, UsageError, one_line
+from sacflow_robot.outputs import replacing
 from sacflow_robot.poses import rotation_between
 from sacflow_robot.randomness import Stream, random_stream
 from sacflow_robot.spec import ArmSpec, Observation, Robot
@@ -67,16 +68,17 @@ class Recording:
     def save(self, path: Path) -> None:
         """Write it as one .npz file."""
         columns = {f"observation.{key}": rows for key, rows in self.observations.items()}
-        np.savez_compressed(
-            path,
-            arm=np.array(self.arm.to_json()),
-            time_ns=self.time_ns,
-            received_ns=self.received_ns,
-            sent_ns=self.sent_ns,
-            valid_ns=self.valid_ns,
-            actions=self.actions,
-            **columns,
-        )
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                arm=np.array(self.arm.to_json()),
+                time_ns=self.time_ns,
+                received_ns=self.received_ns,
+                sent_ns=self.sent_ns,
+                valid_ns=self.valid_ns,
+                actions=self.actions,
+                **columns,
+            )
 
     @staticmethod
     def load(path: Path) -> Recording:

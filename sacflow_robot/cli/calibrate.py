@@ -13,6 +13,7 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.cli.operator import OperatorOptions, operating
 from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.outputs import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.armmodel import Measured
@@ -127,6 +128,12 @@ class _Measure:
     def plot_path(self, what: str) -> Path:
         return self.plot or Path(f"calibrate-{what}.png")
 
+    def _check_outputs(self, what: str) -> None:
+        """Refuse files that could not be written, before anything moves."""
+        check_output(self.out, parents=False)
+        check_output(self.save, "--save", parents=False)
+        check_output(self.plot_path(what), "--plot", parents=False)
+
     def _old(self) -> Profile:
         from sacflow_robot.calibrate.profile import load_profile
 
@@ -150,6 +157,7 @@ class Latency(_Measure):
         from sacflow_robot.calibrate.latency import measure_latency
         from sacflow_robot.calibrate.update import with_story
 
+        self._check_outputs("latency")
         profile = self._old()
         found = measure_latency(self._record(profile))
         import numpy as np
@@ -209,6 +217,7 @@ class NoiseOf(_Measure):
         from sacflow_robot.calibrate.predict import Predictor
         from sacflow_robot.calibrate.update import with_story
 
+        self._check_outputs("noise")
         profile = self._old()
         made = self._record(profile, size=0.0)
         joints = "robot0_joint_pos" in made.observations
@@ -246,6 +255,7 @@ class Dynamics(_Measure):
         from sacflow_robot.calibrate.update import with_story
         from sacflow_robot.envs.workers import core_count
 
+        self._check_outputs("dynamics")
         profile = self._old()
         recordings = [self._record(profile)] if self.log is None else read_log(self.log)
         first, apart_s = recordings[0], 0.0
@@ -354,6 +364,8 @@ class Handeye:
         from sacflow_robot.calibrate.handeye import Board, measure_handeye
         from sacflow_robot.calibrate.update import with_story
 
+        shared = _Measure(profile=self.profile, out=self.out, plot=self.plot, json=self.json)
+        shared._check_outputs("handeye")
         board = Board(self.columns, self.rows, self.square_m, self.marker_m, self.dictionary)
         try:
             told = yaml.safe_load((self.images / "poses.yaml").read_text())
@@ -377,7 +389,6 @@ class Handeye:
             "hand_eye.camera_rotation_rad": (found.rotation_rad, found.spread_rad),
             "hand_eye.reprojection_error_px": (pixels, 0 * pixels),
         }
-        shared = _Measure(profile=self.profile, out=self.out, plot=self.plot, json=self.json)
         draw_handeye(found, shared.plot_path("handeye"))
         lines = [f"{len(found.corners)} of {len(pictures)} pictures used"]
         story = with_story(values, "calibrate handeye, ChArUco")

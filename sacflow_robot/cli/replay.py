@@ -14,6 +14,7 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.cli.operator import OperatorOptions, operating, safety_filter
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, one_line
+from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import NO_ENVIRONMENT, Engine
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ class Replay:
     def run(self) -> int:
         from sacflow_robot.data.log import EpisodeLog
 
-        _check_target("--video", self.video, ".mp4")
-        _check_target("--rerun", self.rerun, ".rrd")
+        check_output(self.video, "--video", suffix=".mp4", parents=False)
+        check_output(self.rerun, "--rerun", suffix=".rrd", parents=False)
         # What is not installed is said before anything moves.
         if self.video is not None:
             _check_import("--video", "av", "PyAV", "sim")
@@ -205,11 +206,6 @@ def _result_json(episode: Episode, result: ReplayResult | None) -> dict[str, Any
 
 def _verdict(success: bool) -> str:
     return "solved" if success else "not solved"
-
-
-def _check_target(option: str, path: Path | None, suffix: str) -> None:
-    if path is not None and (path.suffix.lower() != suffix or not path.parent.is_dir() or path.is_dir()):
-        raise UsageError(f"{option} {path}: give a file that ends in {suffix}, in a folder that exists")
 
 
 def _check_import(option: str, module: str, package: str, extra: str) -> None:

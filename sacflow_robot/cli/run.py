@@ -13,6 +13,7 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.cli.operator import OperatorOptions, safety_filter, teller
 from sacflow_robot.errors import UsageError
+from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import ArmSpec, Engine, FloatArray, PolicySpec, Recorder, Robot
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Run:
             raise UsageError(
                 f"--episodes must be at least 1, --seed not negative, --timeout above 0 and at most {_LONGEST_TIMEOUT_S}"
             )
+        check_output(self.log, "--log", folder=True)
         runs: list[EpisodeRun] = []
         with ExitStack() as stack:
             switches = Switches()

@@ -13,6 +13,8 @@ import pytest
 
 from sacflow_robot.cli import main
 from sacflow_robot.cli.train import load_training_episodes
+from sacflow_robot.data.convert import write_demos
+from sacflow_robot.data.demos import DemoSet
 from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import Episode
@@ -136,6 +138,18 @@ def test_what_a_file_says_is_compared_and_converted_on_demand(capsys: Capture, l
     assert [len(e) for e in found] == [6, 10, 6]
     assert ", where: resampled from 10 to 20 Hz" in capsys.readouterr().err
     assert run("demos", "info", log, "--reward", "dense") == 2 and "--success-above" in capsys.readouterr().err
+
+
+def test_training_on_a_subset_of_the_demonstrations(
+    capsys: Capture, make_episode: Callable[..., Episode], arm: ArmSpec, log: Path, tmp_path: Path
+) -> None:
+    demos = DemoSet(arm, [make_episode(n) for n in (3, 4, 6)], masks={"train": [0, 2]})
+    write_demos(tmp_path / "masks.hdf5", demos)
+    config = TrainConfig(demos=str(tmp_path / "masks.hdf5"), filter_key="train", replay=(str(log),))
+    chosen, logged = load_training_episodes(config)
+    assert [len(e) for e in chosen] == [3, 6] and len(logged) == 3, "of logs beside them, everything is taken"
+    assert run("demos", "convert", tmp_path / "masks.hdf5", tmp_path / "o.zarr", "--filter-key", "test") == 2
+    assert "valid names: train" in capsys.readouterr().err and not (tmp_path / "o.zarr").exists()
 
 
 @pytest.mark.parametrize(

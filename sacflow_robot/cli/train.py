@@ -24,6 +24,7 @@ from sacflow_robot.learn.presets import preset
 from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, VectorArms
 
 if TYPE_CHECKING:
+    from sacflow_robot.data.demos import DemoOptions
     from sacflow_robot.envs.randomised import Draws
     from sacflow_robot.learn.run_folder import RunFolder
     from sacflow_robot.learn.train import Trainer
@@ -387,7 +388,7 @@ def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) ->
     if demos is None and not config.replay:
         raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG, or --from-scratch")
 
-    def load(path: Path | str) -> list[Episode]:
+    def load(path: Path | str, options: DemoOptions) -> list[Episode]:
         read = load_demos(path, demo_source.with_recorded_history(options, path))
         found = [with_action_history(e, config.action_history) for e in read.episodes]
         check_seeds(found, config, path)
@@ -398,7 +399,9 @@ def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) ->
         )
         return found
 
-    return load(demos) if demos else [], [episode for path in config.replay for episode in load(path)]
+    chosen = load(demos, options) if demos else []
+    whole = replace(options, agreement=replace(config, filter_key=None))  # a subset is one of the demonstrations
+    return chosen, [episode for path in config.replay for episode in load(path, whole)]
 
 
 def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path | str) -> None:

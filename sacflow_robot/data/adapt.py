@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.action_history import history_of, with_action_history
 from sacflow_robot.data.agreement import AgreementOptions, Claims, action_scale, controller_of, same_rate, same_scale
 from sacflow_robot.data.demos import FIRST_SUCCESS, Losses
 from sacflow_robot.episode import STEP_TIMES, Episode
@@ -88,7 +89,7 @@ def follows_poses(actions: FloatArray, observations: dict[str, FloatArray]) -> b
     return bool(np.median(away) > _TURNED_RAD and np.median(np.linalg.norm(turns, axis=1)) < _NEAR_RAD)
 
 
-def _nearest_turns(actions: FloatArray, quats: FloatArray) -> tuple[int, Array]:
+def _nearest_turns(actions: FloatArray, quats: npt.NDArray[np.floating[Any]]) -> tuple[int, Array]:
     """Rotation vectors (T, 3) from the poses' orientations x y z w (T, 4) to the goals' (``actions[:, 3:6]``).
 
     robosuite's goals are of the gripper's grip site, the observed orientation is of the hand that carries it: a quarter
@@ -197,7 +198,7 @@ def resample(episode: Episode, from_hz: float, arm: ArmSpec, losses: Losses) -> 
     losses.leave_out(*(name for name in (*STEP_TIMES, "flags") if getattr(episode, name) is not None))
     if not np.isnan(episode.measured).all():
         losses.leave_out("measured")
-    return replace(
+    resampled = replace(
         episode,
         observations=observations,
         **columns,
@@ -210,6 +211,7 @@ def resample(episode: Episode, from_hz: float, arm: ArmSpec, losses: Losses) -> 
         states=None if episode.states is None else _interpolated(episode.states, rows, ()),
         info=info,
     )
+    return with_action_history(resampled, history_of(arm))
 
 
 def _resampled_rewards(rewards: FloatArray, rows: Array) -> FloatArray:

@@ -37,7 +37,8 @@ class AgreementOptions:
         resample: Bring demonstrations of another control rate to the task's.
         controller_map: Convert the actions of another controller to the task's: absolute poses to deltas, other scales.
         as_robot: Robot that recorded the demonstrations, whatever the file says.
-        reward: What their rewards are: sparse (1 once solved), -1/0 (0 once solved), dense, or auto, told from the values.
+        reward: Rewards of a file from elsewhere: sparse (1 once solved), -1/0 (0 once solved), dense, or auto, told from
+            the values.
         success_above: With --reward dense: a step whose reward is above this has solved the task.
         filter_key: Take only this subset of the demonstrations (robomimic's mask/<name>).
         rate: Control rate of the demonstrations (Hz), where they do not say it themselves.

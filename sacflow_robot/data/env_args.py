@@ -13,6 +13,7 @@ from sacflow_robot.data.agreement import Claims, Controller
 _PASS_ON = ("BASIC", "HYBRID_MOBILE_BASE")
 _ARMS = ("right", "left")
 _POSE_DIMS = 6
+_BASE_AXES = ("base", "world")  # parallel to each other, as robosuite places its robots
 
 
 def claims_of_env(kwargs: Mapping[str, Any]) -> Claims:
@@ -62,7 +63,9 @@ def _arm(config: Mapping[str, Any]) -> Controller:
         delta = str(config["input_type"]) == "delta"
     elif "control_delta" in config:
         delta = bool(config["control_delta"])
-    kind = config.get("type")
+    kind, frame = config.get("type"), config.get("input_ref_frame")
+    if frame not in (None, *_BASE_AXES):
+        kind = f"{kind} in {frame} axes"
     scale = offset = inputs = None
     if config.get("output_max") is not None:
         high, low = (np.atleast_1d(np.asarray(config[f"output_{end}"], float)) for end in ("max", "min"))

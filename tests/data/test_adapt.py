@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sacflow_robot.action_history import arm_with_history, with_action_history
 from sacflow_robot.data.adapt import adapt, arm_of_file, follows_poses, resample
 from sacflow_robot.data.agreement import AgreementOptions, Claims, Controller
 from sacflow_robot.data.demos import Losses, human_episode
@@ -127,6 +128,14 @@ def test_a_success_stays_where_it_was(arm: ArmSpec, rate_hz: float) -> None:
     assert len(found) == pytest.approx(24 * 20 / rate_hz, abs=1)
     last = replace(own, rewards=np.eye(1, 24, 23, dtype=np.float32)[0])
     assert resample(last, rate_hz, arm, Losses()).rewards.tolist()[-1] == 1, "a success at the end is not lost"
+
+
+def test_the_last_actions_are_those_of_the_new_rate(arm: ArmSpec) -> None:
+    remembering = arm_with_history(arm, 3)
+    own = with_action_history(episode_of(replace(arm, control_rate_hz=10.0), 8), 3)
+    found = resample(own, 10, remembering, Losses())
+    history = found.observations["action_history"]
+    assert history.shape == (17, 3, 7) and np.array_equal(history[5], found.commanded[2:5]) and not history[0].any()
 
 
 def test_positions_are_interpolated_and_unknown_controllers_refused(arm: ArmSpec) -> None:

@@ -36,6 +36,7 @@ def composite(**changes: object) -> dict[str, object]:
         {"robots": "Panda", "controller_configs": {**OSC, "control_delta": True}, "control_freq": 20},
         {"robots": ["Panda"], "controller_configs": [{**OSC, "input_max": 1, "input_min": -1}], "control_freq": 20.0},
         {"robots": ["Panda"], "controller_configs": composite()},
+        {"robots": ["Panda"], "controller_configs": composite(input_ref_frame="world")},
         {
             "robots": ["Panda"],
             "controller_configs": {"body_parts": {"arms": {"right": {**OSC, "input_type": "delta"}}}},
@@ -61,6 +62,7 @@ def test_what_fits_needs_no_option(arm: ArmSpec, kwargs: dict[str, object]) -> N
         ),
         ({"controller_configs": composite(input_type="absolute")}, "OSC_POSE absolute", {"controller_map": True}),
         ({"controller_configs": {"type": "JOINT_VELOCITY"}}, "JOINT_VELOCITY cannot be converted", None),
+        ({"controller_configs": composite(input_ref_frame="eef")}, "OSC_POSE in eef axes cannot be converted", None),
         ({"controller_configs": {"type": "WHOLE_BODY_IK", "body_parts": {}}}, "WHOLE_BODY_IK", None),
         (
             {"controller_configs": [OSC, {**OSC, "control_delta": False}]},

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sacflow_robot.outputs import replacing
+
 # Okabe and Ito, "Color universal design" (2008).
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#222222", "#888888"
@@ -36,9 +38,5 @@ def tidy(axes: Axes, title: str = "", grid: str = "y") -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, complete or not at all."""
-    partial = path.with_name(f".{path.stem}.partial.png")
-    try:
-        figure.savefig(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png")

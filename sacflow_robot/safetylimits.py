@@ -117,6 +117,8 @@ class Axes:
         low, high: Positions (N,) between which an absolute axis stays.
         gripper: Entries (M,) that are none of these, and pass within their bounds.
         gripper_low, gripper_high: Those bounds (M,).
+        names: Names (N,) of the axes.
+        assumed: What limits were assumed because none were given; empty for none.
     """
 
     index: npt.NDArray[np.intp]
@@ -133,7 +135,12 @@ class Axes:
     gripper_low: Array
     gripper_high: Array
     names: tuple[str, ...] = field(default=())
+    assumed: str = ""
 
+
+POSITION_SPEED_M_PER_S, POSITION_SPEED_RAD_PER_S = 0.1, 0.5
+POSITION_ACCELERATION_M_PER_S2, POSITION_ACCELERATION_RAD_PER_S2 = 0.5, 2.0
+"""Limits of axes that are commanded in positions, where none are given: the first target may be anywhere in their range."""
 
 _UNIT = re.compile(r"(?:([\d.eE+-]+) )?(m|rad|deg)")
 _RANGE = re.compile(r"([\d.eE+-]+) to ([\d.eE+-]+) (m|rad|deg)")
@@ -166,7 +173,10 @@ def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
     period_s = 1 / arm.control_rate_hz
     low, high = (np.asarray(bound, np.float64)[index] * scale + offset for bound in (arm.action_low, arm.action_high))
     speed = _spread(limits.speed_m_per_s, limits.turn_rad_per_s, length)
+    acceleration = _spread(limits.acceleration_m_per_s2, limits.turn_acceleration_rad_per_s2, length)
+    assumed = ""
     if absolute:
+        speed, acceleration, assumed = _assume_limits(speed, acceleration, length)
         # From one end to the other in a single period is what the arm itself would accept.
         speed = np.minimum(speed, (high - low) / period_s)
         joints = np.array(limits.joint_rad, np.float64).reshape(-1, 2)
@@ -177,7 +187,6 @@ def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
             low[axis], high[axis] = max(low[axis], least), min(high[axis], most)
     else:
         speed = np.minimum(speed, np.minimum(-low, high) / period_s)
-    acceleration = _spread(limits.acceleration_m_per_s2, limits.turn_acceleration_rad_per_s2, length)
     jerk = _spread(limits.jerk_m_per_s3, limits.turn_jerk_rad_per_s3, length)
     for name, values in (("speed", speed), ("acceleration", acceleration), ("jerk", jerk)):
         if not (values > 0).all():
@@ -193,7 +202,22 @@ def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
     return Axes(
         *(index, scale, offset, length, absolute, speed, acceleration, jerk, low, high, others, grip_low, grip_high),
         names,
+        assumed,
     )
+
+
+def _assume_limits(speed: Array, acceleration: Array, length: npt.NDArray[np.bool_]) -> tuple[Array, Array, str]:
+    """Speeds and accelerations (N,), with cautious ones for axes without a speed limit, and a line that says so."""
+    without = ~np.isfinite(speed)
+    if not without.any():
+        return speed, acceleration, ""
+    cautious = np.where(length, POSITION_SPEED_M_PER_S, POSITION_SPEED_RAD_PER_S)
+    gentle = np.where(length, POSITION_ACCELERATION_M_PER_S2, POSITION_ACCELERATION_RAD_PER_S2)
+    values = [f"{POSITION_SPEED_RAD_PER_S:g} rad/s and {POSITION_ACCELERATION_RAD_PER_S2:g} rad/s^2"]
+    if (without & length).any():
+        values.append(f"{POSITION_SPEED_M_PER_S:g} m/s and {POSITION_ACCELERATION_M_PER_S2:g} m/s^2")
+    line = f"commanded in positions without a speed limit: limited to {', '.join(values)}; a profile sets other limits"
+    return np.where(without, cautious, speed), np.where(without, np.minimum(acceleration, gentle), acceleration), line
 
 
 def _meaning(arm: ArmSpec, entry: int, absolute: bool) -> tuple[float, float, bool] | None:

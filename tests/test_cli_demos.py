@@ -88,7 +88,7 @@ def test_info_of_every_format(
         (("convert", "unnamed.hdf5", "out.zarr"), 2, "does not say which task it is of; give --env"),
         (("convert", "wipe.hdf5", "out.zarr"), 1, "demonstrations of 'Wipe'; tasks known here: "),
         (("convert", "log.zarr", "out.zarr", "--env", "lfit"), 2, "unknown task 'lfit'"),
-        (("convert", "log.zarr", "taken/out.zarr"), 1, "cannot write"),
+        (("convert", "log.zarr", "taken/out.zarr"), 2, "taken is not a folder"),
         (("info", "log.zarr", "--plots", "page.gif"), 2, "expected auto, none, or a .png"),
         (("info", "log.zarr", "--plots", "absent/page.png"), 2, "in a folder that exists"),
         (("info", "empty"), 1, "not an episode log"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sacflow_robot.envs.limited import Limiter
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, RobotError, UsageError, one_line
+from sacflow_robot.outputs import replacing
 from sacflow_robot.poses import rotation_between
 from sacflow_robot.randomness import Stream, random_stream
 from sacflow_robot.spec import ArmSpec, Observation, Robot
@@ -27,6 +28,7 @@ VALID_PERIODS = 2  # as in the control loop
 _DELAY_NS = 400_000_000  # beyond those, for commands that take long; an arm whose loop dies holds that much later
 LONGEST_S = 120.0
 AHEAD_NS, LATEST_NS = 2_000_000, 1_000_000_000  # observations out of this range are by another clock than the loop's
+_LATER = 0.2  # share of a period by which a command leaves later than it could, at most
 _REST_S, _PAUSE_S, _BURST_S = 3.0, 0.5, 1.1
 _NEAR_M, _NEAR_RAD, _TURN_SHARE = 0.04, 0.15, 0.4
 
@@ -66,16 +68,17 @@ class Recording:
     def save(self, path: Path) -> None:
         """Write it as one .npz file."""
         columns = {f"observation.{key}": rows for key, rows in self.observations.items()}
-        np.savez_compressed(
-            path,
-            arm=np.array(self.arm.to_json()),
-            time_ns=self.time_ns,
-            received_ns=self.received_ns,
-            sent_ns=self.sent_ns,
-            valid_ns=self.valid_ns,
-            actions=self.actions,
-            **columns,
-        )
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                arm=np.array(self.arm.to_json()),
+                time_ns=self.time_ns,
+                received_ns=self.received_ns,
+                sent_ns=self.sent_ns,
+                valid_ns=self.valid_ns,
+                actions=self.actions,
+                **columns,
+            )
 
     @staticmethod
     def load(path: Path) -> Recording:
@@ -138,7 +141,7 @@ class Excitation:
         if not _REST_S + 2 * (_PAUSE_S + _BURST_S) <= seconds <= LONGEST_S:
             raise UsageError(f"--seconds is {seconds:g}; it must be from 7 to {LONGEST_S:g}")
         self._arm, self._rng, self._size = arm, random_stream(seed, Stream.EXCITATION), size
-        self.periods = round(seconds * arm.control_rate_hz)
+        self.periods = round(seconds * arm.control_rate_hz / (1 + _LATER / 2))
         self._moves = [i for i, unit in enumerate(arm.action_units) if unit.endswith((" m", " rad"))]
         self._turns = np.array([arm.action_units[i].endswith(" rad") for i in self._moves])
         self._pose: tuple[Array, Array] | None = None
@@ -179,16 +182,33 @@ def is_other_clock(late_ns: int) -> bool:
     return not -AHEAD_NS <= late_ns <= LATEST_NS
 
 
+class BrakingLimiter(Limiter, Protocol):
+    """A filter that tells when the arm is at rest; ``sacflow_robot.robot.safety.SafetyFilter`` is one."""
+
+    @property
+    def at_rest(self) -> bool: ...
+
+
 def record(
     robot: Robot,
-    limiter: Limiter,
+    limiter: BrakingLimiter,
     excitation: Excitation,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
+    heed: Callable[[npt.NDArray[np.float32]], None] = lambda commanded: None,
 ) -> Recording:
     """Move an arm through the safety filter, and look at it as often as it is seen.
 
-    Commands leave at uneven moments within their periods, so that the arm's own cycle does not hide how late they are.
+    Commands leave up to a fifth of a period later than they could, each anew, so that the arm's own cycle does not hide how
+    late they are.
+
+    Args:
+        robot: The arm, connected.
+        limiter: What every command passes; the call arms it.
+        excitation: What is commanded.
+        seed: Decides the moments, and the start on a simulated arm.
+        progress: Gets the share that is done.
+        heed: Called once each control period with the last action (A,); holds or stops ``limiter`` if a person asks for it.
 
     Raises:
         RobotError: The filter held or stopped the arm, or it sends nothing.
@@ -221,16 +241,17 @@ def record(
     see(start.observation, clock.now_ns() if start.time_ns is None else start.time_ns)
     limiter.arm(clock.now_ns())
     sent: list[tuple[int, int, Any]] = []
-    begin_ns = clock.now_ns()
+    due_ns = clock.now_ns()
     for period in range(excitation.periods):
-        due_ns = begin_ns + period * spec.period_ns + int(rng.uniform(0, 0.2) * spec.period_ns)
+        due_ns = max(due_ns, sent[-1][0] + spec.period_ns if sent else 0) + int(rng.uniform(0, _LATER) * spec.period_ns)
         while clock.now_ns() < due_ns:
             clock.sleep_until(min(due_ns, clock.now_ns() + LOOK_NS))
             look()
+        heed(sent[-1][2] if sent else np.zeros(spec.action_dim, np.float32))
         verdict = limiter.step(excitation.action(period, seen[-1][2] if seen else start.observation), clock.now_ns())
-        if verdict.action is None or getattr(verdict, "held", False):
-            robot.stop()
-            raise RobotError(f"the safety filter held the arm: {getattr(verdict, 'reason', '')}; nothing was measured")
+        if verdict.action is None or verdict.held:
+            _brake(robot, limiter, verdict.action)
+            raise RobotError(f"the arm was held or stopped: {verdict.reason}; nothing was measured")
         now_ns, valid_ns = clock.now_ns(), VALID_PERIODS * spec.period_ns + _DELAY_NS
         robot.command(verdict.action, now_ns + valid_ns)
         sent.append((now_ns, valid_ns, verdict.action))
@@ -246,6 +267,18 @@ def record(
         np.array([s[1] for s in sent], np.int64),
         np.stack([s[2] for s in sent]),
     )
+
+
+def _brake(robot: Robot, limiter: BrakingLimiter, action: npt.NDArray[np.float32] | None) -> None:
+    """Bring the arm to rest within its limits, and stop it."""
+    clock, period_ns = robot.clock, robot.spec.period_ns
+    while action is not None:
+        robot.command(action, clock.now_ns() + VALID_PERIODS * period_ns + _DELAY_NS)
+        if limiter.at_rest:
+            break
+        clock.sleep_until(clock.now_ns() + period_ns)
+        action = limiter.step(None, clock.now_ns()).action
+    robot.stop()
 
 
 def bursts(recording: Recording) -> list[tuple[int, int]]:

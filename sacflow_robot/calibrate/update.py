@@ -15,6 +15,7 @@ import yaml
 from sacflow_robot.armmodel import SECTIONS, Measured, check_value, quantity
 from sacflow_robot.calibrate.profile import Profile, load_profile
 from sacflow_robot.errors import DataError
+from sacflow_robot.outputs import replacing
 
 Array = npt.NDArray[np.float64]
 _DIGITS = 4
@@ -50,15 +51,12 @@ def write_profile(path: Path, old: Path, new: Mapping[str, Measured]) -> Profile
     head = re.sub(r"(?m)^version: .*$", f"version: {before.version + 1}", head)
     head = re.sub(r"(?m)^date: .*$", f"date: {datetime.date.today().isoformat()}", head)
     text = head.rstrip() + "\n" + _dump({**before.measured, **new})
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text)
-        made = load_profile(partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(text)
+            made = load_profile(partial)
     except OSError as error:
         raise DataError(f"profile {path} cannot be written: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return made
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UnknownNameError, UsageError
+from sacflow_robot.outputs import check_output, write_text
 
 _EVAL_EPISODES, _EVAL_TURNS = 100, 5  # of bench sim
 
@@ -36,6 +37,7 @@ class BenchLog:
 
         from sacflow_robot.bench.log import bench_log
 
+        check_output(self.out)
         if not 0 < self.seconds <= 600 or self.least_steps < 10:
             raise UsageError("--seconds must be above 0 and at most 600, --least-steps at least 10")
         result = bench_log(self.seconds, self.least_steps, self.folder)
@@ -50,8 +52,7 @@ class BenchLog:
         out.print(f"a log of 10 000 episodes opens in {result.open_10k_episodes_s:.3f} s")
         text = json.dumps(result.to_dict())
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(text + "\n")
+            write_text(self.out, text + "\n")
         if self.json:
             print(text, flush=True)
         return 0
@@ -87,6 +88,7 @@ class BenchReplay:
         from sacflow_robot.bench.machine import machine
         from sacflow_robot.envs.tasks import get_task
 
+        check_output(self.out)
         if not self.steps or min(self.steps) < 1000 or self.turns < 1:
             raise UsageError("--steps must be at least 1000 each, and --turns at least 1")
         arm, notes = get_task("lift").arm, []
@@ -111,8 +113,7 @@ class BenchReplay:
         result = {"date": datetime.date.today().isoformat(), "machine": machine(), "rows": [asdict(r) for r in rows]}
         result |= {"notes": notes} if notes else {}
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(result) + "\n")
+            write_text(self.out, json.dumps(result) + "\n")
         if self.json:
             common.print_json(result)
         return 0
@@ -150,6 +151,7 @@ class BenchSim:
         from sacflow_robot.envs.workers import core_count
         from sacflow_robot.serve.policy import OnnxPolicy
 
+        check_output(self.out)
         workers = self.workers or tuple(sorted({1, core_count()}))
         if not self.tasks or self.turns < 1 or min(workers) < 1:
             raise UsageError("--tasks must name at least one, --turns and --workers must be at least 1")
@@ -203,8 +205,7 @@ class BenchSim:
                 "same_actions": same,
             }
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(result) + "\n")
+            write_text(self.out, json.dumps(result) + "\n")
         if self.json:
             common.print_json(result)
         return 0
@@ -246,6 +247,7 @@ class BenchTrain:
         from sacflow_robot.bench.machine import machine
         from sacflow_robot.envs.workers import core_count
 
+        check_output(self.out)
         cases = {f"{algo}:{velocity}": (algo, velocity) for algo, velocity in train.CASES}
         for name in self.cases:
             if name not in cases:
@@ -271,8 +273,7 @@ class BenchTrain:
         common.console().print(table)
         result = {"date": datetime.date.today().isoformat(), "machine": machine(), "rows": [asdict(r) for r in rows]}
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(result) + "\n")
+            write_text(self.out, json.dumps(result) + "\n")
         if self.json:
             common.print_json(result)
         return 0
@@ -316,6 +317,7 @@ class BenchServe:
     def run(self) -> int:
         from sacflow_robot.cli.bench_serve import measure
 
+        check_output(self.out)
         if self.requests < 100 or not 0.1 <= self.seconds <= 600 or not 1 <= self.threads <= 64:
             raise UsageError("--requests must be at least 100, --seconds 0.1 to 600, --threads 1 to 64")
         if min(self.endure, self.fuzz, self.episodes) < 1:
@@ -324,8 +326,7 @@ class BenchServe:
             )
         result = measure(self)
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(result) + "\n")
+            write_text(self.out, json.dumps(result) + "\n")
         if self.json:
             common.print_json(result)
         return 0

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
 from sacflow_robot.learn.config import VelocityName, WeightsKind
+from sacflow_robot.outputs import check_output, write_text
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class BenchExport:
         from sacflow_robot.envs.tasks import get_task
         from sacflow_robot.learn.export import ExportOptions
 
+        check_output(self.out)
         if not self.velocities or self.bursts < 1 or self.episodes < 1:
             raise UsageError("--velocities must name at least one, --bursts and --episodes must be at least 1")
         for steps in self.euler_steps:
@@ -72,8 +74,7 @@ class BenchExport:
             _keep_others(result, self.out)
         text = json.dumps(result)
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(text + "\n")
+            write_text(self.out, text + "\n")
         if self.json:
             print(text, flush=True)
         return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
+from sacflow_robot.outputs import check_output, write_text
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class BenchLoop:
         from sacflow_robot.bench.loop import measure
         from sacflow_robot.bench.machine import machine, present_load
 
+        check_output(self.out)
         if not self.rates or not all(1 <= rate <= 1000 for rate in self.rates) or self.seconds <= 0:
             raise UsageError("--rates must name at least one from 1 to 1000 Hz, and --seconds be above 0")
         load, rows = present_load(), []
@@ -55,8 +57,7 @@ class BenchLoop:
             "rows": rows,
         }
         if self.out is not None:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.out.write_text(json.dumps(result) + "\n")
+            write_text(self.out, json.dumps(result) + "\n")
         if self.json:
             common.print_json(result)
         return 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import tyro
+
 from sacflow_robot.cli import common
+from sacflow_robot.cli.operator import OperatorOptions, operating
 from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.outputs import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.armmodel import Measured
@@ -35,6 +39,7 @@ class _Measure:
         recording: Measure from this recording instead of moving the arm.
         save: Keep the recording here (.npz), to measure something else from it.
         plot: Figure to write; by default calibrate-<what>.png.
+        operator: How a person stops the arm.
         json: Print the result as one JSON object.
     """
 
@@ -47,11 +52,13 @@ class _Measure:
     recording: Path | None = None
     save: Path | None = None
     plot: Path | None = None
+    operator: tyro.conf.OmitArgPrefixes[OperatorOptions] = field(default_factory=OperatorOptions)
     json: bool = False
 
     def _record(self, profile: Profile, size: float = 0.6) -> Recording:
         from sacflow_robot.calibrate.recording import Excitation, Recording, record
         from sacflow_robot.robot.drivers import make_robot
+        from sacflow_robot.robot.operator import heed
         from sacflow_robot.robot.safety import SafetyFilter
 
         if self.recording is not None:
@@ -59,7 +66,11 @@ class _Measure:
         name = (
             self.robot if self.clock is None else f"{self.robot}{'&' if '?' in self.robot else '?'}clock={self.clock}"
         )
-        with closing(make_robot(name)) as robot, common.progress_bar("%") as bar:
+        with (
+            closing(make_robot(name)) as robot,
+            common.progress_bar("%") as bar,
+            operating(self.operator, robot.spec) as operator,
+        ):
             row = bar.add_task("moving", total=100, success="")
             limits = _patient(robot, profile)
             excitation = Excitation(robot.spec, self.seconds, self.seed, size)
@@ -68,10 +79,16 @@ class _Measure:
                     f"{self.robot}: its time stands still between commands; nothing can be learnt of delays there"
                 )
             robot.connect()
-            made = record(
-                *(robot, SafetyFilter(robot.spec, limits), excitation, self.seed),
-                lambda share: bar.update(row, completed=round(100 * share)),
-            )
+            safety = SafetyFilter(robot.spec, limits)
+            try:
+                made = record(
+                    *(robot, safety, excitation, self.seed),
+                    lambda share: bar.update(row, completed=round(100 * share)),
+                    lambda commanded: heed(safety, operator, commanded),
+                )
+            finally:
+                safety.rest()
+                operator.report(safety)
         if self.save is not None:
             made.save(self.save)
         return made
@@ -111,6 +128,12 @@ class _Measure:
     def plot_path(self, what: str) -> Path:
         return self.plot or Path(f"calibrate-{what}.png")
 
+    def _check_outputs(self, what: str) -> None:
+        """Refuse files that could not be written, before anything moves."""
+        check_output(self.out, parents=False)
+        check_output(self.save, "--save", parents=False)
+        check_output(self.plot_path(what), "--plot", parents=False)
+
     def _old(self) -> Profile:
         from sacflow_robot.calibrate.profile import load_profile
 
@@ -134,6 +157,7 @@ class Latency(_Measure):
         from sacflow_robot.calibrate.latency import measure_latency
         from sacflow_robot.calibrate.update import with_story
 
+        self._check_outputs("latency")
         profile = self._old()
         found = measure_latency(self._record(profile))
         import numpy as np
@@ -193,6 +217,7 @@ class NoiseOf(_Measure):
         from sacflow_robot.calibrate.predict import Predictor
         from sacflow_robot.calibrate.update import with_story
 
+        self._check_outputs("noise")
         profile = self._old()
         made = self._record(profile, size=0.0)
         joints = "robot0_joint_pos" in made.observations
@@ -230,6 +255,7 @@ class Dynamics(_Measure):
         from sacflow_robot.calibrate.update import with_story
         from sacflow_robot.envs.workers import core_count
 
+        self._check_outputs("dynamics")
         profile = self._old()
         recordings = [self._record(profile)] if self.log is None else read_log(self.log)
         first, apart_s = recordings[0], 0.0
@@ -338,6 +364,8 @@ class Handeye:
         from sacflow_robot.calibrate.handeye import Board, measure_handeye
         from sacflow_robot.calibrate.update import with_story
 
+        shared = _Measure(profile=self.profile, out=self.out, plot=self.plot, json=self.json)
+        shared._check_outputs("handeye")
         board = Board(self.columns, self.rows, self.square_m, self.marker_m, self.dictionary)
         try:
             told = yaml.safe_load((self.images / "poses.yaml").read_text())
@@ -361,7 +389,6 @@ class Handeye:
             "hand_eye.camera_rotation_rad": (found.rotation_rad, found.spread_rad),
             "hand_eye.reprojection_error_px": (pixels, 0 * pixels),
         }
-        shared = _Measure(profile=self.profile, out=self.out, plot=self.plot, json=self.json)
         draw_handeye(found, shared.plot_path("handeye"))
         lines = [f"{len(found.corners)} of {len(pictures)} pictures used"]
         story = with_story(values, "calibrate handeye, ChArUco")

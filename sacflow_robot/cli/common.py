@@ -27,13 +27,11 @@ from sacflow_robot.action_history import arm_with_history as arm_with_history
 from sacflow_robot.action_history import history_of as history_of
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, Engine, Policy, Robot, VectorArms
+from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, Engine, Policy, VectorArms
 from sacflow_robot.statistics import wilson_interval
 
 if TYPE_CHECKING:
-    from sacflow_robot.calibrate.profile import Profile
     from sacflow_robot.envs.experts.habits import Quality
-    from sacflow_robot.robot.safety import SafetyFilter
     from sacflow_robot.serve.client import Keys
 
 EVAL_SEED, RUN_SEED = 10_000, 30_000
@@ -196,19 +194,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of a table as lines, columns of one width; never broken, whatever the terminal's width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter:
-    """The filter before an arm. A driver that commands its gripper in more than the action says is told the limits of it."""
-    from sacflow_robot.robot.safety import SafetyFilter
-
-    if profile is None:
-        return SafetyFilter(robot.spec)
-    limits = profile.safety_limits(robot.spec)
-    limit_gripper = getattr(robot, "limit_gripper", None)
-    if limit_gripper is not None:
-        limit_gripper(limits.gripper_force_n, limits.gripper_width_m)
-    return SafetyFilter(robot.spec, limits)
 
 
 def train_hint(arm: ArmSpec, log: object) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
+from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import Engine
 
 
@@ -44,6 +45,7 @@ class Collect:
         make_expert(self.env, 0, self.quality)
         if self.out.exists():
             raise UsageError(f"{self.out} exists already; give another --out or remove it")
+        check_output(self.out)
         episodes = common.collect_demos(self.env, self.quality, self.episodes, self.seed, self.env_engine)
         write_log(self.out, arm, episodes)
         solved, steps = sum(e.success for e in episodes), sum(map(len, episodes))

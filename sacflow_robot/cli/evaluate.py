@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
+from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import NO_ENVIRONMENT, Engine
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Eval:
 
         if self.episodes < 1 or self.seed < 0:
             raise UsageError("--episodes must be at least 1 and --seed not negative")
+        if self.perturb:
+            check_output(self.plot, "--plot", parents=False)
         policy = OnnxPolicy(self.policy)
         env, history = self._environment(policy), common.history_of(policy.spec.arm)
         seeds = range(self.seed, self.seed + self.episodes)

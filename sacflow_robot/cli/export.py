@@ -13,6 +13,7 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import WeightsKind
+from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import NO_ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Export:
         if self.eval_episodes < 0:
             raise UsageError(f"--eval-episodes is {self.eval_episodes}; it must be at least 0")
         options, out = ExportOptions(self.weights, self.euler_steps, self.best_of, self.prefix), common.console()
+        check_output(self.out)
         trained = TrainedRun(self.run_dir)
         if self.eval_episodes and trained.env == NO_ENVIRONMENT:
             raise UsageError(

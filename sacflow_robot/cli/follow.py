@@ -13,6 +13,7 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import PolicyFileError, UsageError
+from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import NO_ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Follow:
 
         if self.publish_every < 1 or (self.gate_episodes or 0) < 0 or self.spoil < 0:
             raise UsageError("--publish-every must be at least 1, --gate-episodes and --spoil not negative")
+        check_output(self.publish, "--publish")
         named = {"updates_per_step": self.updates_per_step, "warmup_steps": self.warmup_steps}
         folder, config = RunFolder.open(self.run_dir)
         publish = folder.policy if self.publish is None else self.publish
@@ -95,6 +97,7 @@ def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any]) 
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(common.cache_root() / "compiled"))
     folder, config = RunFolder.open(run_dir)
+    folder.claim()
     config = replace(config, learner=replace(config.learner, **learner), eval_episodes=follow.gate_episodes)
     if config.compile == "auto":  # an arm is being moved meanwhile, and compiling takes every core for up to a minute
         config = replace(config, compile="off")

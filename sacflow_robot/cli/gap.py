@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sacflow_robot.cli import common
+from sacflow_robot.outputs import check_output
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class GapReport:
         from sacflow_robot.calibrate.recording import read_log
         from sacflow_robot.envs.workers import core_count
 
+        check_output(self.plot, "--plot", parents=False)
         profile, recordings = load_profile(self.profile), read_log(self.log)
         profile.check_fits(recordings[0].arm)
         predictors = Predictors(recordings[0].arm.task, core_count())

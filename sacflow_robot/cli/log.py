@@ -13,6 +13,7 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode, Source, StepFlag
 from sacflow_robot.errors import LogWriteError, UsageError, one_line
+from sacflow_robot.outputs import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.data.check import Problem
@@ -161,6 +162,7 @@ class Repair:
     def run(self) -> int:
         from sacflow_robot.data.check import repair
 
+        check_output(self.out, folder=True)
         saved, lost = repair(self.log, self.out)
         if lost:
             _print_problems(lost, "what was wrong, or not saved")
@@ -186,7 +188,10 @@ class Copy:
 
     def run(self) -> int:
         from sacflow_robot.data.log import EpisodeLog, write_log
+        from sacflow_robot.data.remote import is_url
 
+        if not is_url(self.out):
+            check_output(Path(self.out), "OUT", folder=True)
         log = EpisodeLog.open(self.log)
         write_log(self.out, log.arm, log.episodes())
         common.console().print(f"{len(log)} episodes copied to {self.out}")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from sacflow_robot.cli import common
+from sacflow_robot.cli.operator import OperatorOptions, operating, safety_filter
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, one_line
+from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import NO_ENVIRONMENT, Engine
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
     from sacflow_robot.episode import Episode
+    from sacflow_robot.robot.operator import Operator
     from sacflow_robot.robot.replay import ReplayResult
     from sacflow_robot.spec import ArmSpec, Robot
 
@@ -44,6 +47,7 @@ class Replay:
         env_engine: What steps a simulated arm: compiled, or robosuite's own (stock). By default what stepped it when it was
             logged.
         rerun: Recording to write for the Rerun viewer (.rrd); works without a simulator too, without pictures.
+        operator: How a person stops the arm.
         json: Print the result as one JSON object.
     """
 
@@ -55,13 +59,14 @@ class Replay:
     video: Path | None = None
     env_engine: Engine | None = None
     rerun: Path | None = None
+    operator: tyro.conf.OmitArgPrefixes[OperatorOptions] = field(default_factory=OperatorOptions)
     json: bool = False
 
     def run(self) -> int:
         from sacflow_robot.data.log import EpisodeLog
 
-        _check_target("--video", self.video, ".mp4")
-        _check_target("--rerun", self.rerun, ".rrd")
+        check_output(self.video, "--video", suffix=".mp4", parents=False)
+        check_output(self.rerun, "--rerun", suffix=".rrd", parents=False)
         # What is not installed is said before anything moves.
         if self.video is not None:
             _check_import("--video", "av", "PyAV", "sim")
@@ -80,10 +85,11 @@ class Replay:
                 env = _simulator(robot)
                 if self.video is not None and env is None:
                     raise UsageError(f"--video needs a simulated arm to draw, and {self.robot} is none; leave it out")
-                result = self._replay(robot, episode)
+                with operating(self.operator, robot.spec) as operator:
+                    result = self._replay(robot, episode, operator)
             written = self._export(env, log.arm, episode, result, title)
         self._report(index, episode, result, written)
-        return 0
+        return 1 if result is not None and result.stopped else 0
 
     def _robot(self, arm: ArmSpec, episode: Episode) -> Robot | None:
         """The arm to replay on; None, with a line that says why, where a recording alone can be made."""
@@ -119,21 +125,22 @@ class Replay:
             )
         return f"sim:{env}"
 
-    def _replay(self, robot: Robot, episode: Episode) -> ReplayResult:
+    def _replay(self, robot: Robot, episode: Episode, operator: Operator) -> ReplayResult:
         from sacflow_robot.robot.replay import replay_episode, sending_offsets
 
-        limits = safety = None
+        profile = None
         if self.profile is not None:
             from sacflow_robot.calibrate.profile import load_profile
 
             profile = load_profile(self.profile)
-            limits = profile.action_limits(robot.spec)
-            if profile.safety is not None or not robot.lockstep:
-                safety = common.safety_filter(robot, profile)
-        elif not robot.lockstep:
-            safety = common.safety_filter(robot, None)
-        offsets = sending_offsets(episode) if self.timing == "logged" else None
-        return replay_episode(robot, episode, limits=limits, offsets_ns=offsets, safety=safety)
+        return replay_episode(
+            robot,
+            episode,
+            limits=None if profile is None else profile.action_limits(robot.spec),
+            offsets_ns=sending_offsets(episode) if self.timing == "logged" else None,
+            safety=safety_filter(robot, profile),
+            operator=operator,
+        )
 
     def _export(
         self, env: RobosuiteEnv | None, arm: ArmSpec, episode: Episode, result: ReplayResult | None, title: str
@@ -167,6 +174,8 @@ class Replay:
 
 def _describe(result: ReplayResult) -> str:
     parts = [f"{result.steps} steps replayed", _verdict(result.success)]
+    if result.stopped:
+        parts.insert(1, f"then ended: {result.stopped}")
     if result.max_state_deviation is not None:
         parts.append(f"largest state deviation {result.max_state_deviation:.1e}")
     else:
@@ -188,6 +197,7 @@ def _result_json(episode: Episode, result: ReplayResult | None) -> dict[str, Any
         "max_state_deviation": result.max_state_deviation,
         "success": result.success,
         "replayed": True,
+        "stopped": result.stopped,
         "max_observation_deviation": dict(result.observation_deviation),
         "limited_steps": result.limited_steps,
         "max_lateness_ms": None if late is None else late / 1e6,
@@ -196,11 +206,6 @@ def _result_json(episode: Episode, result: ReplayResult | None) -> dict[str, Any
 
 def _verdict(success: bool) -> str:
     return "solved" if success else "not solved"
-
-
-def _check_target(option: str, path: Path | None, suffix: str) -> None:
-    if path is not None and (path.suffix.lower() != suffix or not path.parent.is_dir() or path.is_dir()):
-        raise UsageError(f"{option} {path}: give a file that ends in {suffix}, in a folder that exists")
 
 
 def _check_import(option: str, module: str, package: str, extra: str) -> None:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import tyro
+
 from sacflow_robot.cli import common
-from sacflow_robot.errors import RobotError, UsageError
+from sacflow_robot.cli.operator import OperatorOptions, safety_filter, teller
+from sacflow_robot.errors import UsageError
+from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import ArmSpec, Engine, FloatArray, PolicySpec, Recorder, Robot
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
     from sacflow_robot.robot.loop import Chooser, EpisodeRun
-    from sacflow_robot.robot.safety import SafetyFilter
+    from sacflow_robot.robot.session import Session
     from sacflow_robot.robot.switches import Switches
-    from sacflow_robot.robot.takeover import HumanInput
     from sacflow_robot.serve.client import PolicyClient
 
 _LONGEST_TIMEOUT_S = 3600
 _LOCKSTEP_PATIENCE_S = 60.0
-_LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Run:
 
     An arm that moves on its own time (any but sim) is commanded through the safety filter. It holds when actions fail to come,
     and then waits for a person: `kill -USR2 PID`, `sacflow-robot estop ADDRESS --arm`, or a key of the takeover device.
-    `kill -USR1 PID` and `sacflow-robot estop ADDRESS` stop it.
+    `kill -USR1 PID` and `sacflow-robot estop ADDRESS` stop it, every robot alike; so do Ctrl-C and SIGTERM, which then end
+    the program.
 
     Attributes:
         robot: Driver and what it takes, e.g. sim:lift, or rtsim:lift?obs_delay_ms=40&jitter_ms=10.
@@ -46,11 +47,8 @@ class Run:
         timeout: Longest wait for the server (s).
         env_engine: What steps a simulated arm: compiled, or robosuite's own (stock).
         clock: Of rtsim: real, or virtual, which does not wait.
-        estop: Listen for stops at this address, e.g. tcp://127.0.0.1:5560.
-        estop_key: Shared key file that a stop has to show.
         arm_wait: Longest wait for a person to arm the arm again (s).
-        keyboard: Let a person take over, label and stop episodes with the keys of this terminal.
-        handheld: The same with a gamepad or spacemouse, or e.g. gamepad:/dev/input/js1; goes with --keyboard.
+        operator: How a person stops the arm, and takes it over.
         key: Secret key file of this client, where the server asks for keys.
         server_key: Public key file of the server, likewise.
         json: Print the result as one JSON object.
@@ -66,11 +64,8 @@ class Run:
     timeout: float = 2.0
     env_engine: Engine = "compiled"
     clock: Literal["real", "virtual"] | None = None
-    estop: str | None = None
-    estop_key: Path | None = None
     arm_wait: float = 60.0
-    keyboard: bool = False
-    handheld: str | None = None
+    operator: tyro.conf.OmitArgPrefixes[OperatorOptions] = field(default_factory=OperatorOptions)
     key: Path | None = None
     server_key: Path | None = None
     json: bool = False
@@ -79,16 +74,18 @@ class Run:
         from sacflow_robot.robot.drivers import find_driver
         from sacflow_robot.robot.loop import check_fit
         from sacflow_robot.robot.other_clock import by_loop_clock
-        from sacflow_robot.robot.switches import terminated_as_interrupted
+        from sacflow_robot.robot.switches import Switches, operator_signals
         from sacflow_robot.serve.client import PolicyClient
 
         if self.episodes < 1 or self.seed < 0 or not 0 < self.timeout <= _LONGEST_TIMEOUT_S:
             raise UsageError(
                 f"--episodes must be at least 1, --seed not negative, --timeout above 0 and at most {_LONGEST_TIMEOUT_S}"
             )
+        check_output(self.log, "--log", folder=True)
         runs: list[EpisodeRun] = []
         with ExitStack() as stack:
-            stack.enter_context(terminated_as_interrupted())
+            switches = Switches()
+            stack.enter_context(operator_signals(switches))
             driver, profile = find_driver(self._robot_name(), self.env_engine), None
             if self.profile is not None:
                 from sacflow_robot.calibrate.profile import load_profile
@@ -103,45 +100,29 @@ class Run:
             )
             check_fit(client, robot.spec)
             robot.connect()
-            cell = self._cell(robot, client, profile, stack)
+            session = self._session(robot, client, profile, switches, stack)
             bar = stack.enter_context(common.progress_bar("episodes"))
             row = bar.add_task("running", total=self.episodes, success="")
-            cell.tell = bar.console.print
-            cell.human = self._human(robot, cell.tell, stack)
+            session.tell = teller(robot.spec.robot, bar.console.print)
+            session.operator.human = self.operator.human(robot.spec, bar.console.print, stack)
             for seed in range(self.seed, self.seed + self.episodes):
-                runs.append(cell.run(seed, client.begin_episode(seed)))
+                session.await_armed()
+                runs.append(session.run(seed, client.begin_episode(seed)))
                 solved = sum(run.episode.success for run in runs)
                 bar.update(row, advance=1, success=f"success {solved / len(runs):.0%}")
-                if seed < self.seed + self.episodes - 1:
-                    cell.await_armed(self.arm_wait)
             self._report(robot, client, runs)
         return 0
-
-    def _human(self, robot: Robot, say: Callable[[str], None], stack: ExitStack) -> HumanInput | None:
-        inputs: list[HumanInput] = []
-        if self.handheld is not None:
-            from sacflow_robot.robot.handheld import open_handheld
-
-            inputs.append(stack.enter_context(closing(open_handheld(self.handheld, robot.spec, say))))
-        if self.keyboard:
-            from sacflow_robot.robot.keyboard import Keyboard
-
-            inputs.append(stack.enter_context(closing(Keyboard(robot.spec, say=say))))
-        if len(inputs) < 2:
-            return inputs[0] if inputs else None
-        from sacflow_robot.robot.handheld import Both
-
-        return Both(*inputs)
 
     def _robot_name(self) -> str:
         if self.clock is None:
             return self.robot
         return f"{self.robot}{'&' if '?' in self.robot else '?'}clock={self.clock}"
 
-    def _cell(self, robot: Robot, client: PolicyClient, profile: Profile | None, stack: ExitStack) -> _Cell:
+    def _session(
+        self, robot: Robot, client: PolicyClient, profile: Profile | None, switches: Switches, stack: ExitStack
+    ) -> Session:
         from sacflow_robot.robot.clock import MonotonicClock
-        from sacflow_robot.robot.estop import StopServer, read_key
-        from sacflow_robot.robot.switches import Switches, signals
+        from sacflow_robot.robot.session import Session
 
         engine = getattr(robot, "engine", None)
         info: dict[str, Any] = {} if self.note is None else {"note": self.note}
@@ -149,13 +130,6 @@ class Run:
             info["env_engine"] = engine
         if profile is not None:
             info["calibration_sha256"] = profile.sha256
-        switches, safety, limits = Switches(), None, None
-        if profile is not None and (profile.safety is not None or not robot.lockstep):
-            safety = common.safety_filter(robot, profile)
-        elif profile is not None:
-            limits = profile.action_limits(robot.spec)
-        elif not robot.lockstep:
-            safety = common.safety_filter(robot, None)
         chooser: Chooser | None = None
         if not robot.lockstep:
             from sacflow_robot.serve.stream import ChunkStream
@@ -163,12 +137,18 @@ class Run:
             # On a virtual clock the real time that an answer takes is no time: it is waited for.
             virtual = not isinstance(robot.clock, MonotonicClock)
             chooser = ChunkStream(_InNoTime(client) if virtual else client, clock_ns=robot.clock.now_ns)
-            stack.enter_context(signals(switches))
-        if self.estop is not None:
-            server = stack.enter_context(StopServer(self.estop, switches, read_key(self.estop_key)))
-            common.console().print(f"stop it with: {common.command_line('estop', server.address)}")
+        self.operator.listen(switches, stack)
         log = None if self.log is None else stack.enter_context(self._recorder(self.log, robot.spec, robot.lockstep))
-        return _Cell(robot, client, log, limits, safety, chooser, switches, info)
+        return Session(
+            robot,
+            client,
+            safety_filter(robot, profile),
+            switches=switches,
+            recorder=log,
+            chooser=chooser,
+            info=info,
+            arm_wait_s=self.arm_wait,
+        )
 
     @contextmanager
     def _recorder(self, path: Path, arm: ArmSpec, lockstep: bool) -> Iterator[Recorder]:
@@ -220,65 +200,3 @@ class _InNoTime:
 
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
         return self._client.collect(number)
-
-
-@dataclass
-class _Cell:
-    """All that an episode needs."""
-
-    robot: Robot
-    client: PolicyClient
-    log: Recorder | None
-    limits: Any
-    safety: SafetyFilter | None
-    chooser: Chooser | None
-    switches: Switches
-    info: dict[str, Any]
-    human: HumanInput | None = None
-    tell: Callable[[str], None] = print
-
-    def run(self, seed: int, version: str) -> EpisodeRun:
-        from sacflow_robot.robot.loop import run_episode
-
-        return run_episode(
-            self.robot,
-            self.client,
-            seed,
-            policy_version=version,
-            recorder=self.log,
-            limits=self.limits,
-            safety=self.safety,
-            chooser=self.chooser,
-            human=self.human,
-            switches=self.switches,
-            info=self.info,
-            tell=self._say,
-        )
-
-    def await_armed(self, longest_s: float) -> None:
-        """After an episode that ended held or stopped: wait until a person says to go on, then reach the arm anew.
-
-        Raises:
-            RobotError: Nobody does.
-        """
-        from sacflow_robot.robot.safety import State
-
-        if self.safety is None or self.safety.state is State.ARMED:
-            return
-        self._say(f"not armed ({self.safety.reason}); waiting for a person")
-        until = time.monotonic() + longest_s
-        while not self._asked_to_arm():
-            if time.monotonic() > until:
-                raise RobotError(f"nobody armed the arm within {longest_s:g} s of its stop: {self.safety.reason}")
-            time.sleep(_LOOK_S)
-        self.robot.connect()
-
-    def _asked_to_arm(self) -> bool:
-        import numpy as np
-
-        signal = None if self.human is None else self.human.poll(np.zeros(self.robot.spec.action_dim, np.float32))
-        return self.switches.take()[1] or (signal is not None and signal.arm)
-
-    def _say(self, line: str) -> None:
-        arming = f"; arm it again with: kill -USR2 {os.getpid()}" if line.startswith(("hold", "stopped")) else ""
-        self.tell(f"{self.robot.spec.robot}: {line}{arming}")

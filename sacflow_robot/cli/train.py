@@ -158,6 +158,7 @@ class Train:
         from sacflow_robot.learn.run_folder import RunFolder
 
         folder, own = RunFolder.open(path)
+        folder.claim()
         config = extended(replace(self.config, online_steps=own.online_steps), self.config.online_steps, path)
         if config != own:
             folder.write_config(config)

@@ -13,7 +13,8 @@ import numpy as np
 
 from sacflow_robot.data.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.data.journal import Assembler, Session, waiting
-from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.lock import LogLock
+from sacflow_robot.data.log import EpisodeLog, new_log
 from sacflow_robot.data.ring import Layout, Ring
 from sacflow_robot.data.store import WRITING, Store
 from sacflow_robot.episode import STEP_TIMES, UNKNOWN_TIME, Episode, Source
@@ -129,13 +130,13 @@ def _check_writing(log: EpisodeLog) -> Iterator[Problem]:
 
 def is_being_written(path: Path) -> bool:
     """Whether a process has the log open for writing."""
-    from filelock import FileLock, Timeout
-
+    lock = LogLock(path)
     try:
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
-            return False
-    except (Timeout, OSError):
+        written = not lock.acquire()
+    except OSError:
         return True
+    lock.release()
+    return written
 
 
 def repair(path: Path, out: Path) -> tuple[int, list[Problem]]:
@@ -158,7 +159,7 @@ def repair(path: Path, out: Path) -> tuple[int, list[Problem]]:
     lost: list[Problem] = []
     log = _open_damaged(path, lost)
     saved = 0
-    with EpisodeLog.writer(out, log.arm) as copy:
+    with new_log(out, log.arm) as copy:
 
         def keep(index: int | str, episode: Episode) -> None:
             nonlocal saved

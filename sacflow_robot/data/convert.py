@@ -15,12 +15,14 @@ from sacflow_robot.data.demos import DemoSet
 from sacflow_robot.data.log import write_log
 from sacflow_robot.data.sources import LOG_ABOUT, kind_to_write
 from sacflow_robot.errors import LogWriteError, UsageError, one_line
+from sacflow_robot.outputs import check_output
 
 
 def check_free(path: Path) -> None:
-    """Raise UsageError if something is at the path already."""
+    """Raise UsageError if something is at the path already, or nothing can be written there."""
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path} exists already; give another path or remove it")
+    check_output(path, "DST")
 
 
 def write_demos(path: Path, demos: DemoSet, kind: str | None = None) -> DemoSet:

@@ -19,15 +19,19 @@ from sacflow_robot.data.hdf5 import OURS
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, one_line
 
+_BLOCK_BYTES = 16 << 20
+
 
 def write_hdf5(path: Path, demos: DemoSet) -> None:
     """Write the file; ``demos.env_args`` and ``demos.model_files`` go into it as they are.
+
+    The file is made in memory: libhdf5 crashes when it cannot flush to a full disk.
 
     Raises:
         LogWriteError: It cannot be written there.
     """
     try:
-        with h5py.File(path, "w") as file:
+        with h5py.File(path, "w", driver="core", backing_store=False, block_size=_BLOCK_BYTES) as file:
             data = file.create_group("data")
             data.attrs.update(demos.attributes)
             data.attrs["total"] = sum(map(len, demos.episodes))
@@ -42,6 +46,8 @@ def write_hdf5(path: Path, demos: DemoSet) -> None:
                     group.attrs["model_file"] = model
             for name, indices in demos.masks.items():
                 file[f"mask/{name}"] = np.array([f"demo_{i}".encode() for i in indices], "S")
+            file.flush()
+            path.write_bytes(file.id.get_file_image())
     except OSError as error:
         raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None
 

@@ -64,7 +64,7 @@ class Journal:
     """The records of one episode after another, appended to a file that begins anew with each episode."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._file, self._name = folder, -1, Path()
+        self._folder, self._file = folder, -1
 
     def write(self, records: Records) -> None:
         """Append records to the file; the operating system has them then, the disk not yet.
@@ -73,8 +73,8 @@ class Journal:
             OSError: The disk is full or failing.
         """
         if self._file < 0:
-            self._name = self._folder / f"journal.{int(records['index'][0])}"
-            self._file = os.open(self._name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            name = self._folder / f"journal.{int(records['index'][0])}"
+            self._file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             sync_folder(self._folder)
         records["crc"] = checksum(records)
         data = memoryview(records.tobytes())
@@ -87,11 +87,16 @@ class Journal:
             os.fdatasync(self._file)
 
     def begin_anew(self) -> None:
-        """Forget what was written: it is committed."""
+        """Forget what was written, by a keeper before this one too: it is committed."""
+        self.close()
+        for file in self._folder.glob("journal.*"):
+            file.unlink()
+
+    def close(self) -> None:
+        """Let go of the file."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
-            self._name.unlink()
 
     @staticmethod
     def read(folder: Path, layout: Layout, first: int) -> Iterator[Records]:

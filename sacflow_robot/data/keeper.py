@@ -1,6 +1,7 @@
 """The process that takes steps from the ring to the disk: ``python -m sacflow_robot.data.keeper LOG TOKEN PARENT``.
 
-It outlives the control loop: when that dies, it logs what is in the ring, marks the episode interrupted, and ends.
+It outlives the control loop: when that dies, it logs what is in the ring, marks the episode interrupted, and ends. When it
+dies itself, e.g. of a full disk, the next one goes on from the journal and the ring that it leaves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sacflow_robot.data.columns import read_arm
 from sacflow_robot.data.journal import Assembler, Journal, Session
 from sacflow_robot.data.ring import Kind, Layout, Ring
 from sacflow_robot.data.store import WRITING, Store
-from sacflow_robot.errors import SacflowError, one_line
+from sacflow_robot.errors import DataError, SacflowError, one_line
 
 _TICK_S, _SYNC_S = 0.01, 0.4
 _BLOCK_BYTES = 8 << 20
@@ -41,6 +42,20 @@ class Keeper:
         self._store = Store(log)
         self._assembler = Assembler(self._store, layout, session.token)
         self._synced_at = time.monotonic()
+        self._take_over(log / WRITING, layout)
+
+    def _take_over(self, writing: Path, layout: Layout) -> None:
+        """Bring in what a keeper before this one had in its journal.
+
+        Raises:
+            DataError: The journal lacks records that are no longer in the ring.
+        """
+        for records in Journal.read(writing, layout, self._assembler.next):
+            self._assembler.feed(records)
+            self._ring.beat()
+        if self._assembler.next < self._ring.drained:
+            raise DataError(f"the journal ends at record {self._assembler.next}, expected {self._ring.drained}")
+        self._ring.drained = self._assembler.next
 
     def drain(self, stop: int) -> None:
         """Take the records before number ``stop`` from the ring.

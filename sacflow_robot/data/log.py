@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from filelock import FileLock, Timeout
 
 from sacflow_robot.data import remote
 from sacflow_robot.data.columns import (
@@ -45,6 +44,7 @@ from sacflow_robot.data.columns import (
     whole_ends,
 )
 from sacflow_robot.data.journal import recover
+from sacflow_robot.data.lock import LogLock
 from sacflow_robot.data.store import WRITING, Store, create_store, put
 from sacflow_robot.episode import Episode, known_columns
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
@@ -68,7 +68,7 @@ class EpisodeLog:
         self, path: Path | str, root: zarr.Group, ends: Callable[[EpisodeLog], list[int]] | None = None
     ) -> None:
         self.path, self._root = path, root
-        self._lock: FileLock | None = None
+        self._lock: LogLock | None = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._store: Store | None = None
         self._written = False  # whether it was being written to when it was opened
@@ -134,7 +134,8 @@ class EpisodeLog:
         lock = _acquire(path)
         try:
             if not path.exists():
-                create_store(path, {"format": FORMAT, "version": VERSION, "arm": json.loads(arm.to_json())})
+                create_store(lock.folder, {"format": FORMAT, "version": VERSION, "arm": json.loads(arm.to_json())})
+                lock.lock_folder()
             elif (path / WRITING).exists():
                 recover(path, EpisodeLog.open(path, heal=False).arm)
             log = EpisodeLog.open(path, heal=False)
@@ -363,26 +364,26 @@ def _recorded_ends(log: EpisodeLog) -> list[int]:
     return whole_ends(log.rows("meta/episode_ends", 0, log.shape("meta/episode_ends")[0]).tolist())
 
 
-def _acquire(path: Path) -> FileLock:
+def _acquire(path: Path) -> LogLock:
     """The lock of whoever may write to a log."""
-    # The lock file stays: were it removed, two writers could hold locks on two files of that name.
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = LogLock(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_LOCK_PATIENCE_S, poll_interval=0.02)
-    except Timeout:
-        raise LogWriteError(f"{path} is being written by another process; give another path") from None
+        lock.folder.parent.mkdir(parents=True, exist_ok=True)
+        taken = lock.acquire(_LOCK_PATIENCE_S)
     except OSError as error:
         raise LogWriteError(f"cannot write at {path}: {one_line(error)}") from None
+    if not taken:
+        raise LogWriteError(f"{path} is being written by another process; give another path")
     return lock
 
 
 def _heal(path: Path) -> None:
     """Bring in what dead writers left behind, unless they live, or this process may not."""
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = LogLock(path)
     try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError):
+        if not lock.acquire():
+            return
+    except OSError:
         return
     try:
         recover(path, EpisodeLog.open(path, heal=False).arm)
@@ -414,13 +415,24 @@ def write_log(path: Path | str, arm: ArmSpec, episodes: Iterable[Episode]) -> No
             write_log(Path(folder) / "log.zarr", arm, episodes)
             remote.upload(Path(folder) / "log.zarr", str(path))
         return
-    path = Path(path)
+    with new_log(Path(path), arm) as log:
+        log.extend(episodes)
+
+
+@contextlib.contextmanager
+def new_log(path: Path, arm: ArmSpec) -> Iterator[EpisodeLog]:
+    """A new log to append to, which stands at ``path`` once all has gone well, or not at all.
+
+    Raises:
+        UsageError: Something is at the path already.
+        LogWriteError: It cannot be written there.
+    """
     if path.exists():
         raise UsageError(f"{path} exists already; give another path or remove it")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with EpisodeLog.writer(partial, arm) as log:
-            log.extend(episodes)
+            yield log
         partial.rename(path)
     except OSError as error:
         raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None

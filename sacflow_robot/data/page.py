@@ -18,6 +18,7 @@ from sacflow_robot.data.demos import DemoSet
 from sacflow_robot.data.gripper import FINGERS, finger_width, gripper_dimensions
 from sacflow_robot.data.inferred_spec import describe_unit
 from sacflow_robot.episode import Episode
+from sacflow_robot.outputs import replacing
 from sacflow_robot.statistics import wilson_interval
 
 # Colours that remain apart for colour-blind eyes (Okabe and Ito).
@@ -53,7 +54,8 @@ def draw_page(path: Path, demos: DemoSet, figures: Mapping[str, Any], title: str
         rows[1].supylabel(f"{len(shown)} of {len(demos.episodes)} episodes", fontsize=8, color=NEUTRAL)
 
     _actions(rows[2], demos)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110)
 
 
 def _heading(figure: Figure, demos: DemoSet, figures: Mapping[str, Any], title: str) -> None:

@@ -32,7 +32,8 @@ from sacflow_robot.episode import Step
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import ArmSpec, StepResult
 
-_LONGEST_CLOSE_S, _WAIT_S = 120.0, 0.002
+_LONGEST_CLOSE_S, _WAIT_S, _EXIT_S = 120.0, 0.002, 1.0
+_SPARE_BYTES = 1 << 16  # of a commit's small files
 LEAVE_S = 3.0  # how long whoever was interrupted waits for the keeper, which needs nobody to finish
 _STEP = int(Kind.STEP)
 # Found once: append has no time to look things up.
@@ -127,31 +128,89 @@ class StepRecorder:
             DataError: The step does not fit the log or holds a NaN; it was not kept.
             LogWriteError: The disk is full or failing, or the keeper is dead or too slow. All steps before are kept.
         """
-        if self._info is None or self._ended:
-            raise UsageError("no episode is in progress; begin one first")
-        words, count = self._words, self._count
-        if monotonic_ns() - words[BEAT] > QUIET_NS or count >= self._room_until:
+        self._require_episode()
+        if monotonic_ns() - self._words[BEAT] > QUIET_NS or self._count >= self._room_until:
             self._make_room(1)
-        self._write_step(_STEP, step, count)
-        words[PUBLISHED] = self._count = count + 1
-        result = step.result
-        self._ended = result.terminated or result.truncated
-        self._solved |= result.terminated if result.success is None else result.success
+        self._take(step)
+
+    def keep(self, step: Step) -> bool:
+        """Put a step into the ring whether or not the keeper is well; return False when the ring has no place left.
+
+        Raises:
+            DataError: The step does not fit the log or holds a NaN; it was not kept.
+        """
+        self._require_episode()
+        if not self._free(1):
+            return False
+        self._take(step)
+        return True
 
     def end(self, info: Mapping[str, Any]) -> None:
         """End the episode; the keeper commits it in the background.
 
         Raises:
             DataError: The info is too long; the episode will count as interrupted.
-            LogWriteError: The keeper has failed; the steps are kept.
+            LogWriteError: The keeper has failed; the steps and the end are kept.
         """
         if self._info is None:
             raise UsageError("no episode is in progress; begin one first")
         info, self._info = {**self._info, "success": self._solved, **info}, None
         text = info_row(info)
-        self._make_room(1)
         self._write_info(Kind.END, text)
         self._publish(1)
+        self.check()
+
+    @property
+    def capacity(self) -> int:
+        """Steps that shared memory has places for; 0 before the first episode."""
+        return 0 if self._ring is None else self._ring.capacity
+
+    def check(self) -> None:
+        """Raise LogWriteError if the keeper has failed."""
+        ring, keeper = self._ring, self._keeper
+        assert ring is not None and keeper is not None
+        if ring.quiet and (ring.error or keeper.poll() is not None):
+            reason = f"{ring.error}, free some space" if ring.error else "the process that writes the log has died"
+            raise LogWriteError(f"step not logged: {reason}; what was logged to {self.path} before is kept")
+
+    def restart(self, waiting: int = 0) -> bool:
+        """Start the keeper again if it has failed; it goes on with the episode where it failed.
+
+        Args:
+            waiting: Steps that the caller will append at once.
+
+        Returns:
+            Whether there was a keeper that had failed.
+
+        Raises:
+            LogWriteError: The disk has no room for what waits; nothing is lost.
+        """
+        ring, keeper = self._ring, self._keeper
+        if ring is None or keeper is None or (not ring.error and keeper.poll() is None):
+            return False
+        try:
+            keeper.wait(_EXIT_S)
+            self._check_disk((waiting + self._count - ring.drained) * self._layout.bytes)
+            ring.error = ""
+            ring.beat()
+            self._keeper = self._start_keeper(self.path, self._token)
+        except subprocess.TimeoutExpired:
+            raise LogWriteError(f"the process that writes {self.path} hangs; what was logged is kept") from None
+        except OSError as error:
+            raise LogWriteError(
+                f"the log is not mended: {one_line(error)}; what was logged to {self.path} is kept, free some space"
+            ) from None
+        return True
+
+    def _check_disk(self, size: int) -> None:
+        """Raise OSError unless the disk takes that many bytes in the journal, and as many in the arrays."""
+        trial = self.path / WRITING / "trial"
+        descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, 2 * size + _SPARE_BYTES)
+        finally:
+            os.close(descriptor)
+            trial.unlink()
 
     def close(self, within_s: float = _LONGEST_CLOSE_S) -> None:
         """Wait until everything is in the log, and let others write to it.
@@ -186,22 +245,45 @@ class StepRecorder:
         with contextlib.suppress(LogWriteError):  # what went wrong first is what the user must hear
             self.close(LEAVE_S)
 
+    def _require_episode(self) -> None:
+        if self._info is None or self._ended:
+            raise UsageError("no episode is in progress; begin one first")
+
+    def _take(self, step: Step) -> None:
+        """Put a step into the ring, which has a place for it."""
+        count = self._count
+        self._write_step(_STEP, step, count)
+        self._words[PUBLISHED] = self._count = count + 1
+        result = step.result
+        self._ended = result.terminated or result.truncated
+        self._solved |= result.terminated if result.success is None else result.success
+
+    def _free(self, count: int) -> bool:
+        """Whether the ring has places for that many records, besides one for the episode's end."""
+        assert self._ring is not None
+        if self._count + count > self._room_until:
+            self._room_until = self._ring.drained + self._ring.capacity - 1
+        return self._count + count <= self._room_until
+
     def _open(self, state_size: int) -> None:
         """Make the ring, say where it is, and start the keeper."""
         held = self._log.state_size
         if held is not None and held != state_size:
             raise DataError(f"the episodes differ from those in {self.path} in state; log them to another path")
         layout, token = Layout(self._arm, state_size), uuid.uuid4().hex
+        ring: Ring | None = None
         try:
             (self.path / WRITING).mkdir(exist_ok=True)
             ring = Ring.create(self.path, token, self._arm, layout)
             Session(token, str(ring.path), state_size).write(self.path)
             self._keeper = self._start_keeper(self.path, token)
         except OSError as error:
+            if ring is not None:
+                ring.close(remove=True)
             raise LogWriteError(f"cannot log to {self.path}: {one_line(error)}") from None
-        self._ring, self._layout, self._state_size = ring, layout, state_size
+        self._ring, self._token, self._layout, self._state_size = ring, token, layout, state_size
         self._words = ring.words
-        self._count, self._room_until = 0, ring.capacity
+        self._count, self._room_until = 0, ring.capacity - 1
         self._standstill = np.zeros(self._arm.action_dim, np.float32)
         self._unmeasured = np.full_like(self._standstill, np.nan)
         fields = layout.step.fields
@@ -228,20 +310,14 @@ class StepRecorder:
 
     def _make_room(self, count: int) -> None:
         """Raise LogWriteError unless the keeper is alive and there is, within the patience, room for that many records."""
-        ring, keeper = self._ring, self._keeper
-        assert ring is not None and keeper is not None
         until = monotonic_ns() + 1e9 * self._patience_s
         while True:
-            if ring.quiet and (ring.error or keeper.poll() is not None):
-                reason = f"{ring.error}, free some space" if ring.error else "the process that writes the log has died"
-                raise LogWriteError(f"step not logged: {reason}; what was logged to {self.path} before is kept")
-            if self._count + count > self._room_until:
-                self._room_until = ring.drained + ring.capacity
-            if self._count + count <= self._room_until:
+            self.check()
+            if self._free(count):
                 return
             if monotonic_ns() >= until:
                 raise LogWriteError(
-                    f"step not logged: the disk of {self.path} is {ring.capacity} steps behind; log to a faster one"
+                    f"step not logged: the disk of {self.path} is {self.capacity} steps behind; log to a faster one"
                 )
             time.sleep(_WAIT_S)
 

@@ -7,6 +7,7 @@ outlives both processes, though not the computer.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import math
@@ -139,7 +140,8 @@ class Ring:
     def remove_orphans(log: Path) -> None:
         """Remove a ring whose writer was killed before it could put anything into it. The caller holds the log's lock."""
         for path in _places(log):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only file system says so even where there is nothing to remove
+                path.unlink(missing_ok=True)
 
     @staticmethod
     def attach(path: Path, token: str, layout: Layout, patience_s: float = 10.0) -> Ring | None:
@@ -234,6 +236,8 @@ class Ring:
         if remove:
             self.path.unlink(missing_ok=True)
         if self._descriptor >= 0:
+            # Closing alone would not unlock it: the mapping holds a descriptor of its own while anybody refers to it.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = -1
 

@@ -22,6 +22,12 @@ class Judged(Protocol):
     @property
     def changed(self) -> bool: ...
 
+    @property
+    def held(self) -> bool: ...
+
+    @property
+    def reason(self) -> str: ...
+
 
 class Limiter(Protocol):
     """What is needed of a filter; ``sacflow_robot.robot.safety.SafetyFilter`` is one."""

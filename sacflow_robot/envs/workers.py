@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing as mp
 import os
 import signal
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from sacflow_robot.envs.randomised import RandomisedArms
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
     from sacflow_robot.envs.threads import ArmThreads
+
+_log = logging.getLogger(__name__)
 
 # Every worker is one busy core already; more threads inside it only fight for it.
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -235,8 +238,16 @@ def collect(
     """
     make_expert(task, 0, quality)
     engine = _prepared(task, engine)
-    episodes = []
-    with ProcessPoolExecutor(workers, mp.get_context("spawn"), _leave_ctrl_c_to_parent) as pool:
+    episodes: list[Episode] = []
+    try:
+        processes = ProcessPoolExecutor(workers, mp.get_context("spawn"), _leave_ctrl_c_to_parent)
+    except OSError as error:  # their locks lie in /dev/shm, which may be missing, full or read-only
+        _log.warning("no processes to collect with (%s); collecting in this one", one_line(error))
+        for seed in seeds:
+            episodes.append(demonstrate(task, quality, seed, engine))
+            progress(episodes[-1])
+        return episodes
+    with processes as pool:
         try:
             with _starting_workers():
                 found = pool.map(demonstrate, *zip(*((task, quality, seed, engine) for seed in seeds), strict=True))

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import logging
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from sacflow_robot.learn.policies import BestOf, GaussianPolicy
 from sacflow_robot.learn.policy import PolicyNetwork
 from sacflow_robot.learn.velocity import fold_weights
 from sacflow_robot.learn.weights import store_weights
+from sacflow_robot.outputs import replacing
 from sacflow_robot.spec import ArmSpec, FloatArray, PolicySpec
 
 _CHECKED_BATCHES = (1, 7, 64)
@@ -173,7 +173,6 @@ def export_policy(
     prefix = folded is not plain and prefix
     made = (ExportedGraph(p, spec.arm, spec.chunk_length).eval() for p in (plain, folded))
     graphs = _Graphs(next(made), next(made), prefix)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         model = to_onnx(graphs.folded, spec, prefix)
@@ -196,16 +195,13 @@ def export_policy(
             policyfile.GOLDEN_KEY: policyfile.pack_arrays(golden),
         }
         onnx.helper.set_model_props(model, metadata)
-        onnx.save(model, partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            onnx.save(model, partial)
         return worst
     except OSError as error:
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from None
     except (ValueError, RuntimeError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
         raise ExportError(f"the policy cannot be exported: {one_line(error)}; {path} not written") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 class _Graphs(NamedTuple):

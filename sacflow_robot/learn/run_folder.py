@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,6 +22,7 @@ from torch import Tensor
 from sacflow_robot import __version__
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
+from sacflow_robot.outputs import check_output, replacing
 from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec
 
 COLUMNS = (
@@ -79,6 +82,8 @@ _PROFILES = "profile", "safety"
 
 
 _ROBOT = "robot.json"
+_LOCK = ".lock"
+_claimed: dict[tuple[int, int], int] = {}  # descriptors that this process holds locked, by device and inode
 
 
 class RunFolder:
@@ -98,13 +103,14 @@ class RunFolder:
 
     @staticmethod
     def check_free(path: Path | None) -> None:
-        """Raise UsageError unless a run may be made there; None, a path yet to be chosen, is always fine."""
+        """Raise UsageError unless a run can be made there; None stands for one yet to be chosen."""
         if (
             path is not None
             and (path.is_symlink() or path.exists())
-            and not (path.is_dir() and not any(path.iterdir()))
+            and not (path.is_dir() and all(file.name == _LOCK for file in path.iterdir()))
         ):
             raise UsageError(f"{path} exists already; give another --out, or go on with it by --resume {path}")
+        check_output(path or Path("runs"), folder=True)
 
     @staticmethod
     def create(path: Path | None, config: TrainConfig, robot: ArmSpec | None = None) -> RunFolder:
@@ -126,6 +132,8 @@ class RunFolder:
                 path = _make_numbered(Path("runs") / f"{_name_of(config.env, robot)}-{kind}-s{config.seed}")
             path.mkdir(parents=True, exist_ok=True)
             folder = RunFolder(path, config.env, robot)
+            folder.claim()
+            RunFolder.check_free(path)  # another process may have made it meanwhile
             if robot is not None:
                 replace_text(path / _ROBOT, robot.to_json())
             folder.write_config(config)
@@ -150,20 +158,54 @@ class RunFolder:
         robot = _read_robot(path / _ROBOT) if config.env == NO_ENVIRONMENT else None
         return RunFolder(path, config.env, robot), replace(config, **inside)
 
+    def claim(self) -> None:
+        """Keep other processes from writing to the run until this one ends, however it ends.
+
+        Raises:
+            DataError: Another process has claimed it, or it cannot be written to.
+        """
+        try:
+            descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise DataError(f"cannot write to {self.path}: {one_line(error)}") from None
+        for key, held in list(_claimed.items()):
+            if os.fstat(held).st_nlink == 0:  # of a run that has been removed
+                os.close(_claimed.pop(key))
+        status = os.fstat(descriptor)
+        key = status.st_dev, status.st_ino
+        try:
+            if key not in _claimed:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _claimed[key] = descriptor
+        except BlockingIOError:
+            raise DataError(f"another process is training in {self.path}; wait for it to end, or stop it") from None
+        except OSError as error:
+            raise DataError(f"cannot lock {self.path}: {one_line(error)}") from None
+        finally:
+            if _claimed.get(key) != descriptor:
+                os.close(descriptor)
+
     @contextmanager
     def copied(self, path: Path) -> Iterator[RunFolder]:
         """A copy of the run, without its policy file, to be changed: it stands at ``path`` once all has gone well, or not at all.
 
         Raises:
             UsageError: The path is taken, or cannot be written.
+            DataError: Another process is making it.
         """
         RunFolder.check_free(path)
         partial = path.with_name(f".{path.name}.partial")
-        others = shutil.ignore_patterns("followed.json", self.policy.name)
+        others = shutil.ignore_patterns("followed.json", self.policy.name, _LOCK)
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot copy {self.path} to {path}: {one_line(error)}") from None
+        RunFolder(partial, self._env).claim()
+        try:
             try:
-                shutil.copytree(self.path, partial, ignore=others)
+                for left in [file for file in partial.iterdir() if file.name != _LOCK]:  # by a process that was killed
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                shutil.copytree(self.path, partial, ignore=others, dirs_exist_ok=True)
             except (OSError, shutil.Error) as error:
                 raise UsageError(f"cannot copy {self.path} to {path}: {one_line(error)}") from None
             yield RunFolder(partial, self._env, self.robot)
@@ -335,9 +377,5 @@ def _make_numbered(base: Path) -> Path:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_text(text, newline="")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

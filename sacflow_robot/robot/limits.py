@@ -1,26 +1,34 @@
-"""The safety filter: what stands between whoever chooses an action and the arm, the same in ``run`` and ``replay``."""
+"""What stands before a robot whose time stands still between commands, where no profile gives limits."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.errors import InvalidValueError
+from sacflow_robot.errors import InvalidValueError, RobotError
+from sacflow_robot.robot.latch import Latch, State, Verdict
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 
-class ActionLimits:
-    """Turns proposed actions into ones that may be sent.
+class ActionLimits(Latch):
+    """Clips actions to bounds, and lets none through after a hold or a stop.
+
+    A robot whose time stands still is at rest as soon as it gets no command, so it neither brakes nor is sent anything while
+    it holds.
 
     Args:
-        arm: The arm; its bounds always hold.
+        arm: The robot; its bounds always hold.
         bounds: Lower and upper bound (A,), (A,) on top of them, in action units, e.g. those of a calibration profile.
 
     Raises:
-        InvalidValueError: The bounds do not have the arm's dimension.
+        InvalidValueError: The bounds do not have the action's dimension.
     """
 
     def __init__(self, arm: ArmSpec, bounds: tuple[FloatArray, FloatArray] | None = None) -> None:
+        super().__init__()
         self._arm, self._bounds = arm, bounds
         if bounds is not None and any(bound.shape != (arm.action_dim,) for bound in bounds):
             shapes = " and ".join(str(bound.shape) for bound in bounds)
@@ -37,3 +45,33 @@ class ActionLimits:
             return allowed
         clipped: FloatArray = np.clip(allowed, *self._bounds).astype(np.float32)
         return clipped
+
+    def begin(self, gripper: FloatArray | None = None) -> None:
+        """As of a :class:`~sacflow_robot.robot.safety.SafetyFilter`; there is nothing to forget."""
+
+    def see(self, observation: Mapping[str, Any], captured_ns: int) -> bool:
+        """As of a :class:`~sacflow_robot.robot.safety.SafetyFilter`; observations do not matter here."""
+        return True
+
+    def arm(self, now_ns: int) -> None:
+        """Let actions through from now on: a person's explicit act, or that of the program that a person started.
+
+        Raises:
+            RobotError: A stop is under way.
+        """
+        if self._halting and self.state is State.HOLD:
+            raise RobotError("cannot arm: the robot is still being stopped; try again in a moment")
+        self._release()
+
+    def step(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int | None = None) -> Verdict:
+        """The action to send in place of a proposed one (A,); nothing where there is none, or while held or stopped.
+
+        Raises:
+            InvalidValueError: The action has the wrong shape or holds NaN or infinity.
+        """
+        if self.state is State.HOLD and self._halting:
+            self.stop(self.reason)
+        if self.state is not State.ARMED or proposed is None:
+            return Verdict(None, self.state, True, True, self.reason or "no action came")
+        sent = self(proposed)
+        return Verdict(sent, self.state, not np.array_equal(sent, np.asarray(proposed)), False)

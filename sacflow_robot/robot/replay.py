@@ -11,10 +11,13 @@ import numpy.typing as npt
 
 from sacflow_robot.action_history import without_history
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, SpecMismatchError
+from sacflow_robot.errors import DataError, SpecMismatchError, StoppedError
 from sacflow_robot.robot.history import bare
+from sacflow_robot.robot.latch import State, Verdict
 from sacflow_robot.robot.limits import ActionLimits
-from sacflow_robot.robot.safety import SafetyFilter
+from sacflow_robot.robot.loop import default_safety
+from sacflow_robot.robot.operator import Operator, heed
+from sacflow_robot.robot.safety import LEAST_SPACING, SafetyFilter
 from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Robot, StepResult
 
 
@@ -40,6 +43,7 @@ class ReplayResult:
         max_state_deviation: The same over the simulator states; None on an arm that has none.
         max_lateness_ns: How late the latest command was sent; None in lockstep.
         states: Simulator states of the replay (steps + 1, S), or None.
+        stopped: Why it was held or stopped before its end; empty if it was not.
     """
 
     steps: int
@@ -50,6 +54,7 @@ class ReplayResult:
     max_state_deviation: float | None = None
     max_lateness_ns: int | None = None
     states: npt.NDArray[np.float64] | None = None
+    stopped: str = ""
 
 
 def check_replayable(robot: Robot, log_arm: ArmSpec, episode: Episode, origin: str) -> None:
@@ -101,7 +106,8 @@ def replay_episode(
     *,
     limits: tuple[FloatArray, FloatArray] | None = None,
     offsets_ns: npt.NDArray[np.int64] | None = None,
-    safety: SafetyFilter | None = None,
+    safety: SafetyFilter | ActionLimits | None = None,
+    operator: Operator | None = None,
 ) -> ReplayResult:
     """Send the logged commands again, through the safety filter, and compare what comes of them with the log.
 
@@ -112,19 +118,26 @@ def replay_episode(
         robot: The arm; one that :func:`check_replayable` accepts.
         episode: The episode.
         limits: Lower and upper bound (A,) of the commanded action, within the arm's own.
-        offsets_ns: When to send each command (T,), from the start, by the arm's clock; a command that is late does not
-            delay those after it. None sends each as soon as the one before is done to a lockstep arm, and at the arm's
-            control rate to any other.
-        safety: The safety filter; the call arms it. None for the bounds alone.
+        offsets_ns: When to send each command (T,), from the start, by the arm's clock. None sends each as soon as the one
+            before is done to a lockstep arm, and at the arm's control rate to any other. Whatever they say, an arm that
+            moves on its own time has its whole period for each command.
+        safety: What every command passes; the call arms it. None for the default of
+            :func:`~sacflow_robot.robot.loop.default_safety`.
+        operator: Through what a person stops the arm. A stop or a hold ends the replay: the arm comes to rest within its
+            limits, and nothing starts it again.
 
     Raises:
-        DataError: The arm is simulated, and the episode has no states to start from.
+        DataError: The arm is simulated, and the episode has no states to start from; or nothing was sent.
         InvalidValueError: An observation holds NaN or infinity; nothing was sent on it.
     """
     robot = bare(robot)
-    arm, limit, clock = robot.spec, ActionLimits(robot.spec, limits), robot.clock
+    arm, clock = robot.spec, robot.clock
     check_replayable(robot, arm, episode, "the episode")
+    limit = ActionLimits(arm, limits)
+    safety = default_safety(robot, limits) if safety is None else safety
+    sender = _Sender(robot, safety, Operator() if operator is None else operator)
     simulated = isinstance(robot, Restorable)
+    sender.refuse_if_stopped()
     if isinstance(robot, Restorable) and episode.states is not None:
         result = robot.begin_at(episode.states[0])
     else:
@@ -133,39 +146,30 @@ def replay_episode(
     sent: list[FloatArray] = []
     start_ns, limited, latest_ns = clock.now_ns(), 0, 0
     due = np.arange(len(episode)) * arm.period_ns if offsets_ns is None else offsets_ns
-    if safety is not None:
-        safety.begin()
-        safety.see(result.observation, 0 if robot.lockstep else result.time_ns or start_ns)
-        safety.arm(0 if robot.lockstep else clock.now_ns())
     due = start_ns + np.append(due, due[-1] + arm.period_ns)
-    for step, logged in enumerate(episode.commanded):
-        if result.ended and not simulated:
-            break
-        if offsets_ns is not None or not robot.lockstep:
-            clock.sleep_until(int(due[step]))
-            latest_ns = max(latest_ns, clock.now_ns() - int(due[step]))
-        action = limit(logged)
-        if safety is not None:
-            verdict = safety.step(action, step * arm.period_ns if robot.lockstep else clock.now_ns())
-            if verdict.action is None:
-                robot.stop()
+    sender.begin(result, start_ns)
+    try:
+        for step, logged in enumerate(episode.commanded):
+            if result.ended and not simulated:
                 break
-            action = verdict.action
-        limited += not np.array_equal(action, logged)
-        robot.command(action, max(int(due[step + 1]), clock.now_ns()) + arm.period_ns)
-        if not robot.lockstep:
-            clock.sleep_until(int(due[step + 1]))
-        result = robot.observe()
-        if safety is not None:
-            safety.see(
-                result.observation, (step + 1) * arm.period_ns if robot.lockstep else result.time_ns or clock.now_ns()
-            )
-        sent.append(action)
-        results.append(result)
-        observations.append(arm.check_observation(result.observation))
-    robot.hold()
+            if offsets_ns is not None or not robot.lockstep:
+                clock.sleep_until(max(int(due[step]), sender.earliest_ns))
+                latest_ns = max(latest_ns, clock.now_ns() - int(due[step]))
+            verdict = sender.send(limit(logged), step, int(due[step + 1]))
+            if safety.state is not State.ARMED or verdict.action is None:
+                break
+            limited += not np.array_equal(verdict.action, logged)
+            if not robot.lockstep:
+                clock.sleep_until(int(due[step + 1]))
+            result = robot.observe()
+            sender.see(result, step + 1)
+            sent.append(verdict.action)
+            results.append(result)
+            observations.append(arm.check_observation(result.observation))
+    finally:
+        sender.finish()
     if not sent:
-        raise DataError("nothing was sent: the safety filter held from the start")
+        raise DataError(f"nothing was sent: {safety.reason or 'the episode has ended at its start'}")
     found = [r.state for r in results if r.state is not None]
     states = np.stack(found) if len(found) == len(results) else None
     return ReplayResult(
@@ -179,7 +183,69 @@ def replay_episode(
         max_state_deviation=None if states is None or episode.states is None else _furthest(states, episode.states),
         max_lateness_ns=None if offsets_ns is None else latest_ns,
         states=states,
+        stopped=safety.reason,
     )
+
+
+class _Sender:
+    """Sends commands through the filter, and brings the arm to rest when somebody asks for it."""
+
+    def __init__(self, robot: Robot, safety: SafetyFilter | ActionLimits, operator: Operator) -> None:
+        self._robot = robot
+        self._safety = safety
+        self._operator = operator
+        self._clock = robot.clock
+        self._period_ns = robot.spec.period_ns
+        self._commanded = np.zeros(robot.spec.action_dim, np.float32)
+        self._step = 0
+        self.earliest_ns = 0
+
+    def refuse_if_stopped(self) -> None:
+        heed(self._safety, self._operator, self._commanded)
+        if not self._safety.may_start:
+            self._robot.stop()
+            self._operator.report(self._safety)
+            raise StoppedError(f"stopped before the first command: {self._safety.reason}")
+
+    def begin(self, start: StepResult, start_ns: int) -> None:
+        self._safety.begin()
+        self._safety.see(start.observation, 0 if self._robot.lockstep else start.time_ns or start_ns)
+        self._safety.arm(0 if self._robot.lockstep else self._clock.now_ns())
+
+    def see(self, result: StepResult, step: int) -> None:
+        nominal = step * self._period_ns
+        self._safety.see(
+            result.observation, nominal if self._robot.lockstep else result.time_ns or self._clock.now_ns()
+        )
+
+    def send(self, action: FloatArray | None, step: int, until_ns: int) -> Verdict:
+        """Send what the filter lets through of an action (A,); None for none."""
+        heed(self._safety, self._operator, self._commanded)
+        verdict = self._safety.step(action, step * self._period_ns if self._robot.lockstep else self._clock.now_ns())
+        if verdict.action is None:
+            return verdict
+        now = self._clock.now_ns()
+        self._robot.command(verdict.action, max(until_ns, now) + self._period_ns)
+        if not self._robot.lockstep:
+            self.earliest_ns = now + round(LEAST_SPACING * self._period_ns)
+        self._commanded, self._step = verdict.action, step + 1
+        self._operator.report(self._safety)
+        return verdict
+
+    def finish(self) -> None:
+        """Bring an arm that was held or stopped to rest within its limits; hold it, and say what state it is in."""
+        try:
+            while self._safety.state is State.HOLD and not self._safety.at_rest:
+                if not self._robot.lockstep:
+                    self._clock.sleep_until(self.earliest_ns)
+                if self.send(None, self._step, self.earliest_ns).action is None:
+                    break
+        finally:
+            self._robot.hold()
+            self._safety.rest()
+            if self._safety.state is State.STOPPED:
+                self._robot.stop()
+            self._operator.report(self._safety)
 
 
 def _deviation(spec: ArraySpec, replayed: list[dict[str, FloatArray]], logged: FloatArray) -> float:

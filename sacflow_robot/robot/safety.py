@@ -20,8 +20,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -29,45 +27,27 @@ import numpy.typing as npt
 
 from sacflow_robot.errors import InvalidValueError, RobotError
 from sacflow_robot.robot import stopping
-from sacflow_robot.robot.poses import Pose, hull, tilt_along, tool_axis
+from sacflow_robot.robot.latch import Latch, State, Verdict
+from sacflow_robot.robot.places import Places
+from sacflow_robot.robot.poses import hull
 from sacflow_robot.safetylimits import Array, SafetyLimits, action_axes
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
+from sacflow_robot.spec import ArmSpec, FloatArray
+
+__all__ = ["SafetyFilter", "State", "Verdict"]
 
 _SHARES = np.linspace(0, 1, 17)[:, None]
 _SHARES_TOGETHER = 1.0, 0.75, 0.5, 0.25, 0.0
 _EPS = 1e-9
 _LARGEST = float(np.finfo(np.float32).max)
 _GAP_PERIODS = 2.5  # a filter not asked for this long finds an arm that has held by itself
+_NOTICEABLE_M, _NOTICEABLE_RAD = 1e-3, 2e-3  # commanded, it has to change what is observed
+_BLIND_M, _BLIND_RAD = 0.02, 0.1  # commanded without a change of what is observed, it is too much
+
+LEAST_SPACING = 0.99
+"""Share of a control period that has to pass between two commands."""
 
 
-class State(StrEnum):
-    """What the filter lets through."""
-
-    ARMED = "armed"
-    HOLD = "hold"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What may be sent in one control period.
-
-    Attributes:
-        action: The action (A,), float32; None: send nothing; if the state is stopped, stop the arm.
-        state: The filter's state.
-        changed: Whether it differs from what was proposed, or nothing was.
-        held: Whether it is a stop, or standing still, for want of an action that may be followed.
-        reason: Why the filter holds or has stopped; empty while it is armed.
-    """
-
-    action: FloatArray | None
-    state: State
-    changed: bool
-    held: bool
-    reason: str = ""
-
-
-class SafetyFilter:
+class SafetyFilter(Latch):
     """Turns proposed actions into ones that may be sent; call :meth:`see` and :meth:`step` once in each control period.
 
     Args:
@@ -83,12 +63,19 @@ class SafetyFilter:
     """
 
     def __init__(self, arm: ArmSpec, limits: SafetyLimits | None = None) -> None:
+        super().__init__()
         self.arm_spec, self.limits = arm, limits or SafetyLimits()
         self.axes = axes = action_axes(arm, self.limits)
         self._period_ns = arm.period_ns
         self._motion = stopping.Motion.of(1 / arm.control_rate_hz, axes.speed, axes.acceleration, axes.jerk)
-        self._places = _Places(arm, self)
-        self.state, self.reason = State.HOLD, "not armed yet"
+        self._places = Places(arm, self.limits, axes)
+        self._noticeable = np.where(axes.length, _NOTICEABLE_M, _NOTICEABLE_RAD)
+        self._blind_path = np.where(axes.length, _BLIND_M, _BLIND_RAD)
+        # These outlive an episode: limits hold over wall time, and a motion that nothing has shown may have happened.
+        self._moved_ns: int | None = None
+        self._sent: deque[tuple[int, Array]] = deque()
+        self._unshown = np.zeros(len(axes.index))
+        self._changed_ns = np.zeros(len(axes.index), np.int64)
         self.begin()
 
     def begin(self, gripper: FloatArray | None = None) -> None:
@@ -100,12 +87,17 @@ class SafetyFilter:
         """
         n = len(self.axes.index)
         self._velocity, self._change = np.zeros(n), np.zeros(n)
-        self._sent: deque[tuple[int, Array]] = deque()
-        self._pose: Pose | None = None
+        # What no observation has shown stays: values that were frozen may still be.
+        for sent_ns, motion in self._sent:
+            self._unshown = self._unshown + np.where(self._changed_ns > sent_ns, 0.0, motion)
+        self._sent.clear()
+        self._changed_ns = np.zeros(n, np.int64)  # a nominal clock starts anew
+        self._places.forget()
         self._target: Array | None = None
         self._captured_ns = self._last_ns = self._due_ns = self._missing_ns = self._held_ns = None  # type: int | None
+        self._shown_ns = np.zeros(n, np.int64)
+        self._frozen = ""
         self._from_future = False
-        self._joint_room: Array | None = None
         self._halting = self._reseat = False
         asked = np.zeros(len(self.axes.gripper)) if gripper is None else gripper
         self._gripper = np.clip(asked, self.axes.gripper_low, self.axes.gripper_high).astype(np.float64)
@@ -128,37 +120,35 @@ class SafetyFilter:
         Raises:
             RobotError: The arm still moves, has not been seen lately, or stands where it must not be.
         """
+        if self.state is State.HOLD and self._halting:
+            raise RobotError("cannot arm: the arm is still being stopped; try again in a moment")
         if not self.at_rest:
             raise RobotError("cannot arm: the arm is still coming to rest; try again in a moment")
         stale = self._stale(now_ns)
         if stale:
             raise RobotError(f"cannot arm: {stale}")
-        if self._pose is not None:
-            inside = self._places.keep_out_at(self._pose.position)
+        if self._places.pose is not None:
+            inside = self._places.keep_out_at(self._places.pose.position)
             if inside:
                 raise RobotError(f"cannot arm: the arm is inside {inside}, which it must keep out of; move it by hand")
         if self.axes.absolute:
-            self._target = self._places.joints  # it may have been moved by hand
-        self.state, self.reason, self._halting = State.ARMED, "", False
+            self._target = self._joints_now()  # it may have been moved by hand
+        self._release()
         self._missing_ns = self._held_ns = self._due_ns = self._last_ns = None
-        self._joint_room = None
-
-    def hold(self, reason: str) -> None:
-        """Stop within the limits, and stay so until armed anew. Does nothing to an arm that holds or is stopped."""
-        if self.state is State.ARMED:
-            self.state, self.reason = State.HOLD, reason
-
-    def halt(self, reason: str) -> None:
-        """An emergency stop: hold, and be stopped as soon as the arm is at rest, which is within ``stop_s``."""
-        self.hold(reason)
-        if self.state is State.HOLD:
-            self.reason, self._halting = reason, True
+        if self._captured_ns is not None:  # the age begins anew, what is unshown stays: it may be where the robot is
+            self._shown_ns = np.full_like(self._shown_ns, self._captured_ns)
+        self._frozen = ""
+        self._places.release_joints()
 
     def stop(self, reason: str) -> None:
         """Send nothing any more, at once, until armed anew."""
-        if self.state is not State.STOPPED:
-            self.state, self.reason = State.STOPPED, reason
-            self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
+        super().stop(reason)
+        self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
+
+    def rest(self) -> None:
+        """Note that the arm has been told to hold: no motion is commanded any more. A stop under way is complete."""
+        self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
+        super().rest()
 
     # ---- once in each control period
 
@@ -170,15 +160,48 @@ class SafetyFilter:
             seen = self.arm_spec.check_observation(observation)
         except (InvalidValueError, TypeError, ValueError):
             return False
+        again = captured_ns == self._captured_ns
         self._captured_ns, self._from_future = captured_ns, False
-        self._places.read(seen)
-        self._pose = self._places.pose
+        same = self._places.read(seen)
+        if not again:
+            self._compare_motion(same, captured_ns)
         if self.axes.absolute and (self._target is None or self._reseat):
-            self._target, self._reseat = self._places.joints, False
-        span = self._period_ns + round(self.limits.max_command_delay_s * 1e9)
-        while self._sent and self._sent[0][0] + span <= captured_ns:
-            self._sent.popleft()
+            self._target, self._reseat = self._joints_now(), False
         return True
+
+    def _joints_now(self) -> Array | None:
+        """Where the joints (N,) are: as seen, and further by what no observation has shown."""
+        return None if self._places.joints is None else self._places.joints + self._unshown
+
+    def _compare_motion(self, same: npt.NDArray[np.bool_], captured_ns: int) -> None:
+        """Drop the motions that an observation has to show by now, and add up those of axes that read as they did before.
+
+        Values that freeze while their time stamps stay fresh (a tracker, a driver's thread) would else let the robot
+        drift without bound: each observation would seem to say that nothing moved. A measured value repeats to the last bit
+        only by chance.
+
+        Args:
+            same: Which axes (N,) read bit for bit what they did in the observation before.
+            captured_ns: Capture time of the observation.
+        """
+        span_ns = self._period_ns + round(self.limits.max_command_delay_s * 1e9)
+        self._changed_ns = np.where(same, self._changed_ns, captured_ns)
+        self._unshown = np.where(same, self._unshown, 0.0)
+        while self._sent and self._sent[0][0] + span_ns <= captured_ns:
+            sent_ns, motion = self._sent.popleft()
+            self._unshown = self._unshown + np.where(self._changed_ns > sent_ns, 0.0, motion)
+        size = np.abs(self._unshown)
+        self._shown_ns = np.where(size > self._noticeable, self._shown_ns, captured_ns)
+        age_s = (captured_ns - self._shown_ns) / 1e9
+        frozen = (size > self._blind_path) & (age_s > self.limits.max_observation_age_s)
+        self._frozen = ""
+        if frozen.any():
+            axis = int(np.argmax(np.where(frozen, size / self._blind_path, 0)))
+            unit = "m" if self.axes.length[axis] else "rad"
+            self._frozen = (
+                f"the observed values have not changed for {age_s[axis]:.2f} s, in which {size[axis]:.2f} {unit} of "
+                f"{self.axes.names[axis]!r} were commanded: they are frozen, or the robot is blocked"
+            )
 
     def step(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int | None = None) -> Verdict:
         """What may be sent in place of a proposed action.
@@ -197,9 +220,10 @@ class SafetyFilter:
         self._velocity = self._velocity + change
         small = np.abs(self._velocity) < 1e-12 * self._motion.speed
         self._velocity, self._change = np.where(small, 0.0, self._velocity), change
-        motion = self._velocity * self._motion.period_s
+        motion = self._within_wall_time(self._velocity * self._motion.period_s, now_ns)
         if motion.any():
             self._sent.append((now_ns, motion))
+            self._moved_ns = now_ns
         if self.axes.absolute:
             if self._target is None:  # zeros would be a place to go to
                 return Verdict(None, self.state, True, True, self.reason)
@@ -210,6 +234,17 @@ class SafetyFilter:
         ) / self.axes.scale
         action[self.axes.gripper] = self._gripper
         return self._verdict(action, proposed, wanted is None)
+
+    def _within_wall_time(self, motion: Array, now_ns: int) -> Array:
+        """The motion (N,), or none while the last one still has its period.
+
+        A caller that sends two commands within one period would else move the robot at twice its speed limit. The control
+        loop waits, so that nothing is lost.
+        """
+        if self._moved_ns is None:
+            return motion
+        share = (now_ns - self._moved_ns) / self._period_ns
+        return np.zeros_like(motion) if 0 <= share < LEAST_SPACING else motion  # below 0, a nominal clock started anew
 
     def _verdict(self, action: Array, proposed: npt.ArrayLike | None, held: bool) -> Verdict:
         sent = action.astype(np.float32)
@@ -231,7 +266,7 @@ class SafetyFilter:
             self.hold(f"the control loop was silent for {(now_ns - last) / 1e6:.0f} ms")
             self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
             if self.axes.absolute:  # it holds where it is, which need not be where it was last told to be
-                self._target, self._reseat = self._places.joints, True
+                self._target, self._reseat = self._joints_now(), True
         if self.state is not State.HOLD:
             self._held_ns = None
             return
@@ -246,7 +281,7 @@ class SafetyFilter:
         """The action (A,) to follow as far as the limits let; None to stop."""
         action, problem, grave = None, self._stale(now_ns), False
         if not problem:
-            problem = self._places.beyond(self)
+            problem = self._frozen or self._places.beyond()
             grave = bool(problem)
         if not problem:
             action, problem, grave = self._read(proposed, now_ns, due_ns)
@@ -305,17 +340,18 @@ class SafetyFilter:
             want = np.clip(want, axes.low, axes.high) - self._target
         velocity = np.clip(want / motion.period_s, -motion.speed, motion.speed)
         change = np.clip(velocity - self._velocity, *stopping.allowed(motion, self._velocity, self._change))
-        low, high = self._places.room(self, want)
         start_low, start_high = self._start()
+        low, high = self._places.room(start_low, start_high, want)
         reach = stopping.reach(motion, self._velocity + change, change)
         if (start_high + reach > high).any() or (start_low - reach < low).any():
             change = self._fit(change, stop, low - start_low, high - start_high)
-        if self._places.clear(self, start_low, start_high, reach):
+        pending, maybe_shown = self._pending()
+        if self._places.clear(start_low, start_high, reach, pending):
             return change
         for share in _SHARES_TOGETHER:
             less = stop + share * (change - stop)
             path = stopping.stop_path(motion, self._velocity + less, less)
-            if share == 0 or self._places.path_clear(self, start_low, start_high, path):
+            if share == 0 or self._places.path_clear(start_low, start_high, path, pending, maybe_shown):
                 return less
         return stop
 
@@ -325,16 +361,21 @@ class SafetyFilter:
         if self.axes.absolute and self._target is not None:
             return self._target, self._target
         low, high = np.zeros(n), np.zeros(n)
-        if self._sent and self._captured_ns is not None:
-            low, high = hull(np.stack([motion for _, motion in self._sent]), self._maybe_shown())
+        pending, maybe_shown = self._pending()
+        if pending:
+            low, high = hull(np.stack(pending), maybe_shown)
         base = np.zeros(n)
-        if self._pose is not None and self._places.translation is not None:
-            base[self._places.translation] = self._pose.position
+        if self._places.pose is not None and self._places.translation is not None:
+            base[self._places.translation] = self._places.pose.position
         return base + low, base + high
 
-    def _maybe_shown(self) -> int:
-        """How many of the commands sent the last observation may show the effect of: those sent before it was captured."""
-        return sum(sent < self._captured_ns for sent, _ in self._sent) if self._captured_ns is not None else 0
+    def _pending(self) -> tuple[list[Array], int]:
+        """Motions (N,) that the last observation may not show, and how many of them, from the first on, it may show."""
+        if self._captured_ns is None:
+            return [], 0
+        pending = [self._unshown] if self._unshown.any() else []
+        maybe_shown = len(pending) + sum(sent < self._captured_ns for sent, _ in self._sent)
+        return [*pending, *(motion for _, motion in self._sent)], maybe_shown
 
     def _fit(self, change: Array, stop: Array, low: Array, high: Array) -> Array:
         """As much of the change, axis by axis, as leaves a stop within low and high, or else the stop."""
@@ -344,136 +385,3 @@ class SafetyFilter:
         fits[0] = True
         best = len(_SHARES) - 1 - np.argmax(fits[::-1], axis=0)
         return np.asarray(tried[best, np.arange(len(change))])
-
-
-class _Places:
-    """Where the arm is, as far as its observation tells, and where it may be."""
-
-    def __init__(self, arm: ArmSpec, filter_: SafetyFilter) -> None:
-        limits, axes = filter_.limits, filter_.axes
-        self._position_key = _find(arm, "eef_pos", "m", 3)
-        self._quat_key = _find(arm, "eef_quat", "unit quaternion", 4)
-        self._joint = _find_joints(arm, len(axes.index) if axes.absolute else max(len(limits.joint_rad), 1))
-        self.pose: Pose | None = None
-        self.joints: Array | None = None
-        # Of an arm commanded in positions: which of the joints it observes, the gripper perhaps among them.
-        self._commanded: npt.NDArray[np.intp] | slice = slice(None)
-        if axes.absolute and self._joint is not None:
-            same = next(a.size for a in arm.observations if a.key == self._joint[0]) == arm.action_dim
-            self._commanded = axes.index if same else slice(len(axes.index))
-        moved = not axes.absolute and axes.length.sum() == 3
-        self.translation = np.flatnonzero(axes.length) if moved and self._position_key else None
-        self.rotation = np.flatnonzero(~axes.length) if moved and (~axes.length).sum() == 3 else None
-        if (limits.workspace or limits.keep_out) and self.translation is None:
-            raise InvalidValueError(
-                "the profile has a workspace or keep-out boxes, which need an arm that is commanded in x, y, z and "
-                "observes its eef_pos; leave them out for this one"
-            )
-        if limits.cone is not None and (self.rotation is None or not self._quat_key):
-            raise InvalidValueError("the profile has a tool cone, which needs rotations and an eef_quat; leave it out")
-        if axes.absolute and self._joint is None:
-            raise InvalidValueError("an arm that is commanded in positions has to observe its joints, in rad or deg")
-        margin = limits.tracking_margin_m
-        box = limits.workspace
-        self._low = np.full(3, -np.inf) if box is None else np.asarray(box.low) + margin
-        self._high = np.full(3, np.inf) if box is None else np.asarray(box.high) - margin
-        if (self._low >= self._high).any():
-            raise InvalidValueError("the workspace less its margins has no room left")
-        self._names = [b.name or "a keep-out box" for b in limits.keep_out]
-        self._out_low = np.array([b.low for b in limits.keep_out]).reshape(-1, 3) - margin
-        self._out_high = np.array([b.high for b in limits.keep_out]).reshape(-1, 3) + margin
-        self._cone_axis = (
-            None if limits.cone is None else np.asarray(limits.cone.axis) / np.linalg.norm(limits.cone.axis)
-        )
-        self._cone_rad = np.inf if limits.cone is None else limits.cone.angle_rad - limits.tracking_margin_rad
-
-    def read(self, seen: Mapping[str, npt.NDArray[Any]]) -> None:
-        if self._joint is not None:
-            key, factor = self._joint
-            self.joints = seen[key].astype(np.float64).reshape(-1)[self._commanded] * factor
-        if self._position_key:
-            quat = seen[self._quat_key].astype(np.float64) if self._quat_key else np.array([0.0, 0, 0, 1])
-            self.pose = Pose(seen[self._position_key].astype(np.float64), quat)
-
-    def keep_out_at(self, position: Array) -> str:
-        """Name of the box, margin included, that the position is in; empty for none."""
-        inside = ((position > self._out_low) & (position < self._out_high)).all(axis=1)
-        return self._names[int(np.argmax(inside))] if inside.any() else ""
-
-    def beyond(self, filter_: SafetyFilter) -> str:
-        """Whether a joint that is seen, not commanded, is at its limit, and further than when the arm was armed."""
-        limits = filter_.limits.joint_rad
-        if filter_.axes.absolute or self.joints is None or not limits:
-            return ""
-        low, high = np.array(limits).T
-        over = np.maximum(low - self.joints[: len(low)], self.joints[: len(low)] - high)
-        if filter_._joint_room is None:
-            filter_._joint_room = np.maximum(over, 0)
-        worst = int(np.argmax(over - filter_._joint_room))
-        if over[worst] <= filter_._joint_room[worst]:
-            return ""
-        return f"joint {worst + 1} is {over[worst]:.3f} rad beyond its limit"
-
-    def room(self, filter_: SafetyFilter, want: Array) -> tuple[Array, Array]:
-        """Between where and where (N,) every axis has to stop. An axis that is out already may only come back."""
-        axes = filter_.axes
-        start_low, start_high = filter_._start()
-        low, high = np.full(len(want), -np.inf), np.full(len(want), np.inf)
-        if axes.absolute:
-            low, high = np.minimum(start_low, start_low + want), np.maximum(start_high, start_high + want)
-        elif self.translation is not None:
-            low[self.translation], high[self.translation] = self._low, self._high
-        return np.minimum(low, start_low), np.maximum(high, start_high)
-
-    def clear(self, filter_: SafetyFilter, low: Array, high: Array, reach: Array) -> bool:
-        """Whether nothing within that reach of those places is in the way, which is quickly seen."""
-        if len(self._out_low) and self.translation is not None:
-            t = self.translation
-            near = ((high + reach)[t] > self._out_low) & ((low - reach)[t] < self._out_high)
-            if near.all(axis=1).any():
-                return False
-        if self._cone_axis is None or self.rotation is None or self.pose is None:
-            return True
-        pending = sum(float(np.linalg.norm(motion[self.rotation])) for _, motion in filter_._sent)
-        turn = pending + float(np.linalg.norm(reach[self.rotation]))
-        return self._tilt(tool_axis(self.pose.quat)) + turn <= self._cone_rad
-
-    def path_clear(self, filter_: SafetyFilter, low: Array, high: Array, path: Array) -> bool:
-        """Whether the displacements (P, N), from any of the places between low and high, keep out of boxes and in the cone."""
-        if len(self._out_low) and self.translation is not None:
-            ends = np.cumsum(path[:, self.translation], axis=0)
-            ends = np.concatenate([np.zeros((1, 3)), ends])
-            least, most = np.minimum(ends[:-1], ends[1:]), np.maximum(ends[:-1], ends[1:])
-            least, most = least + low[self.translation], most + high[self.translation]
-            hits = (most[:, None] > self._out_low) & (least[:, None] < self._out_high)
-            if hits.all(axis=2).any():
-                return False
-        if self._cone_axis is None or self.rotation is None or self.pose is None:
-            return True
-        before = np.reshape([motion[self.rotation] for _, motion in filter_._sent], (-1, 3))
-        start = tool_axis(self.pose.quat)
-        widest = max(self._cone_rad, self._tilt(start))
-        # The orientation seen may show the effect of any of the first commands already: each possibility has to be in the cone.
-        for shown in range(filter_._maybe_shown() + 1):
-            turns = np.concatenate([before[shown:], path[:, self.rotation]])
-            if tilt_along(start, turns, self._cone_axis) > widest + _EPS:
-                return False
-        return True
-
-    def _tilt(self, axis: Array) -> float:
-        assert self._cone_axis is not None
-        return float(np.arccos(np.clip(axis @ self._cone_axis, -1, 1)))
-
-
-def _find(arm: ArmSpec, ending: str, unit: str, size: int) -> str | None:
-    return next(
-        (a.key for a in arm.observations if a.key.endswith(ending) and a.unit.startswith(unit) and a.size == size), None
-    )
-
-
-def _find_joints(arm: ArmSpec, least: int) -> tuple[str, float] | None:
-    def fits(a: ArraySpec) -> bool:
-        return a.unit in ("rad", "deg") and a.size >= least and a.dtype.startswith("float")
-
-    found = next((a for a in arm.observations if fits(a)), None)
-    return None if found is None else (found.key, np.pi / 180 if found.unit == "deg" else 1.0)

@@ -1,44 +1,93 @@
-"""What a person asks of a running robot from anywhere: stop, and enable again."""
+"""What a person asks of a running robot from anywhere: stop, hold, and enable again."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+_REMEMBERED = 1024  # outcomes kept for those who asked
+
+
+class _Kind(Enum):
+    STOP = 1
+    HOLD = 2
+    ENABLE = 3
+    HANGUP = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Requests of one look: why to stop or hold, whether the terminal hung up, whether to enable."""
+
+    stop: str = ""
+    hold: str = ""
+    hangup: bool = False
+    enable: bool = False
 
 
 class Switches:
     """Requests from any thread or signal handler, until the control loop takes them, and what became of them.
 
     No locks: a signal handler may interrupt any line of the thread that it runs in.
+
+    Attributes:
+        ending: The name of the signal that asked the program to end; empty for none.
+        watched: Whether somebody takes requests.
     """
 
     def __init__(self) -> None:
-        self._requests: deque[tuple[str, int]] = deque()  # reason to stop, empty to enable; number
+        self._requests: deque[tuple[_Kind, str, int]] = deque()
         self._count = 0
-        self._taken = 0
         self._state = ""
-        self._settled = 0, ""
+        self._open: list[int] = []  # taken, and the robot still comes to rest
+        self._outcomes: dict[int, str] = {}
+        self.ending = ""
+        self.watched = False
 
     def stop(self, reason: str) -> int:
         """Request an emergency stop; the number of the request, for :meth:`outcome`."""
-        return self._put(reason or "stopped")
+        return self._put(_Kind.STOP, reason or "stopped")
+
+    def hold(self, reason: str) -> int:
+        """Request a hold; the number of the request."""
+        return self._put(_Kind.HOLD, reason or "held")
 
     def arm(self) -> int:
         """Request that the robot be enabled after a hold or a stop; the number of the request."""
-        return self._put("")
+        return self._put(_Kind.ENABLE, "")
+
+    def hangup(self) -> int:
+        """Report that the terminal is gone: a stop while a person moves the robot, else a hold."""
+        return self._put(_Kind.HANGUP, "")
+
+    def end(self, name: str) -> int:
+        """Request a stop, and the end of the program after it; ``name`` is the signal's."""
+        self.ending = name
+        return self.stop(f"stopped by {name}")
+
+    def take_all(self) -> Asked:
+        """Requests since the last call."""
+        stop, hold, hangup, enable = "", "", False, False
+        while self._requests:
+            kind, reason, number = self._requests.popleft()
+            stop = stop or (reason if kind is _Kind.STOP else "")
+            hold = hold or (reason if kind is _Kind.HOLD else "")
+            hangup |= kind is _Kind.HANGUP
+            enable |= kind is _Kind.ENABLE
+            self._open.append(number)
+        return Asked(stop, hold, hangup, enable)
 
     def take(self) -> tuple[str, bool]:
         """Requests since the last call: why to stop, empty for no stop; whether to enable. A stop outdoes an enabling,
         whichever came first."""
-        stop, enable = "", False
-        while self._requests:
-            reason, number = self._requests.popleft()
-            stop, enable = reason or stop, enable or not reason
-            self._taken = max(self._taken, number)
-        return stop, enable and not stop
+        asked = self.take_all()
+        return asked.stop, asked.enable and not (asked.stop or asked.hold or asked.hangup)
 
     def report(self, state: str, settled: bool) -> None:
         """Say what became of the requests taken so far; called by whatever moves the robot.
@@ -48,8 +97,12 @@ class Switches:
             settled: Whether that state is final for those requests: false while the robot still comes to rest.
         """
         self._state = state
-        if settled:
-            self._settled = self._taken, state
+        if not settled or not self._open:
+            return
+        done, self._open = self._open, []
+        self._outcomes.update(dict.fromkeys(done, state))
+        for number in sorted(self._outcomes)[:-_REMEMBERED]:
+            del self._outcomes[number]
 
     @property
     def state(self) -> str:
@@ -57,49 +110,57 @@ class Switches:
         return self._state
 
     def outcome(self, number: int) -> str:
-        """The state that a request led to; empty while it has not been taken, or the robot still comes to rest."""
-        taken, state = self._settled
-        return state if taken >= number else ""
+        """The state that a request led to; empty while it has not been taken, or the robot still comes to rest.
 
-    def _put(self, reason: str) -> int:
+        A state that came after it, by a later request, does not change it.
+        """
+        return self._outcomes.get(number, "")
+
+    def _put(self, kind: _Kind, reason: str) -> int:
         self._count += 1
         number = self._count
-        self._requests.append((reason, number))
+        self._requests.append((kind, reason, number))
         return number
 
 
+_ENDING_S = 3.0  # a stop is over by then; a program that has not ended is interrupted where it is
+
+
 @contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does, also one that a script started in the background, where Ctrl-C would be ignored:
-    the arm holds, and what was logged is whole."""
+def operator_signals(switches: Switches) -> Iterator[None]:
+    """While this lasts: SIGUSR1 stops, SIGUSR2 enables, SIGHUP stops or holds, SIGINT and SIGTERM stop and end the program.
 
-    def on_term(*_: object) -> None:
-        raise KeyboardInterrupt
-
+    A program that does not look at its requests, is asked to end a second time, or has not ended after three seconds, is
+    interrupted where it is (KeyboardInterrupt). A script's background programs have SIGINT ignored by the shell; here
+    it counts all the same. SIGHUP stays ignored where it is (``nohup``).
+    """
     if threading.current_thread() is not threading.main_thread():  # the signals are somebody else's there
         yield
         return
-    before = [signal.signal(number, on_term) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def on_end(number: int, _: object) -> None:
+        if switches.ending or not switches.watched:
+            raise KeyboardInterrupt
+        switches.end(signal.Signals(number).name)
+        timer = threading.Timer(_ENDING_S, insist, (number,))
+        timer.daemon = True
+        timer.start()
+
+    def insist(number: int) -> None:
+        if switches.watched:  # else it is ending, and what it still writes is not to be interrupted
+            os.kill(os.getpid(), number)
+
+    handlers: dict[int, Callable[[int, object], object]] = {
+        signal.SIGINT: on_end,
+        signal.SIGTERM: on_end,
+        signal.SIGUSR1: lambda *_: switches.stop("stopped by SIGUSR1"),
+        signal.SIGUSR2: lambda *_: switches.arm(),
+    }
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        handlers[signal.SIGHUP] = lambda *_: switches.hangup()
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)
-
-
-@contextmanager
-def signals(switches: Switches) -> Iterator[None]:
-    """SIGUSR1 stops, SIGUSR2 arms, while this lasts."""
-
-    def on_stop(*_: object) -> None:
-        switches.stop("stopped by SIGUSR1")
-
-    def on_arm(*_: object) -> None:
-        switches.arm()
-
-    before = [signal.signal(signal.SIGUSR1, on_stop), signal.signal(signal.SIGUSR2, on_arm)]
-    try:
-        yield
-    finally:
-        for number, handler in zip((signal.SIGUSR1, signal.SIGUSR2), before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)

@@ -31,12 +31,14 @@ class HumanSignal:
         label: The person's word on the episode, once, in the period in which it was given.
         stop: Emergency stop.
         arm: The person wants the arm armed again after a hold or a stop: the deliberate act without which nothing moves.
+        hold: Hold until armed again, e.g. because the device is gone.
     """
 
     action: FloatArray | None = None
     label: Label | None = None
     stop: bool = False
     arm: bool = False
+    hold: bool = False
 
 
 HANDS_OFF = HumanSignal()

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from sacflow_robot.errors import UsageError
 from sacflow_robot.learn.run_folder import replace_text
+from sacflow_robot.outputs import check_output
 from sacflow_robot.plotting import save
 
 Row = Mapping[str, str | int | float]
@@ -58,6 +59,7 @@ def make_folder(path: Path) -> Path:
     Raises:
         UsageError: It cannot be made.
     """
+    check_output(path, folder=True)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -128,15 +129,19 @@ def in_parallel(
         advance: Called when a cell is done.
     """
     todo = list(cells)
-    if workers == 1 or len(todo) < 2:
+    processes: ProcessPoolExecutor | None = None
+    if workers > 1 and len(todo) > 1:
+        # A worker may start processes or threads of its own: forking it would copy locks that nobody releases.
+        context = multiprocessing.get_context("spawn")
+        with contextlib.suppress(OSError):  # their locks lie in /dev/shm, which may be missing, full or read-only
+            processes = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_end_with_parent)
+    if processes is None:
         results = []
         for cell in todo:
             results.append(work(cell))
             advance()
         return results
-    # A worker may start processes or threads of its own: forking it would copy locks that nobody releases.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=_end_with_parent) as pool:
+    with processes as pool:
         futures = [pool.submit(work, cell) for cell in todo]
         try:
             for future in as_completed(futures):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from PIL import Image
 
 from sacflow_robot.episode import Episode, Source, StepFlag
 from sacflow_robot.errors import DataError, one_line
+from sacflow_robot.outputs import replacing
 from sacflow_robot.spec import ArmSpec, ArraySpec
 from sacflow_robot.view.blueprint import make_blueprint
 
@@ -76,24 +76,20 @@ def write_recording(path: Path, arm: ArmSpec, episode: Episode, title: str, scen
     Raises:
         DataError: It cannot be written there.
     """
-    partial = path.with_name(f".{path.stem}.partial.rrd")
     try:
-        partial.touch()  # a folder that takes no file is found out before the pictures are drawn
-        stream = rr.RecordingStream("sacflow-robot")
-        # Rerun's own writer leaves a full disk unmentioned; what passes through memory is written by us, or not at all.
-        memory = stream.memory_recording()
-        exporter = _Exporter(stream, arm, episode, scene or SceneColumns())
-        stream.send_blueprint(make_blueprint(arm, exporter.contents()))
-        stream.send_recording_name(title)
-        exporter.send(title)
-        stream.flush()
-        partial.write_bytes(memory.drain_as_bytes())
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.touch()  # a folder that takes no file is found out before the pictures are drawn
+            stream = rr.RecordingStream("sacflow-robot")
+            # Rerun's own writer leaves a full disk unmentioned; what passes through memory is written by us, or not at all.
+            memory = stream.memory_recording()
+            exporter = _Exporter(stream, arm, episode, scene or SceneColumns())
+            stream.send_blueprint(make_blueprint(arm, exporter.contents()))
+            stream.send_recording_name(title)
+            exporter.send(title)
+            stream.flush()
+            partial.write_bytes(memory.drain_as_bytes())
     except OSError as error:
         raise DataError(f"cannot write a recording at {path}: {one_line(error)}") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 class _Exporter:

@@ -212,11 +212,13 @@ def armed(limits: SafetyLimits, arm: ArmSpec = ARM, position: tuple[float, float
 
 def test_what_is_within_the_limits_passes_to_the_last_bit() -> None:
     filter_, rng = armed(SafetyLimits(workspace=Box((-9, -9, -9), (9, 9, 9)))), np.random.default_rng(0)
+    body = Follower(0, 0)
     for step in range(50):
         action = rng.uniform(-1, 1, 7).astype(np.float32)
         verdict = filter_.step(action, step * PERIOD)
         assert verdict.action is not None and np.array_equal(verdict.action, action) and not verdict.changed
-        filter_.see(Follower(0, 0).look(0)[0], (step + 1) * PERIOD)
+        body.move(verdict.action)
+        filter_.see(body.look(0)[0], (step + 1) * PERIOD)
 
 
 @pytest.mark.parametrize(

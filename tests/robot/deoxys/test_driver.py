@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from sacflow_robot.calibrate.profile import load_profile
-from sacflow_robot.cli.common import safety_filter
+from sacflow_robot.cli.operator import safety_filter
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.errors import (

@@ -1,0 +1,117 @@
+"""What every command that moves a robot shares: its filter, and a person's ways to stop it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sacflow_robot.cli import common
+from sacflow_robot.spec import ArmSpec, Robot
+
+if TYPE_CHECKING:
+    from sacflow_robot.calibrate.profile import Profile
+    from sacflow_robot.robot.limits import ActionLimits
+    from sacflow_robot.robot.operator import Operator
+    from sacflow_robot.robot.safety import SafetyFilter
+    from sacflow_robot.robot.switches import Switches
+    from sacflow_robot.robot.takeover import HumanInput
+
+
+def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | ActionLimits:
+    """What every command to the robot passes, whatever chooses it.
+
+    A driver that commands its gripper in more than the action says is told the limits of it.
+    """
+    from sacflow_robot.robot.loop import default_safety
+    from sacflow_robot.robot.safety import SafetyFilter
+
+    safety: SafetyFilter | ActionLimits
+    if profile is None:
+        safety = default_safety(robot)
+    elif profile.safety is None and robot.lockstep:
+        safety = default_safety(robot, profile.action_limits(robot.spec))
+    else:
+        limits = profile.safety_limits(robot.spec)
+        limit_gripper = getattr(robot, "limit_gripper", None)
+        if limit_gripper is not None:
+            limit_gripper(limits.gripper_force_n, limits.gripper_width_m)
+        safety = SafetyFilter(robot.spec, limits)
+    if isinstance(safety, SafetyFilter) and safety.axes.assumed:
+        common.console().print(f"{robot.spec.robot}: {safety.axes.assumed}")
+    return safety
+
+
+def teller(robot: str, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Says what a person has to know at once of a robot, and how to arm it again."""
+
+    def tell(line: str) -> None:
+        arming = f"; arm it again with: kill -USR2 {os.getpid()}" if line.startswith(("hold", "stopped")) else ""
+        say(f"{robot}: {line}{arming}")
+
+    return tell
+
+
+@dataclass(frozen=True)
+class OperatorOptions:
+    """How a person stops a moving robot, and takes it over; the same for every command that moves one.
+
+    Attributes:
+        estop: Listen for stops at this address, e.g. tcp://127.0.0.1:5560.
+        estop_key: Shared key file that a stop has to show.
+        keyboard: Let a person stop with the keys of this terminal; with run, also take over and label.
+        handheld: The same with a gamepad or spacemouse, or e.g. gamepad:/dev/input/js1; goes with --keyboard.
+    """
+
+    estop: str | None = None
+    estop_key: Path | None = None
+    keyboard: bool = False
+    handheld: str | None = None
+
+    def listen(self, switches: Switches, stack: ExitStack) -> None:
+        """Listen for stops over the network while the stack lasts."""
+        from sacflow_robot.robot.estop import StopServer, read_key
+
+        if self.estop is not None:
+            server = stack.enter_context(StopServer(self.estop, switches, read_key(self.estop_key)))
+            common.console().print(f"stop it with: {common.command_line('estop', server.address)}")
+
+    def human(self, arm: ArmSpec, say: Callable[[str], None], stack: ExitStack) -> HumanInput | None:
+        """The input devices, open while the stack lasts; None for none."""
+        inputs: list[HumanInput] = []
+        if self.handheld is not None:
+            from sacflow_robot.robot.handheld import open_handheld
+
+            inputs.append(stack.enter_context(closing(open_handheld(self.handheld, arm, say))))
+        if self.keyboard:
+            from sacflow_robot.robot.keyboard import Keyboard
+
+            inputs.append(stack.enter_context(closing(Keyboard(arm, say=say))))
+        if len(inputs) < 2:
+            return inputs[0] if inputs else None
+        from sacflow_robot.robot.handheld import Both
+
+        return Both(*inputs)
+
+
+@contextmanager
+def operating(options: OperatorOptions, arm: ArmSpec) -> Iterator[Operator]:
+    """A person's ways to stop a robot that runs something other than episodes, while this lasts.
+
+    Raises:
+        KeyboardInterrupt: A signal asked the program to end; the robot is at rest.
+    """
+    from sacflow_robot.robot.operator import Operator
+    from sacflow_robot.robot.session import watched
+    from sacflow_robot.robot.switches import Switches, operator_signals
+
+    switches = Switches()
+    with ExitStack() as stack:
+        stack.enter_context(operator_signals(switches))
+        options.listen(switches, stack)
+        human = options.human(arm, common.console().print, stack)
+        with watched(switches):
+            yield Operator(switches, human)

@@ -28,7 +28,7 @@ NOISE, ACTIONS = "noise", "actions"
 PREFIX, PREFIX_MASK = "prefix", "prefix_mask"
 
 TOLERANCE = 1e-5
-"""Largest absolute difference allowed between a graph's output and the original's, in action units."""
+"""Largest absolute difference allowed between a graph's output and the original's, where an action's half range is 1."""
 
 MAX_BYTES = 2**30
 """Largest policy file that is read."""
@@ -51,6 +51,19 @@ def tolerance(spec: PolicySpec) -> float:
 def is_mask(mask: FloatArray) -> bool:
     """Whether these finite values (B, H) can be a ``prefix_mask``: 1 where a step is committed, 0 elsewhere, or between."""
     return bool(mask.min() >= 0 and mask.max() <= 1)
+
+
+def action_error(spec: PolicySpec, actions: FloatArray, expected: FloatArray) -> float:
+    """Largest absolute difference of actions (..., A), where the half range of each dimension is 1.
+
+    Float32 rounds the values of a range far from zero by more than what it is short of; one rounding is no difference.
+    """
+    difference = np.abs(actions - expected)
+    if not spec.arm.has_unit_actions:
+        _, half = spec.arm.action_scale
+        rounding = np.spacing(np.abs(spec.arm.action_bounds).max(0))
+        difference = np.maximum(difference - rounding, 0) / half
+    return float(difference.max())
 
 
 def pack_arrays(arrays: Mapping[str, FloatArray]) -> str:

@@ -22,3 +22,25 @@ def rotation_between(a: Array, b: Array) -> Array:
     angle = 2 * np.arctan2(sine, np.abs(cosine)[:, None])
     out: Array = np.where(sine > 1e-12, vector / np.maximum(sine, 1e-12) * angle, 2 * vector)
     return out
+
+
+def from_rotation_vector(vectors: Array) -> Array:
+    """Orientations x y z w (M, 4) of rotation vectors (M, 3)."""
+    angle = np.linalg.norm(vectors, axis=1, keepdims=True)
+    half_sinc = np.where(angle > 1e-12, np.sin(angle / 2) / np.maximum(angle, 1e-12), 0.5)
+    return np.concatenate([vectors * half_sinc, np.cos(angle / 2)], axis=1)
+
+
+def multiply(a: Array, b: Array) -> Array:
+    """Products (M, 4) of quaternions x y z w: b first, then a."""
+    ax, ay, az, aw = a.T
+    bx, by, bz, bw = b.T
+    return np.stack(
+        [
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+            aw * bw - ax * bx - ay * by - az * bz,
+        ],
+        axis=1,
+    )

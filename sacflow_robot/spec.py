@@ -10,13 +10,13 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.errors import DataError, InvalidValueError
+from sacflow_robot.errors import DataError, InvalidValueError, UsageError
 
 if TYPE_CHECKING:
     from sacflow_robot.episode import Step
@@ -31,6 +31,9 @@ Observation = Mapping[str, FloatArray]
 
 Engine = Literal["stock", "compiled"]
 """What steps a simulated arm: robosuite's controllers in Python, or the same in machine code, equal to rounding."""
+
+NO_ENVIRONMENT = "none"
+"""In place of an environment's name: there is none of this robot, and learning is from what was recorded alone."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,48 @@ class ArmSpec:
     def action_bounds(self) -> tuple[FloatArray, FloatArray]:
         """Lower and upper bound (A,), (A,)."""
         return np.array(self.action_low, np.float32), np.array(self.action_high, np.float32)
+
+    @property
+    def has_unit_actions(self) -> bool:
+        """Whether every action dimension goes from -1 to 1, as networks put them out."""
+        return set(self.action_low) == {-1.0} and set(self.action_high) == {1.0}
+
+    @property
+    def action_scale(self) -> tuple[FloatArray, FloatArray]:
+        """Middle and half of the range of each action dimension (A,), (A,): what 0 and a step of 1 are in -1 to 1."""
+        low, high = np.array(self.action_low), np.array(self.action_high)
+        return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
+
+    def with_unit_actions(self) -> ArmSpec:
+        """The robot if its actions went from -1 to 1.
+
+        Raises:
+            UsageError: An action dimension has no bounds, or no room between them.
+        """
+        for name, low, high in zip(self.action_names, self.action_low, self.action_high, strict=True):
+            if not -math.inf < low < high < math.inf:
+                raise UsageError(
+                    f"robot {self.robot!r}: action {name} goes from {low:g} to {high:g}; expected bounds, so that a policy "
+                    "can learn what lies between them"
+                )
+        ones = (1.0,) * self.action_dim
+        return replace(self, action_low=tuple(-one for one in ones), action_high=ones)
+
+    def to_unit(self, actions: FloatArray) -> FloatArray:
+        """Actions (..., A) of the robot as -1 to 1, from lower to upper bound."""
+        if self.has_unit_actions:
+            return actions
+        middle, half = self.action_scale
+        unit: FloatArray = np.clip((actions - middle) / half, -1, 1).astype(np.float32)
+        return unit
+
+    def from_unit(self, unit: FloatArray) -> FloatArray:
+        """Inverse of :meth:`to_unit`, within the bounds."""
+        if self.has_unit_actions:
+            return unit
+        middle, half = self.action_scale
+        actions: FloatArray = np.clip(middle + half * unit, *self.action_bounds).astype(np.float32)
+        return actions
 
     def to_json(self) -> str:
         return _canonical(self)

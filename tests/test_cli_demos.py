@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,12 +13,14 @@ import pytest
 
 from sacflow_robot.cli import main
 from sacflow_robot.cli.train import load_training_episodes
+from sacflow_robot.data.convert import write_demos
+from sacflow_robot.data.demos import DemoSet
 from sacflow_robot.data.log import EpisodeLog, write_log
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import UnknownNameError, UsageError
+from sacflow_robot.errors import SpecMismatchError, UnknownNameError, UsageError
 from sacflow_robot.learn.config import TrainConfig
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec
 
 Capture = pytest.CaptureFixture[str]
 
@@ -112,6 +115,76 @@ def test_bad_use(
     captured = capsys.readouterr()
     assert message in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
     assert sorted(tmp_path.iterdir()) == before, "nothing is left behind"
+
+
+def test_what_a_file_says_is_compared_and_converted_on_demand(capsys: Capture, log: Path, tmp_path: Path) -> None:
+    """The same options on demos info, demos convert and train."""
+    theirs = replace(EpisodeLog.open(log).arm, robot="Sawyer", control_rate_hz=10.0)
+    slow = [replace(e, time_ns=2 * e.time_ns) for e in EpisodeLog.open(log).episodes()]
+    write_log(tmp_path / "slow.zarr", theirs, slow)
+    for command in (("info", "slow.zarr"), ("convert", "slow.zarr", "out.zarr")):
+        words = [tmp_path / word if word.endswith("zarr") else word for word in command]
+        assert run("demos", *words, "--env", "lift") == 1
+        captured = capsys.readouterr()
+        assert "--as-robot Panda" in captured.err and "--resample" in captured.err
+        assert len(captured.err.splitlines()) == 1 and not captured.out and not (tmp_path / "out.zarr").exists()
+    vouched = ("--env", "lift", "--as-robot", "Panda", "--resample")
+    assert run("demos", "info", tmp_path / "slow.zarr", *vouched, "--plots", "none") == 0
+    assert run("demos", "convert", tmp_path / "slow.zarr", tmp_path / "out.zarr", *vouched) == 0
+    assert "resampled from 10 to 20 Hz" in capsys.readouterr().err
+    with pytest.raises(SpecMismatchError, match="--resample"):
+        load_training_episodes(TrainConfig(demos=str(tmp_path / "slow.zarr")))
+    found, _ = load_training_episodes(TrainConfig(demos=str(tmp_path / "slow.zarr"), as_robot="Panda", resample=True))
+    assert [len(e) for e in found] == [6, 10, 6]
+    assert ", where: resampled from 10 to 20 Hz" in capsys.readouterr().err
+    assert run("demos", "info", log, "--reward", "dense") == 2 and "--success-above" in capsys.readouterr().err
+
+
+def test_training_on_a_subset_of_the_demonstrations(
+    capsys: Capture, make_episode: Callable[..., Episode], arm: ArmSpec, log: Path, tmp_path: Path
+) -> None:
+    demos = DemoSet(arm, [make_episode(n) for n in (3, 4, 6)], masks={"train": [0, 2]})
+    write_demos(tmp_path / "masks.hdf5", demos)
+    config = TrainConfig(demos=str(tmp_path / "masks.hdf5"), filter_key="train", replay=(str(log),))
+    chosen, logged = load_training_episodes(config)
+    assert [len(e) for e in chosen] == [3, 6] and len(logged) == 3, "of logs beside them, everything is taken"
+    assert run("demos", "convert", tmp_path / "masks.hdf5", tmp_path / "o.zarr", "--filter-key", "test") == 2
+    assert "valid names: train" in capsys.readouterr().err and not (tmp_path / "o.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--demos", "a.zarr", "--demos", "b.zarr"),
+        ("train", "--replay", "a.zarr", "--replay=b.zarr"),
+        ("train", "--learner.batch-size", "8", "--learner.batch_size", "16"),
+        ("demos", "info", "a.zarr", "--json", "--no-json"),
+        ("serve", "--policy", "a.onnx", "--policy", "b.onnx"),
+    ],
+)
+def test_an_option_given_twice_is_refused(capsys: Capture, words: tuple[str, ...]) -> None:
+    assert run(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is given twice" in line and "give it once" in line
+
+
+def test_rates_are_called_measured_only_where_times_were(
+    capsys: Capture, make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path
+) -> None:
+    jitter = np.cumsum(np.r_[0, 51, 52, 50, 53, 51]) * 1_000_000
+    for name, episode, said in (
+        (
+            "real.zarr",
+            replace(make_episode(5), time_ns=jitter),
+            "19.46 Hz measured (periods 50 to 53 ms), 20 Hz nominal",
+        ),
+        ("sim.zarr", replace(make_episode(5), info={"clock": NOMINAL_CLOCK}), "not recorded; nominal 20 Hz"),
+    ):
+        write_log(tmp_path / name, arm, [episode])
+        for command in (("log", "info"), ("demos", "info", "--plots", "none")):
+            assert run(*command[:2], tmp_path / name, *command[2:]) == 0
+            captured = capsys.readouterr()
+            assert said in captured.out + captured.err
 
 
 def test_robomimics_data_sets_by_name(

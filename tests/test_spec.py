@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sacflow_robot.errors import DataError, InvalidValueError
+from sacflow_robot.errors import DataError, InvalidValueError, UsageError
 from sacflow_robot.spec import ArmSpec, PolicySpec, all_finite
 
 
@@ -97,3 +97,19 @@ def test_all_finite() -> None:
     for bad in (np.nan, np.inf, -np.inf):
         assert not all_finite(np.array([[1, bad]], np.float32)) and not all_finite(np.array(bad))
         assert not all_finite(np.array([[1, 2], [bad, 3]], np.float32).T)
+
+
+def test_actions_between_bounds_of_their_own(arm: ArmSpec) -> None:
+    assert arm.has_unit_actions and arm.with_unit_actions() == arm
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, 7)).astype(np.float32)
+    assert arm.to_unit(actions) is actions and arm.from_unit(actions) is actions, "not a bit of them changes"
+    wide = replace(arm, action_low=(-180.0, 0.0, *[-1.0] * 5), action_high=(90.0, 0.08, *[1.0] * 5))
+    assert not wide.has_unit_actions and wide.with_unit_actions() == arm
+    low, high = wide.action_bounds
+    found = wide.from_unit(np.stack([-np.ones(7), np.zeros(7), np.ones(7)]).astype(np.float32))
+    assert np.array_equal(found[[0, 2]], [low, high]) and np.allclose(found[1], (low + high) / 2)
+    assert np.allclose(wide.to_unit(found), np.outer([-1, 0, 1], np.ones(7)), atol=1e-6)
+    assert np.abs(wide.to_unit(1e6 * np.ones((1, 7), np.float32))).max() == 1
+    for ends in ({"action_high": (np.inf,) * 7}, {"action_low": (1.0,) * 7}, {"action_low": (np.nan,) * 7}):
+        with pytest.raises(UsageError, match=f"action {arm.action_names[0]} goes from .* expected bounds"):
+            replace(arm, **ends).with_unit_actions()

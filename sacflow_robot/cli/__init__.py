@@ -149,6 +149,7 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
 def _parse(name: str, arguments: list[str]) -> object:
     import tyro
 
+    _check_given_once(name, arguments)
     module, class_name, _ = COMMANDS[name]
     command = getattr(importlib.import_module(f"sacflow_robot.cli.{module}"), class_name)
     default = command.default(arguments) if hasattr(command, "default") else None
@@ -165,6 +166,25 @@ def _parse(name: str, arguments: list[str]) -> object:
             print(help_text.getvalue(), end="")
             raise
         raise UsageError(_first_complaint(complaint.getvalue(), name)) from None
+
+
+def _check_given_once(name: str, arguments: Sequence[str]) -> None:
+    """Refuse an option that is given twice, of which the parser would take the last without a word.
+
+    Raises:
+        UsageError: There is one.
+    """
+    given: set[str] = set()
+    for argument in arguments:
+        if not argument.startswith("--") or argument == "--":
+            continue
+        option = argument.partition("=")[0]
+        words = option.removeprefix("--").replace("_", "-").replace(".no-", ".").removeprefix("no-")
+        if words in given:
+            raise UsageError(
+                f"{option} is given twice to '{name}'; give it once, with all of its values where it takes several"
+            )
+        given.add(words)
 
 
 def _first_complaint(box: str, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,10 +22,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from sacflow_robot.action_history import arm_with_history as arm_with_history
+from sacflow_robot.action_history import history_of as history_of
 from sacflow_robot.caches import cache_root as cache_root
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import ArmSpec, Engine, Policy, VectorArms
+from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, Engine, Policy, VectorArms
 from sacflow_robot.statistics import wilson_interval
 
 if TYPE_CHECKING:
@@ -124,12 +127,7 @@ def evaluation_arms(task: str, episodes: int, engine: Engine, history: int = 0) 
     with ExitStack() as stack:
         arms: list[VectorArms] = []
         for _ in range(min(episodes, core_count())):
-            if history:
-                from sacflow_robot.envs.randomised import Draws, RandomisedArms
-
-                arms.append(RandomisedArms(task, 1, Draws(history=history), background=False))
-            else:
-                arms.append(make_arms(task, 1, engine, background=False))
+            arms.append(make_arms(task, 1, engine, background=False, history=history))
             stack.callback(arms[-1].close)
         yield arms
 
@@ -146,19 +144,6 @@ def evaluate_on(arms: Sequence[VectorArms], policy: Policy, seeds: Sequence[int]
             solved = sum(e.success for e in episodes)
             bar.update(row, advance=1, success=f"success {solved / len(episodes):.0%}")
     return episodes
-
-
-def history_of(arm: ArmSpec) -> int:
-    """How many of the last actions a policy sees with its observations."""
-    return next((a.shape[0] for a in arm.observations if a.key == "action_history"), 0)
-
-
-def arm_with_history(arm: ArmSpec, history: int) -> ArmSpec:
-    if not history:
-        return arm
-    from sacflow_robot.envs.randomised import with_history
-
-    return with_history(arm, history)
 
 
 def collect_demos(
@@ -214,6 +199,32 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of a table as lines, columns of one width; never broken, whatever the terminal's width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def train_hint(arm: ArmSpec, log: object) -> str:
+    """The command that learns from a log of this robot, and from nothing else."""
+    from sacflow_robot.envs.environment import environment_of
+
+    env, history = environment_of(arm), history_of(arm)
+    words = [] if env == NO_ENVIRONMENT else ["--env", env, "--demos none"]
+    return command_line("train", *words, *(["--action-history", history] if history else []), "--replay", log)
+
+
+def replay_hint(arm: ArmSpec, log: object, driver: str) -> str:
+    """The command that replays a log's first episode, on the robot that it is of."""
+    from sacflow_robot.envs.environment import environment_of
+
+    robot = ["--robot", shlex.quote(driver)] if environment_of(arm) == NO_ENVIRONMENT else []
+    return command_line("replay", log, "--episode 0", *robot)
+
+
+def robot_hint(arm: ArmSpec) -> str:
+    """What to give ``run --robot`` for this robot: the simulated one, or a place to put the driver's name in."""
+    from sacflow_robot.envs.environment import environment_of
+
+    env, history = environment_of(arm), history_of(arm)
+    options = f"?history={history}" if history else ""
+    return "DRIVER:..." + options if env == NO_ENVIRONMENT else shlex.quote(f"sim:{env}{options}")
 
 
 def command_line(*words: object) -> str:

@@ -9,19 +9,21 @@ from typing import Annotated, Literal
 import tyro
 
 from sacflow_robot.cli import common
+from sacflow_robot.data.agreement import AgreementOptions
 
 
 @dataclass(frozen=True)
-class Convert:
-    """Convert demonstrations between formats: episode log, robomimic HDF5, LeRobotDataset v3.0.
+class Convert(AgreementOptions):
+    """Convert demonstrations between formats: episode log, robomimic HDF5, LeRobotDataset v3.0; read others too.
 
     What the destination cannot hold is said in one line; all else comes back bit for bit.
 
     Attributes:
-        src: Episode log, LeRobotDataset (folders), robomimic or raw robosuite HDF5 file, or robomimic:<task>/<ph|mh>.
+        src: Episode log, LeRobotDataset or diffusion_policy store (folders), UMI's .zarr.zip, robomimic or raw robosuite
+            HDF5 file, or robomimic:<task>/<ph|mh>.
         dst: What to make; its suffix names the format: .zarr, .hdf5 (or .h5), .lerobot.
         to: Format, where the suffix names none.
-        env: Task, where the source names none.
+        env: Task that the demonstrations are to fit; by default the one, or the robot, that the source names.
         trim_idle: Leave out idle steps of raw robosuite files.
         json: Print the result as one JSON object.
     """
@@ -40,7 +42,7 @@ class Convert:
 
         kind = kind_to_write(self.dst, self.to)
         check_free(self.dst)
-        demos = demo_source.read(demo_source.locate(self.src), self.env, self.trim_idle)
+        demos = demo_source.read(demo_source.locate(self.src), self.env, self.trim_idle, self)
         if kind == "hdf5":
             demos = demo_source.describe_environment(demos)
         written = write_demos(self.dst, demos, kind)

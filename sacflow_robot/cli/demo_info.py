@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from sacflow_robot.cli import common
+from sacflow_robot.data.agreement import AgreementOptions
+from sacflow_robot.data.inferred_spec import UNKNOWN
 from sacflow_robot.errors import LogWriteError, UsageError, one_line
 from sacflow_robot.outputs import check_output
 
@@ -20,17 +22,20 @@ if TYPE_CHECKING:
     from sacflow_robot.data.demos import DemoSet
 
 _PICTURES = (".png", ".pdf", ".svg")
+_NO_RATE = "unknown, the file does not say it; give --rate HZ"
+_ANY_RATE = 1.0  # Hz; what episodes of which no rate is known are read at, for nothing that depends on it
 
 
 @dataclass(frozen=True)
-class Info:
+class Info(AgreementOptions):
     """What demonstrations hold: a table, and a page of plots.
 
     Attributes:
-        src: Episode log, LeRobotDataset (folders), robomimic or raw robosuite HDF5 file, or robomimic:<task>/<ph|mh>.
+        src: Episode log, LeRobotDataset or diffusion_policy store (folders), UMI's .zarr.zip, robomimic or raw robosuite
+            HDF5 file, or robomimic:<task>/<ph|mh>.
         plots: Picture to draw (.png, .pdf or .svg); auto is <name of src>-info.png in the working directory, none
             draws nothing.
-        env: Task, where the source names none.
+        env: Task that the demonstrations are to fit; by default the one, or the robot, that the source names.
         trim_idle: Leave out idle steps of raw robosuite files.
         json: Print the result as one JSON object.
     """
@@ -43,15 +48,18 @@ class Info:
 
     def run(self) -> int:
         from sacflow_robot.cli import demo_source
-        from sacflow_robot.data.sources import kind_of
+        from sacflow_robot.data.sources import kind_of, says_rate
         from sacflow_robot.data.summary import summarise
 
         picture = self._picture()
         path = demo_source.locate(self.src)
-        demos = demo_source.read(path, self.env, self.trim_idle)
+        rated = self.rate is not None or self.env is not None or says_rate(path)
+        demos = demo_source.read(path, self.env, self.trim_idle, self if rated else replace(self, rate=_ANY_RATE))
         solved = sum(e.success for e in demos.episodes)
         success = common.success_json(solved, len(demos.episodes))
         figures = {**success, "format": kind_of(path), **summarise(demos)}
+        if not rated:
+            figures["rate"] = dict.fromkeys(figures["rate"])
         out = common.results(self.json)
         out.print(_facts(demos, figures))
         out.print()
@@ -100,24 +108,31 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from sacflow_robot.data.foreign_episodes import NO_SUCCESS
+    from sacflow_robot.data.summary import describe_rate
+
     arm, rate, steps = demos.arm, figures["rate"], figures["steps_per_episode"]
-    period, copies = rate["period_s"], figures["duplicates"]
-    measured = "no times" if rate["measured_hz"] is None else f"{rate['measured_hz']:.4g} Hz measured"
+    copies = figures["duplicates"]
+    success = common.describe_success(figures["successes"], figures["episodes"])
+    if NO_SUCCESS in demos.losses.remarks:
+        success = "not recorded"
     having_states = sum(e.states is not None for e in demos.episodes)
     rows = {
         "format": figures["format"],
-        "arm": f"{arm.robot}, {arm.task}, {arm.controller}",
-        "episodes": f"{len(demos.episodes):,}, success "
-        f"{common.describe_success(figures['successes'], figures['episodes'])}",
+        "arm": ", ".join(
+            each if each != UNKNOWN else f"{what} unknown"
+            for what, each in (("robot", arm.robot), ("task", arm.task), ("controller", arm.controller))
+        ),
+        "episodes": f"{len(demos.episodes):,}, success {success}",
         "steps": f"{figures['steps']:,} ({steps['min']} to {steps['max']} an episode, median {steps['median']:g})",
-        "rate": f"{rate['nominal_hz']:g} Hz nominal, {measured} "
-        f"(periods {1e3 * period['min']:.4g} to {1e3 * period['max']:.4g} ms); clock: {', '.join(rate['clock']) or 'not named'}",
+        "rate": _NO_RATE if rate["nominal_hz"] is None else describe_rate(rate, arm.control_rate_hz),
         "chosen by": ", ".join(f"{name} {count:,}" for name, count in figures["sources"].items()),
         "policies": ", ".join(figures["policies"]) or "none",
         "idle": f"{figures['idle_share']:.1%} of the steps command nothing new",
         "at the limit": "-"
         if figures["saturated_share"] is None
         else f"{figures['saturated_share']:.1%} of the motion commands",
+        "gripper": figures["gripper"] or "as commanded",
         "duplicates": "; ".join(" = ".join(map(str, group)) for group in copies[:5])
         + (f"; {len(copies) - 5} more groups" if len(copies) > 5 else "")
         if copies

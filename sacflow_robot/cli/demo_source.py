@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sacflow_robot.cli import common
+from sacflow_robot.data.agreement import AgreementOptions
 from sacflow_robot.data.demos import DemoOptions, DemoSet
 from sacflow_robot.errors import DataError, UsageError
 
@@ -35,17 +39,115 @@ def locate(source: str) -> Path | str:
         )
 
 
-def options_for(task_name: str, trim_idle: bool) -> DemoOptions:
-    """How to read demonstrations of a task or Gymnasium id; the simulator starts when observations must be regenerated.
+class Recorded(NamedTuple):
+    """What demonstrations and logs say of themselves; None and 0 where they do not.
+
+    Attributes:
+        env: Environment that they are of, ``"none"`` for a robot that has none here.
+        history: How many of its last actions the robot observed.
+    """
+
+    env: str | None = None
+    history: int = 0
+
+
+def what_recorded(sources: Sequence[str]) -> Recorded:
+    """What the first of the sources that says anything says; of ``auto`` and ``none`` none does.
+
+    Raises:
+        DataError: One cannot be read.
+    """
+    from sacflow_robot.action_history import history_of
+    from sacflow_robot.data.hub import parse_name
+    from sacflow_robot.data.sources import can_infer, kind_of, recorded_arm
+    from sacflow_robot.envs.environment import environment_of
+    from sacflow_robot.envs.tasks import TASKS
+    from sacflow_robot.spec import NO_ENVIRONMENT
+
+    for source in sources:
+        if source in ("auto", "none"):
+            continue
+        named = parse_name(source)
+        if named is not None:
+            return Recorded(named[0])
+        arm, env_name = recorded_arm(locate(source))
+        if arm is not None:
+            return Recorded(environment_of(arm), history_of(arm))
+        known = next((task.name for task in TASKS.values() if task.robosuite_name == env_name), None)
+        if known is not None:
+            return Recorded(known)
+        path = locate(source)
+        if can_infer(path) and (env_name is not None or kind_of(path) != "hdf5"):
+            return Recorded(NO_ENVIRONMENT)
+    return Recorded()
+
+
+def recorded_robot(sources: Sequence[str], rate_hz: float | None = None) -> ArmSpec:
+    """The robot that sources are of, without its last actions among its observations.
+
+    It is the one that a source was recorded with, else the one that their features describe; then its actions have the
+    bounds of all of them.
+
+    Args:
+        sources: Demonstrations and logs.
+        rate_hz: Control rate, where a source does not say it.
+
+    Raises:
+        UsageError: None says which it is, or at which rate.
+        DataError: One cannot be read.
+    """
+    from sacflow_robot.action_history import without_history
+    from sacflow_robot.data.inferred_spec import with_bounds_of
+    from sacflow_robot.data.sources import demo_spec, recorded_arm
+
+    paths = [locate(source) for source in sources]
+    for path in paths:
+        arm, _ = recorded_arm(path)
+        if arm is not None:
+            return without_history(arm)
+    if not paths:
+        raise UsageError(
+            "nothing says which robot to learn for; without an environment, --demos or --replay names what it is recorded in"
+        )
+    first, *others = (demo_spec(path, rate_hz) for path in paths)
+    return with_bounds_of(first, others)
+
+
+def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions:
+    """The options for a source whose observations hold as many of the last actions as they do, whatever is wanted of them."""
+    from sacflow_robot.action_history import arm_with_history, history_of
+    from sacflow_robot.data.sources import recorded_arm
+
+    arm, _ = recorded_arm(path)
+    return replace(options, arm=arm_with_history(options.arm, 0 if arm is None else history_of(arm)))
+
+
+def options_for(
+    task_name: str, trim_idle: bool, agreement: AgreementOptions, robot: ArmSpec | None = None
+) -> DemoOptions:
+    """How to read demonstrations of an environment; the simulator starts when observations must be regenerated.
+
+    Args:
+        task_name: Task, Gymnasium id, or environment of one's own.
+        trim_idle: Drop the idle steps of raw robosuite demonstrations.
+        agreement: What the user vouches for.
+        robot: The robot of a run without an environment.
 
     Raises:
         UnknownNameError: No such task.
+        UsageError: The environment cannot be made.
     """
-    from sacflow_robot.envs.tasks import get_arm, get_task, is_gymnasium_id
+    from sacflow_robot.action_history import without_history
+    from sacflow_robot.envs.tasks import TASKS, get_arm, get_task
 
-    if is_gymnasium_id(task_name):
-        return DemoOptions(get_arm(task_name), task_name, trim_idle=trim_idle)
+    if robot is not None:
+        fits = without_history(robot)
+        return DemoOptions(fits, robot.task, None, trim_idle, sparse_rewards=False, agreement=agreement)
+    if task_name not in TASKS:
+        return DemoOptions(get_arm(task_name), task_name, None, trim_idle, sparse_rewards=False, agreement=agreement)
     task = get_task(task_name)
+    if find_spec("robosuite") is None:
+        return DemoOptions(task.arm, task.robosuite_name, None, trim_idle, agreement=agreement)
     env: Any = None
 
     def observe(state: Any) -> Any:
@@ -55,38 +157,40 @@ def options_for(task_name: str, trim_idle: bool) -> DemoOptions:
         env = env or RobosuiteEnv(task.name)
         return env.observe_state(state)
 
-    return DemoOptions(task.arm, task.robosuite_name, observe, trim_idle)
+    return DemoOptions(task.arm, task.robosuite_name, observe, trim_idle, agreement=agreement)
 
 
-def read(path: Path | str, task: str | None, trim_idle: bool) -> DemoSet:
-    """Everything at a path, of the task that it names itself or, where it names none, the one given.
+def read(path: Path | str, task: str | None, trim_idle: bool, agreement: AgreementOptions) -> DemoSet:
+    """Everything at a path, of the task given, else of the one that it names itself, else of whatever robot it is of.
 
     Raises:
-        UsageError: Neither names a task.
-        DataError: It cannot be read, or is of a task that is not known here.
+        UsageError: It does not say enough.
+        DataError: It cannot be read.
     """
-    from sacflow_robot.data.sources import read_demos, recorded_arm
+    from sacflow_robot.data.sources import can_infer, demo_spec, read_demos, recorded_arm
     from sacflow_robot.envs.tasks import TASKS, get_arm
 
+    agreement.check_options()
     arm, env_name = recorded_arm(path)
     if task is not None:
         get_arm(task)
-    elif arm is not None:
-        return read_demos(path, DemoOptions(arm, arm.task))
-    elif env_name is None:
-        raise UsageError(f"{path} does not say which task it is of; give --env")
-    else:
+    elif arm is None:
         task = next((each.name for each in TASKS.values() if each.robosuite_name == env_name), None)
-        if task is None:
-            known = ", ".join(sorted(each.robosuite_name for each in TASKS.values()))
-            raise DataError(f"{path} holds demonstrations of {env_name!r}; tasks known here: {known}")
-    return read_demos(path, options_for(task, trim_idle))
+    if task is not None:
+        return read_demos(path, options_for(task, trim_idle, agreement))
+    if arm is None and not can_infer(path):
+        if env_name is None:
+            raise UsageError(f"{path} does not say which task it is of; give --env")
+        known = ", ".join(sorted(each.robosuite_name for each in TASKS.values()))
+        raise DataError(
+            f"{path} holds states, not observations, of demonstrations of {env_name!r}; tasks known here: {known}"
+        )
+    arm = arm or demo_spec(path, agreement.rate)
+    return read_demos(path, DemoOptions(arm, env_name or arm.task, sparse_rewards=False, agreement=agreement))
 
 
 def describe_environment(demos: DemoSet) -> DemoSet:
     """The same with ``env_args`` and the simulator's model, where they are missing and the simulator can tell."""
-    from dataclasses import replace
-
     if demos.env_args is not None and demos.model_files:
         return demos
     if not _is_simulated(demos.arm):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sacflow_robot.cli import common
-from sacflow_robot.errors import SpecMismatchError, UsageError
+from sacflow_robot.errors import UsageError
 from sacflow_robot.outputs import check_output
-from sacflow_robot.spec import Engine
+from sacflow_robot.spec import NO_ENVIRONMENT, Engine
 
 if TYPE_CHECKING:
     from sacflow_robot.serve.policy import OnnxPolicy
@@ -21,7 +21,8 @@ class Eval:
 
     Attributes:
         policy: Policy file.
-        env: Task, or any Gymnasium id.
+        env: Task, any Gymnasium id, or an environment of one's own as MODULE:CLASS or FILE.py:CLASS; by default the policy's own
+            task.
         episodes: Episodes to run.
         env_engine: What steps the arms: compiled, or robosuite's own (stock).
         seed: First environment seed; training never uses seeds below 1 000 000.
@@ -31,7 +32,7 @@ class Eval:
     """
 
     policy: Path
-    env: str = "lift"
+    env: str | None = None
     episodes: int = 100
     env_engine: Engine = "compiled"
     seed: int = common.EVAL_SEED
@@ -44,7 +45,6 @@ class Eval:
 
         import numpy as np
 
-        from sacflow_robot.envs.tasks import get_arm
         from sacflow_robot.serve.policy import OnnxPolicy
 
         if self.episodes < 1 or self.seed < 0:
@@ -52,15 +52,11 @@ class Eval:
         if self.perturb:
             check_output(self.plot, "--plot", parents=False)
         policy = OnnxPolicy(self.policy)
-        history = common.history_of(policy.spec.arm)
-        arm = common.arm_with_history(get_arm(self.env), history)
-        different = arm.differences(policy.spec.arm)
-        if different:
-            raise SpecMismatchError(f"{self.policy} does not fit {self.env} (task, policy): {'; '.join(different)}")
+        env, history = self._environment(policy), common.history_of(policy.spec.arm)
         seeds = range(self.seed, self.seed + self.episodes)
         if self.perturb:
-            return self._perturb(policy, history, seeds)
-        with common.evaluation_arms(self.env, self.episodes, self.env_engine, history) as arms:
+            return self._perturb(policy, env, history, seeds)
+        with common.evaluation_arms(env, self.episodes, self.env_engine, history) as arms:
             for each in arms:
                 each.begin({0: self.seed})  # returns when it has been built
             start = time.perf_counter()
@@ -69,7 +65,7 @@ class Eval:
         solved, mean_steps = sum(e.success for e in episodes), float(np.mean([len(e) for e in episodes]))
         mean_return = float(np.mean([e.rewards.sum() for e in episodes]))
         common.results(self.json).print(
-            f"{self.policy} on {self.env}: success {common.describe_success(solved, len(episodes))}, "
+            f"{self.policy} on {env}: success {common.describe_success(solved, len(episodes))}, "
             f"{mean_steps:.0f} steps and a return of {mean_return:.4g} on average, in {wall_s:.1f} s"
         )
         if self.json:
@@ -82,10 +78,31 @@ class Eval:
             common.print_json({**result, "env_engine": episodes[0].info["env_engine"]})
         return 0
 
-    def _perturb(self, policy: OnnxPolicy, history: int, seeds: range) -> int:
-        from sacflow_robot.cli.perturb import robustness
+    def _environment(self, policy: OnnxPolicy) -> str:
+        """Where to measure the policy: where it is to be, or in the task that it was made for."""
+        from sacflow_robot.envs.environment import check_environment, environment_of, why_no_environment
 
-        rows = robustness(policy, self.env, history, seeds, self.plot)
+        arm = policy.spec.arm
+        if self.env is not None:
+            check_environment(self.env, arm, str(self.policy))
+            return self.env
+        env = environment_of(arm)
+        if env == NO_ENVIRONMENT:
+            raise UsageError(
+                f"{self.policy} is for {arm.robot}, {arm.task}, and no environment of it is known here "
+                f"({why_no_environment(arm)}); on the robot, 'run' measures it"
+            )
+        return env
+
+    def _perturb(self, policy: OnnxPolicy, env: str, history: int, seeds: range) -> int:
+        from sacflow_robot.cli.perturb import robustness
+        from sacflow_robot.envs.tasks import TASKS
+
+        if env not in TASKS:
+            raise UsageError(
+                f"--perturb changes the simulated arm of a robosuite task, and {env} is none; leave it out"
+            )
+        rows = robustness(policy, env, history, seeds, self.plot)
         lines = [("perturbation", "value", "success", "95 % interval", "")]
         for r in rows:
             interval = f"{r['ci_low']:.0%} to {r['ci_high']:.0%}"

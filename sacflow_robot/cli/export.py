@@ -14,6 +14,7 @@ from sacflow_robot.cli import common
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import WeightsKind
 from sacflow_robot.outputs import check_output
+from sacflow_robot.spec import NO_ENVIRONMENT
 
 if TYPE_CHECKING:
     from sacflow_robot.learn.agent import Agent
@@ -55,6 +56,10 @@ class Export:
         out = common.results(self.json)
         check_output(self.out)
         trained = TrainedRun(self.run_dir)
+        if self.eval_episodes and trained.env == NO_ENVIRONMENT:
+            raise UsageError(
+                f"--eval-episodes is {self.eval_episodes}, but {self.run_dir} is a run without an environment; leave it out"
+            )
         result = trained.export(options, self.out or trained.path)
         what = "differs from torch" if self.weights == "float32" else f"weights in {self.weights}: actions differ"
         out.print(f"wrote {result['policy']} ({what} by {result['max_action_error']:.1e} at most)")
@@ -89,7 +94,8 @@ class TrainedRun:
         folder, config = RunFolder.open(run_dir)
         self.path, self.env = folder.policy, config.env
         self._engine: Engine = config.env_engine
-        arm = common.arm_with_history(get_arm(config.env), config.action_history)
+        arm = folder.robot or common.arm_with_history(get_arm(config.env), config.action_history)
+        self._history = config.action_history
         self._agent: Agent = make_agent(arm, config, pick_device("cpu"))
         state = folder.load_checkpoint(config)
         try:
@@ -123,6 +129,6 @@ class TrainedRun:
         from sacflow_robot.serve.policy import OnnxPolicy
 
         seeds = range(common.EVAL_SEED, common.EVAL_SEED + episodes)
-        found = common.evaluate(OnnxPolicy(path), self.env, seeds, self._engine)
+        found = common.evaluate(OnnxPolicy(path), self.env, seeds, self._engine, self._history)
         steps = sum(len(e) for e in found) / len(found)
         return {**common.success_json(sum(e.success for e in found), len(found)), "mean_steps": steps}

@@ -13,6 +13,7 @@ from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import PolicyFileError, UsageError
 from sacflow_robot.outputs import check_output
+from sacflow_robot.spec import NO_ENVIRONMENT
 
 if TYPE_CHECKING:
     from sacflow_robot.learn.follow import FollowConfig, FollowingTrainer
@@ -30,8 +31,8 @@ class Follow:
         log: Episode log that 'run --log' appends to.
         publish: Policy file to replace; by default <env>.onnx in the run folder.
         publish_every: Environment steps taken from the log between two candidates.
-        gate_episodes: Simulated episodes that a candidate is held against the best published policy with; 0 for arms
-            without a simulation.
+        gate_episodes: Simulated episodes that a candidate is held against the best published policy with; by default 30, and
+            0 for a run without an environment.
         stop_after: End once so many environment steps have been learned from.
         updates_per_step: Updates for each step of the log, in place of the run's own.
         warmup_steps: Steps of the log during which only the critic learns, likewise.
@@ -43,7 +44,7 @@ class Follow:
     log: Path
     publish: Path | None = None
     publish_every: int = 1000
-    gate_episodes: int = 30
+    gate_episodes: int | None = None
     stop_after: int | None = None
     updates_per_step: float | None = None
     warmup_steps: int | None = None
@@ -55,14 +56,20 @@ class Follow:
         from sacflow_robot.learn.follow import FollowConfig
         from sacflow_robot.learn.run_folder import RunFolder
 
-        if self.publish_every < 1 or self.gate_episodes < 0 or self.spoil < 0:
+        if self.publish_every < 1 or (self.gate_episodes or 0) < 0 or self.spoil < 0:
             raise UsageError("--publish-every must be at least 1, --gate-episodes and --spoil not negative")
         check_output(self.publish, "--publish")
         named = {"updates_per_step": self.updates_per_step, "warmup_steps": self.warmup_steps}
-        publish = RunFolder.open(self.run_dir)[0].policy if self.publish is None else self.publish
-        follow = FollowConfig(
-            self.log, publish, self.publish_every, self.gate_episodes, self.stop_after, spoil=self.spoil
-        )
+        folder, config = RunFolder.open(self.run_dir)
+        publish = folder.policy if self.publish is None else self.publish
+        gate = self.gate_episodes
+        if gate is None:
+            gate = 0 if config.env == NO_ENVIRONMENT else FollowConfig.gate_episodes
+        if gate and config.env == NO_ENVIRONMENT:
+            raise UsageError(
+                f"--gate-episodes is {gate}, but {self.run_dir} is a run without an environment; leave it out"
+            )
+        follow = FollowConfig(self.log, publish, self.publish_every, gate, self.stop_after, spoil=self.spoil)
         try:
             trainer = follow_log(self.run_dir, follow, {n: v for n, v in named.items() if v is not None})
         except Interrupted:
@@ -94,8 +101,8 @@ def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any]) 
         config = replace(config, compile="off")
     draws = training_draws(config)
     with (
-        training_arms(config, 1, draws) as arms,
-        training_arms(config, max(1, min(core_count(), follow.gate_episodes)), draws) as eval_arms,
+        training_arms(config, 1, draws, folder.robot) as arms,
+        training_arms(config, max(1, min(core_count(), follow.gate_episodes)), draws, folder.robot) as eval_arms,
         TrainingProgress() as progress,
     ):
         trainer = FollowingTrainer(config, folder, arms, eval_arms, progress)

@@ -12,6 +12,7 @@ from sacflow_robot.cli import common
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.run_folder import RunFolder
+from sacflow_robot.spec import NO_ENVIRONMENT
 
 # Few episodes of one arm, made by nearly the same policy, do not tell what other actions would have brought: with more updates
 # or a weaker pull towards what was done, Lift policies were worse on the arm than before (benchmarks/transfer.py). Measured
@@ -42,6 +43,10 @@ def copy_to_fit(run: Path, profile: str, steps: int, out: Path | None) -> tuple[
     if steps < 1:
         raise UsageError(f"--online-steps is {steps}; it must be at least 1")
     theirs, config = RunFolder.open(run)
+    if config.env == NO_ENVIRONMENT:
+        raise UsageError(
+            f"{run} is a run without an environment to fit it in; --replay LOG fine-tunes it on a log alone"
+        )
     path = out or _beside(run, Path(profile).stem)
     RunFolder.check_free(path)
     done = int(json.loads(theirs.load_checkpoint(config, mapped=True)["progress"])["env_steps"])

@@ -40,12 +40,14 @@ class Info:
         from rich.text import Text
 
         from sacflow_robot.data.log import EpisodeLog
+        from sacflow_robot.data.summary import describe_rate, measured_rate
 
         check_output(self.plot, "--plot", parents=False)
         if self.plot is not None:
             importlib.import_module("matplotlib")  # before everything is read
         log = EpisodeLog.open(self.log)
         episodes = list(log.episodes())
+        rate = measured_rate(episodes)
         solved = sum(e.success for e in episodes)
         sources: Counter[str] = Counter()
         for episode in episodes:
@@ -64,7 +66,8 @@ class Info:
         lengths = [len(e) for e in episodes]
         arm = log.arm
         rows = {
-            "arm": f"{arm.robot}, {arm.task}, {arm.controller}, {arm.control_rate_hz:g} Hz",
+            "arm": f"{arm.robot}, {arm.task}, {arm.controller}",
+            "rate": describe_rate(rate, arm.control_rate_hz),
             "episodes": f"{len(episodes)}, success {common.describe_success(solved, len(episodes))}"
             if episodes
             else "0",
@@ -93,6 +96,7 @@ class Info:
                 {
                     **common.success_json(solved, len(episodes)),
                     "steps": log.steps,
+                    "rate": {"nominal_hz": arm.control_rate_hz, **rate},
                     "sources": dict(sources),
                     "flags": dict(flags),
                     "interrupted": cut,

@@ -15,7 +15,7 @@ from sacflow_robot.cli import common
 from sacflow_robot.cli.operator import OperatorOptions, operating, safety_filter
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, one_line
 from sacflow_robot.outputs import check_output
-from sacflow_robot.spec import Engine
+from sacflow_robot.spec import NO_ENVIRONMENT, Engine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,6 +94,7 @@ class Replay:
     def _robot(self, arm: ArmSpec, episode: Episode) -> Robot | None:
         """The arm to replay on; None, with a line that says why, where a recording alone can be made."""
         from sacflow_robot.robot.drivers import make_robot
+        from sacflow_robot.robot.history import bare
         from sacflow_robot.robot.replay import check_replayable
 
         asked = self.robot, self.video, self.profile
@@ -101,7 +102,7 @@ class Replay:
         robot = None
         try:
             logged: Engine = "compiled" if episode.info.get("env_engine") == "compiled" else "stock"
-            robot = make_robot(self.robot or f"sim:{arm.task}", self.env_engine or logged)
+            robot = bare(make_robot(self._robot_name(arm), self.env_engine or logged))
             check_replayable(robot, arm, episode, str(self.log))
         except SacflowError as error:
             if robot is not None:
@@ -111,6 +112,18 @@ class Replay:
             common.console().print(f"not replayed, exported as logged: {error}")
             return None
         return robot
+
+    def _robot_name(self, arm: ArmSpec) -> str:
+        from sacflow_robot.envs.environment import environment_of
+
+        if self.robot is not None:
+            return self.robot
+        env = environment_of(arm)
+        if env == NO_ENVIRONMENT:
+            raise UsageError(
+                f"{self.log} is of {arm.robot}, {arm.task}, of which there is no simulator here; give --robot"
+            )
+        return f"sim:{env}"
 
     def _replay(self, robot: Robot, episode: Episode, operator: Operator) -> ReplayResult:
         from sacflow_robot.robot.replay import replay_episode, sending_offsets

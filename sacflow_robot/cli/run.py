@@ -175,8 +175,8 @@ class Run:
             out.print(timing.histogram())
         if self.log is not None:
             hints.print(f"logged to {self.log}; replay one or learn from all with:")
-            hints.print(f"  {common.command_line('replay', self.log, '--episode 0')}")
-            hints.print(f"  {common.command_line('train --env', robot.spec.task, '--demos none --replay', self.log)}")
+            hints.print(f"  {common.replay_hint(robot.spec, self.log, self.robot)}")
+            hints.print(f"  {common.train_hint(robot.spec, self.log)}")
         if self.json:
             result = {**common.success_json(solved, done), "overruns": overruns, "held": held}
             stopped = [run.stopped for run in runs if run.stopped]

@@ -92,8 +92,9 @@ class Serve:
             for line in (how, *doors):
                 say(line)
             if self.log_format == "text":
-                command = common.command_line("run --robot", f"sim:{spec.arm.task}", "--server", server.address)
-                say(f"drive the simulated arm with:\n  {command}")
+                robot = common.robot_hint(spec.arm)
+                who = "your robot, by its driver's name," if robot.startswith("DRIVER") else "the simulated arm"
+                say(f"drive {who} with:\n  {common.command_line('run --robot', robot, '--server', server.address)}")
             server.run()
             say(f"stopped after {server.requests:,} requests", requests=server.requests)
         return 0

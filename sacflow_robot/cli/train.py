@@ -10,18 +10,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import tyro
 
 from sacflow_robot import __version__
+from sacflow_robot.action_history import arm_with_history, with_action_history
 from sacflow_robot.cli import common
+from sacflow_robot.cli.demo_source import Recorded, what_recorded
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
-from sacflow_robot.learn.config import TrainConfig, without_effect
+from sacflow_robot.learn.config import TrainConfig, check_given, extended
 from sacflow_robot.learn.presets import preset
-from sacflow_robot.spec import VectorArms
+from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, VectorArms
 
 if TYPE_CHECKING:
+    from sacflow_robot.data.demos import DemoOptions
     from sacflow_robot.envs.randomised import Draws
     from sacflow_robot.learn.run_folder import RunFolder
     from sacflow_robot.learn.train import Trainer
@@ -46,7 +48,8 @@ class Train:
         config: The run's configuration.
         out: Run folder to make; by default the first free runs/<env>-<velocity>-s<seed>.
         resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise, but for where and
-            how it is computed, batch size, best-of, step sizes and clipping, for a run that ended with an error. With --profile FILE
+            how it is computed, batch size, best-of, step sizes and clipping, for a run that ended with an error, and for a
+            larger total of --online-steps, which extends it. With --profile FILE
             a copy of it (--out) goes on in simulation for --online-steps more, on arms drawn around that profile: one policy is
             made to fit one measured arm. With --replay LOG a copy is fine-tuned on that log alone, without a simulator: no
             arm moves, no state is read (settings chosen on Lift).
@@ -74,30 +77,30 @@ class Train:
         parser.add_argument("--full", action=argparse.BooleanOptionalAction, default=False)
         parser.add_argument("--resume", type=Path)
         parser.add_argument("--json", action="store_true")
-        parser.add_argument("--replay", nargs="+")
+        parser.add_argument("--demos", nargs="+", action="append", default=[])
+        parser.add_argument("--replay", nargs="+", action="append", default=[])
         parser.add_argument("--out", type=Path, default=argparse.SUPPRESS)
         parser.add_argument("--tune-updates", type=float, default=argparse.SUPPRESS)
         parser.add_argument("--profile", default="")
         parser.add_argument("--online-steps", type=int, default=argparse.SUPPRESS)
         for name in _CHANGEABLE:
             parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", dest=name, default=argparse.SUPPRESS)
-        known, others = parser.parse_known_args(list(arguments))
+        known, others = parser.parse_known_args([_spelled(argument) for argument in arguments])
         if known.resume is not None:
             _check_going_on(known, [o for o in others if o not in ("-h", "--help")])
-        own = "full", "resume", "json", "replay", "out", "tune_updates", "profile", "online_steps", *_CHANGEABLE
-        named = {name: value for name, value in vars(known).items() if name not in own}
+        named = {name: getattr(known, name) for name in ("env", "velocity", "algo", "from_scratch") if name in known}
         if known.resume is not None:
             _check_same_run(known.resume, named, full=known.full)
         scratch = named.pop("from_scratch", None)
-        config = preset(**{"env": "lift", **named}, from_scratch=scratch, full=known.full)
+        found = Recorded() if known.resume is not None else what_recorded(_flat([*known.demos, *known.replay]))
+        config = preset(**{"env": found.env or "lift", **named}, from_scratch=scratch, full=known.full)
         given = {a.split("=")[0].removeprefix("--").replace("_", "-").replace(".no-", ".") for a in arguments}
-        for option in sorted(given & without_effect(config.algo)):
-            raise UsageError(f"--{option} does nothing with --algo {config.algo}; leave it out")
+        check_given(config, given)
         if known.resume is not None and not known.profile and not known.replay:
             return Train(config=_own_config(known.resume), unchanged=True)
         if known.resume is not None and known.profile:
             config = replace(config, randomise="profile", profile=known.profile, online_steps=_FITTING_STEPS)
-        return Train(config=config)
+        return Train(config=replace(config, action_history=found.history))
 
     def run(self) -> int:
         from sacflow_robot.cli.go_on import copy_to_fit, fine_tune
@@ -108,6 +111,8 @@ class Train:
         from sacflow_robot.learn.run_folder import RunFolder
         from sacflow_robot.learn.train import Trainer
 
+        if self.config.action_history and self.resume is None:
+            common.console().print(f"the policy sees its last {self.config.action_history} actions")
         if self.resume is not None and self.config.replay and not self.unchanged:
             return fine_tune(self.resume, self.config.replay, self.tune_updates, self.out, as_json=self.json)
         began = time.monotonic()
@@ -123,14 +128,15 @@ class Train:
             config = self.config
             RunFolder.check_free(self.out)
         pick_device(config.device)
-        demos, logged = load_training_episodes(config) if folder is None else ([], [])
+        robot = folder.robot if folder is not None else robot_without_environment(config)
+        demos, logged = load_training_episodes(config, robot) if folder is None else ([], [])
         draws = training_draws(config)
         with (
-            training_arms(config, config.arms, draws) as arms,
-            training_arms(config, max(1, min(core_count(), config.eval_episodes)), draws) as eval_arms,
+            training_arms(config, config.arms, draws, robot) as arms,
+            training_arms(config, max(1, min(core_count(), config.eval_episodes)), draws, robot) as eval_arms,
         ):
             if folder is None:
-                folder = RunFolder.create(self.out, config)
+                folder = RunFolder.create(self.out, config, robot)
             common.console().print(f"run folder: {folder.path}")
             with TrainingProgress() as progress, memory_is_explained(config, folder):
                 trainer = Trainer(config, folder, arms, eval_arms, progress)
@@ -151,9 +157,10 @@ class Train:
 
         folder, own = RunFolder.open(path)
         folder.claim()
-        if self.config != own:
-            folder.write_config(self.config)
-        return folder, self.config
+        config = extended(replace(self.config, online_steps=own.online_steps), self.config.online_steps, path)
+        if config != own:
+            folder.write_config(config)
+        return folder, config
 
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
         from sacflow_robot.serve.policy import OnnxPolicy
@@ -180,6 +187,10 @@ class Train:
             out.print(f"curve:          {folder.curve}")
         out.print(f"policy:         {folder.policy} (differs from torch by {difference:.1e} at most)")
         common.console().print(f"serve it with:\n  {common.command_line('serve --policy', folder.policy)}")
+        if config.env == NO_ENVIRONMENT:
+            common.console().print(
+                "not evaluated, for there is no environment: measure it on the robot, with 'sacflow-robot run'"
+            )
         if self.json:
             common.print_json(
                 {
@@ -221,7 +232,7 @@ def training_draws(config: TrainConfig) -> Draws | None:
     Raises:
         UsageError, DataError: The profile cannot be used.
     """
-    if config.randomise == "none" and not config.action_history:
+    if config.randomise == "none":
         return None
     from sacflow_robot.calibrate.profile import load_profile
     from sacflow_robot.envs.randomised import Draws
@@ -231,16 +242,40 @@ def training_draws(config: TrainConfig) -> Draws | None:
 
 
 @contextmanager
-def training_arms(config: TrainConfig, count: int, draws: Draws | None) -> Iterator[VectorArms]:
-    """Arms that training or its evaluations move, drawn and limited as the configuration says."""
-    from sacflow_robot.envs.randomised import RandomisedArms
-    from sacflow_robot.envs.workers import make_arms
+def training_arms(
+    config: TrainConfig, count: int, draws: Draws | None, robot: ArmSpec | None = None
+) -> Iterator[VectorArms]:
+    """Arms that training or its evaluations move, drawn and limited as the configuration says.
 
-    made = (
-        make_arms(config.env, count, config.env_engine) if draws is None else RandomisedArms(config.env, count, draws)
-    )
-    with made:
-        yield limited(made, config)
+    Without an environment none is moved, and they are the ``robot``.
+    """
+    from sacflow_robot.envs.environment import NoArms
+
+    if robot is not None:
+        yield NoArms(robot)
+        return
+    if draws is None:
+        from sacflow_robot.envs.workers import make_arms
+
+        with make_arms(config.env, count, config.env_engine, history=config.action_history) as made:
+            yield limited(made, config)
+        return
+    from sacflow_robot.envs.randomised import RandomisedArms
+
+    with RandomisedArms(config.env, count, draws) as drawn:
+        yield limited(drawn, config)
+
+
+def _spelled(argument: str) -> str:
+    """An argument whose option, if it is one, is spelled with hyphens."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _flat(groups: Sequence[Sequence[str]]) -> list[str]:
+    return [value for group in groups for value in group]
 
 
 def _check_going_on(known: argparse.Namespace, others: Sequence[str]) -> None:
@@ -253,15 +288,16 @@ def _check_going_on(known: argparse.Namespace, others: Sequence[str]) -> None:
         raise UsageError(
             "--resume with both --profile and --replay; fit the run to the profile first, then fine-tune what comes of it"
         )
-    takes = ["out"] * bool(known.replay or known.profile)
-    others = [*others, *(f"--{n} {getattr(known, n)}" for n in _CHANGEABLE if n in known and takes)]
-    takes += ["tune_updates"] * bool(known.replay) + ["online_steps"] * bool(known.profile)
+    copies = bool(known.replay or known.profile)
+    takes = ["out"] * copies + ["tune_updates"] * bool(known.replay) + ["online_steps"] * (not known.replay)
     wrong = [
         f"--{n.replace('_', '-')}" for n in ("out", "tune_updates", "online_steps") if n in known and n not in takes
     ]
-    if wrong or others:
-        named = " ".join([*wrong, *others])
-        raise UsageError(f"--resume goes on with the run's own configuration; leave out {named}")
+    wrong += [f"--demos {' '.join(_flat(known.demos))}"] * bool(known.demos)
+    named = [*_CHANGEABLE] * copies
+    wrong += [*others, *(f"--{n} {getattr(known, n)}" for n in named if n in known)]
+    if wrong:
+        raise UsageError(f"--resume goes on with the run's own configuration; leave out {' '.join(wrong)}")
 
 
 def _own_config(path: Path) -> TrainConfig:
@@ -302,8 +338,33 @@ def _check_same_run(path: Path, named: Mapping[str, object], *, full: bool) -> N
         )
 
 
-def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Episode]]:
+def robot_without_environment(config: TrainConfig) -> ArmSpec | None:
+    """The robot that demonstrations and logs are of, where there is no environment of it; else None.
+
+    Raises:
+        UsageError: They do not say which it is, or there are none.
+        DataError: They cannot be read.
+    """
+    from sacflow_robot.cli import demo_source
+    from sacflow_robot.envs.environment import why_no_environment
+
+    if config.env != NO_ENVIRONMENT:
+        return None
+    sources = [source for source in (config.demos, *config.replay) if source != "none"]
+    robot = demo_source.recorded_robot(sources, config.rate)
+    common.console().print(
+        f"robot: {robot.robot}, {robot.task}; no environment of it is known here, so that nothing is evaluated "
+        f"({why_no_environment(robot)})"
+    )
+    return arm_with_history(robot, config.action_history)
+
+
+def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) -> tuple[list[Episode], list[Episode]]:
     """Everything that ``--demos`` names, and everything that ``--replay`` does.
+
+    Args:
+        config: The run's configuration.
+        robot: The robot of a run without an environment.
 
     Raises:
         UsageError: They name nothing.
@@ -311,9 +372,9 @@ def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Epi
     """
     from sacflow_robot.cli import demo_source
     from sacflow_robot.data.hub import parse_name
-    from sacflow_robot.data.sources import load_episodes
+    from sacflow_robot.data.sources import load_demos
 
-    options = demo_source.options_for(config.env, config.trim_idle)
+    options = demo_source.options_for(config.env, config.trim_idle, config, robot)
     demos: Path | str | None = None
     if config.demos == "auto":
         demos = _cached_demos(config)
@@ -327,23 +388,20 @@ def load_training_episodes(config: TrainConfig) -> tuple[list[Episode], list[Epi
     if demos is None and not config.replay:
         raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG, or --from-scratch")
 
-    def load(path: Path | str) -> list[Episode]:
-        found = [with_action_history(e, config.action_history) for e in load_episodes(path, options)]
+    def load(path: Path | str, options: DemoOptions) -> list[Episode]:
+        read = load_demos(path, demo_source.with_recorded_history(options, path))
+        found = [with_action_history(e, config.action_history) for e in read.episodes]
         check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))
-        common.console().print(f"read {len(found)} episodes ({solved} successful, {steps:,} steps) from {path}")
+        assumed = f", where: {'; '.join(read.losses.remarks)}" if read.losses.remarks else ""
+        common.console().print(
+            f"read {len(found)} episodes ({solved} successful, {steps:,} steps) from {path}{assumed}"
+        )
         return found
 
-    return load(demos) if demos else [], [episode for path in config.replay for episode in load(path)]
-
-
-def with_action_history(episode: Episode, history: int) -> Episode:
-    """An episode whose observations hold the ``history`` actions commanded before them, newest last, zeros before the start."""
-    if not history or "action_history" in episode.observations:
-        return episode
-    before = np.concatenate([np.zeros((history, episode.commanded.shape[1]), np.float32), episode.commanded])
-    rows = np.stack([before[t : t + history] for t in range(len(episode) + 1)])
-    return replace(episode, observations={**episode.observations, "action_history": rows})
+    chosen = load(demos, options) if demos else []
+    whole = replace(options, agreement=replace(config, filter_key=None))  # a subset is one of the demonstrations
+    return chosen, [episode for path in config.replay for episode in load(path, whole)]
 
 
 def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path | str) -> None:

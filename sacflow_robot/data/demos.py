@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.data.agreement import AgreementOptions
 from sacflow_robot.episode import STEP_TIMES, Episode, Source
 from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, FloatArray
 
@@ -79,12 +80,16 @@ class DemoOptions:
         env_name: robosuite's name of the task, which an HDF5 file must name.
         observe_state: Regenerates observations; needed for raw robosuite files.
         trim_idle: Drop idle steps of raw robosuite files, where keyboard teleoperation spends most of its time.
+        sparse_rewards: Whether the task's own rewards are 1 once solved and 0 before, as those of all tasks here are.
+        agreement: What the user vouches for, and what may be converted, where a file and the task differ.
     """
 
     arm: ArmSpec
     env_name: str
     observe_state: ObserveState | None = None
     trim_idle: bool = True
+    sparse_rewards: bool = True
+    agreement: AgreementOptions = field(default_factory=AgreementOptions)
 
 
 @dataclass
@@ -104,7 +109,8 @@ class Losses:
     def to_float32(self, values: npt.ArrayLike, column: str) -> FloatArray:
         """The values as float32; notes the column if that changes one of them."""
         exact = np.asarray(values)
-        rounded = exact.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which readers refuse
+            rounded = exact.astype(np.float32)
         if exact.dtype != np.float32 and not np.array_equal(rounded, exact, equal_nan=exact.dtype.kind == "f"):
             self.rounded[column] = None
         return rounded
@@ -153,6 +159,7 @@ def human_episode(
     arm: ArmSpec,
     *,
     rewards: FloatArray,
+    solved: npt.NDArray[np.bool_] | None = None,
     **columns: Any,
 ) -> Episode:
     """An episode from a file that says no more than this; T steps.
@@ -161,16 +168,18 @@ def human_episode(
         observations: Per key (T + 1, ...).
         actions: As recorded (T, A); what was commanded is what the controller's range leaves of them.
         arm: Arm and task.
-        rewards: (T,); the task is solved where they are positive.
+        rewards: (T,).
+        solved: Which steps solved the task (T,); by default those of positive reward.
         columns: Columns of Episode that the file has, in place of what would be assumed.
     """
     steps = len(actions)
-    solved = np.flatnonzero(rewards > 0)
+    solved = rewards > 0 if solved is None else solved
+    solving = np.flatnonzero(solved)
     last = np.arange(steps) == steps - 1
-    ends_solved = bool(rewards[-1] > 0)
-    info: dict[str, Any] = {"success": bool(len(solved)), "task": arm.task, "clock": NOMINAL_CLOCK}
-    if len(solved) and solved[0] < steps - 1:
-        info[FIRST_SUCCESS] = int(solved[0])
+    ends_solved = bool(solved[-1])
+    info: dict[str, Any] = {"success": bool(len(solving)), "task": arm.task, "clock": NOMINAL_CLOCK}
+    if len(solving) and solving[0] < steps - 1:
+        info[FIRST_SUCCESS] = int(solving[0])
     known: dict[str, Any] = {
         "commanded": np.clip(actions, *arm.action_bounds),
         "proposed": actions,

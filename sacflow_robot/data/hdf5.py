@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
-from sacflow_robot.data.demos import (
-    OBSERVATION_COLUMNS,
-    OPTIONAL,
-    STEP_COLUMNS,
-    DemoOptions,
-    DemoSet,
-    Losses,
-    human_episode,
+from sacflow_robot.data.adapt import adapt, arm_of_file
+from sacflow_robot.data.agreement import (
+    AgreementOptions,
+    Claims,
+    Controller,
+    check_agreement,
+    check_arm,
+    same_rate,
+    same_robot,
 )
+from sacflow_robot.data.demos import DemoOptions, DemoSet, Losses
+from sacflow_robot.data.env_args import claims_of_env
+from sacflow_robot.data.hdf5_episodes import (
+    check_rows,
+    has_absolute_actions,
+    measured_rate,
+    own_episode,
+    raw_episode,
+    read_rows,
+    recorded_outcome,
+    robomimic_episode,
+    share_beyond,
+)
+from sacflow_robot.data.outcomes import Outcome, judge_outcomes
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, SpecMismatchError, one_line
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.errors import DataError, one_line
+from sacflow_robot.spec import ArmSpec
 
 OURS = "sacflow_robot"
 """Attribute of ``data`` in files written here: JSON with the arm. Such files hold whole episodes."""
 
-# An idle step commands no motion, leaves the gripper's command alone, and no finger moves by more than this (m). The arm
-# may coast: under delta control that is the tail of an earlier command, and says nothing about what to do next.
-_STILL = 1e-3
-_FINGERS = slice(8, 10)  # in a state: time, 7 arm joints, 2 fingers, ...
-_ARM_DIMS = 6
-
-_SAME_PLACE = 0.03  # m; observations may lag behind each other by a physics step
-
 # What h5py and numpy raise on a file that is damaged or something else.
 _UNREADABLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
+
+_LOOKED_AT = 5  # demonstrations whose actions are looked at for what they mean
 
 
 class Header(NamedTuple):
@@ -69,41 +78,129 @@ def read_hdf5(path: Path, options: DemoOptions) -> DemoSet:
     """Every demonstration of a raw robosuite file (states and actions) or a robomimic low-dim file (observations too).
 
     Raises:
-        DataError: The file cannot be read, is of another task, or its arrays do not fit.
-        SpecMismatchError: The file was written here, of another arm.
+        DataError: The file cannot be read, is of another task, contradicts itself, or its arrays do not fit.
+        SpecMismatchError: It does not agree with the robot and task, and no option resolves that.
     """
     try:
         with h5py.File(path, "r") as file:
             data = _demonstrations(file, path)
-            arm = _arm(data)
-            if arm is None:
-                _check_task(path, _env_name(path, data), options.env_name)
-            elif different := options.arm.differences(arm):
-                raise SpecMismatchError(f"{path} does not fit (expected, found): {'; '.join(different)}")
-            losses, episodes, names = Losses(), [], sorted(data, key=_demo_number)
+            names = sorted(data, key=_demo_number)
             for name in names:
-                demo, origin = data[name], f"{path}, {name}"
-                if "actions" not in demo:
-                    raise DataError(f"{origin} has no actions; expected a robosuite or robomimic file")
-                read = _ours if arm is not None else _robomimic if "obs" in demo else _raw
-                try:
-                    episode = read(demo, options, origin, losses)
-                except DataError as error:
-                    raise error if str(error).startswith(origin) else DataError(f"{origin}: {error}") from None
-                episode.check_fits(options.arm, origin)
-                episodes.append(episode)
-            model_files = [_text(data[name].attrs.get("model_file")) for name in names]
-            return DemoSet(
+                if "actions" not in data[name]:
+                    raise DataError(f"{path}, {name} has no actions; expected a robosuite or robomimic file")
+            found, losses = _arm(data), Losses()
+            if found is None:
+                _check_task(path, _env_name(path, data), options.env_name)
+                claims = _claims(path, data, names, options, losses)
+                check_agreement(str(path), claims, options.arm, options.agreement)
+            else:
+                check_agreement(f"{path}: env_args", _said(path, data), found, AgreementOptions())
+                claims = check_arm(str(path), found, options.arm, options.agreement)
+            recorded = _episodes(path, data, names, found, claims, options, losses)
+            episodes = [adapt(each, claims, options.arm, options.agreement, losses) for each in recorded]
+            for name, episode in zip(names, episodes, strict=True):
+                episode.check_fits(options.arm, f"{path}, {name}")
+            models = [_text(data[name].attrs.get("model_file")) for name in names]
+            demos = DemoSet(
                 arm=options.arm,
                 episodes=episodes,
                 env_args=json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else None,
                 attributes=_attributes(data),
-                masks=_masks(file, names),
-                model_files=model_files if any(model_files) else [],
+                masks=_masks(file, names, losses),
+                model_files=models if any(models) else [],
                 losses=losses,
             )
+            converted = any(one is not other for one, other in zip(recorded, episodes, strict=True))
+            return _as_converted(demos) if converted or _is_vouched_for(claims, options) else demos
     except _UNREADABLE as error:
         raise _incomplete(path, error) from None
+
+
+def _episodes(
+    path: Path,
+    data: h5py.Group,
+    names: Sequence[str],
+    found: ArmSpec | None,
+    claims: Claims,
+    options: DemoOptions,
+    losses: Losses,
+) -> list[Episode]:
+    """Every demonstration as it was recorded, at the file's own rate and in its own actions."""
+    arm = found if found is not None else arm_of_file(claims, options.arm)
+    outcomes = {} if found is not None else _outcomes(path, data, names, claims, options, losses)
+    episodes = []
+    for name in names:
+        demo, origin = data[name], f"{path}, {name}"
+        try:
+            if found is not None:
+                episode = own_episode(demo, arm, origin, losses)
+            elif name in outcomes:
+                episode = robomimic_episode(demo, arm, options, outcomes[name], origin, losses)
+            else:
+                episode = raw_episode(demo, arm, options, origin, losses)
+        except DataError as error:
+            raise error if str(error).startswith(origin) else DataError(f"{origin}: {error}") from None
+        episodes.append(episode)
+    if found is None and (beyond := np.mean([share_beyond(each, arm) for each in episodes])):
+        losses.remark(f"{beyond:.1%} of the steps command beyond the controller's range, which clips them")
+    return episodes
+
+
+def _outcomes(
+    path: Path, data: h5py.Group, names: Sequence[str], claims: Claims, options: DemoOptions, losses: Losses
+) -> dict[str, Outcome]:
+    """What came of the demonstrations that have observations; the states of the others tell."""
+    steps = {name: check_rows(data[name], f"{path}, {name}") for name in names}
+    told = [name for name in names if "obs" in data[name]]
+    recorded = [recorded_outcome(data[name], options, f"{path}, {name}") for name in told]
+    judged = judge_outcomes(recorded, [steps[name] for name in told], options, str(path), losses, claims.shaped_rewards)
+    return dict(zip(told, judged, strict=True))
+
+
+def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOptions, losses: Losses) -> Claims:
+    """What a file from elsewhere says, or its times and actions show, of robot, rate and controller."""
+    claims = _said(path, data)
+    said, shown = claims.rate_hz, None
+    agrees = said is not None and same_rate(said, options.arm.control_rate_hz)
+    for name in names:
+        if "states" in data[name] and len(data[name]["states"]):
+            origin = f"{path}, {name}"
+            shown = measured_rate(read_rows(data[name], origin), said if agrees else None, origin) or shown
+    if said is None:
+        claims = replace(claims, rate_hz=shown)
+    elif shown is not None and not agrees and abs(shown - said) > 0.1 * said:
+        losses.remark(f"the file says {said:g} Hz, which is believed, though its states are {shown:.4g} Hz apart")
+    controller = claims.controller or Controller()
+    if controller.delta is not False and any(has_absolute_actions(data[n], options.arm) for n in names[:_LOOKED_AT]):
+        claims = replace(claims, controller=replace(controller, delta=False, seen=True))
+    return claims
+
+
+def _said(path: Path, data: h5py.Group) -> Claims:
+    """What a file's ``env_args`` (robomimic) or ``env_info`` (raw robosuite) say; nothing where there are none."""
+    name = "env_args" if "env_args" in data.attrs else "env_info"
+    if name not in data.attrs:
+        return Claims()
+    try:
+        said = json.loads(data.attrs[name])
+        return claims_of_env(said.get("env_kwargs", {}) if name == "env_args" else said)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: attribute {name} does not describe a robosuite environment ({one_line(error)})"
+        ) from None
+
+
+def _is_vouched_for(claims: Claims, options: DemoOptions) -> bool:
+    robot = options.agreement.as_robot
+    return robot is not None and claims.robot is not None and not same_robot(claims.robot, robot)
+
+
+def _as_converted(demos: DemoSet) -> DemoSet:
+    """Without what described the robot, rate and controller that the episodes no longer have."""
+    stale = [name for name in ("env_info",) if name in demos.attributes] + ["env_args"] * (demos.env_args is not None)
+    demos.losses.leave_out(*stale)
+    attributes = {key: value for key, value in demos.attributes.items() if key not in stale}
+    return replace(demos, env_args=None, attributes=attributes)
 
 
 def _incomplete(path: Path, error: Exception) -> DataError:
@@ -148,150 +245,16 @@ def _check_task(path: Path, found: str | None, expected: str) -> None:
         )
 
 
-def _masks(file: h5py.File, names: list[str]) -> Mapping[str, list[int]]:
+def _masks(file: h5py.File, names: Sequence[str], losses: Losses) -> Mapping[str, list[int]]:
     """robomimic's named subsets, as indices of demonstrations."""
     index = {name: i for i, name in enumerate(names)}
-    masks = file.get("mask", {})
-    return {key: [index[name.decode()] for name in masks[key][()] if name.decode() in index] for key in masks}
-
-
-def _raw(demo: h5py.Group, options: DemoOptions, origin: str, losses: Losses) -> Episode:
-    """Regenerate observations from states.
-
-    States are those *before* each action, and the one after the last action is not in the file, so the last action is
-    left out.
-    """
-    if options.observe_state is None:
-        raise DataError(
-            f"{origin} has no observations; they can be regenerated where the simulator is installed ('sim')"
-        )
-    if "states" not in demo:
-        raise DataError(f"{origin} has neither observations nor states; expected a robosuite or robomimic file")
-    states, actions = np.asarray(demo["states"], np.float64), _actions(demo, options.arm, origin, losses)
-    if states.ndim != 2 or states.shape[1] < 10 or not np.isfinite(states).all():
-        raise DataError(f"{origin} has states of shape {states.shape}, or NaN among them; expected finite (T, S)")
-    if len(states) != len(actions) or len(states) < 2:
-        raise DataError(
-            f"{origin} has {len(states)} states for {len(actions)} actions; expected as many, and at least 2"
-        )
-    losses.remark("each episode's last action is left out, for the state after it is not in the file")
-    observed = [options.observe_state(state) for state in states]
-    success = np.array([solved for _, solved in observed])
-    rows = np.arange(len(states))
-    if options.trim_idle:
-        idle = np.append(_idle(actions[:-1], states[:, _FINGERS]), False)  # the last state is kept
-        if solved := np.flatnonzero(success[1:])[:1].tolist():
-            idle[solved[0] : solved[0] + 2] = False  # nor does the first success, or the step to it, get lost
-        if idle[:-1].all():
-            raise DataError(f"{origin} is idle throughout; leave it out")
-        rows = rows[~idle]
-    episode = human_episode(
-        {a.key: np.stack([observed[i][0][a.key] for i in rows]) for a in options.arm.observations},
-        actions[rows[:-1]],
-        options.arm,
-        rewards=success[rows[1:]].astype(np.float32),
-        states=states[rows],
-    )
-    if success[0] and not episode.success:
-        losses.remark("an episode begins solved")
-    return episode
-
-
-def _idle(actions: FloatArray, fingers: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Which of T steps command nothing and move no finger; finger positions are (T + 1, 2)."""
-    commands_motion = np.abs(actions[:, :_ARM_DIMS]).max(1) > 0
-    gripper_changes = np.diff(actions[:, -1], prepend=actions[:1, -1]) != 0
-    moves = np.abs(np.diff(fingers, axis=0)).max(1) > _STILL
-    idle: npt.NDArray[np.bool_] = ~(commands_motion | gripper_changes | moves)
-    return idle
-
-
-def _robomimic(demo: h5py.Group, options: DemoOptions, origin: str, losses: Losses) -> Episode:
-    actions = _actions(demo, options.arm, origin, losses)
-    states = None
-    if "states" in demo:
-        before = demo["states"][()].astype(np.float64, copy=False)
-        if before.ndim != 2 or len(before) != len(actions):
-            raise DataError(f"{origin} has states of shape {before.shape} for {len(actions)} actions")
-        states = np.concatenate([before, before[-1:]])
-        losses.remark("the state after the last action is not in the file and repeats the one before it")
-    if "dones" in demo and np.asarray(demo["dones"])[:-1].any():
-        losses.leave_out("dones before the last step")
-    known = {"actions", "states", "rewards", "dones", "obs", "next_obs"}
-    losses.leave_out(*sorted(set(demo) - known))
-    rewards = demo["rewards"][()] if "rewards" in demo else np.zeros(len(actions))
-    if rewards.shape != (len(actions),):
-        raise DataError(f"{origin}: rewards of shape {rewards.shape} for {len(actions)} actions")
-    observations = _observations(demo, options.arm, origin, losses, len(actions))
-    _turn_around(observations, losses)
-    return human_episode(
-        observations,
-        actions,
-        options.arm,
-        rewards=losses.to_float32(rewards, "rewards"),
-        states=states,
-    )
-
-
-def _turn_around(observations: dict[str, FloatArray], losses: Losses) -> None:
-    """The cube's position relative to the gripper, where the file has the gripper's relative to the cube.
-
-    robosuite turned it around with version 1.5 (Lift's gripper_to_cube_pos); a policy that learned from the one is blind
-    with the other, and no shape tells. So the numbers themselves are asked.
-    """
-    cube, eef = observations.get("object"), observations.get("robot0_eef_pos")
-    if cube is None or eef is None or cube.shape[1:] != (10,) or eef.shape[1:] != (3,):
-        return
-    offset, recorded = cube[:, :3] - eef, cube[:, 7:]
-    if np.abs(recorded + offset).max() < _SAME_PLACE < np.abs(recorded - offset).max():
-        cube[:, 7:] *= -1
-        losses.remark("the gripper's position relative to the cube is turned around, as robosuite 1.5 has it")
-
-
-def _ours(demo: h5py.Group, options: DemoOptions, origin: str, losses: Losses) -> Episode:
-    """A whole episode, every column of it."""
-    actions = _actions(demo, options.arm, origin, losses)
-    columns: dict[str, Any] = {}
-    for column in STEP_COLUMNS:
-        if column.hdf5 in demo or column.attribute not in OPTIONAL:
-            columns[column.attribute] = column.typed(demo[column.hdf5][()])
-    for column in OBSERVATION_COLUMNS:
-        if column.hdf5 in demo or column.attribute not in OPTIONAL:
-            whole = np.concatenate([demo[column.hdf5][()], demo[f"last/{column.hdf5}"][()]])
-            columns[column.attribute] = column.typed(whole)
-    info = json.loads(demo.attrs["info"])
-    observations = _observations(demo, options.arm, origin, losses, len(actions))
-    return human_episode(observations, actions, options.arm, **columns, commanded=actions, info=info)
-
-
-def _observations(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses, steps: int) -> dict[str, FloatArray]:
-    """The arm's observations (T + 1, ...) of a demonstration with groups ``obs`` and ``next_obs``."""
-    observations = {}
-    for spec in arm.observations:
-        if spec.key not in demo["obs"]:
-            keys = ", ".join(demo["obs"])
-            raise DataError(f"{origin}: no observation {spec.key!r}, which task {arm.task!r} needs; it has {keys}")
-        before = losses.to_float32(demo["obs"][spec.key], f"obs/{spec.key}")
-        if len(before) != steps:
-            raise DataError(f"{origin}: {len(before)} rows of {spec.key!r} for {steps} actions")
-        after = before
-        if "next_obs" in demo:
-            after = losses.to_float32(demo["next_obs"][spec.key], f"obs/{spec.key}")
-        else:
-            losses.remark("the observation after the last action is not in the file and repeats the one before it")
-        observations[spec.key] = np.concatenate([before, after[-1:]])
-    losses.leave_out(*(f"obs/{key}" for key in demo["obs"] if key not in observations))
-    return observations
-
-
-def _actions(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses) -> FloatArray:
-    """Actions (T, A) as recorded, beyond the controller's range if they were."""
-    actions = losses.to_float32(demo["actions"], "actions")
-    if actions.ndim != 2 or actions.shape[1] != arm.action_dim or not len(actions):
-        raise DataError(f"{origin} has actions of shape {actions.shape}; task {arm.task!r} takes (T, {arm.action_dim})")
-    if not np.isfinite(actions).all():
-        raise DataError(f"{origin} has NaN or infinity among its actions; leave it out")
-    return actions
+    found: dict[str, list[int]] = {}
+    for key, rows in file.get("mask", {}).items():
+        members = [_text(name) or "" for name in rows[()].ravel()]
+        if missing := [name for name in members if name not in index]:
+            losses.remark(f"mask {key!r} names {', '.join(missing[:3])}, which the file does not hold")
+        found[key] = [index[name] for name in members if name in index]
+    return found
 
 
 def _demo_number(name: str) -> tuple[int, str]:

@@ -1,9 +1,11 @@
-"""Demonstrations from a LeRobotDataset v3.0: a folder of parquet files.
+"""Demonstrations from a LeRobotDataset v2.0, v2.1 or v3.0: a folder of parquet files.
 
-Observations are found by name: a feature ``observation.<key>`` (or ``<key>``), else the dimensions of any feature that
-are called ``<key>_0``, ``<key>_1``, ..., as in what is written here. Datasets written here hold whole episodes: the
-arm, env_args and masks in ``meta/sacflow_robot.json``, and in each row of ``meta/episodes`` the episode's info and
-what follows its last step, under ``last/``.
+For a task, observations are found by name: a feature ``observation.<key>`` (or ``<key>``), else the dimensions of any
+feature that are called ``<key>_0``, ``<key>_1``, ..., as in what is written here. For any other robot the observations
+are the dataset's own, see :func:`infer_arm`. Images and videos are left out.
+
+Datasets written here hold whole episodes: the arm, env_args and masks in ``meta/sacflow_robot.json``, and in each row
+of ``meta/episodes`` the episode's info and what follows its last step, under ``last/``.
 """
 
 from __future__ import annotations
@@ -15,27 +17,47 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from sacflow_robot.data.adapt import adapt
+from sacflow_robot.data.agreement import AgreementOptions, Claims, check_agreement, check_arm
 from sacflow_robot.data.demos import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoOptions, DemoSet, Losses, human_episode
+from sacflow_robot.data.foreign_episodes import ForeignEpisode, make_episodes
+from sacflow_robot.data.inferred_spec import UNKNOWN, infer_spec, observation_key
+from sacflow_robot.data.lerobot_files import (
+    BOOKKEEPING,
+    INFO,
+    UNREADABLE,
+    VISUAL,
+    Dataset,
+    EpisodeRow,
+    Feature,
+    open_dataset,
+)
+from sacflow_robot.data.lerobot_frames import check_order, to_array
+from sacflow_robot.data.outcomes import Recorded
+from sacflow_robot.data.timestamps import capture_times, check_frames
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, SpecMismatchError, one_line
+from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 OURS = "meta/sacflow_robot.json"
-BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
-"""Features that every dataset has."""
+FEATURE_NAMES = "lerobot_feature_names"
+"""Attribute of a set: JSON with the names of the dimensions of each feature, which a specification has no place for."""
 
-_UNREADABLE = (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, pa.ArrowException)
-_VISUAL = ("video", "image")
+_ACTIONS = ("action", "actions")
+_OUTCOMES = ("next.reward", "next.success", "next.done")
+_FILE_CLOCK = "timestamps of the dataset, from the start of the episode"
+
+Layout = Mapping[str, tuple[str, list[int] | None]]
+"""Per observation key, the feature that holds it and which of its dimensions; None for all."""
 
 
 class _Frames(NamedTuple):
-    """One episode: its rows of the data, and its row of ``meta/episodes``."""
+    """One episode: its columns, its row of the episodes table, and what is said of it in messages."""
 
     columns: Mapping[str, npt.NDArray[Any]]
-    row: Mapping[str, Any]
+    row: EpisodeRow
+    fps: float
 
 
 def read_arm(path: Path) -> ArmSpec | None:
@@ -48,8 +70,38 @@ def read_arm(path: Path) -> ArmSpec | None:
         return ArmSpec.from_dict(json.loads((path / OURS).read_text())["arm"])
     except FileNotFoundError:
         return None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _damaged(path, error) from None
+
+
+def infer_arm(path: Path) -> ArmSpec:
+    """The specification of the robot of a dataset from elsewhere.
+
+    Its observations are the features ``observation.*`` that are no images, or all that are neither actions nor outcomes
+    where there are none of that name; units are unknown, and the actions' bounds are those of the recorded ones.
+
+    Raises:
+        DataError: It cannot be read, or has no actions or observations that can be used.
+    """
+    dataset = open_dataset(path)
+    action = dataset.features.get(_action_name(dataset))
+    if action is None:
+        raise DataError(f"{path}: no feature 'action'; it has {', '.join(dataset.features)}")
+    tasks = dataset.tasks
+    try:
+        return infer_spec(
+            robot=dataset.robot_type or UNKNOWN,
+            task=tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks" if tasks else UNKNOWN,
+            rate_hz=dataset.fps,
+            observations={observation_key(f.name): f.shape for f in _observation_features(dataset)},
+            actions=(
+                frames.columns[action.name].reshape(frames.row.length, -1).astype(np.float64)
+                for frames in _frames(dataset, [action.name])
+            ),
+            action_names=action.names,
+        )
+    except DataError as error:
+        raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from None
 
 
 def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
@@ -59,34 +111,17 @@ def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
         DataError: It cannot be read, is of another version, or lacks what the task needs.
         SpecMismatchError: It was written here, of another arm.
     """
-    arm = read_arm(path)
-    if arm is not None and (different := options.arm.differences(arm)):
-        raise SpecMismatchError(f"{path} does not fit (expected, found): {'; '.join(different)}")
+    arm, dataset, losses = read_arm(path), open_dataset(path), Losses()
+    if arm is None:  # before its features, which differ if the robot does
+        check_agreement(str(path), _claims(dataset), options.arm, options.agreement)
     try:
-        info = json.loads((path / "meta" / "info.json").read_text())
-        version, features = str(info["codebase_version"]), info["features"]
-        if not version.startswith("v3."):
-            raise DataError(
-                f"{path} is a LeRobotDataset {version}; expected v3.0, to which lerobot's own script converts"
-            )
-        losses, episodes = Losses(), []
-        layout = _layout(path, features, options.arm)
-        read = _whole if arm is not None else _plain
-        wanted = _wanted(features, layout, losses, whole=arm is not None)
-        for i, frames in enumerate(_frames(path, info["data_path"], wanted)):
-            origin = f"{path}, episode {i}"
-            belonging = np.count_nonzero(frames.columns["episode_index"] == frames.row["episode_index"])
-            if belonging != frames.row["length"]:
-                raise DataError(f"{origin} has {belonging} frames, expected {frames.row['length']}; is it complete?")
-            try:
-                episode = read(frames, layout, options.arm, losses)
-            except DataError as error:
-                raise DataError(f"{origin}: {error}") from None
-            episode.check_fits(options.arm, origin)
-            episodes.append(episode)
-        about = json.loads((path / OURS).read_text())["about"] if arm is not None else {}
+        layout = _layout(dataset, options.arm)
+        episodes_of = _plain if arm is None else _whole
+        frames = _frames(dataset, _wanted(dataset, layout, losses, whole=arm is not None))
+        episodes = episodes_of(dataset, frames, layout, options, losses)
+        about = _about(dataset) if arm is None else json.loads((path / OURS).read_text())["about"]
         return DemoSet(options.arm, episodes, losses=losses, **about)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _damaged(path, error) from None
 
 
@@ -94,20 +129,52 @@ def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read as a LeRobotDataset ({one_line(error)}); is it complete?")
 
 
-def _layout(path: Path, features: Mapping[str, Any], arm: ArmSpec) -> dict[str, tuple[str, list[int] | None]]:
-    """Per observation key, the feature that holds it and which of its dimensions; None for all."""
-    if list(features.get("action", {}).get("shape", ())) != [arm.action_dim]:
-        found = features.get("action", {}).get("shape", "absent")
-        raise DataError(f"{path}: feature 'action' is {found}; task {arm.task!r} takes ({arm.action_dim},)")
+def _origin(dataset: Dataset, row: EpisodeRow) -> str:
+    return f"{dataset.path / row.file}, episode {row.index}"
+
+
+def _claims(dataset: Dataset) -> Claims:
+    return Claims(dataset.robot_type, dataset.fps)
+
+
+def _about(dataset: Dataset) -> dict[str, Any]:
+    names = {feature.name: list(feature.names) for feature in dataset.features.values() if feature.names}
+    return {"attributes": {FEATURE_NAMES: json.dumps(names)}} if names else {}
+
+
+def _action_name(dataset: Dataset) -> str:
+    return next((name for name in _ACTIONS if name in dataset.features), _ACTIONS[0])
+
+
+def _observation_features(dataset: Dataset) -> list[Feature]:
+    """What the robot observes, but for images."""
+    known = {*_ACTIONS, *_OUTCOMES, *BOOKKEEPING}
+    numeric = [f for f in dataset.features.values() if f.is_numeric and f.name not in known and "/" not in f.name]
+    named = [f for f in numeric if f.name.startswith("observation")]
+    return named or [f for f in numeric if not f.name.startswith(("next.", "action"))]
+
+
+def _layout(dataset: Dataset, arm: ArmSpec) -> dict[str, tuple[str, list[int] | None]]:
+    """Where the arm's observations are.
+
+    Raises:
+        DataError: One of them is nowhere, or the actions do not fit.
+    """
+    features = dataset.features
+    action = features.get(_action_name(dataset))
+    if action is None or action.shape != (arm.action_dim,):
+        found = "absent" if action is None else list(action.shape)
+        raise DataError(f"{dataset.path}: feature 'action' is {found}; task {arm.task!r} takes ({arm.action_dim},)")
     named = {
-        name: (feature, i)
-        for feature, entry in features.items()
-        if entry["dtype"] not in _VISUAL
-        for i, name in enumerate(_names(entry.get("names")))
+        name: (feature.name, i)
+        for feature in features.values()
+        if feature.dtype not in VISUAL
+        for i, name in enumerate(feature.names)
     }
     layout: dict[str, tuple[str, list[int] | None]] = {}
     for spec in arm.observations:
-        direct = [name for name in (f"observation.{spec.key}", spec.key) if name in features]
+        candidates = f"observation.{spec.key}", spec.key, spec.key.removeprefix("observation.")
+        direct = [name for name in candidates if name in features and features[name].is_numeric]
         dimensions = [named.get(name) for name in dimension_names(spec.key, spec.size)]
         if direct:
             layout[spec.key] = direct[0], None
@@ -115,7 +182,7 @@ def _layout(path: Path, features: Mapping[str, Any], arm: ArmSpec) -> dict[str, 
             layout[spec.key] = dimensions[0][0], [i for _, i in filter(None, dimensions)]  # type: ignore[index]
         else:
             raise DataError(
-                f"{path}: no observation {spec.key!r}, which task {arm.task!r} needs: neither a feature "
+                f"{dataset.path}: no observation {spec.key!r}, which task {arm.task!r} needs: neither a feature "
                 f"observation.{spec.key} nor dimensions named {spec.key}_0 ...; it has {', '.join(features)}"
             )
     return layout
@@ -126,51 +193,41 @@ def dimension_names(key: str, size: int) -> list[str]:
     return [f"{key}_{i}" for i in range(size)]
 
 
-def _names(names: Any) -> list[str]:
-    """Names of a feature's dimensions, which LeRobot keeps as a list, as a map to lists, or not at all."""
-    if isinstance(names, Mapping):
-        return [str(name) for group in names.values() for name in (group if isinstance(group, list) else [group])]
-    return [str(name) for name in names or ()]
-
-
-def _wanted(features: Mapping[str, Any], layout: Mapping[str, Any], losses: Losses, *, whole: bool) -> list[str]:
+def _wanted(dataset: Dataset, layout: Layout, losses: Losses, *, whole: bool) -> list[str]:
     """The features to read; the others are noted as lost."""
-    known = {"action", "next.reward", "next.success", *(f for f, _ in layout.values())}
+    known = {_action_name(dataset), "next.reward", "next.success", *(f for f, _ in layout.values())}
     if whole:
         known |= {column.lerobot for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS)}
     else:
         losses.remark("the observation after the last action is not in the dataset and repeats the one before it")
-    losses.leave_out(*(name for name in features if name not in {*known, *BOOKKEEPING, "next.done"}))
-    return ["index", "episode_index", *(name for name in features if name in known)]
+    others = [f for f in dataset.features.values() if f.name not in {*known, *BOOKKEEPING, "next.done"}]
+    losses.leave_out(*(f.name for f in others if f.dtype not in VISUAL))
+    if cameras := [f.name for f in others if f.dtype in VISUAL]:
+        losses.remark(f"images are left out: {', '.join(cameras)}")
+    return [name for name in dataset.features if name in known]
 
 
-def _frames(path: Path, data_path: str, wanted: list[str]) -> Iterator[_Frames]:
-    """Episodes in order; a file of data is read once for all the episodes in it that follow each other."""
-    files = sorted((path / "meta" / "episodes").glob("*/*.parquet"))
-    rows = [row for file in files for row in _without_stats(file)]
-    rows.sort(key=lambda row: row["episode_index"])
-    loaded, columns = None, {}
-    for row in rows:
-        name = data_path.format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-        if name != loaded:
-            table = pq.read_table(path / name, columns=wanted)
-            columns, loaded = {key: _to_numpy(table[key]) for key in wanted}, name
-        first, stop = np.searchsorted(columns["index"], [row["dataset_from_index"], row["dataset_to_index"]])
-        yield _Frames({key: values[first:stop] for key, values in columns.items()}, row)
+def _frames(dataset: Dataset, wanted: list[str]) -> Iterator[_Frames]:
+    """Episodes in order, once what numbers and times their frames was found to agree.
 
-
-def _without_stats(file: Path) -> list[dict[str, Any]]:
-    names = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
-    rows: list[dict[str, Any]] = pq.read_table(file, columns=names).to_pylist()
-    return rows
-
-
-def _to_numpy(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """A column (T,) or, of lists, (T, N)."""
-    if not (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)):
-        return np.asarray(column.to_numpy())
-    flat = column.combine_chunks().flatten()
-    return np.asarray(flat.to_numpy(zero_copy_only=False)).reshape(len(column), -1)
+    Raises:
+        DataError: It does not, or files are missing or damaged; the message names file, episode and frame.
+    """
+    numbering = [name for name in BOOKKEEPING if name in dataset.features and name != "task_index"]
+    names = list(dict.fromkeys([*numbering, *wanted]))
+    least_index = 0
+    for row, table in dataset.frames(names):
+        try:
+            columns = {name: to_array(table[name], dataset.features[name]) for name in names}
+            flat = {name: columns[name].reshape(len(columns[name])) for name in numbering}
+            check_order(flat, row, least_index)
+        except DataError as error:
+            raise DataError(f"{_origin(dataset, row)}, {error}") from None
+        if "timestamp" in flat:
+            check_frames(flat["timestamp"], dataset.fps, _origin(dataset, row))
+        if "index" in flat:
+            least_index = int(flat["index"][-1]) + 1
+        yield _Frames(columns, row, dataset.fps)
 
 
 def _observation(
@@ -184,30 +241,66 @@ def _observation(
     return losses.to_float32(rows if dimensions is None else rows[:, dimensions], feature).reshape(len(rows), *shape)
 
 
-def _plain(frames: _Frames, layout: Mapping[str, Any], arm: ArmSpec, losses: Losses) -> Episode:
-    """An episode of which only the published features are known."""
-    columns = frames.columns
+def _plain(
+    dataset: Dataset, episodes: Iterator[_Frames], layout: Layout, options: DemoOptions, losses: Losses
+) -> list[Episode]:
+    """Episodes of which only the published features are known."""
+    found = [_foreign(dataset, frames, layout, options.arm, losses) for frames in episodes]
+    return make_episodes(str(dataset.path), found, _claims(dataset), options, losses)
+
+
+def _foreign(dataset: Dataset, frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> ForeignEpisode:
+    columns, row = frames.columns, frames.row
     observations = {}
     for spec in arm.observations:
         rows = _observation(columns, layout[spec.key], spec.shape, losses)
         observations[spec.key] = np.concatenate([rows, rows[-1:]])
-    solved = next((columns[name] for name in ("next.success", "next.reward") if name in columns), None)
-    if solved is None:
-        losses.remark("no success is recorded")
-        solved = np.zeros(frames.row["length"])
-    actions = losses.to_float32(columns["action"].reshape(-1, arm.action_dim), "action")
-    if not np.isfinite(actions).all():
-        raise DataError("NaN or infinity among its actions; leave it out")
-    rewards = losses.to_float32(columns.get("next.reward", solved), "next.reward")
-    if "next.success" in columns and "next.reward" in columns and not np.array_equal(rewards > 0, solved):
-        rewards = solved.astype(np.float32)  # a shaped reward; what solved the task is known better
-        losses.remark("next.success replaces next.reward")
-    return human_episode(observations, actions, arm, rewards=rewards)
+    action = _action_name(dataset)
+    flat = {name: columns[name].reshape(-1) for name in ("next.reward", "next.success") if name in columns}
+    rewards = losses.to_float32(flat["next.reward"], "next.reward") if "next.reward" in flat else None
+    recorded = _recorded_times(frames)
+    task = "; ".join(row.tasks) or arm.task
+    return ForeignEpisode(
+        origin=_origin(dataset, row),
+        observations=observations,
+        actions=losses.to_float32(columns[action].reshape(-1, arm.action_dim), action),
+        outcome=Recorded(rewards, flat["next.success"].astype(bool) if "next.success" in flat else None),
+        columns=recorded,
+        info={"task": task, "clock": _FILE_CLOCK} if recorded else {"task": task},
+    )
 
 
-def _whole(frames: _Frames, layout: Mapping[str, Any], arm: ArmSpec, losses: Losses) -> Episode:
-    """An episode written here, every column of it."""
-    columns, row = frames.columns, frames.row
+def _recorded_times(frames: _Frames) -> dict[str, Any]:
+    """Capture times, where the dataset has others than its rate says."""
+    if "timestamp" not in frames.columns:
+        return {}
+    times = capture_times(frames.columns["timestamp"].reshape(-1), frames.fps)
+    return {} if times is None else {"time_ns": times}
+
+
+def _whole(
+    dataset: Dataset, episodes: Iterator[_Frames], layout: Layout, options: DemoOptions, losses: Losses
+) -> list[Episode]:
+    """Episodes written here, every column of them."""
+    arm = read_arm(dataset.path)
+    assert arm is not None  # such a dataset holds it
+    check_agreement(f"{dataset.path}/{INFO}", _claims(dataset), arm, AgreementOptions())
+    claims = check_arm(str(dataset.path), arm, options.arm, options.agreement)
+    found = []
+    for frames in episodes:
+        origin = _origin(dataset, frames.row)
+        try:
+            episode = _own(frames, layout, arm, losses)
+        except DataError as error:
+            raise DataError(f"{origin}: {error}") from None
+        episode.check_fits(arm, origin)
+        found.append(adapt(episode, claims, options.arm, options.agreement, losses))
+    return found
+
+
+def _own(frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> Episode:
+    """An episode written here."""
+    columns, row = frames.columns, frames.row.row
     last = {name: np.asarray([row[f"last/{name}"]]) for name in {feature for feature, _ in layout.values()}}
     observations = {
         spec.key: np.concatenate([_observation(part, layout[spec.key], spec.shape, losses) for part in (columns, last)])

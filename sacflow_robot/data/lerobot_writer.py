@@ -1,7 +1,8 @@
 """Demonstrations as a LeRobotDataset v3.0.
 
-Features: ``observation.environment_state`` is the observation ``object``, ``observation.state`` all others joined, as
-LeRobot's policies expect them; ``action`` is the commanded one; ``next.reward``, ``next.done`` and ``next.success`` are
+Features: an observation called ``observation.*`` is a feature of that name. Of the others, ``object`` is
+``observation.environment_state``, and the rest joined is ``observation.state``, as LeRobot's policies expect them;
+``action`` is the commanded one; ``next.reward``, ``next.done`` and ``next.success`` are
 LeRobot's own. What an episode has beyond these stands beside them (see :mod:`sacflow_robot.data.demos` for names, and
 :mod:`sacflow_robot.data.lerobot` for what follows an episode's last step).
 
@@ -22,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sacflow_robot.data.demos import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
-from sacflow_robot.data.lerobot import BOOKKEEPING, OURS, dimension_names
+from sacflow_robot.data.lerobot import FEATURE_NAMES, OURS, dimension_names
+from sacflow_robot.data.lerobot_files import BOOKKEEPING
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, one_line
 from sacflow_robot.spec import ArmSpec
@@ -44,26 +46,27 @@ def write_lerobot(
     """
     arm = demos.arm
     optional = _columns_of_all(demos)
+    tasks = _tasks(demos)
     frames, lasts, start = [], [], 0
     for i, episode in enumerate(demos.episodes):
         columns, last = _episode_columns(episode, arm, optional)
-        frames.append(columns | _bookkeeping(i, start, len(episode), arm.control_rate_hz))
+        frames.append(columns | _bookkeeping(i, start, len(episode), arm.control_rate_hz, tasks[_task(episode, arm)]))
         lasts.append(last)
         start += len(episode)
-    features = _features(frames[0], arm)
+    features = _features(frames[0], demos)
     files = list(_files(frames, chunks_size, data_file_mb * 2**20))
     try:
         for chunk, file, first, stop in files:
             _write_table(
                 path / "data" / CHUNK_PATH.format(chunk_index=chunk, file_index=file), frames[first:stop], features
             )
-        rows = _episode_rows(demos.episodes, frames, lasts, files, arm.task)
+        rows = _episode_rows(demos, frames, lasts, files)
         episodes_file = path / "meta" / "episodes" / CHUNK_PATH.format(chunk_index=0, file_index=0)
         episodes_file.parent.mkdir(parents=True)
         names = dict.fromkeys(name for row in rows for name in row)
         table = pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in names})
         pq.write_table(table, episodes_file, compression="snappy")
-        _write_tasks(path / "meta" / "tasks.parquet", [arm.task])
+        _write_tasks(path / "meta" / "tasks.parquet", list(tasks))
         everything = {key: np.concatenate([each[key] for each in frames]) for key in frames[0]}
         _write_json(path / "meta" / "stats.json", _statistics(everything))
         _write_json(path / "meta" / "info.json", _info(demos, features, chunks_size, data_file_mb))
@@ -87,9 +90,23 @@ def _columns_of_all(demos: DemoSet) -> set[str]:
     return present
 
 
+def _task(episode: Episode, arm: ArmSpec) -> str:
+    """An episode's task in words."""
+    return str(episode.info.get("task", arm.task))
+
+
+def _tasks(demos: DemoSet) -> dict[str, int]:
+    """Every task in words, with its index."""
+    found = dict.fromkeys(_task(episode, demos.arm) for episode in demos.episodes)
+    return {task: i for i, task in enumerate(found)}
+
+
 def _joined(arm: ArmSpec) -> dict[str, list[str]]:
-    """Features of joined observations: feature to keys."""
+    """Observation features: feature to the keys that it joins."""
     keys = [a.key for a in arm.observations]
+    own = [key for key in keys if key.startswith("observation.")]
+    if own:
+        return {key if key in own else f"observation.{key}": [key] for key in keys}
     joined = {
         "observation.state": [key for key in keys if key != "object"],
         "observation.environment_state": [key for key in keys if key == "object"],
@@ -118,7 +135,7 @@ def _episode_columns(episode: Episode, arm: ArmSpec, optional: set[str]) -> tupl
     return columns, last
 
 
-def _bookkeeping(episode: int, start: int, steps: int, rate_hz: float) -> Columns:
+def _bookkeeping(episode: int, start: int, steps: int, rate_hz: float, task: int) -> Columns:
     """LeRobot's own columns; its timestamps stand on the grid of the frame rate, ``time_ns`` says when it was."""
     frame = np.arange(steps, dtype=np.int64)
     return {
@@ -126,16 +143,20 @@ def _bookkeeping(episode: int, start: int, steps: int, rate_hz: float) -> Column
         "frame_index": frame,
         "episode_index": np.full(steps, episode, np.int64),
         "index": start + frame,
-        "task_index": np.zeros(steps, np.int64),
+        "task_index": np.full(steps, task, np.int64),
     }
 
 
-def _features(columns: Columns, arm: ArmSpec) -> dict[str, dict[str, Any]]:
+def _features(columns: Columns, demos: DemoSet) -> dict[str, dict[str, Any]]:
     """The map ``features`` of ``meta/info.json``."""
+    arm = demos.arm
     sizes = {a.key: a.size for a in arm.observations}
+    recorded = json.loads(str(demos.attributes.get(FEATURE_NAMES, "{}")))
     names: dict[str, list[str]] = {key: list(arm.action_names) for key in ("action", "proposed", "measured", "human")}
     for feature, keys in _joined(arm).items():
-        names[feature] = [name for key in keys for name in dimension_names(key, sizes[key])]
+        own = [name for key in keys for name in dimension_names(key, sizes[key])]
+        theirs = recorded.get(feature, ())
+        names[feature] = list(theirs) if len(theirs) == len(own) else own
     return {
         key: {"dtype": values.dtype.name, "shape": list(values.shape[1:]) or [1], "names": names.get(key)}
         for key, values in columns.items()
@@ -175,19 +196,15 @@ def _to_arrow(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _episode_rows(
-    episodes: list[Episode],
-    frames: list[Columns],
-    lasts: list[Columns],
-    files: list[tuple[int, int, int, int]],
-    task: str,
+    demos: DemoSet, frames: list[Columns], lasts: list[Columns], files: list[tuple[int, int, int, int]]
 ) -> list[dict[str, Any]]:
     """Rows of ``meta/episodes``."""
     places = {i: (chunk, file) for chunk, file, first, stop in files for i in range(first, stop)}
     rows = []
-    for i, (episode, columns, last) in enumerate(zip(episodes, frames, lasts, strict=True)):
+    for i, (episode, columns, last) in enumerate(zip(demos.episodes, frames, lasts, strict=True)):
         row: dict[str, Any] = {
             "episode_index": i,
-            "tasks": [task],
+            "tasks": [_task(episode, demos.arm)],
             "length": len(episode),
             "data/chunk_index": places[i][0],
             "data/file_index": places[i][1],
@@ -243,7 +260,7 @@ def _info(demos: DemoSet, features: Mapping[str, Any], chunks_size: int, data_fi
         "robot_type": demos.arm.robot,
         "total_episodes": len(demos.episodes),
         "total_frames": sum(map(len, demos.episodes)),
-        "total_tasks": 1,
+        "total_tasks": len(_tasks(demos)),
         "chunks_size": chunks_size,
         "data_files_size_in_mb": data_file_mb,
         "video_files_size_in_mb": VIDEO_FILE_MB,

@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from sacflow_robot.data.demos import DemoSet
-from sacflow_robot.data.summary import gripper_dimensions
+from sacflow_robot.data.gripper import FINGERS, finger_width, gripper_dimensions
+from sacflow_robot.data.inferred_spec import describe_unit
 from sacflow_robot.episode import Episode
 from sacflow_robot.outputs import replacing
 from sacflow_robot.statistics import wilson_interval
@@ -23,7 +24,7 @@ from sacflow_robot.statistics import wilson_interval
 # Colours that remain apart for colour-blind eyes (Okabe and Ito).
 SOLVED, FAILED, NEUTRAL = "#0072B2", "#D55E00", "#555555"
 _MOST_TRACES = 150  # more lines than that are a blot
-_EEF, _FINGERS = "robot0_eef_pos", "robot0_gripper_qpos"
+_EEF = "robot0_eef_pos"
 
 
 def draw_page(path: Path, demos: DemoSet, figures: Mapping[str, Any], title: str) -> None:
@@ -60,8 +61,9 @@ def draw_page(path: Path, demos: DemoSet, figures: Mapping[str, Any], title: str
 def _heading(figure: Figure, demos: DemoSet, figures: Mapping[str, Any], title: str) -> None:
     solved, count = sum(e.success for e in demos.episodes), len(demos.episodes)
     arm, low_high = demos.arm, wilson_interval(solved, count)
+    rate = figures["rate"]["nominal_hz"]
     facts = [
-        f"{arm.robot}, {arm.task}, {arm.controller}, {arm.control_rate_hz:g} Hz",
+        f"{arm.robot}, {arm.task}, {arm.controller}, {'rate unknown' if rate is None else f'{rate:g} Hz nominal'}",
         f"{count:,} episodes, {figures['steps']:,} steps",
         f"success {solved / count:.0%} (95 % interval {low_high[0]:.0%} to {low_high[1]:.0%})",
         f"idle {figures['idle_share']:.0%}",
@@ -177,25 +179,38 @@ def _over_time(axes: Axes, episodes: list[Episode], key: str, dimension: int, ti
 
 
 def _gripper(axes: Axes, episodes: list[Episode], demos: DemoSet) -> None:
-    """How far the fingers are apart; what is commanded, where no observation says it."""
-    if _FINGERS in episodes[0].observations:
-        widths = [
-            [np.column_stack([_seconds(e), 1e3 * np.ptp(e.observations[_FINGERS], axis=1)]) for e in part]
-            for _, _, part in _split(episodes)
-        ]
-        _traces(axes, episodes, widths)
-        axes.set(title="gripper: opening", xlabel="time (s)", ylabel="between the fingers (mm)")
-        return
+    """How far the fingers are apart and, beside it, what is commanded; each where it is known."""
     dimensions = np.flatnonzero(gripper_dimensions(demos.arm))
-    if not len(dimensions):
-        _absent(axes, _FINGERS)
+    parts = [part for _, _, part in _split(episodes)]
+    fingers = FINGERS in episodes[0].observations
+    if not fingers and not len(dimensions):
+        _absent(axes, FINGERS)
         return
-    lines = [
-        [np.column_stack([_seconds(e)[:-1], e.commanded[:, dimensions[0]]]) for e in part]
-        for _, _, part in _split(episodes)
-    ]
-    _traces(axes, episodes, lines)
-    axes.set(title="gripper: command", xlabel="time (s)", ylabel=demos.arm.action_names[dimensions[0]])
+    beside = axes.twinx() if fingers and len(dimensions) else axes
+    if len(dimensions):
+        commands = [
+            [np.column_stack([_seconds(e)[:-1], e.commanded[:, dimensions[0]]]) for e in part] for part in parts
+        ]
+        if fingers:
+            _commands_beside(beside, [line for lines in commands for line in lines])
+        else:
+            _traces(axes, episodes, commands)
+        name, unit = demos.arm.action_names[dimensions[0]], demos.arm.action_units[dimensions[0]]
+        beside.set_ylabel(f"command: {name} ({describe_unit(unit)})")
+    if fingers:
+        widths = [[np.column_stack([_seconds(e), 1e3 * finger_width(e)]) for e in part] for part in parts]
+        _traces(axes, episodes, widths)
+        axes.set_ylabel("between the fingers (mm)")
+    axes.set(
+        title="gripper: opening, and command (dotted)" if fingers and len(dimensions) else "gripper", xlabel="time (s)"
+    )
+
+
+def _commands_beside(axes: Axes, lines: list[npt.NDArray[Any]]) -> None:
+    """Commands (T, 2) on an axis of their own, of a few episodes: more are a blot."""
+    shown = lines[:: max(1, len(lines) // 10)]
+    axes.add_collection(LineCollection(shown, colors=NEUTRAL, linewidths=0.8, linestyles="dotted", alpha=0.7))
+    axes.autoscale_view()
 
 
 def _actions(part: Any, demos: DemoSet) -> None:
@@ -212,7 +227,7 @@ def _actions(part: Any, demos: DemoSet) -> None:
         shares = np.full(len(actions), 100 / len(actions))
         edges = (span[0] - margin, span[1] + margin)
         each.hist(actions[:, i], bins=45, range=edges, weights=shares, color=NEUTRAL)
-        each.set_title(f"{name}\n1 = {unit}", fontsize=9)
+        each.set_title(f"{name}\n{describe_unit(unit)}", fontsize=9)
         each.set_yscale("log")
         each.tick_params(labelsize=7)
     for each in axes[arm.action_dim :]:

@@ -241,7 +241,7 @@ class ReplayBuffer:
         columns = self._columns
         columns["observation"][rows] = flat[:-1]
         columns["next_observation"][rows] = flat[np.arange(steps) + length]
-        columns["action"][rows] = episode.commanded
+        columns["action"][rows] = self._arm.to_unit(episode.commanded)
         columns["reward"][rows] = reward
         columns["discount"][rows] = np.where(ended & reaches_end, 0.0, self._gamma**length)
         columns["length"][rows] = length

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.data.demos import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
+from sacflow_robot.data.gripper import gripper_dimensions, gripper_disagreement
 from sacflow_robot.episode import Episode, Source
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec
 
 _STILL = 1e-3  # of an action's range: what is commanded below this is no motion
 
@@ -31,6 +33,7 @@ def summarise(demos: DemoSet) -> dict[str, Any]:
         "idle_share": float(np.mean(np.concatenate([idle_steps(e, arm) for e in episodes]))),
         "saturated_share": _saturated_share(episodes, arm),
         "duplicates": duplicates(episodes),
+        "gripper": gripper_disagreement(episodes, arm),
     }
 
 
@@ -38,15 +41,33 @@ _RANGE: dict[str, Any] = {"min": np.min, "mean": np.mean, "max": np.max}
 
 
 def measured_rate(episodes: list[Episode]) -> dict[str, Any]:
-    """The rate of the capture times, and the shortest and longest period; ``clock`` says what the times are worth."""
-    periods = np.concatenate([np.diff(e.time_ns) for e in episodes]) / 1e9
+    """The rate of the capture times, and the shortest, mean and longest period; None where nobody measured them.
+
+    Times of the nominal clock, which counts steps, are no measurement. ``clock`` says what the times are worth.
+    """
     clocks = sorted({str(e.info["clock"]) for e in episodes if "clock" in e.info})
-    spans = sum(int(e.time_ns[-1] - e.time_ns[0]) for e in episodes) / 1e9
+    timed = [e.time_ns for e in episodes if e.info.get("clock") != NOMINAL_CLOCK]
+    spans = sum(int(times[-1] - times[0]) for times in timed) / 1e9
+    if spans <= 0:
+        return {"measured_hz": None, "period_s": None, "clock": clocks}
+    periods = np.concatenate([np.diff(times) for times in timed]) / 1e9
     return {
-        "measured_hz": len(periods) / spans if spans > 0 else None,
+        "measured_hz": len(periods) / spans,
         "period_s": {name: float(f(periods)) for name, f in _RANGE.items()},
         "clock": clocks,
     }
+
+
+def describe_rate(rate: Mapping[str, Any], nominal_hz: float) -> str:
+    """``19.98 Hz measured (periods 49.1 to 53.2 ms), 20 Hz nominal``, or that no time was recorded."""
+    if rate["measured_hz"] is None:
+        return f"not recorded; nominal {nominal_hz:g} Hz"
+    shortest, longest = (1e3 * rate["period_s"][name] for name in ("min", "max"))
+    clock = ", ".join(rate["clock"]) or "not named"
+    return (
+        f"{rate['measured_hz']:.4g} Hz measured (periods {shortest:.4g} to {longest:.4g} ms), {nominal_hz:g} Hz nominal; "
+        f"clock: {clock}"
+    )
 
 
 def count_sources(episodes: list[Episode]) -> dict[str, int]:
@@ -71,6 +92,7 @@ def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
             if values is not None and not (values.dtype.kind == "f" and np.isnan(values).all()):
                 arrays[column.attribute].append(values)
     units = {a.key: " ".join(filter(None, (a.unit, a.frame and f"in {a.frame}"))) for a in demos.arm.observations}
+    units["action"] = ", ".join(dict.fromkeys(demos.arm.action_units))
     return [
         {
             "key": key,
@@ -82,11 +104,6 @@ def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
         }
         for key, parts in arrays.items()
     ]
-
-
-def gripper_dimensions(arm: ArmSpec) -> npt.NDArray[np.bool_]:
-    """Which action dimensions (A,) are the gripper's, by their names."""
-    return np.array(["gripper" in name for name in arm.action_names], bool)
 
 
 def idle_steps(episode: Episode, arm: ArmSpec) -> npt.NDArray[np.bool_]:

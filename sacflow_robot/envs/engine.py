@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 
-from sacflow_robot.envs.tasks import is_gymnasium_id
+from sacflow_robot.envs.tasks import TASKS, is_gymnasium_id
 from sacflow_robot.spec import Engine
 
 _log = logging.getLogger(__name__)
@@ -17,11 +17,13 @@ def usable_engine(task: str, wanted: Engine) -> Engine:
     Raises:
         ModuleNotFoundError: The simulator is not installed.
     """
+    if ":" in task and task not in TASKS:
+        return "stock"  # nobody expects the compiled step of an environment of one's own
     for module in ("gymnasium",) if is_gymnasium_id(task) else ("gymnasium", "mujoco", "robosuite"):
         if importlib.util.find_spec(module) is None:
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
     if wanted == "compiled":
-        if is_gymnasium_id(task):
+        if task not in TASKS:
             return fall_back(task, "it is of robosuite's tasks only")
         if importlib.util.find_spec("numba") is None:
             return fall_back(task, "numba is not installed")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from sacflow_robot.action_history import KEY, arm_with_history, push, start_history
 from sacflow_robot.armmodel import ArmModel, Measured
 from sacflow_robot.envs.draws import Randomisation, draw_around, draw_wide
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv, make_spaces
@@ -18,9 +19,8 @@ from sacflow_robot.envs.sensing import Sensors
 from sacflow_robot.envs.workers import core_count
 from sacflow_robot.errors import UsageError
 from sacflow_robot.randomness import Stream, random_stream
-from sacflow_robot.spec import ArmSpec, ArraySpec, Engine, FloatArray, StepResult
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult
 
-ACTION_HISTORY = "action_history"
 _ROW_SUBSTEPS = 5  # an observation every 10 ms
 
 
@@ -58,14 +58,6 @@ class Draws:
         return draw_around(self.measured, rng) if self.mode == "profile" else self.model
 
 
-def with_history(arm: ArmSpec, history: int) -> ArmSpec:
-    """What an arm observes if its observations hold the last actions (history, A) too."""
-    if not history:
-        return arm
-    array = ArraySpec(ACTION_HISTORY, (history, arm.action_dim), "action")
-    return replace(arm, observations=(*arm.observations, array))
-
-
 class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[str, FloatArray], FloatArray]):
     """A robosuite task with an arm drawn anew at each reset, decided by the reset's seed.
 
@@ -83,7 +75,7 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
     def __init__(self, env: RobosuiteEnv, draws: Draws) -> None:
         super().__init__(env)
         self._robosuite, self._draws = env, draws
-        self.arm = with_history(env.arm, draws.history)
+        self.arm = arm_with_history(env.arm, draws.history)
         self.observation_space = make_spaces(self.arm)[0]  # type: ignore[assignment]
         self._step_ms = 1e3 * float(env.model.opt.timestep)
         self._period = round(env.arm.period_ns / 1e6 / self._step_ms)
@@ -103,7 +95,7 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
         self._commands: list[tuple[float, FloatArray, int]] = []
         self._rows: list[tuple[float, dict[str, FloatArray]]] = []
         self._seen = self._sensors.read(observation, self._rng) if self._sensors.active else observation
-        self._history = np.zeros((self._draws.history, self._robosuite.arm.action_dim), np.float32)
+        self._history = start_history(self._robosuite.arm, self._draws.history)
         return self._observation(), {**info, "arm_model": self.model.to_json()}
 
     def step(self, action: FloatArray) -> tuple[dict[str, FloatArray], Any, bool, bool, dict[str, Any]]:
@@ -122,7 +114,7 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
             self._arrive(begin + every * (i + 1), self._robosuite.arm.unflatten(flat))
         self._seen = self._newest()
         if len(self._history):
-            self._history = np.concatenate([self._history[1:], given[None]])
+            self._history = push(self._history, given)
         truncated = not made.solved and self._steps >= self._robosuite.task.horizon
         info = {"success": made.solved, "state": made.states[-1]}
         return self._observation(), float(made.solved), made.solved, truncated, info
@@ -159,7 +151,7 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
         return arrived[-1][1] if arrived else self._seen
 
     def _observation(self) -> dict[str, FloatArray]:
-        return {**self._seen, **({ACTION_HISTORY: self._history} if len(self._history) else {})}
+        return {**self._seen, **({KEY: self._history} if len(self._history) else {})}
 
 
 class RandomisedArms:

@@ -117,16 +117,16 @@ def is_gymnasium_id(name: str) -> bool:
 
 
 def get_arm(name: str) -> ArmSpec:
-    """What the simulated arm of a task, or of any Gymnasium id, offers and accepts.
+    """What the simulated arm of a task, of any Gymnasium id, or of an environment ``MODULE:CLASS`` offers and accepts.
 
     Raises:
-        UnknownNameError: Neither a task nor a Gymnasium id.
-        UsageError: The Gymnasium environment cannot be made, or does not fit.
+        UnknownNameError: None of these.
+        UsageError: The environment cannot be made, or does not fit.
     """
-    if is_gymnasium_id(name):
-        from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
+    if name in TASKS or (":" not in name and not is_gymnasium_id(name)):
+        return get_task(name).arm
+    from sacflow_robot.envs.environment import make_environment
 
-        env = GymnasiumEnv(name)
-        env.close()
-        return env.arm
-    return get_task(name).arm
+    env = make_environment(name)
+    env.close()
+    return env.arm

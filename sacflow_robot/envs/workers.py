@@ -15,16 +15,19 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from sacflow_robot.action_history import arm_with_history
 from sacflow_robot.envs.engine import fall_back, usable_engine
+from sacflow_robot.envs.environment import HistoryEnv, UserEnv, make_environment
 from sacflow_robot.envs.experts.expert import make_expert
 from sacflow_robot.envs.experts.habits import Quality
-from sacflow_robot.envs.tasks import get_arm, is_gymnasium_id
+from sacflow_robot.envs.tasks import get_arm
 from sacflow_robot.episode import Episode, EpisodeBuilder, Source
 from sacflow_robot.errors import SacflowError, one_line
 from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, Engine, FloatArray, StepResult
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
+    from sacflow_robot.envs.randomised import RandomisedArms
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
     from sacflow_robot.envs.threads import ArmThreads
 
@@ -39,13 +42,18 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_arms(task: str, count: int, engine: Engine = "compiled", *, background: bool = True) -> ArmThreads | ArmPool:
+def make_arms(
+    task: str, count: int, engine: Engine = "compiled", *, background: bool = True, history: int = 0
+) -> ArmThreads | ArmPool | RandomisedArms:
     """Simulated arms: in threads of this process under the compiled engine, else in a process each.
 
-    Without ``background``, compiled arms move in the thread that waits for them. Where the compiled engine does not cover the task, the stock one steps it, and the log has a line that says why.
+    Without ``background``, compiled arms move in the thread that waits for them. Where the compiled engine does not cover
+    the task, the stock one steps it, and the log has a line that says why. With ``history`` they observe so many of their
+    last actions too.
 
     Raises:
         UnknownNameError: No such task.
+        UsageError: The environment cannot be made.
     """
     get_arm(task)
     if usable_engine(task, engine) == "compiled":
@@ -53,10 +61,14 @@ def make_arms(task: str, count: int, engine: Engine = "compiled", *, background:
         from sacflow_robot.envs.threads import ArmThreads
 
         try:
+            if history:
+                from sacflow_robot.envs.randomised import Draws, RandomisedArms
+
+                return RandomisedArms(task, count, Draws(history=history), background=background)
             return ArmThreads(task, count, background=background)
         except NotCoveredError as error:
             fall_back(task, str(error))
-    return ArmPool(task, count)
+    return ArmPool(task, count, history)
 
 
 class ArmPool:
@@ -65,13 +77,14 @@ class ArmPool:
     Args:
         task: Name of the task.
         count: Number of arms.
+        history: How many of their last actions they observe too.
 
     Raises:
         UnknownNameError: No such task.
     """
 
-    def __init__(self, task: str, count: int) -> None:
-        self._spec = get_arm(task)
+    def __init__(self, task: str, count: int, history: int = 0) -> None:
+        self._spec = arm_with_history(get_arm(task), history)
         self._busy: list[int] = []
         self._links: list[Connection] = []
         self._processes = []
@@ -79,7 +92,7 @@ class ArmPool:
         with _starting_workers():
             for _ in range(count):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve_arm, args=(theirs, task), daemon=True)
+                process = context.Process(target=_serve_arm, args=(theirs, task, history), daemon=True)
                 process.start()
                 theirs.close()
                 self._links.append(ours)
@@ -155,11 +168,15 @@ class ArmPool:
         return SacflowError(f"simulator process {index} died (exit code {code}); is the machine out of memory?")
 
 
-def _serve_arm(link: Connection, task: str) -> None:
+def _serve_arm(link: Connection, task: str, history: int = 0) -> None:
     """Body of one worker process: execute requests until the parent closes the link."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
-        arm = _local_arm(task, "stock")
+        made = _local_arm(task, "stock")
+        arm = HistoryEnv(made, history) if history else made
+    except SacflowError as error:
+        link.send(str(error))
+        return
     except Exception as error:
         link.send(f"{type(error).__name__}: {one_line(error)}")
         return
@@ -262,15 +279,9 @@ def _prepared(task: str, engine: Engine) -> Engine:
 
 
 @cache
-def _local_arm(task: str, engine: Engine) -> RobosuiteEnv | GymnasiumEnv:
+def _local_arm(task: str, engine: Engine) -> RobosuiteEnv | GymnasiumEnv | UserEnv:
     """This process's arm for the task; building one takes seconds, so it is kept."""
-    if is_gymnasium_id(task):
-        from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
-
-        return GymnasiumEnv(task)
-    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-
-    return RobosuiteEnv(task, engine=engine)
+    return make_environment(task, engine)
 
 
 @contextmanager

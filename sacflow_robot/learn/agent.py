@@ -59,6 +59,7 @@ class Agent:
         if set(arm.action_low) != {-1.0} or set(arm.action_high) != {1.0}:
             raise UsageError(f"arm {arm.robot!r} takes actions beyond -1 to 1; give it a driver that scales them")
         self.arm, self.config, self.device = arm, config, device
+        self.robot = arm  # the one that is commanded, whose actions may have bounds of their own
         learner = config.learner
         self.action_dim = config.chunk_length * arm.action_dim
         self.generator = torch.Generator(device).manual_seed(config.seed)

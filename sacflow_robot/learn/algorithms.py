@@ -22,12 +22,14 @@ ALGORITHMS: dict[str, type[Agent]] = {
 
 
 def make_agent(arm: ArmSpec, config: TrainConfig, device: torch.device) -> Agent:
-    """The agent of the configuration's algorithm.
+    """The agent of the configuration's algorithm, whose actions go from -1 to 1 between the robot's own bounds.
 
     Raises:
         UnknownNameError: No such algorithm.
-        UsageError: The arm or an option does not fit it.
+        UsageError: An action of the robot has no bounds, or an option does not fit the algorithm.
     """
     if config.algo not in ALGORITHMS:
         raise UnknownNameError("algorithm", config.algo, ALGORITHMS)
-    return ALGORITHMS[config.algo](arm, config, device)
+    agent = ALGORITHMS[config.algo](arm.with_unit_actions(), config, device)
+    agent.robot = arm
+    return agent

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import yaml
 
+from sacflow_robot.data.agreement import AgreementOptions
 from sacflow_robot.errors import DataError, UsageError, one_line
-from sacflow_robot.spec import Engine
+from sacflow_robot.spec import NO_ENVIRONMENT, Engine
 
 VelocityName = Literal["flow-g", "flow-t", "flow-l", "mlp"]
 
@@ -166,11 +168,13 @@ class LearnerConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(AgreementOptions):
     """Train a flow policy offline to online, and export it.
 
     Attributes:
-        env: Task, or any Gymnasium id; the defaults of all other options are its preset.
+        env: Task, any Gymnasium id, or an environment of one's own as MODULE:CLASS or FILE.py:CLASS; the defaults of all other
+            options are its preset. Left out, it is that of the demonstrations or logs, where there is one here, and lift
+            without any. none: there is no environment, and the robot is that of the logs; learning is from them alone.
         algo: Learning algorithm: sac-flow; bc, flow matching alone; qc, the best of several chunks of a cloned flow; qc-fql,
             a one-step policy distilled from it; rlpd and sac, a Gaussian with and without demonstrations.
         velocity: Velocity network of a flow.
@@ -182,7 +186,9 @@ class TrainConfig:
         trim_idle: Drop the steps of raw robosuite demonstrations that command nothing and move no finger.
         replay: Episode logs to learn from besides: folders, or addresses such as s3://bucket/episodes.zarr.
         offline_steps: Updates on the demonstrations before going online.
-        online_steps: Environment steps to learn from online.
+        online_steps: Environment steps to learn from online, in total. With --resume a larger number than the run's extends
+            it: it goes on as a run of that many steps would have, but for a linear regularisation schedule, which then ends
+            later, and for one more evaluation where it had ended.
         seed: Seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
         compile: Compile the update: on, off, or auto, which does on a GPU, and on a CPU for runs of 10,000 updates and more.
@@ -269,6 +275,8 @@ class TrainConfig:
                 self.demos == "none" and not self.replay, "demos", self.demos, "none, without --replay, from scratch"
             )
             _check(self.offline_steps == 0, "offline_steps", self.offline_steps, "0 from scratch")
+        if self.env == NO_ENVIRONMENT:
+            self._check_without_environment()
         if self.learner.best_of > 1:
             why = "1 with " + (
                 "bc, which learns no critic" if self.algo == "bc" else f"{self.algo}, which plays its mean"
@@ -277,6 +285,18 @@ class TrainConfig:
         if self.algo in ("rlpd", "sac"):
             expected = f"action with {self.algo}, which has no flow"
             _check(self.learner.regulariser == "action", "learner.regulariser", self.learner.regulariser, expected)
+
+    def _check_without_environment(self) -> None:
+        """Refuse what takes an environment where there is none."""
+        here = "without an environment, which --env would name"
+        _check(not self.from_scratch, "from_scratch", True, f"left out {here}")
+        _check(self.algo not in ("rlpd", "sac"), "algo", self.algo, f"one that learns offline {here}")
+        for name in ("online_steps", "eval_episodes", "final_eval_episodes"):
+            _check(getattr(self, name) == 0, name, getattr(self, name), f"0 {here}")
+        _check(self.randomise == "none", "randomise", self.randomise, f"none {here}")
+        _check(self.safety is None, "safety", self.safety, f"left out {here}")
+        _check(self.demos != "auto", "demos", self.demos, f"a file, or none with --replay LOG, {here}")
+        _check(self.offline_steps > 0, "offline_steps", self.offline_steps, f"at least 1 {here}")
 
     @property
     def updates(self) -> float:
@@ -309,6 +329,43 @@ def without_effect(algo: AlgorithmName) -> frozenset[str]:
         "sac": gaussian,
     }
     return frozenset(unused[algo])
+
+
+ENVIRONMENT_OPTIONS = frozenset(
+    {"arms", "env-engine", "eval-every", "demo-quality", "demo-episodes", "profile", "safety", "randomise"}
+)
+"""Options that mean nothing without an environment, whatever their value, as on the command line."""
+
+
+def check_given(config: TrainConfig, given: Collection[str]) -> None:
+    """Refuse options given on the command line that do nothing in this run.
+
+    Args:
+        config: The run's configuration.
+        given: Names of the options given, as on the command line, e.g. ``"learner.critics"``.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for option in sorted(without_effect(config.algo).intersection(given)):
+        raise UsageError(f"--{option} does nothing with --algo {config.algo}; leave it out")
+    if config.env == NO_ENVIRONMENT:
+        for option in sorted(ENVIRONMENT_OPTIONS.intersection(given)):
+            raise UsageError(f"--{option} does nothing without an environment; leave it out, or name one with --env")
+
+
+def extended(config: TrainConfig, online_steps: int, run: object) -> TrainConfig:
+    """The configuration of a run that is to go on to that many environment steps in total.
+
+    Raises:
+        UsageError: It is to have fewer than it has, or has no environment to take them in.
+    """
+    if online_steps < config.online_steps:
+        raise UsageError(
+            f"--online-steps {online_steps} with --resume {run}, a run of {config.online_steps}: it is the new total, and "
+            f"cannot be less; give a larger one, or leave it out"
+        )
+    return replace(config, online_steps=online_steps)
 
 
 def _check(fine: bool, name: str, value: object, expected: str) -> None:

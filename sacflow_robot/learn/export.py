@@ -62,17 +62,34 @@ class ExportedGraph(nn.Module):
     """The policy as its file sees it: observation arrays and noise in, what is committed where it takes that, chunks out."""
 
     over_steps: Tensor
+    middle: Tensor
+    half_range: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, policy: nn.Module, arm: ArmSpec, chunk_length: int) -> None:
         super().__init__()
         self.policy, self._keys, self._shape = policy, len(arm.observations), (-1, chunk_length, arm.action_dim)
         over_steps = torch.eye(chunk_length).repeat_interleave(arm.action_dim, 1)
         self.register_buffer("over_steps", over_steps)  # (H, D): a product with it is cheaper than repeating entries
+        self._scaled = not arm.has_unit_actions
+        for name, values in zip(
+            ("middle", "half_range", "low", "high"), (*arm.action_scale, *arm.action_bounds), strict=True
+        ):
+            self.register_buffer(name, torch.from_numpy(values) if self._scaled else None)
 
     def forward(self, *arrays: Tensor) -> Tensor:
         """Actions (B, H, A) from one array (B, *shape) per observation key, noise (B, H, A), prefix and its mask (B, H)."""
         actions: Tensor = self.policy(*self._flat(arrays))
-        return actions.reshape(self._shape)
+        actions = actions.reshape(self._shape)
+        if not self._scaled:
+            return actions
+        actions = torch.minimum(torch.maximum(self.middle + self.half_range * actions, self.low), self.high)
+        committed = arrays[self._keys + 1 :]
+        if not committed:
+            return actions
+        prefix, mask = committed  # scaled there and back it would differ in its last bit
+        return torch.where(mask.unsqueeze(-1) > 0, prefix, actions)
 
     def margin(self, *arrays: Tensor) -> Tensor:
         """By how much the action chosen is better than the next (B,), where there is a choice; else infinity."""
@@ -87,6 +104,7 @@ class ExportedGraph(nn.Module):
         flat = [torch.cat([x.flatten(1) for x in observation], -1), noise.flatten(1)]
         if committed:
             prefix, mask = committed
+            prefix = (prefix - self.middle) / self.half_range if self._scaled else prefix
             flat += [prefix.flatten(1), mask @ self.over_steps]
         return flat
 
@@ -114,7 +132,7 @@ def export_agent(agent: Agent, notes: Mapping[str, Any], path: Path, options: Ex
         raise UsageError(f"--best-of is {best_of}, but {agent.config.algo} {why}; leave it out")
     more = {"best_of": best_of} if best_of > 1 else {}
     exported = policy if best_of == 1 else BestOf(policy, agent.target_critic, best_of, learner.critic_aggregate)
-    spec = make_spec(policy, agent.arm, policy.name, {**notes, **more})
+    spec = make_spec(policy, agent.robot, policy.name, {**notes, **more})
     return export_policy(exported, spec, path, weights=options.weights, prefix=options.prefix)
 
 
@@ -144,7 +162,7 @@ def export_policy(
         prefix: Whether a flow is to take what is committed already; other policies never do.
 
     Returns:
-        Largest absolute difference between ONNX Runtime and torch at batch 1, 7 and 64.
+        Largest absolute difference between ONNX Runtime and torch at batch 1, 7 and 64, where an action's half range is 1.
 
     Raises:
         ExportError: The difference exceeds 1e-5 with weights in float32, or the file cannot be written.
@@ -263,7 +281,8 @@ def _random_inputs(spec: PolicySpec, batch: int, prefix: bool) -> dict[str, Floa
         start += array.size
     inputs[policyfile.NOISE] = rng.standard_normal((batch, *spec.noise_shape)).astype(np.float32)
     if prefix:
-        inputs[policyfile.PREFIX] = rng.uniform(-1, 1, (batch, *spec.noise_shape)).astype(np.float32)
+        committed = rng.uniform(-1, 1, (batch, *spec.noise_shape)).astype(np.float32)
+        inputs[policyfile.PREFIX] = spec.arm.from_unit(committed)
         count = np.arange(batch)[:, None] % (spec.chunk_length + 1)
         inputs[policyfile.PREFIX_MASK] = (np.arange(spec.chunk_length) < count).astype(np.float32)
     return inputs
@@ -299,6 +318,6 @@ def _compare(graphs: _Graphs, spec: PolicySpec, model: onnx.ModelProto, batches:
     for batch in batches:
         for graph, prefix in cases:
             inputs = _inputs(graph, spec, batch, prefix)
-            difference = np.abs(session.run(None, inputs)[0] - _run_torch(graph, inputs)).max()
-            worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+            difference = policyfile.action_error(spec, session.run(None, inputs)[0], _run_torch(graph, inputs))
+            worst = max(worst, difference) if np.isfinite(difference) else float("inf")
     return worst

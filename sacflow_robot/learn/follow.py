@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from sacflow_robot.action_history import KEY, with_action_history
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.data.replay import ChunkBatch
 from sacflow_robot.episode import Episode
@@ -170,7 +171,7 @@ class FollowingTrainer(Trainer):
         next_at = max(taken.learned, float(self.config.learner.warmup_steps)) + follow.publish_every
         per_step = self.config.learner.updates_per_step
         while True:
-            new = taken.take()
+            new = [self._as_observed(episode) for episode in taken.take()]
             for episode in new:
                 self.check(episode)
                 self._take(len(episode), [episode])
@@ -192,6 +193,10 @@ class FollowingTrainer(Trainer):
             self._check_stop()
             if all_taken:
                 time.sleep(_POLL_S)
+
+    def _as_observed(self, episode: Episode) -> Episode:
+        """An episode with as long an action history as the policy sees, where it was recorded with one."""
+        return with_action_history(episode, self.config.action_history) if KEY in episode.observations else episode
 
     def _pieces(self, ended: list[Episode]) -> list[Episode]:
         return ended

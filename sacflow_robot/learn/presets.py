@@ -8,6 +8,7 @@ from typing import cast, get_args
 
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.learn.config import AlgorithmName, FlowConfig, LearnerConfig, TrainConfig, VelocityName
+from sacflow_robot.spec import NO_ENVIRONMENT
 
 # Longer tasks than Lift: demonstrations that hardly ever fail, less noise to explore with, and a policy held near what
 # cloning makes of the same noise, which keeps different ways of doing the task apart.
@@ -22,6 +23,8 @@ _LONGER = TrainConfig(
 # Tasks of millimetres: more cloning, and a critic that has seen more failures before the policy follows it. Stack needs
 # demonstrations of its rare starts, with the cubes side by side; square has the policy held closer to the clone.
 _FINER = replace(_LONGER, offline_steps=20_000, learner=replace(_LONGER.learner, warmup_steps=8000))
+# Learning is from what was recorded alone: nothing moves.
+_RECORDED = TrainConfig(env=NO_ENVIRONMENT, demos="none", online_steps=0, eval_episodes=0, final_eval_episodes=0)
 PRESETS = {
     "lift": TrainConfig(),
     "stack": replace(_FINER, env="stack", demo_episodes=400),
@@ -81,7 +84,7 @@ def preset(
     """Default configuration.
 
     Args:
-        env: Task, or a Gymnasium id.
+        env: Task, Gymnasium id, environment of one's own, or ``"none"``.
         velocity: Velocity network of a flow.
         algo: Algorithm.
         from_scratch: Without demonstrations; None: as the algorithm is meant, which sac alone is.
@@ -90,8 +93,9 @@ def preset(
     Raises:
         UnknownNameError: No preset of that name.
     """
-    if env not in PRESETS and not re.search(r"-v\d+$", env):
-        raise UnknownNameError("task", env, [*PRESETS, "any Gymnasium id, e.g. HalfCheetah-v5"])
+    if env not in PRESETS and env != NO_ENVIRONMENT and ":" not in env and not re.search(r"-v\d+$", env):
+        others = "any Gymnasium id, e.g. HalfCheetah-v5", "one of your own as MODULE:CLASS", NO_ENVIRONMENT
+        raise UnknownNameError("task", env, [*PRESETS, *others])
     for kind, name, names in (("velocity", velocity, VelocityName), ("algorithm", algo, AlgorithmName)):
         if name not in get_args(names):
             raise UnknownNameError(kind, name, get_args(names))
@@ -99,7 +103,7 @@ def preset(
         chosen = replace(_SCRATCH, env=env)
         flow = _SCRATCH_FLOWS.get(velocity, chosen.flow)
     else:
-        chosen = PRESETS.get(env, TrainConfig(env=env, demos="none"))
+        chosen = _RECORDED if env == NO_ENVIRONMENT else PRESETS.get(env, TrainConfig(env=env, demos="none"))
         flow = replace(_FLOWS.get(velocity, chosen.flow), noise_scale=chosen.flow.noise_scale)
     chosen = replace(chosen, velocity=cast(VelocityName, velocity), flow=flow)
     chosen = _for_algorithm(chosen, cast(AlgorithmName, algo))

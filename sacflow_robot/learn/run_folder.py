@@ -6,7 +6,9 @@ import csv
 import fcntl
 import io
 import itertools
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from sacflow_robot import __version__
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
 from sacflow_robot.outputs import check_output, replacing
+from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec
 
 COLUMNS = (
     "phase",
@@ -78,18 +81,25 @@ _PROFILES = "profile", "safety"
 """Settings that name a calibration profile; a run keeps its own copy, so that it can go on wherever it lies."""
 
 
+_ROBOT = "robot.json"
 _LOCK = ".lock"
 _claimed: dict[tuple[int, int], int] = {}  # descriptors that this process holds locked, by device and inode
 
 
 class RunFolder:
-    """Paths and writers of one run."""
+    """Paths and writers of one run.
 
-    def __init__(self, path: Path, env: str) -> None:
-        self.path, self._env = path, env
+    Args:
+        path: The folder.
+        env: Environment of the run, after which its policy file is named.
+        robot: The robot of a run without an environment, whose task names the policy file; kept as ``robot.json``.
+    """
+
+    def __init__(self, path: Path, env: str, robot: ArmSpec | None = None) -> None:
+        self.path, self._env, self.robot = path, env, robot
         self.config, self.checkpoint = path / "config.yaml", path / "checkpoint.pt"
         self.metrics, self.curve = path / "metrics.csv", path / "curve.png"
-        self.episodes, self.policy = path / "episodes.zarr", path / f"{env}.onnx"
+        self.episodes, self.policy = path / "episodes.zarr", path / f"{_name_of(env, robot)}.onnx"
 
     @staticmethod
     def check_free(path: Path | None) -> None:
@@ -103,13 +113,14 @@ class RunFolder:
         check_output(path or Path("runs"), folder=True)
 
     @staticmethod
-    def create(path: Path | None, config: TrainConfig) -> RunFolder:
+    def create(path: Path | None, config: TrainConfig, robot: ArmSpec | None = None) -> RunFolder:
         """Make a new run folder.
 
         Args:
             path: Where; None takes the first free ``runs/<env>-<velocity>-s<seed>[-N]``, with another algorithm
-                than sac-flow named instead of the velocity.
+                than sac-flow named instead of the velocity, and with the robot's task where there is no environment.
             config: Written into it.
+            robot: The robot of a run without an environment; written into it too.
 
         Raises:
             UsageError: The path is taken, or cannot be made.
@@ -118,11 +129,13 @@ class RunFolder:
         try:
             if path is None:
                 kind = config.velocity if config.algo == "sac-flow" else config.algo
-                path = _make_numbered(Path("runs") / f"{config.env}-{kind}-s{config.seed}")
+                path = _make_numbered(Path("runs") / f"{_name_of(config.env, robot)}-{kind}-s{config.seed}")
             path.mkdir(parents=True, exist_ok=True)
-            folder = RunFolder(path, config.env)
+            folder = RunFolder(path, config.env, robot)
             folder.claim()
             RunFolder.check_free(path)  # another process may have made it meanwhile
+            if robot is not None:
+                replace_text(path / _ROBOT, robot.to_json())
             folder.write_config(config)
         except OSError as error:
             raise UsageError(f"cannot make the run folder {path or 'runs'}: {one_line(error)}") from None
@@ -142,7 +155,8 @@ class RunFolder:
         inside: dict[str, Any] = {
             name: str(path / f"{name}.yaml") for name in _PROFILES if getattr(config, name) == f"{name}.yaml"
         }
-        return RunFolder(path, config.env), replace(config, **inside)
+        robot = _read_robot(path / _ROBOT) if config.env == NO_ENVIRONMENT else None
+        return RunFolder(path, config.env, robot), replace(config, **inside)
 
     def claim(self) -> None:
         """Keep other processes from writing to the run until this one ends, however it ends.
@@ -194,7 +208,7 @@ class RunFolder:
                 shutil.copytree(self.path, partial, ignore=others, dirs_exist_ok=True)
             except (OSError, shutil.Error) as error:
                 raise UsageError(f"cannot copy {self.path} to {path}: {one_line(error)}") from None
-            yield RunFolder(partial, self._env)
+            yield RunFolder(partial, self._env, self.robot)
             try:
                 partial.replace(path)
             except OSError as error:
@@ -267,6 +281,26 @@ class RunFolder:
                     f"{self.checkpoint} is of {name} {theirs.get(name)!r}, its config.yaml says {ours[name]!r}; put back "
                     f"the file that belongs there"
                 )
+
+
+def _name_of(env: str, robot: ArmSpec | None) -> str:
+    """Part of a file's name that says what a run is of."""
+    name = env if robot is None else robot.task
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "policy"
+
+
+def _read_robot(path: Path) -> ArmSpec:
+    """The robot of a run without an environment.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    try:
+        return ArmSpec.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({one_line(error)}); it says which robot the run is of") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def made_by(config: TrainConfig) -> dict[str, Any]:

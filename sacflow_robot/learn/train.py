@@ -196,7 +196,8 @@ class Trainer:
 
     def act(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
         """The policy as it would be exported now: chunks (B, H, A)."""
-        return self.agent.act(self._arms.spec.flatten(observation), noise)
+        spec = self._arms.spec
+        return spec.from_unit(self.agent.act(spec.flatten(observation), noise))
 
     def _offline(self) -> None:
         total = self.config.offline_steps
@@ -282,11 +283,11 @@ class Trainer:
 
     def _explore(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
         if self.config.from_scratch and not self._normalised:
-            return uniform_actions(noise)
+            return self._arms.spec.from_unit(uniform_actions(noise))
         chunks = self.agent.explore(self._arms.spec.flatten(observation), noise)
         if not np.isfinite(chunks).all():
             raise self._diverged("the policy's action")
-        return chunks
+        return self._arms.spec.from_unit(chunks)
 
     def _evaluate(self, phase: str) -> None:
         """Run held-out episodes, record the result, redraw the curve."""

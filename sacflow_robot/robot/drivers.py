@@ -1,8 +1,9 @@
 """Arm drivers by name: ``DRIVER:SUBJECT?OPTION=VALUE&OPTION=VALUE``, e.g. ``sim:lift`` or ``rtsim:lift?obs_delay_ms=40``.
 
 A driver is a function that takes the subject (a task, a file, an address: whatever it needs most) and the options, and
-returns a ``Robot`` that is not connected yet. Other packages add theirs by an entry point in the group
-``sacflow_robot.robots``:
+returns a ``Robot`` that is not connected yet. One's own needs no package: ``my_module:make_my_arm``, or a file,
+``path/to/driver.py:make_my_arm``, with ``:SUBJECT?OPTION=VALUE`` behind it where it takes them. Other packages add theirs by
+an entry point in the group ``sacflow_robot.robots``:
 
     [project.entry-points."sacflow_robot.robots"]
     myarm = "my_package.my_module:make_my_arm"
@@ -19,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
+from sacflow_robot.plugins import has_module, load_object
 from sacflow_robot.spec import Engine, Robot
 
 GROUP = "sacflow_robot.robots"
@@ -34,6 +36,7 @@ DRIVERS: dict[str, str | Driver] = {
     "lerobot": "sacflow_robot.robot.lerobot_arm:make_lerobot",
 }
 _WITH_ENGINE = "sim", "rtsim"
+_OF_A_ROBOT = "spec", "lockstep", "clock", "connect", "begin", "observe", "command", "hold", "stop", "close"
 
 
 def make_robot(name: str, engine: Engine = "compiled") -> Robot:
@@ -56,7 +59,9 @@ def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
         UsageError: The driver cannot be loaded, or the options cannot be read.
     """
     driver, subject, options = split_name(name)
-    found = _find(driver)
+    found = _known(driver)
+    if found is None:
+        found, driver, subject = _own(name, driver, subject)
     if driver in _WITH_ENGINE:
         options.setdefault("engine", engine)
     history = options.pop("history", "0")
@@ -102,13 +107,25 @@ def check_options(driver: str, options: Options, known: Collection[str]) -> None
             raise UnknownNameError(f"option of robot driver {driver!r}", option, known)
 
 
-def _find(driver: str) -> Driver:
+def check_is_robot(robot: object) -> None:
+    """Refuse what a driver made that is no ``Robot``, before anything moves.
+
+    Raises:
+        UsageError: It lacks something of the protocol; names all of it.
+    """
+    lacking = [name for name in _OF_A_ROBOT if not hasattr(robot, name)]
+    if lacking:
+        raise UsageError(
+            f"the driver made {type(robot).__name__}, which is no robot: it lacks {', '.join(lacking)}; see "
+            f"sacflow_robot.spec.Robot"
+        )
+
+
+def _known(driver: str) -> Driver | None:
+    """The driver of that name, of this package's or of another that is installed."""
     found: str | Driver | None = DRIVERS.get(driver)
     if found is None:
-        others = {point.name: point for point in entry_points(group=GROUP)}
-        if driver not in others:
-            raise UnknownNameError("robot driver", driver, [f"{d}:..." for d in {*DRIVERS, *others}])
-        found = others[driver].value
+        found = next((point.value for point in entry_points(group=GROUP) if point.name == driver), None)
     if not isinstance(found, str):
         return found
     module, _, function = found.partition(":")
@@ -121,8 +138,40 @@ def _find(driver: str) -> Driver:
     return made
 
 
+def _own(name: str, module: str, rest: str) -> tuple[Driver, str, str]:
+    """A driver of the user's own, ``MODULE:FUNCTION[:SUBJECT]``; returns it, its name and the subject.
+
+    Raises:
+        UnknownNameError: There is neither a driver nor a module of that name.
+        UsageError: The module cannot be imported, or has no such function.
+    """
+    if not has_module(module):
+        known = {*DRIVERS, *(point.name for point in entry_points(group=GROUP))}
+        raise UnknownNameError(
+            "robot driver",
+            module,
+            [*(f"{driver}:..." for driver in known), "your own as MODULE:FUNCTION or FILE.py:FUNCTION"],
+        )
+    function, _, subject = rest.partition(":")
+    made = load_object(f"{module}:{function}", "robot driver")
+    if not callable(made):
+        raise UsageError(f"robot {name!r}: {module}:{function} is no function that makes a robot")
+
+    def make(subject: str, options: Options) -> Robot:
+        try:
+            robot: Robot = made(subject, options)
+        except SacflowError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            raise UsageError(f"robot {name!r} cannot be made: {type(error).__name__}: {one_line(error)}") from None
+        check_is_robot(robot)
+        return robot
+
+    return make, f"{module}:{function}", subject
+
+
 def make_sim(task: str, options: Options) -> Robot:
-    """``sim:TASK``, in lockstep. Options: ``engine`` (compiled, stock); ``speed``, at most so many times real time."""
+    """``sim:TASK``, in lockstep; also a Gymnasium id, or an environment ``MODULE:CLASS``. Options: ``engine`` (compiled, stock); ``speed``, at most so many times real time."""
     check_options("sim", options, ["engine", "speed"])
     try:
         speed = float(options.get("speed", 0))
@@ -130,9 +179,10 @@ def make_sim(task: str, options: Options) -> Robot:
         raise UsageError(f"sim: speed is {options['speed']!r}, expected a number") from None
     try:
         from sacflow_robot.robot.sim import SimRobot
+
+        return SimRobot(task, engine_option(options), speed)
     except ImportError as error:
         raise no_simulator(error) from None
-    return SimRobot(task, engine_option(options), speed)
 
 
 def make_rtsim(task: str, options: Options) -> Robot:

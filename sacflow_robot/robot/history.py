@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Robot, StepResult
-
-KEY = "action_history"
+from sacflow_robot.action_history import KEY, arm_with_history, push, start_history
+from sacflow_robot.spec import ArmSpec, FloatArray, Robot, StepResult
 
 
 class HistoryRobot:
@@ -22,9 +19,8 @@ class HistoryRobot:
 
     def __init__(self, robot: Robot, history: int) -> None:
         self._robot, self._length = robot, history
-        array = ArraySpec(KEY, (history, robot.spec.action_dim), "action")
-        self._spec = replace(robot.spec, observations=(*robot.spec.observations, array))
-        self._actions = np.zeros(array.shape, np.float32)
+        self._spec = arm_with_history(robot.spec, history)
+        self._actions = start_history(robot.spec, history)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._robot, name)
@@ -38,7 +34,7 @@ class HistoryRobot:
         return self._robot.lockstep
 
     def begin(self, seed: int) -> StepResult:
-        self._actions = np.zeros_like(self._actions)
+        self._actions = start_history(self._spec, self._length)
         return self._with(self._robot.begin(seed))
 
     def observe(self) -> StepResult:
@@ -46,7 +42,12 @@ class HistoryRobot:
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
         self._robot.command(action, valid_until_ns)
-        self._actions = np.concatenate([self._actions[1:], self._robot.spec.check_action(action)[None]])
+        self._actions = push(self._actions, self._robot.spec.check_action(action))
 
     def _with(self, result: StepResult) -> StepResult:
         return replace(result, observation={**result.observation, KEY: self._actions.copy()})
+
+
+def bare(robot: Robot) -> Robot:
+    """The arm without its last commands in its observations: what a replay moves, for it sends what was commanded."""
+    return robot._robot if isinstance(robot, HistoryRobot) else robot

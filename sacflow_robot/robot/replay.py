@@ -9,8 +9,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.action_history import without_history
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError, StoppedError
+from sacflow_robot.robot.history import bare
 from sacflow_robot.robot.latch import State, Verdict
 from sacflow_robot.robot.limits import ActionLimits
 from sacflow_robot.robot.loop import default_safety
@@ -58,6 +60,9 @@ class ReplayResult:
 def check_replayable(robot: Robot, log_arm: ArmSpec, episode: Episode, origin: str) -> None:
     """Refuse an episode that this arm cannot repeat, before anything moves.
 
+    That the last commands are among the observations of one and not of the other is no difference: they follow from the
+    commands.
+
     Args:
         robot: The arm.
         log_arm: Arm that the log is of.
@@ -68,7 +73,8 @@ def check_replayable(robot: Robot, log_arm: ArmSpec, episode: Episode, origin: s
         SpecMismatchError: The log is of another arm; names every field that differs.
         DataError: The arm is simulated, and the episode has no states to start from.
     """
-    different = robot.spec.differences(log_arm)
+    robot = bare(robot)
+    different = robot.spec.differences(without_history(log_arm))
     if different:
         raise SpecMismatchError(f"{origin} does not fit the robot (robot, log): {'; '.join(different)}")
     if isinstance(robot, Restorable) and episode.states is None:
@@ -124,6 +130,7 @@ def replay_episode(
         DataError: The arm is simulated, and the episode has no states to start from; or nothing was sent.
         InvalidValueError: An observation holds NaN or infinity; nothing was sent on it.
     """
+    robot = bare(robot)
     arm, clock = robot.spec, robot.clock
     check_replayable(robot, arm, episode, "the episode")
     limit = ActionLimits(arm, limits)

@@ -8,19 +8,18 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
-from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION, is_gymnasium_id
-from sacflow_robot.errors import RobotError, StoppedError, UsageError
+from sacflow_robot.envs.environment import UserEnv, make_environment
+from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
+from sacflow_robot.errors import DataError, RobotError, StoppedError, UsageError
 from sacflow_robot.robot.clock import MonotonicClock
 from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult
 
 
 class SimRobot:
-    """A robosuite task, or any Gymnasium environment, as a ``Robot``.
+    """A robosuite task, any Gymnasium environment, or one's own, as a ``Robot``.
 
     Args:
-        task: Name of the task, or Gymnasium's id.
+        task: Name of the task, Gymnasium's id, or ``MODULE:CLASS``.
         engine: What steps a robosuite task.
         speed: Times real time that a command takes at least; 0 for as fast as it goes.
 
@@ -32,7 +31,7 @@ class SimRobot:
     def __init__(self, task: str, engine: Engine = "compiled", speed: float = 0.0) -> None:
         if not 0 <= speed < math.inf:
             raise UsageError(f"sim: speed is {speed:g}, expected how many times real time, or 0 for no limit")
-        self.env = GymnasiumEnv(task) if is_gymnasium_id(task) else RobosuiteEnv(task, engine=engine)
+        self.env = make_environment(task, engine)
         self._seen: StepResult | None = None
         self._stopped = False
         self.clock = MonotonicClock()
@@ -61,6 +60,8 @@ class SimRobot:
 
     def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
         """Start from a logged simulator state (S,)."""
+        if isinstance(self.env, UserEnv):
+            raise DataError(f"{self.spec.task} cannot start from a logged state; only robosuite tasks can")
         self._seen = self.env.begin_at(state)
         return self._seen
 
@@ -76,7 +77,7 @@ class SimRobot:
             raise StoppedError("the arm has been stopped; connect it again")
         begun_ns = self.clock.now_ns()
         before, after = self.observe(), self.env.command(action)
-        if "robot0_eef_pos" in after.observation:
+        if "robot0_eef_pos" in after.observation and not isinstance(self.env, UserEnv):
             after = replace(after, measured=measured_action(before.observation, after.observation, float(action[-1])))
         self._seen = after
         self.clock.sleep_until(begun_ns + self._least_ns)

@@ -203,7 +203,7 @@ class OnnxPolicy:
             actions = self.infer(golden, noise, *prefix)
             if actions.shape != expected.shape:
                 raise ValueError(f"actions of shape {actions.shape} for {expected.shape}")
-            difference = float(np.abs(actions - expected).max())
+            difference = policyfile.action_error(self.spec, actions, expected)
         except (KeyError, InvalidValueError, PolicyFileError, ValueError, TypeError) as error:
             raise PolicyFileError(
                 f"{path}: its golden vectors do not fit its graph ({error}); export it again"

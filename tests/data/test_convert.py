@@ -43,6 +43,7 @@ ARM = ArmSpec(
 )
 FLOAT32 = {"dtype": np.float32, "elements": st.floats(width=32, allow_nan=False, allow_infinity=False)}
 FLOAT64 = {"dtype": np.float64, "elements": st.floats(allow_nan=False, allow_infinity=False)}
+PERIODS_NS = st.integers(75_000_000, 85_000_000)  # of about 12.5 Hz; times that contradict it are refused
 
 
 @st.composite
@@ -64,7 +65,7 @@ def episodes(draw: st.DrawFn, *, states: int, timed: bool) -> Episode:
         rewards=rows(steps, **FLOAT32),
         terminated=terminated,
         truncated=end & draw(st.booleans()),
-        time_ns=rows(steps + 1, dtype=np.int64, elements=st.integers(0, 2**62)),
+        time_ns=draw(st.integers(0, 2**61)) + np.cumsum(rows(steps + 1, dtype=np.int64, elements=PERIODS_NS)),
         states=rows(steps + 1, states, **FLOAT64) if states else None,
         **{name: rows(steps, dtype=np.int64, elements=st.integers(0, 2**62)) for name in STEP_TIMES if timed},
         **({"human": rows(steps, 1, **FLOAT32)} if draw(st.booleans()) else {}),
@@ -203,7 +204,7 @@ def test_another_arm_is_refused(
     make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path, suffix: str
 ) -> None:
     write_demos(tmp_path / f"a{suffix}", DemoSet(replace(arm, robot="UR5e"), [make_episode(3)]))
-    with pytest.raises(SpecMismatchError, match="robot: Panda, UR5e"):
+    with pytest.raises(SpecMismatchError, match="UR5e"):
         read_demos(tmp_path / f"a{suffix}", DemoOptions(arm, "Lift"))
 
 

@@ -244,7 +244,9 @@ def test_observations_are_found_by_the_names_of_dimensions(arm: ArmSpec, options
         ({"observation.object": None}, {}, "no observation 'object'.* it has .*observation.robot0_eef_pos"),
         ({"action": np.zeros((3, 6), np.float32)}, {}, r"feature 'action' is \[6\]; task 'lift' takes \(7,\)"),
         ({"action": np.full((3, 7), np.nan, np.float32)}, {}, "episode 0: NaN or infinity among its actions"),
-        ({}, {"codebase_version": "v2.1"}, r"LeRobotDataset v2.1; expected v3.0"),
+        ({}, {"codebase_version": "v2.1"}, "has no meta/episodes.jsonl, which v2.1 has; is it complete"),
+        ({}, {"codebase_version": "v1.6"}, r"LeRobotDataset v1.6; supported are v2.0, v2.1 and v3.0: convert it"),
+        ({}, {"codebase_version": "v4.0"}, r"LeRobotDataset v4.0; supported are v2.0, v2.1 and v3.0: install a later"),
         ({}, {"data_path": "elsewhere/{chunk_index}/{file_index}"}, "is it complete"),
     ],
 )

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from sacflow_robot.data.demos import DemoSet
+from sacflow_robot.data.gripper import gripper_disagreement
 from sacflow_robot.data.page import draw_page
-from sacflow_robot.data.summary import duplicates, idle_steps, measured_rate, summarise
+from sacflow_robot.data.summary import describe_rate, duplicates, idle_steps, measured_rate, summarise
 from sacflow_robot.episode import Episode, Source
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, ArraySpec
 
 
 def test_figures(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:
@@ -38,6 +39,30 @@ def test_the_measured_rate_is_that_of_the_times(make_episode: Callable[..., Epis
     assert rate["measured_hz"] == pytest.approx(16) and rate["clock"] == ["monotonic"]
     assert rate["period_s"] == pytest.approx({"min": 0.05, "mean": 0.0625, "max": 0.1})
     assert measured_rate([replace(late, time_ns=np.zeros(5, np.int64))])["measured_hz"] is None
+    assert describe_rate(rate, 20) == "16 Hz measured (periods 50 to 100 ms), 20 Hz nominal; clock: monotonic"
+
+
+def test_a_clock_that_counts_steps_measures_nothing(make_episode: Callable[..., Episode]) -> None:
+    rate = measured_rate([replace(make_episode(4), info={"clock": NOMINAL_CLOCK})])
+    assert rate["measured_hz"] is None and rate["period_s"] is None
+    assert describe_rate(rate, 20) == "not recorded; nominal 20 Hz"
+
+
+def test_a_gripper_that_disagrees_with_its_command(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:
+    def disagreement(sign: int, travel: float = 0.002) -> str | None:
+        episode = make_episode(40)
+        closing = np.where(np.arange(40) < 20, 1, -1).astype(np.float32)
+        half = (0.04 - np.r_[0, np.cumsum(closing)] * travel / 2).astype(np.float32)
+        observations = {**episode.observations, "robot0_gripper_qpos": np.column_stack([half, -half])}
+        commanded = episode.commanded.copy()
+        commanded[:, 6] = sign * closing
+        return gripper_disagreement([replace(episode, observations=observations, commanded=commanded)], arm)
+
+    assert disagreement(1) is None
+    assert "in 100% of the steps that move the fingers they go against the command" in (disagreement(-1) or "")
+    assert "it changes 1 times, and no finger moves" in (disagreement(1, travel=0) or "")
+    joints = replace(arm, action_units=("rad",) * 7)
+    assert gripper_disagreement([make_episode(40)], joints) is None, "nothing says what its command means"
 
 
 def test_idle_steps_command_nothing_new(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:

@@ -14,6 +14,7 @@ from sacflow_robot.errors import ExportError
 from sacflow_robot.learn import export
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.spec import ArmSpec, PolicySpec
 
 FLOW = FlowConfig(width=32, depth=2, gate_width=16, euler_steps=3)
@@ -114,3 +115,29 @@ def test_spec_travels(arm: ArmSpec) -> None:
     assert (spec.chunk_length, spec.euler_steps, spec.noise_shape) == (5, 3, (5, 7))
     assert spec.observation_mean == pytest.approx(policy.observation_mean.tolist())
     assert replace(spec, notes={"a": 1}).fingerprint != spec.fingerprint
+
+
+def test_a_file_for_an_arm_with_other_bounds_acts_in_its_units(arm: ArmSpec, tmp_path: Path) -> None:
+    low, high = np.linspace(-180, 0, 7), np.linspace(20, 90, 7)
+    own = replace(arm, action_low=tuple(low), action_high=tuple(high))
+    policy, half, center = make_policy(arm, "flow-g"), (high - low) / 2, (high + low) / 2
+    export.export_policy(policy, export.make_spec(policy, arm, "flow-g", {}), tmp_path / "plain.onnx")
+    export.export_policy(policy, export.make_spec(policy, own, "flow-g", {}), tmp_path / "own.onnx")
+    plain, scaled = OnnxPolicy(tmp_path / "plain.onnx"), OnnxPolicy(tmp_path / "own.onnx")
+    assert scaled.takes_prefix
+    rng = np.random.default_rng(0)
+    for batch in (1, 4):
+        observation = {a.key: rng.standard_normal((batch, *a.shape)).astype(np.float32) for a in arm.observations}
+        noise = rng.standard_normal((batch, 5, 7)).astype(np.float32)
+        expected = plain.infer(observation, noise) * half + center
+        np.testing.assert_allclose(scaled.infer(observation, noise), expected, atol=1e-3)
+        prefix = rng.uniform(-1, 1, (batch, 5, 7)).astype(np.float32)
+        mask = np.tile((np.arange(5) < 2).astype(np.float32), (batch, 1))
+        given = (prefix * half + center).astype(np.float32)
+        actions = scaled.infer(observation, noise, given, mask)
+        assert np.array_equal(actions[:, :2], given[:, :2]), "what is committed comes back in every bit"
+        expected = plain.infer(observation, noise, prefix, mask) * half + center
+        np.testing.assert_allclose(actions[:, 2:], expected[:, 2:], atol=1e-3)
+    session = onnxruntime.InferenceSession(tmp_path / "own.onnx")  # as a client that knows nothing of a prefix
+    named = {**observation, "noise": noise}
+    np.testing.assert_array_equal(session.run(None, named)[0], scaled.infer(observation, noise))

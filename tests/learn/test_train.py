@@ -19,7 +19,7 @@ from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError
 from sacflow_robot.learn import train
 from sacflow_robot.learn.agent import Metrics
-from sacflow_robot.learn.config import FlowConfig, TrainConfig
+from sacflow_robot.learn.config import FlowConfig, TrainConfig, extended
 from sacflow_robot.learn.failures import Interrupted
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.progress import TrainingProgress
@@ -114,6 +114,45 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     assert rows[0] == rows[1]
     assert sum(bool(row["loss/actor"]) for row in rows[0]) >= 5, "rows after the warm-up are compared too"
     assert (tmp_path / "parts" / "curve.png").stat().st_size > 5_000
+
+
+def test_a_run_extended_ends_bit_for_bit_where_a_longer_one_does(
+    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+) -> None:
+    whole = make_trainer(tmp_path / "whole", pools)
+    whole.load(demos)
+    whole.run()
+    short = make_trainer(tmp_path / "short", pools, replace(TINY, online_steps=80))
+    short.load(demos)
+    short.run()
+    with pytest.raises(UsageError, match=r"--online-steps 79 with --resume run, a run of 80: it is the new total"):
+        extended(short.config, 79, "run")
+    longer = make_trainer(tmp_path / "short", pools, extended(short.config, 160, "run"))
+    longer.resume()
+    longer.run()
+    assert longer.env_steps == whole.env_steps >= 160 and longer.evaluations == whole.evaluations
+    assert_equal(longer.agent.state_dict(), whole.agent.state_dict(), "agent")
+    for key, column in whole.buffer.state_dict().items():
+        assert (column == longer.buffer.state_dict()[key]).all(), key
+
+
+def test_a_run_of_cloning_alone_extended_learns_online_as_if_it_had_been_meant_to(
+    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+) -> None:
+    """Without evaluations, so that nothing but the checkpoint says that cloning is over."""
+    config = replace(TINY, online_steps=60, eval_episodes=0, algo="sac-flow")
+    config = replace(config, learner=replace(config.learner, regulariser="same-noise", warmup_steps=0))
+    whole = make_trainer(tmp_path / "whole", pools, config)
+    whole.load(demos)
+    whole.run()
+    clone = make_trainer(tmp_path / "clone", pools, replace(config, online_steps=0))
+    clone.load(demos)
+    clone.run()
+    longer = make_trainer(tmp_path / "clone", pools, config)
+    longer.resume()
+    longer.run()
+    assert longer.env_steps == whole.env_steps >= 60
+    assert_equal(longer.agent.state_dict(), whole.agent.state_dict(), "agent")
 
 
 def test_training_episodes_are_logged_and_resuming_cuts_what_was_lost(

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sacflow_robot.action_history import with_action_history
 from sacflow_robot.envs.workers import demonstrate
-from sacflow_robot.episode import Episode
+from sacflow_robot.episode import Episode, EpisodeBuilder
 from sacflow_robot.errors import DataError, SpecMismatchError
+from sacflow_robot.robot.drivers import make_robot
 from sacflow_robot.robot.replay import check_replayable, replay_episode, sending_offsets
 from sacflow_robot.robot.sim import SimRobot
 from sacflow_robot.robot.testing import FakeRobot
@@ -152,3 +154,25 @@ def test_times_come_from_the_sending_where_it_is_known(make_episode: Callable[..
     assert sending_offsets(episode).tolist() == [7 * MS, 50 * MS, 107 * MS]
     with pytest.raises(DataError, match="run backwards"):
         sending_offsets(replace(make_episode(3), time_ns=np.array([0, 50, 40, 60]) * MS))
+
+
+def test_a_log_with_action_history_replays_on_an_arm_with_any_or_none() -> None:
+    seen = make_robot("sim:lift?history=3")
+    seen.connect()
+    start = seen.begin(3)
+    builder = EpisodeBuilder(start, period_ns=seen.spec.period_ns)
+    for action in np.random.default_rng(0).uniform(-1, 1, (4, 7)).astype(np.float32):
+        seen.command(action, 0)
+        builder.add(seen.observe(), action)
+    episode, log_arm = builder.build(seed=3), seen.spec
+    plain = SimRobot("lift")
+    for robot in (seen, plain):
+        robot.connect()
+        check_replayable(robot, log_arm, episode, "log")
+        check_replayable(robot, plain.spec, with_action_history(episode, 0), "log")
+        assert replay_episode(robot, episode).max_state_deviation == 0
+    other = replace(log_arm, control_rate_hz=10.0)
+    with pytest.raises(SpecMismatchError, match="control_rate_hz"):
+        check_replayable(seen, other, episode, "log")
+    seen.close()
+    plain.close()

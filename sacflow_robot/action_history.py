@@ -1,0 +1,59 @@
+"""The actions commanded last, as one more observation: for policies that act where delays make what they see depend on it.
+
+The history is no measurement: it follows from the commanded actions, so that a log can be learned from with another
+length of it than it was recorded with, and an episode replays without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sacflow_robot.episode import Episode
+from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
+
+KEY = "action_history"
+
+
+def arm_with_history(arm: ArmSpec, length: int) -> ArmSpec:
+    """The robot if it observes its last actions (length, A) too, newest last; of the length given, whatever it had."""
+    arm = without_history(arm)
+    if not length:
+        return arm
+    return replace(arm, observations=(*arm.observations, ArraySpec(KEY, (length, arm.action_dim), "action")))
+
+
+def without_history(arm: ArmSpec) -> ArmSpec:
+    """The robot without its last actions among its observations."""
+    if not history_of(arm):
+        return arm
+    return replace(arm, observations=tuple(a for a in arm.observations if a.key != KEY))
+
+
+def history_of(arm: ArmSpec) -> int:
+    """How many of its last actions a robot observes; 0 for none."""
+    return next((a.shape[0] for a in arm.observations if a.key == KEY and a.shape), 0)
+
+
+def start_history(arm: ArmSpec, length: int) -> FloatArray:
+    """The history (length, A) at an episode's start: zeros."""
+    return np.zeros((length, arm.action_dim), np.float32)
+
+
+def push(history: FloatArray, action: FloatArray) -> FloatArray:
+    """The history (length, A) after one more action (A,), as a new array."""
+    return np.concatenate([history[1:], action[None]])
+
+
+def with_action_history(episode: Episode, length: int) -> Episode:
+    """The episode with the ``length`` actions commanded before each observation, zeros before the start; 0 leaves them out."""
+    held = episode.observations.get(KEY)
+    others = {key: rows for key, rows in episode.observations.items() if key != KEY}
+    if not length:
+        return episode if held is None else replace(episode, observations=others)
+    before = np.concatenate([np.zeros((length, episode.commanded.shape[1]), np.float32), episode.commanded])
+    rows = np.stack([before[t : t + length] for t in range(len(episode) + 1)])
+    if held is not None and np.array_equal(held, rows):
+        return episode
+    return replace(episode, observations={**others, KEY: rows})

@@ -1,0 +1,100 @@
+"""Objects of the user's own, named on the command line: ``package.module:NAME``, or ``path/to/file.py:NAME``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from sacflow_robot.errors import SacflowError, UsageError, one_line
+
+
+def is_file_name(module: str) -> bool:
+    """Whether the part before the colon names a Python file and not a module."""
+    return module.endswith(".py")
+
+
+def has_module(module: str) -> bool:
+    """Whether there is such a Python file or, installed or in the working folder, such a module."""
+    if is_file_name(module):
+        return True
+    if not all(part.isidentifier() for part in module.split(".")):
+        return False
+    _add_working_folder()
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent that is no package, or a module without a spec
+        return False
+
+
+def load_object(name: str, what: str) -> Any:
+    """The object that ``MODULE:NAME`` or ``FILE.py:NAME`` names.
+
+    A module is looked for among what is installed first, then in the working folder.
+
+    Args:
+        name: The name.
+        what: What it is to be, for messages, e.g. ``"environment"``.
+
+    Raises:
+        UsageError: There is no such module, file or object, or it cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    if not module or not attribute.isidentifier():
+        raise UsageError(f"{what} {name!r}: expected MODULE:NAME or FILE.py:NAME")
+    try:
+        found = _load_file(Path(module)) if is_file_name(module) else _load_module(module)
+    except (SacflowError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # whatever the user's module raises
+        why = (
+            one_line(error)
+            if isinstance(error, ImportError | OSError)
+            else f"{type(error).__name__}: {one_line(error)}"
+        )
+        raise UsageError(f"{what} {name!r} cannot be loaded: {why}") from None
+    if not hasattr(found, attribute):
+        public = sorted(key for key, value in vars(found).items() if callable(value) and not key.startswith("_"))
+        raise UsageError(
+            f"{what} {name!r}: {module} has no {attribute!r}; it has {', '.join(public[:20]) or 'nothing'}"
+        )
+    return getattr(found, attribute)
+
+
+def _load_module(module: str) -> Any:
+    _add_working_folder()
+    return importlib.import_module(module)
+
+
+def _load_file(path: Path) -> Any:
+    """The module in a file, the same object however often it is asked for."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    whole = path.resolve()
+    name = f"sacflow_robot_user_{whole.stem}_{abs(hash(str(whole))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, whole)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[name] = made
+    # What lies beside it can be imported, after everything that is installed.
+    if str(whole.parent) not in sys.path:
+        sys.path.append(str(whole.parent))
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return made
+
+
+def _add_working_folder() -> None:
+    """Let modules of the working folder be found, after everything that is installed, so that none of these is hidden."""
+    folder = str(Path.cwd())
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.append(folder)
+        importlib.invalidate_caches()

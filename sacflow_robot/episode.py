@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec, FloatArray, StepResult
+from sacflow_robot.spec import LOOP_CLOCK, ArmSpec, FloatArray, StepResult
 
 
 class Source(IntEnum):
@@ -147,6 +147,15 @@ class Episode:
     def success(self) -> bool:
         """Whether the task was solved; sparse tasks end the episode when they are."""
         return bool(self.info.get("success", self.terminated[-1]))
+
+    @property
+    def paced(self) -> bool:
+        """Whether its times are to be those of the control rate.
+
+        Those of a robot in lockstep are not, for its time stands still between commands; what control loops recorded before
+        they said so may be of either kind.
+        """
+        return not self.info.get("lockstep", self.info.get("clock") == LOOP_CLOCK)
 
     def check_fits(self, arm: ArmSpec, origin: str) -> None:
         """Raise DataError, naming ``origin``, unless the arrays have the arm's keys, shapes and action dimension."""

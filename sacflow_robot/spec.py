@@ -353,6 +353,9 @@ class PolicySpec:
 NOMINAL_CLOCK = "nominal control rate, from the start of the episode"
 """Clock of arms for which time stands still between commands."""
 
+LOOP_CLOCK = "monotonic of the robot's computer"
+"""Clock of what a control loop recorded."""
+
 
 class Policy(Protocol):
     """Anything that turns observations into action chunks: local, remote, recorded, scripted."""

@@ -285,10 +285,11 @@ def check_times(
     return check_pace(periods, rate_hz, origin)
 
 
-def check_log_times(origin: str, times_ns: Sequence[npt.NDArray[np.int64]], rate_hz: float) -> None:
+def check_log_times(origin: str, times_ns: Sequence[npt.NDArray[np.int64]], rate_hz: float | None) -> None:
     """Refuse the times of a log's episodes, each (T + 1,), unless they increase, at about the control rate altogether.
 
-    A loop may be late, so that a few episodes alone say little of its rate.
+    A loop may be late, so that a few episodes alone say little of its rate. Of a robot in lockstep they say nothing of it,
+    and ``rate_hz`` is None.
 
     Raises:
         DataError: They do not.
@@ -298,7 +299,8 @@ def check_log_times(origin: str, times_ns: Sequence[npt.NDArray[np.int64]], rate
         seconds = (times - times[0]) / 1e9
         check_times(seconds, None, f"{origin}, episode {i}", repeats=True)
         periods.append(np.diff(seconds))
-    check_pace(np.concatenate(periods), rate_hz, origin)
+    if periods:
+        check_pace(np.concatenate(periods), rate_hz, origin)
 
 
 def check_pace(periods: npt.NDArray[np.float64], rate_hz: float | None, origin: str) -> float | None:

@@ -194,7 +194,8 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
         raise DataError(f"{path} holds no episodes")
     if options.agreement.filter_key is not None:
         demos = _subset(path, demos, options.agreement.filter_key)
-    check_log_times(str(path), [episode.time_ns for episode in demos.episodes], demos.arm.control_rate_hz)
+    for paced, rate_hz in (True, demos.arm.control_rate_hz), (False, None):
+        check_log_times(str(path), [e.time_ns for e in demos.episodes if e.paced == paced], rate_hz)
     if disagreement := gripper_disagreement(demos.episodes, demos.arm):
         demos.losses.remark(disagreement)
     return demos

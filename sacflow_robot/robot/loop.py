@@ -15,7 +15,7 @@ from sacflow_robot.robot.safety import SafetyFilter
 from sacflow_robot.robot.switches import Switches
 from sacflow_robot.robot.takeover import HumanInput, Label
 from sacflow_robot.robot.timing import no_garbage_collection
-from sacflow_robot.spec import ArmSpec, FloatArray, Policy, Recorder, Robot
+from sacflow_robot.spec import LOOP_CLOCK, ArmSpec, FloatArray, Policy, Recorder, Robot
 
 __all__ = ["VALID_PERIODS", "Chooser", "Chosen", "EpisodeRun", "OpenLoop", "check_fit", "default_safety", "run_episode"]
 
@@ -94,7 +94,8 @@ def run_episode(
         "robot": robot.spec.robot,
         "policy_version": policy_version,
         "spec_fingerprint": policy.spec.fingerprint,
-        "clock": "monotonic of the robot's computer",
+        "clock": LOOP_CLOCK,
+        "lockstep": robot.lockstep,
         **({"safety_sha256": safety.limits.sha256} if isinstance(safety, SafetyFilter) else {}),
         **(info or {}),
     }

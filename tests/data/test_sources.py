@@ -78,3 +78,22 @@ def test_a_subset_of_any_format(make_episode: Make, arm: ArmSpec, tmp_path: Path
         read_demos(tmp_path / f"a{suffix}", options(arm, filter_key="test"))
     with pytest.raises(DataError, match="'none' is empty"):
         read_demos(tmp_path / f"a{suffix}", options(arm, filter_key="none"))
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".hdf5"])
+def test_times_of_a_robot_in_lockstep_say_nothing_of_its_rate(
+    make_episode: Make, arm: ArmSpec, tmp_path: Path, suffix: str
+) -> None:
+    quick = replace(make_episode(12), time_ns=np.arange(13) * 1_000_000)
+    before = {"clock": "monotonic of the robot's computer"}  # which a log from before it was kept says alone
+    for i, info in enumerate(({"lockstep": True}, before)):
+        write_demos(tmp_path / f"{i}{suffix}", DemoSet(arm, [replace(quick, info={**quick.info, **info})]))
+        assert len(read_demos(tmp_path / f"{i}{suffix}", options(arm)).episodes) == 1
+    own_time = replace(quick, info={**quick.info, **before, "lockstep": False})
+    write_demos(tmp_path / f"own{suffix}", DemoSet(arm, [own_time]))
+    with pytest.raises(DataError, match="1000 Hz apart, and the file says 20 Hz"):
+        read_demos(tmp_path / f"own{suffix}", options(arm))
+    backwards = replace(quick, time_ns=quick.time_ns[::-1].copy(), info={**quick.info, "lockstep": True})
+    write_demos(tmp_path / f"back{suffix}", DemoSet(arm, [backwards]))
+    with pytest.raises(DataError, match="runs backwards"):
+        read_demos(tmp_path / f"back{suffix}", options(arm))

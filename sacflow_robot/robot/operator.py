@@ -8,7 +8,7 @@ from sacflow_robot.errors import one_line
 from sacflow_robot.robot.latch import Latch, State
 from sacflow_robot.robot.switches import Switches
 from sacflow_robot.robot.takeover import HANDS_OFF, HumanInput, HumanSignal, Label
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.spec import FloatArray, Robot
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,15 @@ def obey(safety: Latch, requests: Requests) -> None:
             safety.stop(requests.stop)
     elif requests.hold:
         safety.hold(requests.hold)
+
+
+def settle(robot: Robot, safety: Latch, operator: Operator) -> None:
+    """End the motion: hold the robot, stop it if a stop is under way, and only then say what state it is in."""
+    robot.hold()
+    safety.rest()
+    if safety.state is State.STOPPED:
+        robot.stop()
+    operator.report(safety)
 
 
 def heed(safety: Latch, operator: Operator, commanded: FloatArray) -> None:

@@ -16,7 +16,7 @@ from sacflow_robot.robot.history import bare
 from sacflow_robot.robot.latch import State, Verdict
 from sacflow_robot.robot.limits import ActionLimits
 from sacflow_robot.robot.loop import default_safety
-from sacflow_robot.robot.operator import Operator, heed
+from sacflow_robot.robot.operator import Operator, heed, settle
 from sacflow_robot.robot.safety import LEAST_SPACING, SafetyFilter
 from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Robot, StepResult
 
@@ -240,11 +240,7 @@ class _Sender:
                 if self.send(None, self._step, self.earliest_ns).action is None:
                     break
         finally:
-            self._robot.hold()
-            self._safety.rest()
-            if self._safety.state is State.STOPPED:
-                self._robot.stop()
-            self._operator.report(self._safety)
+            settle(self._robot, self._safety, self._operator)
 
 
 def _deviation(spec: ArraySpec, replayed: list[dict[str, FloatArray]], logged: FloatArray) -> float:

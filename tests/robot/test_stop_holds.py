@@ -887,7 +887,7 @@ def test_a_slow_disk_at_enabling_does_not_hold_the_robot_again() -> None:
 
     def mending() -> None:
         mend()
-        robot.clock.time_ns += 1_000 * MS
+        robot.clock.time_ns += 200 * MS
 
     disk.mend = mending  # type: ignore[method-assign]
     disk.append = lambda step: mend()  # type: ignore[method-assign]

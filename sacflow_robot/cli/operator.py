@@ -46,7 +46,7 @@ def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | Actio
 
 
 def teller(robot: str, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Says what a person has to know at once of a robot, and how to arm it again."""
+    """A function that prints a message about a robot, with the command that arms it again."""
 
     def tell(line: str) -> None:
         arming = f"; arm it again with: kill -USR2 {os.getpid()}" if line.startswith(("hold", "stopped")) else ""

@@ -179,9 +179,9 @@ class Run:
             hints.print(f"  {common.train_hint(robot.spec, self.log)}")
         if self.json:
             result = {**common.success_json(solved, done), "overruns": overruns, "held": held}
-            stopped = [run.stopped for run in runs if run.stopped]
+            result["stopped"] = [run.stopped for run in runs if run.stopped]
             if not robot.lockstep:
-                result |= {"timing": timing.row(), "stopped": stopped}
+                result["timing"] = timing.row()
             common.print_json({**result, "policy_version": client.policy_version})
 
 

@@ -82,7 +82,7 @@ class EpisodeLoop:
         seed: Decides the noise, and the start on a simulated arm.
         safety: What every command passes.
         chooser: Where actions come from.
-        operator: Through what a person speaks to the arm.
+        operator: A person's requests and input device.
         recorder: Gets every step as it is taken.
         tell: Where to say what a person has to know at once.
 

@@ -120,10 +120,10 @@ def replay_episode(
         limits: Lower and upper bound (A,) of the commanded action, within the arm's own.
         offsets_ns: When to send each command (T,), from the start, by the arm's clock. None sends each as soon as the one
             before is done to a lockstep arm, and at the arm's control rate to any other. Whatever they say, an arm that
-            moves on its own time has its whole period for each command.
+            moves on its own time gets its whole period for each command.
         safety: What every command passes; the call arms it. None for the default of
             :func:`~sacflow_robot.robot.loop.default_safety`.
-        operator: Through what a person stops the arm. A stop or a hold ends the replay: the arm comes to rest within its
+        operator: A person's requests and input device. A stop or a hold ends the replay: the arm comes to rest within its
             limits, and nothing starts it again.
 
     Raises:

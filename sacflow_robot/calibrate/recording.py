@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from sacflow_robot.envs.limited import Limiter
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, RobotError, UsageError, one_line
+from sacflow_robot.errors import DataError, StoppedError, UsageError, one_line
 from sacflow_robot.outputs import replacing
 from sacflow_robot.poses import rotation_between
 from sacflow_robot.randomness import Stream, random_stream
@@ -211,7 +211,7 @@ def record(
         heed: Called once each control period with the last action (A,); holds or stops ``limiter`` if a person asks for it.
 
     Raises:
-        RobotError: The filter held or stopped the arm, or it sends nothing.
+        StoppedError: The filter held or stopped the arm.
         UsageError: The arm stands still between commands, so that nothing can be learnt of its time.
     """
     if robot.lockstep:
@@ -249,9 +249,9 @@ def record(
             look()
         heed(sent[-1][2] if sent else np.zeros(spec.action_dim, np.float32))
         verdict = limiter.step(excitation.action(period, seen[-1][2] if seen else start.observation), clock.now_ns())
-        if verdict.action is None or verdict.held:
+        if verdict.action is None or verdict.reason:
             _brake(robot, limiter, verdict.action)
-            raise RobotError(f"the arm was held or stopped: {verdict.reason}; nothing was measured")
+            raise StoppedError(f"the arm was held or stopped: {verdict.reason}; nothing was measured")
         now_ns, valid_ns = clock.now_ns(), VALID_PERIODS * spec.period_ns + _DELAY_NS
         robot.command(verdict.action, now_ns + valid_ns)
         sent.append((now_ns, valid_ns, verdict.action))
@@ -272,13 +272,15 @@ def record(
 def _brake(robot: Robot, limiter: BrakingLimiter, action: npt.NDArray[np.float32] | None) -> None:
     """Bring the arm to rest within its limits, and stop it."""
     clock, period_ns = robot.clock, robot.spec.period_ns
-    while action is not None:
-        robot.command(action, clock.now_ns() + VALID_PERIODS * period_ns + _DELAY_NS)
-        if limiter.at_rest:
-            break
-        clock.sleep_until(clock.now_ns() + period_ns)
-        action = limiter.step(None, clock.now_ns()).action
-    robot.stop()
+    try:
+        while action is not None:
+            robot.command(action, clock.now_ns() + VALID_PERIODS * period_ns + _DELAY_NS)
+            if limiter.at_rest:
+                break
+            clock.sleep_until(clock.now_ns() + period_ns)
+            action = limiter.step(None, clock.now_ns()).action
+    finally:
+        robot.stop()
 
 
 def bursts(recording: Recording) -> list[tuple[int, int]]:

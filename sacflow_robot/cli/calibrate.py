@@ -58,18 +58,21 @@ class _Measure:
     def _record(self, profile: Profile, size: float = 0.6) -> Recording:
         from sacflow_robot.calibrate.recording import Excitation, Recording, record
         from sacflow_robot.robot.drivers import make_robot
-        from sacflow_robot.robot.operator import heed
+        from sacflow_robot.robot.operator import heed, settle
         from sacflow_robot.robot.safety import SafetyFilter
+        from sacflow_robot.robot.switches import Switches, operator_signals
 
         if self.recording is not None:
             return Recording.load(self.recording)
         name = (
             self.robot if self.clock is None else f"{self.robot}{'&' if '?' in self.robot else '?'}clock={self.clock}"
         )
+        switches = Switches()
         with (
+            operator_signals(switches),
             closing(make_robot(name)) as robot,
             common.progress_bar("%") as bar,
-            operating(self.operator, robot.spec) as operator,
+            operating(self.operator, robot.spec, switches) as operator,
         ):
             row = bar.add_task("moving", total=100, success="")
             limits = _patient(robot, profile)
@@ -78,8 +81,8 @@ class _Measure:
                 raise UsageError(
                     f"{self.robot}: its time stands still between commands; nothing can be learnt of delays there"
                 )
-            robot.connect()
             safety = SafetyFilter(robot.spec, limits)
+            robot.connect()
             try:
                 made = record(
                     *(robot, safety, excitation, self.seed),
@@ -87,8 +90,7 @@ class _Measure:
                     lambda commanded: heed(safety, operator, commanded),
                 )
             finally:
-                safety.rest()
-                operator.report(safety)
+                settle(robot, safety, operator)
         if self.save is not None:
             made.save(self.save)
         return made

@@ -46,7 +46,7 @@ def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | Actio
 
 
 def teller(robot: str, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Says what a person has to know at once of a robot, and how to arm it again."""
+    """A function that prints a message about a robot, with the command that arms it again."""
 
     def tell(line: str) -> None:
         arming = f"; arm it again with: kill -USR2 {os.getpid()}" if line.startswith(("hold", "stopped")) else ""
@@ -98,19 +98,21 @@ class OperatorOptions:
 
 
 @contextmanager
-def operating(options: OperatorOptions, arm: ArmSpec) -> Iterator[Operator]:
+def operating(options: OperatorOptions, arm: ArmSpec, switches: Switches) -> Iterator[Operator]:
     """A person's ways to stop a robot that runs something other than episodes, while this lasts.
+
+    Args:
+        options: The ways beside signals.
+        arm: The robot.
+        switches: Requests; the caller passes signals on to them, from before it makes the robot.
 
     Raises:
         KeyboardInterrupt: A signal asked the program to end; the robot is at rest.
     """
     from sacflow_robot.robot.operator import Operator
     from sacflow_robot.robot.session import watched
-    from sacflow_robot.robot.switches import Switches, operator_signals
 
-    switches = Switches()
     with ExitStack() as stack:
-        stack.enter_context(operator_signals(switches))
         options.listen(switches, stack)
         human = options.human(arm, common.console().print, stack)
         with watched(switches):

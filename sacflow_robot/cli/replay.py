@@ -64,6 +64,7 @@ class Replay:
 
     def run(self) -> int:
         from sacflow_robot.data.log import EpisodeLog
+        from sacflow_robot.robot.switches import Switches, operator_signals
 
         check_output(self.video, "--video", suffix=".mp4", parents=False)
         check_output(self.rerun, "--rerun", suffix=".rrd", parents=False)
@@ -76,16 +77,18 @@ class Replay:
         episode, index = log.read(self.episode), self.episode % len(log)
         title = f"{log.arm.task}, episode {index}"
         with ExitStack() as stack:
+            switches = Switches()
+            stack.enter_context(operator_signals(switches))
             robot = self._robot(log.arm, episode)
             env = None
             result = None
             if robot is not None:
                 stack.enter_context(closing(robot))
-                robot.connect()
                 env = _simulator(robot)
                 if self.video is not None and env is None:
                     raise UsageError(f"--video needs a simulated arm to draw, and {self.robot} is none; leave it out")
-                with operating(self.operator, robot.spec) as operator:
+                with operating(self.operator, robot.spec, switches) as operator:
+                    robot.connect()
                     result = self._replay(robot, episode, operator)
             written = self._export(env, log.arm, episode, result, title)
         self._report(index, episode, result, written)

@@ -99,6 +99,7 @@ class Run:
                 PolicyClient(self.server, self.timeout, expect=robot.spec, swap="episode", name=self.robot, keys=keys)
             )
             check_fit(client, robot.spec)
+            self.operator.listen(switches, stack)
             robot.connect()
             session = self._session(robot, client, profile, switches, stack)
             bar = stack.enter_context(common.progress_bar("episodes"))
@@ -137,7 +138,6 @@ class Run:
             # On a virtual clock the real time that an answer takes is no time: it is waited for.
             virtual = not isinstance(robot.clock, MonotonicClock)
             chooser = ChunkStream(_InNoTime(client) if virtual else client, clock_ns=robot.clock.now_ns)
-        self.operator.listen(switches, stack)
         log = None if self.log is None else stack.enter_context(self._recorder(self.log, robot.spec, robot.lockstep))
         return Session(
             robot,
@@ -179,9 +179,9 @@ class Run:
             hints.print(f"  {common.train_hint(robot.spec, self.log)}")
         if self.json:
             result = {**common.success_json(solved, done), "overruns": overruns, "held": held}
-            stopped = [run.stopped for run in runs if run.stopped]
+            result["stopped"] = [run.stopped for run in runs if run.stopped]
             if not robot.lockstep:
-                result |= {"timing": timing.row(), "stopped": stopped}
+                result["timing"] = timing.row()
             common.print_json({**result, "policy_version": client.policy_version})
 
 

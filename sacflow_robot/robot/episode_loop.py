@@ -82,7 +82,7 @@ class EpisodeLoop:
         seed: Decides the noise, and the start on a simulated arm.
         safety: What every command passes.
         chooser: Where actions come from.
-        operator: Through what a person speaks to the arm.
+        operator: A person's requests and input device.
         recorder: Gets every step as it is taken.
         tell: Where to say what a person has to know at once.
 
@@ -142,7 +142,7 @@ class EpisodeLoop:
         """Start the episode and arm the arm.
 
         Raises:
-            StoppedError: A stop was requested; nothing was sent.
+            StoppedError: A stop or a hold was requested; nothing was sent.
             RobotError: The arm was held or stopped before, and nobody has armed it since; or it cannot be armed.
         """
         self._commanded = np.zeros(self._arm.action_dim, np.float32)
@@ -245,8 +245,9 @@ class EpisodeLoop:
         if self._safety.state is State.STOPPED:
             self._robot.stop()
         self._operator.report(self._safety)
-        if requests.stop:
-            raise StoppedError(f"stopped before the first command: {requests.stop}")
+        if requests.stop or requests.hold:
+            how = "stopped" if requests.stop else "held"
+            raise StoppedError(f"{how} before the first command: {requests.stop or requests.hold}")
         raise RobotError(f"the robot is not armed: {self._safety.reason or 'held'}; arm it before the next episode")
 
     def _choose(self, noise: FloatArray) -> tuple[FloatArray | None, bool]:
@@ -270,10 +271,10 @@ class EpisodeLoop:
         """What to send, and whose it is."""
         signal, safety = requests.signal, self._safety
         wanted, source = (proposed, Source.POLICY) if signal.action is None else (signal.action, Source.HUMAN)
-        now = self._filter_time()
         obey(safety, requests)
         if requests.enable:
-            self._enable(now)
+            self._enable()
+        now = self._filter_time()  # after enabling, which may have waited for a disk
         if wanted is not None and self._robot.lockstep and safety.state is State.ARMED:
             self._arm.check_action(wanted)  # what cannot be sent is an error, for nobody is there to arm again
         verdict = safety.step(wanted, now, None if self._robot.lockstep else self._deadline)
@@ -285,14 +286,14 @@ class EpisodeLoop:
                 self._tell(f"{safety.state}: {safety.reason}{because}")
         return verdict, Source.HOLD if verdict.held else source
 
-    def _enable(self, now_ns: int) -> None:
+    def _enable(self) -> None:
         """Arm the arm if it can be armed now; a request that is refused is forgotten."""
         if self._safety.state is not State.HOLD:
             return
         try:
             if isinstance(self._recorder, Mendable):
                 self._recorder.mend()
-            self._safety.arm(now_ns)
+            self._safety.arm(self._filter_time())
         except LogWriteError as error:
             self._tell(f"cannot arm: {error}")
             return

@@ -80,9 +80,9 @@ class Latch:
 
     def hold(self, reason: str) -> None:
         """Come to rest and stay so until enabled. Does nothing to a robot that holds or is stopped."""
-        self._fresh = False
-        if self.state is State.ARMED:
+        if self.state is State.ARMED or (self.state is State.HOLD and self._fresh):
             self.state, self.reason = State.HOLD, reason
+        self._fresh = False
 
     def halt(self, reason: str) -> None:
         """Emergency stop: come to rest within the limits, then be stopped."""

@@ -1,4 +1,4 @@
-"""What stands before a robot whose time stands still between commands, where no profile gives limits."""
+"""Action bounds and a latch, for a robot in lockstep without a profile."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ActionLimits(Latch):
         return clipped
 
     def begin(self, gripper: FloatArray | None = None) -> None:
-        """As of a :class:`~sacflow_robot.robot.safety.SafetyFilter`; there is nothing to forget."""
+        """As of a :class:`~sacflow_robot.robot.safety.SafetyFilter`; there is no state to reset."""
 
     def see(self, observation: Mapping[str, Any], captured_ns: int, stale_reason: str = "") -> bool:
         """As of a :class:`~sacflow_robot.robot.safety.SafetyFilter`; observations do not matter here."""

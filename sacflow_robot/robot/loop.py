@@ -65,7 +65,7 @@ def run_episode(
         chooser: Where actions come from.
         human: Through what a person takes over.
         switches: What a person asked for from elsewhere: stop, hold, arm.
-        operator: Both of these, where they outlive the episode.
+        operator: ``human`` and ``switches`` in one, for a caller that keeps them between episodes.
         info: What else to record about the episode; JSON values.
         most_steps: Steps after which the episode is cut; None for no limit.
         tell: Where to say what a person has to know at once: held, stopped, armed.

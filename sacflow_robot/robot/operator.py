@@ -8,12 +8,12 @@ from sacflow_robot.errors import one_line
 from sacflow_robot.robot.latch import Latch, State
 from sacflow_robot.robot.switches import Switches
 from sacflow_robot.robot.takeover import HANDS_OFF, HumanInput, HumanSignal, Label
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.spec import FloatArray, Robot
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What a person asks for in one look. A stop outdoes a hold, and either outdoes an enabling.
+    """What a person asks for in one look. A stop takes precedence over a hold, and both take precedence over enabling.
 
     Attributes:
         stop: Why to stop; empty for no stop.
@@ -29,7 +29,7 @@ class Requests:
 
 
 class Operator:
-    """Everything through which a person speaks to a robot: requests from anywhere, and an input device.
+    """Everything through which a person controls a robot: requests from anywhere, and an input device.
 
     Args:
         switches: Requests over the network and by signals.
@@ -78,7 +78,7 @@ class Operator:
 
 
 def obey(safety: Latch, requests: Requests) -> None:
-    """Stop or hold as requested. Enabling is the caller's, for what it takes depends on where the robot is."""
+    """Stop or hold as requested. The caller enables, because that depends on what the robot is doing."""
     if requests.stop:
         safety.halt(requests.stop)
         if safety.at_rest and safety.state is State.HOLD:
@@ -87,12 +87,21 @@ def obey(safety: Latch, requests: Requests) -> None:
         safety.hold(requests.hold)
 
 
+def settle(robot: Robot, safety: Latch, operator: Operator) -> None:
+    """End the motion: hold the robot, stop it if a stop is under way, and only then say what state it is in."""
+    robot.hold()
+    safety.rest()
+    if safety.state is State.STOPPED:
+        robot.stop()
+    operator.report(safety)
+
+
 def heed(safety: Latch, operator: Operator, commanded: FloatArray) -> None:
-    """Look, and stop or hold as requested, where a person can only end what runs: taking over holds, enabling does nothing.
+    """Look, and stop or hold as requested, in a program that can only be ended: taking over holds, enabling does nothing.
 
     Args:
         safety: What every command passes.
-        operator: Through what a person speaks to the robot.
+        operator: A person's requests and input device.
         commanded: The last action (A,) that was sent.
     """
     requests = operator.look(commanded)

@@ -16,7 +16,7 @@ from sacflow_robot.robot.history import bare
 from sacflow_robot.robot.latch import State, Verdict
 from sacflow_robot.robot.limits import ActionLimits
 from sacflow_robot.robot.loop import default_safety
-from sacflow_robot.robot.operator import Operator, heed
+from sacflow_robot.robot.operator import Operator, heed, settle
 from sacflow_robot.robot.safety import LEAST_SPACING, SafetyFilter
 from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Robot, StepResult
 
@@ -120,10 +120,10 @@ def replay_episode(
         limits: Lower and upper bound (A,) of the commanded action, within the arm's own.
         offsets_ns: When to send each command (T,), from the start, by the arm's clock. None sends each as soon as the one
             before is done to a lockstep arm, and at the arm's control rate to any other. Whatever they say, an arm that
-            moves on its own time has its whole period for each command.
+            moves on its own time gets its whole period for each command.
         safety: What every command passes; the call arms it. None for the default of
             :func:`~sacflow_robot.robot.loop.default_safety`.
-        operator: Through what a person stops the arm. A stop or a hold ends the replay: the arm comes to rest within its
+        operator: A person's requests and input device. A stop or a hold ends the replay: the arm comes to rest within its
             limits, and nothing starts it again.
 
     Raises:
@@ -240,11 +240,7 @@ class _Sender:
                 if self.send(None, self._step, self.earliest_ns).action is None:
                     break
         finally:
-            self._robot.hold()
-            self._safety.rest()
-            if self._safety.state is State.STOPPED:
-                self._robot.stop()
-            self._operator.report(self._safety)
+            settle(self._robot, self._safety, self._operator)
 
 
 def _deviation(spec: ArraySpec, replayed: list[dict[str, FloatArray]], logged: FloatArray) -> float:

@@ -39,9 +39,9 @@ _SHARES = np.linspace(0, 1, 17)[:, None]
 _SHARES_TOGETHER = 1.0, 0.75, 0.5, 0.25, 0.0
 _EPS = 1e-9
 _LARGEST = float(np.finfo(np.float32).max)
-_GAP_PERIODS = 2.5  # a filter not asked for this long finds an arm that has held by itself
-_NOTICEABLE_M, _NOTICEABLE_RAD = 1e-3, 2e-3  # commanded, it has to change what is observed
-_BLIND_M, _BLIND_RAD = 0.02, 0.1  # commanded without a change of what is observed, it is too much
+_GAP_PERIODS = 2.5  # after a gap this long between two steps the arm has held by itself
+_NOTICEABLE_M, _NOTICEABLE_RAD = 1e-3, 2e-3  # a commanded motion this large has to change what is observed
+_BLIND_M, _BLIND_RAD = 0.02, 0.1  # the most that may be commanded while what is observed does not change
 
 LEAST_SPACING = 0.99
 """Share of a control period that has to pass between two commands."""

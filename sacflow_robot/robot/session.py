@@ -34,6 +34,9 @@ def watched(switches: Switches) -> Iterator[None]:
     switches.watched = True
     try:
         yield
+    except StoppedError:
+        if not switches.ending:  # else it is what the signal asked for
+            raise
     finally:
         switches.watched = False
     if switches.ending:

@@ -84,8 +84,8 @@ class Switches:
         return Asked(stop, hold, hangup, enable)
 
     def take(self) -> tuple[str, bool]:
-        """Requests since the last call: why to stop, empty for no stop; whether to enable. A stop outdoes an enabling,
-        whichever came first."""
+        """Requests since the last call: why to stop, empty for no stop; whether to enable. A stop takes
+        precedence over enabling, whichever came first."""
         asked = self.take_all()
         return asked.stop, asked.enable and not (asked.stop or asked.hold or asked.hangup)
 

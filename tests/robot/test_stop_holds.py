@@ -37,7 +37,7 @@ from sacflow_robot.robot.episode_loop import EpisodeLoop
 from sacflow_robot.robot.latch import State
 from sacflow_robot.robot.limits import ActionLimits
 from sacflow_robot.robot.loop import run_episode
-from sacflow_robot.robot.operator import Operator, heed
+from sacflow_robot.robot.operator import Operator, heed, settle
 from sacflow_robot.robot.replay import replay_episode
 from sacflow_robot.robot.safety import LEAST_SPACING, SafetyFilter
 from sacflow_robot.robot.session import Session, watched
@@ -229,6 +229,20 @@ class Person:
     def poll(self, commanded: FloatArray) -> HumanSignal:
         signal, self.next = self.next, HumanSignal()
         return replace(signal, action=self.action)
+
+    def close(self) -> None:
+        pass
+
+
+class Labels:
+    """Ends each episode after so many looks in a row in which the robot was not held."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks, self.left = looks, looks
+
+    def poll(self, commanded: FloatArray) -> HumanSignal:
+        self.left -= bool(commanded.any())
+        return HumanSignal(label=None if self.left > 1 else Label.SUCCESS)
 
     def close(self) -> None:
         pass
@@ -827,3 +841,125 @@ def test_a_calibration_is_stopped_within_the_limits(arm: ArmSpec) -> None:
     motions = np.array([motion for _, motion in robot.commands[1:]])
     safety.rest()
     assert robot.stopped and safety.state is State.STOPPED and len(motions) < 90 and not motions[-1].any()
+
+
+def test_a_hold_while_an_episode_begins_waits_for_a_person() -> None:
+    robot, switches = made(), Switches()
+    said: list[str] = []
+    policy = Policy(robot)
+    policy.action[0] = 0.2
+    session = Session(
+        robot,
+        policy,
+        SafetyFilter(MOTIONS, LIMITS),
+        switches=switches,
+        chooser=policy,
+        tell=said.append,
+        sleep=lambda seconds: switches.arm() and None,
+    )
+    begin, hangups = robot.begin, iter([switches.hangup])
+
+    def beginning(seed: int) -> StepResult:
+        next(hangups, lambda: 0)()
+        return begin(seed)
+
+    robot.begin = beginning  # type: ignore[method-assign]
+    session.operator.human = Labels(30)
+    assert len(session.run(0, "v1").episode) >= 30
+    assert said == [
+        "held before the first command: the terminal is gone",
+        "not armed (the terminal is gone); waiting for a person",
+    ]
+
+
+def test_a_hold_before_the_robot_was_ever_enabled_keeps_its_reason() -> None:
+    robot, switches = made(), Switches()
+    session = Session(robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, arm_wait_s=0)
+    session._sleep = lambda seconds: None
+    switches.hangup()
+    with pytest.raises(RobotError, match="the terminal is gone"):
+        session.await_armed()
+
+
+def test_a_slow_disk_at_enabling_does_not_hold_the_robot_again() -> None:
+    robot, switches, disk = made(), Switches(), Disk()
+    mend = disk.mend
+
+    def mending() -> None:
+        mend()
+        robot.clock.time_ns += 200 * MS
+
+    disk.mend = mending  # type: ignore[method-assign]
+    disk.append = lambda step: mend()  # type: ignore[method-assign]
+    at = {10: lambda: switches.hold("enough") and None}
+
+    def tell(line: str) -> None:
+        said.append(line)
+        if "enough" in line or line.startswith("cannot arm"):
+            switches.arm()
+
+    said: list[str] = []
+    run(robot, [0.2], at, safety=SafetyFilter(MOTIONS, LIMITS), switches=switches, recorder=disk, tell=tell)
+    assert said[-1] == "armed", said
+
+
+def test_a_calibration_whose_brake_fails_stops_the_robot(arm: ArmSpec) -> None:
+    robot, switches, safety = made(arm), Switches(), SafetyFilter(arm, replace(LIMITS, workspace=None))
+    robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
+    operator, command = Operator(switches), robot.command
+
+    def commanding(action: FloatArray, valid_until_ns: int) -> None:
+        if safety.state is not State.ARMED:
+            raise RobotError("the cable is gone")
+        command(action, valid_until_ns)
+
+    def look(commanded: FloatArray) -> None:
+        if len(moving(robot)) == 5:
+            switches.stop("enough")
+        heed(safety, operator, commanded)
+
+    robot.command = commanding  # type: ignore[method-assign]
+    with pytest.raises(RobotError, match="the cable is gone"):
+        record(robot, safety, Excitation(arm, 10.0, 5), 5, heed=look)
+    assert robot.stopped
+
+
+def test_a_robot_is_stopped_before_its_stop_is_answered() -> None:
+    robot, switches, safety = made(), Switches(), SafetyFilter(MOTIONS, LIMITS)
+    operator = Operator(switches)
+    safety.see(robot.observe().observation, 0)
+    safety.arm(0)
+    safety.step(np.full(7, 0.5, np.float32), 0)
+    number = switches.stop("enough")
+    heed(safety, operator, np.zeros(7, np.float32))
+    stop, answered = robot.stop, []
+
+    def stopping() -> None:
+        answered.append(switches.outcome(number))
+        stop()
+
+    robot.stop = stopping  # type: ignore[method-assign]
+    settle(robot, safety, operator)
+    assert answered == [""] and robot.stopped and switches.outcome(number) == "stopped"
+
+
+def test_a_calibration_goes_on_after_an_observation_that_is_missing_for_less_than_the_patience(arm: ArmSpec) -> None:
+    robot, safety = made(arm), SafetyFilter(arm, replace(LIMITS, workspace=None))
+    robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
+    operator, looks = Operator(), itertools.count()
+
+    def look(commanded: FloatArray) -> None:
+        robot.fault = "stale" if 80 <= next(looks) < 85 else ""
+        heed(safety, operator, commanded)
+
+    made_up = record(robot, safety, Excitation(arm, 10.0, 5), 5, heed=look)
+    assert len(made_up.sent_ns) > 150 and safety.state is State.ARMED
+
+
+def test_a_stop_by_a_signal_that_ends_the_program_is_an_interruption() -> None:
+    switches = Switches()
+    with pytest.raises(KeyboardInterrupt), watched(switches):
+        switches.end("SIGTERM")
+        raise StoppedError("stopped before the first command: stopped by SIGTERM")
+    with pytest.raises(StoppedError), watched(Switches()):
+        raise StoppedError("stopped by hand")

@@ -177,7 +177,7 @@ class Cell(RuleBasedStateMachine):
 
 
 TestCell = Cell.TestCase
-TestCell.settings = settings(deadline=None, max_examples=15, stateful_step_count=25)
+TestCell.settings = settings(deadline=None, max_examples=int(os.environ.get("SACFLOW_MENDING_EXAMPLES", "5")), stateful_step_count=20)
 
 
 def written(path: Path) -> list[int]:

@@ -42,5 +42,5 @@ def test_log_info_draws_them(
         ("a", 16, 24),
         ("b", 8, 8),
     ]
-    assert main(["log", "info", str(tmp_path / "log.zarr"), "--plot", str(tmp_path / "no" / "x.png")]) == 1
-    assert "give another --plot" in capsys.readouterr().err
+    assert main(["log", "info", str(tmp_path / "log.zarr"), "--plot", str(tmp_path / "no" / "x.png")]) == 2
+    assert "give a file in a folder that exists" in capsys.readouterr().err

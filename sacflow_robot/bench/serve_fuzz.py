@@ -48,6 +48,8 @@ def fuzz(path: Path, engine: Engine, messages: int, seed: int = 0) -> list[dict[
     def one_door(door: str, good: PolicyClient, whole: list[bytes], attack: Attack) -> dict[str, Any]:
         rng, counts, times = random.Random(seed), Counter[str](), []
         for i in range(messages):
+            if i == messages - 1:
+                time.sleep(0.5)  # for the answers that are still on their way
             for frame in attack(spoil(whole, rng)):
                 counts["answered"] += 1
                 counts["echoed"] += MARKER in frame

@@ -137,6 +137,7 @@ class Run:
 
             # On a virtual clock the real time that an answer takes is no time: it is waited for.
             virtual = not isinstance(robot.clock, MonotonicClock)
+            client.interrupted = lambda: switches.halt_pending  # the first chunk may be waited for as long as --timeout
             chooser = ChunkStream(_InNoTime(client) if virtual else client, clock_ns=robot.clock.now_ns)
         log = None if self.log is None else stack.enter_context(self._recorder(self.log, robot.spec, robot.lockstep))
         return Session(

@@ -71,6 +71,11 @@ class Switches:
         self.ending = name
         return self.stop(f"stopped by {name}")
 
+    @property
+    def halt_pending(self) -> bool:
+        """Whether a stop or a hold was requested that nobody has taken yet."""
+        return any(kind is not _Kind.ENABLE for kind, _, _ in tuple(self._requests))
+
     def take_all(self) -> Asked:
         """Requests since the last call."""
         stop, hold, hangup, enable = "", "", False, False

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +35,7 @@ from sacflow_robot.spec import ArmSpec, FloatArray, Observation, PolicySpec
 __all__ = ["Keys", "PolicyClient", "as_batch"]
 
 _BYE_MS = 50
+_LOOK_S = 0.02  # between two looks for a reason to end a wait
 _BEHIND_S = 0.01  # how long answers to earlier requests are still passed over when time is up
 _HEARTBEATS_S = 0.001, 3600.0  # that a server may ask for
 _LONGEST_S = 1e6
@@ -57,6 +58,9 @@ class PolicyClient:
         name: What the server calls this client in its tables.
         keys: Keys, where the server asks for them.
         awake_s: How long an answer is waited for awake rather than asleep, which it takes longer to wake from.
+
+    Attributes:
+        interrupted: Asked every 20 ms while actions are waited for; the wait ends with a ServerError once it is true.
 
     Raises:
         ServerError: Nobody answers there in time, or what answers is no policy server.
@@ -83,6 +87,7 @@ class PolicyClient:
         plain = {"arm": json.loads(expect.to_json())} if isinstance(expect, ArmSpec) else expect
         self._introduction = {"op": "hello", "expect": plain, "swap": swap, "client": name}
         self._keys, self._awake_s = keys, awake_s
+        self.interrupted: Callable[[], bool] | None = None
         self._ids = itertools.count(1)
         self._session: str | None = None
         self._linked, self._greeting, self._closed = False, 0, False
@@ -158,8 +163,11 @@ class PolicyClient:
         Args:
             number: What :meth:`ask` returned. Answers to earlier requests are dropped.
             wait_s: Longest wait; 0 to look only, which raises TimeoutError where the answer is not there yet.
+
+        Raises:
+            ServerError: As :meth:`infer`; or ``interrupted`` ended the wait.
         """
-        reply = self._await(number, wait_s)
+        reply = self._await(number, wait_s, self.interrupted)
         actions = reply.arrays.get("actions")
         chunk = self._spec.noise_shape
         shape = () if actions is None or actions.dtype != np.float32 else actions.shape
@@ -333,11 +341,14 @@ class PolicyClient:
             raise ServerGoneError(f"{self.address} is gone; nothing was sent") from None
         return number
 
-    def _await(self, number: int, wait_s: float | None) -> wire.Message:
+    def _await(self, number: int, wait_s: float | None, interrupted: Callable[[], bool] | None = None) -> wire.Message:
         self._check_open()
         give_up = time.monotonic() + (self._timeout_s if wait_s is None else wait_s)
         while True:
-            frames = self._connection.receive(give_up - time.monotonic())
+            left_s = give_up - time.monotonic()
+            frames = self._connection.receive(left_s if interrupted is None else min(left_s, _LOOK_S))
+            if frames is None and interrupted is not None and interrupted():
+                raise ServerError("the wait for an answer was ended by a person's request")
             if frames is not None:
                 reply = self._decoded(frames)
                 identifier = reply.header.get("id")

@@ -177,7 +177,9 @@ class Cell(RuleBasedStateMachine):
 
 
 TestCell = Cell.TestCase
-TestCell.settings = settings(deadline=None, max_examples=int(os.environ.get("SACFLOW_MENDING_EXAMPLES", "5")), stateful_step_count=20)
+TestCell.settings = settings(
+    deadline=None, max_examples=int(os.environ.get("SACFLOW_MENDING_EXAMPLES", "5")), stateful_step_count=20
+)
 
 
 def written(path: Path) -> list[int]:

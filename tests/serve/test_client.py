@@ -226,3 +226,21 @@ def test_a_socket_that_takes_no_requests_is_no_server(kind: int) -> None:
         other.bind("tcp://127.0.0.1:*")
         with pytest.raises(ServerGoneError, match="no answer"):
             PolicyClient(other.getsockopt_string(zmq.LAST_ENDPOINT), 0.3)
+
+
+def test_a_wait_for_actions_ends_once_a_person_asks_for_a_stop(serve: Serve, welcome: dict[str, Any]) -> None:
+    def greet_only(asked: dict[str, Any]) -> Answers:
+        return [{**welcome, "id": asked["id"]}] if asked["op"] == "hello" else []
+
+    with PolicyClient(serve(greet_only), 30.0) as client:
+        switches = Switches()
+        client.interrupted = lambda: switches.halt_pending
+        switches.arm()
+        number = client.ask(observation())
+        with pytest.raises(TimeoutError):
+            client.collect(number, 0.1)
+        threading.Timer(0.2, switches.stop, ("enough",)).start()
+        began = time.monotonic()
+        with pytest.raises(ServerError, match="ended by a person's request"):
+            client.collect(number)
+        assert time.monotonic() - began < 5

@@ -192,6 +192,8 @@ def _first_complaint(box: str, name: str) -> str:
     box = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰", "│ ─", "│ For full"))]
     text = " ".join(" ".join(lines).split()).partition(" Argument helptext:")[0]
+    # tyro says which command each missing option belongs to, and its help; there is one command here, named below.
+    text = text.replace(f"Missing from {PROGRAM} {name}:", "missing:").replace(f" {PROGRAM} {name} --help", "")
     return f"{text.rstrip('.')}; see '{PROGRAM} {name} --help'"
 
 

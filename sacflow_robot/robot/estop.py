@@ -97,7 +97,9 @@ class StopServer:
 
     def __init__(self, address: str, switches: Switches, key: bytes = b"") -> None:
         if not key and not address.startswith(_LOOPBACK):
-            raise UsageError(f"listening for stops at {address}, beyond this machine, needs a key; give one with --estop-key")
+            raise UsageError(
+                f"listening for stops at {address}, beyond this machine, needs a key; give one with --estop-key"
+            )
         self._switches, self._key = switches, key
         self._nonces = _Nonces()
         self._claim = AddressClaim(address)

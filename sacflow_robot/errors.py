@@ -48,11 +48,13 @@ class UnknownNameError(UsageError):
         kind: What the name should have named, e.g. ``"task"``.
         name: The name as given.
         valid: The names that would have worked; the one that is nearest to the name given is proposed.
+        also: In words, what would have worked beside them.
     """
 
-    def __init__(self, kind: str, name: str, valid: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, valid: Iterable[str], also: str = "") -> None:
         names = sorted(valid)
         message = f"unknown {kind} {name!r}; valid names: {', '.join(names)}"
+        message += f", {also}" if also else ""
         plain = {known.removesuffix(":...").lower(): known for known in names}
         nearest = difflib.get_close_matches(name.lower(), plain, n=1)
         super().__init__(f"{message}; did you mean {plain[nearest[0]]!r}?" if nearest else message)

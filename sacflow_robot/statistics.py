@@ -16,7 +16,8 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     scale = 1 + z * z / trials
     centre = (p + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The ends are exact where nothing, or everything, succeeded; rounding leaves about 1e-17 there.
+    return max(0.0, centre - half) if successes else 0.0, min(1.0, centre + half) if successes < trials else 1.0
 
 
 def difference_interval(

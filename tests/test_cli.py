@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -93,7 +94,7 @@ def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:
         and "demos collect, demos convert, demos info, doctor, estop, eval" in listed
     )
     assert "valid names: demos collect" in fails(capsys, 2, "demos", "colect")
-    assert "unknown task 'lfit'; valid names: any Gymnasium id, e.g. HalfCheetah-v5, can, door, lift" in fails(
+    assert "unknown task 'lfit'; valid names: can, door, lift, none, square, stack, any Gymnasium id" in fails(
         capsys, 2, "train", "--env", "lfit"
     )
     assert "valid names: flow-g, flow-l, flow-t, mlp" in fails(capsys, 2, "train", "--velocity", "flow")
@@ -102,8 +103,31 @@ def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:
         capsys, 2, "train", "--algo", "foo"
     )
     assert "--velocity: expected one argument" in fails(capsys, 2, "train", "--velocity")
-    assert "Missing" in fails(capsys, 2, "eval")
+    assert "error: missing: --policy PATH Policy file. (required); see 'sacflow-robot eval --help'" in fails(
+        capsys, 2, "eval"
+    )
     assert "leave out --seed 3" in fails(capsys, 2, "train", "--resume", "run", "--seed", 3)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_bad_options_are_said_in_one_line_without_a_frame(encoding: str) -> None:
+    """The parser draws a frame around what it says, in dashes where the terminal takes ASCII only."""
+    for words, message in (
+        (("eval",), "missing: --policy PATH Policy file. (required)"),
+        (("eval", "--nope", "3", "--policy", "x"), "Unrecognized options: --nope, 3"),
+        (
+            ("eval", "--episods", "3", "--policy", "x"),
+            "Unrecognized options: --episods, 3 Perhaps you meant: --episodes INT Episodes to run. (default: 100)",
+        ),
+        (
+            ("eval", "--policy", "x", "--episodes", "many"),
+            "Error parsing --episodes: invalid literal for int() with base 10: 'many'",
+        ),
+    ):
+        command = [sys.executable, "-m", "sacflow_robot", *words]
+        said = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": encoding})
+        assert said.returncode == 2 and said.stdout == ""
+        assert said.stderr == f"sacflow-robot: error: {message}; see 'sacflow-robot eval --help'\n"
 
 
 def test_bad_use_of_each_command(

@@ -35,7 +35,7 @@ def test_run_ends_in_order_when_it_is_asked_to(tmp_path: Path, number: signal.Si
         time.sleep(1)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and b"interrupted" in said
+    assert process.returncode == 130 and b"interrupted" in said and b"see: sacflow-robot log info" in said
     log = EpisodeLog.open(tmp_path / "log.zarr")
     assert log.read(len(log) - 1).info["interrupted"]
 

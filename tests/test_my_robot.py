@@ -73,6 +73,7 @@ def test_a_robot_of_ones_own_learns_from_its_log_and_does_better_than_chance(tmp
     trained = program("train", "--replay", "demos.zarr", "--out", "run", *TRAINING)
     assert "robot: Gantry, part into bin; no environment of it is known here, so that nothing is evaluated" in said
     assert trained["success_rate"] is None and trained["bc_success_rate"] is None and trained["env_steps"] == 0
+    assert "offline" in said and "online " not in said, "no bar of steps that are not taken"
     policy = trained["policy"]
     assert policy == "run/part-into-bin.onnx", "named by the robot's task"
 

@@ -111,7 +111,7 @@ def _server(policy: Path) -> Iterator[str]:
                 break
             except ServerError:
                 if process.poll() is not None or time.monotonic() > until:
-                    raise RobotError(f"the server of {policy} did not start") from None
+                    raise RobotError(f"no server started; to see why: sacflow-robot serve --policy {policy}") from None
         yield address
     finally:
         process.terminate()

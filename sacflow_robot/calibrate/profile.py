@@ -95,6 +95,8 @@ def load_profile(path: Path) -> Profile:
     try:
         text = path.read_bytes()
         data = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise DataError(f"no calibration profile {path}; name the arm's own with --profile FILE") from None
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"profile {path} cannot be read: {one_line(error)}") from None
     _refuse_repeated(text, path)

@@ -190,8 +190,13 @@ def _check_given_once(name: str, arguments: Sequence[str]) -> None:
 def _first_complaint(box: str, name: str) -> str:
     """What tyro draws a box around, as one line."""
     box = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰", "│ ─", "│ For full"))]
-    text = " ".join(" ".join(lines).split()).partition(" Argument helptext:")[0]
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    # Where stdout takes ASCII only, there is no frame: the title and a line of dashes stand above.
+    if len(lines) > 1 and "╭" not in box and set(lines[1]) == {"-"}:
+        del lines[:2]
+    text = " ".join(" ".join(line for line in lines if not set(line) <= {"─", "-"}).split())
+    text = re.split(" (?:Argument|For full) helptext", text)[0]
+    text = text.replace(f"Missing from {PROGRAM} {name}:", "missing:")  # the command is named below
     return f"{text.rstrip('.')}; see '{PROGRAM} {name} --help'"
 
 

@@ -38,6 +38,7 @@ class Convert(AgreementOptions):
     def run(self) -> int:
         from sacflow_robot.cli import demo_source
         from sacflow_robot.data.convert import check_free, write_demos
+        from sacflow_robot.data.foreign_episodes import NO_SUCCESS
         from sacflow_robot.data.sources import kind_to_write
 
         kind = kind_to_write(self.dst, self.to)
@@ -48,9 +49,11 @@ class Convert(AgreementOptions):
         written = write_demos(self.dst, demos, kind)
         losses = str(written.losses)
         solved, steps = sum(e.success for e in written.episodes), sum(map(len, written.episodes))
+        success = common.describe_success(solved, len(written.episodes))
+        if NO_SUCCESS in written.losses.remarks:
+            success = "not recorded"
         common.results(self.json).print(
-            f"wrote {self.dst}: {len(written.episodes)} episodes, {steps:,} steps, success "
-            f"{common.describe_success(solved, len(written.episodes))}"
+            f"wrote {self.dst}: {len(written.episodes)} episodes, {steps:,} steps, success {success}"
         )
         if losses:
             common.console().print(f"not the same as in {self.src}: {losses}")

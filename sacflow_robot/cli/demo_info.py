@@ -109,6 +109,7 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
     from rich.text import Text
 
     from sacflow_robot.data.foreign_episodes import NO_SUCCESS
+    from sacflow_robot.data.gripper import gripper_dimensions
     from sacflow_robot.data.summary import describe_rate
 
     arm, rate, steps = demos.arm, figures["rate"], figures["steps_per_episode"]
@@ -132,7 +133,7 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
         "at the limit": "-"
         if figures["saturated_share"] is None
         else f"{figures['saturated_share']:.1%} of the motion commands",
-        "gripper": figures["gripper"] or "as commanded",
+        "gripper": figures["gripper"] or ("as commanded" if gripper_dimensions(arm).any() else "none known"),
         "duplicates": "; ".join(" = ".join(map(str, group)) for group in copies[:5])
         + (f"; {len(copies) - 5} more groups" if len(copies) > 5 else "")
         if copies

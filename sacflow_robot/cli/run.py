@@ -106,11 +106,16 @@ class Run:
             row = bar.add_task("running", total=self.episodes, success="")
             session.tell = teller(robot.spec.robot, bar.console.print)
             session.operator.human = self.operator.human(robot.spec, bar.console.print, stack)
-            for seed in range(self.seed, self.seed + self.episodes):
-                session.await_armed()
-                runs.append(session.run(seed, client.begin_episode(seed)))
-                solved = sum(run.episode.success for run in runs)
-                bar.update(row, advance=1, success=f"success {solved / len(runs):.0%}")
+            try:
+                for seed in range(self.seed, self.seed + self.episodes):
+                    session.await_armed()
+                    runs.append(session.run(seed, client.begin_episode(seed)))
+                    solved = sum(run.episode.success for run in runs)
+                    bar.update(row, advance=1, success=f"success {solved / len(runs):.0%}")
+            except KeyboardInterrupt:
+                if self.log is not None:
+                    bar.console.print(f"logged until now; see: {common.command_line('log info', self.log)}")
+                raise
             self._report(robot, client, runs)
         return 0
 

@@ -189,7 +189,7 @@ class Train:
         common.console().print(f"serve it with:\n  {common.command_line('serve --policy', folder.policy)}")
         if config.env == NO_ENVIRONMENT:
             common.console().print(
-                "not evaluated, for there is no environment: measure it on the robot, with 'sacflow-robot run'"
+                "not evaluated, because there is no environment; measure it on the robot with 'sacflow-robot run'"
             )
         if self.json:
             common.print_json(

@@ -94,8 +94,8 @@ def preset(
         UnknownNameError: No preset of that name.
     """
     if env not in PRESETS and env != NO_ENVIRONMENT and ":" not in env and not re.search(r"-v\d+$", env):
-        others = "any Gymnasium id, e.g. HalfCheetah-v5", "one of your own as MODULE:CLASS", NO_ENVIRONMENT
-        raise UnknownNameError("task", env, [*PRESETS, *others])
+        others = "any Gymnasium id (e.g. HalfCheetah-v5), or an environment of your own as MODULE:CLASS"
+        raise UnknownNameError("task", env, [*PRESETS, NO_ENVIRONMENT], others)
     for kind, name, names in (("velocity", velocity, VelocityName), ("algorithm", algo, AlgorithmName)):
         if name not in get_args(names):
             raise UnknownNameError(kind, name, get_args(names))

@@ -222,7 +222,8 @@ class Trainer:
 
     def _online(self) -> None:
         config = self.config
-        self._progress.begin("online", config.online_steps, self.env_steps)
+        if config.online_steps:
+            self._progress.begin("online", config.online_steps, self.env_steps)
         while True:
             if self._evaluation_due:
                 self._save()

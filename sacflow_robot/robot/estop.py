@@ -74,6 +74,12 @@ def read_key(path: Path | None) -> bytes:
     return key
 
 
+_NO_KEY = (
+    b"arming over the network needs a key: give one file to --estop-key there and to --key here, "
+    b"or use kill -USR2 on the robot's computer"
+)
+
+
 class StopServer:
     """Listens in a thread of its own, and passes on what is asked; use it as a context manager.
 
@@ -91,7 +97,9 @@ class StopServer:
 
     def __init__(self, address: str, switches: Switches, key: bytes = b"") -> None:
         if not key and not address.startswith(_LOOPBACK):
-            raise UsageError(f"listening for stops at {address}, beyond this machine, needs a key; give one")
+            raise UsageError(
+                f"listening for stops at {address}, beyond this machine, needs a key; give one with --estop-key"
+            )
         self._switches, self._key = switches, key
         self._nonces = _Nonces()
         self._claim = AddressClaim(address)
@@ -181,10 +189,10 @@ class StopServer:
         if verb == b"stop":
             # What comes over the network is shown on a terminal.
             said = "".join(letter if letter.isprintable() else "?" for letter in reason.decode(errors="replace"))
-            return self._accepted(self._switches.stop(f"stopped over the network: {said or 'no reason given'}"))
+            return self._accepted(self._switches.stop(f"stopped over the network{said and f': {said}'}"))
         if verb == b"arm" and self._key:
             return self._accepted(self._switches.arm())
-        return [b"refused", b"arming over the network needs a key" if verb == b"arm" else b"unknown request"]
+        return [b"refused", _NO_KEY if verb == b"arm" else b"unknown request"]
 
     def _shown(self, who: bytes, verb: bytes, reason: bytes, proof: bytes) -> bool:
         """Whether the client knows the key. Its nonce is used up then."""

@@ -126,6 +126,7 @@ class Session:
                 if self._is_enabled():
                     self.robot.connect()
                     self.safety.allow()
+                    self.tell("armed")
             finally:
                 self.operator.report(self.safety)
 

@@ -86,7 +86,8 @@ class Sessions:
             different = differing_fields(policy.spec, policy.fingerprint, expect)
             if different:
                 names = ", ".join(different)
-                raise Refusal("mismatch", f"the policy served differs from what is expected in: {names}", differs=names)
+                served = f"the policy served, for {policy.spec.arm.robot} {policy.spec.arm.task},"
+                raise Refusal("mismatch", f"{served} differs from what is expected in: {names}", differs=names)
         token = header.get("session")
         known = self._sessions.get(token) if isinstance(token, str) else None
         if known is not None:

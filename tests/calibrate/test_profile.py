@@ -67,7 +67,7 @@ def test_bad_profiles(tmp_path: Path, old: str, new: str, message: str) -> None:
     path.write_text(SHIPPED.read_text().replace(old, new))
     with pytest.raises(DataError, match=message):
         load_profile(path)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"no calibration profile .*; name the arm's own with --profile FILE"):
         load_profile(tmp_path / "absent.yaml")
 
 

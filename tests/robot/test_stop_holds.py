@@ -647,6 +647,8 @@ def test_a_stop_between_episodes_holds_until_a_later_request() -> None:
         robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, human=person, arm_wait_s=0
     )
     session._sleep = lambda seconds: None
+    said: list[str] = []
+    session.tell = said.append
     number = switches.stop("between")
     person.next = HumanSignal(arm=True)
     with pytest.raises(RobotError, match="nobody armed the arm within 0 s of its stop: between"):
@@ -655,6 +657,7 @@ def test_a_stop_between_episodes_holds_until_a_later_request() -> None:
     enabled = switches.arm()
     session.await_armed()
     assert not robot.stopped and switches.outcome(enabled) == "armed" and switches.outcome(number) == "stopped"
+    assert said == ["not armed (between); waiting for a person", "armed"]
 
 
 def test_an_episode_does_not_arm_a_robot_that_was_stopped() -> None:

@@ -64,6 +64,8 @@ class AgreementOptions:
             if self.reward == "dense":
                 raise UsageError("--reward dense does not say which reward is a success; give --success-above X too")
             raise UsageError(f"--success-above {self.success_above:g} goes with --reward dense; give both")
+        if self.success_above is not None and not np.isfinite(self.success_above):
+            raise UsageError(f"--success-above {self.success_above:g}; expected a reward, a finite number")
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,8 @@ def _controller(said: Controller | None, arm: ArmSpec, options: AgreementOptions
     mine = controller_of(arm)
     found = f"the file says controller {said}, the task expects {arm.controller}"
     if said.kind is not None and mine.kind is not None and said.kind.upper() != mine.kind.upper():
+        if said.seen:
+            found = f"its actions are {said.kind}, the task expects {arm.controller}"
         return f"{found} (actions of {said.kind} cannot be converted; give demonstrations under {arm.controller})"
     if said.delta is not None and mine.delta is not None and said.delta != mine.delta:
         if said.delta:

@@ -20,7 +20,7 @@ from sacflow_robot.outputs import check_output
 
 def check_free(path: Path) -> None:
     """Raise UsageError if something is at the path already, or nothing can be written there."""
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         raise UsageError(f"{path} exists already; give another path or remove it")
     check_output(path, "DST")
 

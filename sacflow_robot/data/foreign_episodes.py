@@ -12,6 +12,7 @@ from sacflow_robot.data.adapt import adapt, arm_of_file, follows_poses
 from sacflow_robot.data.agreement import Claims, Controller, check_agreement, controller_of
 from sacflow_robot.data.demos import DemoOptions, Losses, human_episode
 from sacflow_robot.data.outcomes import Outcome, Recorded, judge_outcomes
+from sacflow_robot.data.quaternions import check_unit
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import FloatArray
@@ -78,6 +79,7 @@ def make_episodes(
         losses.remark(f"{beyond:.0%} of the actions are beyond the robot's range and are clipped")
     episodes = []
     for each, outcome in zip(found, _outcomes(path, found, options, losses), strict=True):
+        check_unit(each.observations, arm, each.origin)
         episode = human_episode(
             each.observations,
             each.actions,

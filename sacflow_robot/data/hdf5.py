@@ -18,6 +18,7 @@ from sacflow_robot.data.agreement import (
     Controller,
     check_agreement,
     check_arm,
+    controller_of,
     same_rate,
     same_robot,
 )
@@ -26,6 +27,7 @@ from sacflow_robot.data.env_args import claims_of_env
 from sacflow_robot.data.hdf5_episodes import (
     check_rows,
     has_absolute_actions,
+    has_joint_actions,
     measured_rate,
     own_episode,
     raw_episode,
@@ -173,6 +175,8 @@ def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOpt
     controller = claims.controller or Controller()
     if controller.delta is not False and any(has_absolute_actions(data[n], options.arm) for n in names[:_LOOKED_AT]):
         claims = replace(claims, controller=replace(controller, delta=False, seen=True))
+    elif controller_of(options.arm).delta and any(has_joint_actions(data[n]) for n in names[:_LOOKED_AT]):
+        claims = replace(claims, controller=Controller(kind="joint positions", seen=True))
     return claims
 
 

@@ -20,6 +20,7 @@ from sacflow_robot.data.demos import (
     human_episode,
 )
 from sacflow_robot.data.outcomes import Outcome, Recorded
+from sacflow_robot.data.quaternions import check_unit, check_w_last
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
@@ -29,11 +30,13 @@ from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
 _STILL = 1e-3
 _FINGERS = slice(8, 10)  # in a state: time, 7 arm joints, 2 fingers, ...
 _ARM_DIMS = 6
+_JOINT_COUNT = 7
+_JOINTS = slice(1, 1 + _JOINT_COUNT)
+_NEAR_JOINTS_RAD = 0.3  # a joint goal lies this near the joints that it moves from, in the median
+_BENT_RAD = 1.5
 
 _SAME_PLACE = 0.03  # m; observations may lag behind each other by a physics step
 _SAME_FRAME = 0.005  # m; likewise
-_UNIT = 0.01  # how far the norm of a quaternion may be from 1
-_SAME_TURN = 0.1  # of a quaternion's entries, for the same reason
 
 Flags = npt.NDArray[np.bool_]
 
@@ -56,9 +59,12 @@ def check_rows(demo: h5py.Group, origin: str) -> int:
     """How many actions a demonstration has, all of its known arrays having as many rows.
 
     Raises:
-        DataError: One has more or fewer.
+        DataError: One has more or fewer, or robomimic's ``num_samples`` says another number.
     """
     steps = len(demo["actions"])
+    said = demo.attrs.get("num_samples", steps)
+    if said != steps:
+        raise DataError(f"{origin}: its attribute num_samples is {said}, and it has {steps} actions; correct the file")
     names = [
         "states",
         "rewards",
@@ -180,7 +186,9 @@ def robomimic_episode(
         before = read_rows(demo, origin)
         states = np.concatenate([before, before[-1:]])
         losses.remark("the state after the last action is not in the file and repeats the one before it")
-    _check_quaternions(observations, states, options, origin)
+    check_unit(observations, options.arm, origin)
+    if states is not None:
+        check_w_last(observations, states, options, origin)
     if "dones" in demo and np.asarray(demo["dones"])[:-1].any():
         losses.leave_out("dones before the last step")
     known = {"actions", "states", "rewards", "dones", "obs", "next_obs"}
@@ -196,6 +204,23 @@ def robomimic_episode(
     )
 
 
+def has_joint_actions(demo: h5py.Group) -> bool:
+    """Whether a demonstration's actions are joint positions, whatever its file says of them: they follow the arm's joints.
+
+    Some joints of an arm are more than a radian from zero, where no delta of the tool is.
+    """
+    actions, joints = demo["actions"], demo.get("obs/robot0_joint_pos")
+    if joints is None and "states" in demo and demo["states"].ndim == 2:
+        joints = demo["states"][:, _JOINTS]
+    if joints is None or actions.ndim != 2 or joints.ndim != 2 or joints.shape[1] != _JOINT_COUNT:
+        return False
+    if actions.shape[1] < _JOINT_COUNT or len(actions) != len(joints):
+        return False
+    rows = np.asarray(joints, np.float64)
+    apart = np.abs(actions[:, :_JOINT_COUNT] - rows).max(axis=1)
+    return bool(np.median(apart) < _NEAR_JOINTS_RAD and np.median(np.abs(rows).max(axis=1)) > _BENT_RAD)
+
+
 def share_beyond(episode: Episode, arm: ArmSpec) -> float:
     """Share of the steps whose action is beyond the controller's range."""
     low, high = arm.action_bounds
@@ -208,38 +233,6 @@ def has_absolute_actions(demo: h5py.Group, arm: ArmSpec) -> bool:
     if quats is None or actions.ndim != 2 or actions.shape[1] != arm.action_dim or quats.shape != (len(actions), 4):
         return False
     return follows_poses(actions[()], {EEF_QUAT: np.concatenate([quats[()], quats[-1:]])})
-
-
-def _check_quaternions(
-    observations: dict[str, FloatArray], states: npt.NDArray[np.float64] | None, options: DemoOptions, origin: str
-) -> None:
-    """Refuse orientations that are no unit quaternions, or begin with w, where the simulator can tell from a state."""
-    for spec in options.arm.observations:
-        flat = observations[spec.key].reshape(len(observations[spec.key]), -1)
-        for start in spec.quaternions:
-            wrong = np.flatnonzero(np.abs(np.linalg.norm(flat[:, start : start + 4], axis=1) - 1) > _UNIT)
-            # robosuite's own first observation of an object may be of zeros, from before its sensors were read.
-            if len(wrong) and (spec.key == EEF_QUAT or len(wrong) > len(flat) / 2):
-                norm = np.linalg.norm(flat[wrong[0], start : start + 4])
-                raise DataError(
-                    f"{origin}, step {wrong[0]}: the quaternion in {spec.key} has norm {norm:.3g}; expected a unit "
-                    f"quaternion x y z w"
-                )
-    if states is None or options.observe_state is None or EEF_QUAT not in observations:
-        return
-    for step in sorted({0, (len(states) - 1) // 2}):
-        try:
-            expected = options.observe_state(states[step])[0][EEF_QUAT]
-        except DataError:  # states of another version's model, which the simulator here does not take
-            return
-        found = observations[EEF_QUAT][step]
-        w_first = found[[1, 2, 3, 0]]
-        if _one_rotation(w_first, expected) and not _one_rotation(found, expected):
-            raise DataError(f"{origin}, step {step}: {EEF_QUAT} is w x y z by its states; expected x y z w, reorder it")
-
-
-def _one_rotation(a: FloatArray, b: FloatArray) -> bool:
-    return bool(min(np.abs(a - b).max(), np.abs(a + b).max()) < _SAME_TURN)
 
 
 def _turn_around(observations: dict[str, FloatArray], losses: Losses) -> None:

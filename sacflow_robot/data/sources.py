@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from sacflow_robot.data import remote
 from sacflow_robot.data.adapt import adapt
@@ -194,8 +197,9 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
         raise DataError(f"{path} holds no episodes")
     if options.agreement.filter_key is not None:
         demos = _subset(path, demos, options.agreement.filter_key)
-    for paced, rate_hz in (True, demos.arm.control_rate_hz), (False, None):
-        check_log_times(str(path), [e.time_ns for e in demos.episodes if e.paced == paced], rate_hz)
+    _check_times(path, demos.episodes, demos.arm.control_rate_hz)
+    if options.sparse_rewards:
+        demos = replace(demos, episodes=[_with_sparse_rewards(each, demos.losses) for each in demos.episodes])
     if disagreement := gripper_disagreement(demos.episodes, demos.arm):
         demos.losses.remark(disagreement)
     return demos
@@ -210,6 +214,20 @@ def load_demos(path: Path | str, options: DemoOptions) -> DemoSet:
 def load_episodes(path: Path | str, options: DemoOptions) -> list[Episode]:
     """The episodes of :func:`load_demos`."""
     return load_demos(path, options).episodes
+
+
+def _check_times(path: Path | str, episodes: Sequence[Episode], rate_hz: float) -> None:
+    """Refuse times that are not those of the control rate; of a robot in lockstep only those that do not increase."""
+    for paced, nominal_hz in (True, rate_hz), (False, None):
+        check_log_times(str(path), [e.time_ns for e in episodes if e.paced == paced], nominal_hz)
+
+
+def _with_sparse_rewards(episode: Episode, losses: Losses) -> Episode:
+    """The episode with the task's rewards of 1 where solved, else 0, where whatever wrote it kept others."""
+    if np.isin(episode.rewards, (0, 1)).all():
+        return episode
+    losses.remark("rewards other than 0 and 1 become 1 where the episode says that it was solved, else 0")
+    return replace(episode, rewards=(episode.terminated & episode.success).astype(np.float32))
 
 
 def _subset(path: Path | str, demos: DemoSet, key: str) -> DemoSet:
@@ -235,9 +253,11 @@ def _read_log(path: Path | str, options: DemoOptions) -> DemoSet:
     claims = check_arm(str(path), log.arm, options.arm, options.agreement)
     losses = _unread(log)
     about = log.attributes.get(LOG_ABOUT)
+    recorded = list(log.episodes())
+    _check_times(path, recorded, log.arm.control_rate_hz)
     return DemoSet(
         arm=options.arm,
-        episodes=[adapt(episode, claims, options.arm, options.agreement, losses) for episode in log.episodes()],
+        episodes=[adapt(episode, claims, options.arm, options.agreement, losses) for episode in recorded],
         losses=losses,
         **(json.loads(about) if isinstance(about, str) else {}),
     )

@@ -17,7 +17,7 @@ from sacflow_robot.data.demos import DemoOptions
 from sacflow_robot.data.sources import load_demos, read_demos
 from sacflow_robot.envs.robomimic import env_args
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.errors import DataError, SpecMismatchError, UnknownNameError
+from sacflow_robot.errors import DataError, SpecMismatchError, UnknownNameError, UsageError
 from sacflow_robot.spec import ArmSpec
 
 Arrays = dict[str, Any]
@@ -209,6 +209,11 @@ def _w_first(arrays: Arrays) -> None:
         arrays[f"{group}/robot0_eef_quat"] = np.roll(arrays[f"{group}/robot0_eef_quat"], 1, axis=1)
 
 
+def _object_w_first(arrays: Arrays) -> None:
+    for group in ("obs", "next_obs"):
+        arrays[f"{group}/object"][:, 3:7] = np.roll(arrays[f"{group}/object"][:, 3:7], 1, axis=1)
+
+
 def _scaled(factor: float) -> Callable[[Arrays], None]:
     def edit(arrays: Arrays) -> None:
         for group in ("obs", "next_obs"):
@@ -234,7 +239,8 @@ def _not_a_number(key: str) -> Callable[[Arrays], None]:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (_w_first, "demo_0, step 0: robot0_eef_quat is w x y z by its states"),
+        (_w_first, "demo_0, step 0: the quaternion in robot0_eef_quat is w x y z by its states"),
+        (_object_w_first, "demo_0, step 0: the quaternion in object is w x y z by its states"),
         (_scaled(3), "demo_0, step 0: the quaternion in robot0_eef_quat has norm 3"),
         (_scaled(0), "the quaternion in robot0_eef_quat has norm 0"),
         (_shuffled, r"demo_0, states, step 6: its timestamp runs backwards"),
@@ -254,6 +260,27 @@ def test_what_contradicts_itself_is_refused_by_demonstration_and_step(
     with pytest.raises(DataError, match=message) as refusal:
         read_demos(write(edit), options())
     assert "a.hdf5" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_number_of_samples_that_is_not_that_of_the_actions_is_refused(write: Write, options: Options) -> None:
+    path = write()
+    with h5py.File(path, "r+") as file:
+        file["data/demo_1"].attrs["num_samples"] = 5
+    with pytest.raises(DataError, match="demo_1: its attribute num_samples is 5, and it has 24 actions"):
+        read_demos(path, options())
+
+
+def test_joint_actions_are_seen_whatever_the_file_says(write: Write, options: Options) -> None:
+    def joints(arrays: Arrays) -> None:
+        arrays["actions"] = arrays["states"][:, 1:8]
+
+    with pytest.raises(SpecMismatchError, match="its actions are joint positions, the task expects OSC_POSE delta"):
+        read_demos(write(joints), options())
+
+
+def test_a_reward_that_is_no_number_is_no_threshold(write: Write, options: Options) -> None:
+    with pytest.raises(UsageError, match="--success-above nan; expected a reward"):
+        read_demos(write(), options(reward="dense", success_above=float("nan")))
 
 
 def test_one_subset_of_a_file(write: Write, options: Options) -> None:

@@ -20,8 +20,8 @@ class Estop:
 
     Attributes:
         address: Where the running robot listens: what was given to run --estop.
-        key: Shared key file, if it was given one.
-        reason: What to say there.
+        key: Shared key file: the same that run --estop-key was given.
+        reason: Shown in the terminal of the program that moves the robot.
         arm: Enable it again instead, after a hold or a stop. Look at the robot first.
         timeout: Longest wait for the state (s).
     """

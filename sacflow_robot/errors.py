@@ -124,6 +124,14 @@ class ServerRestartedError(ServerError):
     """The server has been restarted, and knows nothing of what was asked before; the next call starts a new session."""
 
 
+def reason_of(error: Exception) -> BaseException:
+    """The operating system's error that an error was raised for, else the error itself."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__context__
+    return found or error
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Another library's message on one line, for use inside ours."""
     text = " ".join(str(error).split()) or type(error).__name__

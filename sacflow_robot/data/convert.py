@@ -14,7 +14,7 @@ import zarr
 from sacflow_robot.data.demos import DemoSet
 from sacflow_robot.data.log import write_log
 from sacflow_robot.data.sources import LOG_ABOUT, kind_to_write
-from sacflow_robot.errors import LogWriteError, UsageError, one_line
+from sacflow_robot.errors import LogWriteError, UsageError, one_line, reason_of
 from sacflow_robot.outputs import check_output
 
 
@@ -60,8 +60,8 @@ def write_demos(path: Path, demos: DemoSet, kind: str | None = None) -> DemoSet:
             write_lerobot(partial, demos)
         check_free(path)
         partial.rename(path)
-    except OSError as error:
-        raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None
+    except (OSError, LogWriteError) as error:  # the writers name the partial file, which nobody will find
+        raise LogWriteError(f"cannot write {path}: {one_line(reason_of(error))}; nothing is left of it") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):

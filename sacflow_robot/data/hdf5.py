@@ -162,12 +162,15 @@ def _outcomes(
 def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOptions, losses: Losses) -> Claims:
     """What a file from elsewhere says, or its times and actions show, of robot, rate and controller."""
     claims = _said(path, data)
-    said, shown = claims.rate_hz, None
+    said, shown, most_rows = claims.rate_hz, None, 0
     agrees = said is not None and same_rate(said, options.arm.control_rate_hz)
     for name in names:
         if "states" in data[name] and len(data[name]["states"]):
             origin = f"{path}, {name}"
-            shown = measured_rate(read_rows(data[name], origin), said if agrees else None, origin) or shown
+            rows = read_rows(data[name], origin)
+            shown, most_rows = measured_rate(rows, said if agrees else None, origin) or shown, max(most_rows, len(rows))
+    if shown is None and most_rows > 1:
+        losses.remark("the times of its states stand still, so that nothing shows its rate")
     if said is None:
         claims = replace(claims, rate_hz=shown)
     elif shown is not None and not agrees and abs(shown - said) > 0.1 * said:

@@ -47,7 +47,7 @@ from sacflow_robot.data.journal import recover
 from sacflow_robot.data.lock import LogLock
 from sacflow_robot.data.store import WRITING, Store, create_store, put
 from sacflow_robot.episode import Episode, known_columns
-from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
+from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line, reason_of
 from sacflow_robot.spec import ArmSpec
 
 _BLOCK_BYTES = 64 << 20
@@ -434,8 +434,8 @@ def new_log(path: Path, arm: ArmSpec) -> Iterator[EpisodeLog]:
         with EpisodeLog.writer(partial, arm) as log:
             yield log
         partial.rename(path)
-    except OSError as error:
-        raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None
+    except (OSError, LogWriteError) as error:  # the writer names the partial log, which nobody will find
+        raise LogWriteError(f"cannot write {path}: {one_line(reason_of(error))}; nothing is left of it") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         partial.with_name(f".{partial.name}.lock").unlink(missing_ok=True)

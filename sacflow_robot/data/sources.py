@@ -198,8 +198,6 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
     if options.agreement.filter_key is not None:
         demos = _subset(path, demos, options.agreement.filter_key)
     _check_times(path, demos.episodes, demos.arm.control_rate_hz)
-    if options.sparse_rewards:
-        demos = replace(demos, episodes=[_with_sparse_rewards(each, demos.losses) for each in demos.episodes])
     if disagreement := gripper_disagreement(demos.episodes, demos.arm):
         demos.losses.remark(disagreement)
     return demos
@@ -208,7 +206,10 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
 def load_demos(path: Path | str, options: DemoOptions) -> DemoSet:
     """The demonstrations at ``path`` to learn from: each ends where its task is first solved; see :func:`read_demos`."""
     demos = read_demos(path, options)
-    return replace(demos, episodes=[end_at_success(episode) for episode in demos.episodes])
+    episodes = [end_at_success(episode) for episode in demos.episodes]
+    if options.sparse_rewards:
+        episodes = [_with_sparse_rewards(episode, demos.losses) for episode in episodes]
+    return replace(demos, episodes=episodes)
 
 
 def load_episodes(path: Path | str, options: DemoOptions) -> list[Episode]:

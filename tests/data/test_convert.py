@@ -186,8 +186,9 @@ def test_a_conversion_that_fails_leaves_nothing(
         ".lerobot": ("sacflow_robot.data.lerobot_writer._write_json", fail),
     }
     monkeypatch.setattr(*targets[suffix])
-    with pytest.raises(LogWriteError, match="No space left"):
+    with pytest.raises(LogWriteError, match=r"No space left.*nothing is left of it") as refusal:
         write_demos(tmp_path / f"a{suffix}", DemoSet(arm, [make_episode(3)]))
+    assert str(tmp_path / f"a{suffix}") in str(refusal.value) and "partial" not in str(refusal.value)
     assert not list(tmp_path.iterdir())
 
 

@@ -278,6 +278,13 @@ def test_joint_actions_are_seen_whatever_the_file_says(write: Write, options: Op
         read_demos(write(joints), options())
 
 
+def test_states_whose_times_stand_still_are_named(write: Write, options: Options) -> None:
+    def still(arrays: Arrays) -> None:
+        arrays["states"][:, 0] = 0
+
+    assert "the times of its states stand still" in str(read_demos(write(still), options()).losses)
+
+
 def test_a_reward_that_is_no_number_is_no_threshold(write: Write, options: Options) -> None:
     with pytest.raises(UsageError, match="--success-above nan; expected a reward"):
         read_demos(write(), options(reward="dense", success_above=float("nan")))

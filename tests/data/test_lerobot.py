@@ -209,6 +209,10 @@ def columns_of(arm: ArmSpec, steps: int) -> dict[str, Any]:
     columns = {
         f"observation.{a.key}": rng.standard_normal((steps, *a.shape)).astype(np.float32) for a in arm.observations
     }
+    for a in arm.observations:
+        for start in a.quaternions:
+            part = columns[f"observation.{a.key}"][:, start : start + 4]
+            part /= np.linalg.norm(part, axis=1, keepdims=True)
     return {**columns, "action": rng.uniform(-2, 2, (steps, 7)).astype(np.float32)}
 
 
@@ -243,6 +247,11 @@ def test_observations_are_found_by_the_names_of_dimensions(arm: ArmSpec, options
     [
         ({"observation.object": None}, {}, "no observation 'object'.* it has .*observation.robot0_eef_pos"),
         ({"action": np.zeros((3, 6), np.float32)}, {}, r"feature 'action' is \[6\]; task 'lift' takes \(7,\)"),
+        (
+            {"observation.robot0_eef_quat": np.full((3, 4), 3, np.float32)},
+            {},
+            "episode 0, step 0: the quaternion in .* norm 6",
+        ),
         ({"action": np.full((3, 7), np.nan, np.float32)}, {}, "episode 0: NaN or infinity among its actions"),
         ({}, {"codebase_version": "v2.1"}, "has no meta/episodes.jsonl, which v2.1 has; is it complete"),
         ({}, {"codebase_version": "v1.6"}, r"LeRobotDataset v1.6; supported are v2.0, v2.1 and v3.0: convert it"),

@@ -222,10 +222,19 @@ def test_times_beside_the_grid_are_kept(version: str, tmp_path: Path) -> None:
     assert second.info["clock"].startswith("nominal")
 
 
+def observed(arm: ArmSpec) -> dict[str, Any]:
+    """Observations of 8 frames: zeros, with orientations that are the identity."""
+    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
+    for a in arm.observations:
+        for start in a.quaternions:
+            columns[f"observation.{a.key}"][:, start + 3] = 1
+    return columns
+
+
 @pytest.mark.parametrize("fps", [10, 30, 40])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_another_rate_than_the_tasks(version: str, fps: int, arm: ArmSpec, tmp_path: Path) -> None:
-    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
+    columns = observed(arm)
     recorded = Recorded(
         version, fps=fps, robot_type="panda", columns={**columns, "action": np.zeros((8, 7), np.float32)}
     )
@@ -238,7 +247,7 @@ def test_another_rate_than_the_tasks(version: str, fps: int, arm: ArmSpec, tmp_p
 
 
 def test_another_robot_than_the_tasks(arm: ArmSpec, tmp_path: Path) -> None:
-    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
+    columns = observed(arm)
     path = Recorded(fps=20, columns={**columns, "action": np.zeros((8, 7), np.float32)}).write(tmp_path / "a")
     wrong = Recorded().write(tmp_path / "b")  # other features too, of which the robot is the reason
     with pytest.raises(SpecMismatchError, match=r"robot so101_follower, the task expects Panda .*30 Hz, the task"):
@@ -334,7 +343,7 @@ def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
 def test_absolute_poses_are_no_deltas(arm: ArmSpec, tmp_path: Path) -> None:
     """Actions that are the poses to go to, under the names and in the shape of deltas."""
     rng = np.random.default_rng(0)
-    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
+    columns = observed(arm)
     columns["observation.robot0_eef_pos"] = (0.5 + 0.01 * rng.standard_normal((8, 3))).astype(np.float32)
     columns["observation.robot0_eef_quat"] = np.tile(np.float32([1, 0, 0, 0]), (8, 1))
     turn = np.tile(np.float32([np.pi, 0, 0, 1]), (8, 1))
@@ -348,7 +357,7 @@ def test_absolute_poses_are_no_deltas(arm: ArmSpec, tmp_path: Path) -> None:
 
 def test_rewards_that_do_not_say_success(arm: ArmSpec, tmp_path: Path) -> None:
     """Shaped rewards are no successes; the user says what is."""
-    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
+    columns = observed(arm)
     columns |= {"action": np.zeros((8, 7), np.float32), "next.reward": np.linspace(0.1, 0.8, 8, dtype=np.float32)}
     path = Recorded(fps=20, robot_type="panda", columns=columns).write(tmp_path / "a")
     with pytest.raises(DataError, match="dense rewards, which do not tell when the task was solved; give --reward"):
@@ -359,7 +368,7 @@ def test_rewards_that_do_not_say_success(arm: ArmSpec, tmp_path: Path) -> None:
 
 
 def test_actions_beyond_the_robots_range_are_named(arm: ArmSpec, tmp_path: Path) -> None:
-    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
+    columns = observed(arm)
     columns["action"] = np.float32(np.where(np.arange(8) % 2, 3, 0.5))[:, None].repeat(7, 1)
     path = Recorded(fps=20, robot_type="panda", columns=columns).write(tmp_path / "a")
     demos = read_demos(path, DemoOptions(arm, "Lift"))

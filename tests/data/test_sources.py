@@ -14,7 +14,7 @@ from sacflow_robot.data.agreement import AgreementOptions
 from sacflow_robot.data.convert import write_demos
 from sacflow_robot.data.demos import DemoOptions, DemoSet
 from sacflow_robot.data.log import write_log
-from sacflow_robot.data.sources import read_demos
+from sacflow_robot.data.sources import load_demos, read_demos
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError, UnknownNameError
 from sacflow_robot.spec import ArmSpec
@@ -39,6 +39,29 @@ def test_a_log_of_another_rate_or_robot(make_episode: Make, arm: ArmSpec, tmp_pa
     assert np.diff(found.time_ns).tolist() == [50_000_000] * 12
     assert np.allclose(found.commanded[:, :6], found.commanded[0, 0]) and 0.4 < found.commanded[0, 0] < 0.5
     assert "left out: flags" not in str(demos.losses) and "resampled from 10 to 20 Hz" in str(demos.losses)
+
+
+def test_a_log_is_measured_against_its_own_rate_before_it_is_resampled(
+    make_episode: Make, arm: ArmSpec, tmp_path: Path
+) -> None:
+    write_log(tmp_path / "a.zarr", replace(arm, control_rate_hz=10.0), [make_episode(12)])
+    with pytest.raises(DataError, match="its timestamps are 20 Hz apart, and the file says 10 Hz"):
+        read_demos(tmp_path / "a.zarr", options(arm, resample=True))
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".hdf5", ".lerobot"])
+@pytest.mark.parametrize("other", [lambda r: r - 1, lambda r: np.linspace(0.1, 0.9, len(r), dtype=np.float32)])
+def test_other_rewards_of_a_file_written_here_become_the_tasks(
+    make_episode: Make, arm: ArmSpec, tmp_path: Path, other: Callable[[Any], Any], suffix: str
+) -> None:
+    """Converted they are kept, learned from they are those that the task gives."""
+    episode = make_episode(6)
+    written = replace(episode, rewards=other(episode.rewards))
+    write_demos(tmp_path / f"a{suffix}", DemoSet(arm, [written]))
+    assert np.array_equal(read_demos(tmp_path / f"a{suffix}", options(arm)).episodes[0].rewards, written.rewards)
+    demos = load_demos(tmp_path / f"a{suffix}", options(arm))
+    assert demos.episodes[0].rewards.tolist() == [0, 0, 0, 0, 0, float(episode.success)]
+    assert "rewards other than 0 and 1" in str(demos.losses)
 
 
 @pytest.mark.parametrize(

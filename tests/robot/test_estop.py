@@ -194,6 +194,7 @@ while True:
 """
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize(("key", "junk"), [(b"", "requests"), (KEY, "requests"), (KEY, "frames")])
 def test_a_flood_from_connections_without_a_key_stops_no_stop(key: bytes, junk: str) -> None:
     switches = Switches()

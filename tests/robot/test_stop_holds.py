@@ -872,6 +872,7 @@ def test_a_hold_while_an_episode_begins_waits_for_a_person() -> None:
     assert said == [
         "held before the first command: the terminal is gone",
         "not armed (the terminal is gone); waiting for a person",
+        "armed",
     ]
 
 

@@ -157,12 +157,11 @@ def test_training_on_a_subset_of_the_demonstrations(
     [
         ("train", "--demos", "a.zarr", "--demos", "b.zarr"),
         ("train", "--replay", "a.zarr", "--replay=b.zarr"),
-        ("train", "--learner.batch-size", "8", "--learner.batch_size", "16"),
-        ("demos", "info", "a.zarr", "--json", "--no-json"),
+        ("demos", "info", "a.hdf5", "--filter-key", "a", "--filter_key", "b"),
         ("serve", "--policy", "a.onnx", "--policy", "b.onnx"),
     ],
 )
-def test_an_option_given_twice_is_refused(capsys: Capture, words: tuple[str, ...]) -> None:
+def test_an_option_that_names_data_is_refused_when_given_twice(capsys: Capture, words: tuple[str, ...]) -> None:
     assert run(*words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "is given twice" in line and "give it once" in line

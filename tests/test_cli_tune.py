@@ -140,7 +140,7 @@ def test_a_run_is_only_made_to_fit_a_profile_that_can_be_used(
         assert list(tmp_path.glob("*new*")) == [], "nothing is left behind"
         return capsys.readouterr().err
 
-    assert "cannot be read" in refused(1, "--profile", "absent.yaml")
+    assert "no calibration profile absent.yaml" in refused(1, "--profile", "absent.yaml")
     assert "--online-steps is 0" in refused(2, "--profile", str(SHIPPED), "--online-steps", "0")
     other = tmp_path / "other.yaml"
     other.write_text(SHIPPED.read_text().replace("robot: Panda", "robot: UR5e"))

@@ -168,8 +168,13 @@ def _parse(name: str, arguments: list[str]) -> object:
         raise UsageError(_first_complaint(complaint.getvalue(), name)) from None
 
 
+_NAMES_DATA = {"demos", "replay", "log", "filter-key", "recording", "policy"}
+
+
 def _check_given_once(name: str, arguments: Sequence[str]) -> None:
-    """Refuse an option that is given twice, of which the parser would take the last without a word.
+    """Refuse an option that names data and is given twice: the parser takes the last, and the first would be lost unseen.
+
+    Of any other option the last counts, as in other command lines: a script may append to a command that it was given.
 
     Raises:
         UsageError: There is one.
@@ -179,12 +184,13 @@ def _check_given_once(name: str, arguments: Sequence[str]) -> None:
         if not argument.startswith("--") or argument == "--":
             continue
         option = argument.partition("=")[0]
-        words = option.removeprefix("--").replace("_", "-").replace(".no-", ".").removeprefix("no-")
+        words = option.removeprefix("--").replace("_", "-")
         if words in given:
             raise UsageError(
                 f"{option} is given twice to '{name}'; give it once, with all of its values where it takes several"
             )
-        given.add(words)
+        if words in _NAMES_DATA:
+            given.add(words)
 
 
 def _first_complaint(box: str, name: str) -> str:

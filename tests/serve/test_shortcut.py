@@ -111,7 +111,8 @@ def requests(draw: st.DrawFn) -> tuple[Sent, Sent]:
         ):
             case "extent":
                 axis = draw(st.integers(0, len(layout[i][2]) - 1))
-                same = layout[i][2][axis]
+                before = layout[i][2][axis]
+                same = before if isinstance(before, int) else 1  # it may be spoiled already
                 layout[i][2][axis] = draw(
                     st.sampled_from([bool(same), float(same), 1, 2, 0, -1, 2**30, "1", None, [1]])
                 )

@@ -90,7 +90,7 @@ class Connection:
             (zmq.IMMEDIATE, 1),  # nothing is kept for a server that is not there
             (zmq.IPV6, wire.speaks_ipv6(self.address)),
             (zmq.RECONNECT_IVL, 50),
-            (zmq.RECONNECT_IVL_MAX, 1000),
+            (zmq.RECONNECT_IVL_MAX, 200),
             (zmq.HEARTBEAT_IVL, max(1, round(PING * milliseconds))),
             (zmq.HEARTBEAT_TIMEOUT, max(1, round(PATIENCE * milliseconds))),
             (zmq.HEARTBEAT_TTL, max(1, round(TIME_TO_LIVE * milliseconds))),

@@ -86,7 +86,7 @@ def run_with(
 
     def person() -> None:
         mend()
-        time.sleep(2.0)  # a person looks at the arm first
+        time.sleep(0.5)  # a person looks at the arm first
         switches.arm()
 
     def tell(line: str) -> None:

@@ -53,7 +53,9 @@ _MESSAGES_A_ROUND = 64
 _REST_S = 0.001  # after each round: the control loop runs in the same process
 _AFTER_ERROR_S = 0.05
 _LOOK_S = 0.02
-_FIRST_TRY_S = 0.25
+_PATIENCE_S = 0.25  # with one connection
+_AGAIN_S = 0.05  # a server that ends all connections drops what it had not read
+_RECONNECT_MS = 5
 _TRIES = 3
 _TICKET = struct.Struct(">Q16s")  # number of the request, proof that the server gave it
 
@@ -317,9 +319,11 @@ def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout
     with _Line(address, timeout_s) as line:
         ticket = _put(line, verb, reason, key)
         while ticket and not line.over:
-            state = line.ask([b"outcome", ticket], _FIRST_TRY_S)
-            if state is not None and state[0] == b"ok" and state[-1] != PENDING.encode():
-                return state[-1].decode(errors="replace")
+            state = line.ask([b"outcome", ticket], _PATIENCE_S)
+            if state is None:
+                line.renew()
+            elif state[0] == b"ok" and len(state) == 2 and state[1] != PENDING.encode():
+                return state[1].decode(errors="replace")
             time.sleep(min(_LOOK_S, line.left_s))
     return PENDING
 
@@ -327,10 +331,10 @@ def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout
 def _put(line: _Line, verb: str, reason: str, key: bytes) -> bytes:
     """Have the request accepted; its ticket, empty from a server that gives none."""
     said = verb.encode(), reason.encode(errors="replace")[:500]
-    failure, patience_s = f"no answer from {line.address} within {line.timeout_s:g} s", _FIRST_TRY_S
+    failure = f"no answer from {line.address} within {line.timeout_s:g} s"
     tries = 0
     while not line.over:
-        nonce = line.ask([b"challenge"], patience_s)
+        nonce = line.ask([b"challenge"], _PATIENCE_S)
         if nonce is not None:
             if nonce[0] == b"refused":  # by what is no stop server, and says so
                 failure = f"{line.address} refused to {verb}: {b' '.join(nonce[1:]).decode(errors='replace')}"
@@ -338,25 +342,30 @@ def _put(line: _Line, verb: str, reason: str, key: bytes) -> bytes:
             if len(nonce[0]) != _NONCE_BYTES:
                 failure = f"what answers at {line.address} is no stop server; give the address of run --estop"
                 break
-            answer = line.ask([*said, _proof(key, nonce[0], *said)], line.left_s if verb == "arm" else patience_s)
+            proven = [*said, _proof(key, nonce[0], *said)]
+            # An enabling request is sent once: a stop may have come after it.
+            answer = line.ask(proven, line.left_s, again=False) if verb == "arm" else line.ask(proven, _PATIENCE_S)
             if answer is not None:
                 how, why = answer[0], b" ".join(answer[1:]).decode(errors="replace")
                 if how == b"ok":
                     return answer[2] if len(answer) > 2 else b""
                 failure = f"{line.address} {'refused' if how == b'refused' else 'failed'} to {verb}: {why}"
                 tries += 1
-                # A server that hung up in between takes its own challenge for somebody else's.
+                # A server that hung up after it had accepted the request takes the same one for used.
                 if how == b"refused" and (tries == _TRIES or verb == "arm" or "challenge" not in why):
                     raise RobotError(failure)
             if verb == "arm":
                 break
-        patience_s *= 2
+        line.renew()
         time.sleep(min(_LOOK_S, line.left_s))
     raise RobotError(f"{failure}; USE THE ROBOT'S OWN STOP BUTTON")
 
 
 class _Line:
-    """A connection to a stop server until a time is over, made anew when a message was lost."""
+    """A connection to a stop server, until a time is over.
+
+    It names itself, so that a challenge stays valid when the server hangs up and the connection is made again.
+    """
 
     def __init__(self, address: str, timeout_s: float) -> None:
         self.address, self.timeout_s = address, timeout_s
@@ -378,26 +387,39 @@ class _Line:
     def over(self) -> bool:
         return self.left_s == 0.0
 
-    def ask(self, frames: list[bytes], patience_s: float) -> list[bytes] | None:
-        """The answer; None if none comes in time.
+    def renew(self) -> None:
+        """Use another connection from now on: answers that come late to what was asked before are not read."""
+        if self._socket is not None:
+            self._socket.close(0)
+            self._socket = None
+
+    def ask(self, frames: list[bytes], patience_s: float, again: bool = True) -> list[bytes] | None:
+        """The answer; None if none comes in time. Sent again and again meanwhile, unless that is forbidden.
 
         Raises:
             UsageError: The address is none.
         """
         if self._socket is None:
-            self._socket = self._context.socket(zmq.DEALER)
-            try:
-                self._socket.connect(self.address)
-            except zmq.ZMQError as error:
-                raise UsageError(
-                    f"cannot connect to {self.address}: {error}; expected e.g. tcp://127.0.0.1:5560"
-                ) from None
-        self._socket.send_multipart(frames)
-        if self._socket.poll(round(min(patience_s, self.left_s) * 1e3)):
-            return list(self._socket.recv_multipart())
-        self._socket.close(0)  # an answer that comes late is not taken for another's
-        self._socket = None
+            self._socket = self._connected()
+        until = min(self._until, time.monotonic() + patience_s)
+        while (left_s := until - time.monotonic()) > 0:
+            with suppress(zmq.Again):
+                self._socket.send_multipart(frames, zmq.NOBLOCK)
+            while self._socket.poll(round((min(_AGAIN_S, left_s) if again else left_s) * 1e3)):
+                answer = list(self._socket.recv_multipart())
+                if frames == [b"challenge"] or len(answer[0]) != _NONCE_BYTES:  # not that of an earlier question
+                    return answer
         return None
+
+    def _connected(self) -> zmq.Socket[Any]:
+        socket: zmq.Socket[Any] = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.ROUTING_ID, b"c" + secrets.token_bytes(16))  # one that begins with 0 is refused
+        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        try:
+            socket.connect(self.address)
+        except zmq.ZMQError as error:
+            raise UsageError(f"cannot connect to {self.address}: {error}; expected e.g. tcp://127.0.0.1:5560") from None
+        return socket
 
 
 def _proof(key: bytes, nonce: bytes, verb: bytes, reason: bytes) -> bytes:

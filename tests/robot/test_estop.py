@@ -203,7 +203,7 @@ def test_a_flood_from_connections_without_a_key_stops_no_stop(key: bytes, junk: 
         try:
             assert flood.stdout is not None and flood.stdout.readline() == b"up\n"
             time.sleep(0.5)
-            for _ in range(10):
+            for _ in range(30):
                 assert request(server.address, "stop", key=key) == "stopped"
         finally:
             flood.kill()

@@ -28,7 +28,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, Null
 
 from sacflow_robot.bench.machine import machine
 from sacflow_robot.learn.run_folder import RunFolder, replace_text
-from sacflow_robot.plotting import COLOURS, MARKERS, new_figure, save, tidy
+from sacflow_robot.utils.plot_style import COLOURS, MARKERS, new_figure, save, tidy
 
 _SCRATCH = {
     "flow-g": "--velocity flow-g",

@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.episode import StepFlag
-from sacflow_robot.robot.link import LinkOptions
-from sacflow_robot.robot.loop import run_episode
-from sacflow_robot.robot.rtsim import VirtualArm
-from sacflow_robot.robot.safety import SafetyFilter
-from sacflow_robot.safetylimits import SafetyLimits
-from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.serve.stream import ChunkStream
-from sacflow_robot.spec import Clock, FloatArray, Observation
-from sacflow_robot.statistics import wilson_interval
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.interfaces import Clock
+from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.drivers.rtsim import VirtualArm
+from sacflow_robot.robot.drivers.rtsim_options import LinkOptions
+from sacflow_robot.robot.safety.filter import SafetyFilter
+from sacflow_robot.robot.safety.safety_limits import SafetyLimits
+from sacflow_robot.spec import FloatArray, Observation
+from sacflow_robot.utils.intervals import wilson_interval
 
 INFERENCE = "inference_ms"
 STUDIES = {

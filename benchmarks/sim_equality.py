@@ -20,9 +20,9 @@ import numpy as np
 import tyro
 
 from sacflow_robot.bench.machine import machine
-from sacflow_robot.envs.compiled.compare import KINDS, TOLERANCE, Comparer, Comparison, Kind
+from sacflow_robot.envs.fast.compare import KINDS, TOLERANCE, Comparer, Comparison, Kind
 from sacflow_robot.envs.tasks import TASKS
-from sacflow_robot.envs.workers import core_count
+from sacflow_robot.envs.vector_env import core_count
 
 
 @dataclass(frozen=True)

@@ -28,16 +28,16 @@ import numpy as np
 from delays import LocalClient
 
 from sacflow_robot.bench.machine import machine
-from sacflow_robot.data.log import write_log
+from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.run_folder import RunFolder
-from sacflow_robot.plotting import BLUE, GREY, new_figure, save, tidy
-from sacflow_robot.robot.drivers import make_robot
-from sacflow_robot.robot.loop import run_episode
-from sacflow_robot.robot.safety import SafetyFilter
-from sacflow_robot.safetylimits import SafetyLimits
-from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.serve.stream import ChunkStream
-from sacflow_robot.statistics import wilson_interval
+from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.drivers.registry import make_robot
+from sacflow_robot.robot.safety.filter import SafetyFilter
+from sacflow_robot.robot.safety.safety_limits import SafetyLimits
+from sacflow_robot.utils.intervals import wilson_interval
+from sacflow_robot.utils.plot_style import BLUE, GREY, new_figure, save, tidy
 
 POLICIES = "nominal", "wide", "longer", "profile", "tuned"
 LABELS = (

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from sacflow_robot.armmodel import ArmModel
 from sacflow_robot.bench.machine import machine
 from sacflow_robot.calibrate.dynamics import Fit, identify
 from sacflow_robot.calibrate.gap import measure_gap
@@ -27,11 +26,12 @@ from sacflow_robot.calibrate.noise import measure_noise
 from sacflow_robot.calibrate.predict import Predictors, Window, make_windows
 from sacflow_robot.calibrate.problem import DELAY, MOMENT
 from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, record
-from sacflow_robot.envs.draws import FRANKA, TWIN_PARTS, draw_twin
-from sacflow_robot.robot.drivers import make_robot
-from sacflow_robot.robot.rtsim import VirtualArm
-from sacflow_robot.robot.safety import SafetyFilter
-from sacflow_robot.safetylimits import SafetyLimits
+from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, draw_twin
+from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.robot.drivers.registry import make_robot
+from sacflow_robot.robot.drivers.rtsim import VirtualArm
+from sacflow_robot.robot.safety.filter import SafetyFilter
+from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 
 LIMITS = SafetyLimits(max_observation_age_s=0.5, max_action_age_s=0.5, patience_s=0.2, max_command_delay_s=0.4)
 

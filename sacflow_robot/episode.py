@@ -15,7 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import LOOP_CLOCK, ArmSpec, FloatArray, StepResult
+from sacflow_robot.spec import ArmSpec, FloatArray
+
+NOMINAL_CLOCK = "nominal control rate, from the start of the episode"
+"""Clock of arms for which time stands still between commands."""
+
+LOOP_CLOCK = "monotonic of the robot's computer"
+"""Clock of what a control loop recorded."""
 
 
 class Source(IntEnum):
@@ -36,6 +42,38 @@ class StepFlag(IntFlag):
     CHUNK_START = 8  # first action of a newly inferred chunk
     BLIND = 16  # the observation that the step led to held NaN or infinity; the one before stands in its place
     UNKNOWN = 128  # whoever recorded the step kept no flags
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What came of one action, or of starting an episode (then with reward 0).
+
+    Attributes:
+        observation: Observation after the step, unbatched.
+        reward: Task reward of the step.
+        terminated: The task itself ended.
+        truncated: The horizon cut the episode.
+        state: Full simulator state (S,) after the step; None on an arm that has none.
+        measured: What the arm did (A,), in action units, where it can tell; else None.
+        success: Whether the task is solved; None where ending is solving, as in the robosuite tasks.
+        time_ns: When the observation was captured, in nanoseconds of the clock that the control loop runs on, where the
+            arm can tell; else None, and it counts as captured when it was received.
+        stale_reason: Why there is nothing newer, where the observation is old and the arm can tell; else empty.
+    """
+
+    observation: dict[str, FloatArray]
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    state: npt.NDArray[np.float64] | None = None
+    measured: FloatArray | None = None
+    success: bool | None = None
+    time_ns: int | None = None
+    stale_reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.terminated or self.truncated
 
 
 UNKNOWN_TIME = -1

@@ -13,8 +13,8 @@ from hypothesis import settings
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.episode import Episode
+from sacflow_robot.export.to_onnx import export_policy, make_spec
 from sacflow_robot.learn.config import FlowConfig
-from sacflow_robot.learn.export import export_policy, make_spec
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.spec import ArmSpec
 

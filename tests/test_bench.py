@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sacflow_robot.bench import limits, replay, train
+from sacflow_robot.bench import limits, train
+from sacflow_robot.bench import replay_buffer as replay
 from sacflow_robot.cli import bench, main
 from sacflow_robot.spec import ArmSpec
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sacflow_robot.data.log import EpisodeLog
-from sacflow_robot.randomness import chunk_noise
-from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.data.log.reader import EpisodeLog
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.utils.seeding import chunk_noise
 
 TINY = [
     "--offline-steps",

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sacflow_robot.episode import Episode, EpisodeBuilder, Source
+from sacflow_robot.episode import Episode, EpisodeBuilder, Source, StepResult
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec, StepResult
+from sacflow_robot.spec import ArmSpec
 
 MakeEpisode = Callable[..., Episode]
 

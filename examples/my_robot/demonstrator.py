@@ -14,7 +14,7 @@ import torch
 from driver import BIN, REACH_M, SPEC
 from torch import Tensor, nn
 
-from sacflow_robot.learn.export import export_policy
+from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.spec import PolicySpec
 
 

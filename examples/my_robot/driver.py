@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import StoppedError
-from sacflow_robot.robot.clock import MonotonicClock
-from sacflow_robot.spec import ArmSpec, ArraySpec, StepResult
+from sacflow_robot.robot.drivers.clock import MonotonicClock
+from sacflow_robot.spec import ArmSpec, ArraySpec
 
 SPEC = ArmSpec(
     robot="Gantry",

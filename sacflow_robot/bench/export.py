@@ -17,10 +17,10 @@ import onnxruntime
 import torch
 from torch import nn
 
-from sacflow_robot import policyfile
 from sacflow_robot.bench.naive import NaiveFlow
+from sacflow_robot.export import metadata as policyfile
+from sacflow_robot.export.to_onnx import ExportedGraph, export_policy, make_spec, to_onnx
 from sacflow_robot.learn.config import VelocityName, WeightsKind
-from sacflow_robot.learn.export import ExportedGraph, export_policy, make_spec, to_onnx
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.spec import ArmSpec, FloatArray

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.bench.machine import machine
-from sacflow_robot.data.log import EpisodeLog, write_log
-from sacflow_robot.data.recorder import StepRecorder
-from sacflow_robot.data.ring import Layout
-from sacflow_robot.episode import Episode, EpisodeBuilder, Step
-from sacflow_robot.robot.clock import MonotonicClock
-from sacflow_robot.robot.loop import run_episode
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Observation, PolicySpec, StepResult
+from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.recorder import StepRecorder
+from sacflow_robot.data.log.ring import Layout
+from sacflow_robot.episode import Episode, EpisodeBuilder, Step, StepResult
+from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.drivers.clock import MonotonicClock
+from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Observation, PolicySpec
 
 RATES_HZ = 20, 100, 1000
 _ACTIONS, _WARM_UP = 7, 20

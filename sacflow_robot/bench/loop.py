@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sacflow_robot.data.recorder import StepRecorder
+from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.errors import RobotError, ServerError
-from sacflow_robot.robot.loop import run_episode
-from sacflow_robot.robot.rtsim import ProcessArm
-from sacflow_robot.robot.safety import SafetyFilter
-from sacflow_robot.robot.switches import Switches
-from sacflow_robot.robot.timing import joined
-from sacflow_robot.safetylimits import Box, Cone, SafetyLimits
+from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.control.operator_requests import Switches
+from sacflow_robot.robot.control.timing import joined
+from sacflow_robot.robot.drivers.rtsim import ProcessArm
+from sacflow_robot.robot.safety.filter import SafetyFilter
+from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
 from sacflow_robot.serve.client import PolicyClient
-from sacflow_robot.serve.stream import ChunkStream
 from sacflow_robot.spec import ArmSpec
 
 _START_S, _SEED = 60.0, 40_000

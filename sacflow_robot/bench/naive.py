@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.policy import squash
-from sacflow_robot.learn.velocity import FlowG, FlowT, Mlp, embed_time
+from sacflow_robot.learn.networks.policy import squash
+from sacflow_robot.learn.networks.velocity import FlowG, FlowT, Mlp, embed_time
 
 _HEADS = 4
 

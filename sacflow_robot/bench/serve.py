@@ -24,12 +24,12 @@ import numpy as np
 import zmq
 
 from sacflow_robot.bench.machine import machine
-from sacflow_robot.randomness import chunk_noise
-from sacflow_robot.serve import wire
+from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
+from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.gateways.openpi import OpenpiGateway, pack_array, unpack
-from sacflow_robot.serve.policy import Engine, OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
+from sacflow_robot.utils.seeding import chunk_noise
 
 Call = Callable[[], object]
 _BINDS = {"ipc": "ipc://@sacflow-bench-{name}-{pid}", "tcp": "tcp://127.0.0.1:*"}
@@ -177,7 +177,7 @@ def untrained_twin(path: Path, velocity: str, out: Path) -> Path:
     """
     import torch
 
-    from sacflow_robot.learn.export import export_policy, make_spec
+    from sacflow_robot.export.to_onnx import export_policy, make_spec
     from sacflow_robot.learn.flow import FlowPolicy
     from sacflow_robot.learn.presets import preset
 

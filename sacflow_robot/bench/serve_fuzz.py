@@ -21,11 +21,11 @@ from websockets.sync.client import connect
 
 from sacflow_robot.bench import serve as trips
 from sacflow_robot.errors import ServerError
-from sacflow_robot.serve import wire
+from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve.auth import Security, load_public, load_secret, new_keys
 from sacflow_robot.serve.client import Keys, PolicyClient
 from sacflow_robot.serve.gateways import groot, openpi
-from sacflow_robot.serve.policy import Engine, OnnxPolicy
-from sacflow_robot.serve.security import Security, load_public, load_secret, new_keys
 from sacflow_robot.serve.server import PolicyServer
 
 MARKER = b"MARKER-7f3a"

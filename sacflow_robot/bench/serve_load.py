@@ -18,9 +18,9 @@ import zmq
 
 from sacflow_robot.bench import serve as trips
 from sacflow_robot.errors import LateError, ServerError
-from sacflow_robot.serve import wire
+from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
+from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.client import PolicyClient
-from sacflow_robot.serve.policy import Engine, OnnxPolicy
 from sacflow_robot.serve.reload import Reloader
 from sacflow_robot.serve.server import PolicyServer
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.randomness import chunk_noise
-from sacflow_robot.serve.batch import takes_prefix
-from sacflow_robot.serve.policy import Engine, OnnxPolicy
-from sacflow_robot.serve.stream import ChunkStream
+from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
+from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.serve.batching import takes_prefix
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
+from sacflow_robot.utils.seeding import chunk_noise
 
 _FIRST_SEED = 10_000
 _EEF = "robot0_eef_pos"

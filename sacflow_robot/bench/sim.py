@@ -24,13 +24,13 @@ from sacflow_robot.envs import gl as gl  # before MuJoCo, which else loads OpenG
 import mujoco
 import numpy as np
 
-from sacflow_robot.envs.compiled.arm import CompiledArm
-from sacflow_robot.envs.compiled.check import checked_task
+from sacflow_robot.envs.collector import rollout
+from sacflow_robot.envs.fast.fast_robot import CompiledArm
+from sacflow_robot.envs.fast.self_check import checked_task
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.workers import core_count, make_arms
+from sacflow_robot.envs.vector_env import core_count, make_arms
 from sacflow_robot.episode import Episode
-from sacflow_robot.rollout import rollout
-from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.spec import Engine
 
 BenchEngine = Literal["stock", "stripped", "compiled", "physics"]

@@ -15,7 +15,7 @@ from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.presets import preset
 
 if TYPE_CHECKING:
-    from sacflow_robot.learn.agent import Agent
+    from sacflow_robot.learn.algorithms.agent import Agent
 
 CASES = (
     ("sac-flow", "flow-g"),
@@ -81,11 +81,11 @@ def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, t
     import torch
 
     from sacflow_robot.bench.limits import count_work, lowest_limit, measure_rates
-    from sacflow_robot.bench.replay import made_up_episodes
-    from sacflow_robot.data.replay import ReplayBuffer
+    from sacflow_robot.bench.replay_buffer import made_up_episodes
+    from sacflow_robot.data.replay_buffer import ReplayBuffer
     from sacflow_robot.envs.tasks import get_arm
-    from sacflow_robot.learn.algorithms import make_agent
-    from sacflow_robot.learn.compute import pick_device
+    from sacflow_robot.learn.algorithms.registry import make_agent
+    from sacflow_robot.learn.compile import pick_device
 
     torch.set_num_threads(threads)
     device = pick_device(config.device)

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
-from sacflow_robot.armmodel import ArmModel
 from sacflow_robot.calibrate.predict import Predictors, Window
 from sacflow_robot.calibrate.problem import DELAY, MOMENT, Problem, cut
+from sacflow_robot.envs.robot_parameters import ArmModel
 from sacflow_robot.errors import DataError
 
 Array = npt.NDArray[np.float64]

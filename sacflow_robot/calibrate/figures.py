@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 
 from sacflow_robot.calibrate.dynamics import HIDDEN_SHARE, IDENTIFIED_SHARE, Fit
 from sacflow_robot.calibrate.gap import Gap
-from sacflow_robot.calibrate.handeye import HandEye
+from sacflow_robot.calibrate.hand_eye import HandEye
 from sacflow_robot.calibrate.latency import Latency
 from sacflow_robot.calibrate.noise import Noise
 from sacflow_robot.calibrate.predict import Predicted, Window
-from sacflow_robot.plotting import BLUE, COLOURS, GREEN, GREY, VERMILION, new_figure, save, tidy
+from sacflow_robot.utils.plot_style import BLUE, COLOURS, GREEN, GREY, VERMILION, new_figure, save, tidy
 
 
 def draw_latency(found: Latency, path: Path) -> None:

@@ -12,7 +12,7 @@ from sacflow_robot.calibrate.clocks import by_arrival_ns
 from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
-from sacflow_robot.poses import rotation_between
+from sacflow_robot.utils.rotations import rotation_between
 
 Array = npt.NDArray[np.float64]
 _LEAST_ROWS, _SETTLE_S, _REST_S = 100, 0.5, 3.0

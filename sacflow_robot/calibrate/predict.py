@@ -19,12 +19,12 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.armmodel import ArmModel
 from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.robot_parameters import ArmModel
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
-from sacflow_robot.poses import rotation_between
+from sacflow_robot.utils.rotations import rotation_between
 
 Array = npt.NDArray[np.float64]
 _STATE_SPAN_S = 0.06  # readings on either side from which a state is estimated
@@ -87,7 +87,7 @@ class Predictor:
     @cached_property
     def nominal(self) -> ArmModel:
         """The simulator's own dynamics."""
-        from sacflow_robot.envs.armphysics import ArmPhysics
+        from sacflow_robot.envs.robot_dynamics import ArmPhysics
 
         return ArmPhysics(self._env.model, self._arm.plan).nominal()
 

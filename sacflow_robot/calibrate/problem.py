@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.armmodel import JOINTS, ArmModel
 from sacflow_robot.calibrate.predict import Predicted, Predictors, Window
-from sacflow_robot.poses import rotation_between
+from sacflow_robot.envs.robot_parameters import JOINTS, ArmModel
+from sacflow_robot.utils.rotations import rotation_between
 
 Array = npt.NDArray[np.float64]
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from sacflow_robot.armmodel import SECTIONS, ArmModel, Measured, model_of, read_sections
+from sacflow_robot.envs.robot_parameters import SECTIONS, ArmModel, Measured, model_of, read_sections
 from sacflow_robot.errors import DataError, SpecMismatchError, one_line
-from sacflow_robot.safetylimits import Box, Cone, SafetyLimits
+from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
 from sacflow_robot.spec import ArmSpec, FloatArray
 
 _LARGEST_LIMIT = 10  # metres or radians in one control period: no arm moves that far
@@ -34,7 +34,7 @@ class Profile:
         max_rotation_per_step_rad: Largest commanded rotation per control period and axis (rad).
         safety: What the safety filter enforces beside them; None where the profile says nothing of it.
         sha256: Digest of the file.
-        measured: What has been measured, by name (see ``sacflow_robot.armmodel``), each with its story.
+        measured: What has been measured, by name (see ``sacflow_robot.envs.robot_parameters``), each with its story.
     """
 
     robot: str

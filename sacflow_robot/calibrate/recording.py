@@ -10,13 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.envs.limited import Limiter
+from sacflow_robot.envs.safety_wrapper import Limiter
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, StoppedError, UsageError, one_line
-from sacflow_robot.outputs import replacing
-from sacflow_robot.poses import rotation_between
-from sacflow_robot.randomness import Stream, random_stream
-from sacflow_robot.spec import ArmSpec, Observation, Robot
+from sacflow_robot.interfaces import Robot
+from sacflow_robot.spec import ArmSpec, Observation
+from sacflow_robot.utils.atomic_files import replacing
+from sacflow_robot.utils.rotations import rotation_between
+from sacflow_robot.utils.seeding import Stream, random_stream
 
 Array = npt.NDArray[np.float64]
 Times = npt.NDArray[np.int64]
@@ -183,7 +184,7 @@ def is_other_clock(late_ns: int) -> bool:
 
 
 class BrakingLimiter(Limiter, Protocol):
-    """A filter that tells when the arm is at rest; ``sacflow_robot.robot.safety.SafetyFilter`` is one."""
+    """A filter that tells when the arm is at rest; ``sacflow_robot.robot.safety.filter.SafetyFilter`` is one."""
 
     @property
     def at_rest(self) -> bool: ...
@@ -299,7 +300,7 @@ def read_log(path: Path) -> list[Recording]:
     """
     if path.suffix == ".npz":
         return [Recording.load(path)]
-    from sacflow_robot.data.log import EpisodeLog
+    from sacflow_robot.data.log.reader import EpisodeLog
 
     log = EpisodeLog.open(path)
     found, reason = [], "it is empty"

@@ -14,8 +14,9 @@ import re
 import sys
 from collections.abc import Sequence
 
-from sacflow_robot import __version__, caches
+from sacflow_robot import __version__
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
+from sacflow_robot.utils import caches
 
 PROGRAM, PACKAGE = "sacflow-robot", "sacflow_robot"
 
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] not in MOVING:
         return _run(arguments)
-    from sacflow_robot.robot.announcer import TerminalGuard
+    from sacflow_robot.robot.control.announcer import TerminalGuard
 
     guard = TerminalGuard()
     try:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UnknownNameError, UsageError
-from sacflow_robot.outputs import check_output, write_text
+from sacflow_robot.utils.atomic_files import check_output, write_text
 
 _EVAL_EPISODES, _EVAL_TURNS = 100, 5  # of bench sim
 
@@ -84,7 +84,7 @@ class BenchReplay:
 
         from rich.table import Table
 
-        from sacflow_robot.bench import replay
+        from sacflow_robot.bench import replay_buffer as replay
         from sacflow_robot.bench.machine import machine
         from sacflow_robot.envs.tasks import get_task
 
@@ -148,8 +148,8 @@ class BenchSim:
         from sacflow_robot.bench import sim
         from sacflow_robot.bench.machine import machine, present_load
         from sacflow_robot.envs.tasks import get_task
-        from sacflow_robot.envs.workers import core_count
-        from sacflow_robot.serve.policy import OnnxPolicy
+        from sacflow_robot.envs.vector_env import core_count
+        from sacflow_robot.export.onnx_policy import OnnxPolicy
 
         check_output(self.out)
         workers = self.workers or tuple(sorted({1, core_count()}))
@@ -245,7 +245,7 @@ class BenchTrain:
 
         from sacflow_robot.bench import train
         from sacflow_robot.bench.machine import machine
-        from sacflow_robot.envs.workers import core_count
+        from sacflow_robot.envs.vector_env import core_count
 
         check_output(self.out)
         cases = {f"{algo}:{velocity}": (algo, velocity) for algo, velocity in train.CASES}

@@ -12,7 +12,7 @@ from typing import Any, get_args
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
 from sacflow_robot.learn.config import VelocityName, WeightsKind
-from sacflow_robot.outputs import check_output, write_text
+from sacflow_robot.utils.atomic_files import check_output, write_text
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class BenchExport:
         from sacflow_robot.bench import export
         from sacflow_robot.bench.machine import machine, present_load
         from sacflow_robot.envs.tasks import get_task
-        from sacflow_robot.learn.export import ExportOptions
+        from sacflow_robot.export.to_onnx import ExportOptions
 
         check_output(self.out)
         if not self.velocities or self.bursts < 1 or self.episodes < 1:
@@ -83,7 +83,7 @@ class BenchExport:
         from rich.table import Table
 
         from sacflow_robot.cli.export import TrainedRun
-        from sacflow_robot.learn.export import ExportOptions
+        from sacflow_robot.export.to_onnx import ExportOptions
 
         trained, rows = TrainedRun(run_dir), []
         kinds = [ExportOptions(weights) for weights in get_args(WeightsKind)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
-from sacflow_robot.outputs import check_output, write_text
+from sacflow_robot.utils.atomic_files import check_output, write_text
 
 
 @dataclass(frozen=True)

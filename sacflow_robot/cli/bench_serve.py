@@ -12,7 +12,7 @@ from sacflow_robot.cli import common
 
 if TYPE_CHECKING:
     from sacflow_robot.cli.bench import BenchServe
-    from sacflow_robot.serve.policy import Engine
+    from sacflow_robot.export.onnx_policy import Engine
 
 Tables = Iterator[tuple[str, list[dict[str, Any]]]]
 
@@ -24,7 +24,7 @@ def measure(wanted: BenchServe) -> dict[str, Any]:
     result file that is there already keeps its other parts, as far as they were measured on the same machine and engine.
     """
     from sacflow_robot.bench import serve
-    from sacflow_robot.serve.policy import Engine, OnnxPolicy
+    from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
 
     engine, out = Engine(threads=wanted.threads), common.console()
     version, settings = OnnxPolicy(wanted.policy, engine).version, _settings(wanted)

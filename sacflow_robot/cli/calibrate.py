@@ -13,13 +13,13 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.cli.operator import OperatorOptions, operating
 from sacflow_robot.errors import DataError, UsageError, one_line
-from sacflow_robot.outputs import check_output
+from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
-    from sacflow_robot.armmodel import Measured
     from sacflow_robot.calibrate.profile import Profile
     from sacflow_robot.calibrate.recording import Recording
-    from sacflow_robot.spec import Robot
+    from sacflow_robot.envs.robot_parameters import Measured
+    from sacflow_robot.interfaces import Robot
 
 _TWIN = "rtsim:lift?joints=1"
 _DEFAULT_PROFILE = Path("calibration/sim_panda.yaml")
@@ -57,10 +57,10 @@ class _Measure:
 
     def _record(self, profile: Profile, size: float = 0.6) -> Recording:
         from sacflow_robot.calibrate.recording import Excitation, Recording, record
-        from sacflow_robot.robot.drivers import make_robot
-        from sacflow_robot.robot.operator import heed, settle
-        from sacflow_robot.robot.safety import SafetyFilter
-        from sacflow_robot.robot.switches import Switches, operator_signals
+        from sacflow_robot.robot.control.operator import heed, settle
+        from sacflow_robot.robot.control.operator_requests import Switches, operator_signals
+        from sacflow_robot.robot.drivers.registry import make_robot
+        from sacflow_robot.robot.safety.filter import SafetyFilter
 
         if self.recording is not None:
             return Recording.load(self.recording)
@@ -98,7 +98,7 @@ class _Measure:
     def _report(
         self, what: str, profile: Profile, new: Mapping[str, Measured], lines: list[str], data: dict[str, Any]
     ) -> int:
-        from sacflow_robot.calibrate.update import write_profile
+        from sacflow_robot.calibrate.profile_update import write_profile
 
         out = common.results(self.json)
         rows: list[tuple[str, ...]] = [("quantity", "old", "new", "one standard deviation")]
@@ -157,7 +157,7 @@ class Latency(_Measure):
     def run(self) -> int:
         from sacflow_robot.calibrate.figures import draw_latency
         from sacflow_robot.calibrate.latency import measure_latency
-        from sacflow_robot.calibrate.update import with_story
+        from sacflow_robot.calibrate.profile_update import with_story
 
         self._check_outputs("latency")
         profile = self._old()
@@ -217,7 +217,7 @@ class NoiseOf(_Measure):
         from sacflow_robot.calibrate.figures import draw_noise
         from sacflow_robot.calibrate.noise import measure_noise
         from sacflow_robot.calibrate.predict import Predictor
-        from sacflow_robot.calibrate.update import with_story
+        from sacflow_robot.calibrate.profile_update import with_story
 
         self._check_outputs("noise")
         profile = self._old()
@@ -253,9 +253,9 @@ class Dynamics(_Measure):
         from sacflow_robot.calibrate.latency import measure_latency
         from sacflow_robot.calibrate.noise import measure_noise
         from sacflow_robot.calibrate.predict import Predictors, make_windows
+        from sacflow_robot.calibrate.profile_update import with_story
         from sacflow_robot.calibrate.recording import bursts, read_log
-        from sacflow_robot.calibrate.update import with_story
-        from sacflow_robot.envs.workers import core_count
+        from sacflow_robot.envs.vector_env import core_count
 
         self._check_outputs("dynamics")
         profile = self._old()
@@ -363,8 +363,8 @@ class Handeye:
         import yaml
 
         from sacflow_robot.calibrate.figures import draw_handeye
-        from sacflow_robot.calibrate.handeye import Board, measure_handeye
-        from sacflow_robot.calibrate.update import with_story
+        from sacflow_robot.calibrate.hand_eye import Board, measure_handeye
+        from sacflow_robot.calibrate.profile_update import with_story
 
         shared = _Measure(profile=self.profile, out=self.out, plot=self.plot, json=self.json)
         shared._check_outputs("handeye")
@@ -416,8 +416,8 @@ def _inference_ms(server: str, count: int) -> Any:
 
     import numpy as np
 
-    from sacflow_robot.randomness import chunk_noise
     from sacflow_robot.serve.client import PolicyClient
+    from sacflow_robot.utils.seeding import chunk_noise
 
     with PolicyClient(server, 2.0, name="calibrate") as client:
         spec = client.spec

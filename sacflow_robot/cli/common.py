@@ -22,16 +22,17 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from sacflow_robot.action_history import arm_with_history as arm_with_history
-from sacflow_robot.action_history import history_of as history_of
-from sacflow_robot.caches import cache_root as cache_root
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, Engine, Policy, VectorArms
-from sacflow_robot.statistics import wilson_interval
+from sacflow_robot.interfaces import Policy, VectorArms
+from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, Engine
+from sacflow_robot.utils.action_history import arm_with_history as arm_with_history
+from sacflow_robot.utils.action_history import history_of as history_of
+from sacflow_robot.utils.caches import cache_root as cache_root
+from sacflow_robot.utils.intervals import wilson_interval
 
 if TYPE_CHECKING:
-    from sacflow_robot.envs.experts.habits import Quality
+    from sacflow_robot.envs.experts.demonstrator_style import Quality
     from sacflow_robot.serve.client import Keys
 
 EVAL_SEED, RUN_SEED = 10_000, 30_000
@@ -122,7 +123,7 @@ def evaluate(
 @contextmanager
 def evaluation_arms(task: str, episodes: int, engine: Engine, history: int = 0) -> Iterator[list[VectorArms]]:
     """Arms enough for all cores, each by itself, so that no episode depends on another even in the last bit."""
-    from sacflow_robot.envs.workers import core_count, make_arms
+    from sacflow_robot.envs.vector_env import core_count, make_arms
 
     with ExitStack() as stack:
         arms: list[VectorArms] = []
@@ -134,7 +135,7 @@ def evaluation_arms(task: str, episodes: int, engine: Engine, history: int = 0) 
 
 def evaluate_on(arms: Sequence[VectorArms], policy: Policy, seeds: Sequence[int]) -> list[Episode]:
     """Run a policy, one episode per seed, with a progress bar."""
-    from sacflow_robot.rollout import rollout
+    from sacflow_robot.envs.collector import rollout
 
     episodes: list[Episode] = []
     with progress_bar("episodes") as bar:
@@ -150,7 +151,7 @@ def collect_demos(
     task: str, quality: Quality, count: int, first_seed: int, engine: Engine = "compiled"
 ) -> list[Episode]:
     """Demonstrations of the scripted expert, collected on all cores with a progress bar."""
-    from sacflow_robot.envs.workers import collect, core_count
+    from sacflow_robot.envs.vector_env import collect, core_count
 
     with progress_bar("episodes") as bar:
         row = bar.add_task("collecting", total=count, success="")
@@ -171,7 +172,8 @@ def demo_cache(task: str, quality: Quality, count: int, engine: Engine = "compil
 
     The name holds a digest of the experts and the environment: another version of them does not reuse old episodes.
     """
-    from sacflow_robot.envs import compiled, experts, robosuite_env, tasks
+    from sacflow_robot.envs import experts, robosuite_env, tasks
+    from sacflow_robot.envs import fast as compiled
 
     digest = hashlib.sha256()
     modules = sorted(Path(str(experts.__file__)).parent.glob("*.py"))
@@ -203,7 +205,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def train_hint(arm: ArmSpec, log: object) -> str:
     """The command that learns from a log of this robot, and from nothing else."""
-    from sacflow_robot.envs.environment import environment_of
+    from sacflow_robot.envs.registry import environment_of
 
     env, history = environment_of(arm), history_of(arm)
     words = [] if env == NO_ENVIRONMENT else ["--env", env, "--demos none"]
@@ -212,7 +214,7 @@ def train_hint(arm: ArmSpec, log: object) -> str:
 
 def replay_hint(arm: ArmSpec, log: object, driver: str) -> str:
     """The command that replays a log's first episode, on the robot that it is of."""
-    from sacflow_robot.envs.environment import environment_of
+    from sacflow_robot.envs.registry import environment_of
 
     robot = ["--robot", shlex.quote(driver)] if environment_of(arm) == NO_ENVIRONMENT else []
     return command_line("replay", log, "--episode 0", *robot)
@@ -220,7 +222,7 @@ def replay_hint(arm: ArmSpec, log: object, driver: str) -> str:
 
 def robot_hint(arm: ArmSpec) -> str:
     """What to give ``run --robot`` for this robot: the simulated one, or a place to put the driver's name in."""
-    from sacflow_robot.envs.environment import environment_of
+    from sacflow_robot.envs.registry import environment_of
 
     env, history = environment_of(arm), history_of(arm)
     options = f"?history={history}" if history else ""

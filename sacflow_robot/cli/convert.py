@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sacflow_robot.cli import common
-from sacflow_robot.data.agreement import AgreementOptions
+from sacflow_robot.data.formats.agreement import AgreementOptions
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Convert(AgreementOptions):
 
     def run(self) -> int:
         from sacflow_robot.cli import demo_source
-        from sacflow_robot.data.convert import check_free, write_demos
-        from sacflow_robot.data.foreign_episodes import NO_SUCCESS
-        from sacflow_robot.data.sources import kind_to_write
+        from sacflow_robot.data.formats.convert import check_free, write_demos
+        from sacflow_robot.data.formats.foreign_episodes import NO_SUCCESS
+        from sacflow_robot.data.formats.sources import kind_to_write
 
         kind = kind_to_write(self.dst, self.to)
         check_free(self.dst)

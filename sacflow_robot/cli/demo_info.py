@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sacflow_robot.cli import common
-from sacflow_robot.data.agreement import AgreementOptions
-from sacflow_robot.data.inferred_spec import UNKNOWN
+from sacflow_robot.data.formats.agreement import AgreementOptions
+from sacflow_robot.data.formats.inferred_spec import UNKNOWN
 from sacflow_robot.errors import LogWriteError, UsageError, one_line
-from sacflow_robot.outputs import check_output
+from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sacflow_robot.data.demos import DemoSet
+    from sacflow_robot.data.formats.demonstrations import DemoSet
 
 _PICTURES = (".png", ".pdf", ".svg")
 _NO_RATE = "unknown, the file does not say it; give --rate HZ"
@@ -48,7 +48,7 @@ class Info(AgreementOptions):
 
     def run(self) -> int:
         from sacflow_robot.cli import demo_source
-        from sacflow_robot.data.sources import kind_of, says_rate
+        from sacflow_robot.data.formats.sources import kind_of, says_rate
         from sacflow_robot.data.summary import summarise
 
         picture = self._picture()
@@ -75,7 +75,7 @@ class Info(AgreementOptions):
 
     def _picture(self) -> Path | None:
         """Where to draw; refused before anything is read."""
-        from sacflow_robot.data.hub import parse_name
+        from sacflow_robot.data.robomimic_download import parse_name
 
         if self.plots == "none":
             return None
@@ -95,7 +95,7 @@ class Info(AgreementOptions):
         return picture
 
     def _draw(self, picture: Path, demos: DemoSet, figures: Mapping[str, Any]) -> None:
-        from sacflow_robot.data.page import draw_page
+        from sacflow_robot.data.report import draw_page
 
         try:
             draw_page(picture, demos, figures, self.src)
@@ -108,8 +108,8 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from sacflow_robot.data.foreign_episodes import NO_SUCCESS
-    from sacflow_robot.data.gripper import gripper_dimensions
+    from sacflow_robot.data.formats.foreign_episodes import NO_SUCCESS
+    from sacflow_robot.data.formats.gripper import gripper_dimensions
     from sacflow_robot.data.summary import describe_rate
 
     arm, rate, steps = demos.arm, figures["rate"], figures["steps_per_episode"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sacflow_robot.cli import common
-from sacflow_robot.data.agreement import AgreementOptions
-from sacflow_robot.data.demos import DemoOptions, DemoSet
+from sacflow_robot.data.formats.agreement import AgreementOptions
+from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
 from sacflow_robot.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ def locate(source: str) -> Path | str:
         UnknownNameError: There is no such data set.
         DataError: It cannot be downloaded.
     """
-    from sacflow_robot.data.hub import fetch, parse_name
-    from sacflow_robot.data.remote import is_url
+    from sacflow_robot.data.log.remote import is_url
+    from sacflow_robot.data.robomimic_download import fetch, parse_name
 
     named = parse_name(source)
     if named is None:
@@ -57,12 +57,12 @@ def what_recorded(sources: Sequence[str]) -> Recorded:
     Raises:
         DataError: One cannot be read.
     """
-    from sacflow_robot.action_history import history_of
-    from sacflow_robot.data.hub import parse_name
-    from sacflow_robot.data.sources import can_infer, kind_of, recorded_arm
-    from sacflow_robot.envs.environment import environment_of
+    from sacflow_robot.data.formats.sources import can_infer, kind_of, recorded_arm
+    from sacflow_robot.data.robomimic_download import parse_name
+    from sacflow_robot.envs.registry import environment_of
     from sacflow_robot.envs.tasks import TASKS
     from sacflow_robot.spec import NO_ENVIRONMENT
+    from sacflow_robot.utils.action_history import history_of
 
     for source in sources:
         if source in ("auto", "none"):
@@ -96,9 +96,9 @@ def recorded_robot(sources: Sequence[str], rate_hz: float | None = None) -> ArmS
         UsageError: None says which it is, or at which rate.
         DataError: One cannot be read.
     """
-    from sacflow_robot.action_history import without_history
-    from sacflow_robot.data.inferred_spec import with_bounds_of
-    from sacflow_robot.data.sources import demo_spec, recorded_arm
+    from sacflow_robot.data.formats.inferred_spec import with_bounds_of
+    from sacflow_robot.data.formats.sources import demo_spec, recorded_arm
+    from sacflow_robot.utils.action_history import without_history
 
     paths = [locate(source) for source in sources]
     for path in paths:
@@ -115,8 +115,8 @@ def recorded_robot(sources: Sequence[str], rate_hz: float | None = None) -> ArmS
 
 def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions:
     """The options for a source whose observations hold as many of the last actions as they do, whatever is wanted of them."""
-    from sacflow_robot.action_history import arm_with_history, history_of
-    from sacflow_robot.data.sources import recorded_arm
+    from sacflow_robot.data.formats.sources import recorded_arm
+    from sacflow_robot.utils.action_history import arm_with_history, history_of
 
     arm, _ = recorded_arm(path)
     return replace(options, arm=arm_with_history(options.arm, 0 if arm is None else history_of(arm)))
@@ -137,8 +137,8 @@ def options_for(
         UnknownNameError: No such task.
         UsageError: The environment cannot be made.
     """
-    from sacflow_robot.action_history import without_history
     from sacflow_robot.envs.tasks import TASKS, get_arm, get_task
+    from sacflow_robot.utils.action_history import without_history
 
     if robot is not None:
         fits = without_history(robot)
@@ -167,7 +167,7 @@ def read(path: Path | str, task: str | None, trim_idle: bool, agreement: Agreeme
         UsageError: It does not say enough.
         DataError: It cannot be read.
     """
-    from sacflow_robot.data.sources import can_infer, demo_spec, read_demos, recorded_arm
+    from sacflow_robot.data.formats.sources import can_infer, demo_spec, read_demos, recorded_arm
     from sacflow_robot.envs.tasks import TASKS, get_arm
 
     agreement.check_options()
@@ -198,7 +198,7 @@ def describe_environment(demos: DemoSet) -> DemoSet:
         demos.losses.remark(f"the simulator does not know task {demos.arm.task!r} of this arm")
         return demos
     try:
-        from sacflow_robot.envs.robomimic import env_args, model_xml
+        from sacflow_robot.envs.robomimic_metadata import env_args, model_xml
         from sacflow_robot.envs.robosuite_env import RobosuiteEnv
     except ModuleNotFoundError:
         demos.losses.leave_out("env_args", "model_file")

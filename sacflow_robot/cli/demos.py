@@ -8,8 +8,8 @@ from typing import Literal
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
-from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import Engine
+from sacflow_robot.utils.atomic_files import check_output
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Collect:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.data.log import write_log
+        from sacflow_robot.data.log.reader import write_log
         from sacflow_robot.envs.experts.expert import make_expert
         from sacflow_robot.envs.tasks import get_task
 

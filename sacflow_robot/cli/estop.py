@@ -33,7 +33,7 @@ class Estop:
     timeout: float = 2.0
 
     def run(self) -> int:
-        from sacflow_robot.robot.estop import PENDING, read_key, request
+        from sacflow_robot.robot.control.estop import PENDING, read_key, request
 
         if not 0 < self.timeout <= 60:
             raise UsageError("--timeout must be above 0 and at most 60")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
-from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import NO_ENVIRONMENT, Engine
+from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
-    from sacflow_robot.serve.policy import OnnxPolicy
+    from sacflow_robot.export.onnx_policy import OnnxPolicy
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Eval:
 
         import numpy as np
 
-        from sacflow_robot.serve.policy import OnnxPolicy
+        from sacflow_robot.export.onnx_policy import OnnxPolicy
 
         if self.episodes < 1 or self.seed < 0:
             raise UsageError("--episodes must be at least 1 and --seed not negative")
@@ -80,7 +80,7 @@ class Eval:
 
     def _environment(self, policy: OnnxPolicy) -> str:
         """Where to measure the policy: where it is to be, or in the task that it was made for."""
-        from sacflow_robot.envs.environment import check_environment, environment_of, why_no_environment
+        from sacflow_robot.envs.registry import check_environment, environment_of, why_no_environment
 
         arm = policy.spec.arm
         if self.env is not None:

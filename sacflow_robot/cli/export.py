@@ -13,12 +13,12 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import WeightsKind
-from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import NO_ENVIRONMENT
+from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
-    from sacflow_robot.learn.agent import Agent
-    from sacflow_robot.learn.export import ExportOptions
+    from sacflow_robot.export.to_onnx import ExportOptions
+    from sacflow_robot.learn.algorithms.agent import Agent
     from sacflow_robot.spec import Engine
 
 
@@ -48,7 +48,7 @@ class Export:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.learn.export import ExportOptions
+        from sacflow_robot.export.to_onnx import ExportOptions
 
         if self.eval_episodes < 0:
             raise UsageError(f"--eval-episodes is {self.eval_episodes}; it must be at least 0")
@@ -87,8 +87,8 @@ class TrainedRun:
     def __init__(self, run_dir: Path) -> None:
         from sacflow_robot.cli.train import export_notes
         from sacflow_robot.envs.tasks import get_arm
-        from sacflow_robot.learn.algorithms import make_agent
-        from sacflow_robot.learn.compute import pick_device
+        from sacflow_robot.learn.algorithms.registry import make_agent
+        from sacflow_robot.learn.compile import pick_device
         from sacflow_robot.learn.run_folder import RunFolder
 
         folder, config = RunFolder.open(run_dir)
@@ -107,8 +107,8 @@ class TrainedRun:
 
     def export(self, options: ExportOptions, path: Path) -> dict[str, Any]:
         """Write the policy; returns what it is, and by how much its actions differ."""
-        from sacflow_robot.learn.export import export_agent
-        from sacflow_robot.serve.policy import OnnxPolicy
+        from sacflow_robot.export.onnx_policy import OnnxPolicy
+        from sacflow_robot.export.to_onnx import export_agent
 
         error = export_agent(self._agent, self._notes, path, options)
         policy = OnnxPolicy(path)
@@ -126,7 +126,7 @@ class TrainedRun:
 
     def evaluate(self, path: Path, episodes: int) -> dict[str, Any]:
         """Success on the seeds of ``sacflow-robot eval``."""
-        from sacflow_robot.serve.policy import OnnxPolicy
+        from sacflow_robot.export.onnx_policy import OnnxPolicy
 
         seeds = range(common.EVAL_SEED, common.EVAL_SEED + episodes)
         found = common.evaluate(OnnxPolicy(path), self.env, seeds, self._engine, self._history)

@@ -12,11 +12,11 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import PolicyFileError, UsageError
-from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import NO_ENVIRONMENT
+from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
-    from sacflow_robot.learn.follow import FollowConfig, FollowingTrainer
+    from sacflow_robot.learn.online_learner import FollowConfig, FollowingTrainer
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Follow:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.learn.failures import Interrupted
-        from sacflow_robot.learn.follow import FollowConfig
+        from sacflow_robot.learn.online_learner import FollowConfig
         from sacflow_robot.learn.run_folder import RunFolder
+        from sacflow_robot.learn.training_guards import Interrupted
 
         if self.publish_every < 1 or (self.gate_episodes or 0) < 0 or self.spoil < 0:
             raise UsageError("--publish-every must be at least 1, --gate-episodes and --spoil not negative")
@@ -88,11 +88,11 @@ def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any]) 
         Interrupted: Ctrl-C was pressed and the run has been saved.
     """
     from sacflow_robot.cli.train import check_seeds, training_arms, training_draws
-    from sacflow_robot.envs.workers import core_count
-    from sacflow_robot.learn.follow import FollowingTrainer
+    from sacflow_robot.envs.vector_env import core_count
+    from sacflow_robot.export.onnx_policy import OnnxPolicy
+    from sacflow_robot.learn.online_learner import FollowingTrainer
     from sacflow_robot.learn.progress import TrainingProgress
     from sacflow_robot.learn.run_folder import RunFolder
-    from sacflow_robot.serve.policy import OnnxPolicy
 
     folder, config = RunFolder.open(run_dir)
     folder.claim()
@@ -128,8 +128,8 @@ def check_policy(path: Path) -> None:
     """
     import numpy as np
 
-    from sacflow_robot.policyfile import NOISE, PREFIX, PREFIX_MASK
-    from sacflow_robot.serve.policy import OnnxPolicy
+    from sacflow_robot.export.metadata import NOISE, PREFIX, PREFIX_MASK
+    from sacflow_robot.export.onnx_policy import OnnxPolicy
 
     policy, rng = OnnxPolicy(path), np.random.default_rng(0)
     low, high = policy.spec.arm.action_bounds

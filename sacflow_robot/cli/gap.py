@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sacflow_robot.cli import common
-from sacflow_robot.outputs import check_output
+from sacflow_robot.utils.atomic_files import check_output
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class GapReport:
         from sacflow_robot.calibrate.predict import Predictors
         from sacflow_robot.calibrate.profile import load_profile
         from sacflow_robot.calibrate.recording import read_log
-        from sacflow_robot.envs.workers import core_count
+        from sacflow_robot.envs.vector_env import core_count
 
         check_output(self.plot, "--plot", parents=False)
         profile, recordings = load_profile(self.profile), read_log(self.log)

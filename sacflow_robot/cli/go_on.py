@@ -70,8 +70,8 @@ def fine_tune(run: Path, logs: Sequence[str], updates_per_step: float, out: Path
         DataError: There is no run to go on with, or a log cannot be read or does not fit.
     """
     from sacflow_robot.cli.follow import follow_log
-    from sacflow_robot.learn.failures import Interrupted
-    from sacflow_robot.learn.follow import FollowConfig
+    from sacflow_robot.learn.online_learner import FollowConfig
+    from sacflow_robot.learn.training_guards import Interrupted
 
     if not 0 < updates_per_step < math.inf:
         raise UsageError(f"--tune-updates is {updates_per_step:g}; it must be positive and finite")
@@ -116,7 +116,7 @@ def _steps_of(log: str) -> int:
     Raises:
         DataError: It is not a log on this machine, or it has none.
     """
-    from sacflow_robot.data.log import EpisodeLog
+    from sacflow_robot.data.log.reader import EpisodeLog
 
     if "://" in log:
         raise DataError(f"--replay {log}: a run is fine-tuned on logs of this machine; copy it here first")

@@ -31,7 +31,7 @@ class New:
     out: Path = Path("keys")
 
     def run(self) -> int:
-        from sacflow_robot.serve.security import new_keys
+        from sacflow_robot.serve.auth import new_keys
 
         public, secret = new_keys(self.out, self.name)
         out = common.results()

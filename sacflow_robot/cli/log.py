@@ -14,10 +14,10 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.episode import Episode, Source, StepFlag
 from sacflow_robot.errors import LogWriteError, UsageError, one_line
-from sacflow_robot.outputs import check_output
+from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
-    from sacflow_robot.data.check import Problem
+    from sacflow_robot.data.log.repair import Problem
     from sacflow_robot.spec import ArmSpec
 
 
@@ -39,7 +39,7 @@ class Info:
         from rich.table import Table
         from rich.text import Text
 
-        from sacflow_robot.data.log import EpisodeLog
+        from sacflow_robot.data.log.reader import EpisodeLog
         from sacflow_robot.data.summary import describe_rate, measured_rate
 
         check_output(self.plot, "--plot", parents=False)
@@ -110,7 +110,7 @@ class Info:
         return 0
 
     def _draw(self, path: Path, episodes: list[Episode], arm: ArmSpec) -> None:
-        from sacflow_robot.data.versions import draw_versions
+        from sacflow_robot.data.policy_versions import draw_versions
 
         if not episodes:
             raise UsageError(f"{self.log} holds no episode; leave out --plot")
@@ -134,7 +134,7 @@ class Verify:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.data.check import verify
+        from sacflow_robot.data.log.repair import verify
 
         problems = verify(self.log)
         if problems:
@@ -164,7 +164,7 @@ class Repair:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.data.check import repair
+        from sacflow_robot.data.log.repair import repair
 
         check_output(self.out, folder=True)
         saved, lost = repair(self.log, self.out)
@@ -191,8 +191,8 @@ class Copy:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.data.log import EpisodeLog, write_log
-        from sacflow_robot.data.remote import is_url
+        from sacflow_robot.data.log.reader import EpisodeLog, write_log
+        from sacflow_robot.data.log.remote import is_url
 
         if not is_url(self.out):
             check_output(Path(self.out), "OUT", folder=True)

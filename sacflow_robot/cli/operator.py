@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sacflow_robot.cli import common
-from sacflow_robot.spec import ArmSpec, Robot
+from sacflow_robot.interfaces import Robot
+from sacflow_robot.spec import ArmSpec
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
-    from sacflow_robot.robot.limits import ActionLimits
-    from sacflow_robot.robot.operator import Operator
-    from sacflow_robot.robot.safety import SafetyFilter
-    from sacflow_robot.robot.switches import Switches
-    from sacflow_robot.robot.takeover import HumanInput
+    from sacflow_robot.robot.control.operator import Operator
+    from sacflow_robot.robot.control.operator_requests import Switches
+    from sacflow_robot.robot.safety.action_clipper import ActionLimits
+    from sacflow_robot.robot.safety.filter import SafetyFilter
+    from sacflow_robot.robot.teleop.intervention import HumanInput
 
 
 def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | ActionLimits:
@@ -26,8 +27,8 @@ def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | Actio
 
     A driver that commands its gripper in more than the action says is told the limits of it.
     """
-    from sacflow_robot.robot.loop import default_safety
-    from sacflow_robot.robot.safety import SafetyFilter
+    from sacflow_robot.robot.control.loop import default_safety
+    from sacflow_robot.robot.safety.filter import SafetyFilter
 
     safety: SafetyFilter | ActionLimits
     if profile is None:
@@ -73,7 +74,7 @@ class OperatorOptions:
 
     def listen(self, switches: Switches, stack: ExitStack) -> None:
         """Listen for stops over the network while the stack lasts."""
-        from sacflow_robot.robot.estop import StopServer, read_key
+        from sacflow_robot.robot.control.estop import StopServer, read_key
 
         if self.estop is not None:
             server = stack.enter_context(StopServer(self.estop, switches, read_key(self.estop_key)))
@@ -83,16 +84,16 @@ class OperatorOptions:
         """The input devices, open while the stack lasts; None for none."""
         inputs: list[HumanInput] = []
         if self.handheld is not None:
-            from sacflow_robot.robot.handheld import open_handheld
+            from sacflow_robot.robot.teleop.gamepad import open_handheld
 
             inputs.append(stack.enter_context(closing(open_handheld(self.handheld, arm, say))))
         if self.keyboard:
-            from sacflow_robot.robot.keyboard import Keyboard
+            from sacflow_robot.robot.teleop.keyboard import Keyboard
 
             inputs.append(stack.enter_context(closing(Keyboard(arm, say=say))))
         if len(inputs) < 2:
             return inputs[0] if inputs else None
-        from sacflow_robot.robot.handheld import Both
+        from sacflow_robot.robot.teleop.gamepad import Both
 
         return Both(*inputs)
 
@@ -109,8 +110,8 @@ def operating(options: OperatorOptions, arm: ArmSpec, switches: Switches) -> Ite
     Raises:
         KeyboardInterrupt: A signal asked the program to end; the robot is at rest.
     """
-    from sacflow_robot.robot.operator import Operator
-    from sacflow_robot.robot.session import watched
+    from sacflow_robot.robot.control.operator import Operator
+    from sacflow_robot.robot.control.session import watched
 
     with ExitStack() as stack:
         options.listen(switches, stack)

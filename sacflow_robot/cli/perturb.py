@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sacflow_robot.cli import common
-from sacflow_robot.statistics import wilson_interval
+from sacflow_robot.utils.intervals import wilson_interval
 
 if TYPE_CHECKING:
-    from sacflow_robot.armmodel import ArmModel
-    from sacflow_robot.spec import Policy
+    from sacflow_robot.envs.robot_parameters import ArmModel
+    from sacflow_robot.interfaces import Policy
 
 # Perturbation: unit, values; each value is what is set on the nominal arm.
 LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -26,8 +26,8 @@ LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
 
 def perturbed(name: str, value: float) -> ArmModel:
     """The arm of one level."""
-    from sacflow_robot.armmodel import ArmModel
-    from sacflow_robot.envs.draws import FRANKA_DAMPING_NM_S_PER_RAD, FRANKA_FRICTION_NM, STIFFNESS_PER_S2
+    from sacflow_robot.envs.randomization import FRANKA_DAMPING_NM_S_PER_RAD, FRANKA_FRICTION_NM, STIFFNESS_PER_S2
+    from sacflow_robot.envs.robot_parameters import ArmModel
 
     if name == "delay":
         return ArmModel({f"transport.{way}_delay_ms": (value,) for way in ("observation", "command")})
@@ -52,8 +52,8 @@ def perturbed(name: str, value: float) -> ArmModel:
 def robustness(policy: Policy, task: str, history: int, seeds: Sequence[int], figure: Path) -> list[dict[str, Any]]:
     """A row per perturbation and level, and the figure."""
     from sacflow_robot.calibrate.figures import draw_perturbations
-    from sacflow_robot.envs.randomised import Draws, RandomisedArms
-    from sacflow_robot.rollout import rollout
+    from sacflow_robot.envs.collector import rollout
+    from sacflow_robot.envs.randomized_env import Draws, RandomisedArms
 
     rows: list[dict[str, Any]] = []
     with common.progress_bar("levels") as bar:

@@ -14,8 +14,8 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.cli.operator import OperatorOptions, operating, safety_filter
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, one_line
-from sacflow_robot.outputs import check_output
 from sacflow_robot.spec import NO_ENVIRONMENT, Engine
+from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
     from sacflow_robot.episode import Episode
-    from sacflow_robot.robot.operator import Operator
-    from sacflow_robot.robot.replay import ReplayResult
-    from sacflow_robot.spec import ArmSpec, Robot
+    from sacflow_robot.interfaces import Robot
+    from sacflow_robot.robot.control.operator import Operator
+    from sacflow_robot.robot.control.playback import ReplayResult
+    from sacflow_robot.spec import ArmSpec
 
     Pictures = Iterator[npt.NDArray[np.uint8]]
 
@@ -63,8 +64,8 @@ class Replay:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.data.log import EpisodeLog
-        from sacflow_robot.robot.switches import Switches, operator_signals
+        from sacflow_robot.data.log.reader import EpisodeLog
+        from sacflow_robot.robot.control.operator_requests import Switches, operator_signals
 
         check_output(self.video, "--video", suffix=".mp4", parents=False)
         check_output(self.rerun, "--rerun", suffix=".rrd", parents=False)
@@ -96,9 +97,9 @@ class Replay:
 
     def _robot(self, arm: ArmSpec, episode: Episode) -> Robot | None:
         """The arm to replay on; None, with a line that says why, where a recording alone can be made."""
-        from sacflow_robot.robot.drivers import make_robot
-        from sacflow_robot.robot.history import bare
-        from sacflow_robot.robot.replay import check_replayable
+        from sacflow_robot.robot.control.playback import check_replayable
+        from sacflow_robot.robot.drivers.action_history import bare
+        from sacflow_robot.robot.drivers.registry import make_robot
 
         asked = self.robot, self.video, self.profile
         needed = self.rerun is None or self.timing == "logged" or any(option is not None for option in asked)
@@ -117,7 +118,7 @@ class Replay:
         return robot
 
     def _robot_name(self, arm: ArmSpec) -> str:
-        from sacflow_robot.envs.environment import environment_of
+        from sacflow_robot.envs.registry import environment_of
 
         if self.robot is not None:
             return self.robot
@@ -129,7 +130,7 @@ class Replay:
         return f"sim:{env}"
 
     def _replay(self, robot: Robot, episode: Episode, operator: Operator) -> ReplayResult:
-        from sacflow_robot.robot.replay import replay_episode, sending_offsets
+        from sacflow_robot.robot.control.playback import replay_episode, sending_offsets
 
         profile = None
         if self.profile is not None:
@@ -222,12 +223,12 @@ def _check_import(option: str, module: str, package: str, extra: str) -> None:
 
 def _simulator(robot: Robot) -> RobosuiteEnv | None:
     """The simulator behind a simulated arm."""
-    from sacflow_robot.robot.replay import Restorable
+    from sacflow_robot.robot.control.playback import Restorable
 
     if not isinstance(robot, Restorable):  # a robot's computer has no simulator to import
         return None
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-    from sacflow_robot.robot.sim import SimRobot
+    from sacflow_robot.robot.drivers.sim import SimRobot
 
     return robot.env if isinstance(robot, SimRobot) and isinstance(robot.env, RobosuiteEnv) else None
 

@@ -13,14 +13,15 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.cli.operator import OperatorOptions, safety_filter, teller
 from sacflow_robot.errors import UsageError
-from sacflow_robot.outputs import check_output
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray, PolicySpec, Recorder, Robot
+from sacflow_robot.interfaces import Recorder, Robot
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray, PolicySpec
+from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
-    from sacflow_robot.robot.loop import Chooser, EpisodeRun
-    from sacflow_robot.robot.session import Session
-    from sacflow_robot.robot.switches import Switches
+    from sacflow_robot.robot.control.loop import Chooser, EpisodeRun
+    from sacflow_robot.robot.control.operator_requests import Switches
+    from sacflow_robot.robot.control.session import Session
     from sacflow_robot.serve.client import PolicyClient
 
 _LONGEST_TIMEOUT_S = 3600
@@ -71,10 +72,10 @@ class Run:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.robot.drivers import find_driver
-        from sacflow_robot.robot.loop import check_fit
-        from sacflow_robot.robot.other_clock import by_loop_clock
-        from sacflow_robot.robot.switches import Switches, operator_signals
+        from sacflow_robot.robot.control.loop import check_fit
+        from sacflow_robot.robot.control.operator_requests import Switches, operator_signals
+        from sacflow_robot.robot.drivers.clock_offset import by_loop_clock
+        from sacflow_robot.robot.drivers.registry import find_driver
         from sacflow_robot.serve.client import PolicyClient
 
         if self.episodes < 1 or self.seed < 0 or not 0 < self.timeout <= _LONGEST_TIMEOUT_S:
@@ -127,8 +128,8 @@ class Run:
     def _session(
         self, robot: Robot, client: PolicyClient, profile: Profile | None, switches: Switches, stack: ExitStack
     ) -> Session:
-        from sacflow_robot.robot.clock import MonotonicClock
-        from sacflow_robot.robot.session import Session
+        from sacflow_robot.robot.control.session import Session
+        from sacflow_robot.robot.drivers.clock import MonotonicClock
 
         engine = getattr(robot, "engine", None)
         info: dict[str, Any] = {} if self.note is None else {"note": self.note}
@@ -138,7 +139,7 @@ class Run:
             info["calibration_sha256"] = profile.sha256
         chooser: Chooser | None = None
         if not robot.lockstep:
-            from sacflow_robot.serve.stream import ChunkStream
+            from sacflow_robot.robot.control.action_queue import ChunkStream
 
             # On a virtual clock the real time that an answer takes is no time: it is waited for.
             virtual = not isinstance(robot.clock, MonotonicClock)
@@ -158,8 +159,8 @@ class Run:
 
     @contextmanager
     def _recorder(self, path: Path, arm: ArmSpec, lockstep: bool) -> Iterator[Recorder]:
-        from sacflow_robot.data.mending import MendingRecorder
-        from sacflow_robot.data.recorder import StepRecorder
+        from sacflow_robot.data.log.recorder import StepRecorder
+        from sacflow_robot.data.log.resilient_recorder import MendingRecorder
 
         if lockstep:  # it outruns any disk, and can wait
             with StepRecorder(path, arm, patience_s=_LOCKSTEP_PATIENCE_S) as log:
@@ -169,7 +170,7 @@ class Run:
                 yield mending
 
     def _report(self, robot: Robot, client: PolicyClient, runs: list[EpisodeRun]) -> None:
-        from sacflow_robot.robot.timing import joined
+        from sacflow_robot.robot.control.timing import joined
 
         solved, done = sum(run.episode.success for run in runs), len(runs)
         overruns, held = sum(run.overruns for run in runs), sum(run.held for run in runs)

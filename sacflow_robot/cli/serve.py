@@ -13,7 +13,7 @@ from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
 
 if TYPE_CHECKING:
-    from sacflow_robot.serve.policy import OnnxPolicy
+    from sacflow_robot.export.onnx_policy import OnnxPolicy
     from sacflow_robot.serve.server import PolicyServer
 
 
@@ -62,9 +62,9 @@ class Serve:
     log_format: Literal["text", "json"] = "text"
 
     def run(self) -> int:
+        from sacflow_robot.serve.auth import Security
         from sacflow_robot.serve.logs import set_up_logging
         from sacflow_robot.serve.reload import Reloader
-        from sacflow_robot.serve.security import Security
         from sacflow_robot.serve.server import PolicyServer
 
         self._check()
@@ -117,8 +117,8 @@ class Serve:
 
     def _load(self) -> tuple[OnnxPolicy, str]:
         """The policy, and how it computes, in words."""
-        from sacflow_robot.serve import tune
-        from sacflow_robot.serve.policy import Engine, OnnxPolicy
+        from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
+        from sacflow_robot.serve import autotune as tune
 
         if self.threads is not None or self.provider != "cpu":
             policy = OnnxPolicy(self.policy, Engine(self.provider, self.threads or 1, self.spin))
@@ -129,7 +129,7 @@ class Serve:
 
     def _open_doors(self, server: PolicyServer, stack: ExitStack) -> list[str]:
         """Open what else was asked for; a line about each."""
-        from sacflow_robot.serve.security import Security, check_bind, check_open, split_place
+        from sacflow_robot.serve.auth import Security, check_bind, check_open, split_place
 
         lines: list[str] = []
         if self.metrics is not None:

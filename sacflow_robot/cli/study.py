@@ -17,7 +17,7 @@ from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
 
 if TYPE_CHECKING:
-    from sacflow_robot.spec import VectorArms
+    from sacflow_robot.interfaces import VectorArms
     from sacflow_robot.study.report import Report
 
 _Work = Callable[[int, Callable[[], None]], "Report"]
@@ -61,7 +61,7 @@ class _Study:
 
     def _carry_out(self, name: str, cases: int, work: _Work) -> int:
         """Run the study, write its files, say what they say."""
-        from sacflow_robot.envs.workers import core_count
+        from sacflow_robot.envs.vector_env import core_count
         from sacflow_robot.study.report import make_folder
 
         folder, began = make_folder(self.out or Path("studies") / name), time.monotonic()
@@ -219,7 +219,7 @@ class Regularisation(_Trials):
     """The three regularisers and three schedules on a task whose demonstrations show two ways."""
 
     def run(self) -> int:
-        from sacflow_robot.study import regularisation
+        from sacflow_robot.study import regularization as regularisation
 
         setup = regularisation.Setup(range(self.seed, self.seed + self.seeds), self._budget())
         work = partial(regularisation.study_regularisation, setup)

@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from sacflow_robot import __version__
-from sacflow_robot.action_history import arm_with_history, with_action_history
 from sacflow_robot.cli import common
 from sacflow_robot.cli.demo_source import Recorded, what_recorded
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
+from sacflow_robot.interfaces import VectorArms
 from sacflow_robot.learn.config import TrainConfig, check_given, extended
 from sacflow_robot.learn.presets import preset
-from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, VectorArms
+from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec
+from sacflow_robot.utils.action_history import arm_with_history, with_action_history
 
 if TYPE_CHECKING:
-    from sacflow_robot.data.demos import DemoOptions
-    from sacflow_robot.envs.randomised import Draws
+    from sacflow_robot.data.formats.demonstrations import DemoOptions
+    from sacflow_robot.envs.randomized_env import Draws
     from sacflow_robot.learn.run_folder import RunFolder
-    from sacflow_robot.learn.train import Trainer
+    from sacflow_robot.learn.trainer import Trainer
 
 
 _FITTING_STEPS = 8000
@@ -104,12 +105,12 @@ class Train:
 
     def run(self) -> int:
         from sacflow_robot.cli.go_on import copy_to_fit, fine_tune
-        from sacflow_robot.envs.workers import core_count
-        from sacflow_robot.learn.compute import pick_device
-        from sacflow_robot.learn.failures import Interrupted, memory_is_explained
+        from sacflow_robot.envs.vector_env import core_count
+        from sacflow_robot.learn.compile import pick_device
         from sacflow_robot.learn.progress import TrainingProgress
         from sacflow_robot.learn.run_folder import RunFolder
-        from sacflow_robot.learn.train import Trainer
+        from sacflow_robot.learn.trainer import Trainer
+        from sacflow_robot.learn.training_guards import Interrupted, memory_is_explained
 
         if self.config.action_history and self.resume is None:
             common.console().print(f"the policy sees its last {self.config.action_history} actions")
@@ -163,7 +164,7 @@ class Train:
         return folder, config
 
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
-        from sacflow_robot.serve.policy import OnnxPolicy
+        from sacflow_robot.export.onnx_policy import OnnxPolicy
 
         config, out = trainer.config, common.results(self.json)
         difference = export_trainer(trainer, folder.policy)
@@ -216,8 +217,8 @@ def limited(arms: VectorArms, config: TrainConfig) -> VectorArms:
     if config.safety is None:
         return arms
     from sacflow_robot.calibrate.profile import load_profile
-    from sacflow_robot.envs.limited import LimitedArms
-    from sacflow_robot.robot.safety import SafetyFilter
+    from sacflow_robot.envs.safety_wrapper import LimitedArms
+    from sacflow_robot.robot.safety.filter import SafetyFilter
 
     profile = load_profile(Path(config.safety))
     if profile.safety is None:
@@ -235,7 +236,7 @@ def training_draws(config: TrainConfig) -> Draws | None:
     if config.randomise == "none":
         return None
     from sacflow_robot.calibrate.profile import load_profile
-    from sacflow_robot.envs.randomised import Draws
+    from sacflow_robot.envs.randomized_env import Draws
 
     measured = load_profile(Path(config.profile)).measured if config.randomise == "profile" else {}
     return Draws(config.randomise, measured, history=config.action_history)
@@ -249,18 +250,18 @@ def training_arms(
 
     Without an environment none is moved, and they are the ``robot``.
     """
-    from sacflow_robot.envs.environment import NoArms
+    from sacflow_robot.envs.registry import NoArms
 
     if robot is not None:
         yield NoArms(robot)
         return
     if draws is None:
-        from sacflow_robot.envs.workers import make_arms
+        from sacflow_robot.envs.vector_env import make_arms
 
         with make_arms(config.env, count, config.env_engine, history=config.action_history) as made:
             yield limited(made, config)
         return
-    from sacflow_robot.envs.randomised import RandomisedArms
+    from sacflow_robot.envs.randomized_env import RandomisedArms
 
     with RandomisedArms(config.env, count, draws) as drawn:
         yield limited(drawn, config)
@@ -346,7 +347,7 @@ def robot_without_environment(config: TrainConfig) -> ArmSpec | None:
         DataError: They cannot be read.
     """
     from sacflow_robot.cli import demo_source
-    from sacflow_robot.envs.environment import why_no_environment
+    from sacflow_robot.envs.registry import why_no_environment
 
     if config.env != NO_ENVIRONMENT:
         return None
@@ -371,8 +372,8 @@ def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) ->
         DataError: Something cannot be read or does not fit.
     """
     from sacflow_robot.cli import demo_source
-    from sacflow_robot.data.hub import parse_name
-    from sacflow_robot.data.sources import load_demos
+    from sacflow_robot.data.formats.sources import load_demos
+    from sacflow_robot.data.robomimic_download import parse_name
 
     options = demo_source.options_for(config.env, config.trim_idle, config, robot)
     demos: Path | str | None = None
@@ -410,7 +411,7 @@ def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path | s
     Raises:
         DataError: An episode's seed is one that this run evaluates on.
     """
-    from sacflow_robot.learn.train import CURVE_SEED
+    from sacflow_robot.learn.trainer import CURVE_SEED
 
     evaluated = {
         *range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes),
@@ -425,9 +426,9 @@ def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path | s
 
 
 def _cached_demos(config: TrainConfig) -> Path:
-    from sacflow_robot.data.log import write_log
+    from sacflow_robot.data.log.reader import write_log
     from sacflow_robot.envs.tasks import get_arm
-    from sacflow_robot.learn.train import TRAINING_SEED
+    from sacflow_robot.learn.trainer import TRAINING_SEED
 
     if config.demo_episodes < 1:
         raise UsageError("--demo-episodes is 0; it must be at least 1, or give --demos none and --replay LOG")
@@ -453,7 +454,7 @@ def _cached_demos(config: TrainConfig) -> Path:
 
 def export_trainer(trainer: Trainer, path: Path) -> float:
     """Export the policy that a trainer ended with; see ``export_policy``."""
-    from sacflow_robot.learn.export import export_agent
+    from sacflow_robot.export.to_onnx import export_agent
 
     return export_agent(trainer.agent, export_notes(trainer.config, trainer.offline_steps, trainer.env_steps), path)
 

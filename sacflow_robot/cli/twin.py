@@ -24,8 +24,8 @@ class TwinFranka:
     config: Path = Path("launch/deoxys_twin.yml")
 
     def run(self) -> int:
-        from sacflow_robot.robot.deoxys.config import load_config
-        from sacflow_robot.robot.deoxys.twin import FrankaTwin
+        from sacflow_robot.robot.drivers.deoxys.config import load_config
+        from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
 
         config, out = load_config(self.config), common.console()
         with closing(FrankaTwin(config)) as twin:

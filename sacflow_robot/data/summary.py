@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.demos import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
-from sacflow_robot.data.gripper import gripper_dimensions, gripper_disagreement
-from sacflow_robot.episode import Episode, Source
-from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec
+from sacflow_robot.data.formats.demonstrations import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
+from sacflow_robot.data.formats.gripper import gripper_dimensions, gripper_disagreement
+from sacflow_robot.episode import NOMINAL_CLOCK, Episode, Source
+from sacflow_robot.spec import ArmSpec
 
 _STILL = 1e-3  # of an action's range: what is commanded below this is no motion
 

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import DataError, UsageError, one_line
-from sacflow_robot.spec import ArmSpec, ArraySpec, Engine, FloatArray, StepResult
+from sacflow_robot.spec import ArmSpec, ArraySpec, Engine, FloatArray
 
 _KEY = "observation"
 _DEFAULT_RATE_HZ = 20.0

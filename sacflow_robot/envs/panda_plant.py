@@ -8,9 +8,9 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.envs.compiling import compiling
+from sacflow_robot.envs.fast.compilation import compiling
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.suite import robosuite
+from sacflow_robot.envs.robosuite_import import robosuite
 from sacflow_robot.errors import UsageError
 
 Array = npt.NDArray[np.float64]

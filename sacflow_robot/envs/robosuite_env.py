@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from sacflow_robot.armmodel import ArmModel
 from sacflow_robot.envs.engine import fall_back, usable_engine
 from sacflow_robot.envs.rendering import SceneRenderer
+from sacflow_robot.envs.robosuite_import import robosuite
+from sacflow_robot.envs.robot_parameters import ArmModel
 from sacflow_robot.envs.state import State, StateLayout
-from sacflow_robot.envs.suite import robosuite
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, get_task
+from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray
 
 if TYPE_CHECKING:
-    from sacflow_robot.envs.armphysics import ArmPhysics
-    from sacflow_robot.envs.compiled.arm import CompiledArm
+    from sacflow_robot.envs.fast.fast_robot import CompiledArm
+    from sacflow_robot.envs.robot_dynamics import ArmPhysics
 
 # robosuite draws the cube's size when it builds the model. One seed for the model gives every process the same cube,
 # without which a logged state would not replay.
@@ -103,7 +104,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
                 return
             if self._compiled is None:
                 raise UsageError("an arm model's dynamics need the compiled engine; leave out the stock engine")
-            from sacflow_robot.envs.armphysics import ArmPhysics
+            from sacflow_robot.envs.robot_dynamics import ArmPhysics
 
             self._physics = ArmPhysics(self._model, self._compiled.plan)
         assert self._compiled is not None
@@ -126,9 +127,9 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         return np.array(self._data.qpos[self._robot._ref_joint_pos_indexes])
 
     def _compile(self) -> None:
-        from sacflow_robot.envs.compiled.arm import CompiledArm
-        from sacflow_robot.envs.compiled.check import checked_task
-        from sacflow_robot.envs.compiled.plan import NotCoveredError
+        from sacflow_robot.envs.fast.fast_robot import CompiledArm
+        from sacflow_robot.envs.fast.plan import NotCoveredError
+        from sacflow_robot.envs.fast.self_check import checked_task
 
         try:
             self._compiled = CompiledArm(checked_task(self), self._model, self._data)

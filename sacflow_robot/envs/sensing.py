@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.armmodel import ArmModel
+from sacflow_robot.envs.robot_parameters import ArmModel
 from sacflow_robot.envs.tasks import TASKS
 from sacflow_robot.spec import ArmSpec, FloatArray
 

@@ -125,7 +125,7 @@ def get_arm(name: str) -> ArmSpec:
     """
     if name in TASKS or (":" not in name and not is_gymnasium_id(name)):
         return get_task(name).arm
-    from sacflow_robot.envs.environment import make_environment
+    from sacflow_robot.envs.registry import make_environment
 
     env = make_environment(name)
     env.close()

@@ -1,100 +1,310 @@
-"""N simulated arms as a Gymnasium vector environment."""
+"""Simulated arms stepped a chunk at a time, in threads or in processes, and whole episodes collected from them."""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+import multiprocessing as mp
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import cache
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
-import numpy as np
-import numpy.typing as npt
-from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
+from sacflow_robot.envs.engine import fall_back, usable_engine
+from sacflow_robot.envs.experts.demonstrator_style import Quality
+from sacflow_robot.envs.experts.expert import make_expert
+from sacflow_robot.envs.registry import HistoryEnv, UserEnv, make_environment
+from sacflow_robot.envs.tasks import get_arm
+from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, Source, StepResult
+from sacflow_robot.errors import SacflowError, one_line
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray
+from sacflow_robot.utils.action_history import arm_with_history
 
-from sacflow_robot.envs.robosuite_env import make_spaces
-from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, get_task
-from sacflow_robot.envs.threads import ArmThreads
-from sacflow_robot.errors import InvalidValueError
-from sacflow_robot.spec import FloatArray, StepResult
+if TYPE_CHECKING:
+    from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
+    from sacflow_robot.envs.randomized_env import RandomisedArms
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+    from sacflow_robot.envs.thread_vector_env import ArmThreads
+
+_log = logging.getLogger(__name__)
+
+# Every worker is one busy core already; more threads inside it only fight for it.
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], FloatArray, npt.NDArray[Any]]):
-    """N arms of one robosuite task under the compiled engine, on all cores of one process.
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    Observations, actions, rewards and episodes are those of ``SyncVectorEnv`` over N ``RobosuiteEnv``. Autoreset is
-    Gymnasium's *next step* mode: the step after an episode's last ignores that arm's action, starts its next episode and
-    returns the first observation, with reward 0 and neither terminated nor truncated.
 
-    Args:
-        task: Name of the task, e.g. ``"lift"``.
-        num_envs: N.
+def make_arms(
+    task: str, count: int, engine: Engine = "compiled", *, background: bool = True, history: int = 0
+) -> ArmThreads | ArmPool | RandomisedArms:
+    """Simulated arms: in threads of this process under the compiled engine, else in a process each.
+
+    Without ``background``, compiled arms move in the thread that waits for them. Where the compiled engine does not cover
+    the task, the stock one steps it, and the log has a line that says why. With ``history`` they observe so many of their
+    last actions too.
 
     Raises:
         UnknownNameError: No such task.
-        NotCoveredError: The compiled engine does not cover it here.
+        UsageError: The environment cannot be made.
+    """
+    get_arm(task)
+    if usable_engine(task, engine) == "compiled":
+        from sacflow_robot.envs.fast.plan import NotCoveredError
+        from sacflow_robot.envs.thread_vector_env import ArmThreads
+
+        try:
+            if history:
+                from sacflow_robot.envs.randomized_env import Draws, RandomisedArms
+
+                return RandomisedArms(task, count, Draws(history=history), background=background)
+            return ArmThreads(task, count, background=background)
+        except NotCoveredError as error:
+            fall_back(task, str(error))
+    return ArmPool(task, count, history)
+
+
+class ArmPool:
+    """``VectorArms`` with one process per arm, each under the stock engine.
+
+    Args:
+        task: Name of the task.
+        count: Number of arms.
+        history: How many of their last actions they observe too.
+
+    Raises:
+        UnknownNameError: No such task.
     """
 
-    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_fps": int(CONTROL_RATE_HZ)}  # noqa: RUF012
+    def __init__(self, task: str, count: int, history: int = 0) -> None:
+        self._spec = arm_with_history(get_arm(task), history)
+        self._busy: list[int] = []
+        self._links: list[Connection] = []
+        self._processes = []
+        context = mp.get_context("spawn")
+        with _starting_workers():
+            for _ in range(count):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve_arm, args=(theirs, task, history), daemon=True)
+                process.start()
+                theirs.close()
+                self._links.append(ours)
+                self._processes.append(process)
 
-    def __init__(self, task: str = "lift", num_envs: int = 2) -> None:
-        self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = make_spaces(get_task(task).arm)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._arms = ArmThreads(task, num_envs)
-        self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
-        self._ended = np.ones(num_envs, np.bool_)
+    @property
+    def spec(self) -> ArmSpec:
+        return self._spec
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, FloatArray], dict[str, Any]]:
-        """Start an episode on every arm; with an integer seed, arm i's is ``seed + i``.
+    @property
+    def engine(self) -> Engine:
+        return "stock"
 
-        Returns:
-            Observations (N, ...), and ``{"state": (N, S) float64}``.
-        """
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
-        for i, own in enumerate(seeds or []):
-            if own is not None:
-                self._rngs[i] = seeding.np_random(own)[0]
-        results = self._arms.begin_from(dict(enumerate(self._rngs)))
-        self._ended[:] = False
-        return self._batch(results)[0], self._info(results)
+    def __len__(self) -> int:
+        return len(self._links)
 
-    def step(
-        self, actions: FloatArray
-    ) -> tuple[
-        dict[str, FloatArray], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]
-    ]:
-        """Execute one action per arm (N, 7) for one control period (50 ms).
+    def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
+        """Start episodes: arm index to seed."""
+        for index, seed in starts.items():
+            self._request(index, "begin", seed)
+        return self._results(starts)
 
-        Raises:
-            InvalidValueError: The actions have the wrong shape or hold NaN or infinity.
-        """
-        given = np.asarray(actions, np.float32)
-        if given.shape != self.action_space.shape:
-            raise InvalidValueError(f"actions have shape {given.shape}, expected {self.action_space.shape}")
-        self._arms.send({i: given[i : i + 1] for i in np.flatnonzero(~self._ended)})
-        results = self._arms.begin_from({int(i): self._rngs[i] for i in np.flatnonzero(self._ended)})
-        results |= {i: executed[0] for i, executed in self._arms.receive().items()}
-        observations, rewards, terminated, truncated = self._batch(results)
-        self._ended = terminated | truncated
-        return observations, rewards, terminated, truncated, self._info(results) | {"success": terminated.copy()}
+    def send(self, chunks: Mapping[int, FloatArray]) -> None:
+        """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
+        for index, chunk in chunks.items():
+            self._request(index, "execute", chunk)
+        self._busy = list(chunks)
 
-    def close_extras(self, **_: Any) -> None:
-        self._arms.close()
+    def receive(self) -> dict[int, list[StepResult]]:
+        """Wait for what was sent; per arm one result for each action executed."""
+        busy, self._busy = self._busy, []
+        return self._results(busy)
 
-    def _batch(
-        self, results: dict[int, StepResult]
-    ) -> tuple[dict[str, FloatArray], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-        ordered = [results[i] for i in range(self.num_envs)]
-        observations = {a.key: np.stack([r.observation[a.key] for r in ordered]) for a in self._arms.spec.observations}
-        return (
-            observations,
-            np.array([r.reward for r in ordered]),
-            np.array([r.terminated for r in ordered]),
-            np.array([r.truncated for r in ordered]),
-        )
+    def close(self) -> None:
+        for link in self._links:
+            link.close()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.terminate()
 
-    def _info(self, results: dict[int, StepResult]) -> dict[str, Any]:
-        return {"state": np.stack([np.asarray(results[i].state) for i in range(self.num_envs)])}
+    def __enter__(self) -> ArmPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _request(self, index: int, verb: str, argument: object) -> None:
+        try:
+            self._links[index].send((verb, argument))
+        except (BrokenPipeError, ConnectionError):
+            raise self._dead(index) from None
+
+    def _results(self, indices: Iterable[int]) -> dict[int, Any]:
+        """One answer of each arm; all are taken before a failure is raised, so that none is left for later."""
+        answers: dict[int, Any] = {}
+        failures: list[SacflowError] = []
+        for index in indices:
+            try:
+                answers[index] = self._links[index].recv()
+            except (EOFError, ConnectionError):
+                failures.append(self._dead(index))
+                continue
+            if isinstance(answers[index], str):
+                failures.append(SacflowError(f"simulator process {index} failed: {answers[index]}"))
+        if failures:
+            raise failures[0]
+        return answers
+
+    def _dead(self, index: int) -> SacflowError:
+        self._processes[index].join(timeout=1)
+        code = self._processes[index].exitcode
+        return SacflowError(f"simulator process {index} died (exit code {code}); is the machine out of memory?")
+
+
+def _serve_arm(link: Connection, task: str, history: int = 0) -> None:
+    """Body of one worker process: execute requests until the parent closes the link."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        made = _local_arm(task, "stock")
+        arm = HistoryEnv(made, history) if history else made
+    except SacflowError as error:
+        link.send(str(error))
+        return
+    except Exception as error:
+        link.send(f"{type(error).__name__}: {one_line(error)}")
+        return
+    while True:
+        try:
+            verb, argument = link.recv()
+        except (EOFError, ConnectionError):
+            return
+        try:
+            if verb == "begin":
+                link.send(arm.begin(argument))
+                continue
+            results = []
+            for action in argument:
+                results.append(arm.command(action))
+                if results[-1].ended:
+                    break
+            link.send(results)
+        except SacflowError as error:
+            link.send(str(error))
+        except (BrokenPipeError, ConnectionError):
+            return
+        except Exception as error:
+            link.send(f"{type(error).__name__}: {one_line(error)}")
+
+
+def demonstrate(task: str, quality: Quality, seed: int, engine: Engine = "stock") -> Episode:
+    """One episode of the task's scripted expert; runs in the calling process."""
+    arm = _local_arm(task, engine)
+    expert = make_expert(task, seed, quality)
+    result = arm.begin(seed)
+    builder = EpisodeBuilder(result, period_ns=arm.arm.period_ns)
+    while not (result.ended or expert.done):
+        action = expert.act(result.observation)
+        result = arm.command(action)
+        builder.add(result, action, source=Source.EXPERT)
+    return builder.build(seed=seed, task=task, expert=quality, clock=NOMINAL_CLOCK, env_engine=arm.engine)
+
+
+def collect(
+    task: str,
+    quality: Quality,
+    seeds: Iterable[int],
+    workers: int,
+    progress: Callable[[Episode], None],
+    engine: Engine = "compiled",
+) -> list[Episode]:
+    """Demonstrate the task once per seed on several processes; the result is in the order of the seeds.
+
+    Experts are Python, so that processes use the cores better than threads would, under either engine.
+
+    Args:
+        task: Name of the task.
+        quality: Quality of the expert.
+        seeds: Environment seeds, which decide the expert's habits too.
+        workers: Number of processes.
+        progress: Called with each episode as it becomes available, in order.
+        engine: What steps the arms.
+    """
+    make_expert(task, 0, quality)
+    engine = _prepared(task, engine)
+    episodes: list[Episode] = []
+    try:
+        processes = ProcessPoolExecutor(workers, mp.get_context("spawn"), _leave_ctrl_c_to_parent)
+    except OSError as error:  # their locks lie in /dev/shm, which may be missing, full or read-only
+        _log.warning("no processes to collect with (%s); collecting in this one", one_line(error))
+        for seed in seeds:
+            episodes.append(demonstrate(task, quality, seed, engine))
+            progress(episodes[-1])
+        return episodes
+    with processes as pool:
+        try:
+            with _starting_workers():
+                found = pool.map(demonstrate, *zip(*((task, quality, seed, engine) for seed in seeds), strict=True))
+            for episode in found:
+                episodes.append(episode)
+                progress(episode)
+        except BrokenProcessPool:
+            raise SacflowError("a collecting process died; is the machine out of memory?") from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return episodes
+
+
+def _leave_ctrl_c_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _prepared(task: str, engine: Engine) -> Engine:
+    """The engine that processes to be started will find usable, compiled here once where it is not yet."""
+    engine = usable_engine(task, engine)
+    if engine == "compiled":
+        from sacflow_robot.envs.fast import kernels
+        from sacflow_robot.envs.fast.compilation import is_cached
+
+        if not is_cached(kernels.execute):
+            engine = _local_arm(task, engine).engine
+    return engine
+
+
+@cache
+def _local_arm(task: str, engine: Engine) -> RobosuiteEnv | GymnasiumEnv | UserEnv:
+    """This process's arm for the task; building one takes seconds, so it is kept."""
+    return make_environment(task, engine)
+
+
+@contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Start processes with one thread each, which inherit a blocked SIGINT: a Ctrl-C while they import is the parent's."""
+    before = None
+    if hasattr(signal, "pthread_sigmask"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _environment(dict.fromkeys(_ONE_THREAD, "1")):
+            yield
+    finally:
+        if before is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes started meanwhile, without overriding the user's."""
+    added = {k: v for k, v in values.items() if k not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            del os.environ[key]

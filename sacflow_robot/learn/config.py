@@ -9,7 +9,7 @@ from typing import Literal
 
 import yaml
 
-from sacflow_robot.data.agreement import AgreementOptions
+from sacflow_robot.data.formats.agreement import AgreementOptions
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.spec import NO_ENVIRONMENT, Engine
 

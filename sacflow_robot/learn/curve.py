@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from sacflow_robot.learn.run_folder import Evaluation
-from sacflow_robot.plotting import BLUE, VERMILION, new_figure, save, tidy
-from sacflow_robot.statistics import wilson_interval
+from sacflow_robot.utils.intervals import wilson_interval
+from sacflow_robot.utils.plot_style import BLUE, VERMILION, new_figure, save, tidy
 
 _LINE, _CLONING = BLUE, VERMILION
 

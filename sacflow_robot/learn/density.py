@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.policy import squash_log_det
+from sacflow_robot.learn.networks.policy import squash_log_det
 
 
 def exact_log_density(policy: FlowPolicy, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.learn.config import FlowConfig
-from sacflow_robot.learn.policy import PolicyNetwork, Rollout, squash, squash_log_det, squash_through
-from sacflow_robot.learn.velocity import NoiseScale, make_velocity, normalise_weights
+from sacflow_robot.learn.networks.policy import PolicyNetwork, Rollout, squash, squash_log_det, squash_through
+from sacflow_robot.learn.networks.velocity import NoiseScale, make_velocity, normalise_weights
 
 
 def path_entropy(dim: int, euler_steps: int, noise_scale: float) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.policy import unsquash
+from sacflow_robot.learn.networks.policy import unsquash
 
 _SMALLEST_VALUE = 1e-2
 

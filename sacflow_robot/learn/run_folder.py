@@ -22,8 +22,8 @@ from torch import Tensor
 from sacflow_robot import __version__
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
-from sacflow_robot.outputs import check_output, replacing
 from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec
+from sacflow_robot.utils.atomic_files import check_output, replacing
 
 COLUMNS = (
     "phase",

@@ -8,8 +8,8 @@ from typing import Any
 
 import zmq
 
-from sacflow_robot.serve import wire
-from sacflow_robot.serve.meters import Meters
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve.metrics import Meters
 
 _REMEMBERED = 1024
 _NOBLOCK = int(zmq.NOBLOCK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Any
 
-from sacflow_robot.serve.wire import MAX_MESSAGE_BYTES
+from sacflow_robot.serve.protocol import MAX_MESSAGE_BYTES
 
 _MOST_WAITING = 256
 _BURST_NS = 10_000_000

@@ -25,8 +25,8 @@ from sacflow_robot.errors import (
     UsageError,
     WireError,
 )
-from sacflow_robot.policyfile import NOISE
-from sacflow_robot.serve import wire
+from sacflow_robot.export.metadata import NOISE
+from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.connection import Keys, connect
 from sacflow_robot.serve.habit import AWAKE_S, HEARTBEAT_S, NotThereError
 from sacflow_robot.serve.server_clock import ServerClock

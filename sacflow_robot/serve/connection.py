@@ -14,11 +14,11 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from sacflow_robot.errors import RefusedError, UsageError
-from sacflow_robot.serve import wire
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve.auth import load_public, load_secret
 from sacflow_robot.serve.direct import DirectConnection
 from sacflow_robot.serve.habit import AWAKE_S, PATIENCE, PING, TIME_TO_LIVE, Habit, NotThereError
 from sacflow_robot.serve.link import place_of
-from sacflow_robot.serve.security import load_public, load_secret
 
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL

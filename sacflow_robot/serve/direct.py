@@ -17,7 +17,8 @@ import weakref
 from collections.abc import Sequence
 
 from sacflow_robot.errors import RefusedError, UsageError, WireError
-from sacflow_robot.serve import wire, zmtp
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve import zmtp
 from sacflow_robot.serve.habit import AWAKE_S, PATIENCE, PING, TIME_TO_LIVE, Habit, NotThereError
 from sacflow_robot.serve.link import Link, Place
 

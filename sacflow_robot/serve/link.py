@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from sacflow_robot.errors import WireError
-from sacflow_robot.serve import wire, zmtp
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve import zmtp
 
 _TCP = re.compile(r"tcp://(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([1-9][0-9]{0,4})")
 _IPC = re.compile(r"ipc://(@?)([^\0]+)")

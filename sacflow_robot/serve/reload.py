@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from sacflow_robot.errors import PolicyFileError, one_line
-from sacflow_robot.policyfile import NOISE
-from sacflow_robot.serve.batch import checked, takes_prefix
-from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.export.metadata import NOISE
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve.batching import checked, takes_prefix
+from sacflow_robot.serve.protocol import PREFIX_MASK
 from sacflow_robot.serve.server import PolicyServer
-from sacflow_robot.serve.wire import PREFIX_MASK
 
 _POLL_S = 0.25
 _LOG = logging.getLogger(__name__)

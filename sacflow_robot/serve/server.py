@@ -19,20 +19,20 @@ from typing import Any
 import zmq
 
 from sacflow_robot.errors import InvalidValueError, UsageError
-from sacflow_robot.policyfile import NOISE
-from sacflow_robot.randomness import chunk_noise
-from sacflow_robot.serve import wire
+from sacflow_robot.export.metadata import NOISE
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.answers import Answers
+from sacflow_robot.serve.auth import Gate, Security, check_bind
 from sacflow_robot.serve.backlog import Backlog, TimeBudget
-from sacflow_robot.serve.batch import Pace, Request, checked, evaluate, join, too_late, warm_up
-from sacflow_robot.serve.meters import Meters
-from sacflow_robot.serve.operations import Operations
-from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.serve.security import Gate, Security, check_bind
+from sacflow_robot.serve.batching import Pace, Request, checked, evaluate, join, too_late, warm_up
+from sacflow_robot.serve.handlers import Operations
+from sacflow_robot.serve.metrics import Meters
 from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed, describe
 from sacflow_robot.serve.shortcut import Shortcut
-from sacflow_robot.sockets import AddressClaim
 from sacflow_robot.spec import FloatArray, all_finite
+from sacflow_robot.utils.seeding import chunk_noise
+from sacflow_robot.utils.sockets import AddressClaim
 
 _POLL_MS = 100
 _MESSAGES_A_ROUND = 256

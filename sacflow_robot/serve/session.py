@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sacflow_robot.errors import InvalidValueError, WireError
-from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.shortcut import Shortcut
 from sacflow_robot.spec import ArmSpec, PolicySpec
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sacflow_robot.policyfile import is_mask
-from sacflow_robot.serve import wire
+from sacflow_robot.export.metadata import is_mask
+from sacflow_robot.serve import protocol as wire
 from sacflow_robot.spec import FloatArray, all_finite
 
 _MOST_BYTES = 16 * 1024  # up to here copying the arrays into one piece is quicker than looking at each
@@ -47,7 +47,7 @@ class Shortcut:
     Args:
         layout: The request's ``arrays``.
         inputs: What was made of it, by name: what the policy takes.
-        bind: The policy's; see :meth:`~sacflow_robot.serve.policy.OnnxPolicy.bind`.
+        bind: The policy's; see :meth:`~sacflow_robot.export.onnx_policy.OnnxPolicy.bind`.
     """
 
     def __init__(

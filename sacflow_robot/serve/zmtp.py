@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 
 from sacflow_robot.errors import WireError
-from sacflow_robot.serve.wire import MAX_ARRAYS, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
+from sacflow_robot.serve.protocol import MAX_ARRAYS, MAX_FRAME_BYTES, MAX_MESSAGE_BYTES
 
 VERSION_END = 12
 _LONGEST_CONTEXT = 16

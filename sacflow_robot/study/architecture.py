@@ -21,12 +21,12 @@ import onnxruntime
 import torch
 from torch import nn
 
-from sacflow_robot import policyfile
+from sacflow_robot.export import metadata as policyfile
+from sacflow_robot.export.to_onnx import export_policy, make_spec
+from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import FlowConfig, VelocityName
-from sacflow_robot.learn.export import export_policy, make_spec
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.sac_flow import SacFlow
-from sacflow_robot.learn.velocity import FlowG, FlowL
+from sacflow_robot.learn.networks.velocity import FlowG, FlowL
 from sacflow_robot.spec import ArmSpec
 from sacflow_robot.study.architecture_figure import BIAS, RATE, VELOCITIES, WIDTH, K, by, draw, factors
 from sacflow_robot.study.gradients import gradient_norms

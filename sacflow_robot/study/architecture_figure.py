@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from sacflow_robot.plotting import BLUE, GREEN, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
 from sacflow_robot.study.report import geometric_mean
+from sacflow_robot.utils.plot_style import BLUE, GREEN, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
 
 VELOCITIES = ("mlp", "flow-g", "flow-t", "flow-l")
 WIDTH, K, BIAS, RATE = 128, 4, 5.0, 0.07

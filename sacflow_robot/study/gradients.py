@@ -23,16 +23,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor, nn
 
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.learn.algorithms import make_agent
+from sacflow_robot.interfaces import VectorArms
+from sacflow_robot.learn.algorithms.registry import make_agent
+from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import TrainConfig
-from sacflow_robot.learn.critic import aggregate
 from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.networks.critic import aggregate
 from sacflow_robot.learn.presets import preset
-from sacflow_robot.learn.sac_flow import SacFlow
-from sacflow_robot.plotting import COLOURS, MARKERS, new_figure, tidy
-from sacflow_robot.spec import VectorArms
 from sacflow_robot.study.report import Report, geometric_mean, listed
 from sacflow_robot.study.runs import in_parallel, train
+from sacflow_robot.utils.plot_style import COLOURS, MARKERS, new_figure, tidy
 
 # name: velocity, largest norm of the policy's gradient, weight norm
 VARIANTS: dict[str, tuple[str, float | None, bool]] = {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sacflow_robot.learn.density import exact_log_density
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.policy import squash_log_det
+from sacflow_robot.learn.networks.policy import squash_log_det
 from sacflow_robot.study.likelihood_figure import EXACT, FROM_TARGET, MASS, OF_PATHS, OFF, PATH, SHOWN, draw, pick
 from sacflow_robot.study.paths import follow, path_log_density
 from sacflow_robot.study.report import Report

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sacflow_robot.plotting import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
 from sacflow_robot.study.targets import GAUSSIAN, MIXTURE, Array, Mixture
+from sacflow_robot.utils.plot_style import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
 
 # Values of the column "part".
 MASS, OFF = "integral of the path density", "marginal off the target"

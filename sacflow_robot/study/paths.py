@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.policy import Rollout
+from sacflow_robot.learn.networks.policy import Rollout
 
 
 def follow(policy: FlowPolicy, noise: Tensor) -> tuple[Tensor, Rollout]:

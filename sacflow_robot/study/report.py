@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from sacflow_robot.errors import UsageError
 from sacflow_robot.learn.run_folder import replace_text
-from sacflow_robot.outputs import check_output
-from sacflow_robot.plotting import save
+from sacflow_robot.utils.atomic_files import check_output
+from sacflow_robot.utils.plot_style import save
 
 Row = Mapping[str, str | int | float]
 

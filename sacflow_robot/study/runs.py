@@ -15,14 +15,15 @@ from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 
-from sacflow_robot.episode import Episode
+from sacflow_robot.episode import Episode, StepResult
 from sacflow_robot.errors import SacflowError
-from sacflow_robot.learn.agent import Agent
+from sacflow_robot.interfaces import VectorArms
+from sacflow_robot.learn.algorithms.agent import Agent
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder
-from sacflow_robot.learn.train import Trainer
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray, StepResult, VectorArms
+from sacflow_robot.learn.trainer import Trainer
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray
 
 _Cell = TypeVar("_Cell")
 _Result = TypeVar("_Result")

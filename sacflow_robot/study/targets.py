@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.velocity import Velocity
+from sacflow_robot.learn.networks.velocity import Velocity
 
 Array = npt.NDArray[np.float64]
 

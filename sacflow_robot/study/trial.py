@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.learn.agent import Agent
+from sacflow_robot.envs.collector import rollout
+from sacflow_robot.learn.algorithms.agent import Agent
+from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig
-from sacflow_robot.learn.sac_flow import SacFlow
-from sacflow_robot.rollout import rollout
 from sacflow_robot.study import two_ways
 from sacflow_robot.study.runs import LocalArms, train
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.episode import Episode, EpisodeBuilder, Source
-from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, ArraySpec, FloatArray, StepResult
+from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, Source, StepResult
+from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
 
 STEP = 0.1  # metres that an action of 1 moves the point
 OBSTACLE, GOAL = 0.4, 0.15  # radii (m)

@@ -26,8 +26,8 @@ from PIL import Image
 
 from sacflow_robot.episode import Episode, Source, StepFlag
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.outputs import replacing
 from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.utils.atomic_files import replacing
 from sacflow_robot.view.blueprint import make_blueprint
 
 _JPEG_QUALITY = 80

@@ -10,21 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sacflow_robot.armmodel import ArmModel
 from sacflow_robot.calibrate.clocks import fastest_way, measure_offset
 from sacflow_robot.calibrate.latency import measure_latency
 from sacflow_robot.calibrate.noise import measure_noise
 from sacflow_robot.calibrate.profile import load_profile
 from sacflow_robot.calibrate.recording import Excitation, Recording, record
 from sacflow_robot.cli import main
-from sacflow_robot.envs.draws import FRANKA
+from sacflow_robot.envs.randomization import FRANKA
+from sacflow_robot.envs.robot_parameters import ArmModel
 from sacflow_robot.errors import DataError
-from sacflow_robot.robot.drivers import make_robot
-from sacflow_robot.robot.link import LinkOptions
-from sacflow_robot.robot.other_clock import by_loop_clock
-from sacflow_robot.robot.rtsim import VirtualArm
-from sacflow_robot.robot.safety import SafetyFilter
-from sacflow_robot.safetylimits import SafetyLimits
+from sacflow_robot.robot.drivers.clock_offset import by_loop_clock
+from sacflow_robot.robot.drivers.registry import make_robot
+from sacflow_robot.robot.drivers.rtsim import VirtualArm
+from sacflow_robot.robot.drivers.rtsim_options import LinkOptions
+from sacflow_robot.robot.safety.filter import SafetyFilter
+from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 
 SHIPPED = Path(__file__).parents[2] / "calibration" / "sim_panda.yaml"
 LIMITS = SafetyLimits(max_observation_age_s=0.5, max_action_age_s=0.5, patience_s=0.2, max_command_delay_s=0.4)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacflow_robot.armmodel import ArmModel
 from sacflow_robot.calibrate.dynamics import identify
 from sacflow_robot.calibrate.gap import measure_gap
 from sacflow_robot.calibrate.latency import measure_latency
@@ -19,17 +18,18 @@ from sacflow_robot.calibrate.predict import Predictors, make_windows
 from sacflow_robot.calibrate.problem import DELAY
 from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, of_episode, read_log, record
 from sacflow_robot.cli import main
-from sacflow_robot.data.log import write_log
-from sacflow_robot.envs.draws import FRANKA
-from sacflow_robot.episode import EpisodeBuilder, Step
+from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.envs.randomization import FRANKA
+from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.episode import EpisodeBuilder, Step, StepResult
 from sacflow_robot.errors import DataError, RobotError, UsageError
-from sacflow_robot.robot.drivers import make_robot
-from sacflow_robot.robot.link import LinkOptions
-from sacflow_robot.robot.rtsim import VirtualArm
-from sacflow_robot.robot.safety import SafetyFilter
-from sacflow_robot.robot.sim import SimRobot
-from sacflow_robot.safetylimits import Box, SafetyLimits
-from sacflow_robot.spec import ArmSpec, StepResult
+from sacflow_robot.robot.drivers.registry import make_robot
+from sacflow_robot.robot.drivers.rtsim import VirtualArm
+from sacflow_robot.robot.drivers.rtsim_options import LinkOptions
+from sacflow_robot.robot.drivers.sim import SimRobot
+from sacflow_robot.robot.safety.filter import SafetyFilter
+from sacflow_robot.robot.safety.safety_limits import Box, SafetyLimits
+from sacflow_robot.spec import ArmSpec
 
 LIMITS = SafetyLimits(max_observation_age_s=0.5, max_action_age_s=0.5, patience_s=0.2, max_command_delay_s=0.4)
 SHIPPED = Path(__file__).parents[2] / "calibration" / "sim_panda.yaml"

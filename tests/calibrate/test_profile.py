@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sacflow_robot.calibrate.profile import load_profile
-from sacflow_robot.calibrate.update import with_story, write_profile
+from sacflow_robot.calibrate.profile_update import with_story, write_profile
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.spec import ArmSpec
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sacflow_robot.data.agreement import AgreementOptions
-from sacflow_robot.data.demos import DemoOptions
-from sacflow_robot.data.sources import demo_spec, read_demos
+from sacflow_robot.data.formats.agreement import AgreementOptions
+from sacflow_robot.data.formats.demonstrations import DemoOptions
+from sacflow_robot.data.formats.sources import demo_spec, read_demos
 from sacflow_robot.errors import SacflowError
 from sacflow_robot.spec import ArmSpec
-from tests.data.lerobot_data import Recorded
-from tests.data.test_diffusion_policy import real_arrays, store, umi_arrays
+from tests.data.formats.lerobot_data import Recorded
+from tests.data.formats.test_diffusion_policy import real_arrays, store, umi_arrays
 
 VALUES = (None, "x", -1, 0, 1e308, float("nan"), [], {}, [None], {"a": 1}, True, "v2.1", [1, 2], 10**20)
 

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from sacflow_robot.data.demos import DemoSet
-from sacflow_robot.data.gripper import gripper_disagreement
-from sacflow_robot.data.page import draw_page
+from sacflow_robot.data.formats.demonstrations import DemoSet
+from sacflow_robot.data.formats.gripper import gripper_disagreement
+from sacflow_robot.data.report import draw_page
 from sacflow_robot.data.summary import describe_rate, duplicates, idle_steps, measured_rate, summarise
-from sacflow_robot.episode import Episode, Source
-from sacflow_robot.spec import NOMINAL_CLOCK, ArmSpec, ArraySpec
+from sacflow_robot.episode import NOMINAL_CLOCK, Episode, Source
+from sacflow_robot.spec import ArmSpec, ArraySpec
 
 
 def test_figures(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:

@@ -4,11 +4,11 @@ import gymnasium
 import numpy as np
 import pytest
 
+from sacflow_robot.envs.collector import rollout
 from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
 from sacflow_robot.envs.tasks import get_arm, is_gymnasium_id
-from sacflow_robot.envs.workers import ArmPool
+from sacflow_robot.envs.vector_env import ArmPool
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError
-from sacflow_robot.rollout import rollout
 
 
 def test_any_gymnasium_id_is_an_arm() -> None:

@@ -15,8 +15,8 @@ import onnx
 import pytest
 import torch
 
-from sacflow_robot.data.log import EpisodeLog
-from sacflow_robot.policyfile import file_version
+from sacflow_robot.data.log.reader import EpisodeLog
+from sacflow_robot.export.metadata import file_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PROGRAM = [sys.executable, "-m", "sacflow_robot"]

@@ -9,8 +9,8 @@ from torch import Tensor
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.density import exact_log_density
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.policy import squash, squash_log_det
-from sacflow_robot.learn.velocity import VELOCITIES, Velocity
+from sacflow_robot.learn.networks.policy import squash, squash_log_det
+from sacflow_robot.learn.networks.velocity import VELOCITIES, Velocity
 
 
 class Linear(Velocity):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from sacflow_robot.learn.config import FlowConfig, VelocityName
 from sacflow_robot.learn.flow import FlowPolicy, path_entropy
-from sacflow_robot.learn.policy import rotation_matrix, squash, squash_log_det, squash_through, unsquash
+from sacflow_robot.learn.networks.policy import rotation_matrix, squash, squash_log_det, squash_through, unsquash
+from sacflow_robot.learn.networks.velocity import Velocity
 from sacflow_robot.learn.presets import preset
-from sacflow_robot.learn.velocity import Velocity
 
 CONFIG = FlowConfig(width=16, depth=2, gate_width=8, euler_steps=4, noise_scale=0.1)
 

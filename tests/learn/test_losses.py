@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from sacflow_robot.data.replay import ReplayBuffer
+from sacflow_robot.data.replay_buffer import ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.learn import losses
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.policy import unsquash
+from sacflow_robot.learn.networks.policy import unsquash
 from sacflow_robot.spec import ArmSpec
 
 

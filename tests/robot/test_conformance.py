@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import RobotError, UnknownNameError, UsageError
-from sacflow_robot.robot import drivers
-from sacflow_robot.robot.drivers import DRIVERS, make_robot
-from sacflow_robot.robot.rtsim import ProcessArm
-from sacflow_robot.robot.testing import FakeRobot, check_robot
-from sacflow_robot.spec import ArmSpec, FloatArray, Robot, StepResult
+from sacflow_robot.interfaces import Robot
+from sacflow_robot.robot.conformance import FakeRobot, check_robot
+from sacflow_robot.robot.drivers import registry as drivers
+from sacflow_robot.robot.drivers.registry import DRIVERS, make_robot
+from sacflow_robot.robot.drivers.rtsim import ProcessArm
+from sacflow_robot.spec import ArmSpec, FloatArray
 
 pytestmark = pytest.mark.realtime
 
@@ -112,7 +114,7 @@ def test_the_kit_finds_what_breaks_the_contract(arm: ArmSpec) -> None:
 
 
 def test_the_kit_finds_an_arm_that_is_lost_unseen(arm: ArmSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sacflow_robot.robot.testing._LOSS_SEEN_S", 0.2)
+    monkeypatch.setattr("sacflow_robot.robot.conformance._LOSS_SEEN_S", 0.2)
 
     def lose(robot: Robot) -> None:
         robot.lost = True  # type: ignore[attr-defined]
@@ -131,7 +133,7 @@ def test_installed_and_not_installed_know_the_same_drivers() -> None:
 
 def test_others_drivers_are_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     class Point:
-        name, value = "theirs", "sacflow_robot.robot.drivers:make_sim"
+        name, value = "theirs", "sacflow_robot.robot.drivers.registry:make_sim"
 
     class Broken:
         name, value = "broken", "no_such_package:make"

@@ -16,18 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacflow_robot.data.log import EpisodeLog
-from sacflow_robot.data.mending import MendingRecorder
-from sacflow_robot.data.recorder import StepRecorder
+from sacflow_robot.data.log.reader import EpisodeLog
+from sacflow_robot.data.log.recorder import StepRecorder
+from sacflow_robot.data.log.resilient_recorder import MendingRecorder
 from sacflow_robot.episode import Source, StepFlag
-from sacflow_robot.robot.link import LinkOptions
-from sacflow_robot.robot.loop import EpisodeRun, run_episode
-from sacflow_robot.robot.rtsim import ProcessArm
-from sacflow_robot.robot.safety import SafetyFilter
-from sacflow_robot.robot.switches import Switches
-from sacflow_robot.safetylimits import SafetyLimits
+from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.robot.control.loop import EpisodeRun, run_episode
+from sacflow_robot.robot.control.operator_requests import Switches
+from sacflow_robot.robot.drivers.rtsim import ProcessArm
+from sacflow_robot.robot.drivers.rtsim_options import LinkOptions
+from sacflow_robot.robot.safety.filter import SafetyFilter
+from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 from sacflow_robot.serve.client import PolicyClient
-from sacflow_robot.serve.stream import ChunkStream
 
 pytestmark = pytest.mark.realtime
 

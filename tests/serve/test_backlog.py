@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import zmq
 
-from sacflow_robot.serve import operations, wire
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve import handlers as operations
+from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.backlog import Backlog, TimeBudget
-from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
 
 MAPS = 4000

@@ -23,12 +23,13 @@ from sacflow_robot.errors import (
     ServerRestartedError,
     UsageError,
 )
-from sacflow_robot.robot.estop import StopServer, request
-from sacflow_robot.robot.switches import Switches
-from sacflow_robot.serve import wire, zmtp
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.robot.control.estop import StopServer, request
+from sacflow_robot.robot.control.operator_requests import Switches
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve import zmtp
+from sacflow_robot.serve.auth import Security, new_keys
 from sacflow_robot.serve.client import Keys, PolicyClient
-from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.serve.security import Security, new_keys
 from sacflow_robot.serve.server import PolicyServer
 
 Answers = list[dict[str, Any]]

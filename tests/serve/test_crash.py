@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from sacflow_robot.errors import RefusedError, ServerError, ServerGoneError, ServerRestartedError
-from sacflow_robot.serve import wire
+from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.client import PolicyClient
 
 pytestmark = pytest.mark.realtime

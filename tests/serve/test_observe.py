@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sacflow_robot.cli import main
 from sacflow_robot.errors import LateError, RefusedError
-from sacflow_robot.serve.batch import Request, evaluate
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve.batching import Request, evaluate
 from sacflow_robot.serve.client import PolicyClient
-from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
 from tests.serve.test_crash import observation
 

@@ -14,15 +14,15 @@ import onnx
 import pytest
 import torch
 
-from sacflow_robot import policyfile
-from sacflow_robot.learn.export import export_policy, make_spec
+from sacflow_robot.export import metadata as policyfile
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.export.to_onnx import export_policy, make_spec
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.randomness import chunk_noise
 from sacflow_robot.serve.client import PolicyClient
-from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.reload import Reloader
 from sacflow_robot.serve.server import PolicyServer
 from sacflow_robot.spec import ArmSpec
+from sacflow_robot.utils.seeding import chunk_noise
 from tests.conftest import TINY_FLOW
 from tests.serve.test_crash import observation
 

@@ -29,14 +29,14 @@ from sacflow_robot.errors import (
     UsageError,
     WireError,
 )
-from sacflow_robot.randomness import chunk_noise
-from sacflow_robot.serve import wire
-from sacflow_robot.serve.batch import Request, evaluate
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve.auth import Security, new_keys
+from sacflow_robot.serve.batching import Request, evaluate
 from sacflow_robot.serve.client import Keys, PolicyClient
 from sacflow_robot.serve.gateways.groot import GrootGateway
-from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.serve.security import Security, new_keys
 from sacflow_robot.serve.server import PolicyServer
+from sacflow_robot.utils.seeding import chunk_noise
 
 pytestmark = pytest.mark.realtime
 

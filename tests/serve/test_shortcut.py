@@ -14,9 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sacflow_robot.errors import InvalidValueError, WireError
-from sacflow_robot.serve import wire
-from sacflow_robot.serve.batch import evaluate
-from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve.batching import evaluate
 from sacflow_robot.serve.server import PolicyServer
 from sacflow_robot.serve.session import Refusal, Session, describe
 from sacflow_robot.serve.shortcut import Shortcut

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sacflow_robot.errors import WireError
 from sacflow_robot.serve import zmtp
-from sacflow_robot.serve.wire import MAX_ARRAYS, MAX_FRAME_BYTES
+from sacflow_robot.serve.protocol import MAX_ARRAYS, MAX_FRAME_BYTES
 
 FRAMES = st.one_of(st.binary(max_size=20), st.integers(250, 600).map(bytes))
 MESSAGES = st.lists(st.lists(FRAMES, min_size=1, max_size=5), max_size=5)

@@ -20,9 +20,9 @@ import torch
 
 from sacflow_robot.cli import main
 from sacflow_robot.cli.study import _gymnasium_arms
-from sacflow_robot.learn.algorithms import make_agent
+from sacflow_robot.learn.algorithms.registry import make_agent
 from sacflow_robot.learn.config import FlowConfig
-from sacflow_robot.learn.policy import Rollout
+from sacflow_robot.learn.networks.policy import Rollout
 from sacflow_robot.study import architecture, gradients, likelihood, two_ways
 from sacflow_robot.study.report import geometric_mean, listed
 from sacflow_robot.study.targets import GAUSSIAN, MIXTURE, exact_policy, gaussian_divergence, gaussian_steps

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sacflow_robot.learn.policy import squash_log_det
+from sacflow_robot.learn.networks.policy import squash_log_det
 from sacflow_robot.study.paths import follow, noise_of, path_log_density
 from sacflow_robot.study.targets import (
     GAUSSIAN,

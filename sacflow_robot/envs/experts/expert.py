@@ -6,13 +6,13 @@ from typing import Protocol
 
 import numpy as np
 
-from sacflow_robot.envs.experts.habits import QUALITIES, Habits, Quality, draw_habits
-from sacflow_robot.envs.experts.hand import CLOSE, OPEN, Goal, Hand, Motion
+from sacflow_robot.envs.experts.demonstrator_style import QUALITIES, Habits, Quality, draw_habits
+from sacflow_robot.envs.experts.primitives import CLOSE, OPEN, Goal, Hand, Motion
 from sacflow_robot.envs.experts.scripts import SCRIPTS
 from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.randomness import Stream, random_stream
 from sacflow_robot.spec import FloatArray, Observation
+from sacflow_robot.utils.seeding import Stream, random_stream
 
 _TREMOR_MEMORY = 0.85  # share of the slow noise that is left after one step
 _GIVE_UP_STEPS = 30

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sacflow_robot.envs.experts.hand import CLOSE, OPEN, Goal, Hand, Motion, Vector, nearest_yaw, up, yaw_of
+from sacflow_robot.envs.experts.primitives import CLOSE, OPEN, Goal, Hand, Motion, Vector, nearest_yaw, up, yaw_of
 
 _PEG = np.array([0.23, 0.10])  # robosuite's PegsArena: the square peg, x and y (m, world)
 _PEG_TOP = 0.95

@@ -20,12 +20,12 @@ import numpy as np
 import zmq
 
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
-from sacflow_robot.randomness import chunk_noise
-from sacflow_robot.serve import wire
-from sacflow_robot.serve.batch import checked
-from sacflow_robot.serve.policy import OnnxPolicy
-from sacflow_robot.sockets import AddressClaim
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve.batching import checked
 from sacflow_robot.spec import FloatArray
+from sacflow_robot.utils.seeding import chunk_noise
+from sacflow_robot.utils.sockets import AddressClaim
 
 _POLL_MS = 100
 _MAX_ROWS = 64

@@ -28,12 +28,12 @@ from websockets.http11 import Request, Response
 
 from sacflow_robot import __version__
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
-from sacflow_robot.policyfile import NOISE
-from sacflow_robot.serve import wire
-from sacflow_robot.serve.batch import checked
-from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.export.metadata import NOISE
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve.batching import checked
+from sacflow_robot.serve.protocol import MAX_FRAME_BYTES
 from sacflow_robot.serve.shortcut import Packed, Shortcut
-from sacflow_robot.serve.wire import MAX_FRAME_BYTES
 from sacflow_robot.spec import FloatArray, all_finite
 
 _INTERNAL_ERROR = 1011
@@ -161,7 +161,7 @@ class OpenpiGateway:
         """What the policy takes, by the short way where arrays like these have been checked before.
 
         Raises:
-            InvalidValueError: As :func:`~sacflow_robot.serve.batch.checked`.
+            InvalidValueError: As :func:`~sacflow_robot.serve.batching.checked`.
         """
         layout = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
         known = self._shortcuts.get(policy)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import zmq
 
-from sacflow_robot.randomness import chunk_noise
+from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.gateways.groot import GrootGateway
-from sacflow_robot.serve.policy import OnnxPolicy
+from sacflow_robot.utils.seeding import chunk_noise
 from tests.serve.test_server import observation
 
 

@@ -18,8 +18,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from sacflow_robot.errors import WireError
+from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.gateways.openpi import OpenpiGateway, unpack
-from sacflow_robot.serve.policy import OnnxPolicy
 from tests.serve.test_server import observation as batched
 
 # openpi-client 0.1.2 opens its connection as websockets before 17 liked it.

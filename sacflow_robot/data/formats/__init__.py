@@ -1,0 +1,1 @@
+"""Demonstration files of other projects, and how they become episodes."""

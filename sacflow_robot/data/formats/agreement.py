@@ -1,0 +1,324 @@
+"""What a file of demonstrations says of itself, against the robot and task that it is to serve.
+
+A file is believed only where it agrees: a reader states what the file says (:class:`Claims`) and calls
+:func:`check_agreement`, which refuses every difference by name and says which option resolves it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
+from sacflow_robot.spec import ArmSpec
+
+RewardKind = Literal["auto", "sparse", "-1/0", "dense"]
+
+_SAME_RATE = 0.01  # relative; 29.97 and 30 frames per second are one rate
+_SAME_PACE = 0.15  # relative; how far the median period of the times may be from the nominal one
+_ENOUGH = 5  # periods; fewer say little of a rate
+_SAME_SCALE = 1e-3  # relative
+
+_ONE_ROBOT = {"franka": "panda", "frankapanda": "panda", "frankaemikapanda": "panda", "frankaemika": "panda"}
+_MEANINGS = {"delta": True, "absolute": False}
+_UNSAID = {"", "unknown", "none", "null"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementOptions:
+    """What the user vouches for, and what may be converted, where a file and its task differ.
+
+    Attributes:
+        resample: Bring demonstrations of another control rate to the task's.
+        controller_map: Convert the actions of another controller to the task's: absolute poses to deltas, other scales.
+        as_robot: Robot that recorded the demonstrations, whatever the file says.
+        reward: Rewards of a file from elsewhere: sparse (1 once solved), -1/0 (0 once solved), dense, or auto, told from
+            the values.
+        success_above: With --reward dense: a step whose reward is above this has solved the task.
+        filter_key: Take only this subset of the demonstrations (robomimic's mask/<name>).
+        rate: Control rate of the demonstrations (Hz), where they do not say it themselves.
+    """
+
+    resample: bool = False
+    controller_map: bool = False
+    as_robot: str | None = None
+    reward: RewardKind = "auto"
+    success_above: float | None = None
+    filter_key: str | None = None
+    rate: float | None = None
+
+    def check_options(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            UsageError: They do.
+        """
+        if self.rate is not None and not 0 < self.rate < float("inf"):
+            raise UsageError(f"--rate {self.rate:g}; expected a control rate in Hz")
+        if (self.success_above is None) == (self.reward == "dense"):
+            if self.reward == "dense":
+                raise UsageError("--reward dense does not say which reward is a success; give --success-above X too")
+            raise UsageError(f"--success-above {self.success_above:g} goes with --reward dense; give both")
+        if self.success_above is not None and not np.isfinite(self.success_above):
+            raise UsageError(f"--success-above {self.success_above:g}; expected a reward, a finite number")
+
+
+@dataclass(frozen=True)
+class Controller:
+    """What a file says of the controller that interprets its actions; None where it does not say.
+
+    Attributes:
+        kind: Its name, as robosuite spells it: ``OSC_POSE``, ``JOINT_VELOCITY``, ...
+        delta: Whether an action is relative to the pose at the time (True) or absolute (False).
+        scale: What an action of 1 commands per motion dimension (m, rad), of those that it says.
+        offset: What an action of 0 commands, likewise; None for zeros.
+        inputs: Range to which the controller clips an action's motion dimensions.
+        seen: Whether the actions themselves show ``delta``, rather than what the file says.
+    """
+
+    kind: str | None = None
+    delta: bool | None = None
+    scale: tuple[float, ...] | None = None
+    offset: tuple[float, ...] | None = None
+    inputs: tuple[float, float] | None = None
+    seen: bool = False
+
+    def __str__(self) -> str:
+        meaning = "" if self.delta is None else "delta" if self.delta else "absolute"
+        return " ".join(filter(None, (self.kind or "", meaning))) or "not named"
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a file says of its robot, rate and controller; None where it does not say.
+
+    Attributes:
+        robot: Robot that recorded it.
+        rate_hz: Actions per second.
+        controller: What interprets an action.
+        shaped_rewards: Whether its rewards are shaped (dense).
+    """
+
+    robot: str | None = None
+    rate_hz: float | None = None
+    controller: Controller | None = None
+    shaped_rewards: bool | None = None
+
+
+def claims_of_arm(arm: ArmSpec) -> Claims:
+    """What a file written here says, by the robot in it."""
+    return Claims(arm.robot, arm.control_rate_hz, controller_of(arm))
+
+
+def controller_of(arm: ArmSpec) -> Controller:
+    """A robot's controller: ``OSC_POSE delta`` is a kind and a meaning, ``joint position`` a kind alone."""
+    kind, _, meaning = arm.controller.rpartition(" ")
+    if meaning not in _MEANINGS or not kind:
+        return Controller(arm.controller, None, action_scale(arm))
+    return Controller(kind, _MEANINGS[meaning], action_scale(arm))
+
+
+def action_scale(arm: ArmSpec) -> tuple[float, ...] | None:
+    """What an action of 1 commands, per leading dimension whose unit is a number and m or rad; None if there is none."""
+    scale = []
+    for unit in arm.action_units:
+        found = re.fullmatch(r"([0-9.eE+-]+) (m|rad)(/s)?", unit)
+        if found is None:
+            break
+        scale.append(float(found[1]))
+    return tuple(scale) or None
+
+
+def same_robot(mine: str, theirs: str) -> bool:
+    """Whether two names are one robot's: ``Panda``, ``panda`` and ``franka``."""
+    return _plain(mine) == _plain(theirs)
+
+
+def _plain(robot: str) -> str:
+    name = re.sub(r"[^a-z0-9]", "", robot.lower())
+    return _ONE_ROBOT.get(name, name)
+
+
+def disagreements(claims: Claims, arm: ArmSpec, options: AgreementOptions) -> list[str]:
+    """Each difference that no option resolves: what the file says, what the task expects, what to do."""
+    return [
+        difference
+        for difference in (
+            _robot(claims.robot, arm, options),
+            _rate(claims.rate_hz, arm, options),
+            _controller(claims.controller, arm, options),
+        )
+        if difference is not None
+    ]
+
+
+def check_agreement(origin: str, claims: Claims, arm: ArmSpec, options: AgreementOptions) -> None:
+    """Refuse a file that does not agree with the robot and task that it is to serve.
+
+    Args:
+        origin: Names the file in messages.
+        claims: What it says.
+        arm: Robot and task.
+        options: What the user vouches for.
+
+    Raises:
+        UsageError: The options contradict each other.
+        SpecMismatchError: It does not agree; the message names every difference and the option that resolves it.
+    """
+    options.check_options()
+    if found := disagreements(claims, arm, options):
+        raise SpecMismatchError(f"{origin} does not agree with task {arm.task!r}: {'; '.join(found)}")
+
+
+def check_arm(origin: str, found: ArmSpec, arm: ArmSpec, options: AgreementOptions) -> Claims:
+    """Refuse a file written here, which holds the robot's whole specification, unless it agrees with the task's.
+
+    Returns:
+        What it claims, for :func:`sacflow_robot.data.formats.adapt.adapt`.
+
+    Raises:
+        UsageError: The options contradict each other.
+        SpecMismatchError: It does not agree; the message names every difference.
+    """
+    options.check_options()
+    claims = claims_of_arm(found)
+    differences = disagreements(claims, arm, options)
+    settled = {name: getattr(arm, name) for name in ("robot", "control_rate_hz", "controller", "action_units")}
+    if controller_of(found).delta != controller_of(arm).delta:
+        settled |= {"action_low": arm.action_low, "action_high": arm.action_high}
+    if other := arm.differences(replace(found, **settled)):
+        differences.append(f"(expected, found) {'; '.join(other)}")
+    if differences:
+        raise SpecMismatchError(f"{origin} does not fit task {arm.task!r}: {'; '.join(differences)}")
+    return claims
+
+
+def _robot(said: str | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
+    if options.as_robot is not None and not same_robot(options.as_robot, arm.robot):
+        return f"--as-robot says {options.as_robot}, the task expects {arm.robot}"
+    if options.as_robot is not None or said is None or said.strip().lower() in _UNSAID or same_robot(said, arm.robot):
+        return None
+    return f"the file says robot {said}, the task expects {arm.robot} (if it is one, give --as-robot {arm.robot})"
+
+
+def _rate(said: float | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
+    expected = arm.control_rate_hz
+    if said is None or same_rate(said, expected):
+        return None
+    if not 0 < said < float("inf"):
+        return f"the file says a control rate of {said:g} Hz, the task expects {expected:g} Hz; correct the file"
+    if options.resample:
+        return None
+    return f"the file says {said:g} Hz, the task expects {expected:g} Hz (give --resample to convert)"
+
+
+def same_rate(mine: float, theirs: float) -> bool:
+    """Whether two control rates (Hz) are one."""
+    return abs(mine - theirs) <= _SAME_RATE * theirs
+
+
+def _controller(said: Controller | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
+    if said is None:
+        return None
+    mine = controller_of(arm)
+    found = f"the file says controller {said}, the task expects {arm.controller}"
+    if said.kind is not None and mine.kind is not None and said.kind.upper() != mine.kind.upper():
+        if said.seen:
+            found = f"its actions are {said.kind}, the task expects {arm.controller}"
+        return f"{found} (actions of {said.kind} cannot be converted; give demonstrations under {arm.controller})"
+    if said.delta is not None and mine.delta is not None and said.delta != mine.delta:
+        if said.delta:
+            return f"{found} (deltas cannot be converted to absolute goals; give demonstrations of those)"
+        if said.seen:
+            found = f"its actions are absolute poses, the task expects {arm.controller}"
+        return None if options.controller_map else f"{found} (give --controller-map to convert)"
+    if said.delta is False or options.controller_map or same_scale(said, arm):
+        return None
+    ours, theirs = (", ".join(f"{value:g}" for value in scale or ()) for scale in (action_scale(arm), said.scale))
+    return (
+        f"the file's controller moves by {theirs} for an action of 1 (output_max), the task's by {ours} "
+        f"(give --controller-map to convert)"
+    )
+
+
+def same_scale(said: Controller, arm: ArmSpec) -> bool:
+    """Whether an action commands the same motion under a file's controller and the task's, as far as both say."""
+    expected = action_scale(arm)
+    if said.scale is None or expected is None:
+        return True
+    length = min(len(said.scale), len(expected))
+    near = np.allclose(said.scale[:length], expected[:length], rtol=_SAME_SCALE, atol=0)
+    return bool(near and not np.any(said.offset or 0))
+
+
+def check_times(
+    seconds: Sequence[float] | npt.NDArray[np.float64], rate_hz: float | None, origin: str, *, repeats: bool = False
+) -> float | None:
+    """Refuse times that cannot be those of an episode recorded at its rate.
+
+    Args:
+        seconds: Capture time of each row (T,), s.
+        rate_hz: Nominal rate; None where none is said.
+        origin: Names file and episode in messages.
+        repeats: Let a time repeat, as in a log where the sensor was late.
+
+    Returns:
+        The measured rate (Hz), from the median period; None where there is none.
+
+    Raises:
+        DataError: They are not finite, all alike, repeat, run backwards, or contradict the rate.
+    """
+    times = np.asarray(seconds, np.float64)
+    if wrong := np.flatnonzero(~np.isfinite(times)).tolist():
+        raise DataError(f"{origin}, step {wrong[0]}: its timestamp is {times[wrong[0]]}; expected seconds")
+    periods = np.diff(times)
+    if len(periods) > 1 and not periods.any():
+        raise DataError(f"{origin}: its timestamps are all {times[0]:g} s; expected times that increase")
+    if wrong := np.flatnonzero(periods < 0 if repeats else periods <= 0).tolist():
+        step = wrong[0]
+        how = "runs backwards" if periods[step] < 0 else "repeats"
+        raise DataError(
+            f"{origin}, step {step + 1}: its timestamp {how} ({times[step]:.6g} s, then {times[step + 1]:.6g} s); "
+            f"put the rows in order, or leave the episode out"
+        )
+    return check_pace(periods, rate_hz, origin)
+
+
+def check_log_times(origin: str, times_ns: Sequence[npt.NDArray[np.int64]], rate_hz: float | None) -> None:
+    """Refuse the times of a log's episodes, each (T + 1,), unless they increase, at about the control rate altogether.
+
+    A loop may be late, so that a few episodes alone say little of its rate. Of a robot in lockstep they say nothing of it,
+    and ``rate_hz`` is None.
+
+    Raises:
+        DataError: They do not.
+    """
+    periods = []
+    for i, times in enumerate(times_ns):
+        seconds = (times - times[0]) / 1e9
+        check_times(seconds, None, f"{origin}, episode {i}", repeats=True)
+        periods.append(np.diff(seconds))
+    if periods:
+        check_pace(np.concatenate(periods), rate_hz, origin)
+
+
+def check_pace(periods: npt.NDArray[np.float64], rate_hz: float | None, origin: str) -> float | None:
+    """The measured rate (Hz) of periods (s), from their median; None where they are none, or mostly 0.
+
+    Raises:
+        DataError: It is not the nominal rate, of which enough periods tell.
+    """
+    middle = float(np.median(periods)) if len(periods) else 0.0
+    if middle <= 0:
+        return None
+    if rate_hz is not None and len(periods) >= _ENOUGH and abs(1 / middle - rate_hz) > _SAME_PACE * rate_hz:
+        raise DataError(
+            f"{origin}: its timestamps are {1 / middle:.4g} Hz apart, and the file says {rate_hz:g} Hz; one of the two "
+            f"is wrong, correct it in the file"
+        )
+    return 1 / middle

@@ -1,0 +1,269 @@
+"""Demonstrations from HDF5 files: raw robosuite, robomimic low-dim, and robomimic's layout as written here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from sacflow_robot.data.formats.adapt import adapt, arm_of_file
+from sacflow_robot.data.formats.agreement import (
+    AgreementOptions,
+    Claims,
+    Controller,
+    check_agreement,
+    check_arm,
+    controller_of,
+    same_rate,
+    same_robot,
+)
+from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, Losses
+from sacflow_robot.data.formats.env_args import claims_of_env
+from sacflow_robot.data.formats.hdf5_episodes import (
+    check_rows,
+    has_absolute_actions,
+    has_joint_actions,
+    measured_rate,
+    own_episode,
+    raw_episode,
+    read_rows,
+    recorded_outcome,
+    robomimic_episode,
+    share_beyond,
+)
+from sacflow_robot.data.formats.outcomes import Outcome, judge_outcomes
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import DataError, one_line
+from sacflow_robot.spec import ArmSpec
+
+OURS = "sacflow_robot"
+"""Attribute of ``data`` in files written here: JSON with the arm. Such files hold whole episodes."""
+
+# What h5py and numpy raise on a file that is damaged or something else.
+_UNREADABLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
+
+_LOOKED_AT = 5  # demonstrations whose actions are looked at for what they mean
+
+
+class Header(NamedTuple):
+    """What a file says about its task.
+
+    Attributes:
+        env_name: robosuite's name of the task, if the file names one.
+        arm: The arm, if the file was written here.
+    """
+
+    env_name: str | None
+    arm: ArmSpec | None
+
+
+def read_header(path: Path) -> Header:
+    """Which task the file holds demonstrations of.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            data = _demonstrations(file, path)
+            return Header(_env_name(path, data), _arm(data))
+    except _UNREADABLE as error:
+        raise _incomplete(path, error) from None
+
+
+def read_hdf5(path: Path, options: DemoOptions) -> DemoSet:
+    """Every demonstration of a raw robosuite file (states and actions) or a robomimic low-dim file (observations too).
+
+    Raises:
+        DataError: The file cannot be read, is of another task, contradicts itself, or its arrays do not fit.
+        SpecMismatchError: It does not agree with the robot and task, and no option resolves that.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            data = _demonstrations(file, path)
+            names = sorted(data, key=_demo_number)
+            for name in names:
+                if "actions" not in data[name]:
+                    raise DataError(f"{path}, {name} has no actions; expected a robosuite or robomimic file")
+            found, losses = _arm(data), Losses()
+            if found is None:
+                _check_task(path, _env_name(path, data), options.env_name)
+                claims = _claims(path, data, names, options, losses)
+                check_agreement(str(path), claims, options.arm, options.agreement)
+            else:
+                check_agreement(f"{path}: env_args", _said(path, data), found, AgreementOptions())
+                claims = check_arm(str(path), found, options.arm, options.agreement)
+            recorded = _episodes(path, data, names, found, claims, options, losses)
+            episodes = [adapt(each, claims, options.arm, options.agreement, losses) for each in recorded]
+            for name, episode in zip(names, episodes, strict=True):
+                episode.check_fits(options.arm, f"{path}, {name}")
+            models = [_text(data[name].attrs.get("model_file")) for name in names]
+            demos = DemoSet(
+                arm=options.arm,
+                episodes=episodes,
+                env_args=json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else None,
+                attributes=_attributes(data),
+                masks=_masks(file, names, losses),
+                model_files=models if any(models) else [],
+                losses=losses,
+            )
+            converted = any(one is not other for one, other in zip(recorded, episodes, strict=True))
+            return _as_converted(demos) if converted or _is_vouched_for(claims, options) else demos
+    except _UNREADABLE as error:
+        raise _incomplete(path, error) from None
+
+
+def _episodes(
+    path: Path,
+    data: h5py.Group,
+    names: Sequence[str],
+    found: ArmSpec | None,
+    claims: Claims,
+    options: DemoOptions,
+    losses: Losses,
+) -> list[Episode]:
+    """Every demonstration as it was recorded, at the file's own rate and in its own actions."""
+    arm = found if found is not None else arm_of_file(claims, options.arm)
+    outcomes = {} if found is not None else _outcomes(path, data, names, claims, options, losses)
+    episodes = []
+    for name in names:
+        demo, origin = data[name], f"{path}, {name}"
+        try:
+            if found is not None:
+                episode = own_episode(demo, arm, origin, losses)
+            elif name in outcomes:
+                episode = robomimic_episode(demo, arm, options, outcomes[name], origin, losses)
+            else:
+                episode = raw_episode(demo, arm, options, origin, losses)
+        except DataError as error:
+            raise error if str(error).startswith(origin) else DataError(f"{origin}: {error}") from None
+        episodes.append(episode)
+    if found is None and (beyond := np.mean([share_beyond(each, arm) for each in episodes])):
+        losses.remark(f"{beyond:.1%} of the steps command beyond the controller's range, which clips them")
+    return episodes
+
+
+def _outcomes(
+    path: Path, data: h5py.Group, names: Sequence[str], claims: Claims, options: DemoOptions, losses: Losses
+) -> dict[str, Outcome]:
+    """What came of the demonstrations that have observations; the states of the others tell."""
+    steps = {name: check_rows(data[name], f"{path}, {name}") for name in names}
+    told = [name for name in names if "obs" in data[name]]
+    recorded = [recorded_outcome(data[name], options, f"{path}, {name}") for name in told]
+    judged = judge_outcomes(recorded, [steps[name] for name in told], options, str(path), losses, claims.shaped_rewards)
+    return dict(zip(told, judged, strict=True))
+
+
+def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOptions, losses: Losses) -> Claims:
+    """What a file from elsewhere says, or its times and actions show, of robot, rate and controller."""
+    claims = _said(path, data)
+    said, shown, most_rows = claims.rate_hz, None, 0
+    agrees = said is not None and same_rate(said, options.arm.control_rate_hz)
+    for name in names:
+        if "states" in data[name] and len(data[name]["states"]):
+            origin = f"{path}, {name}"
+            rows = read_rows(data[name], origin)
+            shown, most_rows = measured_rate(rows, said if agrees else None, origin) or shown, max(most_rows, len(rows))
+    if shown is None and most_rows > 1:
+        losses.remark("the times of its states stand still, so that nothing shows its rate")
+    if said is None:
+        claims = replace(claims, rate_hz=shown)
+    elif shown is not None and not agrees and abs(shown - said) > 0.1 * said:
+        losses.remark(f"the file says {said:g} Hz, which is believed, though its states are {shown:.4g} Hz apart")
+    controller = claims.controller or Controller()
+    if controller.delta is not False and any(has_absolute_actions(data[n], options.arm) for n in names[:_LOOKED_AT]):
+        claims = replace(claims, controller=replace(controller, delta=False, seen=True))
+    elif controller_of(options.arm).delta and any(has_joint_actions(data[n]) for n in names[:_LOOKED_AT]):
+        claims = replace(claims, controller=Controller(kind="joint positions", seen=True))
+    return claims
+
+
+def _said(path: Path, data: h5py.Group) -> Claims:
+    """What a file's ``env_args`` (robomimic) or ``env_info`` (raw robosuite) say; nothing where there are none."""
+    name = "env_args" if "env_args" in data.attrs else "env_info"
+    if name not in data.attrs:
+        return Claims()
+    try:
+        said = json.loads(data.attrs[name])
+        return claims_of_env(said.get("env_kwargs", {}) if name == "env_args" else said)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: attribute {name} does not describe a robosuite environment ({one_line(error)})"
+        ) from None
+
+
+def _is_vouched_for(claims: Claims, options: DemoOptions) -> bool:
+    robot = options.agreement.as_robot
+    return robot is not None and claims.robot is not None and not same_robot(claims.robot, robot)
+
+
+def _as_converted(demos: DemoSet) -> DemoSet:
+    """Without what described the robot, rate and controller that the episodes no longer have."""
+    stale = [name for name in ("env_info",) if name in demos.attributes] + ["env_args"] * (demos.env_args is not None)
+    demos.losses.leave_out(*stale)
+    attributes = {key: value for key, value in demos.attributes.items() if key not in stale}
+    return replace(demos, env_args=None, attributes=attributes)
+
+
+def _incomplete(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read as demonstrations ({one_line(error)}); is it complete?")
+
+
+def _demonstrations(file: h5py.File, path: Path) -> h5py.Group:
+    if not isinstance(file.get("data"), h5py.Group) or not len(file["data"]):
+        raise DataError(f"{path} has no group 'data' with demonstrations; expected a robosuite or robomimic file")
+    return file["data"]
+
+
+def _text(value: Any) -> str | None:
+    return value.decode() if isinstance(value, bytes) else None if value is None else str(value)
+
+
+def _arm(data: h5py.Group) -> ArmSpec | None:
+    return ArmSpec.from_dict(json.loads(data.attrs[OURS])["arm"]) if OURS in data.attrs else None
+
+
+def _env_name(path: Path, data: h5py.Group) -> str | None:
+    """Both layouts name the task: raw files in ``env``, robomimic's in the JSON ``env_args``."""
+    if "env_args" not in data.attrs:
+        return _text(data.attrs.get("env"))
+    try:
+        return str(json.loads(data.attrs["env_args"])["env_name"])
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: attribute env_args is not robomimic's JSON with an env_name") from None
+
+
+def _attributes(data: h5py.Group) -> dict[str, Any]:
+    """What else the file says about all of its demonstrations, such as a raw file's ``env_info``."""
+    values = {key: value.decode() if isinstance(value, bytes) else value for key, value in data.attrs.items()}
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
+    return {k: v for k, v in plain.items() if isinstance(v, str | int | float) and k not in ("total", "env_args", OURS)}
+
+
+def _check_task(path: Path, found: str | None, expected: str) -> None:
+    if found is not None and found != expected:
+        raise DataError(
+            f"{path} holds demonstrations of {found!r}, not of {expected!r}; give demonstrations of the task"
+        )
+
+
+def _masks(file: h5py.File, names: Sequence[str], losses: Losses) -> Mapping[str, list[int]]:
+    """robomimic's named subsets, as indices of demonstrations."""
+    index = {name: i for i, name in enumerate(names)}
+    found: dict[str, list[int]] = {}
+    for key, rows in file.get("mask", {}).items():
+        members = [_text(name) or "" for name in rows[()].ravel()]
+        if missing := [name for name in members if name not in index]:
+            losses.remark(f"mask {key!r} names {', '.join(missing[:3])}, which the file does not hold")
+        found[key] = [index[name] for name in members if name in index]
+    return found
+
+
+def _demo_number(name: str) -> tuple[int, str]:
+    digits = name.rpartition("_")[2]
+    return (int(digits) if digits.isdigit() else -1, name)

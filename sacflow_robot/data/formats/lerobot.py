@@ -1,0 +1,328 @@
+"""Demonstrations from a LeRobotDataset v2.0, v2.1 or v3.0: a folder of parquet files.
+
+For a task, observations are found by name: a feature ``observation.<key>`` (or ``<key>``), else the dimensions of any
+feature that are called ``<key>_0``, ``<key>_1``, ..., as in what is written here. For any other robot the observations
+are the dataset's own, see :func:`infer_arm`. Images and videos are left out.
+
+Datasets written here hold whole episodes: the arm, env_args and masks in ``meta/sacflow_robot.json``, and in each row
+of ``meta/episodes`` the episode's info and what follows its last step, under ``last/``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.data.formats.adapt import adapt
+from sacflow_robot.data.formats.agreement import AgreementOptions, Claims, check_agreement, check_arm
+from sacflow_robot.data.formats.demonstrations import (
+    OBSERVATION_COLUMNS,
+    STEP_COLUMNS,
+    DemoOptions,
+    DemoSet,
+    Losses,
+    human_episode,
+)
+from sacflow_robot.data.formats.foreign_episodes import ForeignEpisode, make_episodes
+from sacflow_robot.data.formats.inferred_spec import UNKNOWN, infer_spec, observation_key
+from sacflow_robot.data.formats.lerobot_files import (
+    BOOKKEEPING,
+    INFO,
+    UNREADABLE,
+    VISUAL,
+    Dataset,
+    EpisodeRow,
+    Feature,
+    open_dataset,
+)
+from sacflow_robot.data.formats.lerobot_frames import check_order, to_array
+from sacflow_robot.data.formats.outcomes import Recorded
+from sacflow_robot.data.formats.timestamps import capture_times, check_frames
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import DataError, one_line
+from sacflow_robot.spec import ArmSpec, FloatArray
+
+OURS = "meta/sacflow_robot.json"
+FEATURE_NAMES = "lerobot_feature_names"
+"""Attribute of a set: JSON with the names of the dimensions of each feature, which a specification has no place for."""
+
+_ACTIONS = ("action", "actions")
+_OUTCOMES = ("next.reward", "next.success", "next.done")
+_FILE_CLOCK = "timestamps of the dataset, from the start of the episode"
+
+Layout = Mapping[str, tuple[str, list[int] | None]]
+"""Per observation key, the feature that holds it and which of its dimensions; None for all."""
+
+
+class _Frames(NamedTuple):
+    """One episode: its columns, its row of the episodes table, and what is said of it in messages."""
+
+    columns: Mapping[str, npt.NDArray[Any]]
+    row: EpisodeRow
+    fps: float
+
+
+def read_arm(path: Path) -> ArmSpec | None:
+    """The arm that a dataset written here was recorded with; None for one from elsewhere.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    try:
+        return ArmSpec.from_dict(json.loads((path / OURS).read_text())["arm"])
+    except FileNotFoundError:
+        return None
+    except UNREADABLE as error:
+        raise _damaged(path, error) from None
+
+
+def infer_arm(path: Path) -> ArmSpec:
+    """The specification of the robot of a dataset from elsewhere.
+
+    Its observations are the features ``observation.*`` that are no images, or all that are neither actions nor outcomes
+    where there are none of that name; units are unknown, and the actions' bounds are those of the recorded ones.
+
+    Raises:
+        DataError: It cannot be read, or has no actions or observations that can be used.
+    """
+    dataset = open_dataset(path)
+    action = dataset.features.get(_action_name(dataset))
+    if action is None:
+        raise DataError(f"{path}: no feature 'action'; it has {', '.join(dataset.features)}")
+    tasks = dataset.tasks
+    try:
+        return infer_spec(
+            robot=dataset.robot_type or UNKNOWN,
+            task=tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks" if tasks else UNKNOWN,
+            rate_hz=dataset.fps,
+            observations={observation_key(f.name): f.shape for f in _observation_features(dataset)},
+            actions=(
+                frames.columns[action.name].reshape(frames.row.length, -1).astype(np.float64)
+                for frames in _frames(dataset, [action.name])
+            ),
+            action_names=action.names,
+        )
+    except DataError as error:
+        raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from None
+
+
+def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
+    """Every episode of a dataset.
+
+    Raises:
+        DataError: It cannot be read, is of another version, or lacks what the task needs.
+        SpecMismatchError: It was written here, of another arm.
+    """
+    arm, dataset, losses = read_arm(path), open_dataset(path), Losses()
+    if arm is None:  # before its features, which differ if the robot does
+        check_agreement(str(path), _claims(dataset), options.arm, options.agreement)
+    try:
+        layout = _layout(dataset, options.arm)
+        episodes_of = _plain if arm is None else _whole
+        frames = _frames(dataset, _wanted(dataset, layout, losses, whole=arm is not None))
+        episodes = episodes_of(dataset, frames, layout, options, losses)
+        about = _about(dataset) if arm is None else json.loads((path / OURS).read_text())["about"]
+        return DemoSet(options.arm, episodes, losses=losses, **about)
+    except UNREADABLE as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read as a LeRobotDataset ({one_line(error)}); is it complete?")
+
+
+def _origin(dataset: Dataset, row: EpisodeRow) -> str:
+    return f"{dataset.path / row.file}, episode {row.index}"
+
+
+def _claims(dataset: Dataset) -> Claims:
+    return Claims(dataset.robot_type, dataset.fps)
+
+
+def _about(dataset: Dataset) -> dict[str, Any]:
+    names = {feature.name: list(feature.names) for feature in dataset.features.values() if feature.names}
+    return {"attributes": {FEATURE_NAMES: json.dumps(names)}} if names else {}
+
+
+def _action_name(dataset: Dataset) -> str:
+    return next((name for name in _ACTIONS if name in dataset.features), _ACTIONS[0])
+
+
+def _observation_features(dataset: Dataset) -> list[Feature]:
+    """What the robot observes, but for images."""
+    known = {*_ACTIONS, *_OUTCOMES, *BOOKKEEPING}
+    numeric = [f for f in dataset.features.values() if f.is_numeric and f.name not in known and "/" not in f.name]
+    named = [f for f in numeric if f.name.startswith("observation")]
+    return named or [f for f in numeric if not f.name.startswith(("next.", "action"))]
+
+
+def _layout(dataset: Dataset, arm: ArmSpec) -> dict[str, tuple[str, list[int] | None]]:
+    """Where the arm's observations are.
+
+    Raises:
+        DataError: One of them is nowhere, or the actions do not fit.
+    """
+    features = dataset.features
+    action = features.get(_action_name(dataset))
+    if action is None or action.shape != (arm.action_dim,):
+        found = "absent" if action is None else list(action.shape)
+        raise DataError(f"{dataset.path}: feature 'action' is {found}; task {arm.task!r} takes ({arm.action_dim},)")
+    named = {
+        name: (feature.name, i)
+        for feature in features.values()
+        if feature.dtype not in VISUAL
+        for i, name in enumerate(feature.names)
+    }
+    layout: dict[str, tuple[str, list[int] | None]] = {}
+    for spec in arm.observations:
+        candidates = f"observation.{spec.key}", spec.key, spec.key.removeprefix("observation.")
+        direct = [name for name in candidates if name in features and features[name].is_numeric]
+        dimensions = [named.get(name) for name in dimension_names(spec.key, spec.size)]
+        if direct:
+            layout[spec.key] = direct[0], None
+        elif all(dimensions) and len({feature for feature, _ in filter(None, dimensions)}) == 1:
+            layout[spec.key] = dimensions[0][0], [i for _, i in filter(None, dimensions)]  # type: ignore[index]
+        else:
+            raise DataError(
+                f"{dataset.path}: no observation {spec.key!r}, which task {arm.task!r} needs: neither a feature "
+                f"observation.{spec.key} nor dimensions named {spec.key}_0 ...; it has {', '.join(features)}"
+            )
+    return layout
+
+
+def dimension_names(key: str, size: int) -> list[str]:
+    """Names of an observation's dimensions within a feature that joins several observations."""
+    return [f"{key}_{i}" for i in range(size)]
+
+
+def _wanted(dataset: Dataset, layout: Layout, losses: Losses, *, whole: bool) -> list[str]:
+    """The features to read; the others are noted as lost."""
+    known = {_action_name(dataset), "next.reward", "next.success", *(f for f, _ in layout.values())}
+    if whole:
+        known |= {column.lerobot for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS)}
+    else:
+        losses.remark("the observation after the last action is not in the dataset and repeats the one before it")
+    others = [f for f in dataset.features.values() if f.name not in {*known, *BOOKKEEPING, "next.done"}]
+    losses.leave_out(*(f.name for f in others if f.dtype not in VISUAL))
+    if cameras := [f.name for f in others if f.dtype in VISUAL]:
+        losses.remark(f"images are left out: {', '.join(cameras)}")
+    return [name for name in dataset.features if name in known]
+
+
+def _frames(dataset: Dataset, wanted: list[str]) -> Iterator[_Frames]:
+    """Episodes in order, once what numbers and times their frames was found to agree.
+
+    Raises:
+        DataError: It does not, or files are missing or damaged; the message names file, episode and frame.
+    """
+    numbering = [name for name in BOOKKEEPING if name in dataset.features and name != "task_index"]
+    names = list(dict.fromkeys([*numbering, *wanted]))
+    least_index = 0
+    for row, table in dataset.frames(names):
+        try:
+            columns = {name: to_array(table[name], dataset.features[name]) for name in names}
+            flat = {name: columns[name].reshape(len(columns[name])) for name in numbering}
+            check_order(flat, row, least_index)
+        except DataError as error:
+            raise DataError(f"{_origin(dataset, row)}, {error}") from None
+        if "timestamp" in flat:
+            check_frames(flat["timestamp"], dataset.fps, _origin(dataset, row))
+        if "index" in flat:
+            least_index = int(flat["index"][-1]) + 1
+        yield _Frames(columns, row, dataset.fps)
+
+
+def _observation(
+    columns: Mapping[str, npt.NDArray[Any]],
+    source: tuple[str, list[int] | None],
+    shape: tuple[int, ...],
+    losses: Losses,
+) -> FloatArray:
+    feature, dimensions = source
+    rows = columns[feature].reshape(len(columns[feature]), -1)
+    return losses.to_float32(rows if dimensions is None else rows[:, dimensions], feature).reshape(len(rows), *shape)
+
+
+def _plain(
+    dataset: Dataset, episodes: Iterator[_Frames], layout: Layout, options: DemoOptions, losses: Losses
+) -> list[Episode]:
+    """Episodes of which only the published features are known."""
+    found = [_foreign(dataset, frames, layout, options.arm, losses) for frames in episodes]
+    return make_episodes(str(dataset.path), found, _claims(dataset), options, losses)
+
+
+def _foreign(dataset: Dataset, frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> ForeignEpisode:
+    columns, row = frames.columns, frames.row
+    observations = {}
+    for spec in arm.observations:
+        rows = _observation(columns, layout[spec.key], spec.shape, losses)
+        observations[spec.key] = np.concatenate([rows, rows[-1:]])
+    action = _action_name(dataset)
+    flat = {name: columns[name].reshape(-1) for name in ("next.reward", "next.success") if name in columns}
+    rewards = losses.to_float32(flat["next.reward"], "next.reward") if "next.reward" in flat else None
+    recorded = _recorded_times(frames)
+    task = "; ".join(row.tasks) or arm.task
+    return ForeignEpisode(
+        origin=_origin(dataset, row),
+        observations=observations,
+        actions=losses.to_float32(columns[action].reshape(-1, arm.action_dim), action),
+        outcome=Recorded(rewards, flat["next.success"].astype(bool) if "next.success" in flat else None),
+        columns=recorded,
+        info={"task": task, "clock": _FILE_CLOCK} if recorded else {"task": task},
+    )
+
+
+def _recorded_times(frames: _Frames) -> dict[str, Any]:
+    """Capture times, where the dataset has others than its rate says."""
+    if "timestamp" not in frames.columns:
+        return {}
+    times = capture_times(frames.columns["timestamp"].reshape(-1), frames.fps)
+    return {} if times is None else {"time_ns": times}
+
+
+def _whole(
+    dataset: Dataset, episodes: Iterator[_Frames], layout: Layout, options: DemoOptions, losses: Losses
+) -> list[Episode]:
+    """Episodes written here, every column of them."""
+    arm = read_arm(dataset.path)
+    assert arm is not None  # such a dataset holds it
+    check_agreement(f"{dataset.path}/{INFO}", _claims(dataset), arm, AgreementOptions())
+    claims = check_arm(str(dataset.path), arm, options.arm, options.agreement)
+    found = []
+    for frames in episodes:
+        origin = _origin(dataset, frames.row)
+        try:
+            episode = _own(frames, layout, arm, losses)
+        except DataError as error:
+            raise DataError(f"{origin}: {error}") from None
+        episode.check_fits(arm, origin)
+        found.append(adapt(episode, claims, options.arm, options.agreement, losses))
+    return found
+
+
+def _own(frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> Episode:
+    """An episode written here."""
+    columns, row = frames.columns, frames.row.row
+    last = {name: np.asarray([row[f"last/{name}"]]) for name in {feature for feature, _ in layout.values()}}
+    observations = {
+        spec.key: np.concatenate([_observation(part, layout[spec.key], spec.shape, losses) for part in (columns, last)])
+        for spec in arm.observations
+    }
+    whole: dict[str, Any] = {}
+    for column in STEP_COLUMNS:
+        if column.lerobot in columns:
+            whole[column.attribute] = column.typed(columns[column.lerobot])
+    if np.isnan(whole.get("human", np.nan)).all():  # a person acted in other episodes only
+        whole.pop("human", None)
+    for column in OBSERVATION_COLUMNS:
+        if column.lerobot in columns:
+            after = np.asarray([row[f"last/{column.lerobot}"]])
+            parts = column.typed(columns[column.lerobot]), column.typed(after)
+            whole[column.attribute] = np.concatenate(parts)
+    commanded = columns["action"].reshape(-1, arm.action_dim).astype(np.float32, copy=False)
+    return human_episode(observations, commanded, arm, **whole, commanded=commanded, info=json.loads(row["info"]))

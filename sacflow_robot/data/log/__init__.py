@@ -1,0 +1,1 @@
+"""The episode log: recorder, writer process, reader, repair."""

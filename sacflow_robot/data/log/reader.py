@@ -1,0 +1,441 @@
+"""Episode log: episodes kept in a Zarr store that diffusion_policy's reader can read too.
+
+Layout (Zarr format 2). One row per step under ``data/``, one row per episode under ``meta/``:
+
+    data/<observation key>      observation before the step      data/state      simulator state before the step
+    data/action                 commanded action                 data/time_ns    capture time of the observation
+    data/proposed, measured, source, reward, terminated, truncated
+    data/received_ns, inferred_ns, sent_ns, flags, human                      since version 2
+    meta/episode_ends           exclusive end row of each episode, cumulative
+    meta/last_<key>             the observation, state and time after the episode's last step
+    meta/info                   the episode's info as JSON bytes
+
+:mod:`sacflow_robot.data.log.store` says how it is written so that every array is as long as the last end at any instant;
+:mod:`sacflow_robot.data.log.recorder` logs step by step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import zarr
+
+from sacflow_robot.data.log import remote
+from sacflow_robot.data.log.columns import (
+    FILLS,
+    FORMAT,
+    STEP_COLUMNS,
+    VERSION,
+    episode_columns,
+    parse_attributes,
+    parse_info,
+    step_columns,
+    whole_ends,
+)
+from sacflow_robot.data.log.lock import LogLock
+from sacflow_robot.data.log.store import WRITING, Store, create_store, put
+from sacflow_robot.data.log.write_ahead_log import recover
+from sacflow_robot.episode import Episode, known_columns
+from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line, reason_of
+from sacflow_robot.spec import ArmSpec
+
+_BLOCK_BYTES = 64 << 20
+_LOOKS, _LOOK_AGAIN_S = 40, 0.05  # a busy machine may stop a closing writer between two files
+_LOCK_PATIENCE_S = 0.5  # a reader that brings a killed writer's steps in holds the lock for a moment
+
+# What zarr and numpy raise on a store whose files are damaged.
+_DAMAGE = (
+    *(KeyError, ValueError, TypeError, OSError, RuntimeError, AssertionError, IndexError),
+    *(ZeroDivisionError, OverflowError, MemoryError, DataError),
+)
+
+
+class EpisodeLog:
+    """An episode log. Use :meth:`open` to read and :meth:`writer` to append whole episodes."""
+
+    def __init__(
+        self, path: Path | str, root: zarr.Group, ends: Callable[[EpisodeLog], list[int]] | None = None
+    ) -> None:
+        self.path, self._root = path, root
+        self._lock: LogLock | None = None
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._store: Store | None = None
+        self._written = False  # whether it was being written to when it was opened
+        try:
+            self.version, self.arm = parse_attributes(dict(root.attrs), path)
+            self.ends = (ends or _recorded_ends)(self)
+        except _DAMAGE as error:
+            raise (
+                error if type(error) is DataError and error.args[0].startswith(str(path)) else _damaged(path, error)
+            ) from None
+
+    @staticmethod
+    def open(
+        path: Path | str, *, heal: bool = True, ends: Callable[[EpisodeLog], list[int]] | None = None
+    ) -> EpisodeLog:
+        """Open for reading, also while another process appends.
+
+        A log whose writers were killed gets the steps that they left behind first, as SQLite does it, unless its folder
+        may not be written to.
+
+        Args:
+            path: Folder, or address of a finished log on an object store, e.g. ``s3://bucket/episodes.zarr``.
+            heal: Whether to do that.
+            ends: How to find the episodes' ends, for a log that has lost them.
+
+        Raises:
+            DataError: There is no log at the path, or it cannot be read.
+        """
+        if remote.is_url(path):
+            return EpisodeLog(str(path), remote.open_group(str(path)), ends)
+        path = Path(path)
+        if not path.exists():
+            raise DataError(f"no episode log at {path}; check the path")
+        for look in range(_LOOKS):
+            written = (path / WRITING).exists()
+            try:
+                if heal and written:
+                    _heal(path)
+                found = EpisodeLog(path, zarr.open_group(path, mode="r", zarr_format=2), ends)
+                found._written = written
+                return found
+            except (FileNotFoundError, zarr.errors.GroupNotFoundError):
+                raise DataError(
+                    f"{path} is not an episode log; expected a folder written with --log or demos collect"
+                ) from None
+            except _DAMAGE as error:
+                if not written or look == _LOOKS - 1:  # else its writer may have closed it between two files of ours
+                    raise error if type(error) is DataError else _damaged(path, error) from None
+                time.sleep(_LOOK_AGAIN_S)
+        raise AssertionError
+
+    @staticmethod
+    def writer(path: Path | str, arm: ArmSpec) -> EpisodeLog:
+        """Open for appending, making the log when there is none. Close it, or use it as a context manager.
+
+        Raises:
+            DataError: The path holds something else, or episodes of a different arm.
+            LogWriteError: The log cannot be made there, or another process is appending to it.
+        """
+        if remote.is_url(path):
+            raise UsageError(f"{path} is on an object store, which holds finished logs only; write to a folder")
+        path = Path(path)
+        lock = _acquire(path)
+        try:
+            if not path.exists():
+                create_store(lock.folder, {"format": FORMAT, "version": VERSION, "arm": json.loads(arm.to_json())})
+                lock.lock_folder()
+            elif (path / WRITING).exists():
+                recover(path, EpisodeLog.open(path, heal=False).arm)
+            log = EpisodeLog.open(path, heal=False)
+            different = log.arm.differences(arm)
+            if different:
+                raise DataError(f"{path} holds episodes of another arm ({'; '.join(different)}); give another path")
+            log._lock, log._store = lock, Store(path)
+            if log.version < VERSION:
+                put(path / ".zattrs", json.dumps({**log.attributes, "version": VERSION}).encode(), path)
+            return log
+        except BaseException as error:
+            lock.release()
+            if isinstance(error, OSError):
+                raise LogWriteError(f"cannot write at {path}: {one_line(error)}") from None
+            raise
+
+    def hand_over(self) -> None:
+        """Leave the arrays to another process; what is left here is the lock that keeps others out until ``close``."""
+        self._store = None
+
+    def __len__(self) -> int:
+        """Number of whole episodes."""
+        return len(self.ends)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in whole episodes."""
+        return self.ends[-1] if self.ends else 0
+
+    @property
+    def state_size(self) -> int | None:
+        """S of the simulator states, 0 for episodes without; None while there are no episodes."""
+        if not self.ends:
+            return None
+        return int(self.shape("data/state")[1]) if self.has("data/state") else 0
+
+    def append(self, episode: Episode) -> None:
+        """Append one episode; see :meth:`extend`."""
+        self.extend([episode])
+
+    def extend(self, episodes: Iterable[Episode]) -> None:
+        """Append whole episodes at once; either all of them count afterwards, or none.
+
+        Raises:
+            DataError: An episode does not fit the log.
+            LogWriteError: The disk is full or failing; what was logged before is intact.
+        """
+        if self._store is None:
+            raise UsageError(f"{self.path} is open for reading only")
+        try:
+            for episode in episodes:
+                episode.check_fits(self.arm, str(self.path))
+                self._store.stage("data", step_columns(episode, self.arm))
+                self._store.end_episodes(np.array([len(episode)]), episode_columns(episode, self.arm))
+            self._store.commit()
+        except BaseException as error:
+            self._store.rollback()
+            if isinstance(error, OSError):
+                raise LogWriteError(
+                    f"episode not logged: {one_line(error)}; the {len(self)} episodes in {self.path} are intact, "
+                    "free some space"
+                ) from None
+            raise
+        self.ends = self._store.ends
+        self._arrays.clear()
+
+    def truncate(self, count: int) -> None:
+        """Keep the first ``count`` episodes only.
+
+        Raises:
+            LogWriteError: The disk is full or failing; all of them are kept.
+        """
+        if self._store is None:
+            raise UsageError(f"{self.path} is open for reading only")
+        try:
+            self._store.truncate(count)
+        except OSError as error:
+            self._store.rollback()
+            raise LogWriteError(f"cannot shorten {self.path}: {one_line(error)}; it is as it was") from None
+        self.ends = self._store.ends
+        self._arrays.clear()
+
+    def read(self, index: int) -> Episode:
+        """Read one episode; negative indices count from the end.
+
+        Raises:
+            UsageError: No such episode.
+            DataError: Its rows cannot be read.
+        """
+        if not -len(self) <= index < len(self):
+            raise UsageError(f"{self.path} has episodes 0 to {len(self) - 1}, there is no episode {index}")
+        index %= len(self)
+        return self._read(index, index + 1)[0]
+
+    def episodes(self) -> Iterator[Episode]:
+        """All whole episodes, oldest first, read in blocks."""
+        step_bytes = sum(np.dtype(a.dtype).itemsize * a.size for a in self.arm.observations) + 1000
+        first, most = 0, max(1, _BLOCK_BYTES // step_bytes)
+        while first < len(self):
+            before = self.ends[first - 1] if first else 0
+            stop = first + 1
+            while stop < len(self) and self.ends[stop] - before <= most:
+                stop += 1
+            yield from self._read(first, stop)
+            first = stop
+
+    def close(self) -> None:
+        """Make the log an ordinary Zarr store, and let other processes append.
+
+        Raises:
+            LogWriteError: The disk is failing; what was appended counts.
+        """
+        if self._lock is None:
+            return
+        lock, self._lock, store, self._store = self._lock, None, self._store, None
+        try:
+            if store is not None:
+                store.close()
+        except OSError as error:
+            raise LogWriteError(f"cannot finish {self.path}: {one_line(error)}; its episodes are intact") from None
+        finally:
+            lock.release()
+
+    def __enter__(self) -> EpisodeLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        with contextlib.suppress(*() if error is None else (LogWriteError,)):  # what went wrong first is to be heard
+            self.close()
+
+    def _read(self, first: int, stop: int) -> list[Episode]:
+        """Episodes first to stop - 1; looks again where a writer may have closed the log between two files."""
+        for look in range(_LOOKS):
+            try:
+                return self._read_now(first, stop)
+            except DataError:
+                if not self._written or look == _LOOKS - 1:
+                    raise
+            time.sleep(_LOOK_AGAIN_S)
+            self._written = (Path(self.path) / WRITING).exists()
+            with contextlib.suppress(*_DAMAGE):
+                self._root, self._arrays = zarr.open_group(self.path, mode="r", zarr_format=2), {}
+        raise AssertionError
+
+    def _read_now(self, first: int, stop: int) -> list[Episode]:
+        """Each column is read once."""
+        bounds = [0, *self.ends][first : stop + 1]
+        observed = [*(a.key for a in self.arm.observations), "time_ns"]
+        try:
+            if self.has("data/state"):
+                observed.append("state")
+            acted = {**STEP_COLUMNS, **{key: key for key in FILLS if self.has(f"data/{key}")}}
+            data = {key: self.rows(f"data/{key}", bounds[0], bounds[-1]) for key in (*observed, *acted)}
+            last = {key: self.rows(f"meta/last_{key}", first, stop) for key in observed}
+            infos = [parse_info(row) for row in self.rows("meta/info", first, stop)]
+            episodes = []
+            for i, (start, end) in enumerate(itertools.pairwise(bounds)):
+                rows = slice(start - bounds[0], end - bounds[0])
+                whole = {key: np.concatenate([data[key][rows], column[i][None]]) for key, column in last.items()}
+                episodes.append(
+                    Episode(
+                        observations={a.key: whole[a.key] for a in self.arm.observations},
+                        time_ns=whole["time_ns"],
+                        states=whole.get("state"),
+                        info=infos[i],
+                        **{name: data[key][rows] for key, name in STEP_COLUMNS.items()},
+                        **known_columns({key: data[key][rows] for key in acted if key in FILLS}),
+                    )
+                )
+            return episodes
+        except _DAMAGE as error:
+            raise DataError(f"{self.path} is damaged at episodes {first} to {stop - 1}: {one_line(error)}") from None
+
+    def rows(self, name: str, first: int, stop: int) -> np.ndarray[Any, np.dtype[Any]]:
+        """Rows first to stop - 1 of one array.
+
+        Zarr reads a chunk whose file is missing as zeros; here every chunk has been written.
+
+        Raises:
+            DataError: The array is too short, or a chunk's file is missing.
+        """
+        array = self._array(name)
+        if array.shape[0] < stop:
+            raise DataError(f"{name} is shorter than meta/episode_ends says")
+        size, rest = array.chunks[0], ["0"] * (array.ndim - 1)
+        present = remote.names(self.path, name)
+        for chunk in range(first // size, -(-stop // size)):
+            file = ".".join([str(chunk), *rest])
+            if file not in present:
+                raise DataError(f"{name} lacks its chunk {file}")
+        return np.asarray(array[first:stop])
+
+    def arrays(self, group: str) -> list[str]:
+        """Names of the arrays in a group."""
+        parent = self._root[group]
+        assert isinstance(parent, zarr.Group)
+        return [f"{group}/{key}" for key in sorted(parent.array_keys())]
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the log as a whole."""
+        return dict(self._root.attrs)
+
+    def has(self, name: str) -> bool:
+        """Whether there is an array of that name, e.g. ``data/state``."""
+        return name in self._root
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an array, its rows first."""
+        return tuple(self._array(name).shape)
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        """Type of an array's entries."""
+        return np.dtype(self._array(name).dtype)
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        """The array of that name; looking one up costs a read of its metadata, so it is kept."""
+        if name not in self._arrays:
+            array = self._root[name]
+            assert isinstance(array, zarr.Array)
+            self._arrays[name] = array
+        return self._arrays[name]
+
+
+def _recorded_ends(log: EpisodeLog) -> list[int]:
+    return whole_ends(log.rows("meta/episode_ends", 0, log.shape("meta/episode_ends")[0]).tolist())
+
+
+def _acquire(path: Path) -> LogLock:
+    """The lock of whoever may write to a log."""
+    lock = LogLock(path)
+    try:
+        lock.folder.parent.mkdir(parents=True, exist_ok=True)
+        taken = lock.acquire(_LOCK_PATIENCE_S)
+    except OSError as error:
+        raise LogWriteError(f"cannot write at {path}: {one_line(error)}") from None
+    if not taken:
+        raise LogWriteError(f"{path} is being written by another process; give another path")
+    return lock
+
+
+def _heal(path: Path) -> None:
+    """Bring in what dead writers left behind, unless they live, or this process may not."""
+    lock = LogLock(path)
+    try:
+        if not lock.acquire():
+            return
+    except OSError:
+        return
+    try:
+        recover(path, EpisodeLog.open(path, heal=False).arm)
+    except (OSError, LogWriteError):
+        return
+    finally:
+        lock.release()
+
+
+def _damaged(path: Path | str, error: Exception) -> DataError:
+    return DataError(f"{path} is damaged: {one_line(error)}; see log verify, and log repair")
+
+
+def write_log(path: Path | str, arm: ArmSpec, episodes: Iterable[Episode]) -> None:
+    """Write a new log with these episodes, under its final name only once it is whole.
+
+    Args:
+        path: Folder, or address on an object store, e.g. ``s3://bucket/episodes.zarr``.
+        arm: The arm that the episodes are of.
+        episodes: The episodes; taken one by one.
+
+    Raises:
+        UsageError: Something is at the path already.
+        LogWriteError: It cannot be written there.
+    """
+    if remote.is_url(path):
+        remote.check_absent(str(path))
+        with tempfile.TemporaryDirectory() as folder:
+            write_log(Path(folder) / "log.zarr", arm, episodes)
+            remote.upload(Path(folder) / "log.zarr", str(path))
+        return
+    with new_log(Path(path), arm) as log:
+        log.extend(episodes)
+
+
+@contextlib.contextmanager
+def new_log(path: Path, arm: ArmSpec) -> Iterator[EpisodeLog]:
+    """A new log to append to, which stands at ``path`` once all has gone well, or not at all.
+
+    Raises:
+        UsageError: Something is at the path already.
+        LogWriteError: It cannot be written there.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists already; give another path or remove it")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with EpisodeLog.writer(partial, arm) as log:
+            yield log
+        partial.rename(path)
+    except (OSError, LogWriteError) as error:  # the writer names the partial log, which nobody will find
+        raise LogWriteError(f"cannot write {path}: {one_line(reason_of(error))}; nothing is left of it") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.with_name(f".{partial.name}.lock").unlink(missing_ok=True)

@@ -1,0 +1,233 @@
+"""What is wrong with a log, and what of it can be saved."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from sacflow_robot.data.log.columns import FILLS, STEP_COLUMNS
+from sacflow_robot.data.log.lock import LogLock
+from sacflow_robot.data.log.reader import EpisodeLog, new_log
+from sacflow_robot.data.log.ring import Layout, Ring
+from sacflow_robot.data.log.store import WRITING, Store
+from sacflow_robot.data.log.write_ahead_log import Assembler, Session, waiting
+from sacflow_robot.episode import STEP_TIMES, UNKNOWN_TIME, Episode, Source
+from sacflow_robot.errors import DataError, LogWriteError, SacflowError, UsageError, one_line
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        where: Array, episode or file.
+        what: What is wrong with it, and what was expected.
+    """
+
+    where: str
+    what: str
+
+
+def verify(path: Path | str) -> list[Problem]:
+    """Read everything in a log and hold it against what a log must be; changes nothing.
+
+    Raises:
+        DataError: There is no log, or so little is left of it that nothing can be checked.
+    """
+    log = EpisodeLog.open(path, heal=False)
+    return [*_check_arrays(log), *_check_episodes(log), *_check_writing(log)]
+
+
+def _check_arrays(log: EpisodeLog) -> Iterator[Problem]:
+    """Presence, dtype, shape and length of every array."""
+    expected = {a.key: (np.dtype(a.dtype), a.shape) for a in log.arm.observations}
+    expected["time_ns"] = (np.dtype(np.int64), ())
+    if log.has("data/state"):
+        expected["state"] = (np.dtype(np.float64), (log.shape("data/state")[1],))
+    names = {f"data/{key}": of for key, of in expected.items()} | {
+        f"meta/last_{key}": of for key, of in expected.items()
+    }
+    action = (np.dtype(np.float32), (log.arm.action_dim,))
+    names |= {f"data/{key}": action for key in ("action", "proposed", "measured")}
+    others = [*(f"data/{key}" for key in STEP_COLUMNS if f"data/{key}" not in names), "meta/info"]
+    if log.has("data/human"):  # logs begun before it was kept lack it
+        names["data/human"] = action
+    flat = [f"data/{key}" for key in FILLS if key != "human"]
+    if any(map(log.has, flat)):
+        others += flat
+    if not log.ends:
+        return
+    for name in log.arrays("data"):
+        if name not in names and name not in others and log.shape(name)[0] != log.steps:
+            yield Problem(name, f"has {log.shape(name)[0]} rows, expected {log.steps}")
+    if log.shape("meta/episode_ends")[0] != len(log):
+        yield Problem("meta/episode_ends", f"has {log.shape('meta/episode_ends')[0]} rows for {len(log)} episodes")
+    for name in (*names, *others):
+        if not log.has(name):
+            yield Problem(name, "is missing")
+            continue
+        length = log.steps if name.startswith("data/") else len(log)
+        if log.shape(name)[0] != length:
+            yield Problem(name, f"has {log.shape(name)[0]} rows, expected {length}")
+        if name in names:
+            dtype, shape = names[name]
+            if (log.dtype(name), log.shape(name)[1:]) != (dtype, shape):
+                yield Problem(name, f"holds {log.dtype(name)} {log.shape(name)[1:]}, the arm says {dtype} {shape}")
+
+
+def _check_episodes(log: EpisodeLog) -> Iterator[Problem]:
+    """Every episode, read on its own; equal complaints of neighbours are drawn together."""
+    found: list[tuple[int, str]] = []
+    for index in range(len(log)):
+        try:
+            found += [(index, what) for what in _complaints(log, log.read(index))]
+        except DataError as error:
+            found.append((index, str(error).partition(f"episodes {index} to {index}: ")[2] or str(error)))
+    for what in dict.fromkeys(what for _, what in found):
+        of = [index for index, other in found if other == what]
+        runs = np.split(of, np.flatnonzero(np.diff(of) > 1) + 1)
+        for run in runs:
+            yield Problem(f"episode {run[0]}" if len(run) == 1 else f"episodes {run[0]} to {run[-1]}", what)
+
+
+def _complaints(log: EpisodeLog, episode: Episode) -> Iterator[str]:
+    low, high = log.arm.action_bounds
+    if (episode.commanded < low).any() or (episode.commanded > high).any():
+        yield "commanded actions are beyond the arm's bounds"
+    if (np.diff(episode.time_ns) <= 0).any():
+        yield "time_ns does not increase"
+    order = [getattr(episode, name) for name in STEP_TIMES]
+    for name, column in zip(STEP_TIMES, order, strict=True):
+        known = None if column is None else column[column != UNKNOWN_TIME]
+        if known is not None and (np.diff(known) < 0).any():
+            yield f"{name} goes back"
+    for earlier, later in pairwise((episode.time_ns[:-1], order[0], order[2])):
+        if earlier is not None and later is not None and ((later != UNKNOWN_TIME) & (later < earlier)).any():
+            yield "times are out of order: captured, received, sent"
+    if not np.isin(episode.source, list(Source)).all():
+        yield "source holds values that this program does not know"
+    if not (episode.terminated[-1] or episode.truncated[-1]):
+        yield "its last step is neither terminated nor truncated"
+    fingerprint = episode.info.get("spec_fingerprint")
+    if fingerprint is not None and not (isinstance(fingerprint, str) and len(fingerprint) == 64):
+        yield "info: spec_fingerprint is not a SHA-256 digest"
+
+
+def _check_writing(log: EpisodeLog) -> Iterator[Problem]:
+    path = Path(log.path)
+    if not (path / WRITING).exists() or is_being_written(path):
+        return
+    steps = sum(len(e) for e in _left_behind(path, log))
+    lost = f"{steps} steps wait in its journal; " if steps else ""
+    yield Problem(WRITING, f"its writer was killed: {lost}opening it, e.g. with log info, brings them in")
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether a process has the log open for writing."""
+    lock = LogLock(path)
+    try:
+        written = not lock.acquire()
+    except OSError:
+        return True
+    lock.release()
+    return written
+
+
+def repair(path: Path, out: Path) -> tuple[int, list[Problem]]:
+    """Write every episode that can still be read, and those that a killed writer left behind, to a new log.
+
+    The original is not touched. Where ``meta/episode_ends`` is lost, the steps marked as an episode's last say where
+    episodes end.
+
+    Returns:
+        How many episodes were saved, and what was not and why.
+
+    Raises:
+        UsageError: Something is at ``out`` already.
+        DataError: Nothing can be read.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists already; give another path or remove it")
+    if not path.exists():
+        raise DataError(f"no episode log at {path}; check the path")
+    lost: list[Problem] = []
+    log = _open_damaged(path, lost)
+    saved = 0
+    with new_log(out, log.arm) as copy:
+
+        def keep(index: int | str, episode: Episode) -> None:
+            nonlocal saved
+            try:
+                copy.append(episode)
+                saved += 1
+            except LogWriteError:
+                raise
+            except DataError as error:
+                lost.append(Problem(f"episode {index}", one_line(error)))
+
+        for index in range(len(log)):
+            try:
+                keep(index, log.read(index))
+            except LogWriteError:
+                raise
+            except DataError as error:
+                what = str(error).partition(f"episodes {index} to {index}: ")[2] or str(error)
+                lost.append(Problem(f"episode {index}", what))
+        try:
+            for episode in _left_behind(path, log):
+                keep("in the journal", episode)
+        except LogWriteError:
+            raise
+        except (SacflowError, OSError, ValueError, KeyError) as error:
+            lost.append(Problem(WRITING, one_line(error)))
+    return saved, lost
+
+
+def _open_damaged(path: Path, lost: list[Problem]) -> EpisodeLog:
+    """The log, with the ends told from the steps where its own are lost."""
+    try:
+        return EpisodeLog.open(path, heal=False)
+    except DataError as error:
+        lost.append(Problem("meta/episode_ends", one_line(error)))
+        return EpisodeLog.open(path, heal=False, ends=_ends_by_steps)
+
+
+def _ends_by_steps(log: EpisodeLog) -> list[int]:
+    last = np.zeros(log.shape("data/terminated")[0], bool)
+    for name in ("data/terminated", "data/truncated"):
+        rows = log.rows(name, 0, min(len(last), log.shape(name)[0]))
+        last[: len(rows)] |= rows
+    return [int(row) + 1 for row in np.flatnonzero(last)]
+
+
+def _left_behind(path: Path, log: EpisodeLog) -> Iterator[Episode]:
+    """Episodes in the journal and the ring of a log whose writers are dead, the last one perhaps interrupted."""
+    import tempfile
+
+    session = Session.read(path)
+    if session is None:
+        return
+    position = {}
+    with contextlib.suppress(OSError, ValueError):
+        position = json.loads((path / WRITING / "commit" / "position").read_text())
+    layout = Layout(log.arm, session.state_size)
+    first = int(position.get("next", 0)) if position.get("token") == session.token else 0
+    ring = Ring.attach(Path(session.ring), session.token, layout)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "log.zarr"
+            EpisodeLog.writer(target, log.arm).close()
+            assembler = Assembler(Store(target), layout, session.token)
+            for records in waiting(path, layout, ring, first):
+                assembler.feed(records)
+            assembler.finish()
+            yield from EpisodeLog.open(target, heal=False).episodes()
+    finally:
+        if ring is not None:
+            ring.close()

@@ -1,0 +1,255 @@
+"""Steps on their way from the control loop to the keeper: fixed-size records in a ring in shared memory.
+
+One process writes, one reads, neither waits for the other. A record counts once the writer has raised ``published``,
+which it does last; its place may be reused once the reader has raised ``drained``. The ring is a file on tmpfs, so it
+outlives both processes, though not the computer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import math
+import mmap
+import os
+import struct
+import time
+import zlib
+from enum import IntEnum
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.data.log.columns import INFO_BYTES, STEP_DTYPES
+from sacflow_robot.episode import STEP_TIMES
+from sacflow_robot.errors import LogWriteError, one_line
+from sacflow_robot.spec import ArmSpec
+
+Records = npt.NDArray[np.void]
+
+_TMPFS = Path("/dev/shm")
+HEADER = np.dtype(
+    [
+        *(("token", "S32"), ("capacity", "<u8"), ("published", "<u8"), ("drained", "<u8"), ("beat", "<u8")),
+        *(("closed", "u1"), ("error", "S512")),
+    ]
+)
+HEADER_BYTES = 4096
+PUBLISHED, DRAINED, BEAT = 5, 6, 7  # as words of 8 bytes
+QUIET_NS = 1_000_000_000
+_LEAST_BYTES, _MOST_BYTES, _SECONDS = 1 << 20, 1 << 29, 4.0
+
+
+class Kind(IntEnum):
+    """What a record holds."""
+
+    BEGIN = 1  # the episode's info so far
+    START = 2  # the observation that the episode starts with
+    STEP = 3  # an action, its story, and the observation that it led to
+    END = 4  # the episode's final info
+
+
+class Layout:
+    """How one record lies in memory: one dtype for steps and starts, one of the same size for infos.
+
+    Args:
+        arm: The arm whose observations and actions it holds.
+        state_size: S of the simulator's state; 0 on an arm that has none.
+    """
+
+    def __init__(self, arm: ArmSpec, state_size: int) -> None:
+        arrays = {a.key: (np.dtype(a.dtype).str, a.shape) for a in arm.observations}
+        floats = {key: of for key, of in arrays.items() if of[0] == "<f4"}
+        actions = dict.fromkeys(("action", "proposed", "measured", "human"), ("<f4", (arm.action_dim,)))
+        state = {"state": ("<f8", (state_size,))} if state_size else {}
+        # What must be finite lies side by side, so that one look finds a NaN in any of it.
+        self.finite = {"action": actions.pop("action"), **floats}
+        self.finite_floats = sum(math.prod(shape) for _, shape in self.finite.values())
+        others = {key: of for key, of in arrays.items() if key not in floats}
+        fields = [(key, *of) for key, of in {**self.finite, **actions, **others, **state}.items()]
+        self.observed = [*arrays, "time_ns", *state]
+        self.acted = ["action", *actions, "reward", *STEP_TIMES, "source", "flags", "terminated", "truncated"]
+        head = [(name, STEP_DTYPES.get(name, code)) for name, code in _HEAD]
+        size = max(np.dtype([*head, *fields]).itemsize, np.dtype(head[:3]).itemsize + INFO_BYTES)
+        self.bytes = -(-size // 8) * 8
+        self.step = _sized([*head, *fields], self.bytes)
+        self.info = _sized([*head[:3], ("info", "u1", (INFO_BYTES,))], self.bytes)
+        assert struct.calcsize(HEAD) == np.dtype(head).itemsize
+
+
+HEAD = "@QIIqqqqfBB??"
+"""The scalars that every step's record starts with, for :mod:`struct`."""
+
+_HEAD = (
+    *(("index", "<u8"), ("crc", "<u4"), ("kind", "<u4"), ("time_ns", ""), ("received_ns", ""), ("inferred_ns", "")),
+    *(("sent_ns", ""), ("reward", ""), ("source", ""), ("flags", ""), ("terminated", ""), ("truncated", "")),
+)
+
+
+def _sized(fields: list[Any], size: int) -> np.dtype[np.void]:
+    """A dtype filled up to that size by a field of its own: NumPy drops mere padding when it joins arrays."""
+    left = size - np.dtype(fields).itemsize
+    return np.dtype([*fields, ("left", f"V{left}")] if left else fields)
+
+
+class Ring:
+    """The mapped file. Use :meth:`create` in the writer and :meth:`attach` in the reader."""
+
+    def __init__(self, path: Path, layout: Layout, descriptor: int) -> None:
+        self.path, self._descriptor = path, descriptor
+        # Populated at once, so that no append waits for a page.
+        self.map = mmap.mmap(descriptor, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        self._header = np.frombuffer(self.map, HEADER, 1)
+        self.words = memoryview(self.map).cast("Q")  # whole words change at once
+        self.records: Records = np.frombuffer(self.map, layout.step, offset=HEADER_BYTES)
+        self.infos: Records = self.records.view(layout.info)
+        self.capacity = len(self.records)
+
+    @staticmethod
+    def create(log: Path, token: str, arm: ArmSpec, layout: Layout) -> Ring:
+        """Make a ring for some seconds of steps, in the log's own folder where shared memory lacks room.
+
+        Raises:
+            LogWriteError: There is no room in either place.
+        """
+        wanted = _SECONDS * arm.control_rate_hz * layout.bytes
+        size = HEADER_BYTES + layout.bytes * int(max(16, min(max(wanted, _LEAST_BYTES), _MOST_BYTES) // layout.bytes))
+        Ring.remove_orphans(log)
+        for path in _places(log):
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    os.posix_fallocate(descriptor, 0, size)
+                    ring = Ring(path, layout, descriptor)
+                except BaseException:
+                    path.unlink()
+                    os.close(descriptor)
+                    raise
+                ring._header["capacity"], ring._header["token"] = ring.capacity, token.encode()
+                ring.beat()
+                return ring
+            except OSError as error:
+                reason = one_line(error)
+        raise LogWriteError(f"no room for {size >> 20} MiB of steps in {_TMPFS} or {log}: {reason}")
+
+    @staticmethod
+    def remove_orphans(log: Path) -> None:
+        """Remove a ring whose writer was killed before it could put anything into it. The caller holds the log's lock."""
+        for path in _places(log):
+            with contextlib.suppress(OSError):  # a read-only file system says so even where there is nothing to remove
+                path.unlink(missing_ok=True)
+
+    @staticmethod
+    def attach(path: Path, token: str, layout: Layout, patience_s: float = 10.0) -> Ring | None:
+        """The ring at ``path`` for this process alone, or None when it is gone or another one is there.
+
+        Raises:
+            LogWriteError: Another process is still busy with it, or it is not this user's.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LogWriteError(f"the steps in {path} cannot be read: {one_line(error)}") from None
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    os.close(descriptor)
+                    raise LogWriteError("another process is still writing the log; wait for it to end") from None
+                time.sleep(0.01)
+        if not path.exists() or os.fstat(descriptor).st_size <= HEADER_BYTES:
+            os.close(descriptor)
+            return None
+        ring = Ring(path, layout, descriptor)
+        if bytes(ring._header["token"][0]) != token.encode():
+            ring.close()
+            return None
+        return ring
+
+    @property
+    def published(self) -> int:
+        return self.words[PUBLISHED]
+
+    @published.setter
+    def published(self, count: int) -> None:
+        self.words[PUBLISHED] = count
+
+    @property
+    def drained(self) -> int:
+        return self.words[DRAINED]
+
+    @drained.setter
+    def drained(self, count: int) -> None:
+        self.words[DRAINED] = count
+
+    @property
+    def closed(self) -> bool:
+        """Whether the writer will publish no more."""
+        return bool(self._header["closed"][0])
+
+    @closed.setter
+    def closed(self, value: bool) -> None:
+        self._header["closed"][0] = value
+
+    def beat(self) -> None:
+        """Say that the reader is alive."""
+        self.words[BEAT] = monotonic_ns()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the reader has not said for a second that it is alive, or has failed."""
+        return monotonic_ns() - self.words[BEAT] > QUIET_NS
+
+    @property
+    def error(self) -> str:
+        """Why the reader stopped; empty while all is well."""
+        return bytes(self._header["error"][0]).decode(errors="replace")
+
+    @error.setter
+    def error(self, text: str) -> None:
+        self._header["error"][0] = text.encode()[:500]
+        self.words[BEAT] = 0
+
+    def columns(self, dtype: str, count: int, start: int) -> npt.NDArray[Any]:
+        """View of ``count`` numbers of each record, from the byte ``start`` of it on (capacity, count)."""
+        shape, strides = (self.capacity, count), (self.records.itemsize, np.dtype(dtype).itemsize)
+        return np.ndarray(shape, dtype, self.map, HEADER_BYTES + start, strides)
+
+    def copy(self, first: int, stop: int) -> Records:
+        """Records first to stop - 1."""
+        start = first % self.capacity
+        part: Records = self.records[start : start + stop - first]
+        rest = self.records[: stop - first - len(part)]
+        return np.concatenate([part, rest])
+
+    def close(self, remove: bool = False) -> None:
+        """Let go of the ring's lock, and of its file where asked to."""
+        if remove:
+            self.path.unlink(missing_ok=True)
+        if self._descriptor >= 0:
+            # Closing alone would not unlock it: the mapping holds a descriptor of its own while anybody refers to it.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _places(log: Path) -> tuple[Path, Path]:
+    """Where a log's ring may be, the best place first."""
+    name = f"sacflow-{hashlib.sha256(str(log.resolve()).encode()).hexdigest()[:16]}.ring"
+    return _TMPFS / name, log / ".writing" / name
+
+
+def checksum(records: Records) -> npt.NDArray[np.uint32]:
+    """CRC-32 of each record (N,), its own field counted as zero."""
+    blank = records.copy()
+    blank["crc"] = 0
+    return np.array([zlib.crc32(record.tobytes()) for record in blank], np.uint32)

@@ -1,0 +1,227 @@
+"""From records to episodes: what the keeper does while steps arrive, and what recovery does with what it left behind.
+
+Beside the arrays, ``.writing`` holds ``session`` (where the ring is) and ``journal.N``: records from number N on, as they
+came, each with a checksum. Every record up to a commit's ``position`` is in the arrays; the later ones are in the
+journal, the latest of all in the ring alone. A killed process leaves all three, a power cut takes the ring.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sacflow_robot.data.log.columns import Columns
+from sacflow_robot.data.log.ring import Kind, Layout, Records, Ring, checksum
+from sacflow_robot.data.log.store import WRITING, Store, put, sync_folder
+from sacflow_robot.errors import DataError, one_line
+from sacflow_robot.spec import ArmSpec
+
+_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Session:
+    """One recorder's writing to a log.
+
+    Attributes:
+        token: Tells its ring and its positions from those of others.
+        ring: Where its ring is.
+        state_size: S of its simulator states; 0 for none.
+    """
+
+    token: str
+    ring: str
+    state_size: int
+
+    def write(self, log: Path) -> None:
+        """Say so in the log's folder."""
+        put(log / WRITING / "session", json.dumps(asdict(self)).encode(), log / WRITING)
+        sync_folder(log / WRITING)
+
+    @staticmethod
+    def read(log: Path) -> Session | None:
+        """The session that a log is in, or was in when its writers died; None where there was none.
+
+        Raises:
+            DataError: It cannot be read, or is gone while its journal is there.
+        """
+        try:
+            return Session(**json.loads((log / WRITING / "session").read_text()))
+        except FileNotFoundError:
+            if any((log / WRITING).glob("journal.*")):
+                raise DataError(f"{log} has a journal and has lost the session that it is of") from None
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"the session of {log} cannot be read: {one_line(error)}") from None
+
+
+class Journal:
+    """The records of one episode after another, appended to a file that begins anew with each episode."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._file = folder, -1
+
+    def write(self, records: Records) -> None:
+        """Append records to the file; the operating system has them then, the disk not yet.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        if self._file < 0:
+            name = self._folder / f"journal.{int(records['index'][0])}"
+            self._file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            sync_folder(self._folder)
+        records["crc"] = checksum(records)
+        data = memoryview(records.tobytes())
+        while data:
+            data = data[os.write(self._file, data) :]
+
+    def sync(self) -> None:
+        """Have the disk hold all that was written."""
+        if self._file >= 0:
+            os.fdatasync(self._file)
+
+    def begin_anew(self) -> None:
+        """Forget what was written, by a keeper before this one too: it is committed."""
+        self.close()
+        for file in self._folder.glob("journal.*"):
+            file.unlink()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    @staticmethod
+    def read(folder: Path, layout: Layout, first: int) -> Iterator[Records]:
+        """The intact records from number ``first`` on, in blocks."""
+        files = sorted((int(f.suffix[1:]), f) for f in folder.glob("journal.*") if f.suffix[1:].isdigit())
+        for _, file in files:
+            held = file.stat().st_size // layout.bytes
+            records: Records = np.memmap(file, layout.step, "r", shape=(held,)) if held else np.empty(0, layout.step)
+            for at in range(0, held, max(1, _BLOCK_BYTES // layout.bytes)):
+                block = np.array(records[at : at + max(1, _BLOCK_BYTES // layout.bytes)])
+                block = block[block["index"] >= first]
+                sound = (block["index"] == first + np.arange(len(block))) & (block["crc"] == checksum(block))
+                whole = len(block) if sound.all() else int(np.argmin(sound))
+                if whole:
+                    yield block[:whole]
+                first += whole
+                if whole < len(block):
+                    break
+
+
+class Assembler:
+    """Turns records into rows of a store. Rows are staged as they come, and each episode is committed when it ends.
+
+    The last step is held back until it is known whether another follows: an episode's last step is marked as its end.
+    """
+
+    def __init__(self, store: Store, layout: Layout, token: str) -> None:
+        self._store, self._layout, self._token = store, layout, token
+        self.next = int(store.position.get("next", 0)) if store.position.get("token") == token else 0
+        self._info: Records | None = None
+        self._held: Records = np.empty(0, layout.step)  # the last step and the observation before it
+        self._steps = 0
+
+    def feed(self, records: Records) -> None:
+        """Take the records from number ``next`` on.
+
+        Raises:
+            OSError: The disk is full or failing.
+        """
+        marks = np.flatnonzero(records["kind"] != Kind.STEP)
+        for part in np.split(records, np.unique([*marks, *(marks + 1)])):
+            if len(part) == 0:
+                continue
+            kind = int(part["kind"][0])
+            self.next = int(part["index"][-1]) + 1
+            if kind == Kind.BEGIN:
+                self.finish(int(part["index"][0]))
+                self._info = part.view(self._layout.info)["info"]
+            elif kind == Kind.END:
+                self._info = part.view(self._layout.info)["info"]
+                self.finish()
+            elif kind == Kind.START:
+                self._held = part.copy()
+            else:
+                rows = np.concatenate([self._held, part])
+                self._stage(rows[:-1])
+                self._held = rows[-2:]
+
+    def finish(self, following: int | None = None) -> None:
+        """Commit the episode in progress, if it has steps, with the info that came last."""
+        if self._info is not None and len(self._held) == 2:
+            last = self._held
+            last["truncated"][1] |= not last["terminated"][1]
+            self._stage(last)
+            meta: Columns = {f"last_{key}": last[key][1:] for key in self._layout.observed}
+            meta["info"] = self._info
+            self._store.end_episodes(np.array([self._steps]), meta)
+        if self._info is not None:
+            self._store.commit({"token": self._token, "next": self.next if following is None else following})
+        self._info, self._held, self._steps = None, np.empty(0, self._layout.step), 0
+
+    def _stage(self, records: Records) -> None:
+        """Stage the steps of records[1:]; each follows the observation of the record before it."""
+        if len(records) > 1:
+            rows: Columns = {key: records[key][:-1] for key in self._layout.observed}
+            rows |= {key: records[key][1:] for key in self._layout.acted}
+            self._store.stage("data", rows)
+            self._steps += len(records) - 1
+
+
+def waiting(log: Path, layout: Layout, ring: Ring | None, first: int) -> Iterator[Records]:
+    """Records that a log's dead writers left in journal and ring, from number ``first`` on."""
+    for block in Journal.read(log / WRITING, layout, first):
+        yield block
+        first = int(block["index"][-1]) + 1
+    if ring is None:
+        return
+    while first < ring.published:
+        block = ring.copy(first, min(ring.published, first + max(1, min(ring.capacity, _BLOCK_BYTES // layout.bytes))))
+        sound = block["index"] == first + np.arange(len(block))
+        block = block if sound.all() else block[: int(np.argmin(sound))]
+        if len(block) == 0:
+            return
+        yield block
+        first += len(block)
+
+
+def recover(log: Path, arm: ArmSpec) -> None:
+    """Bring what dead writers left behind into the arrays, and close the log. The caller holds the log's lock.
+
+    Raises:
+        DataError: The arrays are damaged.
+        LogWriteError: A writer is still alive.
+        OSError: The disk is full or failing; nothing is lost by trying again.
+    """
+    session, ring = Session.read(log), None
+    if session is None:
+        Ring.remove_orphans(log)
+    else:
+        layout = Layout(arm, session.state_size)
+        ring = Ring.attach(Path(session.ring), session.token, layout)
+    try:
+        if not (log / WRITING).exists():  # the keeper was alive and has finished
+            return
+        store = Store(log)
+        if session is not None:
+            assembler = Assembler(store, layout, session.token)
+            for records in waiting(log, layout, ring, assembler.next):
+                assembler.feed(records)
+            assembler.finish()
+        if ring is not None:
+            ring.close(remove=True)
+        store.close()
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{log} is damaged: its journal does not fit it ({error})") from None
+    finally:
+        if ring is not None:
+            ring.close()

@@ -1,0 +1,238 @@
+"""A page of plots that shows at a glance what is in a set of demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from sacflow_robot.data.formats.demonstrations import DemoSet
+from sacflow_robot.data.formats.gripper import FINGERS, finger_width, gripper_dimensions
+from sacflow_robot.data.formats.inferred_spec import describe_unit
+from sacflow_robot.episode import Episode
+from sacflow_robot.utils.atomic_files import replacing
+from sacflow_robot.utils.intervals import wilson_interval
+
+# Colours that remain apart for colour-blind eyes (Okabe and Ito).
+SOLVED, FAILED, NEUTRAL = "#0072B2", "#D55E00", "#555555"
+_MOST_TRACES = 150  # more lines than that are a blot
+_EEF = "robot0_eef_pos"
+
+
+def draw_page(path: Path, demos: DemoSet, figures: Mapping[str, Any], title: str) -> None:
+    """Draw the page as a picture.
+
+    Args:
+        path: Picture to write.
+        demos: What to draw.
+        figures: What :func:`summarise` says of it.
+        title: First line of the page.
+    """
+    figure = Figure(figsize=(14, 11), layout="constrained")
+    rows: Any = figure.subfigures(3, 1, height_ratios=[1, 1.15, 0.9], hspace=0.03)
+    _heading(figure, demos, figures, title)
+
+    lengths, outcome, steps = rows[0].subplots(1, 3, width_ratios=[1.3, 0.9, 1.3])
+    _lengths(lengths, demos.episodes)
+    _outcomes(outcome, demos.episodes)
+    _over_episodes(steps, demos.episodes)
+
+    shown = _evenly(demos.episodes)
+    plane, height, grip = rows[1].subplots(1, 3)
+    _plane(plane, shown)
+    _over_time(height, shown, _EEF, 2, "end effector: height", "z (m)")
+    _gripper(grip, shown, demos)
+    if len(shown) < len(demos.episodes):
+        rows[1].supylabel(f"{len(shown)} of {len(demos.episodes)} episodes", fontsize=8, color=NEUTRAL)
+
+    _actions(rows[2], demos)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110)
+
+
+def _heading(figure: Figure, demos: DemoSet, figures: Mapping[str, Any], title: str) -> None:
+    solved, count = sum(e.success for e in demos.episodes), len(demos.episodes)
+    arm, low_high = demos.arm, wilson_interval(solved, count)
+    rate = figures["rate"]["nominal_hz"]
+    facts = [
+        f"{arm.robot}, {arm.task}, {arm.controller}, {'rate unknown' if rate is None else f'{rate:g} Hz nominal'}",
+        f"{count:,} episodes, {figures['steps']:,} steps",
+        f"success {solved / count:.0%} (95 % interval {low_high[0]:.0%} to {low_high[1]:.0%})",
+        f"idle {figures['idle_share']:.0%}",
+    ]
+    figure.text(0.01, 0.995, title, fontsize=14, fontweight="bold", va="top")
+    figure.suptitle(f"\n{'   ·   '.join(facts)}", fontsize=11, x=0.01, ha="left")
+
+
+def _split(episodes: list[Episode]) -> list[tuple[str, str, list[Episode]]]:
+    """Failed ones last, so that they are drawn on top."""
+    parts = [("solved", SOLVED, [e for e in episodes if e.success])]
+    parts.append(("not solved", FAILED, [e for e in episodes if not e.success]))
+    return [(f"{name} ({len(part)})", colour, part) for name, colour, part in parts if part]
+
+
+def _lengths(axes: Axes, episodes: list[Episode]) -> None:
+    parts = _split(episodes)
+    lengths = [len(e) for e in episodes]
+    bins = np.linspace(min(lengths) - 0.5, max(lengths) + 0.5, min(40, max(lengths) - min(lengths) + 1) + 1)
+    axes.hist(
+        [[len(e) for e in part] for _, _, part in parts],
+        bins=bins.tolist(),
+        stacked=True,
+        color=[colour for _, colour, _ in parts],
+        label=[label for label, _, _ in parts],
+    )
+    axes.axvline(float(np.median(lengths)), color=NEUTRAL, linestyle=":", label=f"median {np.median(lengths):g}")
+    axes.set(title="episode lengths", xlabel="steps", ylabel="episodes")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8)
+
+
+def _outcomes(axes: Axes, episodes: list[Episode]) -> None:
+    """Return against length: who is quick, who is slow, who never arrives."""
+    for label, colour, part in _split(episodes):
+        returns = [float(e.rewards.sum()) for e in part]
+        axes.scatter([len(e) for e in part], returns, s=12, alpha=0.5, color=colour, label=label, linewidths=0)
+    axes.set(title="return", xlabel="steps", ylabel="sum of rewards")
+    axes.margins(y=0.15)
+    axes.legend(fontsize=8)
+
+
+def _over_episodes(axes: Axes, episodes: list[Episode]) -> None:
+    """Success in the order of recording: a demonstrator who tires or learns shows here."""
+    success = np.array([e.success for e in episodes], float)
+    window = max(1, min(50, len(success) // 5))
+    smooth = np.convolve(success, np.ones(window) / window, "valid")
+    index = np.arange(len(success))
+    for solved, colour in ((True, SOLVED), (False, FAILED)):
+        mine = index[success == solved]
+        axes.plot(mine, np.full(len(mine), float(solved)), "|", color=colour, markersize=7)
+    if len(success) >= 5:
+        axes.plot(index[window - 1 :] - (window - 1) / 2, smooth, color=NEUTRAL, label=f"mean of {window}")
+        axes.legend(fontsize=8)
+    axes.set(title="success in order of recording", xlabel="episode", ylim=(-0.08, 1.08))
+    axes.set_yticks([0, 0.5, 1], ["not solved", "50 %", "solved"])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _evenly(episodes: list[Episode]) -> list[Episode]:
+    """As many episodes as a plot of traces bears, from all over the set."""
+    count = min(_MOST_TRACES, len(episodes))
+    return [episodes[i] for i in np.unique(np.linspace(0, len(episodes) - 1, count).astype(int))]
+
+
+def _traces(axes: Axes, episodes: list[Episode], points: list[list[npt.NDArray[Any]]]) -> None:
+    """Lines (T, 2) by success, thin and translucent the more there are."""
+    alpha = float(np.clip(4 / np.sqrt(len(episodes)), 0.3, 0.9))
+    for (_, colour, _), lines in zip(_split(episodes), points, strict=True):
+        axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.8, alpha=alpha))
+    axes.autoscale_view()
+
+
+def _absent(axes: Axes, what: str) -> None:
+    axes.text(0.5, 0.5, f"no {what} among the observations", ha="center", va="center", color=NEUTRAL)
+    axes.set_axis_off()
+
+
+def _plane(axes: Axes, episodes: list[Episode]) -> None:
+    if _EEF not in episodes[0].observations:
+        _absent(axes, _EEF)
+        return
+    _traces(axes, episodes, [[e.observations[_EEF][:, :2] for e in part] for _, _, part in _split(episodes)])
+    starts = np.array([e.observations[_EEF][0, :2] for e in episodes])
+    ends = np.array([e.observations[_EEF][-1, :2] for e in episodes])
+    axes.plot(*starts.T, "o", color="black", markersize=3, markerfacecolor="none", markeredgewidth=0.7)
+    axes.plot(*ends.T, "x", color="black", markersize=4, markeredgewidth=0.7)
+    axes.set(title="end effector from above", xlabel="x (m)", ylabel="y (m)")
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    lines = [Line2D([], [], color=colour, label=label) for label, colour, _ in _split(episodes)]
+    marks = [
+        Line2D([], [], color="black", marker=m, linestyle="", label=t) for m, t in (("$○$", "start"), ("x", "end"))
+    ]
+    axes.legend(handles=[*lines, *marks], fontsize=8)
+
+
+def _seconds(episode: Episode) -> npt.NDArray[np.float64]:
+    seconds: npt.NDArray[np.float64] = (episode.time_ns - episode.time_ns[0]) / 1e9
+    return seconds
+
+
+def _over_time(axes: Axes, episodes: list[Episode], key: str, dimension: int, title: str, label: str) -> None:
+    if key not in episodes[0].observations:
+        _absent(axes, key)
+        return
+    lines = [
+        [np.column_stack([_seconds(e), e.observations[key][:, dimension]]) for e in part]
+        for _, _, part in _split(episodes)
+    ]
+    _traces(axes, episodes, lines)
+    axes.set(title=title, xlabel="time (s)", ylabel=label)
+
+
+def _gripper(axes: Axes, episodes: list[Episode], demos: DemoSet) -> None:
+    """How far the fingers are apart and, beside it, what is commanded; each where it is known."""
+    dimensions = np.flatnonzero(gripper_dimensions(demos.arm))
+    parts = [part for _, _, part in _split(episodes)]
+    fingers = FINGERS in episodes[0].observations
+    if not fingers and not len(dimensions):
+        _absent(axes, FINGERS)
+        return
+    beside = axes.twinx() if fingers and len(dimensions) else axes
+    if len(dimensions):
+        commands = [
+            [np.column_stack([_seconds(e)[:-1], e.commanded[:, dimensions[0]]]) for e in part] for part in parts
+        ]
+        if fingers:
+            _commands_beside(beside, [line for lines in commands for line in lines])
+        else:
+            _traces(axes, episodes, commands)
+        name, unit = demos.arm.action_names[dimensions[0]], demos.arm.action_units[dimensions[0]]
+        beside.set_ylabel(f"command: {name} ({describe_unit(unit)})")
+    if fingers:
+        widths = [[np.column_stack([_seconds(e), 1e3 * finger_width(e)]) for e in part] for part in parts]
+        _traces(axes, episodes, widths)
+        axes.set_ylabel("between the fingers (mm)")
+    axes.set(
+        title="gripper: opening, and command (dotted)" if fingers and len(dimensions) else "gripper", xlabel="time (s)"
+    )
+
+
+def _commands_beside(axes: Axes, lines: list[npt.NDArray[Any]]) -> None:
+    """Commands (T, 2) on an axis of their own, of a few episodes: more are a blot."""
+    shown = lines[:: max(1, len(lines) // 10)]
+    axes.add_collection(LineCollection(shown, colors=NEUTRAL, linewidths=0.8, linestyles="dotted", alpha=0.7))
+    axes.autoscale_view()
+
+
+def _actions(part: Any, demos: DemoSet) -> None:
+    """One histogram per action dimension, over the controller's range."""
+    arm = demos.arm
+    actions = np.concatenate([e.commanded for e in demos.episodes])
+    columns = min(arm.action_dim, 8)
+    axes = part.subplots(-(-arm.action_dim // columns), columns, sharey=True, squeeze=False).ravel()
+    low, high = arm.action_bounds
+    for i, (each, name, unit) in enumerate(zip(axes, arm.action_names, arm.action_units, strict=False)):
+        bounded = np.isfinite(low[i]) and np.isfinite(high[i])
+        span = (float(low[i]), float(high[i])) if bounded else (float(actions[:, i].min()), float(actions[:, i].max()))
+        margin = 0.05 * max(span[1] - span[0], 1e-6)
+        shares = np.full(len(actions), 100 / len(actions))
+        edges = (span[0] - margin, span[1] + margin)
+        each.hist(actions[:, i], bins=45, range=edges, weights=shares, color=NEUTRAL)
+        each.set_title(f"{name}\n{describe_unit(unit)}", fontsize=9)
+        each.set_yscale("log")
+        each.tick_params(labelsize=7)
+    for each in axes[arm.action_dim :]:
+        each.set_axis_off()
+    axes[0].set_ylim(50 / len(actions), 150)
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].set_ylabel("% of steps (log)", fontsize=9)
+    part.suptitle("commanded actions", fontsize=11)

@@ -1,0 +1,172 @@
+"""Episodes from a policy on several simulated arms at once; training and evaluation both run on this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, StepResult
+from sacflow_robot.interfaces import VectorArms
+from sacflow_robot.spec import FloatArray
+from sacflow_robot.utils.seeding import chunk_noise
+
+Chunker = Callable[[dict[str, FloatArray], FloatArray], FloatArray]
+"""Action chunks (B, H, A) from observations (B, ...) and noise (B, H, A); ``Policy.infer`` is one."""
+
+
+class Rollouts:
+    """Runs episodes on arms, a chunk per arm and round, so that the caller can compute while the arms move.
+
+    The noise of the chunk chosen at step t is ``chunk_noise((H, A), seed, t)``, as in ``sacflow-robot run``, so that an
+    episode depends on its seed and the policy, not on the arms beside it (but for what a policy's arithmetic does
+    differently with another batch size).
+
+    Args:
+        arms: The arms.
+        noise_shape: (H, A).
+        seeds: Environment seeds, one per episode, taken as arms fall free; rollouts end when they do.
+        part_steps: Give out episodes in parts of this many steps as well, see :meth:`take_parts`; None does not.
+    """
+
+    def __init__(
+        self, arms: VectorArms, noise_shape: tuple[int, int], seeds: Iterable[int], part_steps: int | None = None
+    ) -> None:
+        self._arms, self._noise_shape, self._seeds = arms, noise_shape, iter(seeds)
+        self._builders: dict[int, EpisodeBuilder] = {}
+        self._latest: dict[int, StepResult] = {}
+        self._current: dict[int, int] = {}
+        self._chunks: dict[int, FloatArray] = {}
+        self._part_steps = part_steps
+        self._given: dict[int, int] = {}
+        self._parts: list[Episode] = []
+
+    def send(self, choose: Chunker) -> bool:
+        """Start episodes on idle arms and send every arm its next chunk; False when no episode is left."""
+        idle = [i for i in range(len(self._arms)) if i not in self._current]
+        self._start(dict(zip(idle, self._seeds, strict=False)))
+        arms = sorted(self._current)
+        if not arms:
+            return False
+        observation = {
+            k: np.stack([self._latest[i].observation[k] for i in arms]) for k in self._latest[arms[0]].observation
+        }
+        noise = np.stack([chunk_noise(self._noise_shape, self._current[i], len(self._builders[i])) for i in arms])
+        self._chunks = dict(zip(arms, choose(observation, noise), strict=True))
+        self._arms.send(self._chunks)
+        return True
+
+    def receive(self) -> tuple[int, list[Episode]]:
+        """Wait for the arms; number of environment steps taken, and the episodes that ended."""
+        steps, ended = 0, []
+        received = self._arms.receive()
+        commanded: Mapping[int, FloatArray] = getattr(
+            self._arms, "commanded", self._chunks
+        )  # what a filter let through
+        for i, results in received.items():
+            steps += len(results)
+            for result, action, asked in zip(results, commanded[i], self._chunks[i], strict=False):
+                self._builders[i].add(result, action, proposed=asked)
+            self._latest[i] = results[-1]
+            self._cut(i, results[-1].ended)
+            if results[-1].ended:
+                info: dict[str, Any] = {
+                    "task": self._arms.spec.task,
+                    "clock": NOMINAL_CLOCK,
+                    "env_engine": self._arms.engine,
+                }
+                about = getattr(self._arms, "about", None)  # what randomised arms say of an episode
+                if about is not None:
+                    info |= about(i)
+                ended.append(self._builders.pop(i).build(seed=self._current.pop(i), **info))
+        return steps, ended
+
+    def take_parts(self) -> list[Episode]:
+        """What has been completed since the last call of parts of episodes: each once, whole, for a learner that cannot wait
+        for an episode's end. The last step of a part from the middle is marked truncated."""
+        parts, self._parts = self._parts, []
+        return parts
+
+    def state_dict(self) -> dict[int, dict[str, Any]]:
+        """Episodes in progress, as seed, actions so far (T, A), and number of steps given out in parts, per arm."""
+        return {
+            i: {"seed": seed, "actions": self._builders[i].actions(self._noise_shape[1]), "given": self._given[i]}
+            for i, seed in self._current.items()
+        }
+
+    def load_state_dict(self, state: Mapping[int, Mapping[str, Any]]) -> None:
+        """Bring the arms back to where they were by playing the episodes in progress again, which is exact."""
+        self._start({i: int(episode["seed"]) for i, episode in state.items()})
+        self._chunks = {i: episode["actions"] for i, episode in state.items() if len(episode["actions"])}
+        self._arms.send(self._chunks)
+        part_steps, self._part_steps = self._part_steps, None
+        self.receive()
+        self._part_steps = part_steps
+        self._given = {i: int(episode["given"]) for i, episode in state.items()}
+
+    def _cut(self, arm: int, ended: bool) -> None:
+        """Set a part aside if one is complete."""
+        if self._part_steps is None:
+            return
+        first, length = self._given[arm], len(self._builders[arm])
+        if length > first and (ended or length - first >= self._part_steps):
+            self._parts.append(self._builders[arm].build(first))
+            self._given[arm] = length
+
+    def _start(self, starts: dict[int, int]) -> None:
+        for i, start in self._arms.begin(starts).items():
+            self._builders[i] = EpisodeBuilder(start, period_ns=self._arms.spec.period_ns)
+            self._latest[i], self._current[i], self._given[i] = start, starts[i], 0
+
+
+def rollout(
+    arms: VectorArms | Sequence[VectorArms], noise_shape: tuple[int, int], choose: Chunker, seeds: Iterable[int]
+) -> Iterator[Episode]:
+    """Run one episode per seed, yielding episodes as they end (not in the order of the seeds).
+
+    Several sets of arms run in a thread each; ``choose`` is then called from all of them.
+    """
+    if not isinstance(arms, Sequence):
+        rollouts = Rollouts(arms, noise_shape, seeds)
+        while rollouts.send(choose):
+            yield from rollouts.receive()[1]
+        return
+    left, taking = iter(seeds), Lock()
+    stop = False
+
+    def seeds_left() -> Iterator[int]:
+        while not stop:
+            with taking:
+                seed = next(left, None)
+            if seed is None:
+                return
+            yield seed
+
+    def run(each: VectorArms) -> None:
+        try:
+            for episode in rollout(each, noise_shape, choose, seeds_left()):
+                ended.put(episode)
+            ended.put(None)
+        except BaseException as error:  # for whoever takes the episodes
+            ended.put(error)
+
+    ended: SimpleQueue[Episode | BaseException | None] = SimpleQueue()
+    with ThreadPoolExecutor(len(arms), "rollout") as threads:
+        try:
+            for each in arms:
+                threads.submit(run, each)
+            running = len(arms)
+            while running:
+                what = ended.get()
+                if isinstance(what, Episode):
+                    yield what
+                elif what is None:
+                    running -= 1
+                else:
+                    raise what
+        finally:
+            stop = True

@@ -1,0 +1,205 @@
+"""What a scripted expert sees and commands, and the motions that scripts are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.envs.experts.demonstrator_style import Habits
+from sacflow_robot.spec import Observation
+
+Vector = npt.NDArray[np.float64]
+
+OPEN, CLOSE = -1.0, 1.0
+
+_EMPTY = 0.01  # opening (m) of a gripper that has closed on nothing
+_STILL = 0.001  # opening that changes by less in one step (m) has stopped
+_CLOSING_STEPS = 18  # that fingers take at most
+_DOWN = np.diag([1.0, -1.0, -1.0])  # gripper pointing down, fingers opening along the world's y axis
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a script wants at one step.
+
+    Attributes:
+        position: Where the gripper should be (3,), m, world.
+        gripper: OPEN or CLOSE.
+        yaw: Turn about the vertical that it should have from fingers opening along y (rad); None leaves it alone.
+        steadiness: Share of the hand's noise that care suppresses at this point, 0 to 1.
+        slowness: Largest translation command here, in action units; the habits' own may be lower.
+    """
+
+    position: Vector
+    gripper: float
+    yaw: float | None = None
+    steadiness: float = 0.3
+    slowness: float = 1.0
+
+
+Motion = Generator[Goal, None, bool]
+"""Yields one goal a step while the hand is kept up to date; returns whether it worked."""
+
+
+class Hand:
+    """The gripper and the objects as of the latest observation, in the world frame.
+
+    Attributes:
+        habits: Habits of the attempt under way.
+        rng: Everything random in the attempt.
+        first_way: Which of two ways of doing the task this episode shows, where there are two.
+    """
+
+    def __init__(self, habits: Habits, rng: np.random.Generator, first_way: bool) -> None:
+        self.habits, self.rng, self.first_way = habits, rng, first_way
+        self.position = np.zeros(3)
+        self.rotation = _DOWN
+        self.opening = 0.0
+        self.objects = np.zeros(0)
+
+    def see(self, observation: Observation) -> None:
+        self.position = np.asarray(observation["robot0_eef_pos"], np.float64)
+        self.rotation = _matrix(np.asarray(observation["robot0_eef_quat"], np.float64))
+        fingers = observation["robot0_gripper_qpos"]
+        self.opening = float(fingers[0] - fingers[1])
+        self.objects = np.asarray(observation["object"], np.float64)
+
+    @property
+    def yaw(self) -> float:
+        """Turn about the vertical from fingers opening along y (rad)."""
+        return float(np.arctan2(self.rotation[1, 0], self.rotation[0, 0]))
+
+    def turn_to(self, yaw: float) -> Vector:
+        """Rotation vector (3,), rad, world, that points the gripper straight down at that yaw."""
+        c, s = np.cos(yaw), np.sin(yaw)
+        wanted = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]) @ _DOWN
+        return _rotation_vector(wanted @ self.rotation.T)
+
+    def aim(self, x: float, y: float, z: float) -> Vector:
+        """A random miss (3,), m, with these standard deviations for a careless hand."""
+        return np.asarray(self.rng.normal(0.0, 1.0, 3) * [x, y, z] * self.habits.carelessness)
+
+    def near(self, goal: Vector, within: float) -> bool:
+        return bool(np.linalg.norm(goal - self.position) < within)
+
+    def move(
+        self,
+        goal: Callable[[], Vector],
+        gripper: float,
+        *,
+        within: float,
+        limit: int,
+        yaw: float | None = None,
+        steadiness: float = 0.3,
+        slowness: float = 1.0,
+    ) -> Motion:
+        """Go to a goal, which may move; True on coming within that distance (m), False after ``limit`` steps."""
+        for _ in range(limit):
+            target = goal()
+            if self.near(target, within) and (yaw is None or np.abs(self.turn_to(yaw)).max() < 0.12):
+                return True
+            yield Goal(target, gripper, yaw, steadiness, slowness)
+        return False
+
+    def wait(self, steps: int, gripper: float, steadiness: float = 0.5, yaw: float | None = None) -> Motion:
+        """Stay, e.g. while the fingers move."""
+        for _ in range(steps):
+            yield Goal(self.position, gripper, yaw, steadiness)
+        return True
+
+    def carry(self, goal: Callable[[], Vector], **how: Any) -> Motion:
+        """``move`` with something in the hand; False as soon as it is lost."""
+        motion = self.move(goal, CLOSE, **how)
+        for step in motion:
+            if not self.holds:
+                return False
+            yield step
+        return self.holds
+
+    def close(self) -> Motion:
+        """Close the fingers until they stop."""
+        before = np.inf
+        for step in range(_CLOSING_STEPS):
+            if step >= self.habits.close_steps and abs(self.opening - before) < _STILL:
+                break
+            before = self.opening
+            yield Goal(self.position, CLOSE, None, 0.5)
+        return self.holds
+
+    def release(self) -> Motion:
+        """Open and rise; False, as the task should have ended by now."""
+        yield from self.wait(self.habits.close_steps, OPEN, 0.8)
+        clear = self.position + up(0.11)
+        yield from self.move(lambda: clear, OPEN, within=0.03, limit=20)
+        return False
+
+    @property
+    def holds(self) -> bool:
+        """Whether something keeps the fingers apart."""
+        return self.opening > _EMPTY
+
+    def grasp(
+        self,
+        at: Callable[[], Vector],
+        miss: Vector,
+        yaw: float | None,
+        *,
+        clearance: float = 0.0,
+        within: float = 0.03,
+    ) -> Motion:
+        """Reach over a point, come down to it, and close; True if something is held.
+
+        Args:
+            at: The point (3,), m, world.
+            miss: Where the fingers close, relative to it (3,), m.
+            yaw: Turn about the vertical to grasp with (rad).
+            clearance: Height above the point below which the fingers could hit the object (m).
+            within: How near to the point above the object is near enough to descend (m).
+        """
+        habits = self.habits
+        over = np.array([*habits.detour, clearance + (0.0 if habits.diagonal else habits.hover)])
+        yaw = yaw if habits.aligns else None
+        near = 0.02 if habits.diagonal else within
+        yield from self.move(lambda: at() + over, OPEN, within=near, limit=100, yaw=yaw, steadiness=0.0)
+        yield from self.move(lambda: at() + miss, OPEN, within=0.012, limit=60, yaw=yaw, steadiness=0.4)
+        yield from self.close()
+        return self.holds
+
+
+def up(height: float) -> Vector:
+    """That far upwards (3,), m, world."""
+    return np.array([0.0, 0.0, height])
+
+
+def yaw_of(quat_xyzw: Vector) -> float:
+    """Turn about the vertical of a quaternion (rad)."""
+    x, y, z, w = quat_xyzw
+    return float(np.arctan2(2 * (x * y + w * z), 1 - 2 * (y * y + z * z)))
+
+
+def nearest_yaw(wanted: float, current: float, period: float) -> float:
+    """The yaw nearest to ``current`` among ``wanted`` plus multiples of ``period`` (rad)."""
+    return current + (wanted - current + period / 2) % period - period / 2
+
+
+def _matrix(quat_xyzw: Vector) -> npt.NDArray[np.float64]:
+    x, y, z, w = quat_xyzw / np.linalg.norm(quat_xyzw)
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def _rotation_vector(matrix: npt.NDArray[np.float64]) -> Vector:
+    """Axis times angle of a rotation of less than half a turn (rad)."""
+    angle = np.arccos(np.clip((np.trace(matrix) - 1) / 2, -1, 1))
+    axis = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
+    sine = np.sin(angle)
+    return axis / 2 if sine < 1e-6 else axis / (2 * sine) * angle

@@ -1,0 +1,96 @@
+"""The compiled step held against robosuite's own over whole episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import mujoco
+import numpy as np
+
+from sacflow_robot.envs.experts.expert import make_expert
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.thread_vector_env import ArmThreads
+from sacflow_robot.episode import StepResult
+from sacflow_robot.spec import FloatArray
+
+Kind = Literal["random", "expert", "extreme"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+TOLERANCE = 1e-9  # m, rad, and per second
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How one episode went under both engines.
+
+    Attributes:
+        steps: Control steps taken.
+        step_deviation: Largest difference in time, qpos and qvel after one control step from the same state.
+        free_deviation: The same with both left to themselves from the start; contacts amplify rounding.
+        free_steps: Control steps for which that stays within 1e-9.
+        alike: Whether observations, rewards, ends and success were equal in every step: all of them as computed from the
+            same state, and rewards, ends and success also after the step from the same state.
+    """
+
+    steps: int
+    step_deviation: float
+    free_deviation: float
+    free_steps: int
+    alike: bool
+
+
+class Comparer:
+    """Three arms of one task: the stock engine's, a compiled one that is put back on it before each step, and
+    a free one, of the lean model that arms in threads have."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self._stock = RobosuiteEnv(task)
+        self._following = RobosuiteEnv(task, engine="compiled")
+        self._free = ArmThreads(task, 1, background=False)
+
+    @property
+    def engine(self) -> str:
+        return self._following.engine
+
+    def episode(self, kind: Kind, seed: int, steps: int) -> Comparison:
+        """Take ``steps`` control steps, beyond success if need be."""
+        stock, following, free = self._stock, self._following, self._free
+        expert, rng = make_expert(self.task, seed, "mixed"), np.random.default_rng(seed)
+        seen = stock.begin(seed)
+        alike = _equal(seen, following.begin(seed)) and _equal(seen, free.begin({0: seed})[0])
+        worst, free_worst, free_steps, held = 0.0, 0.0, 0, np.zeros(7, np.float32)
+        for _ in range(steps):
+            if kind == "expert" and not expert.done:
+                action = expert.act(seen.observation)
+            elif kind == "extreme":
+                held = np.where(rng.uniform(size=7) < 0.1, np.sign(rng.normal(size=7)), held).astype(np.float32)
+                action = held
+            else:
+                action = rng.uniform(-1, 1, 7).astype(np.float32)
+            mujoco.mj_copyData(following.data, following.model, stock.data)
+            seen, theirs = stock.command(action), following.command(action)
+            free.send({0: action[None]})
+            (freely,) = free.receive()[0]
+            worst = max(worst, _deviation(seen, theirs))
+            free_worst = max(free_worst, _deviation(seen, freely))
+            free_steps += free_worst < TOLERANCE
+            alike &= seen.reward == theirs.reward
+            alike &= (seen.terminated, seen.truncated) == (theirs.terminated, theirs.truncated)
+            mujoco.mj_copyData(following.data, following.model, stock.data)
+            alike &= _same_sight(seen.observation, following.observe()[0]) and following.observe()[1] == seen.terminated
+        return Comparison(steps, worst, free_worst, free_steps, alike)
+
+
+def _deviation(a: StepResult, b: StepResult) -> float:
+    assert a.state is not None and b.state is not None
+    return float(np.abs(a.state - b.state).max())
+
+
+def _equal(a: StepResult, b: StepResult) -> bool:
+    return _deviation(a, b) == 0 and _same_sight(a.observation, b.observation)
+
+
+def _same_sight(a: dict[str, FloatArray], b: dict[str, FloatArray]) -> bool:
+    return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and np.array_equal(a[key], b[key]) for key in a)

@@ -1,0 +1,98 @@
+"""Arm models drawn at random: twins with hidden parameters, plain wide ranges, and what a profile's uncertainty allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from sacflow_robot.envs.robot_parameters import JOINTS, ArmModel, Measured, quantity
+from sacflow_robot.errors import UnknownNameError
+from sacflow_robot.utils.seeding import Stream, random_stream
+
+Randomisation = Literal["none", "wide", "profile"]
+"""How a training environment's arm is drawn for each episode."""
+
+# Dry friction: the amplitudes that Gaz et al. identified on a Franka Emika Panda ("Dynamic Identification of the Franka Emika
+# Panda Robot With Retrieval of Feasible Parameters Using Penalty-Based Optimization", RA-L 2019), rounded. Viscous: what
+# MuJoCo Menagerie's Panda has.
+FRANKA_FRICTION_NM = (0.55, 0.87, 0.64, 1.28, 0.84, 0.30, 0.56)
+FRANKA_DAMPING_NM_S_PER_RAD = (1.0,) * JOINTS
+STIFFNESS_PER_S2 = 150.0
+
+TWIN_PARTS = ("delay", "gain", "friction", "payload", "noise", "pose_bias")
+"""What a twin may differ in."""
+
+FRANKA = ArmModel(
+    {"joints.damping_nm_s_per_rad": FRANKA_DAMPING_NM_S_PER_RAD, "joints.friction_loss_nm": FRANKA_FRICTION_NM}
+)
+"""The arm that twins are made around."""
+
+
+def draw_twin(seed: int, differs: str = "") -> ArmModel:
+    """An arm whose parameters are hidden from who measures it.
+
+    Delays 0 to 150 ms each way, gains within 40 %, damping and friction of each joint by factors of 0.3 to 3, payload up to
+    0.5 kg, noise of all sensors, a bias of the gripper's pose.
+
+    Args:
+        seed: Decides everything.
+        differs: Only this part differs, clearly, from the nominal twin; one of ``TWIN_PARTS``. Empty: all.
+
+    Raises:
+        UnknownNameError: There is no such part.
+    """
+    if differs and differs not in TWIN_PARTS:
+        raise UnknownNameError("part of a twin", differs, TWIN_PARTS)
+    rng = random_stream(seed, Stream.TWIN)
+    alone = bool(differs)
+    factors = np.exp(rng.uniform(np.log(0.3), np.log(3), (2, JOINTS)))
+    if alone:
+        factors = np.exp(rng.choice([-1, 1], (2, 1)) * rng.uniform(np.log(2), np.log(3), (2, JOINTS)))
+    delays = rng.uniform(50 if alone else 0, 150, 2)
+    gains = 1 + rng.choice([-1, 1], 2) * rng.uniform(0.2 if alone else 0, 0.4, 2)
+    mass, centre = rng.uniform(0.3 if alone else 0, 0.5), rng.uniform([-0.02, -0.02, 0.0], [0.02, 0.02, 0.06])
+    direction = rng.standard_normal(3)
+    bias = direction / np.linalg.norm(direction) * rng.uniform(0.008 if alone else 0, 0.015)
+    noise = rng.uniform(0.5 if alone else 0.1, 1, 3)
+    parts = {
+        "delay": {"transport.observation_delay_ms": delays[0], "transport.command_delay_ms": delays[1]},
+        "gain": {
+            "controller.translation_stiffness_per_s2": STIFFNESS_PER_S2 * gains[0],
+            "controller.rotation_stiffness_per_s2": STIFFNESS_PER_S2 * gains[1],
+        },
+        "friction": {
+            "joints.damping_nm_s_per_rad": factors[0] * FRANKA_DAMPING_NM_S_PER_RAD,
+            "joints.friction_loss_nm": factors[1] * FRANKA_FRICTION_NM,
+        },
+        "payload": {"payload.mass_kg": mass, "payload.centre_m": centre},
+        "noise": {
+            "sensors.robot0_eef_pos.noise_m": (6e-3 if alone else 1e-3) * noise[0],
+            "sensors.robot0_eef_quat.noise_rad": (2e-2 if alone else 3e-3) * noise[1],
+            "sensors.robot0_joint_pos.noise_rad": (1e-2 if alone else 3e-4) * noise[1],
+            "sensors.object.noise_m": (6e-3 if alone else 1e-3) * noise[2],
+        },
+        "pose_bias": {"sensors.robot0_eef_pos.bias_m": bias},
+    }  # fmt: skip
+    values = {name: v for part, own in parts.items() if not alone or part == differs for name, v in own.items()}
+    return FRANKA.having({name: float(v) if np.ndim(v) == 0 else list(np.asarray(v)) for name, v in values.items()})
+
+
+def draw_wide(rng: np.random.Generator) -> ArmModel:
+    """What is done without measuring: every quantity anywhere in the range of all twins."""
+    return draw_twin(int(rng.integers(2**31)))
+
+
+def draw_around(measured: Mapping[str, Measured], rng: np.random.Generator) -> ArmModel:
+    """A profile's values, each moved by its uncertainty (normal, kept within what is physically possible).
+
+    Six digits of each, more than is ever measured, so that an episode's info has room for them.
+    """
+    values = {}
+    for name, m in measured.items():
+        known = quantity(name)
+        assert known is not None
+        moved = np.array(m.value) + np.array(m.uncertainty) * rng.standard_normal(len(m.value))
+        values[name] = tuple(float(f"{v:.6g}") for v in np.clip(moved, known.low, known.high))
+    return ArmModel(values)

@@ -1,0 +1,233 @@
+"""Training arms that are not the nominal one: dynamics, delays, losses and noise of an arm model, drawn anew for each episode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from sacflow_robot.envs.randomization import Randomisation, draw_around, draw_wide
+from sacflow_robot.envs.robosuite_env import RobosuiteEnv, make_spaces
+from sacflow_robot.envs.robot_parameters import ArmModel, Measured
+from sacflow_robot.envs.sensing import Sensors
+from sacflow_robot.envs.vector_env import core_count
+from sacflow_robot.episode import StepResult
+from sacflow_robot.errors import UsageError
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray
+from sacflow_robot.utils.action_history import KEY, arm_with_history, push, start_history
+from sacflow_robot.utils.seeding import Stream, random_stream
+
+_ROW_SUBSTEPS = 5  # an observation every 10 ms
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How the arm of an episode is chosen.
+
+    Attributes:
+        mode: ``none``: always ``model``; ``wide``: anything in a twin's ranges; ``profile``: around the measured values.
+        measured: A profile's values, for ``profile``.
+        model: The arm of ``none``.
+        history: Actions commanded before each observation that the observation holds as well, newest last; 0 for none.
+
+    Raises:
+        UsageError: ``profile`` without values.
+    """
+
+    mode: Randomisation = "none"
+    measured: Mapping[str, Measured] = field(default_factory=dict)
+    model: ArmModel = field(default_factory=ArmModel)
+    history: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode == "profile" and not self.measured:
+            raise UsageError("--randomise profile needs a profile with measured values; see 'sacflow-robot calibrate'")
+        if not 0 <= self.history <= 100:
+            raise UsageError(f"the action history is {self.history}; it must be from 0 to 100")
+
+    def __bool__(self) -> bool:
+        return self.mode != "none" or bool(self.model) or self.history > 0
+
+    def draw(self, rng: np.random.Generator) -> ArmModel:
+        if self.mode == "wide":
+            return draw_wide(rng)
+        return draw_around(self.measured, rng) if self.mode == "profile" else self.model
+
+
+class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[str, FloatArray], FloatArray]):
+    """A robosuite task with an arm drawn anew at each reset, decided by the reset's seed.
+
+    Commands take effect, and observations arrive, as late as the arm model says, to 2 ms and 10 ms; both may be lost. Reward
+    and end are those of the true state. ``info`` of a reset holds the draw, as ``arm_model`` (JSON).
+
+    Args:
+        env: The environment; the compiled engine has to step it.
+        draws: How the arm is drawn.
+
+    Raises:
+        UsageError: The stock engine steps it.
+    """
+
+    def __init__(self, env: RobosuiteEnv, draws: Draws) -> None:
+        super().__init__(env)
+        self._robosuite, self._draws = env, draws
+        self.arm = arm_with_history(env.arm, draws.history)
+        self.observation_space = make_spaces(self.arm)[0]  # type: ignore[assignment]
+        self._step_ms = 1e3 * float(env.model.opt.timestep)
+        self._period = round(env.arm.period_ns / 1e6 / self._step_ms)
+        self.model = ArmModel()
+        env.compiled  # noqa: B018 (refuses the stock engine)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, FloatArray], dict[str, Any]]:
+        own = int(self.np_random.integers(2**31)) if seed is None else seed
+        self.model = self._draws.draw(random_stream(own, Stream.RANDOMISATION))
+        self._robosuite.set_arm_model(self.model)
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._rng = random_stream(own, Stream.RANDOMISATION, 1)
+        self._sensors = Sensors(self._robosuite.arm, self.model)
+        self._substep, self._steps = 0, 0
+        self._commands: list[tuple[float, FloatArray, int]] = []
+        self._rows: list[tuple[float, dict[str, FloatArray]]] = []
+        self._seen = self._sensors.read(observation, self._rng) if self._sensors.active else observation
+        self._history = start_history(self._robosuite.arm, self._draws.history)
+        return self._observation(), {**info, "arm_model": self.model.to_json()}
+
+    def step(self, action: FloatArray) -> tuple[dict[str, FloatArray], Any, bool, bool, dict[str, Any]]:
+        """Command one action (7,) and let one control period (50 ms) pass.
+
+        Raises:
+            InvalidValueError: The action has the wrong shape or holds NaN or infinity.
+        """
+        given = self._robosuite.arm.check_action(action)
+        self._send(given)
+        begin, every = self._substep, _ROW_SUBSTEPS
+        made = self._robosuite.compiled.follow(self._due(begin), every, self._period // every, self._period)
+        self._steps += 1
+        self._substep += every * len(made.observations)
+        for i, flat in enumerate(made.observations):
+            self._arrive(begin + every * (i + 1), self._robosuite.arm.unflatten(flat))
+        self._seen = self._newest()
+        if len(self._history):
+            self._history = push(self._history, given)
+        truncated = not made.solved and self._steps >= self._robosuite.task.horizon
+        info = {"success": made.solved, "state": made.states[-1]}
+        return self._observation(), float(made.solved), made.solved, truncated, info
+
+    def _late(self, name: str) -> float:
+        """A message's delay in substeps."""
+        jitter = self.model.number("transport.jitter_ms") * self._rng.random()
+        return (self.model.number(name) + jitter) / self._step_ms
+
+    def _send(self, action: FloatArray) -> None:
+        late, lost = self._late("transport.command_delay_ms"), self._rng.random()
+        if lost >= self.model.number("transport.command_drop_ratio"):
+            # Valid for two periods, and for as long as it is known to take besides.
+            self._commands.append((self._substep + late, action, 2 * self._period))
+
+    def _due(self, begin: int) -> np.ndarray:  # type: ignore[type-arg]
+        """Commands (N, 9) taken up in this period."""
+        now = [c for c in self._commands if c[0] < begin + self._period]
+        self._commands = [c for c in self._commands if c[0] >= begin + self._period]
+        now.sort(key=lambda c: c[0])
+        rows = [np.concatenate([[max(0.0, np.round(at) - begin), valid], action]) for at, action, valid in now]
+        return np.array(rows, np.float64).reshape(-1, 2 + self._robosuite.arm.action_dim)
+
+    def _arrive(self, substep: int, truth: dict[str, FloatArray]) -> None:
+        late, lost = self._late("transport.observation_delay_ms"), self._rng.random()
+        reading = self._sensors.read(truth, self._rng) if self._sensors.active else truth
+        if lost >= self.model.number("transport.observation_drop_ratio"):
+            self._rows.append((substep + late, reading))
+
+    def _newest(self) -> dict[str, FloatArray]:
+        arrived = [row for row in self._rows if row[0] <= self._substep]
+        if arrived:
+            self._rows = [row for row in self._rows if row[0] > self._substep]
+        return arrived[-1][1] if arrived else self._seen
+
+    def _observation(self) -> dict[str, FloatArray]:
+        return {**self._seen, **({KEY: self._history} if len(self._history) else {})}
+
+
+class RandomisedArms:
+    """``VectorArms`` of randomised environments, each in a thread.
+
+    Args:
+        task: Name of the task.
+        count: Number of arms.
+        draws: How the arm of an episode is drawn.
+        background: Whether they move while the caller does something else.
+
+    Raises:
+        UnknownNameError: No such task.
+        UsageError: The compiled engine does not step the task.
+    """
+
+    def __init__(self, task: str, count: int, draws: Draws, *, background: bool = True) -> None:
+        self._envs = [RandomisedEnv(RobosuiteEnv(task, engine="compiled"), draws) for _ in range(count)]
+        self._threads = ThreadPoolExecutor(max(1, min(core_count(), count)), "arm") if background else None
+        self._busy: dict[int, Future[list[StepResult]]] = {}
+        self._told: dict[int, FloatArray] = {}
+
+    @property
+    def spec(self) -> ArmSpec:
+        return self._envs[0].arm
+
+    @property
+    def engine(self) -> Engine:
+        return "compiled"
+
+    def __len__(self) -> int:
+        return len(self._envs)
+
+    def about(self, index: int) -> dict[str, Any]:
+        """What to log of an arm's episode: its draw."""
+        return {"arm_model": self._envs[index].model.to_json()}
+
+    def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
+        """Start episodes: arm index to seed."""
+        found = {}
+        for index, seed in starts.items():
+            observation, info = self._envs[index].reset(seed=seed)
+            found[index] = StepResult(observation, state=info["state"])
+        return found
+
+    def send(self, chunks: Mapping[int, FloatArray]) -> None:
+        """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
+        if self._threads is None:
+            self._told = dict(chunks)
+            return
+        self._busy = {i: self._threads.submit(self._execute, i, chunk) for i, chunk in chunks.items()}
+
+    def receive(self) -> dict[int, list[StepResult]]:
+        """Wait for what was sent; per arm one result for each action executed."""
+        if self._threads is None:
+            told, self._told = self._told, {}
+            return {i: self._execute(i, chunk) for i, chunk in told.items()}
+        busy, self._busy = self._busy, {}
+        return {i: job.result() for i, job in busy.items()}
+
+    def close(self) -> None:
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> RandomisedArms:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _execute(self, index: int, chunk: FloatArray) -> list[StepResult]:
+        results = []
+        for action in chunk:
+            observation, reward, terminated, truncated, info = self._envs[index].step(action)
+            results.append(StepResult(observation, float(reward), terminated, truncated, info["state"]))
+            if results[-1].ended:
+                break
+        return results

@@ -1,0 +1,230 @@
+"""Environments by name: a robosuite task, a Gymnasium id, or one's own as ``MODULE:CLASS``; and robots that have none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from sacflow_robot.envs.tasks import TASKS, is_gymnasium_id
+from sacflow_robot.episode import StepResult
+from sacflow_robot.errors import SacflowError, SpecMismatchError, UsageError, one_line
+from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, Engine, FloatArray
+from sacflow_robot.utils.action_history import KEY, arm_with_history, push, start_history, without_history
+
+if TYPE_CHECKING:
+    from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+
+
+class Environment(Protocol):
+    """What a simulated robot of one's own has to offer, to be named as ``--env MODULE:CLASS``.
+
+    The class, or a function, is called without arguments. One object runs one episode at a time; training and evaluation
+    make several, in processes of their own. An episode must depend on its seed and the actions alone.
+    """
+
+    @property
+    def arm(self) -> ArmSpec:
+        """What it observes and accepts."""
+        ...
+
+    def begin(self, seed: int) -> StepResult:
+        """Start the episode that this seed decides; returns its first observation."""
+        ...
+
+    def command(self, action: FloatArray) -> StepResult:
+        """Execute one action (A,) for one control period; returns what came of it."""
+        ...
+
+
+class UserEnv:
+    """An environment of the user's own, its answers checked.
+
+    Args:
+        name: ``MODULE:CLASS`` or ``FILE.py:CLASS``.
+
+    Raises:
+        UsageError: It cannot be loaded or made, or is no environment.
+    """
+
+    engine: Engine = "stock"
+
+    def __init__(self, name: str) -> None:
+        from sacflow_robot.utils.plugins import load_object
+
+        make = load_object(name, "environment")
+        try:
+            self._env: Any = make()
+        except SacflowError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            raise UsageError(
+                f"environment {name!r} cannot be made: {type(error).__name__}: {one_line(error)}"
+            ) from None
+        lacking = [method for method in ("begin", "command") if not callable(getattr(self._env, method, None))]
+        if lacking or not isinstance(getattr(self._env, "arm", None), ArmSpec):
+            missing = " and ".join([*lacking, *["arm"] * (not isinstance(getattr(self._env, "arm", None), ArmSpec))])
+            raise UsageError(
+                f"environment {name!r} lacks {missing}; it needs arm (an ArmSpec), begin(seed) and command(action)"
+            )
+        self._name = name
+
+    @property
+    def arm(self) -> ArmSpec:
+        arm: ArmSpec = self._env.arm
+        return arm
+
+    def begin(self, seed: int) -> StepResult:
+        """Start the episode that this seed decides."""
+        return self._checked(self._env.begin(seed))
+
+    def command(self, action: FloatArray) -> StepResult:
+        """Execute one action (A,)."""
+        return self._checked(self._env.command(self.arm.check_action(action)))
+
+    def close(self) -> None:
+        close = getattr(self._env, "close", None)
+        if close is not None:
+            close()
+
+    def _checked(self, result: Any) -> StepResult:
+        if not isinstance(result, StepResult):
+            raise UsageError(f"environment {self._name!r} returned {type(result).__name__}, expected a StepResult")
+        self.arm.check_observation(result.observation)
+        return result
+
+
+class HistoryEnv:
+    """An environment that observes its last actions too.
+
+    Args:
+        env: The environment.
+        length: How many.
+    """
+
+    def __init__(self, env: GymnasiumEnv | UserEnv | RobosuiteEnv, length: int) -> None:
+        self._env, self._length = env, length
+        self.arm, self.engine = arm_with_history(env.arm, length), env.engine
+
+    def begin(self, seed: int) -> StepResult:
+        """Start the episode that this seed decides; its history is zeros."""
+        self._history = start_history(self.arm, self._length)
+        return self._with(self._env.begin(seed))
+
+    def command(self, action: FloatArray) -> StepResult:
+        """Execute one action (A,)."""
+        result = self._env.command(action)
+        self._history = push(self._history, self.arm.check_action(action))
+        return self._with(result)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _with(self, result: StepResult) -> StepResult:
+        from dataclasses import replace
+
+        return replace(result, observation={**result.observation, KEY: self._history})
+
+
+class NoArms:
+    """``VectorArms`` of a robot that has no environment here: they say what it is, and none can be moved."""
+
+    def __init__(self, spec: ArmSpec) -> None:
+        self._spec = spec
+
+    @property
+    def spec(self) -> ArmSpec:
+        return self._spec
+
+    @property
+    def engine(self) -> Engine:
+        return "stock"
+
+    def __len__(self) -> int:
+        return 0
+
+    def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
+        """Start nothing; any start is refused."""
+        return {} if not starts else self._refuse()
+
+    def send(self, chunks: Mapping[int, FloatArray]) -> None:
+        """Send nothing; any chunk is refused."""
+        if chunks:
+            self._refuse()
+
+    def receive(self) -> dict[int, list[StepResult]]:
+        """Nothing was sent."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def _refuse(self) -> NoReturn:
+        raise UsageError(f"there is no environment of {self._spec.robot}, {self._spec.task}, to move a robot in")
+
+
+def make_environment(name: str, engine: Engine = "compiled") -> RobosuiteEnv | GymnasiumEnv | UserEnv:
+    """One simulated robot, in this process.
+
+    Args:
+        name: Task, Gymnasium id, or ``MODULE:CLASS``.
+        engine: What steps a robosuite task.
+
+    Raises:
+        UnknownNameError: No such task.
+        UsageError: The environment cannot be made, or does not fit.
+    """
+    if is_gymnasium_id(name):
+        from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
+
+        return GymnasiumEnv(name)
+    if is_user_environment(name):
+        return UserEnv(name)
+    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+
+    return RobosuiteEnv(name, engine=engine)
+
+
+def is_user_environment(name: str) -> bool:
+    """Whether a name is ``MODULE:CLASS`` or ``FILE.py:CLASS``."""
+    return ":" in name and name not in TASKS and not is_gymnasium_id(name)
+
+
+def environment_of(arm: ArmSpec) -> str:
+    """The environment here that is of this robot and task, as far as its specification says; else ``NO_ENVIRONMENT``.
+
+    A specification that names a module to import is not followed: files run no code.
+    """
+    arm = without_history(arm)
+    if arm.task in TASKS and not TASKS[arm.task].arm.differences(arm):
+        return arm.task
+    if arm.robot == "gymnasium" and is_gymnasium_id(arm.task) and ":" not in arm.task:
+        return arm.task
+    return NO_ENVIRONMENT
+
+
+def why_no_environment(arm: ArmSpec) -> str:
+    """Why there is none of this robot, in words that say what to do."""
+    arm = without_history(arm)
+    if arm.task in TASKS:
+        different = "; ".join(TASKS[arm.task].arm.differences(arm))
+        return f"it is not the simulated arm of task {arm.task} (simulated, found): {different}"
+    if is_gymnasium_id(arm.task):
+        return f"if its module is to be imported, give --env {arm.task}"
+    return "if there is one, name it with --env MODULE:CLASS"
+
+
+def check_environment(name: str, arm: ArmSpec, origin: str) -> None:
+    """Refuse a policy or log that is of another robot or task than an environment.
+
+    Raises:
+        UnknownNameError, UsageError: There is no such environment.
+        SpecMismatchError: It is of another; names every difference.
+    """
+    from sacflow_robot.envs.tasks import get_arm
+
+    different = get_arm(name).differences(without_history(arm))
+    if different:
+        own = environment_of(arm)
+        remedy = "" if own == NO_ENVIRONMENT else f"; it is of {own}, leave out --env {name}"
+        raise SpecMismatchError(f"{origin} does not fit {name} (environment, {origin}): {'; '.join(different)}{remedy}")

@@ -1,0 +1,97 @@
+"""An arm's measured dynamics put into the simulator: joints and payload into MuJoCo's model, gains into the controller.
+
+The controller goes on believing in the nominal arm: it compensates the gravity and inertia of the arm as built, not of what
+it has to carry, nor of heavier motors. That is what an arm's own controller does.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.envs.fast.kernels import Plan
+from sacflow_robot.envs.robot_parameters import ArmModel
+
+Array = npt.NDArray[np.float64]
+_MOST_INERTIA_KG_M2 = 1e-6  # of the payload about its own centre: a point
+
+
+class ArmPhysics:
+    """The joints, payload and gains of one ``mjModel`` and the plan of what steps it.
+
+    Args:
+        model: Changed in place; no other arm may share it.
+        plan: The nominal plan.
+    """
+
+    def __init__(self, model: mujoco.MjModel, plan: Plan) -> None:
+        self._model, self._nominal = model, plan
+        self._own = {name: getattr(model, name)[plan.dofs].copy() for name in _JOINTS.values()}
+        self._hand = int(model.site_bodyid[plan.grip_site])
+        fields = "body_mass", "body_ipos", "body_inertia", "body_sameframe"
+        self._hand_as_built = {name: np.copy(getattr(model, name)[self._hand]) for name in fields}
+        self._scratch = mujoco.MjData(model)
+
+    def nominal(self) -> ArmModel:
+        """What the simulator has by itself."""
+        plan = self._nominal
+        stiffness = float(plan.kp[0]), float(plan.kp[3])
+        return ArmModel(
+            {
+                "controller.translation_stiffness_per_s2": (stiffness[0],),
+                "controller.rotation_stiffness_per_s2": (stiffness[1],),
+                "controller.damping_ratio": (float(plan.kd[0]) / (2 * stiffness[0] ** 0.5),),
+                "controller.actuator_delay_ms": (0.0,),
+                **{name: tuple(map(float, self._own[field])) for name, field in _JOINTS.items()},
+                "payload.mass_kg": (0.0,),
+                "payload.centre_m": (0.0, 0.0, 0.0),
+            }
+        )
+
+    def apply(self, arm: ArmModel) -> Plan:
+        """Give the arm those dynamics; what the model does not name becomes nominal. Returns the plan to step it by."""
+        nominal = self._nominal
+        for name, field in _JOINTS.items():
+            found = arm.array(name)
+            getattr(self._model, field)[nominal.dofs] = self._own[field] if found is None else found
+        centre = arm.array("payload.centre_m")
+        mass, centre = arm.number("payload.mass_kg"), np.zeros(3) if centre is None else centre
+        self._load(mass, centre)
+        mujoco.mj_setConst(self._model, self._scratch)
+        own = self.nominal()
+        stiffness = np.repeat([arm.number(n, own.number(n)) for n in _STIFFNESS], 3)
+        damping = arm.number("controller.damping_ratio", own.number("controller.damping_ratio"))
+        changed = any(name in arm for name in (*_STIFFNESS, "controller.damping_ratio"))
+        armature = arm.array("joints.armature_kg_m2")
+        delay = arm.number("controller.actuator_delay_ms") / (1e3 * nominal.timestep)
+        return nominal._replace(
+            kp=stiffness if changed else nominal.kp,
+            kd=2 * damping * np.sqrt(stiffness) if changed else nominal.kd,
+            armature_error=np.zeros(7) if armature is None else armature - self._own["dof_armature"],
+            payload_mass=mass,
+            payload_centre=centre,
+            torque_delay=delay,
+        )
+
+    def _load(self, mass: float, centre: Array) -> None:
+        """Let the body of the grip site, which has no mass of its own, be the payload."""
+        model, hand, site = self._model, self._hand, self._nominal.grip_site
+        for name, value in self._hand_as_built.items():
+            getattr(model, name)[hand] = value
+        if mass <= 0:
+            return
+        matrix = np.zeros(9)
+        mujoco.mju_quat2Mat(matrix, model.site_quat[site])
+        model.body_mass[hand] = mass
+        model.body_ipos[hand] = model.site_pos[site] + matrix.reshape(3, 3) @ centre
+        model.body_inertia[hand] = _MOST_INERTIA_KG_M2
+        model.body_sameframe[hand] = 0  # its centre of mass is not at its origin any more
+
+
+_JOINTS = {
+    "joints.damping_nm_s_per_rad": "dof_damping",
+    "joints.friction_loss_nm": "dof_frictionloss",
+    "joints.armature_kg_m2": "dof_armature",
+}
+_STIFFNESS = "controller.translation_stiffness_per_s2", "controller.rotation_stiffness_per_s2"

@@ -1,0 +1,1 @@
+"""Policy files: building an ONNX graph, and loading one."""

@@ -1,0 +1,109 @@
+"""Linear maps while they are being folded into one another, and what they begin with: the observation's features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sacflow_robot.learn.networks.policy import PolicyNetwork
+
+
+class Affine:
+    """x W + b in float64, W (in, out) and b (out,): a linear layer while it is being folded."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.weight = weight.detach().double()
+        self.bias = self.weight.new_zeros(weight.shape[1]) if bias is None else bias.detach().double()
+
+    def then(self, after: Affine) -> Affine:
+        return Affine(self.weight @ after.weight, self.bias @ after.weight + after.bias)
+
+    def scaled(self, factor: float) -> Affine:
+        return Affine(factor * self.weight, factor * self.bias)
+
+
+def linear(layer: Any) -> Affine:
+    return Affine(layer.weight.T, layer.bias)
+
+
+def after_norm(norm: Any) -> Affine:
+    """What a layer norm does when it has normalised."""
+    return Affine(torch.diag(norm.weight), norm.bias)
+
+
+def beside(*parts: Affine) -> Affine:
+    """Several of one input, their outputs in succession."""
+    return Affine(torch.cat([p.weight for p in parts], 1), torch.cat([p.bias for p in parts]))
+
+
+class Product(nn.Module):
+    """x W + b, or x W + C with C (B, out) given and b left out: one node either way."""
+
+    def __init__(self, affine: Affine) -> None:
+        super().__init__()
+        self.weight, self.bias = constant(affine.weight), constant(affine.bias)
+
+    def forward(self, x: Tensor, added: Tensor | None = None, alpha: float = 1, beta: float = 1) -> Tensor:
+        return torch.addmm(self.bias if added is None else added, x, self.weight, beta=beta, alpha=alpha)
+
+
+def constant(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.float().contiguous(), requires_grad=False)
+
+
+class Features(nn.Module):
+    """Normalised observation entries and, of each quaternion, the products q_i q_j / |q|^2.
+
+    The rotation matrices that the networks see are linear in these: ``read``, which is folded into the layers after it.
+    """
+
+    def __init__(self, policy: PolicyNetwork) -> None:
+        super().__init__()
+        self.mean, self.std = constant(policy.observation_mean), constant(policy.observation_std)
+        self._limit = float(policy.observation_limit)
+        fours, pairs = policy.quaternions, list(combinations_with_replacement(range(4), 2))
+        self.left: Tensor
+        self.right: Tensor
+        for name, which in ("left", 0), ("right", 1):
+            self.register_buffer(
+                name, torch.tensor([q[pair[which]] for q in fours for pair in pairs], dtype=torch.long)
+            )
+        square = torch.tensor([[float(i == j)] for i, j in pairs]).expand(-1, len(pairs))
+        self.norm = constant(_block_diagonal(*[square] * len(fours)))
+        kept = torch.eye(len(policy.observation_mean), dtype=torch.float64)[:, policy.others]
+        rotations = [_rotation(pairs)] * len(fours)
+        bias = torch.cat([kept.new_zeros(kept.shape[1]), *[torch.eye(3).flatten()] * len(fours)])
+        self.read = Affine(_block_diagonal(kept, *rotations) if fours else kept, bias)
+        self.read_out = Product(self.read)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        scaled = ((observation - self.mean) / self.std).clamp(-self._limit, self._limit)
+        if not len(self.left):
+            return scaled
+        products = observation.index_select(1, self.left) * observation.index_select(1, self.right)
+        return torch.cat([scaled, products / (products @ self.norm).clamp_min(1e-12)], -1)
+
+
+def _block_diagonal(*blocks: Tensor) -> Tensor:
+    return cast(Tensor, torch.block_diag(*blocks))  # type: ignore[no-untyped-call]
+
+
+def _rotation(pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Rotation matrix less the identity (9, row by row) as a linear map of the products q_i q_j / |q|^2, q = x y z w."""
+    x, y, z, w = range(4)
+    entries: list[dict[tuple[int, int], float]] = [
+        {(y, y): -2, (z, z): -2},
+        {(x, y): 2, (z, w): -2},
+        {(x, z): 2, (y, w): 2},
+        {(x, y): 2, (z, w): 2},
+        {(x, x): -2, (z, z): -2},
+        {(y, z): 2, (x, w): -2},
+        {(x, z): 2, (y, w): -2},
+        {(y, z): 2, (x, w): 2},
+        {(x, x): -2, (y, y): -2},
+    ]
+    return torch.tensor([[entry.get(pair, 0.0) for entry in entries] for pair in pairs], dtype=torch.float64)

@@ -1,0 +1,158 @@
+"""Protocols: what a policy, a robot, a recorder and a vector environment have to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from sacflow_robot.episode import Step, StepResult
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray, Observation, PolicySpec
+
+
+class Policy(Protocol):
+    """Anything that turns observations into action chunks: local, remote, recorded, scripted."""
+
+    @property
+    def spec(self) -> PolicySpec: ...
+
+    def infer(self, observation: Observation, noise: FloatArray) -> FloatArray:
+        """Action chunks (B, H, A) for observations (B, ...) and noise (B, H, A)."""
+        ...
+
+
+class Clock(Protocol):
+    """Whose time the control loop lives in: the machine's, or a simulation's own."""
+
+    def now_ns(self) -> int:
+        """The present time (ns)."""
+        ...
+
+    def sleep_until(self, time_ns: int) -> None:
+        """Return at that time (ns), or at once where it is past."""
+        ...
+
+
+class Robot(Protocol):
+    """An arm, simulated or physical. One thread owns it.
+
+    There are two kinds of time. On a *lockstep* arm it stands still between commands: ``command`` executes one action for
+    one control period, and ``observe`` then tells what came of it. Any other arm moves on its own time, whether or not a
+    command arrives: ``command`` hands the action over and returns, and ``observe`` returns the newest observation that has
+    arrived, which may be the one before. The control loop is the same for both.
+
+    Calls come in the order ``connect``, then for each episode ``begin`` and pairs of ``observe`` and ``command``, and at
+    last ``close``. ``hold`` and ``stop`` may come at any time, before ``connect`` and after ``close`` and a failure too, more
+    than once, and raise nothing.
+
+    What a driver runs beside the loop (a thread, a process) and keeps an arm standing has to go on when something that it
+    calls fails. What failed there, or has ended, is raised as a ``RobotError`` by the next ``observe`` or ``command``.
+    """
+
+    @property
+    def spec(self) -> ArmSpec: ...
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether time stands still between commands."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """The clock of observations' ``time_ns`` and of commands' validity."""
+        ...
+
+    def connect(self) -> None:
+        """Reach the arm, anew if it was lost or stopped. What was queued anywhere is dropped; nothing moves. A stop that comes
+        meanwhile stays in force.
+
+        Raises:
+            RobotError: It cannot be reached, or is not ready; says what to do.
+        """
+        ...
+
+    def begin(self, seed: int) -> StepResult:
+        """Start an episode and return its first observation, one captured after this call.
+
+        A simulated arm is put where the seed says. A physical arm ignores the seed and stays where it is.
+
+        Raises:
+            RobotError: No observation arrives.
+        """
+        ...
+
+    def observe(self) -> StepResult:
+        """The newest observation, without waiting for another. An arm that is not lockstep says when it was captured; one
+        that comes again, by the source's own counter, was captured when it came first.
+
+        Raises:
+            RobotError: The arm is lost, or something that its observations need has failed.
+        """
+        ...
+
+    def command(self, action: FloatArray, valid_until_ns: int) -> None:
+        """Act on one action (A,), in the arm's action units, until the next one comes.
+
+        An action must not be acted on after ``valid_until_ns`` of the arm's clock: if it arrives later it is dropped, and
+        once that time is past an arm without a newer one holds, by itself. A lockstep arm, whose time stands still
+        meanwhile, takes no notice.
+
+        Raises:
+            RobotError: The arm is lost, or has been stopped.
+        """
+        ...
+
+    def hold(self) -> None:
+        """Drop what is queued and come to rest, under control, moving toward nothing. The next command ends it."""
+        ...
+
+    def stop(self) -> None:
+        """Emergency stop: as ``hold``, at once, and no command is taken before the next ``connect``."""
+        ...
+
+    def close(self) -> None:
+        """Hold, and let go of the arm. Closing twice does no harm."""
+        ...
+
+
+class Recorder(Protocol):
+    """Anything that keeps episodes step by step; a step counts as kept once ``append`` has returned."""
+
+    def begin(self, start: StepResult, time_ns: int, info: Mapping[str, Any]) -> None:
+        """Start an episode: what the arm reported, when that was captured, and what is known of the episode so far."""
+        ...
+
+    def append(self, step: Step) -> None:
+        """Keep one step; must not wait for a disk."""
+        ...
+
+    def end(self, info: Mapping[str, Any]) -> None:
+        """End the episode; ``info`` is added to what ``begin`` was given."""
+        ...
+
+
+class VectorArms(Protocol):
+    """N simulated arms, each executing whole chunks; ``sacflow_robot.envs.vector_env.make_arms`` makes them."""
+
+    @property
+    def spec(self) -> ArmSpec: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    def __len__(self) -> int: ...
+
+    def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
+        """Start episodes: arm index to seed."""
+        ...
+
+    def send(self, chunks: Mapping[int, FloatArray]) -> None:
+        """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
+        ...
+
+    def receive(self) -> dict[int, list[StepResult]]:
+        """Wait for what was sent; per arm one result for each action executed."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the arms hold."""
+        ...

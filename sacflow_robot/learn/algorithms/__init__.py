@@ -1,0 +1,1 @@
+"""Algorithms: SAC Flow, its baselines, and what they share."""

@@ -1,0 +1,35 @@
+"""The table of algorithms: one name, one class."""
+
+from __future__ import annotations
+
+import torch
+
+from sacflow_robot.errors import UnknownNameError
+from sacflow_robot.learn.algorithms.agent import Agent
+from sacflow_robot.learn.algorithms.baselines import BehaviourCloning, BestOfN, OneStepDistillation
+from sacflow_robot.learn.algorithms.sac_flow import GaussianSac, Rlpd, SacFlow
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.spec import ArmSpec
+
+ALGORITHMS: dict[str, type[Agent]] = {
+    "sac-flow": SacFlow,
+    "bc": BehaviourCloning,
+    "qc": BestOfN,
+    "qc-fql": OneStepDistillation,
+    "rlpd": Rlpd,
+    "sac": GaussianSac,
+}
+
+
+def make_agent(arm: ArmSpec, config: TrainConfig, device: torch.device) -> Agent:
+    """The agent of the configuration's algorithm, whose actions go from -1 to 1 between the robot's own bounds.
+
+    Raises:
+        UnknownNameError: No such algorithm.
+        UsageError: An action of the robot has no bounds, or an option does not fit the algorithm.
+    """
+    if config.algo not in ALGORITHMS:
+        raise UnknownNameError("algorithm", config.algo, ALGORITHMS)
+    agent = ALGORITHMS[config.algo](arm.with_unit_actions(), config, device)
+    agent.robot = arm
+    return agent

@@ -1,0 +1,1 @@
+"""Networks of a policy: velocities, critics, Gaussian and one-step policies."""

@@ -1,0 +1,1 @@
+"""The control loop, its action sources and its operator."""

@@ -1,0 +1,1 @@
+"""Robots by name: simulated, real-time simulated, Franka through deoxys, LeRobot."""

@@ -1,0 +1,42 @@
+"""Any arm whose observations are stamped by a clock of its own, with its measured offset taken off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sacflow_robot.episode import StepResult
+from sacflow_robot.interfaces import Robot
+
+
+class OtherClockRobot:
+    """A ``Robot`` whose capture times are by the control loop's clock.
+
+    Commands' validity is by the loop's clock already: drivers judge it on this side.
+
+    Args:
+        robot: The arm.
+        offset_ns: The arm's clock minus the loop's.
+    """
+
+    def __init__(self, robot: Robot, offset_ns: int) -> None:
+        self._robot, self._offset_ns = robot, offset_ns
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._robot, name)
+
+    def begin(self, seed: int) -> StepResult:
+        return self._by_loop(self._robot.begin(seed))
+
+    def observe(self) -> StepResult:
+        return self._by_loop(self._robot.observe())
+
+    def _by_loop(self, result: StepResult) -> StepResult:
+        return result if result.time_ns is None else replace(result, time_ns=result.time_ns - self._offset_ns)
+
+
+def by_loop_clock(robot: Robot, offset_ms: float) -> Robot:
+    """The arm itself where the clocks do not differ."""
+    wrapped: Any = robot if not offset_ms else OtherClockRobot(robot, round(1e6 * offset_ms))
+    made: Robot = wrapped
+    return made

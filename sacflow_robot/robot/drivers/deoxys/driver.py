@@ -1,0 +1,392 @@
+"""``deoxys:FILE.yml``: a Franka Panda under deoxys's OSC_POSE delta control, as a ``Robot``."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from sacflow_robot.episode import StepResult
+from sacflow_robot.errors import ArmFaultError, RobotError, StoppedError, UsageError, one_line
+from sacflow_robot.interfaces import Robot
+from sacflow_robot.robot.drivers.clock import MonotonicClock
+from sacflow_robot.robot.drivers.deoxys import wire
+from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config
+from sacflow_robot.robot.drivers.deoxys.listener import Listener, News
+from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
+from sacflow_robot.robot.drivers.deoxys.objects import ObjectSource, Sighting, load_source
+from sacflow_robot.robot.drivers.deoxys.observation import ObservationBuilder
+from sacflow_robot.robot.drivers.deoxys.poses import Array, vector_from_matrix
+from sacflow_robot.robot.drivers.deoxys.standstill import Standstill
+from sacflow_robot.robot.drivers.deoxys.states import ArmState, fault_of
+from sacflow_robot.robot.drivers.deoxys.wire import DeoxysWire
+from sacflow_robot.robot.drivers.registry import Options, check_options
+from sacflow_robot.spec import ArmSpec, FloatArray
+
+_IDLE_COMMANDS, _IDLE_EVERY_S = 20, 0.05
+"""deoxys's client sends so many no-control messages before it changes the controller."""
+
+_REACH_WITHIN_S = 5.0
+_START_WITHIN_S = 1.0  # an arm that does not move by then after its first command has stopped by itself
+_GRIPPER_STARTS_S = 1.0  # a gripper command that is older has been begun
+_SWITCHES = "joints", "arm_stamps"
+
+
+def make_deoxys(subject: str, options: Options) -> Robot:
+    """``deoxys:FILE.yml``. Options: ``task``, ``nuc_ip``, ``pc_ip``, ``joints``, ``arm_stamps``, in place of the file's."""
+    check_options("deoxys", options, ["task", "nuc_ip", "pc_ip", *_SWITCHES])
+    config = load_config(subject)
+    for name in _SWITCHES:
+        if options.get(name, "0") not in ("0", "1"):
+            raise UsageError(f"deoxys: {name} is {options[name]!r}, expected 0 or 1")
+    return DeoxysRobot(
+        replace(
+            config,
+            task=options.get("task", config.task),
+            nuc_ip=options.get("nuc_ip", config.nuc_ip),
+            pc_ip=options.get("pc_ip", config.pc_ip),
+            joints=options["joints"] == "1" if "joints" in options else config.joints,
+            arm_stamps=options["arm_stamps"] == "1" if "arm_stamps" in options else config.arm_stamps,
+        )
+    )
+
+
+class DeoxysRobot:
+    """A Panda behind a real-time computer that runs deoxys.
+
+    Observations, float32: ``robot0_eef_pos`` (3,) m and ``robot0_eef_quat`` (4,) x y z w of the gripper in the policy's
+    world, ``robot0_gripper_qpos`` (2,) m, plus and minus half the distance between the fingers, and ``object`` as the
+    configuration says. An observation is as old as the oldest of arm state and object poses; a gripper state, which comes
+    less often and changes slowly, does not count. Neither computer's clock is compared with the other's: a state counts as
+    captured when it arrives here, a network's transit later than it was, and one that repeats what came before counts as
+    captured when that came. With ``arm_stamps`` it carries the arm's own time instead, and a profile has to say how far that
+    is from here (``calibrate latency`` measures it).
+
+    Action (7,): translation and rotation vector from where the arm is, base axes, and the gripper, which closes above 0.
+
+    A thread takes in states, and sends a standstill (see :class:`Standstill`) as soon as a command's validity is past and then
+    once a period, without which the arm's side would give up after a second. It runs no code but this package's: a source of
+    object poses is called on another thread, and what goes wrong on either is raised by the next :meth:`observe`.
+
+    A gripper finishes by itself what it was told; only :meth:`stop` ends it.
+
+    Args:
+        config: Sockets, rates and frames.
+        source: Where object poses come from, if not from what the configuration names.
+    """
+
+    lockstep = False
+
+    def __init__(self, config: DeoxysConfig, source: ObjectSource | None = None) -> None:
+        self.config, self._arm = config, config.arm
+        self.clock = MonotonicClock()
+        if source is None and config.objects and not config.objects.startswith(("tcp://", "ipc://")):
+            source = load_source(config.objects)
+        self._source = source
+        self._wire: DeoxysWire | None = None
+        self._listener: Listener | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._standstill = Standstill(config)
+        self._connected = self._stopped = False
+        self._fault = self._trouble = ""  # what ends the arm's control; what is told once
+        self._engaged_ns: int | None = None
+        self._valid_until_ns = self._sent_ns = self._began_ns = 0
+        self._observation = ObservationBuilder(config)
+        self._before: tuple[ArmState, float] | None = None
+        self._gripper_sent = 0.0, 0  # what the gripper was told last, and since when (monotonic ns)
+        self._gripper_limits: tuple[float | None, tuple[float, float] | None] = None, None
+
+    def limit_gripper(self, force_n: float | None, width_m: tuple[float, float] | None) -> None:
+        """Grasp with at most that force (N), and go to widths (m) between those alone; None for no limit.
+
+        The action says no more of the gripper than to close or open it, so that no filter of actions could see to it.
+        """
+        self._gripper_limits = force_n, width_m
+
+    @property
+    def spec(self) -> ArmSpec:
+        return self._arm
+
+    def connect(self) -> None:
+        """Reach the real-time computer, and have it ready for OSC_POSE; nothing moves, the gripper included.
+
+        Raises:
+            SilentArmError: It, its gripper or the source of object poses is not heard.
+            ArmFaultError: The arm is in an error, a reflex or a user stop.
+            StoppedError: It was stopped meanwhile.
+            UsageError: The sockets cannot be opened.
+        """
+        if self._listener is not None and self._ended():
+            self._let_go()
+        self._connected = self._stopped = False  # a stop that comes from here on is not undone by connecting
+        if self._listener is None or self._wire is None:
+            # Poses come from one place: a source that is called takes the place of one that publishes.
+            config = self.config if self._source is None else replace(self.config, objects="")
+            source = None if self._source is None else self._call_source
+            self._wire = DeoxysWire(config)
+            self._listener = Listener(config, self._wire, source, self._complain)
+            self._closing.clear()
+            self._thread = threading.Thread(target=self._live, name="deoxys", daemon=True)
+            self._thread.start()
+        with self._lock:
+            self._engaged_ns = None  # from here on the thread sends nothing
+        self._trouble = ""
+        self._await()
+        for _ in range(_IDLE_COMMANDS):
+            self._wire.send(wire.idle_command())
+            time.sleep(_IDLE_EVERY_S)
+        arm = self._await().arm  # after a stop, deoxys's program is restarted meanwhile
+        fault = fault_of(arm)
+        if fault:
+            raise ArmFaultError(f"the arm is not ready: {fault}")
+        with self._lock:
+            if self._stopped:
+                raise _STOPPED
+            self._wire.restarted.clear()
+            self._standstill.reset()
+            self._connected, self._fault, self._trouble = True, "", ""
+
+    def begin(self, seed: int) -> StepResult:
+        """Start an episode where the arm stands; the twin of an arm is put where the seed says.
+
+        Raises:
+            SilentArmError: No state arrives.
+            RobotError: The twin does not answer.
+        """
+        self._check()
+        frame, self._trouble = -1, ""  # what went wrong between episodes is over, or goes wrong again
+        if self.config.reset:
+            frame = self._reset_twin(seed)
+        self._await(frame)
+        self._observation.begin()
+        self._before, self._began_ns = None, time.monotonic_ns()
+        return self.observe()
+
+    def observe(self) -> StepResult:
+        """The newest observation.
+
+        Raises:
+            SilentArmError: It is too old to act on.
+            ArmFaultError: The arm has stopped by itself.
+            RobotError: Something failed since the last call, such as the object source; told once.
+        """
+        self._check()
+        trouble, self._trouble = self._trouble, ""
+        if trouble:
+            raise RobotError(trouble)
+        assert self._listener is not None
+        news, now = self._listener.news(self._engaged_ns), time.monotonic_ns()
+        stale_reason = self._listener.check_ages(news, now)
+        arm, oldest = news.arm, min(news.captured_ns.values())
+        periods = (now - self._began_ns) * 1e-9 * self.config.policy_rate_hz
+        solved = news.sighting is not None and bool(news.sighting.solved)
+        return StepResult(
+            self._observation(arm, news.gripper, news.sighting),
+            reward=float(solved),
+            terminated=solved,
+            truncated=not solved and periods >= self.config.horizon,
+            measured=self._measured(arm),
+            success=solved,
+            time_ns=oldest + (arm.stamp_ns - arm.read_ns if self.config.arm_stamps else 0),
+            stale_reason=stale_reason,
+        )
+
+    def command(self, action: FloatArray, valid_until_ns: int) -> None:
+        """Send one action (7,); dropped if it is out of date already.
+
+        Raises:
+            InvalidValueError: It has the wrong shape or holds NaN or infinity.
+            StoppedError: The arm has been stopped.
+            ArmFaultError: The arm has stopped by itself.
+        """
+        action = self.spec.check_action(action)
+        with self._lock:
+            self._check()
+            assert self._listener is not None
+            arm = self._listener.news(self._engaged_ns).arm
+            now = time.monotonic_ns()
+            if now >= valid_until_ns:
+                return
+            self._valid_until_ns, self._sent_ns = valid_until_ns, now
+            self._engaged_ns = now if self._engaged_ns is None else self._engaged_ns
+            self._send(action[:6].astype(np.float64) * self._scale, float(action[6]))
+        self._before = arm, float(action[6])
+
+    def hold(self) -> None:
+        """Stand still from now on, if the arm was commanded."""
+        with self._lock:
+            self._valid_until_ns = 0
+            if self._engaged_ns is not None and not self._stopped:
+                self._stand(time.monotonic_ns())
+
+    def stop(self) -> None:
+        """Have the arm's side end its control at once, where the arm is, and what its gripper does."""
+        with self._lock:
+            self._stopped, self._valid_until_ns = True, 0
+            if self._wire is not None:
+                # Fingers at rest are left alone: told to stop, they would let go of what they hold.
+                self._wire.send(
+                    wire.idle_command(termination=True), wire.gripper_stop() if self._gripper_moves() else None
+                )
+            self._engaged_ns, self._gripper_sent = None, (0.0, 0)
+
+    def close(self) -> None:
+        """Have the arm's side end its control, if this arm was commanded, and close the sockets."""
+        if self._wire is not None and self._engaged_ns is not None:
+            self.hold()
+            self.stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._closing.set()
+        self._connected = False
+        if self._listener is not None:
+            self._listener.close()
+        if self._thread is not None:
+            self._thread.join()
+        with self._lock:  # a stop from another thread finds either
+            found, self._wire = self._wire, None
+        if found is not None:
+            found.close()
+        self._thread = self._listener = None
+
+    @property
+    def _scale(self) -> Array:
+        return np.repeat([self.config.metres_per_action, self.config.radians_per_action], 3)
+
+    def _send(self, delta: Array, closing: float = 0.0) -> None:
+        assert self._wire is not None
+        now, gripper = time.monotonic_ns(), None
+        if closing:
+            gripper = wire.gripper_command(closing, *self._gripper_limits)
+            if closing * self._gripper_sent[0] <= 0:
+                self._gripper_sent = closing, now
+        if delta.any():
+            self._standstill.end()
+            self._wire.send(wire.pose_command(self.config, delta), gripper)
+        else:
+            self._stand(now, gripper)
+
+    def _stand(self, now: int, gripper: bytes | None = None) -> None:
+        assert self._wire is not None
+        self._sent_ns, arm = now, None
+        if self._listener is not None and self.config.absolute_hold:
+            arm = self._listener.fresh_arm(now, self._engaged_ns)
+        self._wire.send(self._standstill.command(arm, now), gripper)
+
+    def _gripper_moves(self) -> bool:
+        """Whether the fingers move, or are about to."""
+        closing, since_ns = self._gripper_sent
+        seen = None if self._wire is None else self._wire.gripper
+        if not closing or seen is None or seen.moving:
+            return bool(closing)
+        begins = time.monotonic_ns() - since_ns < _GRIPPER_STARTS_S * 1e9
+        return begins and not (closing > 0 and seen.grasped)
+
+    def _live(self) -> None:
+        """Take in states; keep the arm standing still where no valid command is at hand.
+
+        Nothing ends this but :meth:`close`: what keeps an arm standing has to outlive whatever goes wrong.
+        """
+        assert self._wire is not None
+        parts: tuple[Callable[[], None], ...] = (partial(self._wire.receive, 0.005), self._keep_standing)
+        while not self._closing.is_set():
+            for part in parts:
+                try:
+                    part()
+                except BaseException as error:
+                    self._complain(f"the driver's thread failed: {type(error).__name__}: {one_line(error)}")
+                    self._closing.wait(0.005)
+
+    def _complain(self, what: str) -> None:
+        """Have the next :meth:`observe` raise this; of several things the first, which may have led to the others."""
+        self._trouble = self._trouble or what
+
+    def _keep_standing(self) -> None:
+        assert self._wire is not None
+        while self._wire.restarted:
+            what, said = self._wire.restarted.popitem()
+            if what == "object pose":
+                self._complain(said)
+            elif self._connected and not self._stopped:
+                self._fault = self._fault or f"{said}, so deoxys was restarted; connect it again"
+        with self._lock:
+            if self._engaged_ns is None or self._stopped:
+                return
+            now = time.monotonic_ns()
+            self._fault = self._fault or self._new_fault(now)
+            if self._fault:  # what ends a fault is a person; until then nothing is sent, lest the arm go on by itself
+                self._engaged_ns = None
+                return
+            left = self._standstill.left(self._wire.arm) if self._wire.arm is not None else ""
+            if left:
+                self._complain(left)
+            ran_out = self._sent_ns < self._valid_until_ns <= now
+            if left or ran_out or (now >= self._valid_until_ns and now - self._sent_ns >= self.spec.period_ns):
+                self._stand(now)
+
+    def _new_fault(self, now: int) -> str:
+        assert self._wire is not None and self._engaged_ns is not None
+        arm = self._wire.arm
+        if arm is None or arm.received_ns < self._engaged_ns:
+            return ""
+        fault = fault_of(arm)
+        if not fault and arm.mode != RobotMode.MOVE and now - self._engaged_ns > _START_WITHIN_S * 1e9:
+            return "its control has ended, as it does after 20 periods without a command; connect it again"
+        return fault
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise _STOPPED
+        if self._fault:
+            raise ArmFaultError(f"the arm has stopped: {self._fault}")
+        if self._wire is None:
+            raise RobotError("the arm is not connected; connect it first")
+        if not self._connected:
+            raise RobotError("the arm is not connected, for the last attempt failed; connect it first")
+        ended = self._ended()
+        if ended:
+            raise RobotError(f"the thread that {ended} has ended; connect the arm again")
+
+    def _ended(self) -> str:
+        """What the thread did that is there no more; empty if all are."""
+        if self._thread is not None and not self._thread.is_alive():
+            return "keeps the arm standing"
+        return "asks where objects are" if self._listener is not None and not self._listener.alive else ""
+
+    def _call_source(self) -> Sighting:
+        assert self._source is not None
+        return self._source()
+
+    def _await(self, frame: int = -1) -> News:
+        assert self._listener is not None
+        return self._listener.wait(_REACH_WITHIN_S, self._engaged_ns, frame, lambda: self._trouble)
+
+    def _measured(self, arm: ArmState) -> FloatArray | None:
+        """What the arm did since the last command, as an action would command it."""
+        if self._before is None:
+            return None
+        before, closing = self._before
+        turned = vector_from_matrix(arm.rotation @ before.rotation.T)
+        moved = np.concatenate([arm.position - before.position, turned]) / self._scale
+        return np.append(moved, closing).astype(np.float32)
+
+    def _reset_twin(self, seed: int) -> int:
+        """Have the twin start an episode; the number of the first frame that belongs to it."""
+        with self._lock:
+            self._standstill.pause(True)
+        self.hold()
+        try:
+            return wire.reset_twin(self.config.reset, seed, _REACH_WITHIN_S)
+        finally:
+            with self._lock:
+                self._standstill.pause(False)
+
+
+_STOPPED = StoppedError("the arm has been stopped; look at it, then connect it again")

@@ -1,0 +1,188 @@
+"""What comes from the arm's side: states, and which of them are new."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sacflow_robot.errors import WireError
+from sacflow_robot.robot.drivers.deoxys import messages
+from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
+from sacflow_robot.robot.drivers.deoxys.objects import Sighting, checked
+from sacflow_robot.robot.drivers.deoxys.poses import Array
+
+_STILL_M = 2e-4  # between two gripper states at 40 Hz; what moves makes ten times that
+
+STOPPED_MODES = {
+    RobotMode.REFLEX: "a reflex: it touched something, or was asked for too much; unlock it in Desk and look at why",
+    RobotMode.USER_STOPPED: "the user stop is pressed; release it",
+    RobotMode.GUIDING: "a person is guiding it by hand; let go",
+    RobotMode.AUTOMATIC_ERROR_RECOVERY: "it is recovering from an error; wait",
+}
+"""Modes in which an arm takes no command, and what to do."""
+
+
+@dataclass(frozen=True)
+class ArmState:
+    """One arm state.
+
+    Attributes:
+        position: Of libfranka's end effector in base (3,), m.
+        rotation: Likewise (3, 3).
+        mode: What the arm does.
+        errors: Names of libfranka's errors that are set.
+        frame: Counter of the real-time computer.
+        joints: Joint positions (7,), rad; None if the message has none.
+        stamp_ns: When it was captured, by the arm's own clock (ns, told to a millisecond); 0 if the message does not say.
+        received_ns: When the first message of this frame arrived (monotonic ns).
+        read_ns: When the first message with this ``stamp_ns`` arrived: deoxys counts the frames that it publishes, whether or
+            not it has read the arm since the one before.
+    """
+
+    position: Array
+    rotation: Array
+    mode: int
+    errors: tuple[str, ...]
+    frame: int
+    joints: Array | None
+    stamp_ns: int
+    received_ns: int
+    read_ns: int = 0
+
+
+@dataclass(frozen=True)
+class GripperState:
+    """One gripper state.
+
+    Attributes:
+        width: Distance between the fingers (m).
+        received_ns: When the first message with this ``stamp_ns`` arrived (monotonic ns).
+        stamp_ns: When it was captured, by the arm's own clock; 0 if the message does not say.
+        grasped: Whether libfranka holds that something is grasped.
+        moving: Whether the width is another than that of the state before.
+    """
+
+    width: float
+    received_ns: int
+    stamp_ns: int = 0
+    grasped: bool = False
+    moving: bool = False
+
+
+def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
+    """Decode an arm state.
+
+    Raises:
+        WireError: It is none, or its pose is none.
+    """
+    state = messages.parse("FrankaRobotStateMessage", data)
+    pose = np.array(state.O_T_EE, np.float64)
+    if pose.shape != (16,) or not np.isfinite(pose).all():
+        raise WireError("an arm state whose O_T_EE is not 16 finite numbers")
+    matrix = pose.reshape(4, 4).T  # column major on the wire
+    rotation = matrix[:3, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
+        raise WireError("an arm state whose O_T_EE is no pose")
+    errors = tuple(messages.error_names(state.current_errors))
+    joints = np.array(state.q, np.float64)
+    if joints.shape not in ((0,), (7,)) or not np.isfinite(joints).all():
+        raise WireError("an arm state whose q is not 7 finite numbers")
+    return ArmState(
+        matrix[:3, 3].copy(), rotation.copy(), state.robot_mode, errors, state.frame, joints if len(joints) else None,
+        state.time.toMSec * 1_000_000, received_ns, received_ns,
+    )  # fmt: skip
+
+
+def parse_gripper_state(data: bytes, received_ns: int) -> GripperState:
+    """Decode a gripper state.
+
+    Raises:
+        WireError: It is none, or its width is no number.
+    """
+    state = messages.parse("FrankaGripperStateMessage", data)
+    if not np.isfinite(state.width):
+        raise WireError("a gripper state whose width is no number")
+    return GripperState(float(state.width), received_ns, state.time.toMSec * 1_000_000, state.is_grasped)
+
+
+def fault_of(arm: ArmState) -> str:
+    """What keeps the arm from taking commands; empty if nothing does."""
+    why = STOPPED_MODES.get(RobotMode(arm.mode) if arm.mode in list(RobotMode) else RobotMode.OTHER, "")
+    if arm.errors:
+        return f"{', '.join(arm.errors)}{f' ({why})' if why else ''}"
+    return why
+
+
+class Heard:
+    """The newest that was heard. A message whose counter has not advanced brings nothing new: what it repeats stays as old as
+    it is.
+
+    Attributes:
+        arm: The newest arm state.
+        gripper: The newest gripper state.
+        sighting: The newest sighting of the objects.
+        repeats: For those of the three whose last message was a repetition, by ``arm state``, ``gripper state`` and ``object
+            pose``: what it repeats.
+        restarted: Those of the three that have begun to count anew, as after a restart of the other side, and how it showed.
+    """
+
+    def __init__(self) -> None:
+        self.arm: ArmState | None = None
+        self.gripper: GripperState | None = None
+        self.sighting: Sighting | None = None
+        self.repeats: dict[str, str] = {}
+        self.restarted: dict[str, str] = {}
+
+    def take_arm(self, new: ArmState) -> None:
+        """Take in an arm state."""
+        old, said = self.arm, ""
+        if old is not None and (new.frame < old.frame or new.stamp_ns < old.stamp_ns):
+            self.restarted["arm state"] = f"the arm's states began anew (frame {old.frame}, then {new.frame})"
+        elif old is not None and new.frame == old.frame > 0:  # one that counts nothing has frame 0 for ever
+            said = f"the state messages repeat frame {old.frame}"
+            new = replace(new, received_ns=old.received_ns, read_ns=old.read_ns)
+        elif old is not None and new.stamp_ns == old.stamp_ns > 0:
+            said = f"the state messages repeat the arm's time {old.stamp_ns / 1e9:.3f} s, up to frame {new.frame}"
+            new = replace(new, read_ns=old.read_ns)
+        self._keep_count("arm state", said)
+        self.arm = new
+
+    def take_gripper(self, new: GripperState) -> None:
+        """Take in a gripper state."""
+        old, said = self.gripper, ""
+        if old is not None and new.stamp_ns < old.stamp_ns:
+            self.restarted["gripper state"] = "the gripper's states began anew"
+        elif old is not None and new.stamp_ns == old.stamp_ns > 0:
+            said = f"the gripper's messages repeat its time {old.stamp_ns / 1e9:.3f} s"
+            new = replace(new, received_ns=old.received_ns, moving=old.moving)
+        elif old is not None:
+            new = replace(new, moving=abs(new.width - old.width) > _STILL_M)
+        self._keep_count("gripper state", said)
+        self.gripper = new
+
+    def take_sighting(self, sighting: Sighting) -> None:
+        """Take in what an object source saw.
+
+        Raises:
+            ValueError: It holds NaN, infinity, or a quaternion that is none, or is from the future.
+            TypeError: It is no sighting.
+        """
+        old, new, said = self.sighting, checked(sighting, time.monotonic_ns()), ""
+        if old is not None and 0 <= new.frame < old.frame:
+            self.restarted["object pose"] = f"the object source began anew (frame {old.frame}, then {new.frame})"
+        elif old is not None and new.frame == old.frame >= 0:
+            new, said = replace(new, time_ns=old.time_ns), f"the object source repeats frame {old.frame}"
+        elif old is not None and new.time_ns < old.time_ns:
+            new, said = old, "the capture times of the object source run backward"
+        elif old is not None and new.time_ns == old.time_ns:
+            said = "the object source repeats its capture time"
+        self._keep_count("object pose", said)
+        self.sighting = new
+
+    def _keep_count(self, what: str, said: str) -> None:
+        if said:
+            self.repeats[what] = said
+        else:
+            self.repeats.pop(what, None)

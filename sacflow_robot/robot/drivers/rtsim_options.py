@@ -1,0 +1,205 @@
+"""What happens to messages between a control loop and a simulated arm: delay, jitter, loss, noise, a network that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import yaml
+
+from sacflow_robot.envs.robot_parameters import SECTIONS, ArmModel, model_of, read_sections
+from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
+from sacflow_robot.robot.drivers.registry import Options, engine_option
+from sacflow_robot.spec import ArmSpec, ArraySpec, Engine, FloatArray, Observation
+
+_MODELS = "profile", "twin", "differs", "model"
+_TRANSPORT = {
+    "obs_delay_ms": "observation_delay_ms",
+    "cmd_delay_ms": "command_delay_ms",
+    "jitter_ms": "jitter_ms",
+    "obs_drop": "observation_drop_ratio",
+    "cmd_drop": "command_drop_ratio",
+}
+
+
+@dataclass(frozen=True)
+class LinkOptions:
+    """Options of ``rtsim:TASK?NAME=VALUE&...``, or of the YAML file given as ``rtsim:TASK?file=PATH``.
+
+    Attributes:
+        obs_delay_ms: From an observation's capture to its arrival at the control loop.
+        cmd_delay_ms: From a command's sending to its arrival at the arm.
+        jitter_ms: Each message takes up to this much longer, drawn evenly.
+        obs_drop: Share of the observations that never arrive.
+        cmd_drop: Share of the commands that never arrive.
+        noise_m: Standard deviation of the noise on observed lengths (m).
+        noise_rad: Standard deviation of the noise on observed rotations, per axis (rad).
+        down_s: When in every episode the network fails, in seconds from its start; negative for never.
+        up_s: When it comes back.
+        tick_ms: The arm's own cycle: it takes up commands and is observed this often.
+        horizon_s: Length after which an episode is cut; 0 for the task's own.
+        seed: Added to the episode's seed for what is drawn here.
+        clock_offset_ms: Observations are stamped by a clock of the arm's that is so much ahead of the control loop's.
+        clock_drift_ppm: And gains as much on it.
+        joints: 1 to observe the joint positions as well, which no policy here was trained with.
+        model: What the arm is like. In a name: ``profile=PATH`` takes a calibration profile's measured values, and
+            ``twin=SEED`` draws an arm with hidden ones, of which ``differs=PART`` keeps only a part; either has a cycle of
+            2 ms unless the name says otherwise.
+    """
+
+    obs_delay_ms: float = 0.0
+    cmd_delay_ms: float = 0.0
+    jitter_ms: float = 0.0
+    obs_drop: float = 0.0
+    cmd_drop: float = 0.0
+    noise_m: float = 0.0
+    noise_rad: float = 0.0
+    down_s: float = -1.0
+    up_s: float = -1.0
+    tick_ms: float = 10.0
+    horizon_s: float = 0.0
+    seed: float = 0.0
+    clock_offset_ms: float = 0.0
+    clock_drift_ppm: float = 0.0
+    joints: float = 0.0
+    model: ArmModel = field(default_factory=ArmModel)
+
+    def __post_init__(self) -> None:
+        for name in ("obs_delay_ms", "cmd_delay_ms", "jitter_ms", "noise_m", "noise_rad", "horizon_s", "seed"):
+            if not 0 <= getattr(self, name) <= 1e6:
+                raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a number that is not negative")
+        for name, most in (("clock_offset_ms", 1e12), ("clock_drift_ppm", 1e4)):
+            if not abs(getattr(self, name)) <= most:
+                raise UsageError(
+                    f"rtsim: {name} is {getattr(self, name):g}, expected a number of at most {most:g} either way"
+                )
+        for name in ("obs_drop", "cmd_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a share from 0 to below 1")
+        if self.tick_ms not in (2, 10, 50):
+            raise UsageError(f"rtsim: tick_ms is {self.tick_ms:g}, expected 2, 10 or 50")
+
+    def arm(self, arm: ArmSpec) -> ArmSpec:
+        """What an arm observes under these options."""
+        if not self.joints:
+            return arm
+        return replace(arm, observations=(*arm.observations, ArraySpec("robot0_joint_pos", (7,), "rad")))
+
+    @property
+    def tick_ns(self) -> int:
+        return round(self.tick_ms * 1e6)
+
+    def stamp_ns(self, time_ns: int) -> int:
+        """A time of the control loop's clock by the arm's own."""
+        return time_ns + round(1e6 * self.clock_offset_ms) + round(1e-6 * self.clock_drift_ppm * time_ns)
+
+
+def read_options(options: Options) -> tuple[Literal["real", "virtual"], Engine, LinkOptions]:
+    """Clock, engine and link of an ``rtsim`` name.
+
+    Raises:
+        UnknownNameError: An option, clock or engine that there is not.
+        UsageError: A value out of its range.
+        DataError: The file cannot be read.
+    """
+    link = LinkOptions()
+    if "file" in options:
+        link = _with(link, _read_file(Path(options["file"])))
+    own = {name: text for name, text in options.items() if name not in ("file", "clock", "engine", *_MODELS)}
+    link = _with(replace(link, tick_ms=2.0) if set(options) & {"profile", "twin"} else link, own)
+    model = _read_model(options)
+    if model:
+        if engine_option(options) == "stock" and model.part("controller", "joints", "payload"):
+            raise UsageError("rtsim: an arm's own dynamics need the compiled engine; leave out engine=stock")
+        link = _with_transport(replace(link, model=model), own)
+    clock = options.get("clock", "real")
+    if clock not in ("real", "virtual"):
+        raise UnknownNameError("clock", clock, ["real", "virtual"])
+    return "virtual" if clock == "virtual" else "real", engine_option(options), link
+
+
+def _with_transport(link: LinkOptions, own: Mapping[str, object]) -> LinkOptions:
+    """The model's delays and losses, where the name does not give others."""
+    values = {
+        option: link.model.number(f"transport.{name}")
+        for option, name in _TRANSPORT.items()
+        if option not in own and f"transport.{name}" in link.model
+    }
+    return replace(link, **values)  # type: ignore[arg-type]
+
+
+def _read_model(options: Options) -> ArmModel:
+    given = [name for name in ("profile", "twin", "model") if name in options]
+    if len(given) > 1:
+        raise UsageError(f"rtsim: {' and '.join(given)} both say what the arm is like; give one")
+    if "differs" in options and "twin" not in options:
+        raise UsageError("rtsim: differs=PART is about a twin; give twin=SEED as well")
+    try:
+        if "model" in options:
+            return ArmModel.from_json(options["model"])
+        if "profile" in options:
+            data = _read_file(Path(options["profile"]))
+            return model_of(read_sections({s: data[s] for s in SECTIONS if s in data}))
+        if "twin" in options:
+            from sacflow_robot.envs.randomization import draw_twin
+
+            if not options["twin"].isdigit():
+                raise UsageError(f"rtsim: twin is {options['twin']!r}, expected a seed")
+            return draw_twin(int(options["twin"]), options.get("differs", ""))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"rtsim: {given[0]}: {one_line(error)}") from None
+    return ArmModel()
+
+
+def _with(link: LinkOptions, values: Mapping[str, object]) -> LinkOptions:
+    known = [f.name for f in fields(LinkOptions) if f.name != "model"]
+    numbers = {}
+    for name, value in values.items():
+        if name not in known:
+            raise UnknownNameError(
+                "option of robot driver 'rtsim'", name, [*known, "file", "clock", "engine", *_MODELS]
+            )
+        try:
+            numbers[name] = float(str(value))
+        except ValueError:
+            raise UsageError(f"rtsim: {name} is {value!r}, expected a number") from None
+    return replace(link, **numbers)  # type: ignore[arg-type]
+
+
+def _read_file(path: Path) -> Mapping[str, object]:
+    try:
+        data = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"rtsim: {path} cannot be read: {one_line(error)}") from None
+    if not isinstance(data, dict):
+        raise DataError(f"rtsim: {path} is not a map of option names to numbers")
+    return {str(name): value for name, value in data.items()}
+
+
+def add_noise(arm: ArmSpec, seen: Observation, link: LinkOptions, rng: np.random.Generator) -> dict[str, FloatArray]:
+    """An observation as a sensor with noise gives it. Draws the same numbers whatever the noise is."""
+    noisy = {}
+    for array in arm.observations:
+        value = seen[array.key].astype(np.float64).reshape(-1)
+        drawn = rng.standard_normal(array.size)
+        turned = np.zeros(array.size, bool)
+        for start in array.quaternions:
+            turned[start : start + 4] = True
+            value[start : start + 4] = _turned(value[start : start + 4], link.noise_rad * drawn[start : start + 3])
+        if array.unit.startswith("m"):
+            value = np.where(turned, value, value + link.noise_m * drawn)
+        noisy[array.key] = value.astype(array.dtype).reshape(array.shape)
+    return noisy
+
+
+def _turned(quat: np.ndarray, vector: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    """A quaternion x y z w after a small rotation vector."""
+    x, y, z = vector / 2
+    bx, by, bz, bw = quat
+    out = quat + np.array(
+        [x * bw + y * bz - z * by, y * bw + z * bx - x * bz, z * bw + x * by - y * bx, -x * bx - y * by - z * bz]
+    )
+    return np.asarray(out / np.linalg.norm(out))

@@ -1,0 +1,131 @@
+"""The simulated arm, in lockstep: time stands still between commands."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.envs.registry import UserEnv, make_environment
+from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
+from sacflow_robot.episode import StepResult
+from sacflow_robot.errors import DataError, RobotError, StoppedError, UsageError
+from sacflow_robot.robot.drivers.clock import MonotonicClock
+from sacflow_robot.spec import ArmSpec, Engine, FloatArray
+
+
+class SimRobot:
+    """A robosuite task, any Gymnasium environment, or one's own, as a ``Robot``.
+
+    Args:
+        task: Name of the task, Gymnasium's id, or ``MODULE:CLASS``.
+        engine: What steps a robosuite task.
+        speed: Times real time that a command takes at least; 0 for as fast as it goes.
+
+    Raises:
+        UnknownNameError: No such task.
+        UsageError: The Gymnasium environment cannot be made, or does not fit; or the speed is negative.
+    """
+
+    def __init__(self, task: str, engine: Engine = "compiled", speed: float = 0.0) -> None:
+        if not 0 <= speed < math.inf:
+            raise UsageError(f"sim: speed is {speed:g}, expected how many times real time, or 0 for no limit")
+        self.env = make_environment(task, engine)
+        self._seen: StepResult | None = None
+        self._stopped = False
+        self.clock = MonotonicClock()
+        self._least_ns = round(self.spec.period_ns / speed) if speed else 0
+
+    @property
+    def lockstep(self) -> bool:
+        return True
+
+    @property
+    def spec(self) -> ArmSpec:
+        return self.env.arm
+
+    @property
+    def engine(self) -> Engine:
+        """What does step it."""
+        return self.env.engine
+
+    def connect(self) -> None:
+        self._stopped = False
+
+    def begin(self, seed: int) -> StepResult:
+        """Start the episode that this seed decides."""
+        self._seen = self.env.begin(seed)
+        return self._seen
+
+    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
+        """Start from a logged simulator state (S,)."""
+        if isinstance(self.env, UserEnv):
+            raise DataError(f"{self.spec.task} cannot start from a logged state; only robosuite tasks can")
+        self._seen = self.env.begin_at(state)
+        return self._seen
+
+    def observe(self) -> StepResult:
+        """What came of the last action."""
+        if self._seen is None:
+            raise RobotError("no episode has begun; begin one first")
+        return self._seen
+
+    def command(self, action: FloatArray, valid_until_ns: int) -> None:
+        """Execute one action (A,); the result's ``measured`` is the motion that came of it, in the same units."""
+        if self._stopped:
+            raise StoppedError("the arm has been stopped; connect it again")
+        begun_ns = self.clock.now_ns()
+        before, after = self.observe(), self.env.command(action)
+        if "robot0_eef_pos" in after.observation and not isinstance(self.env, UserEnv):
+            after = replace(after, measured=measured_action(before.observation, after.observation, float(action[-1])))
+        self._seen = after
+        self.clock.sleep_until(begun_ns + self._least_ns)
+
+    def hold(self) -> None:
+        """Nothing to do: without a command, time stands still."""
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def measured_action(before: dict[str, FloatArray], after: dict[str, FloatArray], gripper: float) -> FloatArray:
+    """Translation and rotation vector of the gripper from one observation to another, as an action (7,) would command them."""
+    moved = (after["robot0_eef_pos"] - before["robot0_eef_pos"]) / METRES_PER_ACTION
+    quats = (seen["robot0_eef_quat"].astype(np.float64) for seen in (before, after))
+    return np.concatenate([moved, rotation_between(*quats) / RADIANS_PER_ACTION, [gripper]]).astype(np.float32)
+
+
+def rotation_between(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rotation vector (3,) in the base's axes that takes one orientation x y z w to the other (rad)."""
+    x, y, z, w = before
+    return _rotation_vector(_multiply(after, np.array([-x, -y, -z, w])))
+
+
+def turned_by(quat: npt.NDArray[np.float64], vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """An orientation x y z w after a rotation vector (3,) in the base's axes (rad)."""
+    angle = float(np.linalg.norm(vector))
+    if angle == 0:
+        return quat
+    return _multiply(np.append(vector / angle * np.sin(angle / 2), np.cos(angle / 2)), quat)
+
+
+def _multiply(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Hamilton product of quaternions x y z w."""
+    vector = a[3] * b[:3] + b[3] * a[:3] + np.cross(a[:3], b[:3])
+    return np.append(vector, a[3] * b[3] - a[:3] @ b[:3])
+
+
+def _rotation_vector(quat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Axis times angle (rad) of a unit quaternion x y z w, angle in [0, pi]."""
+    if quat[3] < 0:
+        quat = -quat
+    sine = np.linalg.norm(quat[:3])
+    if sine < 1e-9:
+        return 2 * quat[:3]
+    vector: npt.NDArray[np.float64] = quat[:3] / sine * 2 * np.arctan2(sine, quat[3])
+    return vector

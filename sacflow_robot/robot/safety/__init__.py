@@ -1,0 +1,1 @@
+"""Everything between an action and the robot: latch, filter, limits, braking."""

@@ -1,0 +1,402 @@
+"""The safety filter: what stands between whoever chooses an action (policy, person, replay) and the arm.
+
+What it promises, of the commands that leave it, whatever comes in:
+
+- speed, acceleration and jerk of every axis are within the limits, and so is the gripper's command;
+- there is always a stop within those limits that stays in the workspace, out of what is to be kept out of, and within the
+  tool's cone. A command is let through only if the stop after it has been looked at; where it fails, the filter gives as
+  much of it as does not, down to the stop that was looked at one period before;
+- without a fresh action it stops. It does not go anywhere to do so.
+
+The poses are those of an arm that follows its commands, however late within ``max_command_delay_s``, to within the tracking
+margins, and whose observations are true at their capture time; they are commanded from the last observation on. All arithmetic
+is double precision; what is sent is rounded to the nearest float32.
+
+States are latched: ``armed`` → ``hold`` (stopping or at rest, what is proposed is ignored) → ``stopped`` (nothing is sent). The
+only way back is :meth:`SafetyFilter.arm`, which nothing in this package calls on its own once an arm has moved.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.errors import InvalidValueError, RobotError
+from sacflow_robot.robot.safety import braking as stopping
+from sacflow_robot.robot.safety.latch import Latch, State, Verdict
+from sacflow_robot.robot.safety.poses import hull
+from sacflow_robot.robot.safety.safety_limits import Array, SafetyLimits, action_axes
+from sacflow_robot.robot.safety.workspace import Places
+from sacflow_robot.spec import ArmSpec, FloatArray
+
+__all__ = ["SafetyFilter", "State", "Verdict"]
+
+_SHARES = np.linspace(0, 1, 17)[:, None]
+_SHARES_TOGETHER = 1.0, 0.75, 0.5, 0.25, 0.0
+_EPS = 1e-9
+_LARGEST = float(np.finfo(np.float32).max)
+_GAP_PERIODS = 2.5  # after a gap this long between two steps the arm has held by itself
+_NOTICEABLE_M, _NOTICEABLE_RAD = 1e-3, 2e-3  # a commanded motion this large has to change what is observed
+_BLIND_M, _BLIND_RAD = 0.02, 0.1  # the most that may be commanded while what is observed does not change
+
+LEAST_SPACING = 0.99
+"""Share of a control period that has to pass between two commands."""
+
+
+class SafetyFilter(Latch):
+    """Turns proposed actions into ones that may be sent; call :meth:`see` and :meth:`step` once in each control period.
+
+    Args:
+        arm: The arm. Axes are the entries of its action whose unit is a length or an angle; its own bounds always hold.
+        limits: What to enforce on top of them.
+
+    Attributes:
+        state: Begins as hold.
+        reason: Why it holds or has stopped.
+
+    Raises:
+        InvalidValueError: The limits do not fit the arm, or need an observation that it does not make.
+    """
+
+    def __init__(self, arm: ArmSpec, limits: SafetyLimits | None = None) -> None:
+        super().__init__()
+        self.arm_spec, self.limits = arm, limits or SafetyLimits()
+        self.axes = axes = action_axes(arm, self.limits)
+        self._period_ns = arm.period_ns
+        self._motion = stopping.Motion.of(1 / arm.control_rate_hz, axes.speed, axes.acceleration, axes.jerk)
+        self._places = Places(arm, self.limits, axes)
+        self._noticeable = np.where(axes.length, _NOTICEABLE_M, _NOTICEABLE_RAD)
+        self._blind_path = np.where(axes.length, _BLIND_M, _BLIND_RAD)
+        # These outlive an episode: limits hold over wall time, and a motion that nothing has shown may have happened.
+        self._moved_ns: int | None = None
+        self._sent: deque[tuple[int, Array]] = deque()
+        self._unshown = np.zeros(len(axes.index))
+        self._changed_ns = np.zeros(len(axes.index), np.int64)
+        self.begin()
+
+    def begin(self, gripper: FloatArray | None = None) -> None:
+        """Forget what was seen and sent: the arm is at rest, at a place not yet seen. The state stays what it is.
+
+        Args:
+            gripper: What the gripper's entries (M,) of the action are while nothing is asked for: zeros if None, which on
+                an arm that is commanded in positions is a place to go to.
+        """
+        n = len(self.axes.index)
+        self._velocity, self._change = np.zeros(n), np.zeros(n)
+        # What no observation has shown stays: values that were frozen may still be.
+        self._unshown = self._not_shown()
+        self._sent.clear()
+        self._changed_ns = np.zeros(n, np.int64)  # a nominal clock starts anew
+        self._places.forget()
+        self._target: Array | None = None
+        self._captured_ns = self._last_ns = self._due_ns = self._missing_ns = self._held_ns = None  # type: int | None
+        self._shown_ns = np.zeros(n, np.int64)
+        self._frozen = ""
+        self._from_future, self._stale_reason = False, ""
+        self._halting = self._reseat = False
+        asked = np.zeros(len(self.axes.gripper)) if gripper is None else gripper
+        self._gripper = np.clip(asked, self.axes.gripper_low, self.axes.gripper_high).astype(np.float64)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no motion is commanded."""
+        return not (self._velocity.any() or self._change.any())
+
+    @property
+    def stop_s(self) -> float:
+        """Time within which the arm is at rest from any motion within the limits."""
+        return self._motion.stop_periods / self.arm_spec.control_rate_hz
+
+    @property
+    def earliest_ns(self) -> int:
+        """When the next motion may be sent, by the time that :meth:`step` is given; the last one has its period until then."""
+        return 0 if self._moved_ns is None else self._moved_ns + round(LEAST_SPACING * self._period_ns)
+
+    # ---- the state machine
+
+    def arm(self, now_ns: int) -> None:
+        """Let actions through from now on: a deliberate act of a person, or of the program that a person started.
+
+        Raises:
+            RobotError: The arm still moves, has not been seen lately, or stands where it must not be.
+        """
+        if self.state is State.HOLD and self._halting:
+            raise RobotError("cannot arm: the arm is still being stopped; try again in a moment")
+        if not self.at_rest:
+            raise RobotError("cannot arm: the arm is still coming to rest; try again in a moment")
+        stale = self._stale(now_ns)
+        if stale:
+            raise RobotError(f"cannot arm: {stale}")
+        if self._places.pose is not None:
+            inside = self._places.keep_out_at(self._places.pose.position)
+            if inside:
+                raise RobotError(f"cannot arm: the arm is inside {inside}, which it must keep out of; move it by hand")
+        if self.axes.absolute:
+            self._target = self._joints_now()  # it may have been moved by hand
+        self._release()
+        self._missing_ns = self._held_ns = self._due_ns = self._last_ns = None
+        if self._captured_ns is not None:  # the age begins anew, what is unshown stays: it may be where the robot is
+            self._shown_ns = np.full_like(self._shown_ns, self._captured_ns)
+        self._frozen = ""
+        self._places.release_joints()
+
+    def stop(self, reason: str) -> None:
+        """Send nothing any more, at once, until armed anew."""
+        super().stop(reason)
+        self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
+
+    def rest(self) -> None:
+        """Note that the arm has been told to hold: no motion is commanded any more. A stop under way is complete."""
+        self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
+        super().rest()
+
+    # ---- once in each control period
+
+    def see(self, observation: Mapping[str, Any], captured_ns: int, stale_reason: str = "") -> bool:
+        """Take note of an observation; whether it can be used. One that is older than the last, or is broken, is not.
+
+        ``stale_reason`` says why there is none that is newer, where the arm knows.
+        """
+        self._stale_reason = f": {stale_reason}" if stale_reason else ""
+        if self._captured_ns is not None and captured_ns < self._captured_ns and not self._from_future:
+            return False
+        try:
+            seen = self.arm_spec.check_observation(observation)
+        except (InvalidValueError, TypeError, ValueError):
+            return False
+        again = captured_ns == self._captured_ns
+        self._captured_ns, self._from_future = captured_ns, False
+        same = self._places.read(seen)
+        if not again:
+            self._compare_motion(same, captured_ns)
+        if self.axes.absolute and (self._target is None or self._reseat):
+            self._target, self._reseat = self._joints_now(), False
+        return True
+
+    def _joints_now(self) -> Array | None:
+        """Where the joints (N,) are: as seen, and further by what no observation has shown."""
+        return None if self._places.joints is None else self._places.joints + self._not_shown()
+
+    def _not_shown(self) -> Array:
+        """Sum of the motions (N,) since the last change of what is observed of their axes."""
+        total = self._unshown
+        for sent_ns, motion in self._sent:
+            total = total + np.where(self._changed_ns > sent_ns, 0.0, motion)
+        return total
+
+    def _compare_motion(self, same: npt.NDArray[np.bool_], captured_ns: int) -> None:
+        """Drop the motions that an observation has to show by now, and add up those of axes that read as they did before.
+
+        Values that freeze while their time stamps stay fresh (a tracker, a driver's thread) would else let the robot
+        drift without bound: each observation would seem to say that nothing moved. A measured value repeats to the last bit
+        only by chance.
+
+        Args:
+            same: Which axes (N,) read bit for bit what they did in the observation before.
+            captured_ns: Capture time of the observation.
+        """
+        span_ns = self._period_ns + round(self.limits.max_command_delay_s * 1e9)
+        self._changed_ns = np.where(same, self._changed_ns, captured_ns)
+        self._unshown = np.where(same, self._unshown, 0.0)
+        while self._sent and self._sent[0][0] + span_ns <= captured_ns:
+            sent_ns, motion = self._sent.popleft()
+            self._unshown = self._unshown + np.where(self._changed_ns > sent_ns, 0.0, motion)
+        size = np.abs(self._unshown)
+        self._shown_ns = np.where(size > self._noticeable, self._shown_ns, captured_ns)
+        age_s = (captured_ns - self._shown_ns) / 1e9
+        frozen = (size > self._blind_path) & (age_s > self.limits.max_observation_age_s)
+        self._frozen = ""
+        if frozen.any():
+            axis = int(np.argmax(np.where(frozen, size / self._blind_path, 0)))
+            unit = "m" if self.axes.length[axis] else "rad"
+            self._frozen = (
+                f"the observed values have not changed for {age_s[axis]:.2f} s, in which {size[axis]:.2f} {unit} of "
+                f"{self.axes.names[axis]!r} were commanded: they are frozen, or the robot is blocked"
+            )
+
+    def step(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int | None = None) -> Verdict:
+        """What may be sent in place of a proposed action.
+
+        Args:
+            proposed: The action (A,); None where there is none.
+            now_ns: The time, by the clock of the observations.
+            due_ns: The moment that the action is for; now if None. Actions for an earlier moment than the last one's are
+                dropped, and so are those that are too late.
+        """
+        self._check_pace(now_ns)
+        wanted = self._wanted(proposed, now_ns, now_ns if due_ns is None else due_ns)
+        if self.state is State.STOPPED:
+            return Verdict(None, self.state, True, True, self.reason)
+        change = self._next_change(wanted)
+        self._velocity = self._velocity + change
+        small = np.abs(self._velocity) < 1e-12 * self._motion.speed
+        self._velocity, self._change = np.where(small, 0.0, self._velocity), change
+        motion = self._within_wall_time(self._velocity * self._motion.period_s, now_ns)
+        if motion.any():
+            self._sent.append((now_ns, motion))
+            self._moved_ns = now_ns
+        if self.axes.absolute:
+            if self._target is None:  # zeros would be a place to go to
+                return Verdict(None, self.state, True, True, self.reason)
+            self._target = self._target + motion
+        action = np.zeros(self.arm_spec.action_dim)
+        action[self.axes.index] = (
+            (motion if self._target is None else self._target) - self.axes.offset
+        ) / self.axes.scale
+        action[self.axes.gripper] = self._gripper
+        return self._verdict(action, proposed, wanted is None)
+
+    def _within_wall_time(self, motion: Array, now_ns: int) -> Array:
+        """The motion (N,), or none while the last one still has its period.
+
+        A caller that sends two commands within one period would else move the robot at twice its speed limit. The control
+        loop waits, so that nothing is lost.
+        """
+        early = (
+            self._moved_ns is not None and self._moved_ns <= now_ns < self.earliest_ns
+        )  # else its clock started anew
+        return np.zeros_like(motion) if early else motion
+
+    def _verdict(self, action: Array, proposed: npt.ArrayLike | None, held: bool) -> Verdict:
+        sent = action.astype(np.float32)
+        if held:
+            return Verdict(sent, self.state, True, True, self.reason)
+        asked = np.asarray(proposed, np.float32)
+        close = np.abs(action - asked) <= 1e-9 + 1e-7 * np.abs(asked)
+        sent = np.where(close, asked, sent)  # what is let through is let through to the last bit
+        return Verdict(sent, self.state, not np.array_equal(sent, asked), False, self.reason)
+
+    # ---- what is wanted
+
+    def _check_pace(self, now_ns: int) -> None:
+        """Notice a loop that was silent for so long that the arm has held by itself, and time spent holding."""
+        last, self._last_ns = self._last_ns, now_ns
+        if last is not None and now_ns < last:  # says nothing about the arm, which has to come to rest as ever
+            self.hold(f"the clock went back by {(last - now_ns) / 1e6:.0f} ms")
+        elif last is not None and now_ns - last > _GAP_PERIODS * self._period_ns:
+            self.hold(f"the control loop was silent for {(now_ns - last) / 1e6:.0f} ms")
+            self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
+            if self.axes.absolute:  # it holds where it is, which need not be where it was last told to be
+                self._target, self._reseat = self._joints_now(), True
+        if self.state is not State.HOLD:
+            self._held_ns = None
+            return
+        if self._held_ns is None:
+            self._held_ns = now_ns
+        if self._halting and self.at_rest:
+            self.stop(self.reason)
+        elif self.at_rest and now_ns - self._held_ns >= self.limits.hold_to_stop_s * 1e9:
+            self.stop(f"held for {self.limits.hold_to_stop_s:g} s: {self.reason}")
+
+    def _wanted(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int) -> Array | None:
+        """The action (A,) to follow as far as the limits let; None to stop."""
+        action, problem, grave = None, self._stale(now_ns), False
+        if not problem:
+            problem = self._frozen or self._places.beyond()
+            grave = bool(problem)
+        if not problem:
+            action, problem, grave = self._read(proposed, now_ns, due_ns)
+        if not problem:
+            self._missing_ns = None
+        elif grave:
+            self.hold(problem)
+        else:
+            # As if missing since its period began, so that the hold comes within the patience, not a period after it.
+            self._missing_ns = now_ns if self._missing_ns is None else self._missing_ns
+            if now_ns - self._missing_ns + self._period_ns > self.limits.patience_s * 1e9 + _EPS:
+                self.hold(problem)
+        return None if problem or self.state is not State.ARMED else action
+
+    def _read(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int) -> tuple[Array | None, str, bool]:
+        """The action, or what is wrong with it and whether that can't be waited out."""
+        if proposed is None:
+            return None, "no action came", False
+        try:
+            action = np.asarray(proposed, np.float64)
+        except (TypeError, ValueError):
+            return None, "what was proposed is no action", True
+        if action.shape != (self.arm_spec.action_dim,):
+            return None, f"the action has shape {action.shape}, expected ({self.arm_spec.action_dim},)", True
+        if not (np.abs(action) <= _LARGEST).all():
+            return None, "the action holds NaN or infinity", True
+        if now_ns - due_ns > self.limits.max_action_age_s * 1e9:
+            return None, f"the action is {(now_ns - due_ns) / 1e6:.0f} ms too late", False
+        if self._due_ns is not None and due_ns < self._due_ns:
+            return None, "the action is older than the one before it", False
+        self._due_ns = due_ns
+        return action, "", False
+
+    def _stale(self, now_ns: int) -> str:
+        if self._captured_ns is None:
+            return "the arm has not been seen yet"
+        age_ns = now_ns - self._captured_ns
+        if age_ns < -self._period_ns:
+            self._from_future = True  # or every later observation would count as old
+            return f"the last observation is {-age_ns / 1e6:.0f} ms in the future; is its clock another one?"
+        if age_ns > self.limits.max_observation_age_s * 1e9:
+            return f"the last observation is {age_ns / 1e6:.0f} ms old{self._stale_reason}"
+        return ""
+
+    # ---- what is allowed of it
+
+    def _next_change(self, action: Array | None) -> Array:
+        """The velocities' next change (N,)."""
+        axes, motion = self.axes, self._motion
+        stop = stopping.stop_change(motion, self._velocity, self._change)
+        if action is None:
+            return stop
+        self._gripper = np.clip(action[axes.gripper], axes.gripper_low, axes.gripper_high)
+        want = action[axes.index] * axes.scale + axes.offset
+        if axes.absolute and self._target is not None:
+            want = np.clip(want, axes.low, axes.high) - self._target
+        velocity = np.clip(want / motion.period_s, -motion.speed, motion.speed)
+        change = np.clip(velocity - self._velocity, *stopping.allowed(motion, self._velocity, self._change))
+        start_low, start_high = self._start()
+        low, high = self._places.room(start_low, start_high, want)
+        reach = stopping.reach(motion, self._velocity + change, change)
+        if (start_high + reach > high).any() or (start_low - reach < low).any():
+            change = self._fit(change, stop, low - start_low, high - start_high)
+        pending, maybe_shown = self._pending()
+        if self._places.clear(start_low, start_high, reach, pending):
+            return change
+        for share in _SHARES_TOGETHER:
+            less = stop + share * (change - stop)
+            path = stopping.stop_path(motion, self._velocity + less, less)
+            if share == 0 or self._places.path_clear(start_low, start_high, path, pending, maybe_shown):
+                return less
+        return stop
+
+    def _start(self) -> tuple[Array, Array]:
+        """Least and greatest place (N,) of the axes when the next command is acted on."""
+        n = len(self.axes.index)
+        if self.axes.absolute and self._target is not None:
+            return self._target, self._target
+        low, high = np.zeros(n), np.zeros(n)
+        pending, maybe_shown = self._pending()
+        if pending:
+            low, high = hull(np.stack(pending), maybe_shown)
+        base = np.zeros(n)
+        if self._places.pose is not None and self._places.translation is not None:
+            base[self._places.translation] = self._places.pose.position
+        return base + low, base + high
+
+    def _pending(self) -> tuple[list[Array], int]:
+        """Motions (N,) that the last observation may not show, and how many of them, from the first on, it may show."""
+        if self._captured_ns is None:
+            return [], 0
+        pending = [self._unshown] if self._unshown.any() else []
+        maybe_shown = len(pending) + sum(sent < self._captured_ns for sent, _ in self._sent)
+        return [*pending, *(motion for _, motion in self._sent)], maybe_shown
+
+    def _fit(self, change: Array, stop: Array, low: Array, high: Array) -> Array:
+        """As much of the change, axis by axis, as leaves a stop within low and high, or else the stop."""
+        tried = stop + _SHARES * (change - stop)
+        places = np.cumsum(stopping.stop_path(self._motion, self._velocity + tried, tried), axis=0)
+        fits = (np.maximum(places.max(0), 0) <= high + _EPS) & (np.minimum(places.min(0), 0) >= low - _EPS)
+        fits[0] = True
+        best = len(_SHARES) - 1 - np.argmax(fits[::-1], axis=0)
+        return np.asarray(tried[best, np.arange(len(change))])

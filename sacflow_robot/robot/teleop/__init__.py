@@ -1,0 +1,1 @@
+"""Human input devices, and interventions by them."""

@@ -1,0 +1,256 @@
+"""A gamepad or a SpaceMouse in a person's hand, read from Linux's own device files; no driver library is needed.
+
+Facts: the joystick interface's 8-byte events (kernel documentation, input/joydev/joystick-api), the buttons' and axes' numbers
+of the xpad driver, and a SpaceMouse's HID reports, 1 translation, 2 rotation (or both in 1), 3 buttons, 350 at full deflection.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sacflow_robot.errors import UnknownNameError, UsageError
+from sacflow_robot.robot.control.announcer import announce
+from sacflow_robot.robot.safety.safety_limits import moves_tool
+from sacflow_robot.robot.teleop.intervention import NOT_BY_HAND, HumanInput, HumanSignal, Label
+from sacflow_robot.spec import ArmSpec, FloatArray
+
+_SPEED = 0.5  # share of the action's range at full deflection
+_MOST_REPORTS = 256  # in one look; Linux keeps 64
+_DEAD_ZONE = 0.08  # of full deflection; sticks do not come back to exactly zero
+
+_JS_EVENT = struct.Struct("<IhBB")  # ms, value, type, number
+_JS_BUTTON, _JS_AXIS, _JS_INITIAL = 0x01, 0x02, 0x80
+_FULL_STICK = 32767
+# Axis of the gamepad: axis of the action and sign. Sticks count right and down as positive.
+_STICKS = {1: (0, -1.0), 0: (1, -1.0), 4: (2, -1.0), 6: (3, -1.0), 7: (4, -1.0), 3: (5, -1.0)}
+_A, _B, _X, _Y, _BACK, _START, _GUIDE = 0, 1, 2, 3, 6, 7, 8
+
+_FULL_SPACEMOUSE = 350
+# The cap's axes are right, towards the person, down; the arm's forward, left, up. This is a rotation, so that turns map alike.
+_CAP = ((1, -1.0), (0, -1.0), (2, -1.0))
+_SPACEMOUSES = ("0000256F:", "0000046D:0000C6")  # vendor, and vendor with the products of its time at Logitech
+
+
+class Handheld(ABC):
+    """A ``HumanInput`` read from a device file without waiting.
+
+    What is commanded is at most half of the action's range; the safety filter stands behind it as behind a policy. If the
+    device goes away, that is an emergency stop while the person has the arm, and else a hold.
+
+    Args:
+        arm: The arm. One whose action is something else than a motion (7,) of the tool, in the base's frame, is stopped,
+            enabled and labeled, and not taken over.
+        path: Device file.
+        say: Shows the person a line.
+
+    Raises:
+        UsageError: The device cannot be opened.
+    """
+
+    help: str
+    report_bytes: int
+    """Most bytes of one report."""
+
+    def __init__(
+        self,
+        arm: ArmSpec,
+        path: Path,
+        say: Callable[[str], None] = announce,
+    ) -> None:
+        self._moves = moves_tool(arm)
+        try:
+            self._file: int | None = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as error:
+            raise UsageError(f"cannot read {path} ({error.strerror}); is it plugged in, and may you read it?") from None
+        self._say, (self._low, self._high) = say, arm.action_bounds
+        self._human, self._gripper = False, -1.0
+        self._motion = np.zeros(6, np.float32)  # shares of full deflection
+        self._label: Label | None = None
+        self._stop = self._arm = self._hold = False
+        say(self.help if self._moves else f"{self.help}\n{NOT_BY_HAND}")
+
+    def poll(self, commanded: FloatArray) -> HumanSignal:
+        """What was pressed since, and how the device is deflected."""
+        for report in self._reports():
+            self._take(report, commanded)
+        # A stop outdoes what came with it, before or after.
+        enable = self._arm and not self._stop and not self._hold
+        signal = HumanSignal(self._action() if self._human else None, self._label, self._stop, enable, self._hold)
+        self._label, self._stop, self._arm, self._hold = None, False, False, False
+        return signal
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    @abstractmethod
+    def _take(self, report: bytes, commanded: FloatArray) -> None:
+        """What one report says."""
+
+    def _reports(self) -> Iterator[bytes]:
+        """What has come, up to a limit; the device's end is told after that."""
+        for _ in range(_MOST_REPORTS):
+            if self._file is None:
+                return
+            try:
+                report = os.read(self._file, self.report_bytes)
+            except BlockingIOError:
+                return
+            except OSError:
+                report = b""
+            if report:
+                yield report
+                continue
+            self.close()
+            self._motion[:] = 0
+            if self._human:
+                self._emergency("the device is gone: EMERGENCY STOP")
+            elif not self._stop:
+                self._hold = True
+                self._say("the device is gone: hold")
+
+    def _emergency(self, line: str) -> None:
+        self._human, self._stop = False, True
+        self._say(line)
+
+    def _take_over(self, commanded: FloatArray) -> None:
+        if self._stop:
+            return
+        if not self._moves:
+            self._say(NOT_BY_HAND)
+            return
+        self._human = not self._human
+        self._gripper = 1.0 if commanded[6] > 0 else -1.0  # nothing is dropped by taking over
+        self._say("you have the arm" if self._human else "the policy has the arm")
+
+    def _grip(self) -> None:
+        if self._human:
+            self._gripper = -self._gripper
+            self._say("gripper closes" if self._gripper > 0 else "gripper opens")
+
+    def _action(self) -> FloatArray:
+        action = np.zeros(7, np.float32)
+        beyond = np.maximum(np.abs(self._motion) - _DEAD_ZONE, 0) / (1 - _DEAD_ZONE)
+        action[:6] = _SPEED * np.sign(self._motion) * np.minimum(beyond, 1)
+        action[6] = self._gripper
+        return np.clip(action, self._low, self._high)
+
+
+class Gamepad(Handheld):
+    """A gamepad, as Linux's joystick interface reports it."""
+
+    help = """\
+B      EMERGENCY STOP                        back   arm again after a hold or a stop
+start  take the arm over; hand it back       A      close or open the gripper
+left stick x and y; right stick z and yaw; cross roll and pitch
+Y success, X failure, guide discard"""
+    report_bytes = _JS_EVENT.size
+    _b_held = False
+
+    def _take(self, report: bytes, commanded: FloatArray) -> None:
+        if len(report) != _JS_EVENT.size:
+            return
+        _, value, kind, number = _JS_EVENT.unpack(report)
+        if kind & ~_JS_INITIAL == _JS_AXIS and number in _STICKS:
+            axis, sign = _STICKS[number]
+            self._motion[axis] = sign * value / _FULL_STICK
+        if kind & ~_JS_INITIAL == _JS_BUTTON and number == _B:
+            self._b_held = bool(value)
+        if kind != _JS_BUTTON or not value:
+            return
+        if number == _B:
+            self._emergency("EMERGENCY STOP; back arms the arm again")
+        elif number == _BACK and self._b_held:
+            self._say("let go of B first")
+        elif number == _BACK:
+            self._arm = True
+        elif number == _START:
+            self._take_over(commanded)
+        elif number == _A:
+            self._grip()
+        elif number in (_X, _Y, _GUIDE):
+            self._label = {_X: Label.FAILURE, _Y: Label.SUCCESS, _GUIDE: Label.DISCARD}[number]
+            self._say(f"episode labelled: {self._label}")
+
+
+class SpaceMouse(Handheld):
+    """A 3Dconnexion SpaceMouse by its HID reports."""
+
+    help = """\
+left button   take the arm over; hand it back    right button   close or open the gripper
+both          EMERGENCY STOP                     labels and arming again: --keyboard"""
+    report_bytes = 64
+    _pressed = 0
+
+    def _take(self, report: bytes, commanded: FloatArray) -> None:
+        kind, values = report[0], report[1:]
+        if kind in (1, 2) and len(values) >= 6:
+            count = 6 if kind == 1 and len(values) >= 12 else 3
+            raw = np.array(struct.unpack_from(f"<{count}h", values)) / _FULL_SPACEMOUSE
+            for part in range(count // 3):
+                first = 3 if kind == 2 else 3 * part
+                self._motion[first : first + 3] = [sign * raw[3 * part + axis] for axis, sign in _CAP]
+        elif kind == 3 and values:
+            fresh, self._pressed = values[0] & ~self._pressed, values[0]
+            if self._pressed & 3 == 3:
+                self._emergency("EMERGENCY STOP; the keyboard's enter arms the arm again")
+            elif fresh & 1:
+                self._take_over(commanded)
+            elif fresh & 2:
+                self._grip()
+
+
+class Both:
+    """Two ``HumanInput`` s: either may stop, label and arm; the first that has the arm moves it.
+
+    A device that goes away is a stop while a person has the arm by the other, too.
+    """
+
+    def __init__(self, *inputs: HumanInput) -> None:
+        self._inputs = inputs
+
+    def poll(self, commanded: FloatArray) -> HumanSignal:
+        """What the person wants by any of them; a stop by one outdoes whatever else is wanted."""
+        signals = [one.poll(commanded) for one in self._inputs]
+        action = next((s.action for s in signals if s.action is not None), None)
+        label = next((s.label for s in signals if s.label is not None), None)
+        hold = any(s.hold for s in signals)
+        if any(s.stop for s in signals) or (hold and action is not None):
+            return HumanSignal(label=label, stop=True)
+        return HumanSignal(action, label, arm=any(s.arm for s in signals) and not hold, hold=hold)
+
+    def close(self) -> None:
+        for one in self._inputs:
+            one.close()
+
+
+def open_handheld(name: str, arm: ArmSpec, say: Callable[[str], None]) -> Handheld:
+    """The device called ``gamepad``, ``spacemouse``, or either with ``:`` and its device file.
+
+    Raises:
+        UnknownNameError: It is called something else.
+        UsageError: There is none, or it cannot be read.
+    """
+    kind, _, path = name.partition(":")
+    if kind == "gamepad":
+        return Gamepad(arm, Path(path or "/dev/input/js0"), say)
+    if kind == "spacemouse":
+        return SpaceMouse(arm, Path(path) if path else _find_spacemouse(), say)
+    raise UnknownNameError(
+        "handheld", name, ["gamepad", "gamepad:/dev/input/jsN", "spacemouse", "spacemouse:/dev/hidrawN"]
+    )
+
+
+def _find_spacemouse(devices: Path = Path("/sys/class/hidraw")) -> Path:
+    for device in sorted(devices.glob("hidraw*")):
+        about = device / "device" / "uevent"
+        if about.is_file() and any(name in about.read_text().upper() for name in _SPACEMOUSES):
+            return Path("/dev") / device.name
+    raise UsageError("no SpaceMouse is plugged in; give its device file: spacemouse:/dev/hidrawN")

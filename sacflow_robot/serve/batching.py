@@ -1,0 +1,142 @@
+"""Requests that are evaluated together, and which of them would be answered too late."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sacflow_robot.errors import InvalidValueError
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve.session import Refusal, Session
+from sacflow_robot.serve.shortcut import Packed
+from sacflow_robot.spec import FloatArray
+
+_AGREEING = 5
+_REFUSALS = 8
+_WARM_UP_S = 1.0
+
+
+class Request(NamedTuple):
+    """One admitted inference request."""
+
+    peer: bytes
+    identifier: int
+    session: Session
+    policy: OnnxPolicy
+    asked: dict[str, FloatArray] | Packed
+    rows: int
+    seed: int | None
+    step: int | None
+    deadline_ns: int | None
+    received_ns: int
+
+    @property
+    def inputs(self) -> dict[str, FloatArray]:
+        """What the policy takes, by name."""
+        return self.asked.arrays() if isinstance(self.asked, Packed) else self.asked
+
+
+def join(requests: Sequence[Request]) -> dict[str, FloatArray]:
+    """The inputs of all of them, one after another; those of a lone one as they are."""
+    every = [request.inputs for request in requests]
+    if len(every) == 1:
+        return every[0]
+    return {name: np.concatenate([inputs[name] for inputs in every]) for name in every[0]}
+
+
+def evaluate(requests: Sequence[Request]) -> tuple[FloatArray, dict[str, FloatArray] | None]:
+    """Actions (B, H, A) of requests for one policy, one after another; may hold NaN or infinity. And what :func:`join` makes
+    of the requests, where that was needed.
+
+    Raises:
+        PolicyFileError: The graph cannot be evaluated.
+    """
+    first = requests[0]
+    if len(requests) == 1 and isinstance(first.asked, Packed):
+        return first.asked.run(), None
+    inputs = join(requests)
+    return first.policy.run(inputs), inputs
+
+
+def warm_up(policy: OnnxPolicy, most_rows: int, budget_s: float = _WARM_UP_S) -> None:
+    """Evaluate once what requests of every size will ask for: an engine's first evaluation of a size may take a second.
+
+    One row comes first, then the most, the powers of two and the sizes between, until the time is over.
+
+    Raises:
+        PolicyFileError: The graph cannot be evaluated.
+    """
+    policy.bind(policy.blank_inputs(1))()
+    deadline = time.monotonic() + budget_s
+    powers = [2**n for n in range(most_rows.bit_length())]
+    for rows in dict.fromkeys((1, most_rows, *powers, *range(1, most_rows))):
+        policy.run(policy.blank_inputs(rows))
+        if time.monotonic() > deadline:
+            return
+
+
+def too_late() -> Refusal:
+    """What a request is told whose answer would come after its deadline."""
+    return Refusal("late", "the answer would have come after the request's deadline; nothing was computed")
+
+
+class Pace:
+    """How long an evaluation takes at least, by the number of rows (to a power of two): the quickest of the last five.
+
+    What is refused as late would have been late in each of these; fewer than five say nothing. So one slow evaluation makes
+    nothing late, one that lasts does, and the first quick one ends it: after eight refusals in a row, one is tried.
+    """
+
+    def __init__(self) -> None:
+        self._recent_ns: dict[int, deque[int]] = {}
+        self._refusals: Counter[int] = Counter()  # since the last evaluation
+
+    def learn(self, rows: int, duration_ns: int) -> None:
+        """An evaluation of so many rows took so long."""
+        size = rows.bit_length()
+        self._recent_ns.setdefault(size, deque(maxlen=_AGREEING)).append(duration_ns)
+        self._refusals[size] = 0
+
+    def least_ns(self, rows: int) -> int:
+        """Time that an evaluation of so many rows takes at least; 0 where that is not known."""
+        recent = self._recent_ns.get(rows.bit_length(), ())
+        return min(recent) if len(recent) == _AGREEING else 0
+
+    def split(self, requests: Sequence[Request], now_ns: int) -> tuple[Sequence[Request], Sequence[Request]]:
+        """Those that would be answered in time if they were evaluated together now, and those that would not."""
+        if all(request.deadline_ns is None for request in requests):
+            return requests, ()
+        rows = sum(request.rows for request in requests)
+        ready_ns = now_ns + self.least_ns(rows)
+        if all(r.deadline_ns is not None and r.deadline_ns < ready_ns for r in requests):
+            self._refusals[rows.bit_length()] += 1
+            if self._refusals[rows.bit_length()] > _REFUSALS:
+                ready_ns = now_ns
+        in_time = [r for r in requests if r.deadline_ns is None or ready_ns <= r.deadline_ns]
+        return in_time, [r for r in requests if r.deadline_ns is not None and ready_ns > r.deadline_ns]
+
+
+def takes_prefix(policy: OnnxPolicy) -> bool:
+    """Whether the policy completes actions already decided."""
+    return bool(getattr(policy, "takes_prefix", False))
+
+
+def checked(policy: OnnxPolicy, arrays: Mapping[str, Any], noise: Any) -> dict[str, FloatArray]:
+    """What the policy takes, from a request's arrays; a prefix that it does not take is ignored.
+
+    Raises:
+        InvalidValueError: One is missing, has a wrong shape, or holds NaN or infinity.
+    """
+    check: Any = policy.check
+    prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
+    decided = () if not takes_prefix(policy) or (prefix is None and mask is None) else (prefix, mask)
+    if any(part is None for part in decided):
+        raise InvalidValueError(f"{wire.PREFIX} and {wire.PREFIX_MASK} come together; one of them is missing")
+    with np.errstate(over="ignore"):  # a float64 that is none as float32 becomes infinite, and is refused
+        inputs: dict[str, FloatArray] = check(arrays, noise, *decided)
+    return inputs

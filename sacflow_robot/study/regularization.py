@@ -1,0 +1,232 @@
+"""What each regulariser, with each schedule of its weight, keeps of data that shows two ways of doing a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle
+
+from sacflow_robot.study import two_ways
+from sacflow_robot.study.report import Report, listed
+from sacflow_robot.study.runs import in_parallel
+from sacflow_robot.study.trial import DEMO_SEED, Budget, Path, run_trial, trial_config
+from sacflow_robot.utils.plot_style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    MARKERS,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    new_figure,
+    tidy,
+)
+
+REGULARISERS = {"action": 1.0, "flow-matching": 1.0, "same-noise": 1.0}
+"""Regulariser and the weight that it starts with. The weights do not compare: flow-matching's loss is a mean over the chunk's
+dimensions, the two distances are sums."""
+
+SCHEDULES = ("constant", "linear", "adaptive")
+_MEASURES = {
+    "success_rate": "success",
+    "rarer_way": "share of the rarer way",
+    "mean_steps": "steps to the goal",
+    "action_distance": "distance from the data's actions",
+}
+_MOST_PATHS = 60
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured.
+
+    Attributes:
+        seeds: Seeds of each case.
+        budget: What each run may cost.
+    """
+
+    seeds: Sequence[int]
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class _Cell:
+    setup: Setup
+    regulariser: str  # or "cloning": the offline phase alone
+    schedule: str
+    seed: int
+    cloned: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Result:
+    row: dict[str, Any]
+    paths: list[Path]
+    solved: list[bool]
+    agent: dict[str, Any] | None
+
+
+def case_count(setup: Setup) -> int:
+    """How often ``advance`` will be called."""
+    return (len(REGULARISERS) * len(SCHEDULES) + 1) * len(setup.seeds)
+
+
+def study_regularisation(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
+    """Clone once for each seed, and go on from that clone with every pair of regulariser and schedule."""
+    clones = in_parallel(_measure, [_Cell(setup, "cloning", "-", seed) for seed in setup.seeds], workers, advance)
+    start = dict(zip(setup.seeds, clones, strict=True))
+    pairs = [(regulariser, schedule) for regulariser in REGULARISERS for schedule in SCHEDULES]
+    cells = [_Cell(setup, *pair, seed, start[seed].agent) for pair in pairs for seed in setup.seeds]
+    results = [*clones, *in_parallel(_measure, cells, workers, advance)]
+    rows = [result.row for result in results]
+    return Report("regularisation", rows, _draw(results, setup), _read(rows))
+
+
+def _measure(cell: _Cell) -> _Result:
+    cloning, budget = cell.regulariser == "cloning", cell.setup.budget
+    if cloning:
+        config = replace(trial_config(budget, cell.seed), online_steps=0)
+    else:
+        weight = REGULARISERS[cell.regulariser]
+        more: dict[str, Any] = {
+            "regulariser": cell.regulariser,
+            "regularisation_schedule": cell.schedule,
+            "regularisation": weight,
+        }
+        config = trial_config(budget, cell.seed, **more)
+    outcome = run_trial(config, budget, cell.cloned)
+    row = {
+        "regulariser": cell.regulariser,
+        "schedule": cell.schedule,
+        "seed": cell.seed,
+        **outcome.figures,
+        "last_weight": outcome.agent.regularisation,
+        "finished": int(outcome.finished),
+    }
+    return _Result(row, outcome.paths, outcome.solved, outcome.agent.state_dict() if cloning else None)
+
+
+def _of(rows: Sequence[dict[str, Any]], regulariser: str, schedule: str, measure: str) -> list[float]:
+    return [r[measure] for r in rows if (r["regulariser"], r["schedule"]) == (regulariser, schedule)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are numbers: a policy that never arrives takes no number of steps."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _draw(results: Sequence[_Result], setup: Setup) -> Figure:
+    figure = new_figure(13.2, 8.2)
+    parts: Any = figure.subfigures(1, 2, width_ratios=[1.75, 1], wspace=0.02)
+    left, right = parts
+    grid: Any = left.subplots(len(REGULARISERS), len(SCHEDULES), sharex=True, sharey=True)
+    demos = two_ways.demonstrate(range(DEMO_SEED, DEMO_SEED + min(setup.budget.demos, _MOST_PATHS)))
+    shown = {(r.row["regulariser"], r.row["schedule"]): r for r in results if r.row["seed"] == setup.seeds[0]}
+    for i, regulariser in enumerate(REGULARISERS):
+        for j, schedule in enumerate(SCHEDULES):
+            axes = grid[i][j]
+            _draw_paths(axes, shown[regulariser, schedule], [e.observations["position"] for e in demos])
+            tidy(axes, f"{regulariser}, {schedule}", grid="both")
+            if i == len(REGULARISERS) - 1:
+                axes.set_xlabel("x (m)")
+            if j == 0:
+                axes.set_ylabel("y (m)")
+    lines = [("demonstrations", "#bbbbbb", ""), ("left", BLUE, ""), ("right", ORANGE, ""), ("failed", VERMILION, "x")]
+    handles = [Line2D([], [], color=colour, marker=marker, mew=1.5, label=name) for name, colour, marker in lines]
+    left.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+    rows = [result.row for result in results]
+    panels: Any = right.subplots(len(_MEASURES), 1, sharex=True)
+    for axes, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
+        _draw_measure(axes, rows, measure, label)
+    return figure
+
+
+def _draw_paths(axes: Axes, result: _Result, demos: list[Path]) -> None:
+    for path in demos:
+        axes.plot(path[:, 0], path[:, 1], color="#cccccc", lw=0.6, zorder=1)
+    axes.add_patch(Circle((0, 0), two_ways.OBSTACLE, color="#555555", zorder=2))
+    goal = (float(two_ways.GOAL_AT[0]), float(two_ways.GOAL_AT[1]))
+    axes.add_patch(Circle(goal, two_ways.GOAL, fill=False, ec=BLACK, lw=1.2, zorder=4))
+    for path, success in list(zip(result.paths, result.solved, strict=True))[:_MOST_PATHS]:
+        colour = (BLUE if two_ways.side_taken(path) < 0 else ORANGE) if success else VERMILION
+        axes.plot(path[:, 0], path[:, 1], color=colour, lw=0.8, alpha=0.6, zorder=3)
+        if not success:
+            axes.plot(*path[-1], "x", color=VERMILION, ms=5, mew=1.3, zorder=5)
+    row = result.row
+    axes.text(
+        0.5,
+        0.5,
+        f"{row['success_rate']:.0%}",
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        color="white",
+        fontsize=11,
+        fontweight="bold",
+        zorder=6,
+    )
+    axes.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+
+
+def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: str) -> None:
+    colours = dict(zip(SCHEDULES, (GREEN, PURPLE, BLACK), strict=True))
+    for i, regulariser in enumerate(REGULARISERS):
+        for j, schedule in enumerate(SCHEDULES):
+            values = _of(rows, regulariser, schedule, measure)
+            x = i + 0.24 * (j - 1)
+            axes.plot([x] * len(values), values, MARKERS[j], color=colours[schedule], ms=4, alpha=0.45, mew=0)
+            middle = _mean(values)
+            axes.plot(
+                [x - 0.09, x + 0.09], [middle] * 2, color=colours[schedule], lw=2.4, label=schedule if i == 0 else None
+            )
+    cloned = _mean(_of(rows, "cloning", "-", measure))
+    axes.axhline(cloned, color=GREY, lw=1, ls=(0, (4, 3)), zorder=1, label="cloning alone")
+    tidy(axes, label)
+    axes.set_xticks(range(len(REGULARISERS)), list(REGULARISERS))
+    axes.set_xlim(-0.5, len(REGULARISERS) - 0.5)
+    if measure == "success_rate":
+        axes.set_ylim(0, 1.04)
+        axes.figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8
+        )
+    elif measure == "rarer_way":
+        axes.set_ylim(0, 0.52)
+    else:
+        axes.set_ylim(0, None)
+
+
+def _read(rows: list[dict[str, Any]]) -> str:
+    def mean(regulariser: str, schedule: str, measure: str) -> float:
+        return _mean(_of(rows, regulariser, schedule, measure))
+
+    pairs = [(r, s) for r in REGULARISERS for s in SCHEDULES]
+    seeds = len(_of(rows, "cloning", "-", "seed"))
+
+    def told(pair: tuple[str, str]) -> str:
+        success, way, steps, off = (mean(pair[0], pair[1], measure) for measure in _MEASURES)
+        return f"{pair[0]} {pair[1]} {success:.0%}, {way:.0%}, {steps:.0f}, {off:.2f}"
+
+    kept = [pair for pair in pairs if mean(pair[0], pair[1], "rarer_way") >= 0.2]
+    lost = [pair for pair in pairs if pair not in kept]
+    best = max(pairs, key=lambda pair: mean(pair[0], pair[1], "success_rate"))
+    fastest = min(pairs, key=lambda pair: np.nan_to_num(mean(pair[0], pair[1], "mean_steps"), nan=np.inf))
+    text = (
+        f"Success, share of the rarer way, steps to the goal and distance from the data's actions, means over seeds ({seeds}): "
+        f"{told(('cloning', '-'))}; {'; '.join(map(told, pairs))}. Most successful is {best[0]} with the {best[1]} schedule, "
+        f"fastest {fastest[0]} with the {fastest[1]} one. "
+    )
+    if lost:
+        names = listed([f"{r} {s} ({mean(r, s, 'rarer_way'):.0%})" for r, s in lost])
+        text += f"The rarer way falls below 20 % of successes with {names}; the other {len(kept)} keep both ways."
+    else:
+        text += "All keep both ways: the rarer one has at least 20 % of the successes."
+    unfinished = sum(not row["finished"] for row in rows)
+    return text + (f" {unfinished} runs diverged." if unfinished else "")

@@ -1,0 +1,1 @@
+"""Small tools that every package shares: files, seeds, rotations, intervals, plot style."""

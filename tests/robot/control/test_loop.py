@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sacflow_robot.episode import Episode, EpisodeBuilder, Step, StepFlag, StepResult
+from sacflow_robot.errors import InvalidValueError, SpecMismatchError, UnknownNameError, UsageError
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.interfaces import Clock
+from sacflow_robot.robot.conformance import FakeRobot
+from sacflow_robot.robot.control.loop import check_fit, run_episode
+from sacflow_robot.robot.drivers.registry import make_robot
+from sacflow_robot.robot.drivers.sim import SimRobot
+from sacflow_robot.spec import FloatArray, Observation, PolicySpec
+from sacflow_robot.utils.seeding import chunk_noise
+
+
+@pytest.fixture(scope="module")
+def robot() -> SimRobot:
+    return SimRobot("lift")
+
+
+@pytest.fixture(scope="module")
+def policy(policy_file: Path) -> OnnxPolicy:
+    return OnnxPolicy(policy_file)
+
+
+class ShortEpisodes(FakeRobot):
+    """The simulated arm, with episodes of a few steps."""
+
+    def __init__(self, robot: SimRobot, steps: int, clock: Clock | None = None) -> None:
+        self._robot, self._steps, self._taken = robot, steps, 0
+        super().__init__(robot.spec, clock)
+
+    def start(self, seed: int) -> StepResult:
+        self._taken = 0
+        return self._robot.begin(seed)
+
+    def react(self, action: FloatArray) -> StepResult:
+        self._taken += 1
+        self._robot.command(action, 0)
+        return replace(self._robot.observe(), truncated=self._taken >= self._steps)
+
+
+class Ticking:
+    """A clock that ticks once a reading."""
+
+    def __init__(self, start_ns: int, tick_ns: int) -> None:
+        self._times = itertools.count(start_ns, tick_ns)
+
+    def now_ns(self) -> int:
+        return next(self._times)
+
+    def sleep_until(self, time_ns: int) -> None:
+        raise AssertionError("a lockstep loop does not wait")
+
+
+class Fixed:
+    """A policy that always answers with the same chunk."""
+
+    def __init__(self, spec: PolicySpec, chunk: FloatArray) -> None:
+        self.spec, self._chunk = spec, chunk
+        self.calls: list[tuple[Observation, FloatArray]] = []
+
+    def infer(self, observation: Observation, noise: FloatArray) -> FloatArray:
+        self.calls.append((observation, noise))
+        return self._chunk[None]
+
+
+def test_a_chunk_is_played_open_loop_and_its_story_recorded(robot: SimRobot, policy: OnnxPolicy) -> None:
+    chunk = np.zeros((5, 7), np.float32)
+    chunk[:, 2] = [0.1, 0.2, 0.3, 0.4, 3.0]
+    fixed, arm = Fixed(policy.spec, chunk), ShortEpisodes(robot, 7)
+    run = run_episode(arm, fixed, 21, policy_version="v1", limits=(np.full(7, -0.25), np.full(7, 0.25)))
+    assert len(fixed.calls) == 2, "the policy is asked once a chunk"
+    for (_, noise), step in zip(fixed.calls, (0, 5), strict=True):
+        assert np.array_equal(noise, chunk_noise((1, 5, 7), 21, step))
+    episode = run.episode
+    assert episode.proposed[:, 2] == pytest.approx([0.1, 0.2, 0.3, 0.4, 3.0, 0.1, 0.2])
+    assert episode.commanded[:, 2] == pytest.approx([0.1, 0.2, 0.25, 0.25, 0.25, 0.1, 0.2])
+    assert np.array_equal(episode.commanded, np.stack(arm.commands))
+    assert episode.measured[1:5, 2].min() > 0.02 and episode.truncated[-1]
+    assert (np.diff(episode.time_ns) > 0).all()
+    info = dict(episode.info)
+    assert (info["seed"], info["policy_version"], info["task"]) == (21, "v1", "lift")
+    assert info["spec_fingerprint"] == policy.spec.fingerprint
+
+
+def test_late_actions_are_counted(robot: SimRobot, policy: OnnxPolicy) -> None:
+    fixed, arm = Fixed(policy.spec, np.zeros((5, 7), np.float32)), ShortEpisodes(robot, 6)
+    for tick_ms, late in ((20, 0), (60, 6)):
+        arm.clock = Ticking(0, tick_ms * 1_000_000)
+        assert run_episode(arm, fixed, 0, policy_version="v1").overruns == late
+
+
+def test_an_action_of_nan_is_not_sent(robot: SimRobot, policy: OnnxPolicy) -> None:
+    chunk = np.zeros((5, 7), np.float32)
+    chunk[2, 0] = np.nan
+    arm = ShortEpisodes(robot, 9)
+    with pytest.raises(InvalidValueError, match="NaN or infinity; it was not sent"):
+        run_episode(arm, Fixed(policy.spec, chunk), 0, policy_version="v1")
+    assert len(arm.commands) == 2
+
+
+class Kept:
+    """A recorder in memory."""
+
+    def __init__(self) -> None:
+        self.episodes: list[Episode] = []
+
+    def begin(self, start: StepResult, time_ns: int, info: Mapping[str, Any]) -> None:
+        self._builder, self._info = EpisodeBuilder(start, time_ns), dict(info)
+
+    def append(self, step: Step) -> None:
+        self._builder.append(step)
+
+    def end(self, info: Mapping[str, Any]) -> None:
+        self.episodes.append(self._builder.build(**self._info, **info))
+
+
+def test_the_recorder_gets_every_step_with_its_times_and_flags(robot: SimRobot, policy: OnnxPolicy) -> None:
+    """The clock ticks once a reading: received, inferred once a chunk, then sent and received again for each step."""
+    chunk = np.zeros((5, 7), np.float32)
+    chunk[1, 0] = 1.5
+    arm, kept, tick = ShortEpisodes(robot, 7), Kept(), 30_000_000
+    arm.clock = Ticking(0, tick)
+    info = {"note": "second try", "calibration_sha256": "ab"}
+    run = run_episode(
+        *(arm, Fixed(policy.spec, chunk), 3),
+        policy_version="v1",
+        recorder=kept,
+        info=info,
+    )
+    (episode,) = kept.episodes
+    first, late = StepFlag.CHUNK_START, StepFlag.LATE
+    for found in (episode, run.episode):
+        assert (found.time_ns // tick).tolist() == [0, 3, 5, 7, 9, 11, 14, 16]
+        assert (found.received_ns // tick).tolist() == [0, 3, 5, 7, 9, 11, 14]
+        assert (found.inferred_ns // tick).tolist() == [1, 1, 1, 1, 1, 12, 12]
+        assert (found.sent_ns // tick).tolist() == [2, 4, 6, 8, 10, 13, 15]
+        assert found.flags.tolist() == [first | late, StepFlag.CLIPPED, 0, 0, 0, first | late, StepFlag.CLIPPED]
+        assert found.info["note"] == "second try" and found.info["calibration_sha256"] == "ab"
+    assert run.overruns == 2
+
+
+def test_capture_times_of_an_arm_that_tells_them_are_kept(robot: SimRobot, policy: OnnxPolicy) -> None:
+    class Stamped(ShortEpisodes):
+        def react(self, action: FloatArray) -> StepResult:
+            return replace(super().react(action), time_ns=1000 * self._taken)
+
+    fixed, arm = Fixed(policy.spec, np.zeros((5, 7), np.float32)), Stamped(robot, 3, Ticking(1_000_000, 1))
+    episode = run_episode(arm, fixed, 3, policy_version="v1").episode
+    assert episode.time_ns.tolist() == [1_000_000, 1000, 2000, 3000]
+    assert episode.received_ns is not None and (episode.received_ns >= 1_000_000).all()
+
+
+def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lost(
+    robot: SimRobot, policy: OnnxPolicy
+) -> None:
+    class Blind(ShortEpisodes):
+        def react(self, action: FloatArray) -> StepResult:
+            result = super().react(action)
+            if len(self.commands) == 3:
+                result.observation["object"][:] = np.nan
+            return result
+
+    arm, kept = Blind(robot, 9), Kept()
+    with pytest.raises(InvalidValueError, match="'object' holds NaN"):
+        run_episode(arm, Fixed(policy.spec, np.zeros((5, 7), np.float32)), 0, policy_version="v1", recorder=kept)
+    assert len(arm.commands) == 3
+    (episode,) = kept.episodes
+    assert len(episode) == 3 and episode.truncated[-1] and episode.info["interrupted"], "what was sent is logged"
+    assert episode.flags is not None and episode.flags[2] & StepFlag.BLIND and not episode.flags[1] & StepFlag.BLIND
+    assert np.array_equal(episode.observations["object"][3], episode.observations["object"][2])
+
+
+def test_a_policy_for_another_arm_is_refused(policy: OnnxPolicy, robot: SimRobot) -> None:
+    check_fit(policy, robot.spec)
+    other = replace(robot.spec, control_rate_hz=10.0, robot="UR5e")
+    with pytest.raises(SpecMismatchError, match=r"\(robot, policy\): robot: UR5e, Panda; control_rate_hz: 10.0, 20.0"):
+        check_fit(policy, other)
+
+
+def test_measured_motion_is_in_action_units(robot: SimRobot) -> None:
+    robot.begin(0)
+    turn = np.array([0, 0, 0, 0, 0, 0.2, -1], np.float32)
+    for _ in range(8):
+        robot.command(turn, 0)
+    turned = robot.observe().measured
+    lift = np.array([0, 0, 0.2, 0, 0, 0, -1], np.float32)
+    for _ in range(8):
+        robot.command(lift, 0)
+    lifted = robot.observe().measured
+    assert turned is not None and lifted is not None
+    assert turned[5] == pytest.approx(np.abs(turned[:6]).max()) and turned[5] > 0.02
+    assert lifted[2] == pytest.approx(np.abs(lifted[:6]).max()) and lifted[2] > 0.02
+    assert lifted[6] == -1
+
+
+def test_a_lockstep_arm_can_be_paced(robot: SimRobot) -> None:
+    slow = SimRobot("lift", speed=2.0)
+    slow.begin(3)
+    robot.begin(3)
+    begun = slow.clock.now_ns()
+    for _ in range(4):
+        action = np.full(7, 0.1, np.float32)
+        slow.command(action, 0)
+        robot.command(action, 0)
+    assert slow.clock.now_ns() - begun >= 4 * 25_000_000, "two times real time, at most"
+    assert np.array_equal(slow.observe().observation["object"], robot.observe().observation["object"])
+    for speed, complaint in (("-1", "expected how many times"), ("nan", "expected how"), ("slow", "expected a number")):
+        with pytest.raises(UsageError, match=complaint):
+            make_robot(f"sim:lift?speed={speed}")
+
+
+def test_driver_names() -> None:
+    assert make_robot("sim:lift").spec.task == "lift"
+    with pytest.raises(UnknownNameError, match=r"unknown robot driver 'smi'; valid names: .*sim:"):
+        make_robot("smi:lift")
+    with pytest.raises(UnknownNameError, match="unknown task 'juggle'; valid names: can, door, lift"):
+        make_robot("sim:juggle")

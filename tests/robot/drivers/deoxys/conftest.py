@@ -1,0 +1,82 @@
+"""A twin that lives in the background, and its configuration."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config
+from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
+
+from .bare_arm import BareArm  # isort: skip
+
+SHIPPED = Path(__file__).parents[3] / "launch" / "deoxys_twin.yml"
+
+
+@pytest.fixture
+def config() -> DeoxysConfig:
+    """The shipped configuration on free ports."""
+    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
+    ports = [one.getsockname()[1] for one in taken]
+    for one in taken:
+        one.close()
+    return replace(
+        load_config(SHIPPED),
+        command_port=ports[0],
+        state_port=ports[1],
+        gripper_command_port=ports[2],
+        gripper_state_port=ports[3],
+        objects=f"tcp://127.0.0.1:{ports[4]}",
+        reset=f"tcp://127.0.0.1:{ports[5]}",
+    )
+
+
+@pytest.fixture
+def twin(config: DeoxysConfig) -> Iterator[FrankaTwin]:
+    """A twin that nobody drives forward; ``live`` does."""
+    made = FrankaTwin(config)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def live(twin: FrankaTwin) -> Iterator[FrankaTwin]:
+    """A twin living at its own rate."""
+    thread = threading.Thread(target=twin.run)
+    thread.start()
+    yield twin
+    twin.stop()
+    thread.join()
+
+
+@pytest.fixture
+def ask(config: DeoxysConfig) -> Callable[..., dict[str, Any]]:
+    """What only a twin can be asked."""
+
+    def asked(**what: Any) -> dict[str, Any]:
+        with zmq.Context() as context, context.socket(zmq.REQ) as side:
+            side.setsockopt(zmq.LINGER, 0)
+            side.connect(config.reset)
+            side.send(json.dumps(what).encode())
+            assert side.poll(10_000)
+            answer: dict[str, Any] = json.loads(side.recv())
+            return answer
+
+    return asked
+
+
+@pytest.fixture
+def bare_arm(config: DeoxysConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[BareArm]:
+    """An arm's side that needs no simulator."""
+    monkeypatch.setattr("sacflow_robot.robot.drivers.deoxys.driver._IDLE_COMMANDS", 3)
+    made = BareArm(config)
+    yield made
+    made.close()

@@ -1,0 +1,424 @@
+"""The LeRobot driver over a stand-in for LeRobot's ``Robot``, whose joints go to their goals at a limited speed."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from sacflow_robot.errors import DataError, InvalidValueError, RobotError, SilentArmError, StoppedError, UsageError
+from sacflow_robot.interfaces import Robot
+from sacflow_robot.robot.conformance import check_robot
+from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.drivers.lerobot import LeRobotArm
+from sacflow_robot.robot.drivers.registry import make_robot
+from sacflow_robot.robot.safety.filter import SafetyFilter
+from sacflow_robot.robot.safety.safety_limits import SafetyLimits
+
+pytestmark = pytest.mark.realtime
+
+NAMES = ("shoulder.pos", "elbow.pos", "gripper.pos")
+
+
+@dataclass(kw_only=True)
+class StandInConfig:
+    id: str | None = None
+    port: str = ""
+
+
+class StandIn:
+    """Has the names, and the strictness, of ``lerobot.robots.Robot``; insists on being called by one thread."""
+
+    made: ClassVar[list[StandIn]] = []
+
+    def __init__(self, config: StandInConfig) -> None:
+        self.config, self.is_connected, self.is_calibrated = config, False, True
+        self.positions = dict(zip(NAMES, (10.0, -20.0, 50.0), strict=True))
+        self.sent: list[dict[str, float]] = []
+        self.calibrated_on_connect: bool | None = None
+        self.broken = self.stuck = self.deaf = False
+        self.read_s = 0.0
+        self.threads: set[int] = set()
+        StandIn.made.append(self)
+
+    observation_features: ClassVar[dict[str, Any]] = {**dict.fromkeys(NAMES, float), "wrist": (4, 6, 3)}
+    action_features: ClassVar[dict[str, Any]] = dict.fromkeys(NAMES, float)
+
+    def connect(self, calibrate: bool = True) -> None:
+        if self.config.port == "/dev/absent":
+            raise ConnectionError("no such port")
+        self.calibrated_on_connect, self.is_connected = calibrate, True
+
+    def get_observation(self) -> dict[str, Any]:
+        self.threads.add(threading.get_ident())
+        if self.broken:
+            raise ConnectionError("There is no status packet!")
+        while self.stuck:
+            time.sleep(0.01)
+        time.sleep(self.read_s)
+        return {**self.positions, "wrist": np.full((4, 6, 3), 7, np.uint8)}
+
+    def send_action(self, action: dict[str, Any]) -> dict[str, Any]:
+        self.threads.add(threading.get_ident())
+        if self.deaf:
+            raise ConnectionError("no answer")
+        assert set(action) == set(NAMES) and all(type(v) is float for v in action.values())
+        self.sent.append(dict(action))
+        for name, goal in action.items():
+            self.positions[name] += float(np.clip(goal - self.positions[name], -2, 2))
+        return action
+
+    def disconnect(self) -> None:
+        self.is_connected = False
+
+
+@pytest.fixture
+def lerobot(monkeypatch: pytest.MonkeyPatch) -> None:
+    class RobotConfig:
+        @staticmethod
+        def get_known_choices() -> dict[str, type]:
+            return {"stand_in": StandInConfig}
+
+    robots = ModuleType("lerobot.robots")
+    robots.RobotConfig, robots.make_robot_from_config = RobotConfig, StandIn  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lerobot", ModuleType("lerobot"))
+    monkeypatch.setitem(sys.modules, "lerobot.robots", robots)
+
+
+BOUNDS = "joints: {shoulder.pos: [-100, 100], elbow.pos: [-100, 100], gripper.pos: [0, 100]}\n"
+
+
+@pytest.fixture
+def name(lerobot: None, tmp_path: Path) -> str:
+    file = tmp_path / "arm.yaml"
+    file.write_text(BOUNDS + "robot: {id: mine, port: /dev/x}\ncontrol_rate_hz: 100\nhorizon: 1000\nunit: deg\n")
+    return f"lerobot:stand_in?config={file}"
+
+
+@pytest.fixture
+def arm(name: str) -> Iterator[LeRobotArm]:
+    made = make_robot(name)
+    assert isinstance(made, LeRobotArm)
+    made.connect()
+    yield made
+    StandIn.made[-1].stuck = False
+    made.close()
+
+
+def eventually(true: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def soon() -> int:
+    return time.monotonic_ns() + 60_000_000_000
+
+
+def test_it_is_reached_without_calibrating_and_without_a_command(arm: LeRobotArm) -> None:
+    stand_in = StandIn.made[-1]
+    start = arm.begin(3)
+    assert stand_in.config == StandInConfig(id="mine", port="/dev/x")
+    assert stand_in.calibrated_on_connect is False and stand_in.sent == []
+    assert start.observation["joint_pos"].tolist() == [10.0, -20.0, 50.0]
+    assert start.observation["wrist"].dtype == np.uint8
+    assert start.measured is not None and np.allclose(start.measured, [0.1, -0.2, 0.0])
+    assert arm.spec.action_units == ("-100 to 100 deg", "-100 to 100 deg", "0 to 100 deg")
+    arm.spec.check_observation(start.observation)
+
+
+def test_an_action_goes_to_the_bounds_and_not_beyond(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    arm.command(np.array([0.5, -5.0, 1.0], np.float32), soon())
+    assert eventually(lambda: arm.observe().observation["joint_pos"].tolist() == [50.0, -100.0, 100.0])
+    assert len(StandIn.made[-1].threads) == 1, "LeRobot's robot is called by one thread"
+
+
+def test_an_action_out_of_date_moves_nothing(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    arm.command(np.ones(3, np.float32), time.monotonic_ns() - 1)
+    time.sleep(0.05)
+    assert StandIn.made[-1].sent == []
+
+
+def test_when_an_action_runs_out_it_stays_where_it_is(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    arm.command(np.ones(3, np.float32), time.monotonic_ns() + 100_000_000)
+    time.sleep(0.15)
+    stand_in = StandIn.made[-1]
+    first = len(stand_in.sent)
+    assert eventually(lambda: len(stand_in.sent) > first + 5)
+    held = stand_in.sent[first + 1 :]
+    assert held[0]["shoulder.pos"] < 100 and all(sent == held[0] for sent in held), "one place, not what is read anew"
+    stand_in.positions["shoulder.pos"] -= 1
+    assert eventually(lambda: stand_in.positions["shoulder.pos"] == held[0]["shoulder.pos"])
+
+
+def test_hold_and_stop(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    arm.command(np.ones(3, np.float32), soon())
+    assert eventually(lambda: len(StandIn.made[-1].sent) > 2)
+    arm.hold()
+    assert eventually(lambda: StandIn.made[-1].sent[-1]["shoulder.pos"] < 100)
+    arm.command(np.ones(3, np.float32), soon())
+    arm.stop()
+    with pytest.raises(StoppedError):
+        arm.command(np.ones(3, np.float32), soon())
+    assert eventually(lambda: StandIn.made[-1].sent[-1]["shoulder.pos"] < 100)
+    arm.connect()
+    sent = len(StandIn.made[-1].sent)
+    time.sleep(0.05)
+    assert len(StandIn.made[-1].sent) == sent, "connecting again moves nothing"
+    arm.command(np.ones(3, np.float32), soon())
+    assert eventually(lambda: StandIn.made[-1].sent[-1]["shoulder.pos"] == 100)
+
+
+def test_what_is_no_action_is_refused(arm: LeRobotArm) -> None:
+    for action, message in ((np.zeros(2), "expected \\(3,\\)"), (np.array([0, np.nan, 0]), "holds NaN")):
+        with pytest.raises(InvalidValueError, match=message):
+            arm.command(action.astype(np.float32), soon())
+
+
+def test_the_conformance_kit(name: str) -> None:
+    def unplug(robot: Robot) -> None:
+        StandIn.made[-1].broken = True
+
+    check_robot(lambda: make_robot(name), lose=unplug)
+
+
+def test_a_lost_or_stuck_bus_is_said(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    StandIn.made[-1].stuck = True
+    time.sleep(0.6)
+    with pytest.raises(SilentArmError, match="s ago; is its bus stuck"):
+        arm.observe()
+    StandIn.made[-1].broken, StandIn.made[-1].stuck = True, False
+    assert eventually(lambda: bool(arm._error))
+    with pytest.raises(RobotError, match="arm is lost: There is no status packet"):
+        arm.observe()
+
+
+@pytest.mark.parametrize("error", [ConnectionError("camera unplugged"), SystemExit("camera unplugged")])
+def test_when_a_reading_fails_the_arm_goes_no_further(
+    arm: LeRobotArm, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """A motor goes to its last goal, whatever becomes of the camera: nothing but another goal stops it."""
+
+    def unplugged(self: StandIn) -> dict[str, Any]:
+        raise error
+
+    arm.begin(0)
+    arm.command(np.ones(3, np.float32), soon())
+    stand_in = StandIn.made[-1]
+    assert eventually(lambda: stand_in.positions["shoulder.pos"] > 20)
+    monkeypatch.setattr(StandIn, "get_observation", unplugged)
+    assert eventually(lambda: stand_in.sent[-1]["shoulder.pos"] < 100)
+    sent, at = len(stand_in.sent), stand_in.sent[-1]
+    assert eventually(lambda: len(stand_in.sent) > sent + 5) and stand_in.sent[-1] == at, "it is kept there"
+    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
+        with pytest.raises(RobotError, match="the arm is lost: camera unplugged; connect it again"):
+            call()
+    monkeypatch.undo()
+    arm.hold()
+    arm.stop()
+    arm.connect()
+    arm.begin(0)
+
+
+def test_a_hold_that_cannot_be_sent_is_sent_again(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    arm.command(np.ones(3, np.float32), soon())
+    stand_in = StandIn.made[-1]
+    assert eventually(lambda: len(stand_in.sent) > 2)
+    stand_in.deaf = True
+    assert eventually(lambda: bool(arm._error))
+    stand_in.deaf = False
+    assert eventually(lambda: stand_in.sent[-1]["shoulder.pos"] < 100)
+
+
+def test_an_observation_is_as_old_as_the_begin_of_its_reading(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    StandIn.made[-1].read_s = 0.1
+    time.sleep(0.25)
+    age_s = (time.monotonic_ns() - (arm.observe().time_ns or 0)) / 1e9
+    assert 0.1 <= age_s < 0.35
+    StandIn.made[-1].stuck = True
+    time.sleep(0.05)
+    assert arm.observe().stale_reason == "the arm has not been read since"
+
+
+def test_hold_and_stop_work_in_any_state(name: str) -> None:
+    arm = make_robot(name)
+
+    def still_works() -> None:
+        for _ in range(2):
+            arm.hold()
+            arm.stop()
+        with pytest.raises(StoppedError):
+            arm.command(np.ones(3, np.float32), soon())
+
+    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
+        with pytest.raises(RobotError, match="not connected"):
+            call()
+    still_works()
+    arm.connect()
+    still_works()
+    arm.close()
+    arm.close()
+    still_works()
+    arm.connect()
+    arm.begin(0)
+    arm.close()
+    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
+        with pytest.raises(RobotError, match="not connected"):
+            call()
+    assert StandIn.made[-1].sent == [], "nothing has moved"
+
+
+def test_a_stop_while_connecting_is_not_undone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arm = make_robot(name)
+    plain = StandIn.connect
+
+    def stopped_meanwhile(self: StandIn, calibrate: bool = True) -> None:
+        plain(self, calibrate)
+        arm.stop()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StandIn, "connect", stopped_meanwhile)
+        with pytest.raises(StoppedError):
+            arm.connect()
+    with pytest.raises(StoppedError):
+        arm.command(np.ones(3, np.float32), soon())
+    arm.connect()
+    arm.begin(0)
+    arm.close()
+
+
+def test_a_target_of_before_the_stop_is_not_gone_to(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    arm.command(np.ones(3, np.float32), soon())
+    arm.stop()
+    arm.close()
+    arm.connect()
+    stand_in = StandIn.made[-1]
+    stand_in.positions = dict.fromkeys(NAMES, 40.0)  # moved by hand
+    sent = len(stand_in.sent)
+    time.sleep(0.05)
+    arm.hold()
+    time.sleep(0.05)
+    assert len(stand_in.sent) == sent
+    arm.command(np.array([0.5, 0.5, 0.5], np.float32), soon())
+    assert eventually(lambda: stand_in.positions["shoulder.pos"] > 40)
+    arm.hold()
+    assert eventually(lambda: abs(stand_in.sent[-1]["shoulder.pos"] - stand_in.positions["shoulder.pos"]) < 2.1)
+
+
+def test_a_thread_that_has_ended_is_found(arm: LeRobotArm) -> None:
+    arm.begin(0)
+    arm._closing.set()
+    assert arm._thread is not None
+    arm._thread.join()
+    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
+        with pytest.raises(RobotError, match="the thread that keeps the arm standing has ended"):
+            call()
+    arm.hold()
+    arm.stop()
+    arm.connect()
+    arm.begin(0)
+
+
+def test_a_call_that_never_returns_keeps_nobody_waiting(arm: LeRobotArm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sacflow_robot.robot.drivers.lerobot._END_WITHIN_S", 0.1)
+    arm.begin(0)
+    StandIn.made[-1].stuck = True
+    time.sleep(0.05)
+    arm.hold()
+    arm.stop()
+    arm.close()
+    assert StandIn.made[-1].is_connected, "two calls at once could hurt more"
+    with pytest.raises(RobotError, match="a call of lerobot has not returned"):
+        arm.connect()
+    StandIn.made[-1].stuck = False
+    arm.connect()
+    arm.begin(0)
+
+
+def test_an_episode_is_cut_at_its_horizon(arm: LeRobotArm) -> None:
+    assert not arm.begin(0).truncated
+    arm._began_ns -= 10_000_000_000
+    assert arm.observe().truncated
+
+
+def test_what_cannot_be_is_refused(lerobot: None, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "other.yaml"
+    for text, message in (
+        ("joints: {a.pos: [0, 1]}", "bounds are given for a.pos; the arm has shoulder.pos, elbow.pos, gripper.pos"),
+        (BOUNDS + "robot: {speed: 3}", "refuses the settings"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            make_robot(f"lerobot:stand_in?config={file}")
+    for text, message in (
+        ("robot: {}", "lacks 'joints'"),
+        ("joints: {a: [1, 0]}", "higher highest"),
+        (BOUNDS + "rate: 3", "unexpected keyword"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            make_robot(f"lerobot:stand_in?config={file}")
+    with pytest.raises(UsageError, match="needs a file with its port"):
+        make_robot("lerobot:stand_in")
+    with pytest.raises(UsageError, match="knows no robot 'so9000'"):
+        make_robot(name.replace("stand_in", "so9000"))
+    file.write_text(BOUNDS + "robot: {port: /dev/absent}")
+    with pytest.raises(RobotError, match="cannot be reached: no such port"):
+        make_robot(f"lerobot:stand_in?config={file}").connect()
+
+
+def test_lerobot_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lerobot", None)
+    monkeypatch.setitem(sys.modules, "lerobot.robots", None)
+    (tmp_path / "arm.yaml").write_text(BOUNDS)
+    with pytest.raises(UsageError, match="lerobot cannot be imported"):
+        make_robot(f"lerobot:so101_follower?config={tmp_path}/arm.yaml")
+
+
+def test_one_that_is_not_calibrated_is_not_moved(name: str) -> None:
+    arm = make_robot(name)
+    StandIn.made[-1].is_calibrated = False
+    with pytest.raises(RobotError, match="lerobot-calibrate"):
+        arm.connect()
+    arm.close()
+
+
+def test_the_loop_drives_it_through_the_safety_filter_and_holds_it_where_it_stands(arm: LeRobotArm) -> None:
+    class Chooser:
+        count = 0
+
+        def begin(self) -> None:
+            pass
+
+        def step(self, observation: Any, noise: Any = None) -> Any:
+            self.count += 1
+            action = None if self.count == 1 else np.array([0.9, -0.2, 0.5], np.float32)
+            return SimpleNamespace(action=action, joined=False)
+
+    policy: Any = SimpleNamespace(spec=SimpleNamespace(noise_shape=(4, 3), fingerprint="f"))
+    limits = SafetyLimits(turn_rad_per_s=(1.0,), max_observation_age_s=5, max_action_age_s=5)
+    safety = SafetyFilter(arm.spec, limits)
+    run = run_episode(arm, policy, 0, policy_version="v", safety=safety, chooser=Chooser(), most_steps=40)
+    commanded = run.episode.commanded
+    assert np.allclose(commanded[0], [0.1, -0.2, 0.0], atol=1e-6), "no action came: where it stands, gripper included"
+    per_period = np.abs(np.diff(commanded[:, :2], axis=0)) * np.radians(100)
+    assert 0.009 < per_period.max() <= 0.01 + 1e-6, "1 rad/s in periods of 10 ms"

@@ -1,0 +1,339 @@
+"""The simulated arm on its own clock, real and virtual, through the control loop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sacflow_robot.episode import StepFlag
+from sacflow_robot.errors import RobotError, ServerGoneError, StoppedError, UnknownNameError, UsageError
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.robot.control.loop import EpisodeRun, OpenLoop, run_episode
+from sacflow_robot.robot.control.operator_requests import Switches
+from sacflow_robot.robot.drivers.registry import make_robot
+from sacflow_robot.robot.drivers.rtsim import ProcessArm, VirtualArm
+from sacflow_robot.robot.drivers.sim import SimRobot
+from sacflow_robot.robot.safety.filter import SafetyFilter, State
+from sacflow_robot.robot.safety.safety_limits import SafetyLimits
+from sacflow_robot.spec import FloatArray, Observation
+
+pytestmark = pytest.mark.realtime
+
+LIFT = Path(__file__).parents[2] / "policies" / "lift.onnx"
+MS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def policy() -> OnnxPolicy:
+    return OnnxPolicy(LIFT)
+
+
+@dataclass
+class Scripted:
+    """Chosen by the step's number alone, so that two arms are sent the same."""
+
+    action: FloatArray
+    joined: bool = False
+
+
+class Script:
+    def __init__(self, steps: int) -> None:
+        rng = np.random.default_rng(4)
+        self.actions = np.repeat(rng.uniform(-0.4, 0.4, (steps // 4 + 1, 7)), 4, axis=0).astype(np.float32)
+        self.begin()
+
+    def begin(self) -> None:
+        self.step_number = 0
+
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> Scripted:
+        self.step_number += 1
+        return Scripted(self.actions[self.step_number - 1])
+
+
+def virtual(query: str = "") -> VirtualArm:
+    robot = make_robot(f"rtsim:lift?clock=virtual&{query}".rstrip("&"))
+    assert isinstance(robot, VirtualArm)
+    robot.connect()
+    return robot
+
+
+def test_without_delays_the_arm_does_what_it_does_in_lockstep(policy: OnnxPolicy) -> None:
+    runs = [run_episode(robot, policy, 30_001, policy_version="v") for robot in (SimRobot("lift"), virtual())]
+    lockstep, own = (run.episode for run in runs)
+    assert lockstep.success and own.success
+    common = min(len(lockstep), len(own))
+    assert common > 10
+    furthest = np.abs(lockstep.observations["robot0_eef_pos"][:common] - own.observations["robot0_eef_pos"][:common])
+    assert furthest.max() < 1e-3, "to the rounding of observed goals"
+
+
+def test_the_virtual_clock_repeats_itself_and_delays_move_what_they_should(policy: OnnxPolicy) -> None:
+    query = "obs_delay_ms=20&cmd_delay_ms=30&jitter_ms=15&obs_drop=0.1&cmd_drop=0.1&noise_m=0.001&noise_rad=0.01"
+    once, again = (run_episode(virtual(query), policy, 30_002, policy_version="v").episode for _ in range(2))
+    for key, rows in once.observations.items():
+        assert np.array_equal(rows, again.observations[key])
+    assert np.array_equal(once.commanded, again.commanded) and np.array_equal(once.time_ns, again.time_ns)
+    assert once.received_ns is not None
+    ages = (once.received_ns[1:] - once.time_ns[1:-1]) / MS
+    assert ages.min() >= 20 and np.median(ages) > 25, "delay and jitter show in the capture times"
+
+
+def test_both_clocks_play_the_same_events_in_the_same_order(policy: OnnxPolicy) -> None:
+    """Margins are a quarter of a tick, 12 ms: where this machine was busier than that, the episode is played again.
+
+    The arm's process can be late too, which this one does not see: what is looked at is whether events were the same.
+    """
+    link = {"tick_ms": 50.0, "obs_delay_ms": 50.0, "cmd_delay_ms": 50.0, "obs_drop": 0.1, "cmd_drop": 0.1}
+    query = "&".join(f"{name}={value}" for name, value in link.items())
+    wanted = run_episode(virtual(query), policy, 7, policy_version="v", chooser=Script(40), most_steps=40).episode
+    robot = make_robot(f"rtsim:lift?{query}")
+    assert isinstance(robot, ProcessArm)
+    robot.connect()
+    try:
+        for _ in range(8):
+            run = run_episode(robot, policy, 7, policy_version="v", chooser=Script(40), most_steps=40)
+            if all(np.array_equal(rows, run.episode.observations[key]) for key, rows in wanted.observations.items()):
+                break
+    finally:
+        robot.close()
+    for key, rows in wanted.observations.items():
+        assert np.array_equal(rows, run.episode.observations[key]), key
+    assert np.array_equal(wanted.commanded, run.episode.commanded)
+    assert np.array_equal(np.diff(wanted.time_ns), np.diff(run.episode.time_ns).round(-6))
+
+
+def test_an_arm_without_commands_holds_and_goes_nowhere() -> None:
+    robot = virtual()
+    robot.begin(3)
+    push = np.array([0.5, 0, 0, 0, 0, 0, -1], np.float32)
+    for _ in range(6):
+        robot.command(push, robot.clock.now_ns() + 100 * MS)
+        robot.clock.sleep_until(robot.clock.now_ns() + 50 * MS)
+    robot.clock.sleep_until(robot.clock.now_ns() + 1500 * MS)  # silence: the last command's validity ends in it
+    held = robot.observe().observation["robot0_eef_pos"]
+    robot.clock.sleep_until(robot.clock.now_ns() + 2000 * MS)
+    assert np.abs(robot.observe().observation["robot0_eef_pos"] - held).max() < 2e-3
+    robot.command(push, robot.clock.now_ns() - 100 * MS)
+    robot.clock.sleep_until(robot.clock.now_ns() + 500 * MS)
+    assert np.abs(robot.observe().observation["robot0_eef_pos"] - held).max() < 2e-3, "an expired command does nothing"
+    robot.stop()
+    with pytest.raises(StoppedError, match="connect"):
+        robot.command(push, robot.clock.now_ns() + 100 * MS)
+
+
+class Failing:
+    """A policy's chunks, until it is gone; then it is back."""
+
+    def __init__(self, policy: OnnxPolicy, gone: range) -> None:
+        self._inner, self._gone, self.count = OpenLoop(policy), gone, 0
+
+    def begin(self) -> None:
+        self._inner.begin()
+
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> object:
+        self.count += 1
+        if self.count in self._gone:
+            raise ServerGoneError("it is gone")
+        return self._inner.step(observation, noise)
+
+
+def run_with_rearming(robot: VirtualArm, policy: OnnxPolicy, chooser: object, said: list[str]) -> EpisodeRun:
+    """A person who arms the arm as soon as it is said to hold."""
+    switches = Switches()
+
+    def tell(line: str) -> None:
+        said.append(line)
+        if line.startswith("hold"):
+            switches.arm()
+
+    return run_episode(
+        robot,
+        policy,
+        30_003,
+        policy_version="v",
+        chooser=chooser,
+        switches=switches,
+        tell=tell,  # type: ignore[arg-type]
+    )
+
+
+def test_an_action_chosen_too_late_for_its_deadline_is_dropped(policy: OnnxPolicy) -> None:
+    robot = virtual()
+
+    class Slow(Script):
+        def step(self, observation: Observation, noise: FloatArray | None = None) -> Scripted:
+            chosen = super().step(observation, noise)
+            if self.step_number == 6:
+                robot.clock.sleep_until(robot.clock.now_ns() + 60 * MS)
+            return chosen
+
+    held = {}
+    for most_s in (0.05, 0.15):
+        safety = SafetyFilter(robot.spec, SafetyLimits(max_action_age_s=most_s))
+        run = run_episode(robot, policy, 3, policy_version="v", safety=safety, chooser=Slow(12), most_steps=10)
+        assert run.episode.flags is not None
+        held[most_s] = [step for step, flags in enumerate(run.episode.flags) if flags & StepFlag.HELD]
+    assert held == {0.05: [5], 0.15: []}
+
+
+def test_a_server_that_goes_leaves_the_arm_in_hold_within_two_periods_and_it_goes_on_when_armed(
+    policy: OnnxPolicy,
+) -> None:
+    said: list[str] = []
+    run = run_with_rearming(virtual(), policy, Failing(policy, range(10, 13)), said)
+    assert said[0] == "hold: no action came (it is gone)" and "armed" in said
+    flags, held = run.episode.flags, [t for t, source in enumerate(run.episode.source) if source == 3]
+    assert flags is not None and held[0] == 9, "the first step without an action is no step of the policy's"
+    assert np.abs(run.episode.commanded[held, :6]).max() == 0, "without limits of acceleration it is at rest at once"
+    assert run.episode.success
+
+
+def test_a_network_that_fails_leaves_the_arm_in_hold_within_two_periods_and_no_step_is_lost(policy: OnnxPolicy) -> None:
+    said: list[str] = []
+    limits = SafetyLimits(max_observation_age_s=0.06, patience_s=0.1)
+    robot, switches = virtual("down_s=0.5&up_s=1.2"), Switches()
+    safety = SafetyFilter(robot.spec, limits)
+    held_at: list[int] = []
+
+    def tell(line: str) -> None:
+        said.append(line)
+        held_at.append(robot.clock.now_ns())
+        switches.arm()
+
+    run = run_episode(
+        *(robot, policy, 30_004), policy_version="v", safety=safety, switches=switches, tell=tell, most_steps=80
+    )
+    start = int(run.episode.time_ns[0])
+    assert said[0].startswith("hold: the last observation is") and any("cannot arm" in line for line in said)
+    # The last observation that arrives is of 490 ms; one older than 60 ms is a missing one.
+    assert held_at[0] - start <= (490 + 60 + 2 * 50 + 50) * MS
+    assert np.diff(run.timing.sent_ns).max() == 50 * MS and run.timing.missed == 0, "the loop goes on, step by step"
+
+
+def test_an_emergency_stop_ends_the_episode_and_is_latched(policy: OnnxPolicy) -> None:
+    robot, switches = virtual(), Switches()
+    safety = SafetyFilter(robot.spec)
+
+    class Stopping(Script):
+        def step(self, observation: Observation, noise: FloatArray | None = None) -> Scripted:
+            if self.step_number == 7:
+                switches.stop("somebody's hand")
+            return super().step(observation, noise)
+
+    run = run_episode(robot, policy, 5, policy_version="v", chooser=Stopping(40), safety=safety, switches=switches)
+    assert run.stopped == "somebody's hand" and run.episode.info["interrupted"] and len(run.episode) < 12
+    assert safety.state is State.STOPPED
+    with pytest.raises(StoppedError):
+        robot.command(np.zeros(7, np.float32), robot.clock.now_ns() + 100 * MS)
+
+
+@pytest.fixture
+def process_arm() -> Iterator[ProcessArm]:
+    robot = ProcessArm("lift")
+    robot.connect()
+    yield robot
+    robot.close()
+
+
+def test_an_arm_whose_process_dies_is_an_error_and_can_be_connected_again(process_arm: ProcessArm) -> None:
+    process_arm.begin(1)
+    assert process_arm.pid is not None
+    os.kill(process_arm.pid, signal.SIGKILL)
+    while process_arm._process is not None and process_arm._process.poll() is None:
+        time.sleep(0.01)
+    for call in (
+        process_arm.observe,
+        lambda: process_arm.command(np.zeros(7, np.float32), process_arm.clock.now_ns() + 100 * MS),
+    ):
+        with pytest.raises(RobotError, match=r"does not run; connect it \(its process ended with status -9\)"):
+            call()
+    for _ in range(2):
+        process_arm.hold()
+        process_arm.stop()
+    process_arm.connect()
+    assert process_arm.begin(2).time_ns is not None
+
+
+def seen_after(robot: ProcessArm, seconds: float) -> dict[str, FloatArray]:
+    until_ns = robot.clock.now_ns() + round(seconds * 1e9)
+    while (robot.observe().time_ns or 0) < until_ns:
+        time.sleep(0.01)
+    return robot.observe().observation
+
+
+def test_what_fails_in_the_process_is_told_and_it_lives_on(process_arm: ProcessArm) -> None:
+    process_arm.begin(1)
+    process_arm._send({"do": "begin", "seed": "seven", "episode": 1})
+    with pytest.raises(RobotError, match=r"rtsim:lift failed: Error: Seed must be"):
+        seen_after(process_arm, 5.0)
+    assert process_arm.begin(2).time_ns is not None
+    seen_after(process_arm, 0.1)
+
+
+def test_after_a_stop_nothing_moves_before_it_is_connected(process_arm: ProcessArm) -> None:
+    process_arm.begin(1)
+    until_ns = process_arm.clock.now_ns() + 10**10
+    process_arm.command(np.array([1, 0, 0, 0, 0, 0, -1], np.float32), until_ns)
+    seen_after(process_arm, 0.1)
+    process_arm.stop()
+    # A command that left before the stop was heard of, as from a thread in the midst of sending it.
+    action = np.array([1, 0, 0, 0, 0, 0, 1], np.float32)
+    process_arm._send(
+        {"do": "command", "action": action.tobytes(), "until": until_ns, "at": process_arm.clock.now_ns()}
+    )
+    before = seen_after(process_arm, 0.5)
+    after = seen_after(process_arm, 0.5)
+    assert np.abs(after["robot0_eef_pos"] - before["robot0_eef_pos"]).max() < 5e-3, "a command moves it tenfold"
+    assert after["robot0_gripper_qpos"][0] < 0.035, "nor did the fingers go on opening, to 0.04"
+    process_arm.connect()
+    process_arm.command(action, process_arm.clock.now_ns() + 10**10)
+    moved = seen_after(process_arm, 0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_arm, "_start", process_arm.stop)
+        patch.setattr(process_arm, "_process", None)
+        with pytest.raises(StoppedError):
+            process_arm.connect()
+    assert moved["robot0_eef_pos"][0] - after["robot0_eef_pos"][0] > 0.005
+
+
+def test_commands_that_came_in_time_count_though_the_arm_was_kept_waiting_for_a_core(process_arm: ProcessArm) -> None:
+    process_arm.connect()
+    process_arm.begin(3)
+    assert process_arm.pid is not None
+    os.kill(process_arm.pid, signal.SIGSTOP)
+    try:
+        for _ in range(3):
+            sent_ns = process_arm.clock.now_ns()
+            process_arm.command(np.array([0.5, 0, 0, 0, 0, 0, -1], np.float32), sent_ns + 100 * MS)
+            time.sleep(0.1)
+    finally:
+        os.kill(process_arm.pid, signal.SIGCONT)
+    seen = process_arm.observe()
+    while (seen.time_ns or 0) < sent_ns + 300 * MS:
+        time.sleep(0.01)
+        seen = process_arm.observe()
+    assert [number for number, _ in process_arm.applied] == [0, 1, 2]
+
+
+def test_names_and_options_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "link.yaml").write_text("obs_delay_ms: 40\njitter_ms: 5\n")
+    robot = make_robot(f"rtsim:lift?file={tmp_path / 'link.yaml'}&jitter_ms=7&clock=virtual")
+    assert isinstance(robot, VirtualArm) and (robot.link.obs_delay_ms, robot.link.jitter_ms) == (40, 7)
+    for name, error, message in (
+        ("rtsim:lift?delay=4", UnknownNameError, "valid names: clock, clock_drift_ppm, clock_offset_ms, cmd_delay_ms"),
+        ("rtsim:lift?obs_drop=1.5", UsageError, "expected a share"),
+        ("rtsim:lift?obs_delay_ms=soon", UsageError, "expected a number"),
+        ("rtsim:lift?clock=sundial", UnknownNameError, "valid names: real, virtual"),
+        ("rtsim:juggle?clock=virtual", UnknownNameError, "unknown task 'juggle'"),
+        ("rtsim:lift?obs_delay_ms", UsageError, "expected DRIVER:SUBJECT"),
+    ):
+        with pytest.raises(error, match=message):
+            make_robot(name)
+    assert replace(robot.link).tick_ns == 10 * MS

@@ -4,7 +4,7 @@
 
 Writes OUT.csv and OUT.png; points that OUT.csv holds already are kept. Everything happens on the virtual clock. The policy
 runs in this process, and its answer to what was asked is there ``--inference-ms`` later by that clock, in every study but
-the one that varies it. Chunks are streamed as ``sacflow-robot run`` does for an arm that moves on its own; with a prefix,
+the one that varies it. Chunks are streamed as ``sacflow-robot run`` does for a robot that moves on its own; with a prefix,
 each is completed from the actions that are played before it can be there, without one it is blended in.
 """
 
@@ -23,10 +23,10 @@ import numpy as np
 from sacflow_robot.episode import StepFlag
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.interfaces import Clock
-from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.robot.control.action_queue import ActionQueue
 from sacflow_robot.robot.control.loop import run_episode
-from sacflow_robot.robot.drivers.rtsim import VirtualArm
-from sacflow_robot.robot.drivers.rtsim_options import LinkOptions
+from sacflow_robot.robot.drivers.rtsim import VirtualRobot
+from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 from sacflow_robot.spec import FloatArray, Observation
@@ -85,12 +85,12 @@ class LocalClient:
 
 
 def measure(
-    robot: VirtualArm, policy: OnnxPolicy, link: LinkOptions, inference_ms: float, prefix: bool, seeds: Sequence[int]
+    robot: VirtualRobot, policy: OnnxPolicy, link: RtsimOptions, inference_ms: float, prefix: bool, seeds: Sequence[int]
 ) -> dict[str, float]:
     """Episodes solved, steps of an episode, and how much the commanded motion changes where a chunk begins to be played."""
     robot.link = robot.world.link = link
     client = LocalClient(policy, robot.clock, inference_ms, prefix)
-    safety, chooser = SafetyFilter(robot.spec, LIMITS), ChunkStream(client, clock_ns=robot.clock.now_ns)
+    safety, chooser = SafetyFilter(robot.spec, LIMITS), ActionQueue(client, clock_ns=robot.clock.now_ns)
     solved, steps, jumps = 0, 0, []
     for seed in seeds:
         run = run_episode(robot, policy, seed, policy_version="local", safety=safety, chooser=chooser)
@@ -120,7 +120,7 @@ def main() -> None:
     policy, path = OnnxPolicy(given.policy), given.out.with_suffix(".csv")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     rows = read(path)
-    robot = VirtualArm(policy.spec.arm.task)
+    robot = VirtualRobot(policy.spec.robot.task)
     robot.connect()
     seeds = range(given.seed, given.seed + given.episodes)
     studies = [study for study in STUDIES.items() if study[1][0] in given.only]
@@ -130,14 +130,14 @@ def main() -> None:
             if any(all(str(row[key]) == str(point[key]) for key in point) for row in rows):
                 continue  # from a run that was interrupted
             inference_ms = value if option == INFERENCE else given.inference_ms
-            link = LinkOptions() if option == INFERENCE else LinkOptions(**{option: value})
+            link = RtsimOptions() if option == INFERENCE else RtsimOptions(**{option: value})
             point |= {"inference_ms": inference_ms, **measure(robot, policy, link, inference_ms, prefix, seeds)}
             rows.append(point)
             print(json.dumps(point), flush=True)
             write(path, rows)
     rows.sort(key=lambda row: (list(STUDIES).index(row["study"]), int(row["prefix"]), float(row["value"])))
     write(path, rows)
-    draw(rows, given.out.with_suffix(".png"), f"{given.policy.name} on rtsim:{policy.spec.arm.task}")
+    draw(rows, given.out.with_suffix(".png"), f"{given.policy.name} on rtsim:{policy.spec.robot.task}")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@
     python benchmarks/transfer.py evaluate --policy nominal   # and the others, on 20 twins, 50 episodes each
     python benchmarks/transfer.py report                      # table and figure
 
-Everything lies in --out; what it holds already is kept, twin by twin. Policies are evaluated as `run` drives an arm: on the
+Everything lies in --out; what it holds already is kept, twin by twin. Policies are evaluated as `run` drives a robot: on the
 virtual clock, through the safety filter, with streamed chunks. No training draws a twin's hidden values; what is known of a
 twin is what the three calibrations say, which move it for a minute.
 """
@@ -31,7 +31,7 @@ from sacflow_robot.bench.machine import machine
 from sacflow_robot.data.log.reader import write_log
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.run_folder import RunFolder
-from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.robot.control.action_queue import ActionQueue
 from sacflow_robot.robot.control.loop import run_episode
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.safety.filter import SafetyFilter
@@ -44,7 +44,7 @@ LABELS = (
     "nominal\nsimulator",
     "wide",
     "wide,\n8,000 steps more",
-    "the arm's profile,\n8,000 steps",
+    "the robot's profile,\n8,000 steps",
     "profile and\n30 episodes",
 )
 HISTORY, UNSEEN, FITTING_STEPS = 6, range(100, 120), 8000
@@ -56,13 +56,13 @@ ROOT = Path(__file__).parents[1]
 def drive(policy_file: Path, twin: int | None, seeds: range) -> list[Any]:
     """Episodes of a policy on a twin, or on the nominal arm."""
     policy = OnnxPolicy(policy_file)
-    history = next((a.shape[0] for a in policy.spec.arm.observations if a.key == "action_history"), 0)
+    history = next((a.shape[0] for a in policy.spec.robot.observations if a.key == "action_history"), 0)
     which = "" if twin is None else f"&twin={twin}"
     robot: Any = make_robot(f"rtsim:lift?clock=virtual&tick_ms=10&history={history}{which}")
     robot.connect()
     safety, found = SafetyFilter(robot.spec, LIMITS), []
     client = LocalClient(policy, robot.clock, INFERENCE_MS, prefix=False)
-    chooser = ChunkStream(client, clock_ns=robot.clock.now_ns)
+    chooser = ActionQueue(client, clock_ns=robot.clock.now_ns)
     for seed in seeds:
         about = {"twin": twin}
         run = run_episode(
@@ -80,9 +80,9 @@ def measure(out: Path, twins: range) -> None:
         if profile.exists():
             continue
         part = profile.with_suffix(".part.yaml")
-        arm = ["--robot", f"rtsim:lift?twin={twin}&joints=1", "--clock", "virtual", "--save", str(recording)]
+        robot = ["--robot", f"rtsim:lift?twin={twin}&joints=1", "--clock", "virtual", "--save", str(recording)]
         known = ["--recording", str(recording), "--profile", str(part)]
-        first = [*arm, "--profile", str(ROOT / "calibration" / "franka_twin.yaml")]
+        first = [*robot, "--profile", str(ROOT / "calibration" / "franka_twin.yaml")]
         for what, words in {"latency": first, "noise": known, "dynamics": known}.items():
             plot = str(out / f"arm-{twin}-{what}.png")
             sacflow_robot("calibrate", what, *words, "--out", str(part), "--plot", plot)
@@ -123,7 +123,7 @@ def tune(out: Path, twins: range, episodes: int) -> None:
             continue
         if not log.exists():
             found = drive(fitted / "lift.onnx", twin, range(40_000, 40_000 + episodes))
-            write_log(log, OnnxPolicy(fitted / "lift.onnx").spec.arm, found)
+            write_log(log, OnnxPolicy(fitted / "lift.onnx").spec.robot, found)
         sacflow_robot("train", "--resume", str(fitted), "--replay", str(log), "--out", str(run))
 
 
@@ -182,7 +182,7 @@ def report(out: Path, results: Path) -> None:
     axes.set_xticks(range(len(POLICIES)), LABELS)
     axes.set_xlim(-0.5, len(POLICIES) - 0.5)
     axes.set_ylabel("success (%), 95 % over twins")
-    tidy(axes, "Lift on 20 unseen twins (grey: each twin; dashed: the nominal policy on the nominal arm)")
+    tidy(axes, "Lift on 20 unseen twins (grey: each twin; dashed: the nominal policy on the nominal robot)")
     save(figure, results.with_suffix(".png"))
     per_twin = {row["policy"]: np.array(row["successes_per_twin"]) / (row["episodes"] / row["twins"]) for row in rows}
     pairs = [

@@ -27,9 +27,9 @@ from sacflow_robot.calibrate.predict import Predictors, Window, make_windows
 from sacflow_robot.calibrate.problem import DELAY, MOMENT
 from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, record
 from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, draw_twin
-from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.robot.drivers.registry import make_robot
-from sacflow_robot.robot.drivers.rtsim import VirtualArm
+from sacflow_robot.robot.drivers.rtsim import VirtualRobot
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 
@@ -39,7 +39,7 @@ LIMITS = SafetyLimits(max_observation_age_s=0.5, max_action_age_s=0.5, patience_
 def recorded(name: str, seed: int, seconds: float) -> Recording:
     """An excitation run of a twin."""
     robot = make_robot(name)
-    assert isinstance(robot, VirtualArm)
+    assert isinstance(robot, VirtualRobot)
     robot.connect()
     try:
         return record(robot, SafetyFilter(robot.spec, LIMITS), Excitation(robot.spec, seconds, seed), seed)
@@ -53,7 +53,11 @@ def recover(seed: int, predictors: Predictors, seconds: float) -> dict[str, Any]
     recording = recorded(f"rtsim:lift?clock=virtual&joints=1&twin={seed}", seed, seconds)
     latency = measure_latency(recording)
     noise = measure_noise(recording, predictors.first.forward).values
-    start = ArmModel().having({n: list(v[0]) for n, v in noise.items()}).having({DELAY: 1e3 * latency.command_mean_s})
+    start = (
+        RobotParameters()
+        .having({n: list(v[0]) for n, v in noise.items()})
+        .having({DELAY: 1e3 * latency.command_mean_s})
+    )
     windows = make_windows(recording, bursts(recording), predictors.first, latency.command_mean_s)
     sigma = tuple(float(start.sensor(k)[n][0]) for k, n in (
         ("robot0_eef_pos", "noise_m"), ("robot0_eef_quat", "noise_rad"), ("robot0_joint_pos", "noise_rad")))  # fmt: skip
@@ -97,7 +101,7 @@ def moved_ratios(fit: Fit, rows: list[dict[str, Any]], predictors: Predictors, h
     return [float(r) for r in np.exp(np.mean(np.log(errors[1:] / errors[0]), axis=1) / 2)]
 
 
-def true_value(truth: ArmModel, label: str) -> float:
+def true_value(truth: RobotParameters, label: str) -> float:
     name, _, index = label.partition("[")
     place = int(index[:-1]) if index else 0
     if name == MOMENT:

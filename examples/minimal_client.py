@@ -61,10 +61,10 @@ class Client:
 
 
 if __name__ == "__main__":
-    client = Client(sys.argv[1], arm={"control_rate_hz": 20})
-    arm = client.spec["arm"]
-    print(f"{arm['robot']} {arm['task']}, {arm['control_rate_hz']} Hz")
-    observation = {a["key"]: [0.0] * math.prod(a["shape"]) for a in arm["observations"]}
+    client = Client(sys.argv[1], robot={"control_rate_hz": 20})
+    robot = client.spec["arm"]
+    print(f"{robot['robot']} {robot['task']}, {robot['control_rate_hz']} Hz")
+    observation = {a["key"]: [0.0] * math.prod(a["shape"]) for a in robot["observations"]}
     actions = client.infer(observation, budget_s=1.0)
     print(f"{len(actions)} x {len(actions[0])} actions, the first: {[round(x, 3) for x in actions[0]]}")
     try:

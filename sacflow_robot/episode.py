@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 NOMINAL_CLOCK = "nominal control rate, from the start of the episode"
-"""Clock of arms for which time stands still between commands."""
+"""Clock of robots for which time stands still between commands."""
 
 LOOP_CLOCK = "monotonic of the robot's computer"
 """Clock of what a control loop recorded."""
@@ -37,10 +37,10 @@ class StepFlag(IntFlag):
     """What was out of the ordinary about a step; bits of one byte."""
 
     LATE = 1  # the action was not ready within one control period of the observation it follows
-    CLIPPED = 2  # commanded differs from proposed, because of the arm's bounds or the profile's limits
+    CLIPPED = 2  # commanded differs from proposed, because of the robot's bounds or the profile's limits
     HELD = 4  # no fresh action was there; the last one, or a standstill, was commanded
     CHUNK_START = 8  # first action of a newly inferred chunk
-    BLIND = 16  # the observation that the step led to held NaN or infinity; the one before stands in its place
+    OBS_INVALID = 16  # the observation that the step led to held NaN or infinity; the one before stands in its place
     UNKNOWN = 128  # whoever recorded the step kept no flags
 
 
@@ -53,12 +53,12 @@ class StepResult:
         reward: Task reward of the step.
         terminated: The task itself ended.
         truncated: The horizon cut the episode.
-        state: Full simulator state (S,) after the step; None on an arm that has none.
-        measured: What the arm did (A,), in action units, where it can tell; else None.
+        state: Full simulator state (S,) after the step; None on a robot that has none.
+        measured: What the robot did (A,), in action units, where it can tell; else None.
         success: Whether the task is solved; None where ending is solving, as in the robosuite tasks.
         time_ns: When the observation was captured, in nanoseconds of the clock that the control loop runs on, where the
-            arm can tell; else None, and it counts as captured when it was received.
-        stale_reason: Why there is nothing newer, where the observation is old and the arm can tell; else empty.
+            robot can tell; else None, and it counts as captured when it was received.
+        stale_reason: Why there is nothing newer, where the observation is old and the robot can tell; else empty.
     """
 
     observation: dict[str, FloatArray]
@@ -87,14 +87,14 @@ class Step(NamedTuple):
 
     Attributes:
         result: What came of the action.
-        commanded: Action sent to the arm (A,), float32.
+        commanded: Action sent to the robot (A,), float32.
         time_ns: Capture time of the result's observation (ns).
         proposed: Action that the policy asked for (A,); the commanded one if None.
         source: Who chose the commanded action.
         flags: Bits of :class:`StepFlag`.
         received_ns: When the observation that the action follows reached the loop (ns).
         inferred_ns: When the policy's answer that the action is from reached the loop (ns).
-        sent_ns: When the action was sent to the arm (ns).
+        sent_ns: When the action was sent to the robot (ns).
         human: Action that a person asked for (A,), before the safety filter; None while nobody has taken over.
     """
 
@@ -115,11 +115,11 @@ class Episode:
     """One episode of T steps; step t goes from observation t to observation t + 1.
 
     Attributes:
-        observations: Per key (T + 1, ...), float32 or what the arm declares, e.g. uint8 for images; the last row is the observation after the last step.
-        commanded: Actions sent to the arm (T, A), float32; what a learner trains on.
+        observations: Per key (T + 1, ...), float32 or what the robot declares, e.g. uint8 for images; the last row is the observation after the last step.
+        commanded: Actions sent to the robot (T, A), float32; what a learner trains on.
         proposed: Actions that the policy asked for (T, A), float32, before any clipping or takeover; where it asked for
             none, the commanded ones.
-        measured: What the arm did (T, A), float32, NaN where the arm could not tell.
+        measured: What the robot did (T, A), float32, NaN where the robot could not tell.
         source: Who chose each action (T,), uint8 values of :class:`Source`.
         rewards: (T,), float32.
         terminated: (T,), bool; the task itself ended at this step.
@@ -129,7 +129,7 @@ class Episode:
         received_ns: When the observation before each action reached the control loop (T,), int64 nanoseconds of the same
             clock, ``UNKNOWN_TIME`` where nobody took it; None where that holds for every step.
         inferred_ns: When the policy's answer that each action is from reached the loop (T,), likewise.
-        sent_ns: When each action was sent to the arm (T,), likewise.
+        sent_ns: When each action was sent to the robot (T,), likewise.
         flags: Bits of :class:`StepFlag` (T,), uint8, or None.
         human: Actions that a person asked for (T, A), float32, before the safety filter, NaN where nobody had taken over;
             None where that holds for every step.
@@ -195,15 +195,15 @@ class Episode:
         """
         return not self.info.get("lockstep", self.info.get("clock") == LOOP_CLOCK)
 
-    def check_fits(self, arm: ArmSpec, origin: str) -> None:
-        """Raise DataError, naming ``origin``, unless the arrays have the arm's keys, shapes and action dimension."""
-        if self.commanded.shape[1:] != (arm.action_dim,):
+    def check_fits(self, robot: RobotSpec, origin: str) -> None:
+        """Raise DataError, naming ``origin``, unless the arrays have the robot's keys, shapes and action dimension."""
+        if self.commanded.shape[1:] != (robot.action_dim,):
             raise DataError(
-                f"{origin}: actions have {self.commanded.shape[1]} dimensions, task {arm.task!r} takes {arm.action_dim}"
+                f"{origin}: actions have {self.commanded.shape[1]} dimensions, task {robot.task!r} takes {robot.action_dim}"
             )
-        for spec in arm.observations:
+        for spec in robot.observations:
             if spec.key not in self.observations:
-                raise DataError(f"{origin}: no observation {spec.key!r}, which task {arm.task!r} needs")
+                raise DataError(f"{origin}: no observation {spec.key!r}, which task {robot.task!r} needs")
             if self.observations[spec.key].shape[1:] != spec.shape:
                 found = self.observations[spec.key].shape[1:]
                 raise DataError(f"{origin}: observation {spec.key!r} has shape {found}, expected {spec.shape}")
@@ -213,9 +213,9 @@ class EpisodeBuilder:
     """Collects one episode step by step.
 
     Args:
-        start: What the arm reported at the start of the episode.
+        start: What the robot reported at the start of the episode.
         time_ns: Capture time of its observation.
-        period_ns: Time between observations, for arms whose time is nominal; else every step brings its own time.
+        period_ns: Time between observations, for robots whose time is nominal; else every step brings its own time.
     """
 
     def __init__(self, start: StepResult, time_ns: int = 0, period_ns: int | None = None) -> None:
@@ -244,7 +244,7 @@ class EpisodeBuilder:
         """Add one step: the action sent, what it led to, who chose it, and the capture time of what it led to."""
         if time_ns is None:
             if self._period_ns is None:
-                raise DataError("a step of an arm with a clock came without a time")
+                raise DataError("a step of a robot with a clock came without a time")
             time_ns = self._times[-1] + self._period_ns
         self.append(Step(result, commanded, time_ns, proposed, source))
 

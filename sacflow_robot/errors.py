@@ -6,18 +6,18 @@ SacflowError                     exit status 1: the run failed
 ├── DataError                    a file or an episode that cannot be read or does not fit
 │   └── LogWriteError            an episode could not be appended; what was logged before is intact
 ├── InvalidValueError            a NaN, an infinity or a wrong shape in an observation or an action
-├── SpecMismatchError            a policy and an arm, or a policy and a data set, do not fit together
+├── SpecMismatchError            a policy and a robot, or a policy and a data set, do not fit together
 ├── ExportError                  a policy could not be exported, or the export differs from the original
 ├── PolicyFileError              an ONNX policy that cannot be read or fails its own golden vectors
 ├── WireError                    a message that breaks the wire protocol
-├── RobotError                   an arm that cannot be reached, is not ready, or does not answer any more
-│   ├── ArmFaultError            an arm that reports an error, a reflex or a user stop, or has stopped by itself
-│   ├── SilentArmError           an arm whose last state is too old to act on
-│   └── StoppedError             an arm that was stopped and takes no command until it is connected and armed again
+├── RobotError                   a robot that cannot be reached, is not ready, or does not answer any more
+│   ├── RobotFaultError            a robot that reports an error, a reflex or a user stop, or has stopped by itself
+│   ├── StaleStateError           a robot whose last state is too old to act on
+│   └── StoppedError             a robot that was stopped and takes no command until it is connected and enabled again
 └── ServerError                  the server is unreachable, or answered with an error
-    ├── LateError                the answer would have come after the request's deadline; nothing was computed
+    ├── DeadlineExceeded                the answer would have come after the request's deadline; nothing was computed
     ├── RefusedError             the server refused the request, or this client
-    ├── ServerGoneError          the server does not answer any more
+    ├── ConnectionLost          the server does not answer any more
     └── ServerRestartedError     the server does not know this session; what was asked before is forgotten
 
 Each message is one line: what was wrong, what was expected, what to do.
@@ -89,26 +89,26 @@ class WireError(SacflowError):
 
 
 class RobotError(SacflowError):
-    """An arm that cannot be reached, is not ready, or does not answer any more."""
+    """A robot that cannot be reached, is not ready, or does not answer any more."""
 
 
-class ArmFaultError(RobotError):
-    """An arm that reports an error, a reflex or a user stop, or has stopped by itself."""
+class RobotFaultError(RobotError):
+    """A robot that reports an error, a reflex or a user stop, or has stopped by itself."""
 
 
-class SilentArmError(RobotError):
-    """An arm whose last state, or what comes with it, is too old to act on."""
+class StaleStateError(RobotError):
+    """A robot whose last state, or what comes with it, is too old to act on."""
 
 
 class StoppedError(RobotError):
-    """An arm that was stopped; it takes no command until it is connected and armed again."""
+    """A robot that was stopped; it takes no command until it is connected and enabled again."""
 
 
 class ServerError(SacflowError):
     """The policy server is unreachable, or answered with an error."""
 
 
-class LateError(ServerError):
+class DeadlineExceeded(ServerError):
     """The answer would have come after the request's deadline; the next request may be in time again."""
 
 
@@ -116,7 +116,7 @@ class RefusedError(ServerError):
     """The server refused the request, or refuses this client."""
 
 
-class ServerGoneError(ServerError):
+class ConnectionLost(ServerError):
     """The server does not answer any more; the next call tries to reach it again."""
 
 

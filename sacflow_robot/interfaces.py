@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from sacflow_robot.episode import Step, StepResult
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray, Observation, PolicySpec
+from sacflow_robot.spec import Engine, FloatArray, Observation, PolicySpec, RobotSpec
 
 
 class Policy(Protocol):
@@ -33,10 +33,10 @@ class Clock(Protocol):
 
 
 class Robot(Protocol):
-    """An arm, simulated or physical. One thread owns it.
+    """A robot, simulated or physical. One thread owns it.
 
-    There are two kinds of time. On a *lockstep* arm it stands still between commands: ``command`` executes one action for
-    one control period, and ``observe`` then tells what came of it. Any other arm moves on its own time, whether or not a
+    There are two kinds of time. On a *lockstep* enable it stands still between commands: ``command`` executes one action for
+    one control period, and ``observe`` then tells what came of it. Any other robot moves on its own time, whether or not a
     command arrives: ``command`` hands the action over and returns, and ``observe`` returns the newest observation that has
     arrived, which may be the one before. The control loop is the same for both.
 
@@ -44,12 +44,12 @@ class Robot(Protocol):
     last ``close``. ``hold`` and ``stop`` may come at any time, before ``connect`` and after ``close`` and a failure too, more
     than once, and raise nothing.
 
-    What a driver runs beside the loop (a thread, a process) and keeps an arm standing has to go on when something that it
+    What a driver runs beside the loop (a thread, a process) and keeps a robot standing has to go on when something that it
     calls fails. What failed there, or has ended, is raised as a ``RobotError`` by the next ``observe`` or ``command``.
     """
 
     @property
-    def spec(self) -> ArmSpec: ...
+    def spec(self) -> RobotSpec: ...
 
     @property
     def lockstep(self) -> bool:
@@ -62,7 +62,7 @@ class Robot(Protocol):
         ...
 
     def connect(self) -> None:
-        """Reach the arm, anew if it was lost or stopped. What was queued anywhere is dropped; nothing moves. A stop that comes
+        """Reach the robot, anew if it was lost or stopped. What was queued anywhere is dropped; nothing moves. A stop that comes
         meanwhile stays in force.
 
         Raises:
@@ -73,7 +73,7 @@ class Robot(Protocol):
     def begin(self, seed: int) -> StepResult:
         """Start an episode and return its first observation, one captured after this call.
 
-        A simulated arm is put where the seed says. A physical arm ignores the seed and stays where it is.
+        A simulated robot is put where the seed says. A physical robot ignores the seed and stays where it is.
 
         Raises:
             RobotError: No observation arrives.
@@ -81,23 +81,23 @@ class Robot(Protocol):
         ...
 
     def observe(self) -> StepResult:
-        """The newest observation, without waiting for another. An arm that is not lockstep says when it was captured; one
+        """The newest observation, without waiting for another. A robot that is not lockstep says when it was captured; one
         that comes again, by the source's own counter, was captured when it came first.
 
         Raises:
-            RobotError: The arm is lost, or something that its observations need has failed.
+            RobotError: The robot is lost, or something that its observations need has failed.
         """
         ...
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
-        """Act on one action (A,), in the arm's action units, until the next one comes.
+        """Act on one action (A,), in the robot's action units, until the next one comes.
 
-        An action must not be acted on after ``valid_until_ns`` of the arm's clock: if it arrives later it is dropped, and
-        once that time is past an arm without a newer one holds, by itself. A lockstep arm, whose time stands still
+        An action must not be acted on after ``valid_until_ns`` of the robot's clock: if it arrives later it is dropped, and
+        once that time is past a robot without a newer one holds, by itself. A lockstep robot, whose time stands still
         meanwhile, takes no notice.
 
         Raises:
-            RobotError: The arm is lost, or has been stopped.
+            RobotError: The robot is lost, or has been stopped.
         """
         ...
 
@@ -110,7 +110,7 @@ class Robot(Protocol):
         ...
 
     def close(self) -> None:
-        """Hold, and let go of the arm. Closing twice does no harm."""
+        """Hold, and let go of the robot. Closing twice does no harm."""
         ...
 
 
@@ -118,7 +118,7 @@ class Recorder(Protocol):
     """Anything that keeps episodes step by step; a step counts as kept once ``append`` has returned."""
 
     def begin(self, start: StepResult, time_ns: int, info: Mapping[str, Any]) -> None:
-        """Start an episode: what the arm reported, when that was captured, and what is known of the episode so far."""
+        """Start an episode: what the robot reported, when that was captured, and what is known of the episode so far."""
         ...
 
     def append(self, step: Step) -> None:
@@ -130,11 +130,11 @@ class Recorder(Protocol):
         ...
 
 
-class VectorArms(Protocol):
-    """N simulated arms, each executing whole chunks; ``sacflow_robot.envs.vector_env.make_arms`` makes them."""
+class VectorEnv(Protocol):
+    """N simulated robots, each executing whole chunks; ``sacflow_robot.envs.vector_env.make_arms`` makes them."""
 
     @property
-    def spec(self) -> ArmSpec: ...
+    def spec(self) -> RobotSpec: ...
 
     @property
     def engine(self) -> Engine: ...
@@ -142,17 +142,17 @@ class VectorArms(Protocol):
     def __len__(self) -> int: ...
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start episodes: arm index to seed."""
+        """Start episodes: robot index to seed."""
         ...
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
-        """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
+        """Have robots execute chunks (H, A) in the background, each stopping early where its episode ends."""
         ...
 
     def receive(self) -> dict[int, list[StepResult]]:
-        """Wait for what was sent; per arm one result for each action executed."""
+        """Wait for what was sent; per robot one result for each action executed."""
         ...
 
     def close(self) -> None:
-        """Give back what the arms hold."""
+        """Give back what the robots hold."""
         ...

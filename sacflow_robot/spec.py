@@ -1,6 +1,6 @@
 """The contract that travels inside every policy file and log, and is checked at every door.
 
-``ArmSpec`` says what an arm offers and accepts; ``PolicySpec`` says which arm a policy was made for and how it is
+``RobotSpec`` says what a robot offers and accepts; ``PolicySpec`` says which robot a policy was made for and how it is
 called. Both turn to JSON and back without loss, and carry a fingerprint (SHA-256 of the canonical JSON).
 """
 
@@ -30,7 +30,7 @@ FloatArray = npt.NDArray[np.float32]
 Observation = Mapping[str, FloatArray]
 
 Engine = Literal["stock", "compiled"]
-"""What steps a simulated arm: robosuite's controllers in Python, or the same in machine code, equal to rounding."""
+"""What steps a simulated robot: robosuite's controllers in Python, or the same in machine code, equal to rounding."""
 
 NO_ENVIRONMENT = "none"
 """In place of an environment's name: there is none of this robot, and learning is from what was recorded alone."""
@@ -47,7 +47,7 @@ class ArraySpec:
         frame: Frame that it is expressed in, e.g. ``"world"``; empty where none applies.
         dtype: NumPy name of its entries' type.
         quaternions: Where in the flattened array a unit quaternion x y z w starts. A hint for learners, which have to know
-            that q and -q are one rotation; arms that differ in it alone fit each other.
+            that q and -q are one rotation; robots that differ in it alone fit each other.
     """
 
     key: str
@@ -63,11 +63,11 @@ class ArraySpec:
 
 
 @dataclass(frozen=True)
-class ArmSpec:
-    """What an arm offers and accepts.
+class RobotSpec:
+    """What a robot offers and accepts.
 
     Attributes:
-        robot: Arm and gripper, e.g. ``"Panda"``.
+        robot: Robot and gripper, e.g. ``"Panda"``.
         task: Task that the observation belongs to, e.g. ``"lift"``.
         controller: Controller that interprets the action, e.g. ``"OSC_POSE delta"``.
         control_rate_hz: Actions per second.
@@ -123,7 +123,7 @@ class ArmSpec:
         low, high = np.array(self.action_low), np.array(self.action_high)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
-    def with_unit_actions(self) -> ArmSpec:
+    def with_unit_actions(self) -> RobotSpec:
         """The robot if its actions went from -1 to 1.
 
         Raises:
@@ -158,7 +158,7 @@ class ArmSpec:
         return _canonical(self)
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> ArmSpec:
+    def from_dict(data: Mapping[str, Any]) -> RobotSpec:
         """Rebuild from ``asdict`` or parsed JSON.
 
         Raises:
@@ -176,7 +176,7 @@ class ArmSpec:
                 )
                 for a in data["observations"]
             )
-            spec = ArmSpec(
+            spec = RobotSpec(
                 robot=str(data["robot"]),
                 task=str(data["task"]),
                 controller=str(data["controller"]),
@@ -201,7 +201,7 @@ class ArmSpec:
                 f"arm specification cannot be read ({error!r}); was it written by another version?"
             ) from None
 
-    def differences(self, other: ArmSpec) -> list[str]:
+    def differences(self, other: RobotSpec) -> list[str]:
         """Each field in which ``other`` differs, as ``"field: mine, theirs"``; empty when the two fit."""
         found = []
         for f in fields(self):
@@ -251,7 +251,7 @@ class ArmSpec:
         if array.shape != (self.action_dim,):
             raise InvalidValueError(f"action has shape {array.shape}, expected ({self.action_dim},)")
         if not all_finite(array):
-            raise InvalidValueError("action holds NaN or infinity; it was not sent to the arm")
+            raise InvalidValueError("action holds NaN or infinity; it was not sent to the robot")
         low, high = self.action_bounds
         return np.clip(array, low, high)
 
@@ -277,11 +277,18 @@ def all_finite(array: npt.NDArray[Any]) -> bool:
     return b"\0" not in np.isfinite(array).tobytes()
 
 
-def _canonical(spec: ArmSpec | PolicySpec) -> str:
-    """Canonical JSON; without the fields that say nothing, so that a field can be added and old fingerprints stand."""
+def _canonical(spec: RobotSpec | PolicySpec) -> str:
+    """Canonical JSON; without the fields that say nothing, so that a field can be added and old fingerprints stand.
+
+    For the same reason a policy's robot is written as ``arm``, its name in version 0.1.
+    """
 
     def plain(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {name: value for name, value in pairs if name != "quaternions" or value}
+        return {
+            "arm" if name == "robot" and isinstance(value, dict) else name: value
+            for name, value in pairs
+            if name != "quaternions" or value
+        }
 
     return json.dumps(asdict(spec, dict_factory=plain), sort_keys=True, separators=(",", ":"))
 
@@ -295,7 +302,7 @@ class PolicySpec:
     """What a policy file promises; stored in the ONNX metadata.
 
     Attributes:
-        arm: The arm it was trained on.
+        robot: The robot it was trained on.
         chunk_length: H, actions per inference, executed open loop.
         euler_steps: K, Euler steps unrolled in the graph.
         velocity: Velocity network, e.g. ``"flow-g"``.
@@ -304,7 +311,7 @@ class PolicySpec:
         notes: How it was made (algorithm, steps, seed); free keys.
     """
 
-    arm: ArmSpec
+    robot: RobotSpec
     chunk_length: int
     euler_steps: int
     velocity: str
@@ -315,7 +322,7 @@ class PolicySpec:
     @property
     def noise_shape(self) -> tuple[int, int]:
         """(H, A): shape of one noise sample and of one action chunk."""
-        return self.chunk_length, self.arm.action_dim
+        return self.chunk_length, self.robot.action_dim
 
     def to_json(self) -> str:
         return _canonical(self)
@@ -335,7 +342,7 @@ class PolicySpec:
         try:
             data = json.loads(text)
             spec = PolicySpec(
-                arm=ArmSpec.from_dict(data["arm"]),
+                robot=RobotSpec.from_dict(data["arm"]),
                 chunk_length=int(data["chunk_length"]),
                 euler_steps=int(data["euler_steps"]),
                 velocity=str(data["velocity"]),

@@ -16,7 +16,7 @@ from sacflow_robot.episode import Episode
 from sacflow_robot.export.to_onnx import export_policy, make_spec
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 torch.set_num_threads(1)  # tests may share the cores with other work, which threads that wait for each other hate
 
@@ -29,8 +29,8 @@ TINY_FLOW = FlowConfig(width=32, depth=2, gate_width=16)
 
 
 @pytest.fixture(scope="session")
-def arm() -> ArmSpec:
-    return get_task("lift").arm
+def robot() -> RobotSpec:
+    return get_task("lift").robot
 
 
 @pytest.fixture(scope="session")
@@ -48,25 +48,27 @@ def env() -> Iterator[RobosuiteEnv]:
 
 
 @pytest.fixture(scope="session")
-def policy_file(arm: ArmSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def policy_file(robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained flow-g policy."""
     torch.manual_seed(0)
-    policy = FlowPolicy("flow-g", arm.observation_dim, 5 * arm.action_dim, TINY_FLOW)
+    policy = FlowPolicy("flow-g", robot.observation_dim, 5 * robot.action_dim, TINY_FLOW)
     path = tmp_path_factory.mktemp("policy") / "lift.onnx"
-    export_policy(policy, make_spec(policy, arm, "flow-g", {"seed": 0}), path)
+    export_policy(policy, make_spec(policy, robot, "flow-g", {"seed": 0}), path)
     return path
 
 
 @pytest.fixture
-def make_episode(arm: ArmSpec) -> Callable[..., Episode]:
+def make_episode(robot: RobotSpec) -> Callable[..., Episode]:
     """Episodes of made-up numbers; observation t starts with the number t, so that windows can be recognised."""
 
     def make(steps: int, *, success: bool = True, seed: int = 0, states: bool = True) -> Episode:
         rng = np.random.default_rng(seed)
-        observations = {a.key: rng.standard_normal((steps + 1, *a.shape)).astype(np.float32) for a in arm.observations}
+        observations = {
+            a.key: rng.standard_normal((steps + 1, *a.shape)).astype(np.float32) for a in robot.observations
+        }
         observations["robot0_eef_pos"][:, 0] = np.arange(steps + 1)
         observations["robot0_eef_pos"][:, 1] = seed
-        actions = rng.uniform(-1, 1, (steps, arm.action_dim)).astype(np.float32)
+        actions = rng.uniform(-1, 1, (steps, robot.action_dim)).astype(np.float32)
         last = np.arange(steps) == steps - 1
         return Episode(
             observations=observations,

@@ -13,7 +13,7 @@ import torch
 from sacflow_robot.bench import limits, train
 from sacflow_robot.bench import replay_buffer as replay
 from sacflow_robot.cli import bench, main
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 
 def test_bench_replay_says_what_it_measured_and_what_not(
@@ -35,12 +35,12 @@ def test_bench_replay_says_what_it_measured_and_what_not(
     assert main(["bench", "replay", "--steps", "10"]) == 2
 
 
-def test_robomimic_reads_the_same_steps(arm: ArmSpec, tmp_path: Path) -> None:
+def test_robomimic_reads_the_same_steps(robot: RobotSpec, tmp_path: Path) -> None:
     dataset = pytest.importorskip("robomimic.utils.dataset")
     obs_utils = pytest.importorskip("robomimic.utils.obs_utils")
-    episodes = replay.made_up_episodes(arm, 400)
+    episodes = replay.made_up_episodes(robot, 400)
     replay.write_robomimic(tmp_path / "steps.hdf5", episodes)
-    keys = [a.key for a in arm.observations]
+    keys = [a.key for a in robot.observations]
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys}})
     read = dataset.SequenceDataset(
         str(tmp_path / "steps.hdf5"), keys, ("actions", "rewards"), seq_length=5, hdf5_cache_mode="low_dim"

@@ -8,14 +8,14 @@ import pytest
 
 from sacflow_robot.episode import Episode, EpisodeBuilder, Source, StepResult
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 MakeEpisode = Callable[..., Episode]
 
 
-def test_builder_keeps_the_last_observation_and_the_whole_story_of_an_action(arm: ArmSpec) -> None:
+def test_builder_keeps_the_last_observation_and_the_whole_story_of_an_action(robot: RobotSpec) -> None:
     def result(value: float, terminated: bool = False) -> StepResult:
-        observation = {a.key: np.full(a.shape, value, np.float32) for a in arm.observations}
+        observation = {a.key: np.full(a.shape, value, np.float32) for a in robot.observations}
         return StepResult(observation, float(terminated), terminated, state=np.full(32, value))
 
     builder = EpisodeBuilder(result(0), time_ns=5)
@@ -33,8 +33,8 @@ def test_builder_keeps_the_last_observation_and_the_whole_story_of_an_action(arm
     assert np.isnan(episode.measured).all()
 
 
-def test_an_episode_that_just_stops_is_truncated(arm: ArmSpec) -> None:
-    start = StepResult({a.key: np.zeros(a.shape, np.float32) for a in arm.observations})
+def test_an_episode_that_just_stops_is_truncated(robot: RobotSpec) -> None:
+    start = StepResult({a.key: np.zeros(a.shape, np.float32) for a in robot.observations})
     builder = EpisodeBuilder(start)
     with pytest.raises(DataError, match="without steps"):
         builder.build()
@@ -44,7 +44,7 @@ def test_an_episode_that_just_stops_is_truncated(arm: ArmSpec) -> None:
     assert builder.build().truncated.tolist() == [True]
 
 
-def test_inconsistent_episodes_are_refused(make_episode: MakeEpisode, arm: ArmSpec) -> None:
+def test_inconsistent_episodes_are_refused(make_episode: MakeEpisode, robot: RobotSpec) -> None:
     good = make_episode(4)
     bad = good.commanded.copy()
     bad[1, 0] = np.nan
@@ -57,4 +57,4 @@ def test_inconsistent_episodes_are_refused(make_episode: MakeEpisode, arm: ArmSp
     with pytest.raises(DataError, match="only at its last step"):
         replace(good, truncated=np.array([True, False, False, False]))
     with pytest.raises(DataError, match=r"demo: actions have 3 dimensions, task 'lift' takes 7"):
-        replace(good, commanded=good.commanded[:, :3]).check_fits(arm, "demo")
+        replace(good, commanded=good.commanded[:, :3]).check_fits(robot, "demo")

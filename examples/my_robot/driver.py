@@ -5,9 +5,9 @@ import numpy as np
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import StoppedError
 from sacflow_robot.robot.drivers.clock import MonotonicClock
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
-SPEC = ArmSpec(
+SPEC = RobotSpec(
     robot="Gantry",
     task="part into bin",
     controller="axis velocities",

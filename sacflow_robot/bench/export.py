@@ -23,7 +23,7 @@ from sacflow_robot.export.to_onnx import ExportedGraph, export_policy, make_spec
 from sacflow_robot.learn.config import VelocityName, WeightsKind
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.presets import preset
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 _BURST = 50  # evaluations of one graph in succession, which find its weights where those before left them
 _WARM_UP = 5
@@ -61,42 +61,42 @@ class _Variant(NamedTuple):
     path: Path
 
 
-def measure(arm: ArmSpec, velocity: VelocityName, euler_steps: Sequence[int], bursts: int) -> list[Row]:
+def measure(robot: RobotSpec, velocity: VelocityName, euler_steps: Sequence[int], bursts: int) -> list[Row]:
     """A row per variant of an untrained policy of the size that training makes it by default.
 
     Args:
-        arm: The arm.
+        robot: The robot.
         velocity: Name of the velocity network.
         euler_steps: Further variants' K.
         bursts: Turns that each graph takes, 50 evaluations each.
     """
     torch.manual_seed(0)
     config = preset("lift", velocity)
-    size = config.chunk_length * arm.action_dim
-    policy = FlowPolicy(velocity, arm.observation_dim, size, config.flow, arm.quaternions).eval()
+    size = config.chunk_length * robot.action_dim
+    policy = FlowPolicy(velocity, robot.observation_dim, size, config.flow, robot.quaternions).eval()
     with torch.no_grad():
         for parameter in policy.parameters():  # a head that starts at zero would hide errors of what is before it
             parameter.add_(0.02 * torch.randn_like(parameter))
     with tempfile.TemporaryDirectory() as folder:
-        variants = list(_variants(policy, arm, euler_steps, Path(folder)))
+        variants = list(_variants(policy, robot, euler_steps, Path(folder)))
         sessions = [_open(variant.path) for variant in variants]
-        times = _time(sessions, _inputs(arm, policy, 1), bursts)
+        times = _time(sessions, _inputs(robot, policy, 1), bursts)
         rows = []
         for variant, session, own in zip(variants, sessions, times, strict=True):
             p50, p99 = (round(float(value), 1) for value in np.percentile(own, [50, 99]))
-            error, size = _error(session, variant.policy, arm), variant.path.stat().st_size
+            error, size = _error(session, variant.policy, robot), variant.path.stat().st_size
             nodes, steps = _count_nodes(variant.path), variant.policy.euler_steps
             rows.append(Row(velocity, variant.name, steps, size, nodes, p50, p99, error))
     return rows
 
 
-def _variants(policy: FlowPolicy, arm: ArmSpec, euler_steps: Sequence[int], folder: Path) -> Iterator[_Variant]:
+def _variants(policy: FlowPolicy, robot: RobotSpec, euler_steps: Sequence[int], folder: Path) -> Iterator[_Variant]:
     def spec(of: FlowPolicy) -> Any:
-        return make_spec(of, arm, of.name, {"untrained": True})
+        return make_spec(of, robot, of.name, {"untrained": True})
 
     unfolded: dict[str, nn.Module] = {"naive": NaiveFlow(policy), "as trained": policy}
     for name, module in unfolded.items():
-        graph = ExportedGraph(module, arm, policy.action_dim // arm.action_dim).eval()
+        graph = ExportedGraph(module, robot, policy.action_dim // robot.action_dim).eval()
         path = folder / f"{name}.onnx"
         onnx.save(to_onnx(graph, spec(policy), prefix=False), path)
         yield _Variant(name, policy, path)
@@ -129,18 +129,18 @@ def _count_nodes(path: Path) -> int:
     return len(onnx.load(optimised, load_external_data=False).graph.node)
 
 
-def _inputs(arm: ArmSpec, policy: FlowPolicy, batch: int) -> dict[str, FloatArray]:
+def _inputs(robot: RobotSpec, policy: FlowPolicy, batch: int) -> dict[str, FloatArray]:
     rng = np.random.default_rng(0)
-    shapes = {a.key: a.shape for a in arm.observations}
-    shapes[policyfile.NOISE] = (policy.action_dim // arm.action_dim, arm.action_dim)
+    shapes = {a.key: a.shape for a in robot.observations}
+    shapes[policyfile.NOISE] = (policy.action_dim // robot.action_dim, robot.action_dim)
     return {name: rng.standard_normal((batch, *shape)).astype(np.float32) for name, shape in shapes.items()}
 
 
 @torch.no_grad()
-def _error(session: onnxruntime.InferenceSession, policy: FlowPolicy, arm: ArmSpec) -> float:
-    inputs = _inputs(arm, policy, _BATCH)
+def _error(session: onnxruntime.InferenceSession, policy: FlowPolicy, robot: RobotSpec) -> float:
+    inputs = _inputs(robot, policy, _BATCH)
     noise = torch.from_numpy(inputs[policyfile.NOISE]).flatten(1)
-    expected = policy(torch.from_numpy(arm.flatten(inputs)), noise).numpy()
+    expected = policy(torch.from_numpy(robot.flatten(inputs)), noise).numpy()
     return float(np.abs(session.run(None, inputs)[0].reshape(_BATCH, -1) - expected).max())
 
 

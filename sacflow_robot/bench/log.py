@@ -20,7 +20,7 @@ from sacflow_robot.data.log.ring import Layout
 from sacflow_robot.episode import Episode, EpisodeBuilder, Step, StepResult
 from sacflow_robot.robot.control.loop import run_episode
 from sacflow_robot.robot.drivers.clock import MonotonicClock
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Observation, PolicySpec
+from sacflow_robot.spec import ArraySpec, FloatArray, Observation, PolicySpec, RobotSpec
 
 RATES_HZ = 20, 100, 1000
 _ACTIONS, _WARM_UP = 7, 20
@@ -62,13 +62,13 @@ def bench_log(seconds: float, least_steps: int, folder: Path | None = None) -> L
     return LogBench(datetime.date.today().isoformat(), machine(), load, rows, opening)
 
 
-def _arm(hz: int, payload: str) -> ArmSpec:
+def _robot(hz: int, payload: str) -> RobotSpec:
     names = tuple(f"a{i}" for i in range(_ACTIONS))
     bounds = (-1.0,) * _ACTIONS, (1.0,) * _ACTIONS
-    return ArmSpec("bench", "bench", "none", float(hz), PAYLOADS[payload], names, ("1",) * _ACTIONS, *bounds)
+    return RobotSpec("bench", "bench", "none", float(hz), PAYLOADS[payload], names, ("1",) * _ACTIONS, *bounds)
 
 
-def _observations(arm: ArmSpec) -> list[dict[str, Any]]:
+def _observations(robot: RobotSpec) -> list[dict[str, Any]]:
     """A few observations to take turns; noise, so that nothing can be compressed away."""
     rng = np.random.default_rng(0)
     return [
@@ -76,18 +76,18 @@ def _observations(arm: ArmSpec) -> list[dict[str, Any]]:
             a.key: rng.integers(0, 256, a.shape, np.uint8)
             if a.dtype == "uint8"
             else rng.standard_normal(a.shape).astype(np.float32)
-            for a in arm.observations
+            for a in robot.observations
         }
         for _ in range(16)
     ]
 
 
-class _PacedArm:
-    """An arm that moves at its own pace: a command returns at the next tick, with what was seen just then."""
+class _PacedRobot:
+    """A robot that moves at its own pace: a command returns at the next tick, with what was seen just then."""
 
     lockstep, clock = True, MonotonicClock()
 
-    def __init__(self, spec: ArmSpec, steps: int) -> None:
+    def __init__(self, spec: RobotSpec, steps: int) -> None:
         self.spec, self._steps, self._seen = spec, steps, _observations(spec)
 
     def begin(self, seed: int) -> StepResult:
@@ -115,11 +115,11 @@ class _PacedArm:
 
 
 class _Still:
-    """A policy that keeps the arm where it is."""
+    """A policy that keeps the robot where it is."""
 
-    def __init__(self, arm: ArmSpec) -> None:
-        size = arm.observation_dim
-        self.spec = PolicySpec(arm, 1, 1, "none", (0.0,) * size, (1.0,) * size)
+    def __init__(self, robot: RobotSpec) -> None:
+        size = robot.observation_dim
+        self.spec = PolicySpec(robot, 1, 1, "none", (0.0,) * size, (1.0,) * size)
 
     def infer(self, observation: Observation, noise: FloatArray) -> FloatArray:
         return np.zeros_like(noise)
@@ -140,10 +140,10 @@ class _Timed:
 
 def _measure(path: Path, hz: int, payload: str, steps: int) -> dict[str, Any]:
     """One episode through the control loop itself, so that append is met as it finds it: after a pause, in its place."""
-    arm = _arm(hz, payload)
-    with StepRecorder(path, arm) as log:
+    robot = _robot(hz, payload)
+    with StepRecorder(path, robot) as log:
         timed = _Timed(log)
-        run_episode(_PacedArm(arm, steps + _WARM_UP), _Still(arm), 0, policy_version="none", recorder=timed)
+        run_episode(_PacedRobot(robot, steps + _WARM_UP), _Still(robot), 0, policy_version="none", recorder=timed)
     p50, p99, longest = (float(v) for v in np.percentile(np.array(timed.times[_WARM_UP:]) / 1e3, [50, 99, 100]))
     stored = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     return {
@@ -154,24 +154,24 @@ def _measure(path: Path, hz: int, payload: str, steps: int) -> dict[str, Any]:
         "append_p99_us": round(p99, 1),
         "append_max_us": round(longest, 1),
         "bytes_per_step": round(stored / len(timed.times)),
-        "record_bytes": Layout(arm, 0).bytes,
+        "record_bytes": Layout(robot, 0).bytes,
     }
 
 
 def _measure_opening(path: Path) -> float:
     """Seconds to open a log of 10 000 episodes and read its first and last one."""
-    arm = _arm(20, "64 floats")
-    observations = _observations(arm)
+    robot = _robot(20, "64 floats")
+    observations = _observations(robot)
 
     def episodes() -> Iterator[Episode]:
-        builder = EpisodeBuilder(StepResult(observations[0]), period_ns=arm.period_ns)
+        builder = EpisodeBuilder(StepResult(observations[0]), period_ns=robot.period_ns)
         for i in range(20):
             builder.add(StepResult(observations[i % 16], terminated=i == 19), np.zeros(_ACTIONS, np.float32))
         episode = builder.build()
         for _ in range(10_000):
             yield episode
 
-    write_log(path, arm, episodes())
+    write_log(path, robot, episodes())
     began = time.perf_counter()
     log = EpisodeLog.open(path)
     log.read(0)

@@ -1,4 +1,4 @@
-"""Measures how well the control loop keeps time, with everything running: a policy server, a simulated arm on its own clock
+"""Measures how well the control loop keeps time, with everything running: a policy server, a simulated robot on its own clock
 and the log's keeper, each in a process of its own, and the safety filter with limits of every kind."""
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 
 from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.errors import RobotError, ServerError
-from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.robot.control.action_queue import ActionQueue
 from sacflow_robot.robot.control.loop import run_episode
-from sacflow_robot.robot.control.operator_requests import Switches
+from sacflow_robot.robot.control.operator_requests import OperatorRequests
 from sacflow_robot.robot.control.timing import joined
-from sacflow_robot.robot.drivers.rtsim import ProcessArm
+from sacflow_robot.robot.drivers.rtsim import ProcessRobot
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
 from sacflow_robot.serve.client import PolicyClient
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 _START_S, _SEED = 60.0, 40_000
 
@@ -46,15 +46,15 @@ LIMITS = SafetyLimits(
 )
 
 
-class _AtRate(ProcessArm):
-    """The simulated arm, commanded at another rate than its task's."""
+class _AtRate(ProcessRobot):
+    """The simulated robot, commanded at another rate than its task's."""
 
     def __init__(self, task: str, rate_hz: float) -> None:
         self._rate_hz = rate_hz
         super().__init__(task)
 
     @property
-    def spec(self) -> ArmSpec:
+    def spec(self) -> RobotSpec:
         return replace(super().spec, control_rate_hz=self._rate_hz)
 
 
@@ -62,20 +62,20 @@ def measure(policy: Path, rate_hz: float, seconds: float) -> dict[str, Any]:
     """Run episodes for so long; percentiles of the period in microseconds, deadlines missed, steps held, steps.
 
     Raises:
-        ServerError, RobotError: The server or the arm does not start.
+        ServerError, RobotError: The server or the robot does not start.
     """
     with (
         tempfile.TemporaryDirectory() as folder,
         _server(policy) as address,
         PolicyClient(address, 5.0, swap="episode") as client,
-        closing(_AtRate(client.spec.arm.task, rate_hz)) as robot,
+        closing(_AtRate(client.spec.robot.task, rate_hz)) as robot,
         StepRecorder(Path(folder) / "episodes.zarr", robot.spec) as log,
     ):
         robot.connect()
-        chooser, safety, switches = ChunkStream(client), SafetyFilter(robot.spec, LIMITS), Switches()
+        chooser, safety, switches = ActionQueue(client), SafetyFilter(robot.spec, LIMITS), OperatorRequests()
 
-        def arm_again(line: str) -> None:  # a loop that was silent for 2.5 periods holds; the measurement goes on
-            switches.arm()
+        def robot_again(line: str) -> None:  # a loop that was silent for 2.5 periods holds; the measurement goes on
+            switches.enable()
 
         runs, left, seed = [], round(seconds * rate_hz), _SEED
         while left > 0:
@@ -87,7 +87,7 @@ def measure(policy: Path, rate_hz: float, seconds: float) -> dict[str, Any]:
                 safety=safety,
                 chooser=chooser,
                 switches=switches,
-                tell=arm_again,
+                tell=robot_again,
                 most_steps=left,
             )
             runs.append(run)

@@ -21,7 +21,7 @@ import numpy as np
 
 from sacflow_robot.data.replay_buffer import ReplayBuffer
 from sacflow_robot.episode import Episode
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 BATCH, CHUNK = 256, 5
 _CALLS = 50  # batches per turn; a turn must be short beside what disturbs it
@@ -42,15 +42,15 @@ class Row:
     batches_per_s: float
 
 
-def measure_buffers(arm: ArmSpec, steps: int, turns: int, folder: Path) -> list[Row]:
+def measure_buffers(robot: RobotSpec, steps: int, turns: int, folder: Path) -> list[Row]:
     """The replay buffer, in memory and in files under ``folder``, beside plain gathers from the same steps."""
-    memory = ReplayBuffer(arm, CHUNK, 0.99, steps)
-    files = ReplayBuffer(arm, CHUNK, 0.99, steps, folder)
-    episodes = made_up_episodes(arm, steps)
+    memory = ReplayBuffer(robot, CHUNK, 0.99, steps)
+    files = ReplayBuffer(robot, CHUNK, 0.99, steps, folder)
+    episodes = made_up_episodes(robot, steps)
     for episode in episodes:
         memory.append(episode)
         files.append(episode)
-    flat = [arm.flatten(e.observations) for e in episodes]
+    flat = [robot.flatten(e.observations) for e in episodes]
     gather, take = _gathers(
         np.concatenate([rows[:-1] for rows in flat]),
         np.concatenate([rows[1:] for rows in flat]),
@@ -96,7 +96,7 @@ def _gathers(
     return gather, take
 
 
-def measure_robomimic(arm: ArmSpec, steps: int, seconds: float) -> list[Row]:
+def measure_robomimic(robot: RobotSpec, steps: int, seconds: float) -> list[Row]:
     """robomimic's SequenceDataset behind a DataLoader, in the ways that it recommends for low-dimensional data.
 
     Raises:
@@ -110,8 +110,8 @@ def measure_robomimic(arm: ArmSpec, steps: int, seconds: float) -> list[Row]:
         from torch.utils.data import DataLoader
 
         path = Path(folder) / "steps.hdf5"
-        write_robomimic(path, made_up_episodes(arm, steps))
-        keys = [a.key for a in arm.observations]
+        write_robomimic(path, made_up_episodes(robot, steps))
+        keys = [a.key for a in robot.observations]
         obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys}})
         for cache in ("all", "low_dim"):
             dataset = SequenceDataset(
@@ -137,16 +137,18 @@ def _loader_rate(loader: Any, seconds: float) -> float:
     return counted / spent
 
 
-def made_up_episodes(arm: ArmSpec, steps: int) -> list[Episode]:
+def made_up_episodes(robot: RobotSpec, steps: int) -> list[Episode]:
     """Random episodes of 60 to 120 steps, as long as those of robosuite's tasks, together just short of ``steps``."""
     rng = np.random.default_rng(0)
     episodes, left = [], steps
     while left >= (length := int(rng.integers(60, 121))):
-        actions = rng.uniform(-1, 1, (length, arm.action_dim)).astype(np.float32)
+        actions = rng.uniform(-1, 1, (length, robot.action_dim)).astype(np.float32)
         last = np.arange(length) == length - 1
         episodes.append(
             Episode(
-                observations={a.key: rng.standard_normal((length + 1, *a.shape), np.float32) for a in arm.observations},
+                observations={
+                    a.key: rng.standard_normal((length + 1, *a.shape), np.float32) for a in robot.observations
+                },
                 commanded=actions,
                 proposed=actions,
                 measured=actions,
@@ -154,7 +156,7 @@ def made_up_episodes(arm: ArmSpec, steps: int) -> list[Episode]:
                 rewards=last.astype(np.float32),
                 terminated=last,
                 truncated=np.zeros(length, np.bool_),
-                time_ns=np.arange(length + 1) * arm.period_ns,
+                time_ns=np.arange(length + 1) * robot.period_ns,
             )
         )
         left -= length

@@ -166,7 +166,7 @@ def later(times: np.ndarray[Any, Any], others: np.ndarray[Any, Any]) -> dict[str
 def example(policy: OnnxPolicy, rows: int = 1) -> tuple[dict[str, Any], Any]:
     """An observation and noise, the same every time."""
     rng = np.random.default_rng(0)
-    arrays = {a.key: rng.standard_normal((rows, *a.shape)).astype(a.dtype) for a in policy.spec.arm.observations}
+    arrays = {a.key: rng.standard_normal((rows, *a.shape)).astype(a.dtype) for a in policy.spec.robot.observations}
     return arrays, chunk_noise((rows, *policy.spec.noise_shape), 0)
 
 
@@ -183,10 +183,10 @@ def untrained_twin(path: Path, velocity: str, out: Path) -> Path:
 
     spec = OnnxPolicy(path).spec
     torch.manual_seed(0)
-    size = spec.chunk_length * spec.arm.action_dim
-    flow = preset(spec.arm.task, velocity).flow
-    policy = FlowPolicy(velocity, spec.arm.observation_dim, size, flow)
-    export_policy(policy, make_spec(policy, spec.arm, velocity, {"untrained": True}), out)
+    size = spec.chunk_length * spec.robot.action_dim
+    flow = preset(spec.robot.task, velocity).flow
+    policy = FlowPolicy(velocity, spec.robot.observation_dim, size, flow)
+    export_policy(policy, make_spec(policy, spec.robot, velocity, {"untrained": True}), out)
     return out
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import zmq
 
 from sacflow_robot.bench import serve as trips
-from sacflow_robot.errors import LateError, ServerError
+from sacflow_robot.errors import DeadlineExceeded, ServerError
 from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.client import PolicyClient
@@ -144,7 +144,7 @@ def at_rest(path: Path, engine: Engine, requests: int, deadline_s: float = 0.02)
             began = time.perf_counter_ns()
             try:
                 counts["wrong"] += not np.array_equal(client.infer(arrays, noise), expected)
-            except LateError:
+            except DeadlineExceeded:
                 counts["late"] += 1
             except ServerError:
                 counts["lost"] += 1

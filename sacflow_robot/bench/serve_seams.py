@@ -1,4 +1,4 @@
-"""How hard an arm is pulled where chunks meet: simulated Lift in lockstep, chunks on a made-up network with a known delay."""
+"""How hard a robot is pulled where chunks meet: simulated Lift in lockstep, chunks on a made-up network with a known delay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
-from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.robot.control.action_queue import ActionQueue
 from sacflow_robot.serve.batching import takes_prefix
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
 from sacflow_robot.utils.seeding import chunk_noise
@@ -19,7 +19,7 @@ _EEF = "robot0_eef_pos"
 
 
 class DelayedPolicy:
-    """A local policy whose answers take ``delay_ns`` on a clock of its own, as a client that ChunkStream asks."""
+    """A local policy whose answers take ``delay_ns`` on a clock of its own, as a client that ActionQueue asks."""
 
     def __init__(self, policy: OnnxPolicy, delay_ns: int) -> None:
         self._policy, self._delay_ns = policy, delay_ns
@@ -54,7 +54,7 @@ class DelayedPolicy:
 
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
         assert self._answer is not None and self._answer[0] == number
-        if wait_s is None:  # the arm stands still meanwhile
+        if wait_s is None:  # the robot stands still meanwhile
             return self._answer[2]
         if self.now_ns < self._answer[1]:
             raise TimeoutError
@@ -78,13 +78,13 @@ def seams(
     ways = [("switch", 0, False), ("blend", 2, False)]
     if takes_prefix(policy):
         ways += [("prefix", 0, True), ("prefix, blend", 2, True)]
-    env, rows = RobosuiteEnv(policy.spec.arm.task), []
+    env, rows = RobosuiteEnv(policy.spec.robot.task), []
     for delay_ms in delays_ms:
         for way, blend, prefix in ways:
             parts, solved = [], 0
             for seed in range(_FIRST_SEED, _FIRST_SEED + episodes):
                 network = DelayedPolicy(policy, delay_ms * 1_000_000)
-                stream = ChunkStream(network, blend=blend, prefix=prefix, clock_ns=network.clock_ns)
+                stream = ActionQueue(network, blend=blend, prefix=prefix, clock_ns=network.clock_ns)
                 part, success = _play(env, network, stream, seed)
                 parts.append(part)
                 solved += success
@@ -102,24 +102,24 @@ def seams(
 
 
 def _play(
-    env: Any, network: DelayedPolicy, stream: ChunkStream, seed: int
+    env: Any, network: DelayedPolicy, stream: ActionQueue, seed: int
 ) -> tuple[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], bool]:
     """One episode: accelerations commanded and measured, and whether a chunk began there, from the second step on."""
     from sacflow_robot.envs.tasks import METRES_PER_ACTION
 
-    rate = network.spec.arm.control_rate_hz
+    rate = network.spec.robot.control_rate_hz
     result = env.begin(seed)
     places, joined = [result.observation[_EEF]], []
     actions: list[FloatArray] = []
     while not result.ended:
         noise = chunk_noise(network.spec.noise_shape, seed, len(actions))
         step = stream.step(result.observation, noise)
-        action = np.zeros(network.spec.arm.action_dim, np.float32) if step.action is None else step.action
-        actions.append(network.spec.arm.check_action(action))
+        action = np.zeros(network.spec.robot.action_dim, np.float32) if step.action is None else step.action
+        actions.append(network.spec.robot.check_action(action))
         joined.append(step.joined)
         result = env.command(actions[-1])
         places.append(result.observation[_EEF])
-        network.now_ns += network.spec.arm.period_ns
+        network.now_ns += network.spec.robot.period_ns
     commanded = np.linalg.norm(np.diff(np.array(actions)[:, :3], axis=0), axis=1) * METRES_PER_ACTION * rate**2
     measured = np.linalg.norm(np.diff(np.array(places, np.float64), 2, axis=0), axis=1) * rate**2
     return (commanded, measured, np.array(joined[1:])), result.terminated
@@ -127,4 +127,4 @@ def _play(
 
 def has_gripper_position(path: Path) -> bool:
     """Whether seams can be measured with this policy."""
-    return any(array.key == _EEF for array in OnnxPolicy(path).spec.arm.observations)
+    return any(array.key == _EEF for array in OnnxPolicy(path).spec.robot.observations)

@@ -25,10 +25,10 @@ import mujoco
 import numpy as np
 
 from sacflow_robot.envs.collector import rollout
-from sacflow_robot.envs.fast.fast_robot import CompiledArm
+from sacflow_robot.envs.fast.fast_robot import FastRobot
 from sacflow_robot.envs.fast.self_check import checked_task
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.vector_env import core_count, make_arms
+from sacflow_robot.envs.vector_env import core_count, make_vector_env
 from sacflow_robot.episode import Episode
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.spec import Engine
@@ -51,7 +51,7 @@ class Row:
     Attributes:
         task: Name of the task.
         engine: See ``BenchEngine``.
-        workers: Arms at once: processes, or threads for ``compiled`` and ``physics``.
+        workers: Robots at once: processes, or threads for ``compiled`` and ``physics``.
         steps_per_s: Control steps per second of all of them together.
     """
 
@@ -66,7 +66,7 @@ def measure(task: str, workers: Sequence[int], turns: int) -> list[Row]:
 
     Args:
         task: Name of the task.
-        workers: Arms at once, one measurement each.
+        workers: Robots at once, one measurement each.
         turns: Turns that each engine takes; the median counts.
     """
     times: dict[tuple[BenchEngine, int], list[float]] = {}
@@ -143,20 +143,22 @@ class Evaluation:
 
 def measure_evaluation(policy: OnnxPolicy, episodes: int, turns: int) -> tuple[list[Evaluation], bool]:
     """How long episodes take under either engine, in turns, and whether their actions are equal to the last bit."""
-    task = policy.spec.arm.task
+    task = policy.spec.robot.task
     engines: tuple[Engine, ...] = get_args(Engine)
     times: dict[Engine, list[float]] = {engine: [] for engine in engines}
     ran: dict[Engine, dict[int, Episode]] = {}
     seeds = range(_EVAL_SEED, _EVAL_SEED + episodes)
     with ExitStack() as stack:
-        arms = {
-            e: [stack.enter_context(closing(make_arms(task, 1, e, background=False))) for _ in range(core_count())]
+        envs = {
+            e: [
+                stack.enter_context(closing(make_vector_env(task, 1, e, background=False))) for _ in range(core_count())
+            ]
             for e in engines
         }
         for turn in range(turns + 1):
             for engine in engines:
                 began = time.perf_counter()
-                run = list(rollout(arms[engine], policy.spec.noise_shape, policy.infer, seeds[: None if turn else 4]))
+                run = list(rollout(envs[engine], policy.spec.noise_shape, policy.infer, seeds[: None if turn else 4]))
                 if turn > 0:  # the first one warms up
                     times[engine].append(time.perf_counter() - began)
                     ran[engine] = {episode.info["seed"]: episode for episode in run}
@@ -170,35 +172,35 @@ def measure_evaluation(policy: OnnxPolicy, episodes: int, turns: int) -> tuple[l
 
 
 class _Native:
-    """Arms in threads."""
+    """Robots in threads."""
 
     def __init__(self, task: str) -> None:
         self._env = RobosuiteEnv(task)
         self._task = checked_task(self._env)
-        self._arms: dict[tuple[BenchEngine, int], tuple[CompiledArm, mujoco.MjModel, mujoco.MjData]] = {}
+        self._envs: dict[tuple[BenchEngine, int], tuple[FastRobot, mujoco.MjModel, mujoco.MjData]] = {}
         self._lock = threading.Lock()
 
     def prepare(self, engine: BenchEngine, worker: int, actions: Any, turn: int) -> Callable[[], Any]:
         """What is to be timed."""
         with self._lock:
             start = self._env.draw_start(np.random.default_rng(turn))
-            if (engine, worker) not in self._arms:
+            if (engine, worker) not in self._envs:
                 # The limit is that of the model as robosuite has it; ours leaves out what is only there to be looked at.
                 model = copy.copy(self._env.model if engine == "physics" else self._task.model)
                 data = mujoco.MjData(model)
-                self._arms[engine, worker] = CompiledArm(self._task, model, data), model, data
-            arm, model, data = self._arms[engine, worker]
+                self._envs[engine, worker] = FastRobot(self._task, model, data), model, data
+            robot, model, data = self._envs[engine, worker]
             self._env.layout.write(start, model, data)
-            arm.begin(start)
+            robot.begin(start)
             if engine == "compiled":
-                return lambda: [arm.execute(actions[t : t + _CHUNK]) for t in range(0, _STEPS, _CHUNK)]
+                return lambda: [robot.execute(actions[t : t + _CHUNK]) for t in range(0, _STEPS, _CHUNK)]
             states, controls = [self._env.layout.read(model, data)], [data.ctrl.copy()]
             for action in actions[:-1]:
-                states.append(arm.execute(action[None])[1][0])
+                states.append(robot.execute(action[None])[1][0])
                 controls.append(data.ctrl.copy())
             self._env.layout.write(start, model, data)
             rows = np.array(states), np.array(controls)
-            return lambda: arm.physics_only(*rows)
+            return lambda: robot.physics_only(*rows)
 
 
 @cache

@@ -83,20 +83,20 @@ def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, t
     from sacflow_robot.bench.limits import count_work, lowest_limit, measure_rates
     from sacflow_robot.bench.replay_buffer import made_up_episodes
     from sacflow_robot.data.replay_buffer import ReplayBuffer
-    from sacflow_robot.envs.tasks import get_arm
+    from sacflow_robot.envs.tasks import get_robot
     from sacflow_robot.learn.algorithms.registry import make_agent
     from sacflow_robot.learn.compile import pick_device
 
     torch.set_num_threads(threads)
     device = pick_device(config.device)
-    arm = get_arm(config.env)
-    buffer = ReplayBuffer(arm, config.chunk_length, config.learner.discount, 20_000)
-    for episode in made_up_episodes(arm, 20_000):
+    robot = get_robot(config.env)
+    buffer = ReplayBuffer(robot, config.chunk_length, config.learner.discount, 20_000)
+    for episode in made_up_episodes(robot, 20_000):
         buffer.append(episode)
     rng = np.random.default_rng(0)
 
     def update_of(config: TrainConfig) -> tuple[Agent, Callable[[], object]]:
-        agent = make_agent(arm, config, device)
+        agent = make_agent(robot, config, device)
         agent.fit_normaliser(buffer.observations())
         return agent, lambda: agent.update_online(buffer.sample(config.learner.batch_size, rng))
 

@@ -1,1 +1,1 @@
-"""Calibration profiles: what is known of one arm, in physical units."""
+"""Calibration profiles: what is known of one robot, in physical units."""

@@ -1,7 +1,7 @@
-"""How far the arm's clock is from the control loop's, from what a run tells in both directions, as NTP does it.
+"""How far the robot's clock is from the control loop's, from what a run tells in both directions, as NTP does it.
 
-An observation carries when it was captured by the arm's clock and when it arrived by the loop's; a command when it was sent by
-the loop's and, by the motion that it begins, when it was acted on by the arm's. Their fastest ways bound the offset from both
+An observation carries when it was captured by the robot's clock and when it arrived by the loop's; a command when it was sent by
+the loop's and, by the motion that it begins, when it was acted on by the robot's. Their fastest ways bound the offset from both
 sides. Where between the bounds it is, no exchange of messages can tell: half the round trip is the most it may be off.
 """
 
@@ -20,19 +20,19 @@ Array = npt.NDArray[np.float64]
 _LEAST_ROWS, _PIECES, _PER_PIECE = 50, 20, 10
 _TOLERANCE_S = (
     AHEAD_NS / 1e9
-)  # commands are rounded to the arm's cycle, beginnings of motions told to a millisecond or so
+)  # commands are rounded to the robot's cycle, beginnings of motions told to a millisecond or so
 _JUMP_S, _JUMP_SPREADS = 0.005, 8.0
 _LEAST_DRIFT_PPM, _MOST_DRIFT_PPM = 2.0, 1000.0  # crystals differ by tens; computers' clocks by no more
 
 
 @dataclass(frozen=True)
 class Fastest:
-    """The fastest observations' way from the arm's clock to the loop's, as a line over the run.
+    """The fastest observations' way from the robot's clock to the loop's, as a line over the run.
 
     Attributes:
         begin_ns: Stamp at which the line begins.
         offset_ns: What to add to a stamp for the time by the loop's clock at which it would have arrived at best.
-        drift_ppm: By how much the arm's clock runs fast.
+        drift_ppm: By how much the robot's clock runs fast.
         spread_ppm: Standard error of that.
         pieces: When the pieces of the run were (P,), s after ``begin_ns``.
         least_s: Fastest observation of each (P,), arrival less stamp, from the fastest of all (s).
@@ -53,7 +53,7 @@ class Fastest:
 
 @dataclass(frozen=True)
 class ClockOffset:
-    """The arm's clock minus the control loop's, when the run began.
+    """The robot's clock minus the control loop's, when the run began.
 
     Attributes:
         way: The fastest observations' way.
@@ -87,10 +87,10 @@ class ClockOffset:
         if self.differs:
             later = f" ({abs(self.way.drift_ppm) * 3.6:.0f} ms an hour: have both machines keep time)" if drift else ""
             return (
-                f"the arm's clock is not the control loop's: it is ahead by {between}{drift}{later}; the two delays add up to "
+                f"the robot's clock is not the control loop's: it is ahead by {between}{drift}{later}; the two delays add up to "
                 "what is told, but how they share it nobody can tell without a common clock"
             )
-        return f"the arm's stamps fit the control loop's clock; an offset {between} would not show{drift}"
+        return f"the robot's stamps fit the control loop's clock; an offset {between} would not show{drift}"
 
 
 def by_arrival_ns(recording: Recording) -> npt.NDArray[np.int64]:
@@ -106,7 +106,7 @@ def fastest_way(stamps_ns: npt.NDArray[np.int64], received_ns: npt.NDArray[np.in
     """The lower edge of how late observations arrive, by stamps (M,) and arrivals (M,) of those whose arrival is known.
 
     Raises:
-        DataError: They are too few, or the arm's clock was set during the run, or does not count nanoseconds.
+        DataError: They are too few, or the robot's clock was set during the run, or does not count nanoseconds.
     """
     if len(stamps_ns) < _LEAST_ROWS:
         raise DataError(
@@ -122,7 +122,7 @@ def fastest_way(stamps_ns: npt.NDArray[np.int64], received_ns: npt.NDArray[np.in
     slope, _ = np.polyfit(at, least, 1)
     if abs(slope) > 1e-6 * _MOST_DRIFT_PPM and np.ptp(np.diff(least)) < 0.5 * np.ptp(least):
         raise DataError(
-            f"the arm's clock gains {-1e6 * slope:.0f} ppm on the control loop's, at most {_MOST_DRIFT_PPM:g} are "
+            f"the robot's clock gains {-1e6 * slope:.0f} ppm on the control loop's, at most {_MOST_DRIFT_PPM:g} are "
             "believed: do the driver's times count nanoseconds?"
         )
     _refuse_jump(at, least)
@@ -148,11 +148,11 @@ def _refuse_jump(at: Array, least: Array) -> None:
 
 
 def measure_offset(way: Fastest, round_trip_s: float) -> ClockOffset:
-    """Bounds on the arm's clock from the fastest observation and the round trip.
+    """Bounds on the robot's clock from the fastest observation and the round trip.
 
     Args:
         way: See :func:`fastest_way`.
-        round_trip_s: From sending a command, to the arm acting on it, to the earliest that could be seen in the loop.
+        round_trip_s: From sending a command, to the robot acting on it, to the earliest that could be seen in the loop.
     """
     here_s = way.offset_ns / 1e9
     low, high = -here_s, round_trip_s - here_s

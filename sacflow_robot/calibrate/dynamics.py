@@ -1,4 +1,4 @@
-"""System identification: the arm model whose predictions fit a recording best, and what the recording can't tell.
+"""System identification: the robot model whose predictions fit a recording best, and what the recording can't tell.
 
 Bounded least squares (SciPy) over windows of a recording. Each parameter has a weak prior, as wide as what is physically
 plausible, that keeps in place what the data can't tell. What the data can tell is read off the curvature at the end.
@@ -15,7 +15,7 @@ from scipy.optimize import least_squares
 
 from sacflow_robot.calibrate.predict import Predictors, Window
 from sacflow_robot.calibrate.problem import DELAY, MOMENT, Problem, cut
-from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.errors import DataError
 
 Array = npt.NDArray[np.float64]
@@ -30,7 +30,7 @@ SMALLEST_MASS_KG = 0.05
 """Loads are told to within ``IDENTIFIED_SHARE`` of this or of their value, whichever is more."""
 
 _FLOOR_M, _FLOOR_RAD, _FLOOR_JOINT_RAD = 2e-4, 1e-3, 2e-4  # what windows' beginnings and rounded times leave
-# What a wrong model does in the first half second of a motion is not yet beyond repair; after 1.25 s the arm rests.
+# What a wrong model does in the first half second of a motion is not yet beyond repair; after 1.25 s the robot rests.
 _LENGTHS_S = 0.5, 1.25
 _STEPS = (4, 4), (2, 2)  # most evaluations over each, windows being weighed anew before each
 
@@ -40,7 +40,7 @@ class Fit:
     """What came of an identification.
 
     Attributes:
-        model: The arm model found, with the values before in the place of what the data can't tell.
+        model: The robot model found, with the values before in the place of what the data can't tell.
         delay_ms: Delay of commands.
         labels: Of the parameters fitted (P,).
         values: Their values (P,), in the quantities' units.
@@ -59,7 +59,7 @@ class Fit:
         problem: What was fitted, over the windows' whole length.
     """
 
-    model: ArmModel
+    model: RobotParameters
     delay_ms: float
     labels: tuple[str, ...]
     values: Array
@@ -79,8 +79,8 @@ class Fit:
     reference: Array
     problem: Problem = field(repr=False)
 
-    def moved(self, index: int, by: float) -> tuple[ArmModel, float]:
-        """The arm model and command delay (s) with one parameter moved in fitted units, the others making up for it."""
+    def moved(self, index: int, by: float) -> tuple[RobotParameters, float]:
+        """The robot model and command delay (s) with one parameter moved in fitted units, the others making up for it."""
         rest = np.arange(len(self.fitted)) != index
         x = self.fitted.copy()
         x[index] += by
@@ -91,34 +91,34 @@ class Fit:
 def identify(
     predictors: Predictors,
     windows: Sequence[Window],
-    start: ArmModel,
+    start: RobotParameters,
     sigma: tuple[float, float, float],
     *,
-    before: ArmModel | None = None,
+    before: RobotParameters | None = None,
     held_out_share: float = 0.25,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Fit:
-    """Fit an arm model to windows, and look at those kept aside.
+    """Fit a robot model to windows, and look at those kept aside.
 
     Args:
         predictors: The simulator.
         windows: The recording's; every fourth or so is kept aside.
         start: What is known before; the simulator's own values stand for the rest.
         sigma: Noise of position (m), rotation (rad) and joint readings (rad).
-        before: What the errors before are of; the simulator's own arm, without delay, if None.
+        before: What the errors before are of; the simulator's own robot, without delay, if None.
         held_out_share: Share of windows kept aside.
         progress: Told the share done.
 
     Raises:
-        DataError: There are too few windows, or the arm hardly moves in them.
+        DataError: There are too few windows, or the robot hardly moves in them.
     """
     if len(windows) < 6:
-        raise DataError(f"{len(windows)} motions after a rest are too few to identify an arm; at least 6 are needed")
+        raise DataError(f"{len(windows)} motions after a rest are too few to identify a robot; at least 6 are needed")
     travelled = float(np.median([np.ptp(w.position, axis=0).max() for w in windows]))
     if travelled < 20 * sigma[0] or travelled < 2e-3:
         raise DataError(
             f"the gripper moves by {1e3 * travelled:.1f} mm per motion, against {1e3 * sigma[0]:.2f} mm of noise; "
-            "too little to identify an arm: move it further, or calibrate noise first"
+            "too little to identify a robot: move it further, or calibrate noise first"
         )
     every = max(2, round(1 / held_out_share))
     held = [w for i, w in enumerate(windows) if i % every == every - 1]
@@ -150,7 +150,7 @@ def identify(
     curvature = np.asarray(rows.T @ rows + np.diag(1 / problem.prior**2), np.float64)
     read = _read(problem, x, _spread(problem, rows, residual, curvature))
     model, delay = problem.model(x)
-    before = before or ArmModel()
+    before = before or RobotParameters()
     after = model.having(start.part("sensors").values)
     ways = ((after, delay), (predictors.first.nominal.having(before.values), before.number(DELAY) / 1e3))
     errors = [prediction_error(predictors, way, part) for part in (fitted, held) for way in ways]
@@ -200,7 +200,7 @@ def _spread(problem: Problem, rows: Array, residual: Array, curvature: Array) ->
     return np.asarray(np.maximum(alone, jackknife))
 
 
-def prediction_error(predictors: Predictors, way: tuple[ArmModel, float], windows: Sequence[Window]) -> float:
+def prediction_error(predictors: Predictors, way: tuple[RobotParameters, float], windows: Sequence[Window]) -> float:
     """Root mean square of the gripper's error (m) under a model and command delay (s); the pose's known bias counts."""
     made = predictors.predict([way], windows)[0]
     bias = way[0].sensor("robot0_eef_pos").get("bias_m", np.zeros(3))

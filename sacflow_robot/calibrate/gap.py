@@ -1,4 +1,4 @@
-"""Why an arm does not do what the simulator says: logged commands replayed, and how much of the error each cause explains.
+"""Why a robot does not do what the simulator says: logged commands replayed, and how much of the error each cause explains.
 
 The error is that of the gripper's position as the control loop had it. Each cause is fitted alone, with the few numbers that
 it has; what share of the squared error it takes away is what it explains. Shares of causes that look alike overlap.
@@ -15,7 +15,7 @@ from scipy.optimize import least_squares
 
 from sacflow_robot.calibrate.predict import Predicted, Predictors, Window, make_windows
 from sacflow_robot.calibrate.recording import Recording, bursts
-from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.errors import DataError
 
 Array = npt.NDArray[np.float64]
@@ -55,7 +55,7 @@ class Gap:
         joint_rmse_rad: Of each joint (7,), where joints are logged.
         causes: The most telling first.
         windows: Pieces of the log.
-        predicted: What the profile's arm does in them.
+        predicted: What the profile's robot does in them.
         better: What it does with the first cause mended.
     """
 
@@ -70,10 +70,10 @@ class Gap:
 def measure_gap(
     recordings: Sequence[Recording],
     predictors: Predictors,
-    profile: ArmModel,
+    profile: RobotParameters,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Gap:
-    """Rank the causes of the difference between logged motion and what the profile's arm would have done.
+    """Rank the causes of the difference between logged motion and what the profile's robot would have done.
 
     Raises:
         DataError: There is hardly any motion in the log.
@@ -111,7 +111,7 @@ def _choose(recordings: Sequence[Recording], predictors: Predictors, delay_s: fl
     """Windows with motion, spread over the log, each with how late its observations arrived (s; -1 unknown)."""
     found: list[tuple[Window, float]] = []
     for recording in recordings:
-        length = round(_PIECE_S * recording.arm.control_rate_hz)
+        length = round(_PIECE_S * recording.robot.control_rate_hz)
         pieces = bursts(recording)
         if len(pieces) < 4:
             count = len(recording.sent_ns)
@@ -129,7 +129,7 @@ def _choose(recordings: Sequence[Recording], predictors: Predictors, delay_s: fl
 class _Fitter:
     """Errors of models, and fits of a few numbers."""
 
-    def __init__(self, predictors: Predictors, model: ArmModel, delay_s: float, windows: list[Window]) -> None:
+    def __init__(self, predictors: Predictors, model: RobotParameters, delay_s: float, windows: list[Window]) -> None:
         self.predictors, self.model, self.delay_s, self.windows = predictors, model, delay_s, windows
 
     def off(self, made: Sequence[Predicted], windows: Sequence[Window]) -> Array:
@@ -137,13 +137,13 @@ class _Fitter:
         bias = self.model.sensor("robot0_eef_pos").get("bias_m", np.zeros(3))
         return np.concatenate([p.position + bias - w.position for p, w in zip(made, windows, strict=True)])
 
-    def error(self, model: ArmModel, delay_s: float, windows: Sequence[Window]) -> tuple[float, list[Predicted]]:
+    def error(self, model: RobotParameters, delay_s: float, windows: Sequence[Window]) -> tuple[float, list[Predicted]]:
         made = self.predictors.predict([(model, delay_s)], windows)[0]
         return _rms(self.off(made, windows)), made
 
     def fit(
         self,
-        way: Callable[[Array], tuple[ArmModel, float]],
+        way: Callable[[Array], tuple[RobotParameters, float]],
         start: Array,
         low: Array,
         high: Array,
@@ -201,7 +201,7 @@ def _cause(
 
     if name == "gain":
 
-        def gains(x: Array) -> tuple[ArmModel, float]:
+        def gains(x: Array) -> tuple[RobotParameters, float]:
             return f.model.having(
                 {n: float(np.asarray(now[n])[0] * s) for n, s in zip(_STIFFNESS, x, strict=True)}
             ), f.delay_s
@@ -213,7 +213,7 @@ def _cause(
 
     if name == "friction":
 
-        def friction(x: Array) -> tuple[ArmModel, float]:
+        def friction(x: Array) -> tuple[RobotParameters, float]:
             return f.model.having(
                 {n: list(np.asarray(now[n]) * s) for n, s in zip(_FRICTION, x, strict=True)}
             ), f.delay_s
@@ -223,7 +223,7 @@ def _cause(
         text = f"damping is about {x[0]:.1f} times and dry friction {x[1]:.1f} times what the profile says; run calibrate dynamics"
         return Cause(name, _explained(left, base), left, changed(new), text), made
 
-    def payload(x: Array) -> tuple[ArmModel, float]:
+    def payload(x: Array) -> tuple[RobotParameters, float]:
         return f.model.having({"payload.mass_kg": float(x[0])}), f.delay_s
 
     x, left, made = f.fit(payload, np.asarray(now["payload.mass_kg"]), np.zeros(1), np.full(1, 3.0), f.windows)

@@ -1,4 +1,4 @@
-"""Where a camera is, from pictures of a ChArUco board in the gripper (camera beside the arm): OpenCV does the geometry."""
+"""Where a camera is, from pictures of a ChArUco board in the gripper (camera beside the robot): OpenCV does the geometry."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Board:
 
 @dataclass(frozen=True)
 class HandEye:
-    """A camera's pose in the arm's base frame.
+    """A camera's pose in the robot's base frame.
 
     Attributes:
         position_m: (3,).
         rotation_rad: Rotation vector (3,) from camera to base frame.
         spread_m, spread_rad: One standard deviation of each, over leaving out one picture at a time.
-        reprojection_px: Root mean square over all corners, through the arm's poses.
+        reprojection_px: Root mean square over all corners, through the robot's poses.
         corners: Per picture, corners as seen and as they would be seen (n, 2), (n, 2).
     """
 
@@ -77,7 +77,7 @@ def measure_handeye(
     distortion: Array,
     board: Board,
 ) -> HandEye:
-    """The pose of a camera that stands beside the arm, from pictures of a board that the gripper holds.
+    """The pose of a camera that stands beside the robot, from pictures of a board that the gripper holds.
 
     Args:
         images: Grey pictures.
@@ -114,7 +114,7 @@ def measure_handeye(
     error, corners = _reprojection(seen, rotation, position, camera, distortion)
     if error > _WORST_PX:
         raise DataError(
-            f"the corners are {error:.1f} px from where the arm's poses put them, {_WORST_PX:g} at most are fine; "
+            f"the corners are {error:.1f} px from where the robot's poses put them, {_WORST_PX:g} at most are fine; "
             "are pictures and poses of the same moments, and the board's measures right?"
         )
     return HandEye(

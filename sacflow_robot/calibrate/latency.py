@@ -1,8 +1,8 @@
-"""How late observations and commands are, from an excitation run, without a model of the arm.
+"""How late observations and commands are, from an excitation run, without a model of the robot.
 
 Observations say when they were captured. A command's delay is read off the moment at which each motion after a rest begins.
-Whatever holds the arm at its goal, a new goal is a step of force: readings leave what they did before with an acceleration
-that sets in at once and then decays. Before it they need not stand still (an arm sags, and creeps in its nullspace), but go on
+Whatever holds the robot at its goal, a new goal is a step of force: readings leave what they did before with an acceleration
+that sets in at once and then decays. Before it they need not stand still (a robot sags, and creeps in its nullspace), but go on
 smoothly. Sizes are each motion's and each reading's own, for friction lets joints move more or less.
 """
 
@@ -24,7 +24,7 @@ Array = npt.NDArray[np.float64]
 _STEP_S = 0.002
 _LONGEST_S = 0.4
 _LEAST_MOTIONS = 8
-_WORST_S, _LEAST_SPREAD_S = 0.005, 0.001  # the latter for the arm's own cycle, which shows as half of it
+_WORST_S, _LEAST_SPREAD_S = 0.005, 0.001  # the latter for the robot's own cycle, which shows as half of it
 _RATES_PER_S = np.array([8.0, 12, 18, 27, 40, 60, 90])  # at which the first acceleration decays
 _RATE_PER_S, _RATE_LOG_SPREAD = 25.0, 0.5  # critical damping at a stiffness of 150 per second squared, weakly
 _NEAR_S, _FINE_S = 0.012, 0.0005
@@ -44,7 +44,7 @@ class Latency:
         seen: How far each motion has come (B, R), less what went on before, in units of its first acceleration (s^2).
         fitted: The same of what is fitted (R,).
         round_trip_s: From a command's sending to the earliest that its effect could be seen.
-        clock: Whether the arm's clock is the control loop's; None where nobody knows when observations arrived.
+        clock: Whether the robot's clock is the control loop's; None where nobody knows when observations arrived.
     """
 
     observation_s: Array
@@ -98,7 +98,7 @@ def measure_latency(recording: Recording) -> Latency:
     """
     known = recording.received_ns >= 0
     way = fastest_way(recording.time_ns[known], recording.received_ns[known]) if known.any() else None
-    # Whatever the arm's clock says, by the arrival of the fastest observation motions begin a round trip after commands.
+    # Whatever the robot's clock says, by the arrival of the fastest observation motions begin a round trip after commands.
     motions = _motions(recording, recording.time_ns if way is None else way.arrival_ns(recording.time_ns))
     round_trip, rate, each = _fit(motions)
     off = 1.4826 * float(np.median(np.abs(each - np.median(each))))
@@ -127,10 +127,10 @@ def measure_latency(recording: Recording) -> Latency:
 
 def _motions(recording: Recording, times_ns: npt.NDArray[np.int64]) -> _Motions:
     """Readings around every command from rest whose step was held: the joints', else the gripper's along its direction."""
-    arm = recording.arm
-    scale = [float(m[1]) if (m := re.fullmatch(r"([\d.]+) m", unit)) else 0.0 for unit in arm.action_units]
+    robot = recording.robot
+    scale = [float(m[1]) if (m := re.fullmatch(r"([\d.]+) m", unit)) else 0.0 for unit in robot.action_units]
     if np.count_nonzero(scale) != 3:
-        raise DataError("the arm's actions have no three lengths to measure delays by")
+        raise DataError("the robot's actions have no three lengths to measure delays by")
     moved = recording.actions[:, np.flatnonzero(scale)] * np.array(scale)[np.flatnonzero(scale)]
     seen_s = (times_ns - recording.sent_ns[0]) / 1e9
     sent_s = (recording.sent_ns - recording.sent_ns[0]) / 1e9
@@ -168,7 +168,7 @@ def _motions(recording: Recording, times_ns: npt.NDArray[np.int64]) -> _Motions:
     if far < 5 * noise or far < 5e-4:
         unit = "mrad" if joints else "mm"
         raise DataError(
-            f"the arm moves by {1e3 * far:.2f} {unit} within {1e3 * _LONGEST_S:g} ms of a command, against "
+            f"the robot moves by {1e3 * far:.2f} {unit} within {1e3 * _LONGEST_S:g} ms of a command, against "
             f"{1e3 * noise:.2f} {unit} of noise; too little to tell when it begins: is it free to move?"
         )
     return _Motions(times, np.stack(rows), degree, before, after, min(1.0, _STEP_S / interval))

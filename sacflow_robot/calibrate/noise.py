@@ -1,4 +1,4 @@
-"""What the sensors add to the truth, from an arm at rest: noise, resolution, lost samples, and biases where two sensors see one thing."""
+"""What the sensors add to the truth, from a robot at rest: noise, resolution, lost samples, and biases where two sensors see one thing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise
         forward: Gripper pose (M, 3), (M, 4) at joint positions (M, 7); where joints are observed, it tells the pose's bias.
 
     Raises:
-        DataError: There are too few readings, or the arm moves.
+        DataError: There are too few readings, or the robot moves.
     """
     rows = _resting(recording)
     times = (recording.time_ns[rows] - recording.time_ns[rows][0]) / 1e9
@@ -57,7 +57,7 @@ def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise
     values: dict[str, tuple[Array, Array]] = {}
     density: dict[str, float] = {}
     readings: dict[str, Array] = {}
-    for array in recording.arm.observations:
+    for array in recording.robot.observations:
         seen = recording.observations[array.key][rows].astype(np.float64).reshape(len(rows), -1)
         turned = np.zeros(seen.shape[1], bool)
         for start in array.quaternions:
@@ -92,7 +92,7 @@ def _resting(recording: Recording) -> npt.NDArray[np.intp]:
     rows = np.flatnonzero((times_ns >= begin) & (times_ns < until))
     if len(rows) < _LEAST_ROWS:
         raise DataError(
-            f"{len(rows)} readings of the arm at rest are too few to tell noise by; {_LEAST_ROWS} are needed"
+            f"{len(rows)} readings of the robot at rest are too few to tell noise by; {_LEAST_ROWS} are needed"
         )
     return rows
 
@@ -108,7 +108,7 @@ def _refuse_motion(times: Array, around: Array) -> None:
 
 
 def _detrended(times: Array, rows: Array) -> Array:
-    """Without what the arm does while it settles: a cubic."""
+    """Without what the robot does while it settles: a cubic."""
     basis = np.vander(times / times[-1], 4)
     return np.asarray(rows - basis @ np.linalg.lstsq(basis, rows, rcond=None)[0])
 

@@ -1,4 +1,4 @@
-"""What an arm of a given model would have done: logged commands played into the simulator, window by window.
+"""What a robot of a given model would have done: logged commands played into the simulator, window by window.
 
 A window begins in the state that was observed there, so that what a model gets wrong adds up over a second or two and not
 over an episode. A pure delay of commands moves a window's whole prediction in time, and is applied to the result.
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
 from sacflow_robot.utils.rotations import rotation_between
@@ -38,7 +38,7 @@ class Window:
     Attributes:
         commands: (N, 9): seconds after the first one, seconds for which it is valid, action.
         start: Joint positions and velocities (2, 7) in rad and rad/s when the first command is acted on.
-        rest: Joint positions (7,) when the recording began, to which the controller pulls the arm's nullspace.
+        rest: Joint positions (7,) when the recording began, to which the controller pulls the robot's nullspace.
         time_s: Capture times (M,) of what was observed, after the first command's sending.
         position: Gripper positions (M, 3) in m.
         quat: Orientations x y z w (M, 4).
@@ -69,31 +69,31 @@ class Predictor:
     """The simulator as a function from commands and a model to motion, without objects to touch.
 
     Args:
-        task: The task whose arm it is.
+        task: The task whose enable it is.
     """
 
     def __init__(self, task: str) -> None:
         self._env = RobosuiteEnv(task, engine="compiled", step_rate_hz=500)
-        self._arm = self._env.compiled
+        self._robot = self._env.compiled
         self._env.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
         home = self._env.begin(0).state
         assert home is not None
         self._home = home
         self._step_s = float(self._env.model.opt.timestep)
-        plan = self._arm.plan
+        plan = self._robot.plan
         self._joints, self._dofs, self._site = plan.joints, plan.dofs, plan.grip_site
         self._body = plan.grip_body
 
     @cached_property
-    def nominal(self) -> ArmModel:
+    def nominal(self) -> RobotParameters:
         """The simulator's own dynamics."""
-        from sacflow_robot.envs.robot_dynamics import ArmPhysics
+        from sacflow_robot.envs.robot_dynamics import RobotDynamics
 
-        return ArmPhysics(self._env.model, self._arm.plan).nominal()
+        return RobotDynamics(self._env.model, self._robot.plan).nominal()
 
-    def set(self, model: ArmModel) -> None:
-        """Predict an arm of this model from now on."""
-        self._env.set_arm_model(model.part("controller", "joints", "payload"))
+    def set(self, model: RobotParameters) -> None:
+        """Predict a robot of this model from now on."""
+        self._env.set_robot_model(model.part("controller", "joints", "payload"))
 
     def predict(self, window: Window, delay_s: float) -> Predicted:
         """What is observed if commands are acted on that much after they were sent."""
@@ -103,11 +103,11 @@ class Predictor:
         data.qpos[:], data.qvel[:] = state[1 : 1 + model.nq], 0
         data.qpos[self._joints], data.qvel[self._dofs] = window.start
         mujoco.mj_forward(model, data)
-        self._arm.begin(state, window.rest)
+        self._robot.begin(state, window.rest)
         commands = window.commands.copy()
         commands[:, 1] = np.maximum(commands[:, 1] - delay_s, 0)  # it counts from the sending
         commands[:, :2] = np.round(commands[:, :2] / self._step_s)
-        made = self._arm.follow(commands, 1, round(window.seconds / self._step_s), round(0.05 / self._step_s))
+        made = self._robot.follow(commands, 1, round(window.seconds / self._step_s), round(0.05 / self._step_s))
         grid = self._step_s * np.arange(1, len(made.joints) + 1)
         at = np.clip(window.time_s - delay_s, grid[0], grid[-1])
         seen = made.observations[:, :7].astype(np.float64)
@@ -142,7 +142,9 @@ class Predictor:
             error = np.concatenate([position - data.site_xpos[self._site], turn])
             data.qpos[self._joints] += j.T @ np.linalg.solve(j @ j.T + _IK_DAMPING * np.eye(6), error)
         if np.abs(error).max() > 5e-3:
-            raise DataError("no joint positions of this arm reach the gripper pose observed; is the frame another one?")
+            raise DataError(
+                "no joint positions of this robot reach the gripper pose observed; is the frame another one?"
+            )
         return np.stack([data.qpos[self._joints], np.linalg.pinv(j) @ velocity])
 
 
@@ -154,15 +156,15 @@ def make_windows(
     Args:
         recording: What was observed.
         pieces: Which commands.
-        predictor: For arms that do not observe their joints.
+        predictor: For robots that do not observe their joints.
         delay_s: From sending a command to acting on it, as far as is known.
     """
-    arm_s = (recording.time_ns - recording.sent_ns[0]) / 1e9
+    robot_s = (recording.time_ns - recording.sent_ns[0]) / 1e9
     sent_s = (recording.sent_ns - recording.sent_ns[0]) / 1e9
     position = recording.observations["robot0_eef_pos"].astype(np.float64)
     quat = _continuous(recording.observations["robot0_eef_quat"].astype(np.float64))
     joints = recording.observations.get(JOINT_POSITION)
-    period_s = 1 / recording.arm.control_rate_hz
+    period_s = 1 / recording.robot.control_rate_hz
     if joints is not None:
         rest = joints[:5].mean(axis=0).astype(np.float64)
     else:
@@ -171,14 +173,14 @@ def make_windows(
     for first, end in pieces:
         begin_s = sent_s[first]
         until_s = (sent_s[end] if end < len(sent_s) else sent_s[-1] + period_s) - begin_s
-        seen = (arm_s > begin_s + delay_s) & (arm_s < begin_s + delay_s + until_s)
+        seen = (robot_s > begin_s + delay_s) & (robot_s < begin_s + delay_s + until_s)
         if seen.sum() < 3:
             continue
-        around = _near(arm_s, begin_s + delay_s)
+        around = _near(robot_s, begin_s + delay_s)
         if joints is not None:
-            start = _state(arm_s[around] - begin_s - delay_s, joints[around].astype(np.float64))
+            start = _state(robot_s[around] - begin_s - delay_s, joints[around].astype(np.float64))
         else:
-            pose, speed = _state(arm_s[around] - begin_s - delay_s, np.hstack([position[around], quat[around]]))
+            pose, speed = _state(robot_s[around] - begin_s - delay_s, np.hstack([position[around], quat[around]]))
             velocity = np.append(speed[:3], _angular(_unit(pose[None, 3:])[0], speed[3:]))
             start = predictor.inverse(pose[:3], _unit(pose[None, 3:])[0], velocity)
         commands = np.column_stack(
@@ -187,7 +189,7 @@ def make_windows(
         rows = joints[seen].astype(np.float64) if joints is not None else None
         found.append(
             Window(
-                commands, start, rest, arm_s[seen] - begin_s, position[seen], _unit(quat[seen]), rows, until_s + 0.02
+                commands, start, rest, robot_s[seen] - begin_s, position[seen], _unit(quat[seen]), rows, until_s + 0.02
             )
         )
     return found
@@ -205,10 +207,12 @@ class Predictors:
     def first(self) -> Predictor:
         return self._all[0]
 
-    def predict(self, models: Sequence[tuple[ArmModel, float]], windows: Sequence[Window]) -> list[list[Predicted]]:
+    def predict(
+        self, models: Sequence[tuple[RobotParameters, float]], windows: Sequence[Window]
+    ) -> list[list[Predicted]]:
         """Predictions of all windows by each model and command delay (s)."""
 
-        def one(given: tuple[ArmModel, float]) -> list[Predicted]:
+        def one(given: tuple[RobotParameters, float]) -> list[Predicted]:
             predictor = self._free.pop()
             try:
                 predictor.set(given[0])
@@ -233,7 +237,7 @@ def _near(times: Array, at: float) -> npt.NDArray[np.intp]:
 def _state(times: Array, rows: Array) -> Array:
     """Value and rate (2, D) at time 0 of readings (M, D) around it, by a parabola; rates within the noise are none.
 
-    An arm at rest is held by its dry friction, which a velocity that is not there would overcome.
+    A robot at rest is held by its dry friction, which a velocity that is not there would overcome.
     """
     basis = np.stack([np.ones_like(times), times, times**2], axis=1)
     found = np.linalg.lstsq(basis, rows, rcond=None)[0]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.calibrate.predict import Predicted, Predictors, Window
-from sacflow_robot.envs.robot_parameters import JOINTS, ArmModel
+from sacflow_robot.envs.robot_parameters import JOINTS, RobotParameters
 from sacflow_robot.utils.rotations import rotation_between
 
 Array = npt.NDArray[np.float64]
@@ -74,12 +74,16 @@ class Problem:
     Args:
         predictors: The simulator.
         windows: What is to be predicted.
-        start: Where the values begin: an arm model over the simulator's nominal one.
+        start: Where the values begin: a robot model over the simulator's nominal one.
         sigma: Standard deviations of position (m), rotation (rad) and joints (rad).
     """
 
     def __init__(
-        self, predictors: Predictors, windows: Sequence[Window], start: ArmModel, sigma: tuple[float, float, float]
+        self,
+        predictors: Predictors,
+        windows: Sequence[Window],
+        start: RobotParameters,
+        sigma: tuple[float, float, float],
     ) -> None:
         self._predictors, self._windows, self._sigma = predictors, [_thinned(w) for w in windows], sigma
         self._last: tuple[Array, Array] | None = None  # where the Jacobian was found last, and that of the data
@@ -94,7 +98,7 @@ class Problem:
         self.origin = np.clip(self.origin, self.low + 1e-6, self.high - 1e-6)
         self.prior = np.array([p.prior for p in self.parameters])
 
-    def _fitted_unit(self, p: Parameter, start: ArmModel) -> float:
+    def _fitted_unit(self, p: Parameter, start: RobotParameters) -> float:
         if p.name == DELAY:
             return start.number(DELAY)
         if p.name == MOMENT:
@@ -111,8 +115,8 @@ class Problem:
     def _bounds(self, p: Parameter) -> tuple[float, float]:
         return (float(np.log(p.low)), float(np.log(p.high))) if p.logarithmic else (p.low, p.high)
 
-    def model(self, x: Array) -> tuple[ArmModel, float]:
-        """The arm model and command delay (s) that fitted units (P,) stand for."""
+    def model(self, x: Array) -> tuple[RobotParameters, float]:
+        """The robot model and command delay (s) that fitted units (P,) stand for."""
         values = {name: list(v) for name, v in self.base.values.items()}
         delay, moment = 0.0, np.zeros(3)
         for p, u in zip(self.parameters, x, strict=True):
@@ -127,7 +131,7 @@ class Problem:
                 values[p.name][p.index or 0] = number
         mass = values["payload.mass_kg"][0]
         values["payload.centre_m"] = list(np.clip(moment / mass if mass > 1e-3 else moment * 0, -1, 1))
-        return ArmModel({name: tuple(map(float, v)) for name, v in values.items()}), delay
+        return RobotParameters({name: tuple(map(float, v)) for name, v in values.items()}), delay
 
     def weigh(self, x: Array) -> None:
         """Let every window count by how well it is predicted there: how it began, or an edge of dry friction, may spoil it."""

@@ -1,4 +1,4 @@
-"""Calibration profile of one arm, read from YAML with a unit in every key."""
+"""Calibration profile of one robot, read from YAML with a unit in every key."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any
 
 import yaml
 
-from sacflow_robot.envs.robot_parameters import SECTIONS, ArmModel, Measured, model_of, read_sections
+from sacflow_robot.envs.robot_parameters import SECTIONS, Measured, RobotParameters, model_of, read_sections
 from sacflow_robot.errors import DataError, SpecMismatchError, one_line
 from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
-_LARGEST_LIMIT = 10  # metres or radians in one control period: no arm moves that far
+_LARGEST_LIMIT = 10  # metres or radians in one control period: no robot moves that far
 _KNOWN = "robot", "version", "date", "method", "max_translation_per_step_m", "max_rotation_per_step_rad"
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What is known of one arm: its limits, which are chosen, and its model, which is measured.
+    """What is known of one robot: its limits, which are chosen, and its model, which is measured.
 
     Attributes:
-        robot: Arm that it is for, as in ``ArmSpec.robot``.
+        robot: Robot that it is for, as in ``RobotSpec.robot``.
         version: Version of the profile.
         date: Day on which its values were set, ISO 8601.
         method: How they were found.
@@ -48,41 +48,41 @@ class Profile:
     measured: Mapping[str, Measured] = field(default_factory=dict)
 
     @property
-    def model(self) -> ArmModel:
+    def model(self) -> RobotParameters:
         """The measured values."""
         return model_of(self.measured)
 
-    def action_limits(self, arm: ArmSpec) -> tuple[FloatArray, FloatArray]:
-        """Bounds (A,), (A,) of the action in the arm's units, within the arm's own bounds.
+    def action_limits(self, robot: RobotSpec) -> tuple[FloatArray, FloatArray]:
+        """Bounds (A,), (A,) of the action in the robot's units, within the robot's own bounds.
 
         Raises:
-            SpecMismatchError: The profile is of another arm.
+            SpecMismatchError: The profile is of another robot.
         """
-        self.check_fits(arm)
+        self.check_fits(robot)
         largest = {"m": self.max_translation_per_step_m, "rad": self.max_rotation_per_step_rad}
-        low, high = arm.action_bounds
-        for i, unit in enumerate(arm.action_units):
+        low, high = robot.action_bounds
+        for i, unit in enumerate(robot.action_units):
             match = re.fullmatch(r"([\d.]+) (m|rad)", unit)
             if match:
                 bound = largest[match[2]] / float(match[1])
                 low[i], high[i] = max(low[i], -bound), min(high[i], bound)
         return low, high
 
-    def safety_limits(self, arm: ArmSpec) -> SafetyLimits:
-        """What the safety filter of that arm enforces: the limits per step and those of ``safety``.
+    def safety_limits(self, robot: RobotSpec) -> SafetyLimits:
+        """What the safety filter of that robot enforces: the limits per step and those of ``safety``.
 
         Raises:
-            SpecMismatchError: The profile is of another arm.
+            SpecMismatchError: The profile is of another robot.
         """
-        self.check_fits(arm)
+        self.check_fits(robot)
         steps = self.max_translation_per_step_m, self.max_rotation_per_step_rad
-        return (self.safety or SafetyLimits()).within(*steps, 1 / arm.control_rate_hz)
+        return (self.safety or SafetyLimits()).within(*steps, 1 / robot.control_rate_hz)
 
-    def check_fits(self, arm: ArmSpec) -> None:
+    def check_fits(self, robot: RobotSpec) -> None:
         """Raises SpecMismatchError where the profile is of another arm."""
-        if arm.robot != self.robot:
+        if robot.robot != self.robot:
             raise SpecMismatchError(
-                f"the profile is for {self.robot!r}, the arm is {arm.robot!r}; give the arm's own profile"
+                f"the profile is for {self.robot!r}, the robot is {robot.robot!r}; give the robot's own profile"
             )
 
 
@@ -96,7 +96,7 @@ def load_profile(path: Path) -> Profile:
         text = path.read_bytes()
         data = yaml.safe_load(text)
     except FileNotFoundError:
-        raise DataError(f"no calibration profile {path}; name the arm's own with --profile FILE") from None
+        raise DataError(f"no calibration profile {path}; name the robot's own with --profile FILE") from None
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"profile {path} cannot be read: {one_line(error)}") from None
     _refuse_repeated(text, path)
@@ -218,7 +218,7 @@ def _list(read: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ..
     return read_all
 
 
-# key in the file: (field of SafetyLimits, how to read it); the largest values are beyond what any arm does
+# key in the file: (field of SafetyLimits, how to read it); the largest values are beyond what any robot does
 _SAFETY: Mapping[str, tuple[str, Callable[[str, Any], Any]]] = {
     "max_speed_m_per_s": ("speed_m_per_s", _axes(10)),
     "max_acceleration_m_per_s2": ("acceleration_m_per_s2", _axes(1e3)),

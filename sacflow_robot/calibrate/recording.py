@@ -1,4 +1,4 @@
-"""What is calibrated from: everything that an arm was seen to do, and everything that it was told, each with its time."""
+"""What is calibrated from: everything that a robot was seen to do, and everything that it was told, each with its time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.envs.safety_wrapper import Limiter
+from sacflow_robot.envs.safety_wrapper import ActionFilter
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, StoppedError, UsageError, one_line
 from sacflow_robot.interfaces import Robot
-from sacflow_robot.spec import ArmSpec, Observation
+from sacflow_robot.spec import Observation, RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
 from sacflow_robot.utils.rotations import rotation_between
 from sacflow_robot.utils.seeding import Stream, random_stream
@@ -26,7 +26,7 @@ LOOK_NS = 2_000_000
 """How often an excitation run looks for a new observation."""
 
 VALID_PERIODS = 2  # as in the control loop
-_DELAY_NS = 400_000_000  # beyond those, for commands that take long; an arm whose loop dies holds that much later
+_DELAY_NS = 400_000_000  # beyond those, for commands that take long; a robot whose loop dies holds that much later
 LONGEST_S = 120.0
 AHEAD_NS, LATEST_NS = 2_000_000, 1_000_000_000  # observations out of this range are by another clock than the loop's
 _LATER = 0.2  # share of a period by which a command leaves later than it could, at most
@@ -36,10 +36,10 @@ _NEAR_M, _NEAR_RAD, _TURN_SHARE = 0.04, 0.15, 0.4
 
 @dataclass(frozen=True)
 class Recording:
-    """An arm's observations and commands, by the clock of the control loop (the arm's own for capture times).
+    """A robot's observations and commands, by the clock of the control loop (the robot's own for capture times).
 
     Attributes:
-        arm: The arm.
+        robot: The robot.
         time_ns: Capture times (M,), increasing.
         received_ns: When each reached the control loop (M,); -1 where nobody knows.
         observations: Per key (M, ...).
@@ -48,7 +48,7 @@ class Recording:
         actions: The commands (N, A).
     """
 
-    arm: ArmSpec
+    robot: RobotSpec
     time_ns: Times
     received_ns: Times
     observations: Mapping[str, npt.NDArray[np.float32]]
@@ -72,7 +72,7 @@ class Recording:
         with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(
                 file,
-                arm=np.array(self.arm.to_json()),
+                robot=np.array(self.robot.to_json()),
                 time_ns=self.time_ns,
                 received_ns=self.received_ns,
                 sent_ns=self.sent_ns,
@@ -93,30 +93,30 @@ class Recording:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-            arm = ArmSpec.from_dict(json.loads(str(found.pop("arm"))))
+            robot = RobotSpec.from_dict(json.loads(str(found.pop("arm"))))
             seen = {n.removeprefix("observation."): found.pop(n) for n in list(found) if n.startswith("observation.")}
-            return Recording(arm, observations=seen, **found)
+            return Recording(robot, observations=seen, **found)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"recording {path} cannot be read: {one_line(error)}") from None
 
 
-def of_episode(arm: ArmSpec, episode: Episode) -> Recording:
+def of_episode(robot: RobotSpec, episode: Episode) -> Recording:
     """A logged episode as a recording.
 
     Raises:
-        DataError: It has no times of an arm that moves on its own.
+        DataError: It has no times of a robot that moves on its own.
     """
     if episode.sent_ns is None or (episode.sent_ns < 0).any():
         raise DataError("the episode does not say when its actions were sent; log it with 'sacflow-robot run'")
     received = np.append(episode.received_ns, -1) if episode.received_ns is not None else np.full(len(episode) + 1, -1)
     fresh = np.append(True, np.diff(episode.time_ns) > 0)
     return Recording(
-        arm,
+        robot,
         episode.time_ns[fresh],
         received[fresh].astype(np.int64),
         {key: rows[fresh] for key, rows in episode.observations.items()},
         episode.sent_ns,
-        np.full(len(episode), VALID_PERIODS * arm.period_ns + _DELAY_NS, np.int64),
+        np.full(len(episode), VALID_PERIODS * robot.period_ns + _DELAY_NS, np.int64),
         episode.commanded,
     )
 
@@ -124,35 +124,37 @@ def of_episode(arm: ArmSpec, episode: Episode) -> Recording:
 class Excitation:
     """What an excitation run commands: rest, then bursts of steps in random directions with rests in between.
 
-    Steps are drawn back to where the run began, so that the arm stays near it; how far, the safety filter decides.
+    Steps are drawn back to where the run began, so that the robot stays near it; how far, the safety filter decides.
 
     Args:
-        arm: An arm commanded by motions (delta control).
+        robot: A robot commanded by motions (delta control).
         seconds: Length of the run.
         seed: Decides the steps.
         size: Largest action.
 
     Raises:
-        UsageError: The arm is commanded in another way, or the run is too long or short.
+        UsageError: The robot is commanded in another way, or the run is too long or short.
     """
 
-    def __init__(self, arm: ArmSpec, seconds: float, seed: int, size: float = 0.6) -> None:
-        if "delta" not in arm.controller.lower():
-            raise UsageError(f"calibration moves arms under delta control; {arm.robot} is under {arm.controller!r}")
+    def __init__(self, robot: RobotSpec, seconds: float, seed: int, size: float = 0.6) -> None:
+        if "delta" not in robot.controller.lower():
+            raise UsageError(
+                f"calibration moves robots under delta control; {robot.robot} is under {robot.controller!r}"
+            )
         if not _REST_S + 2 * (_PAUSE_S + _BURST_S) <= seconds <= LONGEST_S:
             raise UsageError(f"--seconds is {seconds:g}; it must be from 7 to {LONGEST_S:g}")
-        self._arm, self._rng, self._size = arm, random_stream(seed, Stream.EXCITATION), size
-        self.periods = round(seconds * arm.control_rate_hz / (1 + _LATER / 2))
-        self._moves = [i for i, unit in enumerate(arm.action_units) if unit.endswith((" m", " rad"))]
-        self._turns = np.array([arm.action_units[i].endswith(" rad") for i in self._moves])
+        self._robot, self._rng, self._size = robot, random_stream(seed, Stream.EXCITATION), size
+        self.periods = round(seconds * robot.control_rate_hz / (1 + _LATER / 2))
+        self._moves = [i for i, unit in enumerate(robot.action_units) if unit.endswith((" m", " rad"))]
+        self._turns = np.array([robot.action_units[i].endswith(" rad") for i in self._moves])
         self._pose: tuple[Array, Array] | None = None
         self._left, self._step = 0, np.zeros(len(self._moves))
 
     def action(self, period: int, observation: Observation) -> npt.NDArray[np.float32]:
         """The action (A,) of a control period, from the newest observation."""
-        rate = self._arm.control_rate_hz
+        rate = self._robot.control_rate_hz
         second = period / rate - _REST_S
-        action = np.zeros(self._arm.action_dim, np.float32)
+        action = np.zeros(self._robot.action_dim, np.float32)
         if second < 0 or second % (_PAUSE_S + _BURST_S) >= _BURST_S:
             self._left = 0
             return action
@@ -183,8 +185,8 @@ def is_other_clock(late_ns: int) -> bool:
     return not -AHEAD_NS <= late_ns <= LATEST_NS
 
 
-class BrakingLimiter(Limiter, Protocol):
-    """A filter that tells when the arm is at rest; ``sacflow_robot.robot.safety.filter.SafetyFilter`` is one."""
+class BrakingLimiter(ActionFilter, Protocol):
+    """A filter that tells when the robot is at rest; ``sacflow_robot.robot.safety.filter.SafetyFilter`` is one."""
 
     @property
     def at_rest(self) -> bool: ...
@@ -198,26 +200,26 @@ def record(
     progress: Callable[[float], None] = lambda share: None,
     heed: Callable[[npt.NDArray[np.float32]], None] = lambda commanded: None,
 ) -> Recording:
-    """Move an arm through the safety filter, and look at it as often as it is seen.
+    """Move a robot through the safety filter, and look at it as often as it is seen.
 
-    Commands leave up to a fifth of a period later than they could, each anew, so that the arm's own cycle does not hide how
+    Commands leave up to a fifth of a period later than they could, each anew, so that the robot's own cycle does not hide how
     late they are.
 
     Args:
-        robot: The arm, connected.
-        limiter: What every command passes; the call arms it.
+        robot: The robot, connected.
+        limiter: What every command passes; the call robots it.
         excitation: What is commanded.
-        seed: Decides the moments, and the start on a simulated arm.
+        seed: Decides the moments, and the start on a simulated robot.
         progress: Gets the share that is done.
         heed: Called once each control period with the last action (A,); holds or stops ``limiter`` if a person asks for it.
 
     Raises:
-        StoppedError: The filter held or stopped the arm.
-        UsageError: The arm stands still between commands, so that nothing can be learnt of its time.
+        StoppedError: The filter held or stopped the robot.
+        UsageError: The robot stands still between commands, so that nothing can be learnt of its time.
     """
     if robot.lockstep:
         raise UsageError(
-            "this arm's time stands still between commands; calibrate one that moves on its own, e.g. rtsim:"
+            "this robot's time stands still between commands; calibrate one that moves on its own, e.g. rtsim:"
         )
     clock, spec, rng = robot.clock, robot.spec, random_stream(seed, Stream.EXCITATION, 1)
     start = robot.begin(seed)
@@ -240,7 +242,7 @@ def record(
 
     limiter.begin()
     see(start.observation, clock.now_ns() if start.time_ns is None else start.time_ns)
-    limiter.arm(clock.now_ns())
+    limiter.enable(clock.now_ns())
     sent: list[tuple[int, int, Any]] = []
     due_ns = clock.now_ns()
     for period in range(excitation.periods):
@@ -252,7 +254,7 @@ def record(
         verdict = limiter.step(excitation.action(period, seen[-1][2] if seen else start.observation), clock.now_ns())
         if verdict.action is None or verdict.reason:
             _brake(robot, limiter, verdict.action)
-            raise StoppedError(f"the arm was held or stopped: {verdict.reason}; nothing was measured")
+            raise StoppedError(f"the robot was held or stopped: {verdict.reason}; nothing was measured")
         now_ns, valid_ns = clock.now_ns(), VALID_PERIODS * spec.period_ns + _DELAY_NS
         robot.command(verdict.action, now_ns + valid_ns)
         sent.append((now_ns, valid_ns, verdict.action))
@@ -271,7 +273,7 @@ def record(
 
 
 def _brake(robot: Robot, limiter: BrakingLimiter, action: npt.NDArray[np.float32] | None) -> None:
-    """Bring the arm to rest within its limits, and stop it."""
+    """Bring the robot to rest within its limits, and stop it."""
     clock, period_ns = robot.clock, robot.spec.period_ns
     try:
         while action is not None:
@@ -306,7 +308,7 @@ def read_log(path: Path) -> list[Recording]:
     found, reason = [], "it is empty"
     for episode in log.episodes():
         try:
-            found.append(of_episode(log.arm, episode))
+            found.append(of_episode(log.robot, episode))
         except DataError as error:
             reason = str(error)
     if not found:

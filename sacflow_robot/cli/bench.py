@@ -91,15 +91,15 @@ class BenchReplay:
         check_output(self.out)
         if not self.steps or min(self.steps) < 1000 or self.turns < 1:
             raise UsageError("--steps must be at least 1000 each, and --turns at least 1")
-        arm, notes = get_task("lift").arm, []
+        robot, notes = get_task("lift").robot, []
         rows = []
         for steps in self.steps:
             common.console().print(f"drawing from {steps:,} steps ...")
-            rows += replay.measure_buffers(arm, steps, self.turns, self.folder)
+            rows += replay.measure_buffers(robot, steps, self.turns, self.folder)
         if self.robomimic_seconds > 0:
             common.console().print("letting robomimic draw from the fewest of them ...")
             try:
-                rows += replay.measure_robomimic(arm, min(self.steps), self.robomimic_seconds)
+                rows += replay.measure_robomimic(robot, min(self.steps), self.robomimic_seconds)
             except ModuleNotFoundError as error:
                 name = str(error.name).partition(".")[0]
                 notes.append(f"no rows of robomimic: {name} is not installed")
@@ -125,8 +125,8 @@ class BenchSim:
 
     Attributes:
         tasks: Which tasks.
-        turns: Turns of 50 control steps that each engine takes per number of arms; the median counts.
-        workers: Arms at once, one measurement each; by default one, and as many as there are cores.
+        turns: Turns of 50 control steps that each engine takes per number of robots; the median counts.
+        workers: Robots at once, one measurement each; by default one, and as many as there are cores.
         policy: Also time 100 episodes of this policy, as 'eval' runs them, under either engine.
         json: Print the result as one JSON object.
         out: JSON file to write the result to as well.
@@ -163,7 +163,7 @@ class BenchSim:
             common.console().print(f"stepping {task} ...")
             rows += sim.measure(task, workers, self.turns)
         columns = [*sim.ENGINES, "of stock", "of physics"]
-        table = Table("task", "arms", box=None, pad_edge=False)
+        table = Table("task", "envs", box=None, pad_edge=False)
         for name in columns:
             table.add_column(name, justify="right")
         ratios = []
@@ -297,7 +297,7 @@ class BenchServe:
         threads: Threads for one inference, everywhere.
         endure: Requests of the long run at rest; a tenth as many, and at least ten seconds' worth, while files are replaced.
         fuzz: Broken messages to send to each port, beside a good client.
-        episodes: Episodes of simulated arm for each row about seams.
+        episodes: Episodes of simulated robot for each row about seams.
         out: JSON file to write the result to as well; what it holds of parts not measured now stays, and is said to.
         json: Print the result as one JSON object.
     """

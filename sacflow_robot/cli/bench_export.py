@@ -60,7 +60,7 @@ class BenchExport:
             common.console().print(f"exporting and evaluating {velocity} ...")
             moment = datetime.datetime.now().isoformat(timespec="minutes")
             result["measured"][velocity] = {"time": moment, "load": present_load()}
-            rows = export.measure(get_task("lift").arm, velocity, self.euler_steps, self.bursts)
+            rows = export.measure(get_task("lift").robot, velocity, self.euler_steps, self.bursts)
             result["rows"] += [asdict(row) for row in rows]
             time = {row.variant: row.p50_us for row in rows}
             result["folded_of_naive"][velocity] = round(time["folded"] / time["naive"], 3)

@@ -13,7 +13,7 @@ from sacflow_robot.utils.atomic_files import check_output, write_text
 
 @dataclass(frozen=True)
 class BenchLoop:
-    """How well the control loop keeps time, with a server, a recorder and a simulated arm on its own clock beside it.
+    """How well the control loop keeps time, with a server, a recorder and a simulated robot on its own clock beside it.
 
     Attributes:
         policy: Policy to serve; of a simulated task.

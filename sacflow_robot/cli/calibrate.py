@@ -27,19 +27,19 @@ _DEFAULT_PROFILE = Path("calibration/sim_panda.yaml")
 
 @dataclass(frozen=True)
 class _Measure:
-    """What measuring on an arm takes.
+    """What measuring on a robot takes.
 
     Attributes:
         robot: Driver and what it takes; joint positions, where it has them, tell much more than the gripper's pose.
         profile: Calibration profile: its limits hold, its values are the old ones.
         out: Profile to write, with the new values; may be the same. Without it nothing is written.
-        seconds: Time that the arm moves, at most 120.
-        seed: Decides the motion, and the start on a simulated arm.
+        seconds: Time that the robot moves, at most 120.
+        seed: Decides the motion, and the start on a simulated robot.
         clock: Of rtsim: real, or virtual, which does not wait.
-        recording: Measure from this recording instead of moving the arm.
+        recording: Measure from this recording instead of moving the robot.
         save: Keep the recording here (.npz), to measure something else from it.
         plot: Figure to write; by default calibrate-<what>.png.
-        operator: How a person stops the arm.
+        operator: How a person stops the robot.
         json: Print the result as one JSON object.
     """
 
@@ -58,7 +58,7 @@ class _Measure:
     def _record(self, profile: Profile, size: float = 0.6) -> Recording:
         from sacflow_robot.calibrate.recording import Excitation, Recording, record
         from sacflow_robot.robot.control.operator import heed, settle
-        from sacflow_robot.robot.control.operator_requests import Switches, operator_signals
+        from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
         from sacflow_robot.robot.drivers.registry import make_robot
         from sacflow_robot.robot.safety.filter import SafetyFilter
 
@@ -67,7 +67,7 @@ class _Measure:
         name = (
             self.robot if self.clock is None else f"{self.robot}{'&' if '?' in self.robot else '?'}clock={self.clock}"
         )
-        switches = Switches()
+        switches = OperatorRequests()
         with (
             operator_signals(switches),
             closing(make_robot(name)) as robot,
@@ -203,10 +203,10 @@ class Latency(_Measure):
 
 @dataclass(frozen=True)
 class NoiseOf(_Measure):
-    """Measure the sensors' errors on an arm at rest, and write them to a profile.
+    """Measure the sensors' errors on a robot at rest, and write them to a profile.
 
     Attributes:
-        seconds: Time that the arm rests, at most 120.
+        seconds: Time that the robot rests, at most 120.
     """
 
     seconds: float = 20.0
@@ -223,16 +223,16 @@ class NoiseOf(_Measure):
         profile = self._old()
         made = self._record(profile, size=0.0)
         joints = "robot0_joint_pos" in made.observations
-        found = measure_noise(made, Predictor(made.arm.task).forward if joints else None)
+        found = measure_noise(made, Predictor(made.robot.task).forward if joints else None)
         values = {n: v for n, v in found.values.items() if v[0].any() or n in profile.measured}
         values["transport.observation_drop_ratio"] = np.array([found.dropped]), np.array([0.5 / found.rows])
         draw_noise(found, self.plot_path("noise"))
         lines = [f"{found.rows} readings, {found.rate_hz:.0f} a second"]
         lines += [f"{name}: {value:.3g} per square root of hertz" for name, value in found.density.items() if value > 0]
         if not joints:
-            lines.append("the pose's bias cannot be told: this arm does not observe its joints")
+            lines.append("the pose's bias cannot be told: this robot does not observe its joints")
         data = {"density_per_sqrt_hz": found.density, "rows": found.rows, "rate_hz": found.rate_hz}
-        return self._report("noise", profile, with_story(values, "calibrate noise, arm at rest"), lines, data)
+        return self._report("noise", profile, with_story(values, "calibrate noise, robot at rest"), lines, data)
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class Dynamics(_Measure):
     """Identify joints, gains, payload and delay from motion, and write them to a profile.
 
     Attributes:
-        log: Identify from an episode log instead of moving the arm.
+        log: Identify from an episode log instead of moving the robot.
     """
 
     log: Path | None = None
@@ -261,7 +261,7 @@ class Dynamics(_Measure):
         profile = self._old()
         recordings = [self._record(profile)] if self.log is None else read_log(self.log)
         first, apart_s = recordings[0], 0.0
-        predictors = Predictors(first.arm.task, core_count())
+        predictors = Predictors(first.robot.task, core_count())
         start = profile.model.part("controller", "joints", "payload", "transport", "sensors")
         if self.log is None:
             noise = measure_noise(first, predictors.first.forward).values
@@ -281,7 +281,7 @@ class Dynamics(_Measure):
         delay_s = start.number("transport.command_delay_ms") / 1e3
         windows = []
         for recording in recordings:
-            step = round(recording.arm.control_rate_hz)
+            step = round(recording.robot.control_rate_hz)
             pieces = bursts(recording) if self.log is None else [
                 (i, min(i + step, len(recording.sent_ns))) for i in range(1, len(recording.sent_ns) - step // 2, step)
             ]  # fmt: skip
@@ -328,7 +328,7 @@ class Dynamics(_Measure):
 
 @dataclass(frozen=True)
 class Handeye:
-    """Measure where a camera beside the arm is, from pictures of a ChArUco board that the gripper holds.
+    """Measure where a camera beside the robot is, from pictures of a ChArUco board that the gripper holds.
 
     The folder holds poses.yaml: ``camera_matrix_px`` (3 by 3), ``distortion`` (5 numbers), and ``pictures``, a list of
     ``file``, ``grip_position_m`` (3) and ``grip_rotation_rad`` (rotation vector in base, 3).
@@ -398,7 +398,7 @@ class Handeye:
 
 
 def _patient(robot: Robot, profile: Profile) -> Any:
-    """The profile's limits; ages as they are on an arm whose delays are yet to be measured."""
+    """The profile's limits; ages as they are on a robot whose delays are yet to be measured."""
     from dataclasses import replace
 
     limits = profile.safety_limits(robot.spec)
@@ -421,8 +421,8 @@ def _inference_ms(server: str, count: int) -> Any:
 
     with PolicyClient(server, 2.0, name="calibrate") as client:
         spec = client.spec
-        observation = {a.key: np.zeros((1, *a.shape), a.dtype) for a in spec.arm.observations}
-        for array in spec.arm.observations:
+        observation = {a.key: np.zeros((1, *a.shape), a.dtype) for a in spec.robot.observations}
+        for array in spec.robot.observations:
             for start in array.quaternions:
                 observation[array.key].reshape(-1)[start + 3] = 1
         asked = []

@@ -24,10 +24,10 @@ from rich.progress import (
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
-from sacflow_robot.interfaces import Policy, VectorArms
-from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, Engine
-from sacflow_robot.utils.action_history import arm_with_history as arm_with_history
+from sacflow_robot.interfaces import Policy, VectorEnv
+from sacflow_robot.spec import NO_ENVIRONMENT, Engine, RobotSpec
 from sacflow_robot.utils.action_history import history_of as history_of
+from sacflow_robot.utils.action_history import robot_with_history as robot_with_history
 from sacflow_robot.utils.caches import cache_root as cache_root
 from sacflow_robot.utils.intervals import wilson_interval
 
@@ -116,31 +116,31 @@ def evaluate(
     wanted = list(seeds)
     if not wanted:
         return []
-    with evaluation_arms(task, len(wanted), engine, history) as arms:
-        return evaluate_on(arms, policy, wanted)
+    with evaluation_robots(task, len(wanted), engine, history) as envs:
+        return evaluate_on(envs, policy, wanted)
 
 
 @contextmanager
-def evaluation_arms(task: str, episodes: int, engine: Engine, history: int = 0) -> Iterator[list[VectorArms]]:
-    """Arms enough for all cores, each by itself, so that no episode depends on another even in the last bit."""
-    from sacflow_robot.envs.vector_env import core_count, make_arms
+def evaluation_robots(task: str, episodes: int, engine: Engine, history: int = 0) -> Iterator[list[VectorEnv]]:
+    """Robots enough for all cores, each by itself, so that no episode depends on another even in the last bit."""
+    from sacflow_robot.envs.vector_env import core_count, make_vector_env
 
     with ExitStack() as stack:
-        arms: list[VectorArms] = []
+        envs: list[VectorEnv] = []
         for _ in range(min(episodes, core_count())):
-            arms.append(make_arms(task, 1, engine, background=False, history=history))
-            stack.callback(arms[-1].close)
-        yield arms
+            envs.append(make_vector_env(task, 1, engine, background=False, history=history))
+            stack.callback(envs[-1].close)
+        yield envs
 
 
-def evaluate_on(arms: Sequence[VectorArms], policy: Policy, seeds: Sequence[int]) -> list[Episode]:
+def evaluate_on(envs: Sequence[VectorEnv], policy: Policy, seeds: Sequence[int]) -> list[Episode]:
     """Run a policy, one episode per seed, with a progress bar."""
     from sacflow_robot.envs.collector import rollout
 
     episodes: list[Episode] = []
     with progress_bar("episodes") as bar:
         row = bar.add_task("evaluating", total=len(seeds), success="")
-        for episode in rollout(arms, policy.spec.noise_shape, policy.infer, seeds):
+        for episode in rollout(envs, policy.spec.noise_shape, policy.infer, seeds):
             episodes.append(episode)
             solved = sum(e.success for e in episodes)
             bar.update(row, advance=1, success=f"success {solved / len(episodes):.0%}")
@@ -203,28 +203,28 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def train_hint(arm: ArmSpec, log: object) -> str:
+def train_hint(robot: RobotSpec, log: object) -> str:
     """The command that learns from a log of this robot, and from nothing else."""
     from sacflow_robot.envs.registry import environment_of
 
-    env, history = environment_of(arm), history_of(arm)
+    env, history = environment_of(robot), history_of(robot)
     words = [] if env == NO_ENVIRONMENT else ["--env", env, "--demos none"]
     return command_line("train", *words, *(["--action-history", history] if history else []), "--replay", log)
 
 
-def replay_hint(arm: ArmSpec, log: object, driver: str) -> str:
+def replay_hint(spec: RobotSpec, log: object, driver: str) -> str:
     """The command that replays a log's first episode, on the robot that it is of."""
     from sacflow_robot.envs.registry import environment_of
 
-    robot = ["--robot", shlex.quote(driver)] if environment_of(arm) == NO_ENVIRONMENT else []
+    robot = ["--robot", shlex.quote(driver)] if environment_of(spec) == NO_ENVIRONMENT else []
     return command_line("replay", log, "--episode 0", *robot)
 
 
-def robot_hint(arm: ArmSpec) -> str:
+def robot_hint(robot: RobotSpec) -> str:
     """What to give ``run --robot`` for this robot: the simulated one, or a place to put the driver's name in."""
     from sacflow_robot.envs.registry import environment_of
 
-    env, history = environment_of(arm), history_of(arm)
+    env, history = environment_of(robot), history_of(robot)
     options = f"?history={history}" if history else ""
     return "DRIVER:..." + options if env == NO_ENVIRONMENT else shlex.quote(f"sim:{env}{options}")
 

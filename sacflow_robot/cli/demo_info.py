@@ -112,7 +112,7 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
     from sacflow_robot.data.formats.gripper import gripper_dimensions
     from sacflow_robot.data.summary import describe_rate
 
-    arm, rate, steps = demos.arm, figures["rate"], figures["steps_per_episode"]
+    robot, rate, steps = demos.robot, figures["rate"], figures["steps_per_episode"]
     copies = figures["duplicates"]
     success = common.describe_success(figures["successes"], figures["episodes"])
     if NO_SUCCESS in demos.losses.remarks:
@@ -122,18 +122,18 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
         "format": figures["format"],
         "arm": ", ".join(
             each if each != UNKNOWN else f"{what} unknown"
-            for what, each in (("robot", arm.robot), ("task", arm.task), ("controller", arm.controller))
+            for what, each in (("robot", robot.robot), ("task", robot.task), ("controller", robot.controller))
         ),
         "episodes": f"{len(demos.episodes):,}, success {success}",
         "steps": f"{figures['steps']:,} ({steps['min']} to {steps['max']} an episode, median {steps['median']:g})",
-        "rate": _NO_RATE if rate["nominal_hz"] is None else describe_rate(rate, arm.control_rate_hz),
+        "rate": _NO_RATE if rate["nominal_hz"] is None else describe_rate(rate, robot.control_rate_hz),
         "chosen by": ", ".join(f"{name} {count:,}" for name, count in figures["sources"].items()),
         "policies": ", ".join(figures["policies"]) or "none",
         "idle": f"{figures['idle_share']:.1%} of the steps command nothing new",
         "at the limit": "-"
         if figures["saturated_share"] is None
         else f"{figures['saturated_share']:.1%} of the motion commands",
-        "gripper": figures["gripper"] or ("as commanded" if gripper_dimensions(arm).any() else "none known"),
+        "gripper": figures["gripper"] or ("as commanded" if gripper_dimensions(robot).any() else "none known"),
         "duplicates": "; ".join(" = ".join(map(str, group)) for group in copies[:5])
         + (f"; {len(copies) - 5} more groups" if len(copies) > 5 else "")
         if copies

@@ -14,7 +14,7 @@ from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
 from sacflow_robot.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from sacflow_robot.spec import ArmSpec
+    from sacflow_robot.spec import RobotSpec
 
 
 def locate(source: str) -> Path | str:
@@ -57,7 +57,7 @@ def what_recorded(sources: Sequence[str]) -> Recorded:
     Raises:
         DataError: One cannot be read.
     """
-    from sacflow_robot.data.formats.sources import can_infer, kind_of, recorded_arm
+    from sacflow_robot.data.formats.sources import can_infer, kind_of, recorded_robot
     from sacflow_robot.data.robomimic_download import parse_name
     from sacflow_robot.envs.registry import environment_of
     from sacflow_robot.envs.tasks import TASKS
@@ -70,9 +70,9 @@ def what_recorded(sources: Sequence[str]) -> Recorded:
         named = parse_name(source)
         if named is not None:
             return Recorded(named[0])
-        arm, env_name = recorded_arm(locate(source))
-        if arm is not None:
-            return Recorded(environment_of(arm), history_of(arm))
+        robot, env_name = recorded_robot(locate(source))
+        if robot is not None:
+            return Recorded(environment_of(robot), history_of(robot))
         known = next((task.name for task in TASKS.values() if task.robosuite_name == env_name), None)
         if known is not None:
             return Recorded(known)
@@ -82,7 +82,7 @@ def what_recorded(sources: Sequence[str]) -> Recorded:
     return Recorded()
 
 
-def recorded_robot(sources: Sequence[str], rate_hz: float | None = None) -> ArmSpec:
+def recorded_robot(sources: Sequence[str], rate_hz: float | None = None) -> RobotSpec:
     """The robot that sources are of, without its last actions among its observations.
 
     It is the one that a source was recorded with, else the one that their features describe; then its actions have the
@@ -97,14 +97,14 @@ def recorded_robot(sources: Sequence[str], rate_hz: float | None = None) -> ArmS
         DataError: One cannot be read.
     """
     from sacflow_robot.data.formats.inferred_spec import with_bounds_of
-    from sacflow_robot.data.formats.sources import demo_spec, recorded_arm
+    from sacflow_robot.data.formats.sources import demo_spec, recorded_robot
     from sacflow_robot.utils.action_history import without_history
 
     paths = [locate(source) for source in sources]
     for path in paths:
-        arm, _ = recorded_arm(path)
-        if arm is not None:
-            return without_history(arm)
+        robot, _ = recorded_robot(path)
+        if robot is not None:
+            return without_history(robot)
     if not paths:
         raise UsageError(
             "nothing says which robot to learn for; without an environment, --demos or --replay names what it is recorded in"
@@ -115,15 +115,15 @@ def recorded_robot(sources: Sequence[str], rate_hz: float | None = None) -> ArmS
 
 def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions:
     """The options for a source whose observations hold as many of the last actions as they do, whatever is wanted of them."""
-    from sacflow_robot.data.formats.sources import recorded_arm
-    from sacflow_robot.utils.action_history import arm_with_history, history_of
+    from sacflow_robot.data.formats.sources import recorded_robot
+    from sacflow_robot.utils.action_history import history_of, robot_with_history
 
-    arm, _ = recorded_arm(path)
-    return replace(options, arm=arm_with_history(options.arm, 0 if arm is None else history_of(arm)))
+    robot, _ = recorded_robot(path)
+    return replace(options, robot=robot_with_history(options.robot, 0 if robot is None else history_of(robot)))
 
 
 def options_for(
-    task_name: str, trim_idle: bool, agreement: AgreementOptions, robot: ArmSpec | None = None
+    task_name: str, trim_idle: bool, agreement: AgreementOptions, robot: RobotSpec | None = None
 ) -> DemoOptions:
     """How to read demonstrations of an environment; the simulator starts when observations must be regenerated.
 
@@ -137,17 +137,17 @@ def options_for(
         UnknownNameError: No such task.
         UsageError: The environment cannot be made.
     """
-    from sacflow_robot.envs.tasks import TASKS, get_arm, get_task
+    from sacflow_robot.envs.tasks import TASKS, get_robot, get_task
     from sacflow_robot.utils.action_history import without_history
 
     if robot is not None:
         fits = without_history(robot)
         return DemoOptions(fits, robot.task, None, trim_idle, sparse_rewards=False, agreement=agreement)
     if task_name not in TASKS:
-        return DemoOptions(get_arm(task_name), task_name, None, trim_idle, sparse_rewards=False, agreement=agreement)
+        return DemoOptions(get_robot(task_name), task_name, None, trim_idle, sparse_rewards=False, agreement=agreement)
     task = get_task(task_name)
     if find_spec("robosuite") is None:
-        return DemoOptions(task.arm, task.robosuite_name, None, trim_idle, agreement=agreement)
+        return DemoOptions(task.robot, task.robosuite_name, None, trim_idle, agreement=agreement)
     env: Any = None
 
     def observe(state: Any) -> Any:
@@ -157,7 +157,7 @@ def options_for(
         env = env or RobosuiteEnv(task.name)
         return env.observe_state(state)
 
-    return DemoOptions(task.arm, task.robosuite_name, observe, trim_idle, agreement=agreement)
+    return DemoOptions(task.robot, task.robosuite_name, observe, trim_idle, agreement=agreement)
 
 
 def read(path: Path | str, task: str | None, trim_idle: bool, agreement: AgreementOptions) -> DemoSet:
@@ -167,35 +167,35 @@ def read(path: Path | str, task: str | None, trim_idle: bool, agreement: Agreeme
         UsageError: It does not say enough.
         DataError: It cannot be read.
     """
-    from sacflow_robot.data.formats.sources import can_infer, demo_spec, read_demos, recorded_arm
-    from sacflow_robot.envs.tasks import TASKS, get_arm
+    from sacflow_robot.data.formats.sources import can_infer, demo_spec, read_demos, recorded_robot
+    from sacflow_robot.envs.tasks import TASKS, get_robot
 
     agreement.check_options()
-    arm, env_name = recorded_arm(path)
+    robot, env_name = recorded_robot(path)
     if task is not None:
-        get_arm(task)
-    elif arm is None:
+        get_robot(task)
+    elif robot is None:
         task = next((each.name for each in TASKS.values() if each.robosuite_name == env_name), None)
     if task is not None:
         return read_demos(path, options_for(task, trim_idle, agreement))
-    if arm is None and not can_infer(path):
+    if robot is None and not can_infer(path):
         if env_name is None:
             raise UsageError(f"{path} does not say which task it is of; give --env")
         known = ", ".join(sorted(each.robosuite_name for each in TASKS.values()))
         raise DataError(
             f"{path} holds states, not observations, of demonstrations of {env_name!r}; tasks known here: {known}"
         )
-    arm = arm or demo_spec(path, agreement.rate)
-    return read_demos(path, DemoOptions(arm, env_name or arm.task, sparse_rewards=False, agreement=agreement))
+    robot = robot or demo_spec(path, agreement.rate)
+    return read_demos(path, DemoOptions(robot, env_name or robot.task, sparse_rewards=False, agreement=agreement))
 
 
 def describe_environment(demos: DemoSet) -> DemoSet:
     """The same with ``env_args`` and the simulator's model, where they are missing and the simulator can tell."""
     if demos.env_args is not None and demos.model_files:
         return demos
-    if not _is_simulated(demos.arm):
+    if not _is_simulated(demos.robot):
         demos.losses.leave_out("env_args", "model_file")
-        demos.losses.remark(f"the simulator does not know task {demos.arm.task!r} of this arm")
+        demos.losses.remark(f"the simulator does not know task {demos.robot.task!r} of this robot")
         return demos
     try:
         from sacflow_robot.envs.robomimic_metadata import env_args, model_xml
@@ -206,13 +206,13 @@ def describe_environment(demos: DemoSet) -> DemoSet:
         return demos
     models = demos.model_files
     if not models:
-        env = RobosuiteEnv(demos.arm.task)
+        env = RobosuiteEnv(demos.robot.task)
         models = [model_xml(env)] * len(demos.episodes)
         env.close()
-    return replace(demos, env_args=demos.env_args or env_args(demos.arm.task), model_files=models)
+    return replace(demos, env_args=demos.env_args or env_args(demos.robot.task), model_files=models)
 
 
-def _is_simulated(arm: ArmSpec) -> bool:
+def _is_simulated(robot: RobotSpec) -> bool:
     from sacflow_robot.envs.tasks import TASKS
 
-    return arm.task in TASKS and not TASKS[arm.task].arm.differences(arm)
+    return robot.task in TASKS and not TASKS[robot.task].robot.differences(robot)

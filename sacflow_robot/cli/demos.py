@@ -22,7 +22,7 @@ class Collect:
         episodes: Episodes to collect.
         out: Episode log to make.
         seed: First environment seed, which decides the expert's habits too.
-        env_engine: What steps the arms: compiled, or robosuite's own (stock).
+        env_engine: What steps the robots: compiled, or robosuite's own (stock).
         json: Print the result as one JSON object.
     """
 
@@ -41,13 +41,13 @@ class Collect:
 
         if self.episodes < 1 or self.seed < 0:
             raise UsageError("--episodes must be at least 1 and --seed not negative")
-        arm = get_task(self.env).arm
+        robot = get_task(self.env).robot
         make_expert(self.env, 0, self.quality)
         if self.out.exists():
             raise UsageError(f"{self.out} exists already; give another --out or remove it")
         check_output(self.out)
         episodes = common.collect_demos(self.env, self.quality, self.episodes, self.seed, self.env_engine)
-        write_log(self.out, arm, episodes)
+        write_log(self.out, robot, episodes)
         solved, steps = sum(e.success for e in episodes), sum(map(len, episodes))
         common.results(self.json).print(
             f"wrote {self.out}: {len(episodes)} episodes, {steps:,} steps, success "

@@ -24,7 +24,7 @@ class Eval:
         env: Task, any Gymnasium id, or an environment of one's own as MODULE:CLASS or FILE.py:CLASS; by default the policy's own
             task.
         episodes: Episodes to run.
-        env_engine: What steps the arms: compiled, or robosuite's own (stock).
+        env_engine: What steps the robots: compiled, or robosuite's own (stock).
         seed: First environment seed; training never uses seeds below 1 000 000.
         perturb: Measure success against delay, noise, mass, friction, gain and lost messages instead: a table and a figure.
         plot: That figure.
@@ -52,15 +52,15 @@ class Eval:
         if self.perturb:
             check_output(self.plot, "--plot", parents=False)
         policy = OnnxPolicy(self.policy)
-        env, history = self._environment(policy), common.history_of(policy.spec.arm)
+        env, history = self._environment(policy), common.history_of(policy.spec.robot)
         seeds = range(self.seed, self.seed + self.episodes)
         if self.perturb:
             return self._perturb(policy, env, history, seeds)
-        with common.evaluation_arms(env, self.episodes, self.env_engine, history) as arms:
-            for each in arms:
+        with common.evaluation_robots(env, self.episodes, self.env_engine, history) as envs:
+            for each in envs:
                 each.begin({0: self.seed})  # returns when it has been built
             start = time.perf_counter()
-            episodes = common.evaluate_on(arms, policy, seeds)
+            episodes = common.evaluate_on(envs, policy, seeds)
             wall_s = time.perf_counter() - start
         solved, mean_steps = sum(e.success for e in episodes), float(np.mean([len(e) for e in episodes]))
         mean_return = float(np.mean([e.rewards.sum() for e in episodes]))
@@ -82,15 +82,15 @@ class Eval:
         """Where to measure the policy: where it is to be, or in the task that it was made for."""
         from sacflow_robot.envs.registry import check_environment, environment_of, why_no_environment
 
-        arm = policy.spec.arm
+        robot = policy.spec.robot
         if self.env is not None:
-            check_environment(self.env, arm, str(self.policy))
+            check_environment(self.env, robot, str(self.policy))
             return self.env
-        env = environment_of(arm)
+        env = environment_of(robot)
         if env == NO_ENVIRONMENT:
             raise UsageError(
-                f"{self.policy} is for {arm.robot}, {arm.task}, and no environment of it is known here "
-                f"({why_no_environment(arm)}); on the robot, 'run' measures it"
+                f"{self.policy} is for {robot.robot}, {robot.task}, and no environment of it is known here "
+                f"({why_no_environment(robot)}); on the robot, 'run' measures it"
             )
         return env
 
@@ -100,7 +100,7 @@ class Eval:
 
         if env not in TASKS:
             raise UsageError(
-                f"--perturb changes the simulated arm of a robosuite task, and {env} is none; leave it out"
+                f"--perturb changes the simulated robot of a robosuite task, and {env} is none; leave it out"
             )
         rows = robustness(policy, env, history, seeds, self.plot)
         lines = [("perturbation", "value", "success", "95 % interval", "")]

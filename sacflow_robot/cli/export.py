@@ -86,7 +86,7 @@ class TrainedRun:
 
     def __init__(self, run_dir: Path) -> None:
         from sacflow_robot.cli.train import export_notes
-        from sacflow_robot.envs.tasks import get_arm
+        from sacflow_robot.envs.tasks import get_robot
         from sacflow_robot.learn.algorithms.registry import make_agent
         from sacflow_robot.learn.compile import pick_device
         from sacflow_robot.learn.run_folder import RunFolder
@@ -94,9 +94,9 @@ class TrainedRun:
         folder, config = RunFolder.open(run_dir)
         self.path, self.env = folder.policy, config.env
         self._engine: Engine = config.env_engine
-        arm = folder.robot or common.arm_with_history(get_arm(config.env), config.action_history)
+        robot = folder.robot or common.robot_with_history(get_robot(config.env), config.action_history)
         self._history = config.action_history
-        self._agent: Agent = make_agent(arm, config, pick_device("cpu"))
+        self._agent: Agent = make_agent(robot, config, pick_device("cpu"))
         state = folder.load_checkpoint(config)
         try:
             self._agent.load_state_dict(state["agent"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Follow:
-    """Go on with a training run from what an arm logs while it runs, and replace the policy that is being served.
+    """Go on with a training run from what a robot logs while it runs, and replace the policy that is being served.
 
     The server takes a new file between two episodes of a client (serve --reload); each logged episode names its policy's
     version. A candidate that is worse, damaged or not finite is not published.
@@ -87,7 +87,7 @@ def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any]) 
     Raises:
         Interrupted: Ctrl-C was pressed and the run has been saved.
     """
-    from sacflow_robot.cli.train import check_seeds, training_arms, training_draws
+    from sacflow_robot.cli.train import check_seeds, training_draws, training_robots
     from sacflow_robot.envs.vector_env import core_count
     from sacflow_robot.export.onnx_policy import OnnxPolicy
     from sacflow_robot.learn.online_learner import FollowingTrainer
@@ -97,25 +97,25 @@ def follow_log(run_dir: Path, follow: FollowConfig, learner: Mapping[str, Any]) 
     folder, config = RunFolder.open(run_dir)
     folder.claim()
     config = replace(config, learner=replace(config.learner, **learner), eval_episodes=follow.gate_episodes)
-    if config.compile == "auto":  # an arm is being moved meanwhile, and compiling takes every core for up to a minute
+    if config.compile == "auto":  # a robot is being moved meanwhile, and compiling takes every core for up to a minute
         config = replace(config, compile="off")
     draws = training_draws(config)
     with (
-        training_arms(config, 1, draws, folder.robot) as arms,
-        training_arms(config, max(1, min(core_count(), follow.gate_episodes)), draws, folder.robot) as eval_arms,
+        training_robots(config, 1, draws, folder.robot) as envs,
+        training_robots(config, max(1, min(core_count(), follow.gate_episodes)), draws, folder.robot) as eval_robots,
         TrainingProgress() as progress,
     ):
-        trainer = FollowingTrainer(config, folder, arms, eval_arms, progress)
+        trainer = FollowingTrainer(config, folder, envs, eval_robots, progress)
         trainer.follow = follow
         trainer.accept = check_policy
         trainer.load_policy = lambda path: OnnxPolicy(path).infer
 
         def check(episode: Episode) -> None:
-            episode.check_fits(arms.spec, str(follow.log))
+            episode.check_fits(envs.spec, str(follow.log))
             check_seeds([episode], config, follow.log)
 
         trainer.check = check
-        trainer.resume(same_arms=False)  # they are not moved any more
+        trainer.resume(same_robots=False)  # they are not moved any more
         trainer.run()
     return trainer
 
@@ -132,7 +132,7 @@ def check_policy(path: Path) -> None:
     from sacflow_robot.export.onnx_policy import OnnxPolicy
 
     policy, rng = OnnxPolicy(path), np.random.default_rng(0)
-    low, high = policy.spec.arm.action_bounds
+    low, high = policy.spec.robot.action_bounds
     for scale in (0.1, 1.0, 3.0):
         inputs = policy.blank_inputs(32)
         for name in sorted(inputs.keys() - {PREFIX, PREFIX_MASK}):

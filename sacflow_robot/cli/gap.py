@@ -11,11 +11,11 @@ from sacflow_robot.utils.atomic_files import check_output
 
 @dataclass(frozen=True)
 class GapReport:
-    """Why an arm does not do what the simulator says: replay a log's commands in the simulator, and rank the causes.
+    """Why a robot does not do what the simulator says: replay a log's commands in the simulator, and rank the causes.
 
     Attributes:
-        log: Episode log of an arm that moves on its own time, or a recording of calibrate (.npz).
-        profile: Calibration profile of the simulated arm to compare with.
+        log: Episode log of a robot that moves on its own time, or a recording of calibrate (.npz).
+        profile: Calibration profile of the simulated robot to compare with.
         plot: Figure to write.
         json: Print the result as one JSON object.
     """
@@ -37,8 +37,8 @@ class GapReport:
 
         check_output(self.plot, "--plot", parents=False)
         profile, recordings = load_profile(self.profile), read_log(self.log)
-        profile.check_fits(recordings[0].arm)
-        predictors = Predictors(recordings[0].arm.task, core_count())
+        profile.check_fits(recordings[0].robot)
+        predictors = Predictors(recordings[0].robot.task, core_count())
         with common.progress_bar("%") as bar:
             row = bar.add_task("comparing", total=100, success="")
             gap = measure_gap(

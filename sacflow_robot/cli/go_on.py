@@ -1,4 +1,4 @@
-"""Going on with a run for one arm: in simulation around its profile, or on its log alone. Both work on a copy of the run."""
+"""Going on with a run for one robot: in simulation around its profile, or on its log alone. Both work on a copy of the run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.spec import NO_ENVIRONMENT
 
-# Few episodes of one arm, made by nearly the same policy, do not tell what other actions would have brought: with more updates
-# or a weaker pull towards what was done, Lift policies were worse on the arm than before (benchmarks/transfer.py). Measured
+# Few episodes of one robot, made by nearly the same policy, do not tell what other actions would have brought: with more updates
+# or a weaker pull towards what was done, Lift policies were worse on the robot than before (benchmarks/transfer.py). Measured
 # on Lift alone.
 _TUNING = {
     "regulariser": "action",
@@ -24,20 +24,20 @@ _TUNING = {
     "regularisation_final": 0.0,
 }
 _TUNING_LOG_SHARE = 0.5
-_TUNING_WARMUP_STEPS = 200  # the critic alone learns from what comes first, for the arm is another one
+_TUNING_WARMUP_STEPS = 200  # the critic alone learns from what comes first, for the robot is another one
 
 
 def copy_to_fit(run: Path, profile: str, steps: int, out: Path | None) -> tuple[RunFolder, TrainConfig]:
-    """A copy of a run that goes on for so many environment steps more, on arms drawn around a profile.
+    """A copy of a run that goes on for so many environment steps more, on robots drawn around a profile.
 
     Raises:
         UsageError: The copy's path is taken, there are no steps, or the profile has nothing to draw from.
         DataError: There is no run to go on with, or the profile cannot be read.
-        SpecMismatchError: The profile is of another arm.
+        SpecMismatchError: The profile is of another robot.
     """
     from sacflow_robot.calibrate.profile import load_profile
     from sacflow_robot.cli.train import training_draws
-    from sacflow_robot.envs.tasks import get_arm
+    from sacflow_robot.envs.tasks import get_robot
     from sacflow_robot.learn.schedule import RegularisationSchedule
 
     if steps < 1:
@@ -50,7 +50,7 @@ def copy_to_fit(run: Path, profile: str, steps: int, out: Path | None) -> tuple[
     path = out or _beside(run, Path(profile).stem)
     RunFolder.check_free(path)
     done = int(json.loads(theirs.load_checkpoint(config, mapped=True)["progress"])["env_steps"])
-    load_profile(Path(profile)).check_fits(get_arm(config.env))
+    load_profile(Path(profile)).check_fits(get_robot(config.env))
     weight = RegularisationSchedule(config).weight(done)
     config = replace(config, randomise="profile", profile=profile, online_steps=done + steps)
     if config.learner.regularisation_schedule == "linear":  # it stays where it has come to

@@ -18,7 +18,7 @@ from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.data.log.repair import Problem
-    from sacflow_robot.spec import ArmSpec
+    from sacflow_robot.spec import RobotSpec
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class Info:
                 by_version.setdefault(str(episode.info["policy_version"]), []).append(episode.success)
         versions = sorted(by_version)
         lengths = [len(e) for e in episodes]
-        arm = log.arm
+        robot = log.robot
         rows = {
-            "arm": f"{arm.robot}, {arm.task}, {arm.controller}",
-            "rate": describe_rate(rate, arm.control_rate_hz),
+            "arm": f"{robot.robot}, {robot.task}, {robot.controller}",
+            "rate": describe_rate(rate, robot.control_rate_hz),
             "episodes": f"{len(episodes)}, success {common.describe_success(solved, len(episodes))}"
             if episodes
             else "0",
@@ -83,20 +83,20 @@ class Info:
             "simulator states": "yes, episodes can be replayed"
             if any(e.states is not None for e in episodes)
             else "no",
-            "observations": ", ".join(f"{a.key} {a.shape}" for a in arm.observations),
+            "observations": ", ".join(f"{a.key} {a.shape}" for a in robot.observations),
         }
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in rows.items():
             table.add_row(Text(name, "bold"), Text(value))
         common.results(self.json).print(table)
         if self.plot is not None:
-            self._draw(self.plot, episodes, arm)
+            self._draw(self.plot, episodes, robot)
         if self.json:
             common.print_json(
                 {
                     **common.success_json(solved, len(episodes)),
                     "steps": log.steps,
-                    "rate": {"nominal_hz": arm.control_rate_hz, **rate},
+                    "rate": {"nominal_hz": robot.control_rate_hz, **rate},
                     "sources": dict(sources),
                     "flags": dict(flags),
                     "interrupted": cut,
@@ -109,13 +109,15 @@ class Info:
             )
         return 0
 
-    def _draw(self, path: Path, episodes: list[Episode], arm: ArmSpec) -> None:
+    def _draw(self, path: Path, episodes: list[Episode], robot: RobotSpec) -> None:
         from sacflow_robot.data.policy_versions import draw_versions
 
         if not episodes:
             raise UsageError(f"{self.log} holds no episode; leave out --plot")
         try:
-            draw_versions(path, f"{Path(self.log).name}: {arm.robot}, {arm.task}, success by policy version", episodes)
+            draw_versions(
+                path, f"{Path(self.log).name}: {robot.robot}, {robot.task}, success by policy version", episodes
+            )
         except (OSError, ValueError) as error:
             raise LogWriteError(f"cannot write {path}: {one_line(error)}; give another --plot") from None
         common.results(self.json).print(f"plot: {path}")
@@ -197,7 +199,7 @@ class Copy:
         if not is_url(self.out):
             check_output(Path(self.out), "OUT", folder=True)
         log = EpisodeLog.open(self.log)
-        write_log(self.out, log.arm, log.episodes())
+        write_log(self.out, log.robot, log.episodes())
         common.results(self.json).print(f"{len(log)} episodes copied to {self.out}")
         if self.json:
             common.print_json({"episodes": len(log), "steps": log.steps})

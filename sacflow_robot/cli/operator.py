@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 from sacflow_robot.cli import common
 from sacflow_robot.interfaces import Robot
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
     from sacflow_robot.robot.control.operator import Operator
-    from sacflow_robot.robot.control.operator_requests import Switches
-    from sacflow_robot.robot.safety.action_clipper import ActionLimits
+    from sacflow_robot.robot.control.operator_requests import OperatorRequests
+    from sacflow_robot.robot.safety.action_clipper import ActionClipper
     from sacflow_robot.robot.safety.filter import SafetyFilter
-    from sacflow_robot.robot.teleop.intervention import HumanInput
+    from sacflow_robot.robot.teleop.intervention import Teleoperator
 
 
-def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | ActionLimits:
+def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | ActionClipper:
     """What every command to the robot passes, whatever chooses it.
 
     A driver that commands its gripper in more than the action says is told the limits of it.
@@ -30,7 +30,7 @@ def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | Actio
     from sacflow_robot.robot.control.loop import default_safety
     from sacflow_robot.robot.safety.filter import SafetyFilter
 
-    safety: SafetyFilter | ActionLimits
+    safety: SafetyFilter | ActionClipper
     if profile is None:
         safety = default_safety(robot)
     elif profile.safety is None and robot.lockstep:
@@ -47,11 +47,11 @@ def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | Actio
 
 
 def teller(robot: str, say: Callable[[str], None]) -> Callable[[str], None]:
-    """A function that prints a message about a robot, with the command that arms it again."""
+    """A function that prints a message about a robot, with the command that robots it again."""
 
     def tell(line: str) -> None:
-        arming = f"; arm it again with: kill -USR2 {os.getpid()}" if line.startswith(("hold", "stopped")) else ""
-        say(f"{robot}: {line}{arming}")
+        enabling = f"; enable it again with: kill -USR2 {os.getpid()}" if line.startswith(("hold", "stopped")) else ""
+        say(f"{robot}: {line}{enabling}")
 
     return tell
 
@@ -72,7 +72,7 @@ class OperatorOptions:
     keyboard: bool = False
     handheld: str | None = None
 
-    def listen(self, switches: Switches, stack: ExitStack) -> None:
+    def listen(self, switches: OperatorRequests, stack: ExitStack) -> None:
         """Listen for stops over the network while the stack lasts."""
         from sacflow_robot.robot.control.estop import StopServer, read_key
 
@@ -80,17 +80,17 @@ class OperatorOptions:
             server = stack.enter_context(StopServer(self.estop, switches, read_key(self.estop_key)))
             common.console().print(f"stop it with: {common.command_line('estop', server.address)}")
 
-    def human(self, arm: ArmSpec, say: Callable[[str], None], stack: ExitStack) -> HumanInput | None:
+    def human(self, robot: RobotSpec, say: Callable[[str], None], stack: ExitStack) -> Teleoperator | None:
         """The input devices, open while the stack lasts; None for none."""
-        inputs: list[HumanInput] = []
+        inputs: list[Teleoperator] = []
         if self.handheld is not None:
             from sacflow_robot.robot.teleop.gamepad import open_handheld
 
-            inputs.append(stack.enter_context(closing(open_handheld(self.handheld, arm, say))))
+            inputs.append(stack.enter_context(closing(open_handheld(self.handheld, robot, say))))
         if self.keyboard:
             from sacflow_robot.robot.teleop.keyboard import Keyboard
 
-            inputs.append(stack.enter_context(closing(Keyboard(arm, say=say))))
+            inputs.append(stack.enter_context(closing(Keyboard(robot, say=say))))
         if len(inputs) < 2:
             return inputs[0] if inputs else None
         from sacflow_robot.robot.teleop.gamepad import Both
@@ -99,12 +99,12 @@ class OperatorOptions:
 
 
 @contextmanager
-def operating(options: OperatorOptions, arm: ArmSpec, switches: Switches) -> Iterator[Operator]:
+def operating(options: OperatorOptions, robot: RobotSpec, switches: OperatorRequests) -> Iterator[Operator]:
     """A person's ways to stop a robot that runs something other than episodes, while this lasts.
 
     Args:
         options: The ways beside signals.
-        arm: The robot.
+        robot: The robot.
         switches: Requests; the caller passes signals on to them, from before it makes the robot.
 
     Raises:
@@ -115,6 +115,6 @@ def operating(options: OperatorOptions, arm: ArmSpec, switches: Switches) -> Ite
 
     with ExitStack() as stack:
         options.listen(switches, stack)
-        human = options.human(arm, common.console().print, stack)
+        human = options.human(robot, common.console().print, stack)
         with watched(switches):
             yield Operator(switches, human)

@@ -10,10 +10,10 @@ from sacflow_robot.cli import common
 from sacflow_robot.utils.intervals import wilson_interval
 
 if TYPE_CHECKING:
-    from sacflow_robot.envs.robot_parameters import ArmModel
+    from sacflow_robot.envs.robot_parameters import RobotParameters
     from sacflow_robot.interfaces import Policy
 
-# Perturbation: unit, values; each value is what is set on the nominal arm.
+# Perturbation: unit, values; each value is what is set on the nominal robot.
 LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
     "delay": ("ms, of observations and of commands", (0, 25, 50, 100, 150)),
     "noise": ("mm on all positions", (0, 2, 5, 10, 20)),
@@ -24,44 +24,44 @@ LEVELS: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 
 
-def perturbed(name: str, value: float) -> ArmModel:
-    """The arm of one level."""
+def perturbed(name: str, value: float) -> RobotParameters:
+    """The robot of one level."""
     from sacflow_robot.envs.randomization import FRANKA_DAMPING_NM_S_PER_RAD, FRANKA_FRICTION_NM, STIFFNESS_PER_S2
-    from sacflow_robot.envs.robot_parameters import ArmModel
+    from sacflow_robot.envs.robot_parameters import RobotParameters
 
     if name == "delay":
-        return ArmModel({f"transport.{way}_delay_ms": (value,) for way in ("observation", "command")})
+        return RobotParameters({f"transport.{way}_delay_ms": (value,) for way in ("observation", "command")})
     if name == "noise":
-        return ArmModel({f"sensors.{key}.noise_m": (value / 1e3,) for key in ("robot0_eef_pos", "object")})
+        return RobotParameters({f"sensors.{key}.noise_m": (value / 1e3,) for key in ("robot0_eef_pos", "object")})
     if name == "mass":
-        return ArmModel({"payload.mass_kg": (value,)})
+        return RobotParameters({"payload.mass_kg": (value,)})
     if name == "friction":
         if value == 0:
-            return ArmModel()
+            return RobotParameters()
         damping, dry = (
             tuple(value * v for v in nominal) for nominal in (FRANKA_DAMPING_NM_S_PER_RAD, FRANKA_FRICTION_NM)
         )
-        return ArmModel({"joints.damping_nm_s_per_rad": damping, "joints.friction_loss_nm": dry})
+        return RobotParameters({"joints.damping_nm_s_per_rad": damping, "joints.friction_loss_nm": dry})
     if name == "gain":
-        return ArmModel(
+        return RobotParameters(
             {f"controller.{k}_stiffness_per_s2": (value * STIFFNESS_PER_S2,) for k in ("translation", "rotation")}
         )
-    return ArmModel({f"transport.{way}_drop_ratio": (value,) for way in ("observation", "command")})
+    return RobotParameters({f"transport.{way}_drop_ratio": (value,) for way in ("observation", "command")})
 
 
 def robustness(policy: Policy, task: str, history: int, seeds: Sequence[int], figure: Path) -> list[dict[str, Any]]:
     """A row per perturbation and level, and the figure."""
     from sacflow_robot.calibrate.figures import draw_perturbations
     from sacflow_robot.envs.collector import rollout
-    from sacflow_robot.envs.randomized_env import Draws, RandomisedArms
+    from sacflow_robot.envs.randomized_env import Draws, RandomizedVectorEnv
 
     rows: list[dict[str, Any]] = []
     with common.progress_bar("levels") as bar:
         row = bar.add_task("perturbing", total=sum(len(v) for _, v in LEVELS.values()), success="")
         for name, (unit, values) in LEVELS.items():
             for value in values:
-                with RandomisedArms(task, 2, Draws(model=perturbed(name, value), history=history)) as arms:
-                    episodes = list(rollout(arms, policy.spec.noise_shape, policy.infer, seeds))
+                with RandomizedVectorEnv(task, 2, Draws(model=perturbed(name, value), history=history)) as envs:
+                    episodes = list(rollout(envs, policy.spec.noise_shape, policy.infer, seeds))
                 solved = sum(e.success for e in episodes)
                 low, high = wilson_interval(solved, len(episodes))
                 rows.append(

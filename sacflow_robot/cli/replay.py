@@ -26,29 +26,29 @@ if TYPE_CHECKING:
     from sacflow_robot.interfaces import Robot
     from sacflow_robot.robot.control.operator import Operator
     from sacflow_robot.robot.control.playback import ReplayResult
-    from sacflow_robot.spec import ArmSpec
+    from sacflow_robot.spec import RobotSpec
 
     Pictures = Iterator[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Send a logged episode's commands to an arm again, and compare what comes of them with the log.
+    """Send a logged episode's commands to a robot again, and compare what comes of them with the log.
 
-    In the simulator every state is compared; with lockstep timing they come out equal. On another arm the observations
-    are compared, and the arm should stand near the logged start.
+    In the simulator every state is compared; with lockstep timing they come out equal. On another robot the observations
+    are compared, and the robot should stand near the logged start.
 
     Attributes:
         log: Episode log.
         episode: Which episode; negative counts from the end.
-        robot: Arm to replay on; by default the log's task in the simulator.
+        robot: Robot to replay on; by default the log's task in the simulator.
         timing: lockstep sends each command as soon as the one before is done, logged at the logged times.
-        profile: Calibration profile whose action limits hold on top of the arm's.
+        profile: Calibration profile whose action limits hold on top of the robot's.
         video: MP4 file to write, where off-screen rendering works.
-        env_engine: What steps a simulated arm: compiled, or robosuite's own (stock). By default what stepped it when it was
+        env_engine: What steps a simulated robot: compiled, or robosuite's own (stock). By default what stepped it when it was
             logged.
         rerun: Recording to write for the Rerun viewer (.rrd); works without a simulator too, without pictures.
-        operator: How a person stops the arm.
+        operator: How a person stops the robot.
         json: Print the result as one JSON object.
     """
 
@@ -65,7 +65,7 @@ class Replay:
 
     def run(self) -> int:
         from sacflow_robot.data.log.reader import EpisodeLog
-        from sacflow_robot.robot.control.operator_requests import Switches, operator_signals
+        from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
 
         check_output(self.video, "--video", suffix=".mp4", parents=False)
         check_output(self.rerun, "--rerun", suffix=".rrd", parents=False)
@@ -76,27 +76,27 @@ class Replay:
             _check_import("--rerun", "rerun", "rerun-sdk", "viz")
         log = EpisodeLog.open(self.log)
         episode, index = log.read(self.episode), self.episode % len(log)
-        title = f"{log.arm.task}, episode {index}"
+        title = f"{log.robot.task}, episode {index}"
         with ExitStack() as stack:
-            switches = Switches()
+            switches = OperatorRequests()
             stack.enter_context(operator_signals(switches))
-            robot = self._robot(log.arm, episode)
+            robot = self._robot(log.robot, episode)
             env = None
             result = None
             if robot is not None:
                 stack.enter_context(closing(robot))
                 env = _simulator(robot)
                 if self.video is not None and env is None:
-                    raise UsageError(f"--video needs a simulated arm to draw, and {self.robot} is none; leave it out")
+                    raise UsageError(f"--video needs a simulated robot to draw, and {self.robot} is none; leave it out")
                 with operating(self.operator, robot.spec, switches) as operator:
                     robot.connect()
                     result = self._replay(robot, episode, operator)
-            written = self._export(env, log.arm, episode, result, title)
+            written = self._export(env, log.robot, episode, result, title)
         self._report(index, episode, result, written)
         return 1 if result is not None and result.stopped else 0
 
-    def _robot(self, arm: ArmSpec, episode: Episode) -> Robot | None:
-        """The arm to replay on; None, with a line that says why, where a recording alone can be made."""
+    def _robot(self, spec: RobotSpec, episode: Episode) -> Robot | None:
+        """The robot to replay on; None, with a line that says why, where a recording alone can be made."""
         from sacflow_robot.robot.control.playback import check_replayable
         from sacflow_robot.robot.drivers.action_history import bare
         from sacflow_robot.robot.drivers.registry import make_robot
@@ -106,8 +106,8 @@ class Replay:
         robot = None
         try:
             logged: Engine = "compiled" if episode.info.get("env_engine") == "compiled" else "stock"
-            robot = bare(make_robot(self._robot_name(arm), self.env_engine or logged))
-            check_replayable(robot, arm, episode, str(self.log))
+            robot = bare(make_robot(self._robot_name(spec), self.env_engine or logged))
+            check_replayable(robot, spec, episode, str(self.log))
         except SacflowError as error:
             if robot is not None:
                 robot.close()
@@ -117,15 +117,15 @@ class Replay:
             return None
         return robot
 
-    def _robot_name(self, arm: ArmSpec) -> str:
+    def _robot_name(self, robot: RobotSpec) -> str:
         from sacflow_robot.envs.registry import environment_of
 
         if self.robot is not None:
             return self.robot
-        env = environment_of(arm)
+        env = environment_of(robot)
         if env == NO_ENVIRONMENT:
             raise UsageError(
-                f"{self.log} is of {arm.robot}, {arm.task}, of which there is no simulator here; give --robot"
+                f"{self.log} is of {robot.robot}, {robot.task}, of which there is no simulator here; give --robot"
             )
         return f"sim:{env}"
 
@@ -147,7 +147,7 @@ class Replay:
         )
 
     def _export(
-        self, env: RobosuiteEnv | None, arm: ArmSpec, episode: Episode, result: ReplayResult | None, title: str
+        self, env: RobosuiteEnv | None, robot: RobotSpec, episode: Episode, result: ReplayResult | None, title: str
     ) -> dict[str, Path]:
         """Write the video of the replay and the recording of the log; returns what was written.
 
@@ -157,10 +157,10 @@ class Replay:
         drawing = env is not None and (self.video is not None or self.rerun is not None) and _can_draw(env)
         if self.video is not None and drawing and env is not None and result is not None:
             shown = replace(episode, commanded=result.commanded, states=result.states, info={"success": result.success})
-            _write_video(self.video, env, arm, shown, title)
+            _write_video(self.video, env, robot, shown, title)
             written["video"] = self.video
         if self.rerun is not None:
-            _write_recording(self.rerun, env, drawing, arm, episode, title)
+            _write_recording(self.rerun, env, drawing, robot, episode, title)
             written["rerun"] = self.rerun
         return written
 
@@ -253,20 +253,20 @@ def _drawn(what: str, env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Pic
             bar.update(row, advance=1)
 
 
-def _write_video(path: Path, env: RobosuiteEnv, arm: ArmSpec, episode: Episode, title: str) -> None:
+def _write_video(path: Path, env: RobosuiteEnv, robot: RobotSpec, episode: Episode, title: str) -> None:
     from sacflow_robot.view.caption import CAPTION_HEIGHT, Caption
     from sacflow_robot.view.video import VideoWriter
 
     assert episode.states is not None
-    caption = Caption(arm, episode, title)
+    caption = Caption(robot, episode, title)
     height, width = env.render().shape[:2]
-    with VideoWriter(path, arm.control_rate_hz, (width, height + CAPTION_HEIGHT)) as video:
+    with VideoWriter(path, robot.control_rate_hz, (width, height + CAPTION_HEIGHT)) as video:
         for step, picture in enumerate(_drawn("video", env, episode.states)):
             video.add(caption.draw(picture, step))
 
 
 def _write_recording(
-    path: Path, env: RobosuiteEnv | None, drawing: bool, arm: ArmSpec, episode: Episode, title: str
+    path: Path, env: RobosuiteEnv | None, drawing: bool, robot: RobotSpec, episode: Episode, title: str
 ) -> None:
     from sacflow_robot.view.recording import SceneColumns, write_recording
 
@@ -277,4 +277,4 @@ def _write_recording(
         read = read_scene(env, episode.states)
         pictures = _drawn("recording", env, episode.states) if drawing else ()
         scene = SceneColumns(read.joints, read.objects, pictures)
-    write_recording(path, arm, episode, title, scene)
+    write_recording(path, robot, episode, title, scene)

@@ -14,13 +14,13 @@ from sacflow_robot.cli import common
 from sacflow_robot.cli.operator import OperatorOptions, safety_filter, teller
 from sacflow_robot.errors import UsageError
 from sacflow_robot.interfaces import Recorder, Robot
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray, PolicySpec
+from sacflow_robot.spec import Engine, FloatArray, PolicySpec, RobotSpec
 from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
-    from sacflow_robot.robot.control.loop import Chooser, EpisodeRun
-    from sacflow_robot.robot.control.operator_requests import Switches
+    from sacflow_robot.robot.control.loop import ActionSource, EpisodeRun
+    from sacflow_robot.robot.control.operator_requests import OperatorRequests
     from sacflow_robot.robot.control.session import Session
     from sacflow_robot.serve.client import PolicyClient
 
@@ -30,10 +30,10 @@ _LOCKSTEP_PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Run:
-    """Drive an arm with a served policy, and log its episodes.
+    """Drive a robot with a served policy, and log its episodes.
 
-    An arm that moves on its own time (any but sim) is commanded through the safety filter. It holds when actions fail to come,
-    and then waits for a person: `kill -USR2 PID`, `sacflow-robot estop ADDRESS --arm`, or a key of the takeover device.
+    A robot that moves on its own time (any but sim) is commanded through the safety filter. It holds when actions fail to come,
+    and then waits for a person: `kill -USR2 PID`, `sacflow-robot estop ADDRESS --enable`, or a key of the takeover device.
     `kill -USR1 PID` and `sacflow-robot estop ADDRESS` stop it, every robot alike; so do Ctrl-C and SIGTERM, which then end
     the program.
 
@@ -41,15 +41,15 @@ class Run:
         robot: Driver and what it takes, e.g. sim:lift, or rtsim:lift?obs_delay_ms=40&jitter_ms=10.
         server: Address of the policy server.
         episodes: Episodes to run.
-        seed: First seed: start of the episode (on a simulated arm) and noise of the policy.
+        seed: First seed: start of the episode (on a simulated robot) and noise of the policy.
         log: Episode log to append to; made if absent.
         note: Text to keep with every episode.
-        profile: Calibration profile whose limits hold on top of the arm's.
+        profile: Calibration profile whose limits hold on top of the robot's.
         timeout: Longest wait for the server (s).
-        env_engine: What steps a simulated arm: compiled, or robosuite's own (stock).
+        env_engine: What steps a simulated robot: compiled, or robosuite's own (stock).
         clock: Of rtsim: real, or virtual, which does not wait.
-        arm_wait: Longest wait for a person to arm the arm again (s).
-        operator: How a person stops the arm, and takes it over.
+        arm_wait: Longest wait for a person to enable the robot again (s).
+        operator: How a person stops the robot, and takes it over.
         key: Secret key file of this client, where the server asks for keys.
         server_key: Public key file of the server, likewise.
         json: Print the result as one JSON object.
@@ -65,7 +65,7 @@ class Run:
     timeout: float = 2.0
     env_engine: Engine = "compiled"
     clock: Literal["real", "virtual"] | None = None
-    arm_wait: float = 60.0
+    robot_wait: float = 60.0
     operator: tyro.conf.OmitArgPrefixes[OperatorOptions] = field(default_factory=OperatorOptions)
     key: Path | None = None
     server_key: Path | None = None
@@ -73,7 +73,7 @@ class Run:
 
     def run(self) -> int:
         from sacflow_robot.robot.control.loop import check_fit
-        from sacflow_robot.robot.control.operator_requests import Switches, operator_signals
+        from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
         from sacflow_robot.robot.drivers.clock_offset import by_loop_clock
         from sacflow_robot.robot.drivers.registry import find_driver
         from sacflow_robot.serve.client import PolicyClient
@@ -85,7 +85,7 @@ class Run:
         check_output(self.log, "--log", folder=True)
         runs: list[EpisodeRun] = []
         with ExitStack() as stack:
-            switches = Switches()
+            switches = OperatorRequests()
             stack.enter_context(operator_signals(switches))
             driver, profile = find_driver(self._robot_name(), self.env_engine), None
             if self.profile is not None:
@@ -109,7 +109,7 @@ class Run:
             session.operator.human = self.operator.human(robot.spec, bar.console.print, stack)
             try:
                 for seed in range(self.seed, self.seed + self.episodes):
-                    session.await_armed()
+                    session.await_enabled()
                     runs.append(session.run(seed, client.begin_episode(seed)))
                     solved = sum(run.episode.success for run in runs)
                     bar.update(row, advance=1, success=f"success {solved / len(runs):.0%}")
@@ -126,7 +126,7 @@ class Run:
         return f"{self.robot}{'&' if '?' in self.robot else '?'}clock={self.clock}"
 
     def _session(
-        self, robot: Robot, client: PolicyClient, profile: Profile | None, switches: Switches, stack: ExitStack
+        self, robot: Robot, client: PolicyClient, profile: Profile | None, switches: OperatorRequests, stack: ExitStack
     ) -> Session:
         from sacflow_robot.robot.control.session import Session
         from sacflow_robot.robot.drivers.clock import MonotonicClock
@@ -137,14 +137,14 @@ class Run:
             info["env_engine"] = engine
         if profile is not None:
             info["calibration_sha256"] = profile.sha256
-        chooser: Chooser | None = None
+        chooser: ActionSource | None = None
         if not robot.lockstep:
-            from sacflow_robot.robot.control.action_queue import ChunkStream
+            from sacflow_robot.robot.control.action_queue import ActionQueue
 
             # On a virtual clock the real time that an answer takes is no time: it is waited for.
             virtual = not isinstance(robot.clock, MonotonicClock)
             client.interrupted = lambda: switches.halt_pending  # the first chunk may be waited for as long as --timeout
-            chooser = ChunkStream(_InNoTime(client) if virtual else client, clock_ns=robot.clock.now_ns)
+            chooser = ActionQueue(_InNoTime(client) if virtual else client, clock_ns=robot.clock.now_ns)
         log = None if self.log is None else stack.enter_context(self._recorder(self.log, robot.spec, robot.lockstep))
         return Session(
             robot,
@@ -154,19 +154,19 @@ class Run:
             recorder=log,
             chooser=chooser,
             info=info,
-            arm_wait_s=self.arm_wait,
+            robot_wait_s=self.robot_wait,
         )
 
     @contextmanager
-    def _recorder(self, path: Path, arm: ArmSpec, lockstep: bool) -> Iterator[Recorder]:
+    def _recorder(self, path: Path, robot: RobotSpec, lockstep: bool) -> Iterator[Recorder]:
         from sacflow_robot.data.log.recorder import StepRecorder
         from sacflow_robot.data.log.resilient_recorder import MendingRecorder
 
         if lockstep:  # it outruns any disk, and can wait
-            with StepRecorder(path, arm, patience_s=_LOCKSTEP_PATIENCE_S) as log:
+            with StepRecorder(path, robot, patience_s=_LOCKSTEP_PATIENCE_S) as log:
                 yield log
         else:
-            with MendingRecorder(lambda: StepRecorder(path, arm)) as mending:
+            with MendingRecorder(lambda: StepRecorder(path, robot)) as mending:
                 yield mending
 
     def _report(self, robot: Robot, client: PolicyClient, runs: list[EpisodeRun]) -> None:

@@ -85,15 +85,15 @@ class Serve:
                 signal.signal(signal.SIGHUP, lambda *_: reloader.ask())
             say(
                 f"serving {self.policy} (version {policy.version}, {spec.velocity}, K = {spec.euler_steps}, "
-                f"H = {spec.chunk_length}, self-test passed) for {spec.arm.robot} {spec.arm.task} at {server.address}",
+                f"H = {spec.chunk_length}, self-test passed) for {spec.robot.robot} {spec.robot.task} at {server.address}",
                 policy_version=policy.version,
                 address=server.address,
             )
             for line in (how, *doors):
                 say(line)
             if self.log_format == "text":
-                robot = common.robot_hint(spec.arm)
-                who = "your robot, by its driver's name," if robot.startswith("DRIVER") else "the simulated arm"
+                robot = common.robot_hint(spec.robot)
+                who = "your robot, by its driver's name," if robot.startswith("DRIVER") else "the simulated robot"
                 say(f"drive {who} with:\n  {common.command_line('run --robot', robot, '--server', server.address)}")
             server.run()
             say(f"stopped after {server.requests:,} requests", requests=server.requests)

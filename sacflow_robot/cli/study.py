@@ -17,7 +17,7 @@ from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
 
 if TYPE_CHECKING:
-    from sacflow_robot.interfaces import VectorArms
+    from sacflow_robot.interfaces import VectorEnv
     from sacflow_robot.study.report import Report
 
 _Work = Callable[[int, Callable[[], None]], "Report"]
@@ -122,7 +122,7 @@ class Gradients(_Study):
             updates=updates,
             seeds=range(self.seed, self.seed + self.seeds),
             env=self.env,
-            make_arms=partial(_gymnasium_arms, self.env),
+            make_vector_env=partial(_gymnasium_robots, self.env),
             full=self.full,
             device=self._device,
         )
@@ -186,7 +186,7 @@ class Architecture(_Trials):
     """Gate initialisation, heads, width and K: gradient norms, success, and microseconds per action.
 
     Attributes:
-        task: Arm at whose sizes an action's cost is measured.
+        task: Robot at whose sizes an action's cost is measured.
         widths: Widths, at K = 4.
         euler_steps: Numbers of steps K, at a width of 128.
     """
@@ -199,13 +199,13 @@ class Architecture(_Trials):
     _quick: ClassVar[tuple[int, int]] = 1000, 2800  # some 50 runs, which are to be done in 20 minutes
 
     def run(self) -> int:
-        from sacflow_robot.envs.tasks import get_arm
+        from sacflow_robot.envs.tasks import get_robot
         from sacflow_robot.study import architecture
 
         setup = architecture.Setup(
             range(self.seed, self.seed + self.seeds),
             self._budget(),
-            get_arm(self.task),
+            get_robot(self.task),
             widths=self.widths,
             euler_steps=self.euler_steps,
         )
@@ -226,9 +226,9 @@ class Regularisation(_Trials):
         return self._carry_out("regularisation", regularisation.case_count(setup), work)
 
 
-def _gymnasium_arms(env: str, count: int) -> VectorArms:
-    """Arms in this process: they are cheap to step, and a study has a process for each run already."""
+def _gymnasium_robots(env: str, count: int) -> VectorEnv:
+    """Robots in this process: they are cheap to step, and a study has a process for each run already."""
     from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
-    from sacflow_robot.study.runs import LocalArms
+    from sacflow_robot.study.runs import LocalVectorEnv
 
-    return LocalArms([GymnasiumEnv(env) for _ in range(count)])
+    return LocalVectorEnv([GymnasiumEnv(env) for _ in range(count)])

@@ -17,11 +17,11 @@ from sacflow_robot.cli import common
 from sacflow_robot.cli.demo_source import Recorded, what_recorded
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
-from sacflow_robot.interfaces import VectorArms
+from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.learn.config import TrainConfig, check_given, extended
 from sacflow_robot.learn.presets import preset
-from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec
-from sacflow_robot.utils.action_history import arm_with_history, with_action_history
+from sacflow_robot.spec import NO_ENVIRONMENT, RobotSpec
+from sacflow_robot.utils.action_history import robot_with_history, with_action_history
 
 if TYPE_CHECKING:
     from sacflow_robot.data.formats.demonstrations import DemoOptions
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 _FITTING_STEPS = 8000
-"""Environment steps, unless told otherwise, in which a run is made to fit the arm of a profile."""
+"""Environment steps, unless told otherwise, in which a run is made to fit the robot of a profile."""
 
 _CHANGEABLE = (
     "device", "threads", "compile", "precision", "replay-memory-gb", "learner.batch-size", "learner.best-of",
@@ -51,9 +51,9 @@ class Train:
         resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise, but for where and
             how it is computed, batch size, best-of, step sizes and clipping, for a run that ended with an error, and for a
             larger total of --online-steps, which extends it. With --profile FILE
-            a copy of it (--out) goes on in simulation for --online-steps more, on arms drawn around that profile: one policy is
-            made to fit one measured arm. With --replay LOG a copy is fine-tuned on that log alone, without a simulator: no
-            arm moves, no state is read (settings chosen on Lift).
+            a copy of it (--out) goes on in simulation for --online-steps more, on robots drawn around that profile: one policy is
+            made to fit one measured robot. With --replay LOG a copy is fine-tuned on that log alone, without a simulator: no
+            robot moves, no state is read (settings chosen on Lift).
         tune_updates: Updates for each step of the log when fine-tuning.
         json: Print one JSON object as the last line.
         unchanged: The run to resume goes on as what it is, and ``config`` is its own.
@@ -133,16 +133,16 @@ class Train:
         demos, logged = load_training_episodes(config, robot) if folder is None else ([], [])
         draws = training_draws(config)
         with (
-            training_arms(config, config.arms, draws, robot) as arms,
-            training_arms(config, max(1, min(core_count(), config.eval_episodes)), draws, robot) as eval_arms,
+            training_robots(config, config.envs, draws, robot) as envs,
+            training_robots(config, max(1, min(core_count(), config.eval_episodes)), draws, robot) as eval_robots,
         ):
             if folder is None:
                 folder = RunFolder.create(self.out, config, robot)
             common.console().print(f"run folder: {folder.path}")
             with TrainingProgress() as progress, memory_is_explained(config, folder):
-                trainer = Trainer(config, folder, arms, eval_arms, progress)
+                trainer = Trainer(config, folder, envs, eval_robots, progress)
                 if self.resume is not None:
-                    trainer.resume(same_arms=not fitting)
+                    trainer.resume(same_robots=not fitting)
                 else:
                     trainer.load(demos, logged)
                 try:
@@ -172,8 +172,8 @@ class Train:
         seeds = range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes)
         final = []
         if seeds:
-            with common.evaluation_arms(config.env, len(seeds), config.env_engine, config.action_history) as arms:
-                final = common.evaluate_on([limited(each, config) for each in arms], policy, seeds)
+            with common.evaluation_robots(config.env, len(seeds), config.env_engine, config.action_history) as envs:
+                final = common.evaluate_on([limited(each, config) for each in envs], policy, seeds)
         solved = sum(e.success for e in final)
         cloning = trainer.evaluations[0] if trainer.evaluations else None
         if cloning is not None and not config.from_scratch:
@@ -207,28 +207,28 @@ class Train:
         return 0
 
 
-def limited(arms: VectorArms, config: TrainConfig) -> VectorArms:
-    """The arms under the safety limits of the profile that the configuration names, if it does.
+def limited(envs: VectorEnv, config: TrainConfig) -> VectorEnv:
+    """The robots under the safety limits of the profile that the configuration names, if it does.
 
     Raises:
-        UsageError: The profile has none, or the arm is not one that a safety filter knows.
+        UsageError: The profile has none, or the robot is not one that a safety filter knows.
         DataError: It cannot be read.
     """
     if config.safety is None:
-        return arms
+        return envs
     from sacflow_robot.calibrate.profile import load_profile
-    from sacflow_robot.envs.safety_wrapper import LimitedArms
+    from sacflow_robot.envs.safety_wrapper import LimitedVectorEnv
     from sacflow_robot.robot.safety.filter import SafetyFilter
 
     profile = load_profile(Path(config.safety))
     if profile.safety is None:
         raise UsageError(f"--safety {config.safety}: the profile has no section 'safety'")
-    limits = profile.safety_limits(arms.spec)
-    return LimitedArms(arms, lambda: SafetyFilter(arms.spec, limits))
+    limits = profile.safety_limits(envs.spec)
+    return LimitedVectorEnv(envs, lambda: SafetyFilter(envs.spec, limits))
 
 
 def training_draws(config: TrainConfig) -> Draws | None:
-    """How the training arms are drawn; None for the nominal arm.
+    """How the training robots are drawn; None for the nominal robot.
 
     Raises:
         UsageError, DataError: The profile cannot be used.
@@ -243,27 +243,27 @@ def training_draws(config: TrainConfig) -> Draws | None:
 
 
 @contextmanager
-def training_arms(
-    config: TrainConfig, count: int, draws: Draws | None, robot: ArmSpec | None = None
-) -> Iterator[VectorArms]:
-    """Arms that training or its evaluations move, drawn and limited as the configuration says.
+def training_robots(
+    config: TrainConfig, count: int, draws: Draws | None, robot: RobotSpec | None = None
+) -> Iterator[VectorEnv]:
+    """Robots that training or its evaluations move, drawn and limited as the configuration says.
 
     Without an environment none is moved, and they are the ``robot``.
     """
-    from sacflow_robot.envs.registry import NoArms
+    from sacflow_robot.envs.registry import NoRobots
 
     if robot is not None:
-        yield NoArms(robot)
+        yield NoRobots(robot)
         return
     if draws is None:
-        from sacflow_robot.envs.vector_env import make_arms
+        from sacflow_robot.envs.vector_env import make_vector_env
 
-        with make_arms(config.env, count, config.env_engine, history=config.action_history) as made:
+        with make_vector_env(config.env, count, config.env_engine, history=config.action_history) as made:
             yield limited(made, config)
         return
-    from sacflow_robot.envs.randomized_env import RandomisedArms
+    from sacflow_robot.envs.randomized_env import RandomizedVectorEnv
 
-    with RandomisedArms(config.env, count, draws) as drawn:
+    with RandomizedVectorEnv(config.env, count, draws) as drawn:
         yield limited(drawn, config)
 
 
@@ -339,7 +339,7 @@ def _check_same_run(path: Path, named: Mapping[str, object], *, full: bool) -> N
         )
 
 
-def robot_without_environment(config: TrainConfig) -> ArmSpec | None:
+def robot_without_environment(config: TrainConfig) -> RobotSpec | None:
     """The robot that demonstrations and logs are of, where there is no environment of it; else None.
 
     Raises:
@@ -357,10 +357,10 @@ def robot_without_environment(config: TrainConfig) -> ArmSpec | None:
         f"robot: {robot.robot}, {robot.task}; no environment of it is known here, so that nothing is evaluated "
         f"({why_no_environment(robot)})"
     )
-    return arm_with_history(robot, config.action_history)
+    return robot_with_history(robot, config.action_history)
 
 
-def load_training_episodes(config: TrainConfig, robot: ArmSpec | None = None) -> tuple[list[Episode], list[Episode]]:
+def load_training_episodes(config: TrainConfig, robot: RobotSpec | None = None) -> tuple[list[Episode], list[Episode]]:
     """Everything that ``--demos`` names, and everything that ``--replay`` does.
 
     Args:
@@ -427,7 +427,7 @@ def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path | s
 
 def _cached_demos(config: TrainConfig) -> Path:
     from sacflow_robot.data.log.reader import write_log
-    from sacflow_robot.envs.tasks import get_arm
+    from sacflow_robot.envs.tasks import get_robot
     from sacflow_robot.learn.trainer import TRAINING_SEED
 
     if config.demo_episodes < 1:
@@ -445,7 +445,7 @@ def _cached_demos(config: TrainConfig) -> Path:
             config.env, config.demo_quality, config.demo_episodes, TRAINING_SEED, config.env_engine
         )
         try:
-            write_log(path, get_arm(config.env), episodes)
+            write_log(path, get_robot(config.env), episodes)
         except (LogWriteError, UsageError):
             if not path.exists():  # else another run collected the same episodes meanwhile
                 raise

@@ -12,7 +12,7 @@ from sacflow_robot.cli import common
 
 @dataclass(frozen=True)
 class TwinFranka:
-    """Stand in for a Franka Panda and its real-time computer: deoxys's wire, over robosuite's Panda, at the arm's rates.
+    """Stand in for a Franka Panda and its real-time computer: deoxys's wire, over robosuite's Panda, at the robot's rates.
 
     Whatever speaks deoxys can drive it. An episode starts anew, and faults are made, on a socket that only the twin has
     (SACFLOW.RESET in the file); object poses are published as a tracker would (SACFLOW.OBJECTS).
@@ -39,6 +39,6 @@ class TwinFranka:
             out.print(f"drive it with:\n  {common.command_line('run --robot', f'deoxys:{self.config}')}")
             twin.run()
             out.print(
-                f"stopped after {twin.commands:,} arm commands, {twin.refused} refused; {twin.overruns} ticks were late"
+                f"stopped after {twin.commands:,} robot commands, {twin.refused} refused; {twin.overruns} ticks were late"
             )
         return 0

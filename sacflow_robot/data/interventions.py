@@ -11,7 +11,7 @@ from sacflow_robot.episode import STEP_TIMES, Episode, Source
 
 
 def human_parts(episode: Episode) -> list[Episode]:
-    """The stretches of an episode in which a person had the arm, each as an episode that is cut at its end.
+    """The stretches of an episode in which a person had the robot, each as an episode that is cut at its end.
 
     A part ends as the episode does where it reaches that far, and is truncated otherwise: its last actions have no return
     of their own. It is a success if the episode is.

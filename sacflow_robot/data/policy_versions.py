@@ -1,4 +1,4 @@
-"""Success by policy version, of a log in which the policy changed while the arm ran."""
+"""Success by policy version, of a log in which the policy changed while the robot ran."""
 
 from __future__ import annotations
 

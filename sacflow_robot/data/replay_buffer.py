@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 
 class Origin(IntEnum):
@@ -68,7 +68,7 @@ class ReplayBuffer:
     computed once, when an episode enters.
 
     Args:
-        arm: Arm whose episodes it holds.
+        robot: Robot whose episodes it holds.
         chunk_length: H.
         discount: gamma per step; used here and nowhere else.
         capacity: Steps held at most, those kept for good included.
@@ -80,12 +80,12 @@ class ReplayBuffer:
     """
 
     def __init__(
-        self, arm: ArmSpec, chunk_length: int, discount: float, capacity: int, folder: Path | None = None
+        self, robot: RobotSpec, chunk_length: int, discount: float, capacity: int, folder: Path | None = None
     ) -> None:
-        self._arm, self._h, self._gamma, self._capacity = arm, chunk_length, discount, capacity
-        self._columns = _allocate(_layout(arm, chunk_length, capacity), folder)
+        self._robot, self._h, self._gamma, self._capacity = robot, chunk_length, discount, capacity
+        self._columns = _allocate(_layout(robot, chunk_length, capacity), folder)
         # The H actions from each row on as one opaque item: a gather copies each window in one piece.
-        row_bytes = 4 * arm.action_dim
+        row_bytes = 4 * robot.action_dim
         window = np.dtype((np.void, chunk_length * row_bytes))
         self._windows: npt.NDArray[np.void] = np.ndarray(
             capacity, window, buffer=self._columns["action"].data, strides=(row_bytes,)
@@ -99,9 +99,11 @@ class ReplayBuffer:
         self._head = 0
 
     @staticmethod
-    def size_bytes(arm: ArmSpec, chunk_length: int, capacity: int) -> int:
+    def size_bytes(robot: RobotSpec, chunk_length: int, capacity: int) -> int:
         """Memory, or disk, that a buffer of that capacity takes once it is full."""
-        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in _layout(arm, chunk_length, capacity).values())
+        return sum(
+            math.prod(shape) * dtype.itemsize for shape, dtype in _layout(robot, chunk_length, capacity).values()
+        )
 
     def __len__(self) -> int:
         """Steps held."""
@@ -124,14 +126,16 @@ class ReplayBuffer:
             origin: Where it comes from; demonstrations enter first, then logs, then what is collected.
 
         Raises:
-            DataError: The episode does not fit the arm.
+            DataError: The episode does not fit the robot.
             UsageError: The episode is longer than the ring, or comes after one of a later origin.
         """
-        episode.check_fits(self._arm, "replay buffer")
+        episode.check_fits(self._robot, "replay buffer")
         steps = len(episode)
-        low, high = self._arm.action_bounds
+        low, high = self._robot.action_bounds
         if (episode.commanded < low).any() or (episode.commanded > high).any():
-            raise DataError("an episode's actions are beyond the arm's bounds; log what was commanded, after clipping")
+            raise DataError(
+                "an episode's actions are beyond the robot's bounds; log what was commanded, after clipping"
+            )
         kept = self.kept_steps
         if (origin < Origin.COLLECTED and self._ring) or (origin == Origin.DEMOS and self._ends[0] < kept):
             raise UsageError("an episode comes too late: demonstrations enter first, then logs, then what is collected")
@@ -181,9 +185,9 @@ class ReplayBuffer:
             return self._columns[column].take(index, axis=0, mode="clip")  # in range: clip does without the check
 
         valid = self._valid_by_length.take(rows_of("length"), axis=0)
-        actions = self._windows[index].view(np.float32).reshape(batch_size * self._h, self._arm.action_dim)
+        actions = self._windows[index].view(np.float32).reshape(batch_size * self._h, self._robot.action_dim)
         beyond = np.flatnonzero(~valid)
-        actions[beyond] = rng.uniform(-1, 1, (len(beyond), self._arm.action_dim))
+        actions[beyond] = rng.uniform(-1, 1, (len(beyond), self._robot.action_dim))
         return ChunkBatch(
             observation=rows_of("observation"),
             actions=actions.reshape(batch_size, self._h, -1),
@@ -231,7 +235,7 @@ class ReplayBuffer:
 
     def _write(self, rows: slice, episode: Episode) -> None:
         steps, h = len(episode), self._h
-        flat = self._arm.flatten(episode.observations)
+        flat = self._robot.flatten(episode.observations)
         length = np.minimum(h, np.arange(steps, 0, -1))
         ended = bool(episode.terminated[-1])
         reaches_end = np.arange(steps) + length == steps
@@ -241,7 +245,7 @@ class ReplayBuffer:
         columns = self._columns
         columns["observation"][rows] = flat[:-1]
         columns["next_observation"][rows] = flat[np.arange(steps) + length]
-        columns["action"][rows] = self._arm.to_unit(episode.commanded)
+        columns["action"][rows] = self._robot.to_unit(episode.commanded)
         columns["reward"][rows] = reward
         columns["discount"][rows] = np.where(ended & reaches_end, 0.0, self._gamma**length)
         columns["length"][rows] = length
@@ -306,13 +310,13 @@ class ReplayBuffer:
 _Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
-def _layout(arm: ArmSpec, chunk_length: int, capacity: int) -> _Layout:
+def _layout(robot: RobotSpec, chunk_length: int, capacity: int) -> _Layout:
     """Shape and type of each column."""
     real = np.dtype(np.float32)
     return {
-        "observation": ((capacity, arm.observation_dim), real),
-        "next_observation": ((capacity, arm.observation_dim), real),  # after the window, not after the step
-        "action": ((capacity + chunk_length - 1, arm.action_dim), real),  # the last row's window needs rows behind it
+        "observation": ((capacity, robot.observation_dim), real),
+        "next_observation": ((capacity, robot.observation_dim), real),  # after the window, not after the step
+        "action": ((capacity + chunk_length - 1, robot.action_dim), real),  # the last row's window needs rows behind it
         "reward": ((capacity,), real),
         "discount": ((capacity,), real),
         "length": ((capacity,), np.dtype(np.int32)),  # valid steps of the window that starts here

@@ -60,10 +60,10 @@ def draw_page(path: Path, demos: DemoSet, figures: Mapping[str, Any], title: str
 
 def _heading(figure: Figure, demos: DemoSet, figures: Mapping[str, Any], title: str) -> None:
     solved, count = sum(e.success for e in demos.episodes), len(demos.episodes)
-    arm, low_high = demos.arm, wilson_interval(solved, count)
+    robot, low_high = demos.robot, wilson_interval(solved, count)
     rate = figures["rate"]["nominal_hz"]
     facts = [
-        f"{arm.robot}, {arm.task}, {arm.controller}, {'rate unknown' if rate is None else f'{rate:g} Hz nominal'}",
+        f"{robot.robot}, {robot.task}, {robot.controller}, {'rate unknown' if rate is None else f'{rate:g} Hz nominal'}",
         f"{count:,} episodes, {figures['steps']:,} steps",
         f"success {solved / count:.0%} (95 % interval {low_high[0]:.0%} to {low_high[1]:.0%})",
         f"idle {figures['idle_share']:.0%}",
@@ -180,7 +180,7 @@ def _over_time(axes: Axes, episodes: list[Episode], key: str, dimension: int, ti
 
 def _gripper(axes: Axes, episodes: list[Episode], demos: DemoSet) -> None:
     """How far the fingers are apart and, beside it, what is commanded; each where it is known."""
-    dimensions = np.flatnonzero(gripper_dimensions(demos.arm))
+    dimensions = np.flatnonzero(gripper_dimensions(demos.robot))
     parts = [part for _, _, part in _split(episodes)]
     fingers = FINGERS in episodes[0].observations
     if not fingers and not len(dimensions):
@@ -195,7 +195,7 @@ def _gripper(axes: Axes, episodes: list[Episode], demos: DemoSet) -> None:
             _commands_beside(beside, [line for lines in commands for line in lines])
         else:
             _traces(axes, episodes, commands)
-        name, unit = demos.arm.action_names[dimensions[0]], demos.arm.action_units[dimensions[0]]
+        name, unit = demos.robot.action_names[dimensions[0]], demos.robot.action_units[dimensions[0]]
         beside.set_ylabel(f"command: {name} ({describe_unit(unit)})")
     if fingers:
         widths = [[np.column_stack([_seconds(e), 1e3 * finger_width(e)]) for e in part] for part in parts]
@@ -215,12 +215,12 @@ def _commands_beside(axes: Axes, lines: list[npt.NDArray[Any]]) -> None:
 
 def _actions(part: Any, demos: DemoSet) -> None:
     """One histogram per action dimension, over the controller's range."""
-    arm = demos.arm
+    robot = demos.robot
     actions = np.concatenate([e.commanded for e in demos.episodes])
-    columns = min(arm.action_dim, 8)
-    axes = part.subplots(-(-arm.action_dim // columns), columns, sharey=True, squeeze=False).ravel()
-    low, high = arm.action_bounds
-    for i, (each, name, unit) in enumerate(zip(axes, arm.action_names, arm.action_units, strict=False)):
+    columns = min(robot.action_dim, 8)
+    axes = part.subplots(-(-robot.action_dim // columns), columns, sharey=True, squeeze=False).ravel()
+    low, high = robot.action_bounds
+    for i, (each, name, unit) in enumerate(zip(axes, robot.action_names, robot.action_units, strict=False)):
         bounded = np.isfinite(low[i]) and np.isfinite(high[i])
         span = (float(low[i]), float(high[i])) if bounded else (float(actions[:, i].min()), float(actions[:, i].max()))
         margin = 0.05 * max(span[1] - span[0], 1e-6)
@@ -230,7 +230,7 @@ def _actions(part: Any, demos: DemoSet) -> None:
         each.set_title(f"{name}\n{describe_unit(unit)}", fontsize=9)
         each.set_yscale("log")
         each.tick_params(labelsize=7)
-    for each in axes[arm.action_dim :]:
+    for each in axes[robot.action_dim :]:
         each.set_axis_off()
     axes[0].set_ylim(50 / len(actions), 150)
     axes[0].yaxis.set_major_formatter("{x:g}")

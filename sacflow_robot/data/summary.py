@@ -12,28 +12,28 @@ import numpy.typing as npt
 from sacflow_robot.data.formats.demonstrations import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
 from sacflow_robot.data.formats.gripper import gripper_dimensions, gripper_disagreement
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, Source
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 _STILL = 1e-3  # of an action's range: what is commanded below this is no motion
 
 
 def summarise(demos: DemoSet) -> dict[str, Any]:
     """JSON values: steps, lengths, rates (Hz), sources, keys with shapes and ranges, idle share, duplicates."""
-    episodes, arm = demos.episodes, demos.arm
+    episodes, robot = demos.episodes, demos.robot
     lengths = [len(e) for e in episodes]
     return {
-        "arm": {"robot": arm.robot, "task": arm.task, "controller": arm.controller},
+        "arm": {"robot": robot.robot, "task": robot.task, "controller": robot.controller},
         "steps": sum(lengths),
         "steps_per_episode": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
-        "rate": {"nominal_hz": arm.control_rate_hz, **measured_rate(episodes)},
+        "rate": {"nominal_hz": robot.control_rate_hz, **measured_rate(episodes)},
         "sources": count_sources(episodes),
         "policies": sorted({str(e.info["policy_version"]) for e in episodes if "policy_version" in e.info}),
         "returns": {name: float(f([e.rewards.sum() for e in episodes])) for name, f in _RANGE.items()},
         "keys": describe_keys(demos),
-        "idle_share": float(np.mean(np.concatenate([idle_steps(e, arm) for e in episodes]))),
-        "saturated_share": _saturated_share(episodes, arm),
+        "idle_share": float(np.mean(np.concatenate([idle_steps(e, robot) for e in episodes]))),
+        "saturated_share": _saturated_share(episodes, robot),
         "duplicates": duplicates(episodes),
-        "gripper": gripper_disagreement(episodes, arm),
+        "gripper": gripper_disagreement(episodes, robot),
     }
 
 
@@ -85,14 +85,14 @@ def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
     arrays: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
     for episode in demos.episodes:
         arrays["action"].append(episode.commanded)
-        for spec in demos.arm.observations:
+        for spec in demos.robot.observations:
             arrays[spec.key].append(episode.observations[spec.key])
         for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS):
             values = getattr(episode, column.attribute)
             if values is not None and not (values.dtype.kind == "f" and np.isnan(values).all()):
                 arrays[column.attribute].append(values)
-    units = {a.key: " ".join(filter(None, (a.unit, a.frame and f"in {a.frame}"))) for a in demos.arm.observations}
-    units["action"] = ", ".join(dict.fromkeys(demos.arm.action_units))
+    units = {a.key: " ".join(filter(None, (a.unit, a.frame and f"in {a.frame}"))) for a in demos.robot.observations}
+    units["action"] = ", ".join(dict.fromkeys(demos.robot.action_units))
     return [
         {
             "key": key,
@@ -106,14 +106,14 @@ def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
     ]
 
 
-def idle_steps(episode: Episode, arm: ArmSpec) -> npt.NDArray[np.bool_]:
+def idle_steps(episode: Episode, robot: RobotSpec) -> npt.NDArray[np.bool_]:
     """Which steps (T,) command nothing new: no motion (of a controller of positions, no other one) and the same grip."""
-    low, high = arm.action_bounds
+    low, high = robot.action_bounds
     actions = episode.commanded / np.where(np.isfinite(high - low), (high - low) / 2, 1)
     changes = np.abs(np.diff(actions, axis=0, prepend=actions[:1]))
-    changes[0] = np.inf if "delta" not in arm.controller else changes[0]
-    gripper = gripper_dimensions(arm)
-    motion = np.where(gripper, changes, np.abs(actions) if "delta" in arm.controller else changes)
+    changes[0] = np.inf if "delta" not in robot.controller else changes[0]
+    gripper = gripper_dimensions(robot)
+    motion = np.where(gripper, changes, np.abs(actions) if "delta" in robot.controller else changes)
     still: npt.NDArray[np.bool_] = (motion < _STILL).all(axis=1)
     return still
 
@@ -126,11 +126,11 @@ def duplicates(episodes: list[Episode]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _saturated_share(episodes: list[Episode], arm: ArmSpec) -> float | None:
+def _saturated_share(episodes: list[Episode], robot: RobotSpec) -> float | None:
     """Share of motion commands at the controller's limit; None where there is no motion to command."""
-    motion = ~gripper_dimensions(arm)
+    motion = ~gripper_dimensions(robot)
     if not motion.any():
         return None
-    low, high = arm.action_bounds
+    low, high = robot.action_bounds
     actions = np.concatenate([e.commanded for e in episodes])
     return float(np.mean(((actions <= low) | (actions >= high))[:, motion]))

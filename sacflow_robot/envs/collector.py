@@ -1,4 +1,4 @@
-"""Episodes from a policy on several simulated arms at once; training and evaluation both run on this."""
+"""Episodes from a policy on several simulated robots at once; training and evaluation both run on this."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, StepResult
-from sacflow_robot.interfaces import VectorArms
+from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.spec import FloatArray
 from sacflow_robot.utils.seeding import chunk_noise
 
@@ -20,23 +20,23 @@ Chunker = Callable[[dict[str, FloatArray], FloatArray], FloatArray]
 
 
 class Rollouts:
-    """Runs episodes on arms, a chunk per arm and round, so that the caller can compute while the arms move.
+    """Runs episodes on robots, a chunk per robot and round, so that the caller can compute while the robots move.
 
     The noise of the chunk chosen at step t is ``chunk_noise((H, A), seed, t)``, as in ``sacflow-robot run``, so that an
-    episode depends on its seed and the policy, not on the arms beside it (but for what a policy's arithmetic does
+    episode depends on its seed and the policy, not on the robots beside it (but for what a policy's arithmetic does
     differently with another batch size).
 
     Args:
-        arms: The arms.
+        robots: The robots.
         noise_shape: (H, A).
-        seeds: Environment seeds, one per episode, taken as arms fall free; rollouts end when they do.
+        seeds: Environment seeds, one per episode, taken as robots fall free; rollouts end when they do.
         part_steps: Give out episodes in parts of this many steps as well, see :meth:`take_parts`; None does not.
     """
 
     def __init__(
-        self, arms: VectorArms, noise_shape: tuple[int, int], seeds: Iterable[int], part_steps: int | None = None
+        self, envs: VectorEnv, noise_shape: tuple[int, int], seeds: Iterable[int], part_steps: int | None = None
     ) -> None:
-        self._arms, self._noise_shape, self._seeds = arms, noise_shape, iter(seeds)
+        self._envs, self._noise_shape, self._seeds = envs, noise_shape, iter(seeds)
         self._builders: dict[int, EpisodeBuilder] = {}
         self._latest: dict[int, StepResult] = {}
         self._current: dict[int, int] = {}
@@ -46,26 +46,26 @@ class Rollouts:
         self._parts: list[Episode] = []
 
     def send(self, choose: Chunker) -> bool:
-        """Start episodes on idle arms and send every arm its next chunk; False when no episode is left."""
-        idle = [i for i in range(len(self._arms)) if i not in self._current]
+        """Start episodes on idle robots and send every robot its next chunk; False when no episode is left."""
+        idle = [i for i in range(len(self._envs)) if i not in self._current]
         self._start(dict(zip(idle, self._seeds, strict=False)))
-        arms = sorted(self._current)
-        if not arms:
+        envs = sorted(self._current)
+        if not envs:
             return False
         observation = {
-            k: np.stack([self._latest[i].observation[k] for i in arms]) for k in self._latest[arms[0]].observation
+            k: np.stack([self._latest[i].observation[k] for i in envs]) for k in self._latest[envs[0]].observation
         }
-        noise = np.stack([chunk_noise(self._noise_shape, self._current[i], len(self._builders[i])) for i in arms])
-        self._chunks = dict(zip(arms, choose(observation, noise), strict=True))
-        self._arms.send(self._chunks)
+        noise = np.stack([chunk_noise(self._noise_shape, self._current[i], len(self._builders[i])) for i in envs])
+        self._chunks = dict(zip(envs, choose(observation, noise), strict=True))
+        self._envs.send(self._chunks)
         return True
 
     def receive(self) -> tuple[int, list[Episode]]:
-        """Wait for the arms; number of environment steps taken, and the episodes that ended."""
+        """Wait for the robots; number of environment steps taken, and the episodes that ended."""
         steps, ended = 0, []
-        received = self._arms.receive()
+        received = self._envs.receive()
         commanded: Mapping[int, FloatArray] = getattr(
-            self._arms, "commanded", self._chunks
+            self._envs, "commanded", self._chunks
         )  # what a filter let through
         for i, results in received.items():
             steps += len(results)
@@ -75,11 +75,11 @@ class Rollouts:
             self._cut(i, results[-1].ended)
             if results[-1].ended:
                 info: dict[str, Any] = {
-                    "task": self._arms.spec.task,
+                    "task": self._envs.spec.task,
                     "clock": NOMINAL_CLOCK,
-                    "env_engine": self._arms.engine,
+                    "env_engine": self._envs.engine,
                 }
-                about = getattr(self._arms, "about", None)  # what randomised arms say of an episode
+                about = getattr(self._envs, "about", None)  # what randomised robots say of an episode
                 if about is not None:
                     info |= about(i)
                 ended.append(self._builders.pop(i).build(seed=self._current.pop(i), **info))
@@ -99,39 +99,39 @@ class Rollouts:
         }
 
     def load_state_dict(self, state: Mapping[int, Mapping[str, Any]]) -> None:
-        """Bring the arms back to where they were by playing the episodes in progress again, which is exact."""
+        """Bring the robots back to where they were by playing the episodes in progress again, which is exact."""
         self._start({i: int(episode["seed"]) for i, episode in state.items()})
         self._chunks = {i: episode["actions"] for i, episode in state.items() if len(episode["actions"])}
-        self._arms.send(self._chunks)
+        self._envs.send(self._chunks)
         part_steps, self._part_steps = self._part_steps, None
         self.receive()
         self._part_steps = part_steps
         self._given = {i: int(episode["given"]) for i, episode in state.items()}
 
-    def _cut(self, arm: int, ended: bool) -> None:
+    def _cut(self, robot: int, ended: bool) -> None:
         """Set a part aside if one is complete."""
         if self._part_steps is None:
             return
-        first, length = self._given[arm], len(self._builders[arm])
+        first, length = self._given[robot], len(self._builders[robot])
         if length > first and (ended or length - first >= self._part_steps):
-            self._parts.append(self._builders[arm].build(first))
-            self._given[arm] = length
+            self._parts.append(self._builders[robot].build(first))
+            self._given[robot] = length
 
     def _start(self, starts: dict[int, int]) -> None:
-        for i, start in self._arms.begin(starts).items():
-            self._builders[i] = EpisodeBuilder(start, period_ns=self._arms.spec.period_ns)
+        for i, start in self._envs.begin(starts).items():
+            self._builders[i] = EpisodeBuilder(start, period_ns=self._envs.spec.period_ns)
             self._latest[i], self._current[i], self._given[i] = start, starts[i], 0
 
 
 def rollout(
-    arms: VectorArms | Sequence[VectorArms], noise_shape: tuple[int, int], choose: Chunker, seeds: Iterable[int]
+    envs: VectorEnv | Sequence[VectorEnv], noise_shape: tuple[int, int], choose: Chunker, seeds: Iterable[int]
 ) -> Iterator[Episode]:
     """Run one episode per seed, yielding episodes as they end (not in the order of the seeds).
 
-    Several sets of arms run in a thread each; ``choose`` is then called from all of them.
+    Several sets of robots run in a thread each; ``choose`` is then called from all of them.
     """
-    if not isinstance(arms, Sequence):
-        rollouts = Rollouts(arms, noise_shape, seeds)
+    if not isinstance(envs, Sequence):
+        rollouts = Rollouts(envs, noise_shape, seeds)
         while rollouts.send(choose):
             yield from rollouts.receive()[1]
         return
@@ -146,7 +146,7 @@ def rollout(
                 return
             yield seed
 
-    def run(each: VectorArms) -> None:
+    def run(each: VectorEnv) -> None:
         try:
             for episode in rollout(each, noise_shape, choose, seeds_left()):
                 ended.put(episode)
@@ -155,11 +155,11 @@ def rollout(
             ended.put(error)
 
     ended: SimpleQueue[Episode | BaseException | None] = SimpleQueue()
-    with ThreadPoolExecutor(len(arms), "rollout") as threads:
+    with ThreadPoolExecutor(len(envs), "rollout") as threads:
         try:
-            for each in arms:
+            for each in envs:
                 threads.submit(run, each)
-            running = len(arms)
+            running = len(envs)
             while running:
                 what = ended.get()
                 if isinstance(what, Episode):

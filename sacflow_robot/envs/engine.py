@@ -1,4 +1,4 @@
-"""Which code steps a simulated arm: robosuite's own, or the compiled step."""
+"""Which code steps a simulated robot: robosuite's own, or the compiled step."""
 
 from __future__ import annotations
 

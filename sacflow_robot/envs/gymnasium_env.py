@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import DataError, UsageError, one_line
-from sacflow_robot.spec import ArmSpec, ArraySpec, Engine, FloatArray
+from sacflow_robot.spec import ArraySpec, Engine, FloatArray, RobotSpec
 
 _KEY = "observation"
 _DEFAULT_RATE_HZ = 20.0
@@ -45,7 +45,7 @@ class GymnasiumEnv:
         self._shape = acts.shape
         size, actions = int(np.prod(seen.shape)), int(np.prod(acts.shape))
         low, high = acts.low.reshape(-1), acts.high.reshape(-1)
-        self.arm = ArmSpec(
+        self.robot = RobotSpec(
             robot="gymnasium",
             task=task,
             controller="as the environment's, rescaled to [-1, 1]",
@@ -64,11 +64,11 @@ class GymnasiumEnv:
 
     def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
         """Refused: such environments have no state of their own to start from."""
-        raise DataError(f"{self.arm.task} cannot start from a logged state; only robosuite tasks can")
+        raise DataError(f"{self.robot.task} cannot start from a logged state; only robosuite tasks can")
 
     def command(self, action: FloatArray) -> StepResult:
         """Execute one action (A,)."""
-        given = self.arm.check_action(action).reshape(self._shape)
+        given = self.robot.check_action(action).reshape(self._shape)
         observation, reward, terminated, truncated, info = self._env.step(given)
         success = bool(info.get("is_success", info.get("success", False)))
         ended = terminated or (success and not truncated)

@@ -1,4 +1,4 @@
-"""N simulated arms as a Gymnasium vector environment."""
+"""N simulated robots as a Gymnasium vector environment."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gymnasium.vector.utils import batch_space
 
 from sacflow_robot.envs.robosuite_env import make_spaces
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, get_task
-from sacflow_robot.envs.thread_vector_env import ArmThreads
+from sacflow_robot.envs.thread_vector_env import ThreadVectorEnv
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import InvalidValueError
 from sacflow_robot.spec import FloatArray
 
 
 class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], FloatArray, npt.NDArray[Any]]):
-    """N arms of one robosuite task under the compiled engine, on all cores of one process.
+    """N robots of one robosuite task under the compiled engine, on all cores of one process.
 
     Observations, actions, rewards and episodes are those of ``SyncVectorEnv`` over N ``RobosuiteEnv``. Autoreset is
-    Gymnasium's *next step* mode: the step after an episode's last ignores that arm's action, starts its next episode and
+    Gymnasium's *next step* mode: the step after an episode's last ignores that robot's action, starts its next episode and
     returns the first observation, with reward 0 and neither terminated nor truncated.
 
     Args:
@@ -39,17 +39,17 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
 
     def __init__(self, task: str = "lift", num_envs: int = 2) -> None:
         self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = make_spaces(get_task(task).arm)
+        self.single_observation_space, self.single_action_space = make_spaces(get_task(task).robot)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._arms = ArmThreads(task, num_envs)
+        self._envs = ThreadVectorEnv(task, num_envs)
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
         self._ended = np.ones(num_envs, np.bool_)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, FloatArray], dict[str, Any]]:
-        """Start an episode on every arm; with an integer seed, arm i's is ``seed + i``.
+        """Start an episode on every robot; with an integer seed, robot i's is ``seed + i``.
 
         Returns:
             Observations (N, ...), and ``{"state": (N, S) float64}``.
@@ -58,7 +58,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
         for i, own in enumerate(seeds or []):
             if own is not None:
                 self._rngs[i] = seeding.np_random(own)[0]
-        results = self._arms.begin_from(dict(enumerate(self._rngs)))
+        results = self._envs.begin_from(dict(enumerate(self._rngs)))
         self._ended[:] = False
         return self._batch(results)[0], self._info(results)
 
@@ -67,7 +67,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
     ) -> tuple[
         dict[str, FloatArray], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]
     ]:
-        """Execute one action per arm (N, 7) for one control period (50 ms).
+        """Execute one action per robot (N, 7) for one control period (50 ms).
 
         Raises:
             InvalidValueError: The actions have the wrong shape or hold NaN or infinity.
@@ -75,21 +75,21 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
         given = np.asarray(actions, np.float32)
         if given.shape != self.action_space.shape:
             raise InvalidValueError(f"actions have shape {given.shape}, expected {self.action_space.shape}")
-        self._arms.send({i: given[i : i + 1] for i in np.flatnonzero(~self._ended)})
-        results = self._arms.begin_from({int(i): self._rngs[i] for i in np.flatnonzero(self._ended)})
-        results |= {i: executed[0] for i, executed in self._arms.receive().items()}
+        self._envs.send({i: given[i : i + 1] for i in np.flatnonzero(~self._ended)})
+        results = self._envs.begin_from({int(i): self._rngs[i] for i in np.flatnonzero(self._ended)})
+        results |= {i: executed[0] for i, executed in self._envs.receive().items()}
         observations, rewards, terminated, truncated = self._batch(results)
         self._ended = terminated | truncated
         return observations, rewards, terminated, truncated, self._info(results) | {"success": terminated.copy()}
 
     def close_extras(self, **_: Any) -> None:
-        self._arms.close()
+        self._envs.close()
 
     def _batch(
         self, results: dict[int, StepResult]
     ) -> tuple[dict[str, FloatArray], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         ordered = [results[i] for i in range(self.num_envs)]
-        observations = {a.key: np.stack([r.observation[a.key] for r in ordered]) for a in self._arms.spec.observations}
+        observations = {a.key: np.stack([r.observation[a.key] for r in ordered]) for a in self._envs.spec.observations}
         return (
             observations,
             np.array([r.reward for r in ordered]),

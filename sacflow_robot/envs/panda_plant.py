@@ -1,4 +1,4 @@
-"""robosuite's Panda, one physics step at a time: the plant behind the twin of a real arm's computer."""
+"""robosuite's Panda, one physics step at a time: the plant behind the twin of a real robot's computer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sacflow_robot.errors import UsageError
 Array = npt.NDArray[np.float64]
 
 EE_IN_HAND = np.array([0.0, 0.0, 0.1034])
-"""libfranka's end effector in the Franka Hand's frame (m), as the arm is configured with that hand; axes agree."""
+"""libfranka's end effector in the Franka Hand's frame (m), as the robot is configured with that hand; axes agree."""
 
 
 class PandaPlant:
     """A Panda before its task, driven by torques of robosuite's operational space controller at the physics' rate.
 
-    Poses are of libfranka's end-effector frame in the frame of the arm's base: position (3,) in metres, rotation (3, 3).
+    Poses are of libfranka's end-effector frame in the frame of the robot's base: position (3,) in metres, rotation (3, 3).
 
     Args:
         task: A task with one Panda whose base axes are the world's.
@@ -37,7 +37,7 @@ class PandaPlant:
         self.step_s = float(model.opt.timestep)
         self._data = self._env.data
         self._robot = self._env._robot
-        side = self._robot.arms[0]
+        side = self._robot.envs[0]
         body = self._env._suite.sim.model.body_name2id
         self._hand = body(self._robot.robot_model.eef_name[side])
         self._grip_site = self._robot.eef_site_id[side]
@@ -55,20 +55,20 @@ class PandaPlant:
             and model.body_jntnum[i]
         }
         self.begin(0)
-        # numba compiles the controller when it is first run: seconds on a fresh machine, in which an arm may not be silent.
+        # numba compiles the controller when it is first run: seconds on a fresh machine, in which a robot may not be silent.
         with compiling(robosuite.utils.control_utils.nullspace_torques):
             self.step()
         self.begin(0)
 
     def begin(self, seed: int) -> None:
-        """Put everything where an episode with this seed starts; the controller holds the arm there."""
+        """Put everything where an episode with this seed starts; the controller holds the robot there."""
         self._env.begin(seed)
         controller = self._robot.composite_controller
         controller.update_state()
         self._osc: Any = controller.part_controllers[self._side]
         self._osc.update(force=True)
         if not np.allclose(self._osc.origin_ori, np.eye(3)):
-            raise UsageError("the twin needs a task in which the arm's base has the world's axes")
+            raise UsageError("the twin needs a task in which the robot's base has the world's axes")
         hand = self._data.xmat[self._hand].reshape(3, 3)
         site = self._data.site_xmat[self._grip_site].reshape(3, 3)
         self._site_in_hand = hand.T @ site
@@ -79,7 +79,7 @@ class PandaPlant:
 
     @property
     def base_pos_in_world(self) -> Array:
-        """Where the arm's base is (3,), m."""
+        """Where the robot's base is (3,), m."""
         return np.array(self._osc.origin_pos)
 
     def set_stiffness(self, translational: Array, rotational: Array) -> None:

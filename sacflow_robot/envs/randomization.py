@@ -1,4 +1,4 @@
-"""Arm models drawn at random: twins with hidden parameters, plain wide ranges, and what a profile's uncertainty allows."""
+"""Robot models drawn at random: twins with hidden parameters, plain wide ranges, and what a profile's uncertainty allows."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from sacflow_robot.envs.robot_parameters import JOINTS, ArmModel, Measured, quantity
+from sacflow_robot.envs.robot_parameters import JOINTS, Measured, RobotParameters, quantity
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.utils.seeding import Stream, random_stream
 
 Randomisation = Literal["none", "wide", "profile"]
-"""How a training environment's arm is drawn for each episode."""
+"""How a training environment's robot is drawn for each episode."""
 
 # Dry friction: the amplitudes that Gaz et al. identified on a Franka Emika Panda ("Dynamic Identification of the Franka Emika
 # Panda Robot With Retrieval of Feasible Parameters Using Penalty-Based Optimization", RA-L 2019), rounded. Viscous: what
@@ -24,14 +24,14 @@ STIFFNESS_PER_S2 = 150.0
 TWIN_PARTS = ("delay", "gain", "friction", "payload", "noise", "pose_bias")
 """What a twin may differ in."""
 
-FRANKA = ArmModel(
+FRANKA = RobotParameters(
     {"joints.damping_nm_s_per_rad": FRANKA_DAMPING_NM_S_PER_RAD, "joints.friction_loss_nm": FRANKA_FRICTION_NM}
 )
-"""The arm that twins are made around."""
+"""The robot that twins are made around."""
 
 
-def draw_twin(seed: int, differs: str = "") -> ArmModel:
-    """An arm whose parameters are hidden from who measures it.
+def draw_twin(seed: int, differs: str = "") -> RobotParameters:
+    """A robot whose parameters are hidden from who measures it.
 
     Delays 0 to 150 ms each way, gains within 40 %, damping and friction of each joint by factors of 0.3 to 3, payload up to
     0.5 kg, noise of all sensors, a bias of the gripper's pose.
@@ -79,12 +79,12 @@ def draw_twin(seed: int, differs: str = "") -> ArmModel:
     return FRANKA.having({name: float(v) if np.ndim(v) == 0 else list(np.asarray(v)) for name, v in values.items()})
 
 
-def draw_wide(rng: np.random.Generator) -> ArmModel:
+def draw_wide(rng: np.random.Generator) -> RobotParameters:
     """What is done without measuring: every quantity anywhere in the range of all twins."""
     return draw_twin(int(rng.integers(2**31)))
 
 
-def draw_around(measured: Mapping[str, Measured], rng: np.random.Generator) -> ArmModel:
+def draw_around(measured: Mapping[str, Measured], rng: np.random.Generator) -> RobotParameters:
     """A profile's values, each moved by its uncertainty (normal, kept within what is physically possible).
 
     Six digits of each, more than is ever measured, so that an episode's info has room for them.
@@ -95,4 +95,4 @@ def draw_around(measured: Mapping[str, Measured], rng: np.random.Generator) -> A
         assert known is not None
         moved = np.array(m.value) + np.array(m.uncertainty) * rng.standard_normal(len(m.value))
         values[name] = tuple(float(f"{v:.6g}") for v in np.clip(moved, known.low, known.high))
-    return ArmModel(values)
+    return RobotParameters(values)

@@ -1,4 +1,4 @@
-"""Training arms that are not the nominal one: dynamics, delays, losses and noise of an arm model, drawn anew for each episode."""
+"""Training robots that are not the nominal one: dynamics, delays, losses and noise of a robot model, drawn anew for each episode."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 
 from sacflow_robot.envs.randomization import Randomisation, draw_around, draw_wide
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv, make_spaces
-from sacflow_robot.envs.robot_parameters import ArmModel, Measured
+from sacflow_robot.envs.robot_parameters import Measured, RobotParameters
 from sacflow_robot.envs.sensing import Sensors
 from sacflow_robot.envs.vector_env import core_count
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray
-from sacflow_robot.utils.action_history import KEY, arm_with_history, push, start_history
+from sacflow_robot.spec import Engine, FloatArray, RobotSpec
+from sacflow_robot.utils.action_history import KEY, push, robot_with_history, start_history
 from sacflow_robot.utils.seeding import Stream, random_stream
 
 _ROW_SUBSTEPS = 5  # an observation every 10 ms
@@ -27,12 +27,12 @@ _ROW_SUBSTEPS = 5  # an observation every 10 ms
 
 @dataclass(frozen=True)
 class Draws:
-    """How the arm of an episode is chosen.
+    """How the robot of an episode is chosen.
 
     Attributes:
         mode: ``none``: always ``model``; ``wide``: anything in a twin's ranges; ``profile``: around the measured values.
         measured: A profile's values, for ``profile``.
-        model: The arm of ``none``.
+        model: The robot of ``none``.
         history: Actions commanded before each observation that the observation holds as well, newest last; 0 for none.
 
     Raises:
@@ -41,7 +41,7 @@ class Draws:
 
     mode: Randomisation = "none"
     measured: Mapping[str, Measured] = field(default_factory=dict)
-    model: ArmModel = field(default_factory=ArmModel)
+    model: RobotParameters = field(default_factory=RobotParameters)
     history: int = 0
 
     def __post_init__(self) -> None:
@@ -53,21 +53,21 @@ class Draws:
     def __bool__(self) -> bool:
         return self.mode != "none" or bool(self.model) or self.history > 0
 
-    def draw(self, rng: np.random.Generator) -> ArmModel:
+    def draw(self, rng: np.random.Generator) -> RobotParameters:
         if self.mode == "wide":
             return draw_wide(rng)
         return draw_around(self.measured, rng) if self.mode == "profile" else self.model
 
 
 class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[str, FloatArray], FloatArray]):
-    """A robosuite task with an arm drawn anew at each reset, decided by the reset's seed.
+    """A robosuite task with a robot drawn anew at each reset, decided by the reset's seed.
 
-    Commands take effect, and observations arrive, as late as the arm model says, to 2 ms and 10 ms; both may be lost. Reward
+    Commands take effect, and observations arrive, as late as the robot model says, to 2 ms and 10 ms; both may be lost. Reward
     and end are those of the true state. ``info`` of a reset holds the draw, as ``arm_model`` (JSON).
 
     Args:
         env: The environment; the compiled engine has to step it.
-        draws: How the arm is drawn.
+        draws: How the robot is drawn.
 
     Raises:
         UsageError: The stock engine steps it.
@@ -76,11 +76,11 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
     def __init__(self, env: RobosuiteEnv, draws: Draws) -> None:
         super().__init__(env)
         self._robosuite, self._draws = env, draws
-        self.arm = arm_with_history(env.arm, draws.history)
-        self.observation_space = make_spaces(self.arm)[0]  # type: ignore[assignment]
+        self.robot = robot_with_history(env.robot, draws.history)
+        self.observation_space = make_spaces(self.robot)[0]  # type: ignore[assignment]
         self._step_ms = 1e3 * float(env.model.opt.timestep)
-        self._period = round(env.arm.period_ns / 1e6 / self._step_ms)
-        self.model = ArmModel()
+        self._period = round(env.robot.period_ns / 1e6 / self._step_ms)
+        self.model = RobotParameters()
         env.compiled  # noqa: B018 (refuses the stock engine)
 
     def reset(
@@ -88,15 +88,15 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
     ) -> tuple[dict[str, FloatArray], dict[str, Any]]:
         own = int(self.np_random.integers(2**31)) if seed is None else seed
         self.model = self._draws.draw(random_stream(own, Stream.RANDOMISATION))
-        self._robosuite.set_arm_model(self.model)
+        self._robosuite.set_robot_model(self.model)
         observation, info = self.env.reset(seed=seed, options=options)
         self._rng = random_stream(own, Stream.RANDOMISATION, 1)
-        self._sensors = Sensors(self._robosuite.arm, self.model)
+        self._sensors = Sensors(self._robosuite.robot, self.model)
         self._substep, self._steps = 0, 0
         self._commands: list[tuple[float, FloatArray, int]] = []
         self._rows: list[tuple[float, dict[str, FloatArray]]] = []
         self._seen = self._sensors.read(observation, self._rng) if self._sensors.active else observation
-        self._history = start_history(self._robosuite.arm, self._draws.history)
+        self._history = start_history(self._robosuite.robot, self._draws.history)
         return self._observation(), {**info, "arm_model": self.model.to_json()}
 
     def step(self, action: FloatArray) -> tuple[dict[str, FloatArray], Any, bool, bool, dict[str, Any]]:
@@ -105,14 +105,14 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
         Raises:
             InvalidValueError: The action has the wrong shape or holds NaN or infinity.
         """
-        given = self._robosuite.arm.check_action(action)
+        given = self._robosuite.robot.check_action(action)
         self._send(given)
         begin, every = self._substep, _ROW_SUBSTEPS
         made = self._robosuite.compiled.follow(self._due(begin), every, self._period // every, self._period)
         self._steps += 1
         self._substep += every * len(made.observations)
         for i, flat in enumerate(made.observations):
-            self._arrive(begin + every * (i + 1), self._robosuite.arm.unflatten(flat))
+            self._arrive(begin + every * (i + 1), self._robosuite.robot.unflatten(flat))
         self._seen = self._newest()
         if len(self._history):
             self._history = push(self._history, given)
@@ -137,7 +137,7 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
         self._commands = [c for c in self._commands if c[0] >= begin + self._period]
         now.sort(key=lambda c: c[0])
         rows = [np.concatenate([[max(0.0, np.round(at) - begin), valid], action]) for at, action, valid in now]
-        return np.array(rows, np.float64).reshape(-1, 2 + self._robosuite.arm.action_dim)
+        return np.array(rows, np.float64).reshape(-1, 2 + self._robosuite.robot.action_dim)
 
     def _arrive(self, substep: int, truth: dict[str, FloatArray]) -> None:
         late, lost = self._late("transport.observation_delay_ms"), self._rng.random()
@@ -155,13 +155,13 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
         return {**self._seen, **({KEY: self._history} if len(self._history) else {})}
 
 
-class RandomisedArms:
-    """``VectorArms`` of randomised environments, each in a thread.
+class RandomizedVectorEnv:
+    """``VectorEnv`` of randomised environments, each in a thread.
 
     Args:
         task: Name of the task.
-        count: Number of arms.
-        draws: How the arm of an episode is drawn.
+        count: Number of robots.
+        draws: How the robot of an episode is drawn.
         background: Whether they move while the caller does something else.
 
     Raises:
@@ -176,8 +176,8 @@ class RandomisedArms:
         self._told: dict[int, FloatArray] = {}
 
     @property
-    def spec(self) -> ArmSpec:
-        return self._envs[0].arm
+    def spec(self) -> RobotSpec:
+        return self._envs[0].robot
 
     @property
     def engine(self) -> Engine:
@@ -187,11 +187,11 @@ class RandomisedArms:
         return len(self._envs)
 
     def about(self, index: int) -> dict[str, Any]:
-        """What to log of an arm's episode: its draw."""
+        """What to log of a robot's episode: its draw."""
         return {"arm_model": self._envs[index].model.to_json()}
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start episodes: arm index to seed."""
+        """Start episodes: robot index to seed."""
         found = {}
         for index, seed in starts.items():
             observation, info = self._envs[index].reset(seed=seed)
@@ -199,14 +199,14 @@ class RandomisedArms:
         return found
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
-        """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
+        """Have robots execute chunks (H, A) in the background, each stopping early where its episode ends."""
         if self._threads is None:
             self._told = dict(chunks)
             return
         self._busy = {i: self._threads.submit(self._execute, i, chunk) for i, chunk in chunks.items()}
 
     def receive(self) -> dict[int, list[StepResult]]:
-        """Wait for what was sent; per arm one result for each action executed."""
+        """Wait for what was sent; per robot one result for each action executed."""
         if self._threads is None:
             told, self._told = self._told, {}
             return {i: self._execute(i, chunk) for i, chunk in told.items()}
@@ -217,7 +217,7 @@ class RandomisedArms:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
-    def __enter__(self) -> RandomisedArms:
+    def __enter__(self) -> RandomizedVectorEnv:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

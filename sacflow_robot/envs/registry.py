@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from sacflow_robot.envs.tasks import TASKS, is_gymnasium_id
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import SacflowError, SpecMismatchError, UsageError, one_line
-from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec, Engine, FloatArray
-from sacflow_robot.utils.action_history import KEY, arm_with_history, push, start_history, without_history
+from sacflow_robot.spec import NO_ENVIRONMENT, Engine, FloatArray, RobotSpec
+from sacflow_robot.utils.action_history import KEY, push, robot_with_history, start_history, without_history
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
@@ -24,7 +24,7 @@ class Environment(Protocol):
     """
 
     @property
-    def arm(self) -> ArmSpec:
+    def robot(self) -> RobotSpec:
         """What it observes and accepts."""
         ...
 
@@ -62,17 +62,19 @@ class UserEnv:
                 f"environment {name!r} cannot be made: {type(error).__name__}: {one_line(error)}"
             ) from None
         lacking = [method for method in ("begin", "command") if not callable(getattr(self._env, method, None))]
-        if lacking or not isinstance(getattr(self._env, "arm", None), ArmSpec):
-            missing = " and ".join([*lacking, *["arm"] * (not isinstance(getattr(self._env, "arm", None), ArmSpec))])
+        if lacking or not isinstance(getattr(self._env, "arm", None), RobotSpec):
+            missing = " and ".join(
+                [*lacking, *["robot"] * (not isinstance(getattr(self._env, "robot", None), RobotSpec))]
+            )
             raise UsageError(
-                f"environment {name!r} lacks {missing}; it needs arm (an ArmSpec), begin(seed) and command(action)"
+                f"environment {name!r} lacks {missing}; it needs robot (an RobotSpec), begin(seed) and command(action)"
             )
         self._name = name
 
     @property
-    def arm(self) -> ArmSpec:
-        arm: ArmSpec = self._env.arm
-        return arm
+    def robot(self) -> RobotSpec:
+        robot: RobotSpec = self._env.robot
+        return robot
 
     def begin(self, seed: int) -> StepResult:
         """Start the episode that this seed decides."""
@@ -80,7 +82,7 @@ class UserEnv:
 
     def command(self, action: FloatArray) -> StepResult:
         """Execute one action (A,)."""
-        return self._checked(self._env.command(self.arm.check_action(action)))
+        return self._checked(self._env.command(self.robot.check_action(action)))
 
     def close(self) -> None:
         close = getattr(self._env, "close", None)
@@ -90,7 +92,7 @@ class UserEnv:
     def _checked(self, result: Any) -> StepResult:
         if not isinstance(result, StepResult):
             raise UsageError(f"environment {self._name!r} returned {type(result).__name__}, expected a StepResult")
-        self.arm.check_observation(result.observation)
+        self.robot.check_observation(result.observation)
         return result
 
 
@@ -104,17 +106,17 @@ class HistoryEnv:
 
     def __init__(self, env: GymnasiumEnv | UserEnv | RobosuiteEnv, length: int) -> None:
         self._env, self._length = env, length
-        self.arm, self.engine = arm_with_history(env.arm, length), env.engine
+        self.robot, self.engine = robot_with_history(env.robot, length), env.engine
 
     def begin(self, seed: int) -> StepResult:
         """Start the episode that this seed decides; its history is zeros."""
-        self._history = start_history(self.arm, self._length)
+        self._history = start_history(self.robot, self._length)
         return self._with(self._env.begin(seed))
 
     def command(self, action: FloatArray) -> StepResult:
         """Execute one action (A,)."""
         result = self._env.command(action)
-        self._history = push(self._history, self.arm.check_action(action))
+        self._history = push(self._history, self.robot.check_action(action))
         return self._with(result)
 
     def close(self) -> None:
@@ -126,14 +128,14 @@ class HistoryEnv:
         return replace(result, observation={**result.observation, KEY: self._history})
 
 
-class NoArms:
-    """``VectorArms`` of a robot that has no environment here: they say what it is, and none can be moved."""
+class NoRobots:
+    """``VectorEnv`` of a robot that has no environment here: they say what it is, and none can be moved."""
 
-    def __init__(self, spec: ArmSpec) -> None:
+    def __init__(self, spec: RobotSpec) -> None:
         self._spec = spec
 
     @property
-    def spec(self) -> ArmSpec:
+    def spec(self) -> RobotSpec:
         return self._spec
 
     @property
@@ -190,41 +192,41 @@ def is_user_environment(name: str) -> bool:
     return ":" in name and name not in TASKS and not is_gymnasium_id(name)
 
 
-def environment_of(arm: ArmSpec) -> str:
+def environment_of(robot: RobotSpec) -> str:
     """The environment here that is of this robot and task, as far as its specification says; else ``NO_ENVIRONMENT``.
 
     A specification that names a module to import is not followed: files run no code.
     """
-    arm = without_history(arm)
-    if arm.task in TASKS and not TASKS[arm.task].arm.differences(arm):
-        return arm.task
-    if arm.robot == "gymnasium" and is_gymnasium_id(arm.task) and ":" not in arm.task:
-        return arm.task
+    robot = without_history(robot)
+    if robot.task in TASKS and not TASKS[robot.task].robot.differences(robot):
+        return robot.task
+    if robot.robot == "gymnasium" and is_gymnasium_id(robot.task) and ":" not in robot.task:
+        return robot.task
     return NO_ENVIRONMENT
 
 
-def why_no_environment(arm: ArmSpec) -> str:
+def why_no_environment(robot: RobotSpec) -> str:
     """Why there is none of this robot, in words that say what to do."""
-    arm = without_history(arm)
-    if arm.task in TASKS:
-        different = "; ".join(TASKS[arm.task].arm.differences(arm))
-        return f"it is not the simulated arm of task {arm.task} (simulated, found): {different}"
-    if is_gymnasium_id(arm.task):
-        return f"if its module is to be imported, give --env {arm.task}"
+    robot = without_history(robot)
+    if robot.task in TASKS:
+        different = "; ".join(TASKS[robot.task].robot.differences(robot))
+        return f"it is not the simulated robot of task {robot.task} (simulated, found): {different}"
+    if is_gymnasium_id(robot.task):
+        return f"if its module is to be imported, give --env {robot.task}"
     return "if there is one, name it with --env MODULE:CLASS"
 
 
-def check_environment(name: str, arm: ArmSpec, origin: str) -> None:
+def check_environment(name: str, robot: RobotSpec, origin: str) -> None:
     """Refuse a policy or log that is of another robot or task than an environment.
 
     Raises:
         UnknownNameError, UsageError: There is no such environment.
         SpecMismatchError: It is of another; names every difference.
     """
-    from sacflow_robot.envs.tasks import get_arm
+    from sacflow_robot.envs.tasks import get_robot
 
-    different = get_arm(name).differences(without_history(arm))
+    different = get_robot(name).differences(without_history(robot))
     if different:
-        own = environment_of(arm)
+        own = environment_of(robot)
         remedy = "" if own == NO_ENVIRONMENT else f"; it is of {own}, leave out --env {name}"
         raise SpecMismatchError(f"{origin} does not fit {name} (environment, {origin}): {'; '.join(different)}{remedy}")

@@ -14,16 +14,16 @@ from gymnasium import spaces
 from sacflow_robot.envs.engine import fall_back, usable_engine
 from sacflow_robot.envs.rendering import SceneRenderer
 from sacflow_robot.envs.robosuite_import import robosuite
-from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.state import State, StateLayout
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, get_task
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray
+from sacflow_robot.spec import Engine, FloatArray, RobotSpec
 
 if TYPE_CHECKING:
-    from sacflow_robot.envs.fast.fast_robot import CompiledArm
-    from sacflow_robot.envs.robot_dynamics import ArmPhysics
+    from sacflow_robot.envs.fast.fast_robot import FastRobot
+    from sacflow_robot.envs.robot_dynamics import RobotDynamics
 
 # robosuite draws the cube's size when it builds the model. One seed for the model gives every process the same cube,
 # without which a logged state would not replay.
@@ -41,7 +41,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
     Args:
         task: Name of the task, e.g. ``"lift"``.
         render_mode: None or ``"rgb_array"`` (needs off-screen rendering, see ``render``).
-        step_rate_hz: Steps per second of simulated time, where they are to be shorter than the arm's control periods.
+        step_rate_hz: Steps per second of simulated time, where they are to be shorter than the robot's control periods.
         engine: What steps it; ``compiled`` gives way to ``stock``, with a line in the log, where it does not cover a task.
 
     Attributes:
@@ -61,10 +61,10 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         step_rate_hz: float = CONTROL_RATE_HZ,
     ) -> None:
         self.task: Task = get_task(task)
-        self.arm = self.task.arm
+        self.robot = self.task.robot
         self.render_mode = render_mode
         self.observation_space: spaces.Dict  # type: ignore[assignment]
-        self.observation_space, self.action_space = make_spaces(self.arm)  # type: ignore[assignment]
+        self.observation_space, self.action_space = make_spaces(self.robot)  # type: ignore[assignment]
         self._suite = robosuite.make(
             self.task.robosuite_name,
             robots="Panda",
@@ -87,31 +87,31 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         self._object_sensors, self._object_parts = _object_sensors(self._suite)
         self._steps = 0
         self._renderer: SceneRenderer | None = None
-        self._compiled: CompiledArm | None = None
-        self._physics: ArmPhysics | None = None
+        self._compiled: FastRobot | None = None
+        self._physics: RobotDynamics | None = None
         self.engine: Engine = usable_engine(task, engine)
         if self.engine == "compiled":
             self._compile()
 
-    def set_arm_model(self, arm: ArmModel) -> None:
-        """Give the arm other joints, payload and gains than robosuite's; the next episode begins with them.
+    def set_robot_model(self, robot: RobotParameters) -> None:
+        """Give the robot other joints, payload and gains than robosuite's; the next episode begins with them.
 
         Raises:
-            UsageError: The stock engine steps it, whose controller cannot be told apart from the arm.
+            UsageError: The stock engine steps it, whose controller cannot be told apart from the robot.
         """
         if self._physics is None:
-            if not arm.part("controller", "joints", "payload"):
+            if not robot.part("controller", "joints", "payload"):
                 return
             if self._compiled is None:
-                raise UsageError("an arm model's dynamics need the compiled engine; leave out the stock engine")
-            from sacflow_robot.envs.robot_dynamics import ArmPhysics
+                raise UsageError("a robot model's dynamics need the compiled engine; leave out the stock engine")
+            from sacflow_robot.envs.robot_dynamics import RobotDynamics
 
-            self._physics = ArmPhysics(self._model, self._compiled.plan)
+            self._physics = RobotDynamics(self._model, self._compiled.plan)
         assert self._compiled is not None
-        self._compiled.plan = self._physics.apply(arm)
+        self._compiled.plan = self._physics.apply(robot)
 
     @property
-    def compiled(self) -> CompiledArm:
+    def compiled(self) -> FastRobot:
         """What steps it in machine code.
 
         Raises:
@@ -123,16 +123,16 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
 
     @property
     def joint_positions(self) -> npt.NDArray[np.float64]:
-        """Of the arm (7,), rad."""
+        """Of the robot (7,), rad."""
         return np.array(self._data.qpos[self._robot._ref_joint_pos_indexes])
 
     def _compile(self) -> None:
-        from sacflow_robot.envs.fast.fast_robot import CompiledArm
+        from sacflow_robot.envs.fast.fast_robot import FastRobot
         from sacflow_robot.envs.fast.plan import NotCoveredError
         from sacflow_robot.envs.fast.self_check import checked_task
 
         try:
-            self._compiled = CompiledArm(checked_task(self), self._model, self._data)
+            self._compiled = FastRobot(checked_task(self), self._model, self._data)
         except NotCoveredError as error:
             self.engine = fall_back(self.task.name, str(error))
 
@@ -168,11 +168,11 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         Raises:
             InvalidValueError: The action has the wrong shape or holds NaN or infinity.
         """
-        given = self.arm.check_action(action).astype(np.float64)
+        given = self.robot.check_action(action).astype(np.float64)
         self._steps += 1
         if self._compiled is not None:
             flat, states, success = self._compiled.execute(given[None])
-            observation, state = self.arm.unflatten(flat[0]), states[0]
+            observation, state = self.robot.unflatten(flat[0]), states[0]
         else:
             self._control(given)
             (observation, success), state = self.observe(), self.state()
@@ -206,7 +206,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
     def observe(self) -> tuple[dict[str, FloatArray], bool]:
         """Observation and success flag of the present state."""
         if self._compiled is not None:
-            return self.arm.unflatten(self._compiled.observe()), self._compiled.solved()
+            return self.robot.unflatten(self._compiled.observe()), self._compiled.solved()
         return self._observe(), bool(self._suite._check_success())
 
     @property
@@ -267,12 +267,12 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         mujoco.mj_collision(self._model, self._data)
 
     def _observe(self) -> dict[str, FloatArray]:
-        data, arm = self._data, self._robot.arms[0]
-        eef_body = self._suite.sim.model.body_name2id(self._robot.robot_model.eef_name[arm])
+        data, robot = self._data, self._robot.envs[0]
+        eef_body = self._suite.sim.model.body_name2id(self._robot.robot_model.eef_name[robot])
         arrays = {
-            "robot0_eef_pos": data.site_xpos[self._robot.eef_site_id[arm]].copy(),
+            "robot0_eef_pos": data.site_xpos[self._robot.eef_site_id[robot]].copy(),
             "robot0_eef_quat": _xyzw(data.xquat[eef_body]),
-            "robot0_gripper_qpos": data.qpos[self._robot._ref_gripper_joint_pos_indexes[arm]],
+            "robot0_gripper_qpos": data.qpos[self._robot._ref_gripper_joint_pos_indexes[robot]],
         }
         seen = dict(arrays)
         for name, sense in self._object_sensors.items():
@@ -285,12 +285,12 @@ def _nothing() -> None:
     pass
 
 
-def make_spaces(arm: ArmSpec) -> tuple[spaces.Dict, spaces.Box]:
+def make_spaces(robot: RobotSpec) -> tuple[spaces.Dict, spaces.Box]:
     """Observation and action space of an arm."""
     seen: dict[str, spaces.Space[Any]] = {
-        a.key: spaces.Box(-np.inf, np.inf, a.shape, np.float32) for a in arm.observations
+        a.key: spaces.Box(-np.inf, np.inf, a.shape, np.float32) for a in robot.observations
     }
-    return spaces.Dict(seen), spaces.Box(-1.0, 1.0, (arm.action_dim,), np.float32)
+    return spaces.Dict(seen), spaces.Box(-1.0, 1.0, (robot.action_dim,), np.float32)
 
 
 def _object_sensors(suite: Any) -> tuple[dict[str, Callable[[dict[str, Any]], Any]], list[str]]:

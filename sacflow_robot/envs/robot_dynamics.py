@@ -1,7 +1,7 @@
-"""An arm's measured dynamics put into the simulator: joints and payload into MuJoCo's model, gains into the controller.
+"""A robot's measured dynamics put into the simulator: joints and payload into MuJoCo's model, gains into the controller.
 
-The controller goes on believing in the nominal arm: it compensates the gravity and inertia of the arm as built, not of what
-it has to carry, nor of heavier motors. That is what an arm's own controller does.
+The controller goes on believing in the nominal robot: it compensates the gravity and inertia of the robot as built, not of what
+it has to carry, nor of heavier motors. That is what a robot's own controller does.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.envs.fast.kernels import Plan
-from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.envs.robot_parameters import RobotParameters
 
 Array = npt.NDArray[np.float64]
 _MOST_INERTIA_KG_M2 = 1e-6  # of the payload about its own centre: a point
 
 
-class ArmPhysics:
+class RobotDynamics:
     """The joints, payload and gains of one ``mjModel`` and the plan of what steps it.
 
     Args:
-        model: Changed in place; no other arm may share it.
+        model: Changed in place; no other robot may share it.
         plan: The nominal plan.
     """
 
@@ -33,11 +33,11 @@ class ArmPhysics:
         self._hand_as_built = {name: np.copy(getattr(model, name)[self._hand]) for name in fields}
         self._scratch = mujoco.MjData(model)
 
-    def nominal(self) -> ArmModel:
+    def nominal(self) -> RobotParameters:
         """What the simulator has by itself."""
         plan = self._nominal
         stiffness = float(plan.kp[0]), float(plan.kp[3])
-        return ArmModel(
+        return RobotParameters(
             {
                 "controller.translation_stiffness_per_s2": (stiffness[0],),
                 "controller.rotation_stiffness_per_s2": (stiffness[1],),
@@ -49,22 +49,22 @@ class ArmPhysics:
             }
         )
 
-    def apply(self, arm: ArmModel) -> Plan:
-        """Give the arm those dynamics; what the model does not name becomes nominal. Returns the plan to step it by."""
+    def apply(self, robot: RobotParameters) -> Plan:
+        """Give the robot those dynamics; what the model does not name becomes nominal. Returns the plan to step it by."""
         nominal = self._nominal
         for name, field in _JOINTS.items():
-            found = arm.array(name)
+            found = robot.array(name)
             getattr(self._model, field)[nominal.dofs] = self._own[field] if found is None else found
-        centre = arm.array("payload.centre_m")
-        mass, centre = arm.number("payload.mass_kg"), np.zeros(3) if centre is None else centre
+        centre = robot.array("payload.centre_m")
+        mass, centre = robot.number("payload.mass_kg"), np.zeros(3) if centre is None else centre
         self._load(mass, centre)
         mujoco.mj_setConst(self._model, self._scratch)
         own = self.nominal()
-        stiffness = np.repeat([arm.number(n, own.number(n)) for n in _STIFFNESS], 3)
-        damping = arm.number("controller.damping_ratio", own.number("controller.damping_ratio"))
-        changed = any(name in arm for name in (*_STIFFNESS, "controller.damping_ratio"))
-        armature = arm.array("joints.armature_kg_m2")
-        delay = arm.number("controller.actuator_delay_ms") / (1e3 * nominal.timestep)
+        stiffness = np.repeat([robot.number(n, own.number(n)) for n in _STIFFNESS], 3)
+        damping = robot.number("controller.damping_ratio", own.number("controller.damping_ratio"))
+        changed = any(name in robot for name in (*_STIFFNESS, "controller.damping_ratio"))
+        armature = robot.array("joints.armature_kg_m2")
+        delay = robot.number("controller.actuator_delay_ms") / (1e3 * nominal.timestep)
         return nominal._replace(
             kp=stiffness if changed else nominal.kp,
             kd=2 * damping * np.sqrt(stiffness) if changed else nominal.kd,

@@ -1,6 +1,6 @@
-"""What can be known of an arm: its delays, sensors, controller, joints and payload, each quantity with a unit in its name.
+"""What can be known of a robot: its delays, sensors, controller, joints and payload, each quantity with a unit in its name.
 
-A calibration profile keeps them with their uncertainty, a simulated arm is built from them, a draw of them is an episode's
+A calibration profile keeps them with their uncertainty, a simulated robot is built from them, a draw of them is an episode's
 randomisation. Rooms do not import each other, so that it stands here. A quantity that a model does not name is the
 simulator's own.
 """
@@ -43,12 +43,12 @@ _LENGTH_1, _TURN = (-1.0, 1.0), (-math.pi, math.pi)
 
 QUANTITIES: Mapping[str, Quantity] = {
     "transport.observation_delay_ms": Quantity(1, 0, 2000, "from an observation's capture to the control loop"),
-    "transport.command_delay_ms": Quantity(1, 0, 2000, "from a command's sending to the arm acting on it"),
+    "transport.command_delay_ms": Quantity(1, 0, 2000, "from a command's sending to the robot acting on it"),
     "transport.inference_delay_ms": Quantity(1, 0, 10_000, "from asking the policy to its answer"),
     "transport.jitter_ms": Quantity(1, 0, 1000, "a message takes up to this much longer, evenly drawn"),
     "transport.observation_drop_ratio": Quantity(1, 0, 0.95, "observations that never arrive"),
     "transport.command_drop_ratio": Quantity(1, 0, 0.95, "commands that never arrive"),
-    "transport.clock_offset_ms": Quantity(1, -1e12, 1e12, "the arm's clock minus the control loop's"),
+    "transport.clock_offset_ms": Quantity(1, -1e12, 1e12, "the robot's clock minus the control loop's"),
     "controller.translation_stiffness_per_s2": Quantity(1, 1, 5000, "acceleration per distance from the goal"),
     "controller.rotation_stiffness_per_s2": Quantity(1, 1, 5000, "the same of rotations"),
     "controller.damping_ratio": Quantity(1, 0.05, 10, "1 is critical"),
@@ -59,7 +59,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "joints.zero_offset_rad": Quantity(JOINTS, *_TURN, "reading minus true position"),
     "payload.mass_kg": Quantity(1, 0, 20, "of what the controller does not know that the hand carries"),
     "payload.centre_m": Quantity(3, *_LENGTH_1, "its centre of mass in the frame of the grip site"),
-    "hand_eye.camera_position_m": Quantity(3, -10, 10, "of the camera in the arm's base frame"),
+    "hand_eye.camera_position_m": Quantity(3, -10, 10, "of the camera in the robot's base frame"),
     "hand_eye.camera_rotation_rad": Quantity(3, *_TURN, "rotation vector from camera to base frame"),
     "hand_eye.reprojection_error_px": Quantity(1, 0, 1000, "root mean square over the images"),
 }
@@ -129,7 +129,7 @@ def _unknown(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class ArmModel:
+class RobotParameters:
     """Values by name, in the names' units; immutable, and checked when made.
 
     Raises:
@@ -160,14 +160,14 @@ class ArmModel:
         found = self.values.get(name)
         return default if found is None else found[0]
 
-    def having(self, values: Mapping[str, float | Sequence[float]]) -> ArmModel:
+    def having(self, values: Mapping[str, float | Sequence[float]]) -> RobotParameters:
         """This model with some values in the place of its own."""
         given = {n: v if isinstance(v, (int, float)) else tuple(map(float, v)) for n, v in values.items()}
-        return ArmModel({**self.values, **given})  # type: ignore[dict-item]
+        return RobotParameters({**self.values, **given})  # type: ignore[dict-item]
 
-    def part(self, *sections: str) -> ArmModel:
+    def part(self, *sections: str) -> RobotParameters:
         """Only what belongs to those sections."""
-        return ArmModel({n: v for n, v in self.values.items() if n.split(".")[0] in sections})
+        return RobotParameters({n: v for n, v in self.values.items() if n.split(".")[0] in sections})
 
     def sensor(self, key: str) -> dict[str, Array]:
         """What is known of one observation key, by the quantity's name."""
@@ -179,7 +179,7 @@ class ArmModel:
         return json.dumps({n: list(v) for n, v in self.values.items()}, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str) -> ArmModel:
+    def from_json(text: str) -> RobotParameters:
         """Inverse of :meth:`to_json`.
 
         Raises:
@@ -188,7 +188,7 @@ class ArmModel:
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError("expected an object of names and numbers")
-        return ArmModel(found)
+        return RobotParameters(found)
 
     @property
     def sha256(self) -> str:
@@ -260,6 +260,6 @@ def read_sections(data: Mapping[str, Any]) -> dict[str, Measured]:
     return found
 
 
-def model_of(measured: Mapping[str, Measured]) -> ArmModel:
+def model_of(measured: Mapping[str, Measured]) -> RobotParameters:
     """The values alone."""
-    return ArmModel({name: m.value for name, m in measured.items()})
+    return RobotParameters({name: m.value for name, m in measured.items()})

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import StepResult
-from sacflow_robot.interfaces import VectorArms
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray
+from sacflow_robot.interfaces import VectorEnv
+from sacflow_robot.spec import Engine, FloatArray, RobotSpec
 
 
 class Judged(Protocol):
@@ -31,12 +31,12 @@ class Judged(Protocol):
     def reason(self) -> str: ...
 
 
-class Limiter(Protocol):
+class ActionFilter(Protocol):
     """What is needed of a filter; ``sacflow_robot.robot.safety.filter.SafetyFilter`` is one."""
 
     def begin(self) -> None: ...
     def see(self, observation: Mapping[str, Any], captured_ns: int) -> bool: ...
-    def arm(self, now_ns: int) -> None: ...
+    def enable(self, now_ns: int) -> None: ...
     def step(self, proposed: npt.ArrayLike | None, now_ns: int) -> Judged: ...
 
 
@@ -51,9 +51,9 @@ class LimitedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[str, 
         limiter: The filter, made for ``env.arm``.
     """
 
-    def __init__(self, env: RobosuiteEnv, limiter: Limiter) -> None:
+    def __init__(self, env: RobosuiteEnv, limiter: ActionFilter) -> None:
         super().__init__(env)
-        self.arm, self._limiter, self._steps = env.arm, limiter, 0
+        self.robot, self._limiter, self._steps = env.robot, limiter, 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -62,7 +62,7 @@ class LimitedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[str, 
         self._steps = 0
         self._limiter.begin()
         self._limiter.see(observation, 0)
-        self._limiter.arm(0)
+        self._limiter.enable(0)
         return observation, info
 
     def step(self, action: FloatArray) -> tuple[dict[str, FloatArray], Any, bool, bool, dict[str, Any]]:
@@ -71,65 +71,65 @@ class LimitedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[str, 
         Raises:
             InvalidValueError: The action has the wrong shape or holds NaN or infinity.
         """
-        self.arm.check_action(action)
-        verdict = self._limiter.step(action, self._steps * self.arm.period_ns)
-        commanded = np.zeros(self.arm.action_dim, np.float32) if verdict.action is None else verdict.action
+        self.robot.check_action(action)
+        verdict = self._limiter.step(action, self._steps * self.robot.period_ns)
+        commanded = np.zeros(self.robot.action_dim, np.float32) if verdict.action is None else verdict.action
         observation, reward, terminated, truncated, info = self.env.step(commanded)
         self._steps += 1
-        self._limiter.see(observation, self._steps * self.arm.period_ns)
+        self._limiter.see(observation, self._steps * self.robot.period_ns)
         return observation, reward, terminated, truncated, {**info, "commanded": commanded, "limited": verdict.changed}
 
 
-class LimitedArms:
-    """``VectorArms`` whose actions pass a safety filter each, on the environment's nominal time.
+class LimitedVectorEnv:
+    """``VectorEnv`` whose actions pass a safety filter each, on the environment's nominal time.
 
     Args:
-        arms: The arms.
-        make_limiter: Makes the filter of one arm.
+        robots: The robots.
+        make_limiter: Makes the filter of one robot.
 
     Attributes:
-        commanded: Per arm what was commanded (T, A) in place of the chunk received last, which is what a learner has to
+        commanded: Per robot what was commanded (T, A) in place of the chunk received last, which is what a learner has to
             learn from.
     """
 
-    def __init__(self, arms: VectorArms, make_limiter: Callable[[], Limiter]) -> None:
-        self._arms, self._limiters = arms, [make_limiter() for _ in range(len(arms))]
-        self._steps = [0] * len(arms)
+    def __init__(self, envs: VectorEnv, make_limiter: Callable[[], ActionFilter]) -> None:
+        self._envs, self._limiters = envs, [make_limiter() for _ in range(len(envs))]
+        self._steps = [0] * len(envs)
         self._chunks: dict[int, FloatArray] = {}
         self.commanded: dict[int, FloatArray] = {}
 
     @property
-    def spec(self) -> ArmSpec:
-        return self._arms.spec
+    def spec(self) -> RobotSpec:
+        return self._envs.spec
 
     @property
     def engine(self) -> Engine:
-        return self._arms.engine
+        return self._envs.engine
 
     def about(self, index: int) -> dict[str, Any]:
-        """What there is to log of an arm's episode."""
-        about = getattr(self._arms, "about", None)
+        """What there is to log of a robot's episode."""
+        about = getattr(self._envs, "about", None)
         return {} if about is None else about(index)
 
     def __len__(self) -> int:
-        return len(self._arms)
+        return len(self._envs)
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start episodes: arm index to seed."""
-        begun = self._arms.begin(starts)
+        """Start episodes: robot index to seed."""
+        begun = self._envs.begin(starts)
         for index, start in begun.items():
             self._steps[index] = 0
             self._limiters[index].begin()
             self._limiters[index].see(start.observation, 0)
-            self._limiters[index].arm(0)
+            self._limiters[index].enable(0)
         return begun
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
-        """Take chunks (H, A); the arms move in :meth:`receive`, as each action depends on what came of the one before."""
+        """Take chunks (H, A); the robots move in :meth:`receive`, as each action depends on what came of the one before."""
         self._chunks = dict(chunks)
 
     def receive(self) -> dict[int, list[StepResult]]:
-        """Have the arms execute what their filters let through of what was sent; per arm one result for each action.
+        """Have the robots execute what their filters let through of what was sent; per robot one result for each action.
 
         Raises:
             InvalidValueError: An action has the wrong shape or holds NaN or infinity.
@@ -143,8 +143,8 @@ class LimitedArms:
             ]
             for i in going:
                 commanded[i].append(self._limit(i, chunks[i][step]))
-            self._arms.send({i: commanded[i][-1][None] for i in going})
-            for i, (result,) in self._arms.receive().items():
+            self._envs.send({i: commanded[i][-1][None] for i in going})
+            for i, (result,) in self._envs.receive().items():
                 results[i].append(result)
                 self._steps[i] += 1
                 self._limiters[i].see(result.observation, self._steps[i] * self.spec.period_ns)
@@ -152,7 +152,7 @@ class LimitedArms:
         return results
 
     def close(self) -> None:
-        self._arms.close()
+        self._envs.close()
 
     def _limit(self, index: int, action: FloatArray) -> FloatArray:
         self.spec.check_action(action)

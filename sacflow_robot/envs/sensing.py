@@ -1,4 +1,4 @@
-"""Readings as an arm model's sensors give them: bias, noise, resolution and lost samples of each observation key."""
+"""Readings as a robot model's sensors give them: bias, noise, resolution and lost samples of each observation key."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.tasks import TASKS
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 Array = npt.NDArray[np.float64]
 JOINT_POSITION = "robot0_joint_pos"
@@ -17,18 +17,18 @@ _EEF, _OBJECT = "robot0_eef_pos", "object"
 
 
 class Sensors:
-    """The sensors of one arm.
+    """The sensors of one robot.
 
     What is observed relative to the gripper is the difference of what is observed of both, as robosuite computes it.
 
     Args:
-        arm: What is observed.
+        robot: What is observed.
         model: What is known of its sensors.
     """
 
-    def __init__(self, arm: ArmSpec, model: ArmModel) -> None:
-        self._arrays = [(array, model.sensor(array.key)) for array in arm.observations]
-        task = TASKS.get(arm.task)
+    def __init__(self, robot: RobotSpec, model: RobotParameters) -> None:
+        self._arrays = [(array, model.sensor(array.key)) for array in robot.observations]
+        task = TASKS.get(robot.task)
         self._absolute, self._relative = ((), ()) if task is None else (task.object_positions, task.object_from_grip)
         self._offset = model.array("joints.zero_offset_rad")
         self._last: dict[str, FloatArray] = {}

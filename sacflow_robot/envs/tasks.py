@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
 CONTROL_RATE_HZ = 20.0
 
@@ -43,9 +43,9 @@ class Task:
     object_from_grip: tuple[int, ...] = ()
 
     @property
-    def arm(self) -> ArmSpec:
+    def robot(self) -> RobotSpec:
         """Panda under OSC_POSE delta control: translation in metres and rotation vector in radians, base axes."""
-        return ArmSpec(
+        return RobotSpec(
             robot="Panda",
             task=self.name,
             controller="OSC_POSE delta",
@@ -116,17 +116,17 @@ def is_gymnasium_id(name: str) -> bool:
     return name not in TASKS and re.fullmatch(r"([\w.]+:)?([\w-]+/)?[\w.-]+-v\d+", name) is not None
 
 
-def get_arm(name: str) -> ArmSpec:
-    """What the simulated arm of a task, of any Gymnasium id, or of an environment ``MODULE:CLASS`` offers and accepts.
+def get_robot(name: str) -> RobotSpec:
+    """What the simulated robot of a task, of any Gymnasium id, or of an environment ``MODULE:CLASS`` offers and accepts.
 
     Raises:
         UnknownNameError: None of these.
         UsageError: The environment cannot be made, or does not fit.
     """
     if name in TASKS or (":" not in name and not is_gymnasium_id(name)):
-        return get_task(name).arm
+        return get_task(name).robot
     from sacflow_robot.envs.registry import make_environment
 
     env = make_environment(name)
     env.close()
-    return env.arm
+    return env.robot

@@ -1,4 +1,4 @@
-"""Simulated arms in threads of one process, under the compiled control step."""
+"""Simulated robots in threads of one process, under the compiled control step."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from types import TracebackType
 import mujoco
 import numpy as np
 
-from sacflow_robot.envs.fast.fast_robot import CompiledArm, CompiledTask
+from sacflow_robot.envs.fast.fast_robot import CompiledTask, FastRobot
 from sacflow_robot.envs.fast.self_check import checked_task
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.state import State
 from sacflow_robot.envs.vector_env import core_count
 from sacflow_robot.episode import StepResult
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray
+from sacflow_robot.spec import Engine, FloatArray, RobotSpec
 
 
-class ArmThreads:
-    """``VectorArms`` in this process: the compiled step needs no interpreter, so that threads use all cores.
+class ThreadVectorEnv:
+    """``VectorEnv`` in this process: the compiled step needs no interpreter, so that threads use all cores.
 
     Args:
         task: Name of the task.
-        count: Number of arms.
+        count: Number of robots.
         background: Whether they move while the caller does something else; else in ``receive``, in the caller's thread.
 
     Raises:
@@ -36,13 +36,13 @@ class ArmThreads:
 
     def __init__(self, task: str, count: int, *, background: bool = True) -> None:
         self._maker = _maker(task)
-        self._arms = [self._maker.make_arm() for _ in range(count)]
+        self._envs = [self._maker.make_robot() for _ in range(count)]
         self._threads = ThreadPoolExecutor(max(1, min(core_count(), count)), "arm") if background else None
         self._busy: dict[int, Future[list[StepResult]]] = {}
         self._told: dict[int, FloatArray] = {}
 
     @property
-    def spec(self) -> ArmSpec:
+    def spec(self) -> RobotSpec:
         return self._maker.spec
 
     @property
@@ -50,32 +50,32 @@ class ArmThreads:
         return "compiled"
 
     def __len__(self) -> int:
-        return len(self._arms)
+        return len(self._envs)
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start episodes: arm index to seed."""
+        """Start episodes: robot index to seed."""
         return self.begin_from({index: np.random.default_rng(seed) for index, seed in starts.items()})
 
     def begin_from(self, rngs: Mapping[int, np.random.Generator]) -> dict[int, StepResult]:
-        """Start episodes: arm index to what draws its start."""
-        return {index: self._arms[index].begin(self._maker.draw_start(rng)) for index, rng in rngs.items()}
+        """Start episodes: robot index to what draws its start."""
+        return {index: self._envs[index].begin(self._maker.draw_start(rng)) for index, rng in rngs.items()}
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
-        """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
+        """Have robots execute chunks (H, A) in the background, each stopping early where its episode ends."""
         if self._threads is None:
             self._told = dict(chunks)
             return
-        self._busy = {index: self._threads.submit(self._arms[index].execute, chunk) for index, chunk in chunks.items()}
+        self._busy = {index: self._threads.submit(self._envs[index].execute, chunk) for index, chunk in chunks.items()}
 
     def receive(self) -> dict[int, list[StepResult]]:
-        """Wait for what was sent; per arm one result for each action executed.
+        """Wait for what was sent; per robot one result for each action executed.
 
         Raises:
-            InvalidValueError: An action had the wrong shape, or held NaN or infinity; its arm did not move.
+            InvalidValueError: An action had the wrong shape, or held NaN or infinity; its robot did not move.
         """
         if self._threads is None:
             told, self._told = self._told, {}
-            return {index: self._arms[index].execute(chunk) for index, chunk in told.items()}
+            return {index: self._envs[index].execute(chunk) for index, chunk in told.items()}
         busy, self._busy = self._busy, {}
         failures = [error for job in busy.values() if (error := job.exception()) is not None]
         if failures:
@@ -86,31 +86,31 @@ class ArmThreads:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
-    def __enter__(self) -> ArmThreads:
+    def __enter__(self) -> ThreadVectorEnv:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
 
-class _Arm:
-    """One arm and its episode."""
+class _Robot:
+    """One robot and its episode."""
 
     def __init__(self, task: CompiledTask, maker: RobosuiteEnv, model: mujoco.MjModel) -> None:
-        self._spec, self._layout, self._horizon = maker.arm, maker.layout, maker.task.horizon
+        self._spec, self._layout, self._horizon = maker.robot, maker.layout, maker.task.horizon
         self._model, self._data = model, mujoco.MjData(model)
-        self._arm = CompiledArm(task, model, self._data)
+        self._robot = FastRobot(task, model, self._data)
         self._left = 0
 
     def begin(self, state: State) -> StepResult:
         self._layout.write(state, self._model, self._data)
-        self._arm.begin(state)
+        self._robot.begin(state)
         self._left = self._horizon
-        return StepResult(self._spec.unflatten(self._arm.observe()), state=state)
+        return StepResult(self._spec.unflatten(self._robot.observe()), state=state)
 
     def execute(self, chunk: FloatArray) -> list[StepResult]:
         actions = np.array([self._spec.check_action(a) for a in chunk[: self._left]], np.float64)
-        flat, states, solved = self._arm.execute(actions)
+        flat, states, solved = self._robot.execute(actions)
         self._left -= len(flat)
         results = [
             StepResult(self._spec.unflatten(seen), state=state)
@@ -127,7 +127,7 @@ class _Arm:
 
 
 class _Maker:
-    """Builds arms of one task and draws their starts; what robosuite itself is needed for."""
+    """Builds robots of one task and draws their starts; what robosuite itself is needed for."""
 
     def __init__(self, task: str) -> None:
         self._env = RobosuiteEnv(task)
@@ -136,15 +136,15 @@ class _Maker:
         self._model: mujoco.MjModel | None = None
 
     @property
-    def spec(self) -> ArmSpec:
-        return self._env.arm
+    def spec(self) -> RobotSpec:
+        return self._env.robot
 
-    def make_arm(self) -> _Arm:
-        """A new arm. The model is shared, except where episodes place bodies in it."""
+    def make_robot(self) -> _Robot:
+        """A new robot. The model is shared, except where episodes place bodies in it."""
         with self._lock:
             if self._model is None or self._env.layout.placed:
                 self._model = copy.copy(self._task.model)
-            return _Arm(self._task, self._env, self._model)
+            return _Robot(self._task, self._env, self._model)
 
     def draw_start(self, rng: np.random.Generator) -> State:
         """The state (S,) in which robosuite starts an episode."""

@@ -1,4 +1,4 @@
-"""Simulated arms stepped a chunk at a time, in threads or in processes, and whole episodes collected from them."""
+"""Simulated robots stepped a chunk at a time, in threads or in processes, and whole episodes collected from them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from sacflow_robot.envs.engine import fall_back, usable_engine
 from sacflow_robot.envs.experts.demonstrator_style import Quality
 from sacflow_robot.envs.experts.expert import make_expert
 from sacflow_robot.envs.registry import HistoryEnv, UserEnv, make_environment
-from sacflow_robot.envs.tasks import get_arm
+from sacflow_robot.envs.tasks import get_robot
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, Source, StepResult
 from sacflow_robot.errors import SacflowError, one_line
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray
-from sacflow_robot.utils.action_history import arm_with_history
+from sacflow_robot.spec import Engine, FloatArray, RobotSpec
+from sacflow_robot.utils.action_history import robot_with_history
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
-    from sacflow_robot.envs.randomized_env import RandomisedArms
+    from sacflow_robot.envs.randomized_env import RandomizedVectorEnv
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-    from sacflow_robot.envs.thread_vector_env import ArmThreads
+    from sacflow_robot.envs.thread_vector_env import ThreadVectorEnv
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +42,12 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_arms(
+def make_vector_env(
     task: str, count: int, engine: Engine = "compiled", *, background: bool = True, history: int = 0
-) -> ArmThreads | ArmPool | RandomisedArms:
-    """Simulated arms: in threads of this process under the compiled engine, else in a process each.
+) -> ThreadVectorEnv | SubprocVectorEnv | RandomizedVectorEnv:
+    """Simulated robots: in threads of this process under the compiled engine, else in a process each.
 
-    Without ``background``, compiled arms move in the thread that waits for them. Where the compiled engine does not cover
+    Without ``background``, compiled robots move in the thread that waits for them. Where the compiled engine does not cover
     the task, the stock one steps it, and the log has a line that says why. With ``history`` they observe so many of their
     last actions too.
 
@@ -55,28 +55,28 @@ def make_arms(
         UnknownNameError: No such task.
         UsageError: The environment cannot be made.
     """
-    get_arm(task)
+    get_robot(task)
     if usable_engine(task, engine) == "compiled":
         from sacflow_robot.envs.fast.plan import NotCoveredError
-        from sacflow_robot.envs.thread_vector_env import ArmThreads
+        from sacflow_robot.envs.thread_vector_env import ThreadVectorEnv
 
         try:
             if history:
-                from sacflow_robot.envs.randomized_env import Draws, RandomisedArms
+                from sacflow_robot.envs.randomized_env import Draws, RandomizedVectorEnv
 
-                return RandomisedArms(task, count, Draws(history=history), background=background)
-            return ArmThreads(task, count, background=background)
+                return RandomizedVectorEnv(task, count, Draws(history=history), background=background)
+            return ThreadVectorEnv(task, count, background=background)
         except NotCoveredError as error:
             fall_back(task, str(error))
-    return ArmPool(task, count, history)
+    return SubprocVectorEnv(task, count, history)
 
 
-class ArmPool:
-    """``VectorArms`` with one process per arm, each under the stock engine.
+class SubprocVectorEnv:
+    """``VectorEnv`` with one process per robot, each under the stock engine.
 
     Args:
         task: Name of the task.
-        count: Number of arms.
+        count: Number of robots.
         history: How many of their last actions they observe too.
 
     Raises:
@@ -84,7 +84,7 @@ class ArmPool:
     """
 
     def __init__(self, task: str, count: int, history: int = 0) -> None:
-        self._spec = arm_with_history(get_arm(task), history)
+        self._spec = robot_with_history(get_robot(task), history)
         self._busy: list[int] = []
         self._links: list[Connection] = []
         self._processes = []
@@ -92,14 +92,14 @@ class ArmPool:
         with _starting_workers():
             for _ in range(count):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve_arm, args=(theirs, task, history), daemon=True)
+                process = context.Process(target=_serve_robot, args=(theirs, task, history), daemon=True)
                 process.start()
                 theirs.close()
                 self._links.append(ours)
                 self._processes.append(process)
 
     @property
-    def spec(self) -> ArmSpec:
+    def spec(self) -> RobotSpec:
         return self._spec
 
     @property
@@ -110,19 +110,19 @@ class ArmPool:
         return len(self._links)
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start episodes: arm index to seed."""
+        """Start episodes: robot index to seed."""
         for index, seed in starts.items():
             self._request(index, "begin", seed)
         return self._results(starts)
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
-        """Have arms execute chunks (H, A) in the background, each stopping early where its episode ends."""
+        """Have robots execute chunks (H, A) in the background, each stopping early where its episode ends."""
         for index, chunk in chunks.items():
             self._request(index, "execute", chunk)
         self._busy = list(chunks)
 
     def receive(self) -> dict[int, list[StepResult]]:
-        """Wait for what was sent; per arm one result for each action executed."""
+        """Wait for what was sent; per robot one result for each action executed."""
         busy, self._busy = self._busy, []
         return self._results(busy)
 
@@ -134,7 +134,7 @@ class ArmPool:
             if process.is_alive():
                 process.terminate()
 
-    def __enter__(self) -> ArmPool:
+    def __enter__(self) -> SubprocVectorEnv:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -147,7 +147,7 @@ class ArmPool:
             raise self._dead(index) from None
 
     def _results(self, indices: Iterable[int]) -> dict[int, Any]:
-        """One answer of each arm; all are taken before a failure is raised, so that none is left for later."""
+        """One answer of each robot; all are taken before a failure is raised, so that none is left for later."""
         answers: dict[int, Any] = {}
         failures: list[SacflowError] = []
         for index in indices:
@@ -168,12 +168,12 @@ class ArmPool:
         return SacflowError(f"simulator process {index} died (exit code {code}); is the machine out of memory?")
 
 
-def _serve_arm(link: Connection, task: str, history: int = 0) -> None:
+def _serve_robot(link: Connection, task: str, history: int = 0) -> None:
     """Body of one worker process: execute requests until the parent closes the link."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
-        made = _local_arm(task, "stock")
-        arm = HistoryEnv(made, history) if history else made
+        made = _local_robot(task, "stock")
+        robot = HistoryEnv(made, history) if history else made
     except SacflowError as error:
         link.send(str(error))
         return
@@ -187,11 +187,11 @@ def _serve_arm(link: Connection, task: str, history: int = 0) -> None:
             return
         try:
             if verb == "begin":
-                link.send(arm.begin(argument))
+                link.send(robot.begin(argument))
                 continue
             results = []
             for action in argument:
-                results.append(arm.command(action))
+                results.append(robot.command(action))
                 if results[-1].ended:
                     break
             link.send(results)
@@ -205,15 +205,15 @@ def _serve_arm(link: Connection, task: str, history: int = 0) -> None:
 
 def demonstrate(task: str, quality: Quality, seed: int, engine: Engine = "stock") -> Episode:
     """One episode of the task's scripted expert; runs in the calling process."""
-    arm = _local_arm(task, engine)
+    robot = _local_robot(task, engine)
     expert = make_expert(task, seed, quality)
-    result = arm.begin(seed)
-    builder = EpisodeBuilder(result, period_ns=arm.arm.period_ns)
+    result = robot.begin(seed)
+    builder = EpisodeBuilder(result, period_ns=robot.robot.period_ns)
     while not (result.ended or expert.done):
         action = expert.act(result.observation)
-        result = arm.command(action)
+        result = robot.command(action)
         builder.add(result, action, source=Source.EXPERT)
-    return builder.build(seed=seed, task=task, expert=quality, clock=NOMINAL_CLOCK, env_engine=arm.engine)
+    return builder.build(seed=seed, task=task, expert=quality, clock=NOMINAL_CLOCK, env_engine=robot.engine)
 
 
 def collect(
@@ -234,7 +234,7 @@ def collect(
         seeds: Environment seeds, which decide the expert's habits too.
         workers: Number of processes.
         progress: Called with each episode as it becomes available, in order.
-        engine: What steps the arms.
+        engine: What steps the robots.
     """
     make_expert(task, 0, quality)
     engine = _prepared(task, engine)
@@ -274,13 +274,13 @@ def _prepared(task: str, engine: Engine) -> Engine:
         from sacflow_robot.envs.fast.compilation import is_cached
 
         if not is_cached(kernels.execute):
-            engine = _local_arm(task, engine).engine
+            engine = _local_robot(task, engine).engine
     return engine
 
 
 @cache
-def _local_arm(task: str, engine: Engine) -> RobosuiteEnv | GymnasiumEnv | UserEnv:
-    """This process's arm for the task; building one takes seconds, so it is kept."""
+def _local_robot(task: str, engine: Engine) -> RobosuiteEnv | GymnasiumEnv | UserEnv:
+    """This process's robot for the task; building one takes seconds, so it is kept."""
     return make_environment(task, engine)
 
 

@@ -22,7 +22,7 @@ def check_graph(session: onnxruntime.InferenceSession, spec: PolicySpec) -> None
     """
     noise = NOISE, "float32", spec.noise_shape
     wanted = {name: (kind, shape) for name, kind, shape in (*_observations(spec), noise)}
-    if len(wanted) <= len(spec.arm.observations) or {PREFIX, PREFIX_MASK} & set(wanted):
+    if len(wanted) <= len(spec.robot.observations) or {PREFIX, PREFIX_MASK} & set(wanted):
         raise PolicyFileError(f"an observation has the name {NOISE}, {PREFIX} or {PREFIX_MASK}, which the graph needs")
     prefix = {PREFIX: ("float32", spec.noise_shape), PREFIX_MASK: ("float32", spec.noise_shape[:1])}
     inputs = {i.name: i for i in session.get_inputs()}
@@ -43,7 +43,7 @@ def check_graph(session: onnxruntime.InferenceSession, spec: PolicySpec) -> None
 
 
 def _observations(spec: PolicySpec) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(array.key, array.dtype, array.shape) for array in spec.arm.observations]
+    return [(array.key, array.dtype, array.shape) for array in spec.robot.observations]
 
 
 def _differences(what: str, wanted: dict[str, tuple[str, tuple[int, ...]]], there: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """What a policy file carries besides its graph, in the ONNX metadata.
 
 Inputs of the graph: one per observation key (B, *shape) float32, and ``noise`` (B, H, A) float32. Output: ``actions``
-(B, H, A) float32 in the arm's units. B is dynamic. Optional inputs, of flow policies: ``prefix`` (B, H, A) float32, actions,
+(B, H, A) float32 in the robot's units. B is dynamic. Optional inputs, of flow policies: ``prefix`` (B, H, A) float32, actions,
 and ``prefix_mask`` (B, H) float32, 1 where the step is committed already; ``actions`` equals ``prefix`` there, and the flow
 completes the rest. Left out, nothing is committed. Metadata: ``sacflow_robot.spec``, the ``PolicySpec`` as JSON;
 ``sacflow_robot.fingerprint``, its SHA-256; ``sacflow_robot.golden``, inputs and the outputs that they must give.
@@ -59,9 +59,9 @@ def action_error(spec: PolicySpec, actions: FloatArray, expected: FloatArray) ->
     Float32 rounds the values of a range far from zero by more than what it is short of; one rounding is no difference.
     """
     difference = np.abs(actions - expected)
-    if not spec.arm.has_unit_actions:
-        _, half = spec.arm.action_scale
-        rounding = np.spacing(np.abs(spec.arm.action_bounds).max(0))
+    if not spec.robot.has_unit_actions:
+        _, half = spec.robot.action_scale
+        rounding = np.spacing(np.abs(spec.robot.action_bounds).max(0))
         difference = np.maximum(difference - rounding, 0) / half
     return float(difference.max())
 

@@ -137,7 +137,7 @@ class OnnxPolicy:
             )
         if not all_finite(noise):
             raise InvalidValueError("noise holds NaN or infinity")
-        inputs = self.spec.arm.check_observation(observation, (len(noise),))
+        inputs = self.spec.robot.check_observation(observation, (len(noise),))
         inputs[policyfile.NOISE] = noise
         if prefix is not None or prefix_mask is not None:
             inputs |= self._check_prefix(prefix, prefix_mask, noise.shape)
@@ -192,7 +192,7 @@ class OnnxPolicy:
 
     def blank_inputs(self, batch: int) -> dict[str, FloatArray]:
         """Inputs of zeros for ``batch`` rows, to measure with."""
-        arrays = {a.key: np.zeros((batch, *a.shape), a.dtype) for a in self.spec.arm.observations}
+        arrays = {a.key: np.zeros((batch, *a.shape), a.dtype) for a in self.spec.robot.observations}
         arrays[policyfile.NOISE] = np.zeros((batch, *self.spec.noise_shape), np.float32)
         return {**arrays, **(self._no_prefix(batch) if self.takes_prefix else {})}
 

@@ -25,10 +25,10 @@ from sacflow_robot.export.quantize import store_weights
 from sacflow_robot.learn.algorithms.agent import Agent
 from sacflow_robot.learn.config import WeightsKind
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.networks.policies import BestOf, GaussianPolicy
+from sacflow_robot.learn.networks.policies import QC, GaussianPolicy
 from sacflow_robot.learn.networks.policy import PolicyNetwork
 from sacflow_robot.learn.networks.velocity import fold_weights
-from sacflow_robot.spec import ArmSpec, FloatArray, PolicySpec
+from sacflow_robot.spec import FloatArray, PolicySpec, RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
 
 _CHECKED_BATCHES = (1, 7, 64)
@@ -67,14 +67,14 @@ class ExportedGraph(nn.Module):
     low: Tensor
     high: Tensor
 
-    def __init__(self, policy: nn.Module, arm: ArmSpec, chunk_length: int) -> None:
+    def __init__(self, policy: nn.Module, robot: RobotSpec, chunk_length: int) -> None:
         super().__init__()
-        self.policy, self._keys, self._shape = policy, len(arm.observations), (-1, chunk_length, arm.action_dim)
-        over_steps = torch.eye(chunk_length).repeat_interleave(arm.action_dim, 1)
+        self.policy, self._keys, self._shape = policy, len(robot.observations), (-1, chunk_length, robot.action_dim)
+        over_steps = torch.eye(chunk_length).repeat_interleave(robot.action_dim, 1)
         self.register_buffer("over_steps", over_steps)  # (H, D): a product with it is cheaper than repeating entries
-        self._scaled = not arm.has_unit_actions
+        self._scaled = not robot.has_unit_actions
         for name, values in zip(
-            ("middle", "half_range", "low", "high"), (*arm.action_scale, *arm.action_bounds), strict=True
+            ("middle", "half_range", "low", "high"), (*robot.action_scale, *robot.action_bounds), strict=True
         ):
             self.register_buffer(name, torch.from_numpy(values) if self._scaled else None)
 
@@ -93,7 +93,7 @@ class ExportedGraph(nn.Module):
 
     def margin(self, *arrays: Tensor) -> Tensor:
         """By how much the action chosen is better than the next (B,), where there is a choice; else infinity."""
-        if not isinstance(self.policy, BestOf):
+        if not isinstance(self.policy, QC):
             return torch.full(arrays[0].shape[:1], torch.inf)
         _, values = self.policy.candidates(*self._flat(arrays))
         best = values.topk(2, -1).values
@@ -131,16 +131,16 @@ def export_agent(agent: Agent, notes: Mapping[str, Any], path: Path, options: Ex
         )
         raise UsageError(f"--best-of is {best_of}, but {agent.config.algo} {why}; leave it out")
     more = {"best_of": best_of} if best_of > 1 else {}
-    exported = policy if best_of == 1 else BestOf(policy, agent.target_critic, best_of, learner.critic_aggregate)
-    spec = make_spec(policy, agent.robot, policy.name, {**notes, **more})
+    exported = policy if best_of == 1 else QC(policy, agent.target_critic, best_of, learner.critic_aggregate)
+    spec = make_spec(policy, agent.commanded_robot, policy.name, {**notes, **more})
     return export_policy(exported, spec, path, weights=options.weights, prefix=options.prefix)
 
 
-def make_spec(policy: PolicyNetwork, arm: ArmSpec, velocity: str, notes: Mapping[str, Any]) -> PolicySpec:
+def make_spec(policy: PolicyNetwork, robot: RobotSpec, velocity: str, notes: Mapping[str, Any]) -> PolicySpec:
     """The contract of a policy."""
     return PolicySpec(
-        arm=arm,
-        chunk_length=policy.action_dim // arm.action_dim,
+        robot=robot,
+        chunk_length=policy.action_dim // robot.action_dim,
         euler_steps=policy.euler_steps,
         velocity=velocity,
         observation_mean=tuple(policy.observation_mean.tolist()),
@@ -171,7 +171,7 @@ def export_policy(
     fold_weights(plain)
     folded = _folded(plain, prefix)
     prefix = folded is not plain and prefix
-    made = (ExportedGraph(p, spec.arm, spec.chunk_length).eval() for p in (plain, folded))
+    made = (ExportedGraph(p, spec.robot, spec.chunk_length).eval() for p in (plain, folded))
     graphs = _Graphs(next(made), next(made), prefix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def _folded(policy: nn.Module, prefix: bool) -> nn.Module:
     """The policy folded, where it is a flow or the best of one's samples; else itself."""
     if isinstance(policy, FlowPolicy):
         return FoldedFlow(policy, with_prefix=prefix)
-    if isinstance(policy, BestOf) and isinstance(policy.policy, FlowPolicy):
+    if isinstance(policy, QC) and isinstance(policy.policy, FlowPolicy):
         best = copy.deepcopy(policy)
         best.policy = FoldedFlow(policy.policy, with_prefix=prefix)
         return best
@@ -273,16 +273,16 @@ def _random_inputs(spec: PolicySpec, batch: int, prefix: bool) -> dict[str, Floa
     Of what is committed, the first row has nothing and the next have one step more each, up to all.
     """
     rng = np.random.default_rng(batch)
-    spread = rng.standard_normal((batch, spec.arm.observation_dim)).astype(np.float32)
+    spread = rng.standard_normal((batch, spec.robot.observation_dim)).astype(np.float32)
     flat = np.array(spec.observation_mean, np.float32) + np.array(spec.observation_std, np.float32) * spread
     inputs, start = {}, 0
-    for array in spec.arm.observations:
+    for array in spec.robot.observations:
         inputs[array.key] = np.ascontiguousarray(flat[:, start : start + array.size]).reshape(batch, *array.shape)
         start += array.size
     inputs[policyfile.NOISE] = rng.standard_normal((batch, *spec.noise_shape)).astype(np.float32)
     if prefix:
         committed = rng.uniform(-1, 1, (batch, *spec.noise_shape)).astype(np.float32)
-        inputs[policyfile.PREFIX] = spec.arm.from_unit(committed)
+        inputs[policyfile.PREFIX] = spec.robot.from_unit(committed)
         count = np.arange(batch)[:, None] % (spec.chunk_length + 1)
         inputs[policyfile.PREFIX_MASK] = (np.arange(spec.chunk_length) < count).astype(np.float32)
     return inputs
@@ -291,7 +291,7 @@ def _random_inputs(spec: PolicySpec, batch: int, prefix: bool) -> dict[str, Floa
 @torch.no_grad()
 def _inputs(graph: ExportedGraph, spec: PolicySpec, batch: int, prefix: bool) -> dict[str, FloatArray]:
     """Random inputs for which rounding decides no choice between candidates: of more than enough, the clearest."""
-    if not isinstance(graph.policy, BestOf):
+    if not isinstance(graph.policy, QC):
         return _random_inputs(spec, batch, prefix)
     many = _random_inputs(spec, 8 * batch, prefix)
     margin = graph.margin(*map(torch.from_numpy, many.values()))

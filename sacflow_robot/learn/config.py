@@ -204,11 +204,11 @@ class TrainConfig(AgreementOptions):
         replay_share: The same for the logs given with --replay. What the run collects makes up the rest.
         threads: Cores that the learner computes on. More than one pays for wide networks on an otherwise idle machine;
             where cores are shared, threads that wait for each other are slower than one alone.
-        arms: Simulated arms stepped at once.
+        robots: Simulated robots stepped at once.
         env_engine: What steps them: compiled, or robosuite's own (stock).
-        safety: Calibration profile under whose safety limits the simulated arms move, in training and evaluation: the policy
+        safety: Calibration profile under whose safety limits the simulated robots move, in training and evaluation: the policy
             learns under the limits that it will meet.
-        randomise: Draw every training episode's arm anew: profile, around what --profile measured, with its uncertainty; wide,
+        randomise: Draw every training episode's robot anew: profile, around what --profile measured, with its uncertainty; wide,
             anywhere in plain ranges; or none. The draw is logged with the episode.
         profile: Calibration profile of ``randomise``.
         action_history: Actions commanded before that the policy sees with each observation: where delays make what it sees
@@ -241,7 +241,7 @@ class TrainConfig(AgreementOptions):
     demo_share: float | None = None
     replay_share: float | None = None
     threads: int = 1
-    arms: int = 2
+    envs: int = 2
     env_engine: Engine = "compiled"
     safety: str | None = None
     randomise: Literal["none", "wide", "profile"] = "none"
@@ -254,7 +254,7 @@ class TrainConfig(AgreementOptions):
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("chunk_length", "threads", "arms", "eval_every", "replay_capacity"):
+        for name in ("chunk_length", "threads", "envs", "eval_every", "replay_capacity"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("demo_episodes", "offline_steps", "online_steps", "seed", "eval_episodes", "final_eval_episodes"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
@@ -332,7 +332,7 @@ def without_effect(algo: AlgorithmName) -> frozenset[str]:
 
 
 ENVIRONMENT_OPTIONS = frozenset(
-    {"arms", "env-engine", "eval-every", "demo-quality", "demo-episodes", "profile", "safety", "randomise"}
+    {"envs", "env-engine", "eval-every", "demo-quality", "demo-episodes", "profile", "safety", "randomise"}
 )
 """Options that mean nothing without an environment, whatever their value, as on the command line."""
 

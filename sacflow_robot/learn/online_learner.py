@@ -1,4 +1,4 @@
-"""Learning from a log that grows while an arm runs, and publishing what comes of it, if it is fit to be served."""
+"""Learning from a log that grows while a robot runs, and publishing what comes of it, if it is fit to be served."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class FollowConfig:
     """Learn from a growing episode log, and publish.
 
     Attributes:
-        log: Episode log that an arm's run appends to; waited for where there is none yet.
+        log: Episode log that a robot's run appends to; waited for where there is none yet.
         publish: Policy file to replace, the one being served.
         publish_every: Environment steps taken from the log between two candidates.
         gate_episodes: Simulated episodes that a candidate is held against the best policy published with, on seeds that are
@@ -59,7 +59,7 @@ class FollowConfig:
     spoil: int = 0
 
 
-class Followed:
+class LogCursor:
     """How much of a log has been taken, kept in the run folder beside the checkpoint.
 
     Attributes:
@@ -105,7 +105,7 @@ class Followed:
 
 
 class FollowingTrainer(Trainer):
-    """A training run that goes on from its checkpoint with what an arm logs, instead of moving arms of its own.
+    """A training run that goes on from its checkpoint with what a robot logs, instead of moving robots of its own.
 
     What it publishes has passed a gate: every weight finite; the exported graph the same as the network, by the golden
     vectors that it carries; ``accept``; and, with gate episodes, a success that is not worse than that of the best file
@@ -115,7 +115,7 @@ class FollowingTrainer(Trainer):
     wrong goes on from there when it is started again, with the episodes logged since. ``candidates.csv`` in the run folder
     has a line for each candidate.
 
-    Every episode enters the replay buffer as soon as it has ended. With an arm slower than the learner, each step is followed
+    Every episode enters the replay buffer as soon as it has ended. With a robot slower than the learner, each step is followed
     by its updates; with one that is faster, the learner does what it can, always from the newest too, and what it owes
     beyond ten candidates' worth is forgotten. Warm-up and candidates count steps by the updates done for them.
 
@@ -137,7 +137,7 @@ class FollowingTrainer(Trainer):
     published = refused = 0
     _log_steps = 0  # of the log, taken in this session
     _refused_in_row = 0
-    _taken: Followed | None = None
+    _taken: LogCursor | None = None
     _best: Evaluation | None = None
     _judged: Chunker | None = None  # what is being evaluated, if not the network
 
@@ -158,7 +158,7 @@ class FollowingTrainer(Trainer):
 
     def _online(self) -> None:
         follow = self.follow
-        taken = self._taken = Followed(self.folder, follow.log)
+        taken = self._taken = LogCursor(self.folder, follow.log)
         if follow.from_average:
             self.agent.go_on_from_average()
         if not follow.publish.exists():

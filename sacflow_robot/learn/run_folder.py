@@ -22,7 +22,7 @@ from torch import Tensor
 from sacflow_robot import __version__
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
-from sacflow_robot.spec import NO_ENVIRONMENT, ArmSpec
+from sacflow_robot.spec import NO_ENVIRONMENT, RobotSpec
 from sacflow_robot.utils.atomic_files import check_output, replacing
 
 COLUMNS = (
@@ -95,7 +95,7 @@ class RunFolder:
         robot: The robot of a run without an environment, whose task names the policy file; kept as ``robot.json``.
     """
 
-    def __init__(self, path: Path, env: str, robot: ArmSpec | None = None) -> None:
+    def __init__(self, path: Path, env: str, robot: RobotSpec | None = None) -> None:
         self.path, self._env, self.robot = path, env, robot
         self.config, self.checkpoint = path / "config.yaml", path / "checkpoint.pt"
         self.metrics, self.curve = path / "metrics.csv", path / "curve.png"
@@ -113,7 +113,7 @@ class RunFolder:
         check_output(path or Path("runs"), folder=True)
 
     @staticmethod
-    def create(path: Path | None, config: TrainConfig, robot: ArmSpec | None = None) -> RunFolder:
+    def create(path: Path | None, config: TrainConfig, robot: RobotSpec | None = None) -> RunFolder:
         """Make a new run folder.
 
         Args:
@@ -283,20 +283,20 @@ class RunFolder:
                 )
 
 
-def _name_of(env: str, robot: ArmSpec | None) -> str:
+def _name_of(env: str, robot: RobotSpec | None) -> str:
     """Part of a file's name that says what a run is of."""
     name = env if robot is None else robot.task
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "policy"
 
 
-def _read_robot(path: Path) -> ArmSpec:
+def _read_robot(path: Path) -> RobotSpec:
     """The robot of a run without an environment.
 
     Raises:
         DataError: The file is missing or damaged.
     """
     try:
-        return ArmSpec.from_dict(json.loads(path.read_text()))
+        return RobotSpec.from_dict(json.loads(path.read_text()))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({one_line(error)}); it says which robot the run is of") from None
     except DataError as error:

@@ -1,7 +1,7 @@
-"""The training loop: offline on demonstrations, then online on simulated arms.
+"""The training loop: offline on demonstrations, then online on simulated robots.
 
-Everything random comes from the agent's generator, the replay generator and the episodes' seeds, and arms and learner
-meet at fixed points (a chunk per arm and round), so that a run depends on its configuration alone and one resumed from
+Everything random comes from the agent's generator, the replay generator and the episodes' seeds, and robots and learner
+meet at fixed points (a chunk per robot and round), so that a run depends on its configuration alone and one resumed from
 its checkpoint goes on bit for bit on the same CPU.
 """
 
@@ -24,7 +24,7 @@ from sacflow_robot.data.replay_buffer import ChunkBatch, Origin, ReplayBuffer
 from sacflow_robot.envs.collector import Rollouts, rollout
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
-from sacflow_robot.interfaces import VectorArms
+from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.learn.algorithms.registry import make_agent
 from sacflow_robot.learn.compile import pick_device
 from sacflow_robot.learn.config import TrainConfig
@@ -60,8 +60,8 @@ class Trainer:
     Args:
         config: The run's configuration.
         folder: Where it writes.
-        arms: Arms that training moves.
-        eval_arms: Arms that evaluation moves; training episodes pause meanwhile.
+        robots: Robots that training moves.
+        eval_arms: Robots that evaluation moves; training episodes pause meanwhile.
         progress: What the user sees.
     """
 
@@ -69,17 +69,17 @@ class Trainer:
         self,
         config: TrainConfig,
         folder: RunFolder,
-        arms: VectorArms,
-        eval_arms: VectorArms,
+        envs: VectorEnv,
+        eval_robots: VectorEnv,
         progress: TrainingProgress,
     ) -> None:
-        self.config, self.folder, self._arms, self._eval_arms = config, folder, arms, eval_arms
+        self.config, self.folder, self._envs, self._eval_robots = config, folder, envs, eval_robots
         self._progress = progress
-        self.agent = make_agent(arms.spec, config, pick_device(config.device))
-        size = ReplayBuffer.size_bytes(arms.spec, config.chunk_length, config.replay_capacity)
+        self.agent = make_agent(envs.spec, config, pick_device(config.device))
+        size = ReplayBuffer.size_bytes(envs.spec, config.chunk_length, config.replay_capacity)
         self._mapped = size > config.replay_memory_gb * 1e9
         self.buffer = ReplayBuffer(
-            arms.spec,
+            envs.spec,
             config.chunk_length,
             config.learner.discount,
             config.replay_capacity,
@@ -104,9 +104,9 @@ class Trainer:
         self._metrics: MetricsWriter | None = None
         self._metric_rows = 0
         self._latest: dict[str, Tensor | float] = {}
-        shape = config.chunk_length, arms.spec.action_dim
+        shape = config.chunk_length, envs.spec.action_dim
         part_steps = _PART_STEPS if config.from_scratch else None
-        self._rollouts = Rollouts(arms, shape, self._training_seeds(), part_steps)
+        self._rollouts = Rollouts(envs, shape, self._training_seeds(), part_steps)
 
     def load(self, demos: Sequence[Episode], logged: Sequence[Episode] = ()) -> None:
         """Start afresh from demonstrations and logged episodes; from scratch there are none.
@@ -127,24 +127,24 @@ class Trainer:
         if self._normalised:
             self.agent.fit_normaliser(self.buffer.observations())
 
-    def resume(self, *, same_arms: bool = True) -> None:
+    def resume(self, *, same_robots: bool = True) -> None:
         """Go on from the folder's checkpoint.
 
         Args:
-            same_arms: Whether the arms are as they were; on others, the episodes that were in progress are not gone on with.
+            same_arms: Whether the robots are as they were; on others, the episodes that were in progress are not gone on with.
 
         Raises:
             DataError: There is none, it is damaged, or it is of another task, algorithm, version or size.
         """
         state = self.folder.load_checkpoint(self.config, mapped=self._mapped)
-        if not same_arms:
+        if not same_robots:
             state["rollouts"] = {}
         try:
             self._restore(state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise DataError(f"{self.folder.checkpoint} does not fit the run's config.yaml: {one_line(error)}") from None
         if self.folder.episodes.exists():
-            with EpisodeLog.writer(self.folder.episodes, self._arms.spec) as log:
+            with EpisodeLog.writer(self.folder.episodes, self._envs.spec) as log:
                 log.truncate(self._logged)
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -197,7 +197,7 @@ class Trainer:
 
     def act(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
         """The policy as it would be exported now: chunks (B, H, A)."""
-        spec = self._arms.spec
+        spec = self._envs.spec
         return spec.from_unit(self.agent.act(spec.flatten(observation), noise))
 
     def _offline(self) -> None:
@@ -285,18 +285,18 @@ class Trainer:
 
     def _explore(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
         if self.config.from_scratch and not self._normalised:
-            return self._arms.spec.from_unit(uniform_actions(noise))
-        chunks = self.agent.explore(self._arms.spec.flatten(observation), noise)
+            return self._envs.spec.from_unit(uniform_actions(noise))
+        chunks = self.agent.explore(self._envs.spec.flatten(observation), noise)
         if not np.isfinite(chunks).all():
             raise self._diverged("the policy's action")
-        return self._arms.spec.from_unit(chunks)
+        return self._envs.spec.from_unit(chunks)
 
     def _evaluate(self, phase: str) -> None:
         """Run held-out episodes, record the result, redraw the curve."""
         seeds = range(CURVE_SEED, CURVE_SEED + self.config.eval_episodes)
-        shape = self.config.chunk_length, self._arms.spec.action_dim
+        shape = self.config.chunk_length, self._envs.spec.action_dim
         episodes = []
-        for episode in rollout(self._eval_arms, shape, self.act, seeds):
+        for episode in rollout(self._eval_robots, shape, self.act, seeds):
             episodes.append(episode)
             self._check_stop()
         if not episodes:
@@ -343,7 +343,7 @@ class Trainer:
         if not self.agent.is_finite:
             raise self._diverged("a weight")
         if self._unlogged:
-            with EpisodeLog.writer(self.folder.episodes, self._arms.spec) as log:
+            with EpisodeLog.writer(self.folder.episodes, self._envs.spec) as log:
                 log.extend(self._unlogged)
             self._logged += len(self._unlogged)
             self._unlogged = []

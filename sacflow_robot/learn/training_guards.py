@@ -18,7 +18,7 @@ from sacflow_robot.learn.run_folder import RunFolder
 _READ_EVERY = 100  # updates
 
 
-class Interrupted(Exception):  # noqa: N818 (not an error: the user asked)
+class Interrupted(Exception):
     """Ctrl-C was pressed, or SIGTERM came; the run is saved."""
 
 

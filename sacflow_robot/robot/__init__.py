@@ -1,1 +1,1 @@
-"""Arm drivers and the control loop. Never imports torch."""
+"""Robot drivers and the control loop. Never imports torch."""

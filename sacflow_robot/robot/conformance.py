@@ -1,4 +1,4 @@
-"""For tests of drivers and of what uses them: a made-up arm, and the conformance kit that every driver can run."""
+"""For tests of drivers and of what uses them: a made-up robot, and the conformance kit that every driver can run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import InvalidValueError, RobotError, StoppedError, one_line
 from sacflow_robot.interfaces import Clock, Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 _LOSS_SEEN_S = 5.0
 
 
 class FakeRobot:
-    """An arm in lockstep that does nothing but keep what it is sent; override ``react`` to make it do something.
+    """A robot in lockstep that does nothing but keep what it is sent; override ``react`` to make it do something.
 
     Args:
         spec: What it claims to be.
@@ -30,7 +30,7 @@ class FakeRobot:
 
     lockstep = True
 
-    def __init__(self, spec: ArmSpec, clock: Clock | None = None) -> None:
+    def __init__(self, spec: RobotSpec, clock: Clock | None = None) -> None:
         self.spec, self.clock = spec, MonotonicClock() if clock is None else clock
         self.commands: list[FloatArray] = []
         self.calls: list[str] = []
@@ -59,7 +59,7 @@ class FakeRobot:
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
         if self.stopped:
-            raise StoppedError("the arm has been stopped; connect it again")
+            raise StoppedError("the robot has been stopped; connect it again")
         self.calls.append("command")
         self.commands.append(action)
         self.result = self.react(action)
@@ -82,14 +82,14 @@ def check_robot(
     """The conformance kit: a driver that keeps the :class:`~sacflow_robot.spec.Robot` contract comes through without an
     AssertionError that says what it did otherwise.
 
-    It commands no motion (an action of zeros, clipped into the arm's bounds; on a position-controlled arm, nothing but holds),
-    yet run it on an arm that may move.
+    It commands no motion (an action of zeros, clipped into the robot's bounds; on a position-controlled robot, nothing but holds),
+    yet run it on a robot that may move.
 
     Args:
-        make: Makes an arm that is not connected yet; called several times, never two arms at once.
+        make: Makes a robot that is not connected yet; called several times, never two robots at once.
         seed: Seed of the episodes.
         steps: Control periods to run.
-        lose: Takes the arm away from a robot in the middle of an episode: unplugs it, kills its process, ends its thread. With
+        lose: Takes the robot away from a robot in the middle of an episode: unplugs it, kills its process, ends its thread. With
             it, the kit also checks that ``observe`` and ``command`` say so, and that ``hold`` and ``stop`` still work.
     """
     checks: list[Callable[[Robot, int, int], None]] = [_check_episode, _check_expiry, _check_stop, _check_refusals]
@@ -120,7 +120,7 @@ def _check_result(robot: Robot, result: StepResult, where: str) -> None:
         assert str(seen.dtype) == array.dtype, f"{where}: {array.key!r} is {seen.dtype}, its spec says {array.dtype}"
     robot.spec.check_observation(result.observation)
     if not robot.lockstep:
-        assert result.time_ns is not None, f"{where}: an arm that moves on its own has to say when it was seen"
+        assert result.time_ns is not None, f"{where}: a robot that moves on its own has to say when it was seen"
         assert result.time_ns <= robot.clock.now_ns(), f"{where}: seen in the future: its clock is not the one it names"
     if result.measured is not None:
         assert result.measured.shape == (robot.spec.action_dim,), f"{where}: measured is not in the action's shape"
@@ -142,7 +142,7 @@ def _check_episode(robot: Robot, seed: int, steps: int) -> None:
             if _relative(robot):
                 robot.command(_still(robot), before_ns + 2 * period_ns)
             if not robot.lockstep:
-                assert clock.now_ns() - before_ns < period_ns, "command waited for the arm; it has to return at once"
+                assert clock.now_ns() - before_ns < period_ns, "command waited for the robot; it has to return at once"
                 deadline_ns += period_ns
                 clock.sleep_until(deadline_ns)
             seen = robot.observe()
@@ -152,14 +152,14 @@ def _check_episode(robot: Robot, seed: int, steps: int) -> None:
                 last_ns = seen.time_ns
         again = robot.observe()
         if robot.lockstep:
-            assert again.time_ns == seen.time_ns, "observing moved a lockstep arm's time"
+            assert again.time_ns == seen.time_ns, "observing moved a lockstep robot's time"
         robot.hold()
         robot.hold()
         _check_result(robot, robot.observe(), "after hold")
 
 
 def _check_expiry(robot: Robot, seed: int, steps: int) -> None:
-    """What has expired before it is sent is dropped without an error: the arm, not the caller, has to cope with it."""
+    """What has expired before it is sent is dropped without an error: the robot, not the caller, has to cope with it."""
     robot.connect()
     robot.begin(seed)
     if not robot.lockstep and _relative(robot):
@@ -178,7 +178,7 @@ def _check_stop(robot: Robot, seed: int, steps: int) -> None:
     except StoppedError:
         pass
     else:
-        raise AssertionError("a stopped arm took a command; it has to raise StoppedError until it is connected again")
+        raise AssertionError("a stopped robot took a command; it has to raise StoppedError until it is connected again")
     robot.connect()
     _check_result(robot, robot.begin(seed), "after stop and connect")
     if _relative(robot):
@@ -207,9 +207,9 @@ def _refused(call: Callable[[], object]) -> bool:
 def _check_closed(robot: Robot) -> None:
     robot.close()
     if not robot.lockstep:
-        assert _refused(robot.observe), "a closed arm was observed; raise RobotError until it is connected again"
+        assert _refused(robot.observe), "a closed robot was observed; raise RobotError until it is connected again"
         until_ns = robot.clock.now_ns() + 2 * robot.spec.period_ns
-        assert _refused(lambda: robot.command(_still(robot), until_ns)), "a closed arm took a command"
+        assert _refused(lambda: robot.command(_still(robot), until_ns)), "a closed robot took a command"
     _check_quiet(robot, "after it was closed")
 
 
@@ -222,12 +222,12 @@ def _check_loss(lose: Callable[[Robot], None], robot: Robot, seed: int, steps: i
     give_up_ns = robot.clock.now_ns() + round(_LOSS_SEEN_S * 1e9)
     while not _refused(robot.observe):
         assert robot.clock.now_ns() < give_up_ns, (
-            f"{_LOSS_SEEN_S:g} s after the arm was lost, observe still goes on as if nothing had happened; raise RobotError"
+            f"{_LOSS_SEEN_S:g} s after the robot was lost, observe still goes on as if nothing had happened; raise RobotError"
         )
         robot.clock.sleep_until(robot.clock.now_ns() + robot.spec.period_ns)
-    _check_quiet(robot, "after the arm was lost")
+    _check_quiet(robot, "after the robot was lost")
     until_ns = robot.clock.now_ns() + 2 * robot.spec.period_ns
-    assert _refused(lambda: robot.command(_still(robot), until_ns)), "an arm that was lost and stopped took a command"
+    assert _refused(lambda: robot.command(_still(robot), until_ns)), "a robot that was lost and stopped took a command"
 
 
 def _check_refusals(robot: Robot, seed: int, steps: int) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.errors import (
+    ConnectionLost,
     DataError,
+    DeadlineExceeded,
     InvalidValueError,
-    LateError,
     RefusedError,
     ServerError,
-    ServerGoneError,
     ServerRestartedError,
     SpecMismatchError,
     UsageError,
@@ -30,7 +30,7 @@ from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.connection import Keys, connect
 from sacflow_robot.serve.habit import AWAKE_S, HEARTBEAT_S, NotThereError
 from sacflow_robot.serve.server_clock import ServerClock
-from sacflow_robot.spec import ArmSpec, FloatArray, Observation, PolicySpec
+from sacflow_robot.spec import FloatArray, Observation, PolicySpec, RobotSpec
 
 __all__ = ["Keys", "PolicyClient", "as_batch"]
 
@@ -51,7 +51,7 @@ class PolicyClient:
     Args:
         address: The server's address, e.g. ``tcp://127.0.0.1:5555``.
         timeout_s: Longest wait for any one answer.
-        expect: The arm that the policy has to fit, or any part of a ``PolicySpec`` as plain data; the server refuses a
+        expect: The robot that the policy has to fit, or any part of a ``PolicySpec`` as plain data; the server refuses a
             client that expects something else.
         deadline_s: What is later than this is of no use: the server answers ``late`` instead. None for no deadline.
         swap: When a new policy file on the server takes effect here: ``"now"``, or at the next ``"episode"``.
@@ -73,7 +73,7 @@ class PolicyClient:
         address: str,
         timeout_s: float = 2.0,
         *,
-        expect: ArmSpec | Mapping[str, Any] | None = None,
+        expect: RobotSpec | Mapping[str, Any] | None = None,
         deadline_s: float | None = None,
         swap: str = "now",
         name: str = "python",
@@ -84,7 +84,7 @@ class PolicyClient:
             raise UsageError(f"timeout_s is {timeout_s}; it must be above 0 and at most {_LONGEST_S:g}")
         _check_deadline(deadline_s)
         self.address, self._timeout_s, self._deadline_s = address, timeout_s, deadline_s
-        plain = {"arm": json.loads(expect.to_json())} if isinstance(expect, ArmSpec) else expect
+        plain = {"arm": json.loads(expect.to_json())} if isinstance(expect, RobotSpec) else expect
         self._introduction = {"op": "hello", "expect": plain, "swap": swap, "client": name}
         self._keys, self._awake_s = keys, awake_s
         self.interrupted: Callable[[], bool] | None = None
@@ -127,10 +127,10 @@ class PolicyClient:
         (B, H, A) are actions already decided, where ``prefix_mask`` (B, H) is 1; see ``takes_prefix``.
 
         Raises:
-            LateError: The answer would have come after the deadline.
+            DeadlineExceeded: The answer would have come after the deadline.
             InvalidValueError, WireError: The request cannot be sent: half a prefix, a dtype or size that does not travel.
             RefusedError: The server refused the request; the message says why.
-            ServerGoneError: The connection is lost, or there was no answer in time. The next call connects anew.
+            ConnectionLost: The connection is lost, or there was no answer in time. The next call connects anew.
             ServerRestartedError: The server is a new process. The next call starts a session with it.
             SpecMismatchError: It was restarted with another policy, which is not what was expected.
         """
@@ -149,7 +149,7 @@ class PolicyClient:
         """Send a request and return its number, waiting for nothing; see :meth:`infer` and :meth:`collect`.
 
         Raises:
-            ServerGoneError: There is no connection at this moment; nothing was sent. Ask again.
+            ConnectionLost: There is no connection at this moment; nothing was sent. Ask again.
             SpecMismatchError: As :meth:`infer`.
         """
         _check_deadline(deadline_s)
@@ -284,11 +284,11 @@ class PolicyClient:
         if self._closed:
             raise UsageError(f"this client of {self.address} is closed; make a new one")
 
-    def _lost(self) -> ServerGoneError:
-        return ServerGoneError(f"the connection to {self.address} is lost, and is being made again")
+    def _lost(self) -> ConnectionLost:
+        return ConnectionLost(f"the connection to {self.address} is lost, and is being made again")
 
-    def _no_answer(self) -> ServerGoneError:
-        return ServerGoneError(
+    def _no_answer(self) -> ConnectionLost:
+        return ConnectionLost(
             f"no answer from {self.address} within {self._timeout_s:g} s; is a server running there? "
             "Start one with 'sacflow-robot serve --policy FILE'"
         )
@@ -338,7 +338,7 @@ class PolicyClient:
             self._connection.send(frames)
         except NotThereError:
             self._linked = False
-            raise ServerGoneError(f"{self.address} is gone; nothing was sent") from None
+            raise ConnectionLost(f"{self.address} is gone; nothing was sent") from None
         return number
 
     def _await(self, number: int, wait_s: float | None, interrupted: Callable[[], bool] | None = None) -> wire.Message:
@@ -355,7 +355,7 @@ class PolicyClient:
                 if identifier is None or identifier == number:
                     break
             elif self._look():
-                raise ServerGoneError(f"the connection to {self.address} is lost; what was asked is lost too")
+                raise ConnectionLost(f"the connection to {self.address} is lost; what was asked is lost too")
             if time.monotonic() < give_up + (0.0 if frames is None else _BEHIND_S):
                 continue
             if wait_s is not None:
@@ -382,7 +382,7 @@ class PolicyClient:
         kind, message = (error.get("kind"), error.get("message")) if isinstance(error, dict) else (None, None)
         reason = message or "it gave no reason"
         if kind == "late":
-            return LateError(f"{self.address}: {reason}")
+            return DeadlineExceeded(f"{self.address}: {reason}")
         if kind == "mismatch":
             return SpecMismatchError(f"{self.address}: {reason}")
         if kind == "session":

@@ -24,7 +24,7 @@ from sacflow_robot.serve.link import Link, Place
 
 _BELLS = 4096
 _BRIEFLY_S = 0.001  # the keeper may be looking
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.2  # a person who enables an arm after a restart finds it connected
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.2  # a person who enables a robot after a restart finds it connected
 
 
 class _Keeper:

@@ -120,7 +120,7 @@ class Operations:
             for s in active[:_MOST_LISTED]
         ]
         spec, policy = self._server.policy.spec, self._server.policy
-        about = {"policy_version": policy.version, "velocity": spec.velocity, "task": spec.arm.task}
+        about = {"policy_version": policy.version, "velocity": spec.velocity, "task": spec.robot.task}
         return {**about, "engine": str(policy.engine), "clients": clients, **self._server.meters.snapshot()}
 
     def _bye(self, header: dict[str, Any], peer: bytes) -> dict[str, Any]:

@@ -76,13 +76,13 @@ class Reloader:
         the rows of late.
 
         Raises:
-            PolicyFileError: The candidate is for another arm, cannot be evaluated, or differs too much.
+            PolicyFileError: The candidate is for another robot, cannot be evaluated, or differs too much.
         """
-        different = running.spec.arm.differences(candidate.spec.arm)
+        different = running.spec.robot.differences(candidate.spec.robot)
         if candidate.spec.chunk_length != running.spec.chunk_length:
             different.append(f"chunk_length: {running.spec.chunk_length}, {candidate.spec.chunk_length}")
         if different:
-            raise PolicyFileError(f"{self._path} is for another arm (served, new): {'; '.join(different)}")
+            raise PolicyFileError(f"{self._path} is for another robot (served, new): {'; '.join(different)}")
         recent = [(inputs, actions) for inputs, actions in self._server.recent.copy() if np.isfinite(actions).all()]
         differences = []
         for inputs, actions in recent:

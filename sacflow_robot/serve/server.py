@@ -247,7 +247,7 @@ class PolicyServer:
                 rows = known[1].rows
                 return Request(peer, header["id"], session, policy, packed, rows, None, None, deadline_ns, received_ns)
         _, arrays = wire.decode_arrays(header, frames[1:])
-        first = arrays.get(policy.spec.arm.observations[0].key)
+        first = arrays.get(policy.spec.robot.observations[0].key)
         rows = max(1, len(first) if first is not None and first.ndim else 0)
         if rows > self._max_batch:
             raise Refusal("limit", f"{rows} rows, at most {self._max_batch} are answered at once")

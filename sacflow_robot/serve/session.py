@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 from sacflow_robot.errors import InvalidValueError, WireError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.shortcut import Shortcut
-from sacflow_robot.spec import ArmSpec, PolicySpec
+from sacflow_robot.spec import PolicySpec, RobotSpec
 
 _MOST_SESSIONS = 4096
 _MOST_OF_A_CONNECTION = 64
@@ -22,7 +23,7 @@ ACTIVE_NS = 5_000_000_000
 _LOG = logging.getLogger(__name__)
 
 
-class Refusal(Exception):  # noqa: N818
+class Refusal(Exception):
     """A request that is not met: ``kind``, one of the protocol's, and why in one line.
 
     Args:
@@ -86,7 +87,7 @@ class Sessions:
             different = differing_fields(policy.spec, policy.fingerprint, expect)
             if different:
                 names = ", ".join(different)
-                served = f"the policy served, for {policy.spec.arm.robot} {policy.spec.arm.task},"
+                served = f"the policy served, for {policy.spec.robot.robot} {policy.spec.robot.task},"
                 raise Refusal("mismatch", f"{served} differs from what is expected in: {names}", differs=names)
         token = header.get("session")
         known = self._sessions.get(token) if isinstance(token, str) else None
@@ -203,23 +204,23 @@ def differing_fields(spec: PolicySpec, fingerprint: str, expect: object) -> list
     """
     if not isinstance(expect, dict):
         raise Refusal("invalid", "expect is not a map")
-    served = {**asdict(spec), "fingerprint": fingerprint}
+    served = {**json.loads(spec.to_json()), "fingerprint": fingerprint}
     different = []
     for name, value in expect.items():
         if name not in served:
             raise Refusal("invalid", f"expect has a field that is none of {', '.join(served)}")
         if name == "arm":
-            different += [f"arm.{field}" for field in _differing_arm(spec.arm, value)]
+            different += [f"arm.{field}" for field in _differing_robot(spec.robot, value)]
         elif _plain(served[name]) != _plain(value):
             different.append(name)
     return different
 
 
-def _differing_arm(arm: ArmSpec, expect: object) -> list[str]:
-    names = [field.name for field in fields(arm)]
+def _differing_robot(robot: RobotSpec, expect: object) -> list[str]:
+    names = [field.name for field in fields(robot)]
     if not isinstance(expect, dict) or not set(expect) <= set(names):
         raise Refusal("invalid", f"expect.arm is not a map of some of {', '.join(names)}")
-    served = asdict(arm)
+    served = asdict(robot)
     for arrays in (served["observations"], expect.get("observations", ())):
         for array in arrays if isinstance(arrays, (list, tuple)) else ():
             if isinstance(array, dict):

@@ -1,7 +1,7 @@
 """Gate initialisation, heads, width and number of steps: gradient norms, success, and what an action costs.
 
 Success is that of offline-to-online runs on the task of two ways (study/trial.py), small enough to train dozens of them;
-it says whether an architecture learns, and nothing about an arm. Costs are measured at the sizes of a real arm's policy.
+it says whether an architecture learns, and nothing about a robot. Costs are measured at the sizes of a real robot's policy.
 Heads need no run: with one action token and one state token each softmax is over a single key, so attention with any
 number of heads is the same linear map. That is checked against ``torch.nn.MultiheadAttention``.
 """
@@ -27,7 +27,7 @@ from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import FlowConfig, VelocityName
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.velocity import FlowG, FlowL
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 from sacflow_robot.study.architecture_figure import BIAS, RATE, VELOCITIES, WIDTH, K, by, draw, factors
 from sacflow_robot.study.gradients import gradient_norms
 from sacflow_robot.study.report import Report, geometric_mean, listed
@@ -52,7 +52,7 @@ class Setup:
     Attributes:
         seeds: Seeds of each case.
         budget: What each run may cost.
-        arm: Arm at whose sizes an action's cost is measured.
+        robot: Robot at whose sizes an action's cost is measured.
         chunk_length: H at which it is.
         widths: Widths, at K = 4.
         euler_steps: Numbers of steps K, at a width of 128.
@@ -60,7 +60,7 @@ class Setup:
 
     seeds: Sequence[int]
     budget: Budget
-    arm: ArmSpec
+    robot: RobotSpec
     chunk_length: int = 5
     widths: Sequence[int] = WIDTHS
     euler_steps: Sequence[int] = STEPS
@@ -109,7 +109,7 @@ def study_architecture(setup: Setup, workers: int, advance: Callable[[], None]) 
     for case in cases:
         plain = replace(case, gate=None)  # costs what it costs whatever its gate starts at
         if plain not in costs:
-            costs[plain] = action_cost(plain.velocity, plain.flow, setup.arm, setup.chunk_length)
+            costs[plain] = action_cost(plain.velocity, plain.flow, setup.robot, setup.chunk_length)
         advance()
     rows = []
     for (case, seed), figures in zip([(c, s) for c in cases for s in setup.seeds], trained, strict=True):
@@ -183,23 +183,25 @@ def heads_difference(heads: int, width: int = 128, batch: int = 64) -> float:
         return float((attention(query, token, token, need_weights=False)[0] - linear).abs().max())
 
 
-def action_cost(velocity: str, flow: FlowConfig, arm: ArmSpec, chunk_length: int) -> tuple[float, float]:
+def action_cost(velocity: str, flow: FlowConfig, robot: RobotSpec, chunk_length: int) -> tuple[float, float]:
     """Microseconds for one chunk on one thread: torch, and the exported graph under ONNX Runtime."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        policy = FlowPolicy(velocity, arm.observation_dim, chunk_length * arm.action_dim, flow, arm.quaternions).eval()
-        observation, noise = torch.zeros(1, arm.observation_dim), torch.randn(1, policy.action_dim)
+        policy = FlowPolicy(
+            velocity, robot.observation_dim, chunk_length * robot.action_dim, flow, robot.quaternions
+        ).eval()
+        observation, noise = torch.zeros(1, robot.observation_dim), torch.randn(1, policy.action_dim)
         with torch.no_grad():
             by_torch = _microseconds(lambda: policy(observation, noise))
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "policy.onnx"
-            export_policy(policy, make_spec(policy, arm, velocity, {}), path)
+            export_policy(policy, make_spec(policy, robot, velocity, {}), path)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 4
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        feed = {a.key: np.zeros((1, *a.shape), np.float32) for a in arm.observations}
-        feed[policyfile.NOISE] = noise.numpy().reshape(1, chunk_length, arm.action_dim)
+        feed = {a.key: np.zeros((1, *a.shape), np.float32) for a in robot.observations}
+        feed[policyfile.NOISE] = noise.numpy().reshape(1, chunk_length, robot.action_dim)
         by_onnx = _microseconds(lambda: session.run(None, feed))
     finally:
         torch.set_num_threads(threads)
@@ -239,6 +241,6 @@ def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
     heads = max(row["heads_difference"] for row in rows if not np.isnan(row["heads_difference"]))
     return (
         f"Offline to online on the task of two ways, {len(setup.seeds)} seeds a case: {'; '.join(parts)}. At width {WIDTH} and "
-        f"K = {K}, a chunk for {setup.arm.task} costs, in torch / ONNX Runtime, {costs}. The number of heads is no "
+        f"K = {K}, a chunk for {setup.robot.task} costs, in torch / ONNX Runtime, {costs}. The number of heads is no "
         f"choice: with one key attention is a linear map, within {heads:.1g} for any number."
     )

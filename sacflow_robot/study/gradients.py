@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor, nn
 
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.interfaces import VectorArms
+from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.learn.algorithms.registry import make_agent
 from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import TrainConfig
@@ -57,7 +57,7 @@ class Setup:
         updates: Updates of SAC from scratch, one for each environment step, after which it is measured again.
         seeds: Seeds of each case.
         env: Gymnasium id that ``make_arms`` makes.
-        make_arms: Makes that many arms.
+        make_arms: Makes that many robots.
         full: Take the published network sizes and batch.
         device: Where to compute.
     """
@@ -67,7 +67,7 @@ class Setup:
     updates: int
     seeds: Sequence[int]
     env: str
-    make_arms: Callable[[int], VectorArms]
+    make_vector_env: Callable[[int], VectorEnv]
     full: bool = False
     device: str = "cpu"
 
@@ -159,11 +159,11 @@ def _config(cell: _Cell) -> TrainConfig:
 
 def _measure(cell: _Cell) -> list[dict[str, Any]]:
     config = _config(cell)
-    arms = cell.setup.make_arms(1)
-    trainer, finished = train(config, arms)
+    envs = cell.setup.make_vector_env(1)
+    trainer, finished = train(config, envs)
     observations = torch.from_numpy(trainer.buffer.observations())
     device = trainer.agent.device
-    fresh = make_agent(arms.spec, config, device)
+    fresh = make_agent(envs.spec, config, device)
     fresh.fit_normaliser(observations[:_RANDOM_STEPS].numpy())
     agents = [(0, fresh), (cell.setup.updates, trainer.agent)] if finished else [(0, fresh)]
     rows: list[dict[str, Any]] = []

@@ -17,66 +17,66 @@ from rich.console import Console
 
 from sacflow_robot.episode import Episode, StepResult
 from sacflow_robot.errors import SacflowError
-from sacflow_robot.interfaces import VectorArms
+from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.learn.algorithms.agent import Agent
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.learn.trainer import Trainer
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray
+from sacflow_robot.spec import Engine, FloatArray, RobotSpec
 
 _Cell = TypeVar("_Cell")
 _Result = TypeVar("_Result")
 
 
-class SimulatedArm(Protocol):
-    """One simulated arm, as ``GymnasiumEnv`` is one."""
+class SimulatedRobot(Protocol):
+    """One simulated robot, as ``GymnasiumEnv`` is one."""
 
-    arm: ArmSpec
+    robot: RobotSpec
 
     def begin(self, seed: int) -> StepResult: ...
 
     def command(self, action: FloatArray) -> StepResult: ...
 
 
-class LocalArms:
-    """``VectorArms`` over arms so cheap to step that a process or a thread for each would only slow them.
+class LocalVectorEnv:
+    """``VectorEnv`` over robots so cheap to step that a process or a thread for each would only slow them.
 
     Args:
-        arms: The arms, all of one kind.
+        robots: The robots, all of one kind.
     """
 
     engine: Engine = "stock"
 
-    def __init__(self, arms: Sequence[SimulatedArm]) -> None:
-        self._arms, self._chunks = list(arms), dict[int, FloatArray]()
+    def __init__(self, envs: Sequence[SimulatedRobot]) -> None:
+        self._envs, self._chunks = list(envs), dict[int, FloatArray]()
 
     @property
-    def spec(self) -> ArmSpec:
-        return self._arms[0].arm
+    def spec(self) -> RobotSpec:
+        return self._envs[0].robot
 
     def __len__(self) -> int:
-        return len(self._arms)
+        return len(self._envs)
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start episodes: arm index to seed."""
-        return {i: self._arms[i].begin(seed) for i, seed in starts.items()}
+        """Start episodes: robot index to seed."""
+        return {i: self._envs[i].begin(seed) for i, seed in starts.items()}
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
         """Note the chunks (H, A) that :meth:`receive` executes, each stopping early where its episode ends."""
         self._chunks = dict(chunks)
 
     def receive(self) -> dict[int, list[StepResult]]:
-        """Per arm one result for each action executed."""
-        return {i: list(self._execute(self._arms[i], chunk)) for i, chunk in self._chunks.items()}
+        """Per robot one result for each action executed."""
+        return {i: list(self._execute(self._envs[i], chunk)) for i, chunk in self._chunks.items()}
 
     def close(self) -> None:
         """Nothing to give back."""
 
     @staticmethod
-    def _execute(arm: SimulatedArm, chunk: FloatArray) -> Iterator[StepResult]:
+    def _execute(robot: SimulatedRobot, chunk: FloatArray) -> Iterator[StepResult]:
         for action in chunk:
-            result = arm.command(action)
+            result = robot.command(action)
             yield result
             if result.ended:
                 return
@@ -84,7 +84,7 @@ class LocalArms:
 
 def train(
     config: TrainConfig,
-    arms: VectorArms,
+    envs: VectorEnv,
     demos: Sequence[Episode] = (),
     cloned: Mapping[str, Any] | None = None,
     prepare: Callable[[Agent], None] | None = None,
@@ -95,14 +95,14 @@ def train(
 
     Args:
         config: The run's configuration, which evaluates nothing on the way.
-        arms: Arms that training moves.
+        robots: Robots that training moves.
         demos: What to clone; none from scratch.
         cloned: State of an agent that the offline phase has ended with already, so that several runs go on from one.
         prepare: Called with the agent before its first update.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder.create(Path(name) / "run", config)
-        trainer = Trainer(config, folder, arms, arms, TrainingProgress(Console(quiet=True)))
+        trainer = Trainer(config, folder, envs, envs, TrainingProgress(Console(quiet=True)))
         trainer.load(demos)
         if prepare is not None:
             prepare(trainer.agent)

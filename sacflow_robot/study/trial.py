@@ -14,7 +14,7 @@ from sacflow_robot.learn.algorithms.agent import Agent
 from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig
 from sacflow_robot.study import two_ways
-from sacflow_robot.study.runs import LocalArms, train
+from sacflow_robot.study.runs import LocalVectorEnv, train
 
 DEMO_SEED, EVAL_SEED = 1_000_000, 10_000
 _ARMS, _NEIGHBOURS = 8, 10
@@ -91,7 +91,7 @@ def trial_config(budget: Budget, seed: int, flow: FlowConfig | None = None, **le
         offline_steps=budget.offline_steps,
         online_steps=budget.online_steps,
         eval_episodes=0,
-        arms=_ARMS,
+        envs=_ARMS,
         flow=flow or sizes,
         learner=replace(chosen, **learner),
     )
@@ -112,11 +112,11 @@ def run_trial(
         prepare: Called with the agent before its first update.
     """
     demos = two_ways.demonstrate(range(DEMO_SEED, DEMO_SEED + budget.demos))
-    arms = LocalArms([two_ways.TwoWays() for _ in range(_ARMS)])
-    trainer, finished = train(config, arms, demos, cloned, prepare)
-    shape = config.chunk_length, arms.spec.action_dim
+    envs = LocalVectorEnv([two_ways.TwoWays() for _ in range(_ARMS)])
+    trainer, finished = train(config, envs, demos, cloned, prepare)
+    shape = config.chunk_length, envs.spec.action_dim
     seeds = range(EVAL_SEED, EVAL_SEED + budget.episodes)
-    episodes = sorted(rollout(arms, shape, trainer.act, seeds), key=lambda e: int(e.info["seed"]))
+    episodes = sorted(rollout(envs, shape, trainer.act, seeds), key=lambda e: int(e.info["seed"]))
     paths = [episode.observations["position"] for episode in episodes]
     solved = [episode.success for episode in episodes]
     figures = {

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, Source, StepResult
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
+from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
 STEP = 0.1  # metres that an action of 1 moves the point
 OBSTACLE, GOAL = 0.4, 0.15  # radii (m)
@@ -27,13 +27,13 @@ _SPEED, _SHAKE = 0.55, 0.25  # of the demonstrations, in units of the action
 
 
 class TwoWays:
-    """The task as a simulated arm: position (2,) in metres in, velocity command (2,) in [-1, 1] out.
+    """The task as a simulated robot: position (2,) in metres in, velocity command (2,) in [-1, 1] out.
 
     Reward 1 at the goal, which ends the episode; hitting the disc ends it too, without.
     """
 
     def __init__(self) -> None:
-        self.arm = ArmSpec(
+        self.robot = RobotSpec(
             robot="point",
             task="two-ways",
             controller="velocity",
@@ -74,7 +74,7 @@ def demonstrate(seeds: Iterable[int]) -> list[Episode]:
         side = rng.choice([-1.0, 1.0])
         via = np.array([side * rng.normal(_DETOUR, 0.12), rng.normal(0.0, 0.1)])
         result, passed = env.begin(seed), False
-        builder = EpisodeBuilder(result, period_ns=env.arm.period_ns)
+        builder = EpisodeBuilder(result, period_ns=env.robot.period_ns)
         while not result.ended:
             at = result.observation["position"]
             passed = passed or bool(np.linalg.norm(via - at) < 0.15)
@@ -83,7 +83,7 @@ def demonstrate(seeds: Iterable[int]) -> list[Episode]:
             action = np.clip(aim + _SHAKE * rng.standard_normal(2), -1, 1).astype(np.float32)
             result = env.command(action)
             builder.add(result, action, source=Source.EXPERT)
-        episodes.append(builder.build(task=env.arm.task, seed=seed, clock=NOMINAL_CLOCK))
+        episodes.append(builder.build(task=env.robot.task, seed=seed, clock=NOMINAL_CLOCK))
     return episodes
 
 

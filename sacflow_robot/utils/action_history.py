@@ -11,34 +11,34 @@ from dataclasses import replace
 import numpy as np
 
 from sacflow_robot.episode import Episode
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
+from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
 KEY = "action_history"
 
 
-def arm_with_history(arm: ArmSpec, length: int) -> ArmSpec:
+def robot_with_history(robot: RobotSpec, length: int) -> RobotSpec:
     """The robot if it observes its last actions (length, A) too, newest last; of the length given, whatever it had."""
-    arm = without_history(arm)
+    robot = without_history(robot)
     if not length:
-        return arm
-    return replace(arm, observations=(*arm.observations, ArraySpec(KEY, (length, arm.action_dim), "action")))
+        return robot
+    return replace(robot, observations=(*robot.observations, ArraySpec(KEY, (length, robot.action_dim), "action")))
 
 
-def without_history(arm: ArmSpec) -> ArmSpec:
+def without_history(robot: RobotSpec) -> RobotSpec:
     """The robot without its last actions among its observations."""
-    if not history_of(arm):
-        return arm
-    return replace(arm, observations=tuple(a for a in arm.observations if a.key != KEY))
+    if not history_of(robot):
+        return robot
+    return replace(robot, observations=tuple(a for a in robot.observations if a.key != KEY))
 
 
-def history_of(arm: ArmSpec) -> int:
+def history_of(robot: RobotSpec) -> int:
     """How many of its last actions a robot observes; 0 for none."""
-    return next((a.shape[0] for a in arm.observations if a.key == KEY and a.shape), 0)
+    return next((a.shape[0] for a in robot.observations if a.key == KEY and a.shape), 0)
 
 
-def start_history(arm: ArmSpec, length: int) -> FloatArray:
+def start_history(robot: RobotSpec, length: int) -> FloatArray:
     """The history (length, A) at an episode's start: zeros."""
-    return np.zeros((length, arm.action_dim), np.float32)
+    return np.zeros((length, robot.action_dim), np.float32)
 
 
 def push(history: FloatArray, action: FloatArray) -> FloatArray:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import rerun.blueprint as rrb
 
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 
-def make_blueprint(arm: ArmSpec, contents: set[str]) -> rrb.Blueprint:
+def make_blueprint(robot: RobotSpec, contents: set[str]) -> rrb.Blueprint:
     """Pictures and space on the left, curves in the middle, the episode's own text on the right.
 
     Args:
-        arm: The arm.
+        robot: The robot.
         contents: Top-level entities that there are.
     """
     legend = rrb.PlotLegend(visible=False)
@@ -22,7 +22,7 @@ def make_blueprint(arm: ArmSpec, contents: set[str]) -> rrb.Blueprint:
         left.append(rrb.Spatial3DView(origin="/world", name="Gripper and objects"))
     actions = [
         rrb.TimeSeriesView(origin=f"/action/{name}", name=f"{name} (1 is {unit})")
-        for name, unit in zip(arm.action_names, arm.action_units, strict=True)
+        for name, unit in zip(robot.action_names, robot.action_units, strict=True)
     ]
     curves: list[rrb.View | rrb.Container] = [
         rrb.Grid(*actions, grid_columns=2, name="Proposed, human, commanded, measured")

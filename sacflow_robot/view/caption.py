@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from sacflow_robot.episode import Episode, Source
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 CAPTION_HEIGHT = 40
 """What it adds to a picture's height, in pixels."""
@@ -28,13 +28,13 @@ class Caption:
     """Draws the strip of one episode.
 
     Args:
-        arm: The arm.
+        robot: The robot.
         episode: The episode.
         title: Shown first, e.g. ``"lift, episode 3"``.
     """
 
-    def __init__(self, arm: ArmSpec, episode: Episode, title: str) -> None:
-        self._arm, self._episode, self._title = arm, episode, title
+    def __init__(self, robot: RobotSpec, episode: Episode, title: str) -> None:
+        self._robot, self._episode, self._title = robot, episode, title
         self._font = ImageFont.load_default(_TEXT)
 
     def draw(self, image: npt.NDArray[np.uint8], step: int) -> npt.NDArray[np.uint8]:
@@ -44,7 +44,7 @@ class Caption:
         picture.paste(Image.fromarray(image))
         draw = ImageDraw.Draw(picture, "RGBA")
         middle = height + CAPTION_HEIGHT // 2
-        seconds = step / self._arm.control_rate_hz  # as the video runs, also where an arm in lockstep ran faster
+        seconds = step / self._robot.control_rate_hz  # as the video runs, also where a robot in lockstep ran faster
         draw.text((_MARGIN, middle), self._title, _INK, self._font, "lm")
         # Right-aligned numbers stand still while they count.
         draw.text((width * 0.42, middle), f"step {step} of {len(self._episode)}", _INK, self._font, "rm")
@@ -61,10 +61,10 @@ class Caption:
         """One bar per action dimension, up or down from the middle line within its bounds; a dot says who chose it."""
         source = Source(int(self._episode.source[step]))
         color = SOURCE_COLORS[source]
-        left = width - _MARGIN - _PITCH * self._arm.action_dim
+        left = width - _MARGIN - _PITCH * self._robot.action_dim
         draw.line((left - 2, middle, width - _MARGIN, middle), (*_FAINT, 120))
         for i, value in enumerate(self._episode.commanded[step]):
-            bound = self._arm.action_high[i] if value > 0 else -self._arm.action_low[i]
+            bound = self._robot.action_high[i] if value > 0 else -self._robot.action_low[i]
             length = round(_HALF * float(np.clip(abs(value) / bound, 0, 1))) if bound > 0 else 0
             top, foot = (middle - length, middle) if value > 0 else (middle, middle + length)
             draw.rectangle((left + i * _PITCH, top, left + i * _PITCH + _BAR, foot), fill=color)

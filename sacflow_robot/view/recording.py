@@ -26,7 +26,7 @@ from PIL import Image
 
 from sacflow_robot.episode import Episode, Source, StepFlag
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
 from sacflow_robot.view.blueprint import make_blueprint
 
@@ -63,12 +63,14 @@ class SceneColumns:
     camera: str = "agentview"
 
 
-def write_recording(path: Path, arm: ArmSpec, episode: Episode, title: str, scene: SceneColumns | None = None) -> None:
+def write_recording(
+    path: Path, robot: RobotSpec, episode: Episode, title: str, scene: SceneColumns | None = None
+) -> None:
     """Write an episode as ``.rrd``, under its final name only once it is whole.
 
     Args:
         path: File that ends in ``.rrd``.
-        arm: The arm.
+        robot: The robot.
         episode: The episode; every column of it is exported.
         title: Name of the recording in the viewer.
         scene: What a simulator adds.
@@ -82,8 +84,8 @@ def write_recording(path: Path, arm: ArmSpec, episode: Episode, title: str, scen
             stream = rr.RecordingStream("sacflow-robot")
             # Rerun's own writer leaves a full disk unmentioned; what passes through memory is written by us, or not at all.
             memory = stream.memory_recording()
-            exporter = _Exporter(stream, arm, episode, scene or SceneColumns())
-            stream.send_blueprint(make_blueprint(arm, exporter.contents()))
+            exporter = _Exporter(stream, robot, episode, scene or SceneColumns())
+            stream.send_blueprint(make_blueprint(robot, exporter.contents()))
             stream.send_recording_name(title)
             exporter.send(title)
             stream.flush()
@@ -95,8 +97,8 @@ def write_recording(path: Path, arm: ArmSpec, episode: Episode, title: str, scen
 class _Exporter:
     """Sends the columns of one episode."""
 
-    def __init__(self, stream: rr.RecordingStream, arm: ArmSpec, episode: Episode, scene: SceneColumns) -> None:
-        self._stream, self._arm, self._episode, self._scene = stream, arm, episode, scene
+    def __init__(self, stream: rr.RecordingStream, robot: RobotSpec, episode: Episode, scene: SceneColumns) -> None:
+        self._stream, self._robot, self._episode, self._scene = stream, robot, episode, scene
         seconds = (episode.time_ns - episode.time_ns[0]) / 1e9
         self._times = [
             rr.TimeColumn("step", sequence=np.arange(len(episode) + 1)),
@@ -132,7 +134,7 @@ class _Exporter:
         self._send_pictures(f"camera/{self._scene.camera}", self._scene.pictures)
 
     def _send_text(self, title: str) -> None:
-        rows = {"robot": self._arm.robot, "controller": self._arm.controller, "steps": len(self._episode)}
+        rows = {"robot": self._robot.robot, "controller": self._robot.controller, "steps": len(self._episode)}
         rows |= {"duration": f"{self._seconds[-1]:.2f} s", **self._episode.info}
         table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
         text = f"# {title}\n\n| | |\n|---|---|\n{table}\n"
@@ -143,11 +145,11 @@ class _Exporter:
             actions = getattr(self._episode, part)
             if actions is None or np.isnan(actions).all():
                 continue
-            for i, name in enumerate(self._arm.action_names):
+            for i, name in enumerate(self._robot.action_names):
                 self._scalars(f"action/{name}/{part}", actions[:, i], part, color)
 
     def _send_observations(self) -> None:
-        for spec in self._arm.observations:
+        for spec in self._robot.observations:
             values = self._episode.observations[spec.key]
             if _is_picture(spec):
                 continue
@@ -222,7 +224,7 @@ class _Exporter:
             self._stream.log(entity, rr.EncodedImage(contents=_jpeg(image), media_type="image/jpeg"))
 
     def _cameras(self) -> dict[str, npt.NDArray[Any]]:
-        return {a.key: self._episode.observations[a.key] for a in self._arm.observations if _is_picture(a)}
+        return {a.key: self._episode.observations[a.key] for a in self._robot.observations if _is_picture(a)}
 
     def _set_time(self, step: int) -> None:
         self._stream.set_time("step", sequence=step)

@@ -1,4 +1,4 @@
-"""Two clocks compared by what a run tells in both directions, on arms whose clock is known to the test alone."""
+"""Two clocks compared by what a run tells in both directions, on robots whose clock is known to the test alone."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sacflow_robot.calibrate.profile import load_profile
 from sacflow_robot.calibrate.recording import Excitation, Recording, record
 from sacflow_robot.cli import main
 from sacflow_robot.envs.randomization import FRANKA
-from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.errors import DataError
 from sacflow_robot.robot.drivers.clock_offset import by_loop_clock
 from sacflow_robot.robot.drivers.registry import make_robot
-from sacflow_robot.robot.drivers.rtsim import VirtualArm
-from sacflow_robot.robot.drivers.rtsim_options import LinkOptions
+from sacflow_robot.robot.drivers.rtsim import VirtualRobot
+from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 
@@ -32,12 +32,12 @@ OBSERVATION_MS, COMMAND_MS = 12.0, 20.0
 
 
 def recorded(offset_ms: float, drift_ppm: float = 0.0) -> Recording:
-    model: ArmModel = FRANKA.having({"sensors.robot0_joint_pos.noise_rad": 1e-4})
-    link = LinkOptions(
+    model: RobotParameters = FRANKA.having({"sensors.robot0_joint_pos.noise_rad": 1e-4})
+    link = RtsimOptions(
         OBSERVATION_MS, COMMAND_MS, tick_ms=2.0, joints=1, model=model, clock_offset_ms=offset_ms,
         clock_drift_ppm=drift_ppm,
     )  # fmt: skip
-    robot = VirtualArm("lift", link)
+    robot = VirtualRobot("lift", link)
     robot.connect()
     made = record(robot, SafetyFilter(robot.spec, LIMITS), Excitation(robot.spec, 20.0, 5), 5)
     robot.close()

@@ -52,7 +52,7 @@ def test_poor_pictures_are_refused_with_a_reason() -> None:
     images, grips = pictures(8)
     with pytest.raises(DataError, match="3 of 8 pictures show the board well"):
         measure_handeye([*images[:3], *[np.full_like(images[0], 255)] * 5], grips, CAMERA, np.zeros(5), Board())
-    with pytest.raises(DataError, match="px from where the arm's poses put them"):
+    with pytest.raises(DataError, match="px from where the robot's poses put them"):
         measure_handeye(images, grips[::-1], CAMERA, np.zeros(5), Board())
     alike, still = pictures(8, turn=0.05)
     with pytest.raises(DataError, match="turns by"):

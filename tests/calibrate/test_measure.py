@@ -20,16 +20,16 @@ from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, of_
 from sacflow_robot.cli import main
 from sacflow_robot.data.log.reader import write_log
 from sacflow_robot.envs.randomization import FRANKA
-from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.episode import EpisodeBuilder, Step, StepResult
 from sacflow_robot.errors import DataError, RobotError, UsageError
 from sacflow_robot.robot.drivers.registry import make_robot
-from sacflow_robot.robot.drivers.rtsim import VirtualArm
-from sacflow_robot.robot.drivers.rtsim_options import LinkOptions
+from sacflow_robot.robot.drivers.rtsim import VirtualRobot
+from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
 from sacflow_robot.robot.drivers.sim import SimRobot
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import Box, SafetyLimits
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 LIMITS = SafetyLimits(max_observation_age_s=0.5, max_action_age_s=0.5, patience_s=0.2, max_command_delay_s=0.4)
 SHIPPED = Path(__file__).parents[2] / "calibration" / "sim_panda.yaml"
@@ -46,8 +46,8 @@ COMMAND_MS, OBSERVATION_MS = 63.0, 41.0
 
 @pytest.fixture(scope="module")
 def recording() -> Recording:
-    link = LinkOptions(OBSERVATION_MS, COMMAND_MS, tick_ms=2.0, joints=1, model=TRUTH)
-    robot = VirtualArm("lift", link)
+    link = RtsimOptions(OBSERVATION_MS, COMMAND_MS, tick_ms=2.0, joints=1, model=TRUTH)
+    robot = VirtualRobot("lift", link)
     robot.connect()
     shares: list[float] = []
     made = record(robot, SafetyFilter(robot.spec, LIMITS), Excitation(robot.spec, 30.0, 5), 5, shares.append)
@@ -114,7 +114,7 @@ def test_poor_data_are_refused_with_a_reason(recording: Recording) -> None:
 def test_the_predictor_is_the_twin_where_it_knows_its_parameters(recording: Recording, predictors: Predictors) -> None:
     windows = make_windows(recording, bursts(recording), predictors.first, COMMAND_MS / 1e3)
     assert len(windows) >= 8
-    known, nominal = predictors.predict([(TRUTH, COMMAND_MS / 1e3), (ArmModel(), 0.0)], windows)
+    known, nominal = predictors.predict([(TRUTH, COMMAND_MS / 1e3), (RobotParameters(), 0.0)], windows)
 
     def error(made: list) -> list[float]:  # type: ignore[type-arg]
         return [float(np.sqrt(np.mean((p.joints - w.joints) ** 2))) for p, w in zip(made, windows, strict=True)]
@@ -126,7 +126,7 @@ def test_dynamics_bring_the_held_out_error_down_and_say_what_they_do_not_know(
     recording: Recording, predictors: Predictors
 ) -> None:
     windows = make_windows(recording, bursts(recording), predictors.first, COMMAND_MS / 1e3)
-    start = ArmModel().having({DELAY: 60.0, "sensors.robot0_eef_pos.bias_m": [0.006, -0.003, 0.002]})
+    start = RobotParameters().having({DELAY: 60.0, "sensors.robot0_eef_pos.bias_m": [0.006, -0.003, 0.002]})
     fit = identify(predictors, windows, start, (5e-4, 1e-3, 1.5e-4))
     assert fit.held_out_rmse_m * 5 < fit.held_out_before_m
     values = dict(zip(fit.labels, fit.values, strict=True))
@@ -145,7 +145,7 @@ def test_dynamics_bring_the_held_out_error_down_and_say_what_they_do_not_know(
     assert "payload.centre_m" not in fit.measured and "controller.translation_stiffness_per_s2" in fit.measured
     with pytest.raises(DataError, match="3 motions after a rest are too few"):
         identify(predictors, windows[:3], start, (5e-4, 1e-3, 1.5e-4))
-    with pytest.raises(DataError, match="too little to identify an arm"):
+    with pytest.raises(DataError, match="too little to identify a robot"):
         identify(predictors, windows, start, (0.5, 1e-3, 1.5e-4))
 
 
@@ -165,7 +165,7 @@ def test_commands_on_a_recording(
     monkeypatch.chdir(tmp_path)
     recording.save(tmp_path / "run.npz")
     back = Recording.load(tmp_path / "run.npz")
-    assert back.arm == recording.arm and np.array_equal(back.actions, recording.actions)
+    assert back.robot == recording.robot and np.array_equal(back.actions, recording.actions)
     words = ["--profile", str(SHIPPED), "--recording", "run.npz", "--out", "arm.yaml", "--json"]
     assert main(["calibrate", "latency", *words]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -179,7 +179,7 @@ def test_commands_on_a_recording(
     assert main(["gap", "--log", "absent.npz", "--profile", str(SHIPPED)]) == 1
 
 
-def test_an_excitation_run_keeps_to_its_limits(arm: ArmSpec) -> None:
+def test_an_excitation_run_keeps_to_its_limits(spec: RobotSpec) -> None:
     robot = make_robot("rtsim:lift?clock=virtual")
     robot.connect()
     with pytest.raises(UsageError, match="from 7 to 120"):
@@ -191,7 +191,7 @@ def test_an_excitation_run_keeps_to_its_limits(arm: ArmSpec) -> None:
     seen = made.observations["robot0_eef_pos"]
     assert (seen > np.array(box.low) - 0.01).all() and (seen < np.array(box.high) + 0.01).all()
     with pytest.raises(UsageError, match="stands still"):
-        record(SimRobot("lift"), SafetyFilter(arm), Excitation(arm, 8.0, 1), 1)
+        record(SimRobot("lift"), SafetyFilter(spec), Excitation(spec, 8.0, 1), 1)
     robot.close()
     late = make_robot("rtsim:lift?clock=virtual&obs_delay_ms=700")
     late.connect()
@@ -200,7 +200,7 @@ def test_an_excitation_run_keeps_to_its_limits(arm: ArmSpec) -> None:
     late.close()
 
 
-def test_logged_episodes_are_recordings_too(tmp_path: Path, arm: ArmSpec) -> None:
+def test_logged_episodes_are_recordings_too(tmp_path: Path, spec: RobotSpec) -> None:
     robot = make_robot("rtsim:lift?clock=virtual&cmd_delay_ms=20")
     robot.connect()
     start = robot.begin(2)
@@ -209,15 +209,15 @@ def test_logged_episodes_are_recordings_too(tmp_path: Path, arm: ArmSpec) -> Non
     for _ in range(30):
         sent = robot.clock.now_ns()
         robot.command(push, sent + 200_000_000)
-        robot.clock.sleep_until(sent + arm.period_ns)
+        robot.clock.sleep_until(sent + spec.period_ns)
         seen = robot.observe()
         builder.append(Step(seen, push, seen.time_ns or 0, received_ns=robot.clock.now_ns(), sent_ns=sent))
     robot.close()
     episode = builder.build(seed=2)
-    write_log(tmp_path / "log.zarr", arm, [episode])
+    write_log(tmp_path / "log.zarr", spec, [episode])
     (read,) = read_log(tmp_path / "log.zarr")
     assert np.array_equal(read.actions, episode.commanded) and (np.diff(read.time_ns) > 0).all()
     untimed = EpisodeBuilder(StepResult(start.observation), period_ns=50_000_000)
     untimed.add(StepResult(start.observation), push)
     with pytest.raises(DataError, match="does not say when its actions were sent"):
-        of_episode(arm, untimed.build())
+        of_episode(spec, untimed.build())

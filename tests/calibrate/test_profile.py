@@ -9,32 +9,32 @@ import pytest
 from sacflow_robot.calibrate.profile import load_profile
 from sacflow_robot.calibrate.profile_update import with_story, write_profile
 from sacflow_robot.errors import DataError, SpecMismatchError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 SHIPPED = Path(__file__).parents[2] / "calibration" / "sim_panda.yaml"
 
 
-def test_limits_are_in_action_units_and_within_the_arms_own(arm: ArmSpec) -> None:
+def test_limits_are_in_action_units_and_within_the_arms_own(robot: RobotSpec) -> None:
     profile = load_profile(SHIPPED)
-    assert [bound.tolist() for bound in profile.action_limits(arm)] == [[-1] * 7, [1] * 7]
+    assert [bound.tolist() for bound in profile.action_limits(robot)] == [[-1] * 7, [1] * 7]
     gentle = replace(profile, max_translation_per_step_m=0.01, max_rotation_per_step_rad=9.0)
-    low, high = gentle.action_limits(arm)
+    low, high = gentle.action_limits(robot)
     assert high == pytest.approx([0.2] * 3 + [1] * 4) and np.array_equal(low, -high)
-    with pytest.raises(SpecMismatchError, match="for 'Panda', the arm is 'UR5e'"):
-        profile.action_limits(replace(arm, robot="UR5e"))
+    with pytest.raises(SpecMismatchError, match="for 'Panda', the robot is 'UR5e'"):
+        profile.action_limits(replace(robot, robot="UR5e"))
 
 
-def test_what_the_safety_filter_enforces_is_read_in_physical_units(arm: ArmSpec) -> None:
+def test_what_the_safety_filter_enforces_is_read_in_physical_units(robot: RobotSpec) -> None:
     profile = load_profile(SHIPPED.with_name("panda.yaml"))
-    limits = profile.safety_limits(arm)
+    limits = profile.safety_limits(robot)
     assert limits.speed_m_per_s == (0.85,) * 3 and limits.turn_rad_per_s == (1.25,)
-    assert limits.keep_out[0].name == "the arm's own base" and limits.keep_out[0].high == (-0.4, 0.2, 1.35)
+    assert limits.keep_out[0].name == "the robot's own base" and limits.keep_out[0].high == (-0.4, 0.2, 1.35)
     assert limits.cone is not None and limits.cone.angle_rad == 0.8 and len(limits.joint_rad) == 7
-    per_step = replace(profile, max_translation_per_step_m=0.01).safety_limits(arm)
+    per_step = replace(profile, max_translation_per_step_m=0.01).safety_limits(robot)
     assert per_step.speed_m_per_s == pytest.approx((0.2,) * 3), "what a step may be and how fast go together"
-    assert len({limits.sha256, per_step.sha256, profile.safety_limits(arm).sha256}) == 2
-    with pytest.raises(SpecMismatchError, match="the arm is 'UR5e'"):
-        profile.safety_limits(replace(arm, robot="UR5e"))
+    assert len({limits.sha256, per_step.sha256, profile.safety_limits(robot).sha256}) == 2
+    with pytest.raises(SpecMismatchError, match="the robot is 'UR5e'"):
+        profile.safety_limits(replace(robot, robot="UR5e"))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_bad_profiles(tmp_path: Path, old: str, new: str, message: str) -> None:
     path.write_text(SHIPPED.read_text().replace(old, new))
     with pytest.raises(DataError, match=message):
         load_profile(path)
-    with pytest.raises(DataError, match=r"no calibration profile .*; name the arm's own with --profile FILE"):
+    with pytest.raises(DataError, match=r"no calibration profile .*; name the robot's own with --profile FILE"):
         load_profile(tmp_path / "absent.yaml")
 
 

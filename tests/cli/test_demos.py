@@ -20,14 +20,14 @@ from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode
 from sacflow_robot.errors import SpecMismatchError, UnknownNameError, UsageError
 from sacflow_robot.learn.config import TrainConfig
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def log(make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path) -> Path:
-    write_log(tmp_path / "log.zarr", arm, [make_episode(3), make_episode(5, success=False), make_episode(3)])
+def log(make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path) -> Path:
+    write_log(tmp_path / "log.zarr", robot, [make_episode(3), make_episode(5, success=False), make_episode(3)])
     return tmp_path / "log.zarr"
 
 
@@ -119,7 +119,7 @@ def test_bad_use(
 
 def test_what_a_file_says_is_compared_and_converted_on_demand(capsys: Capture, log: Path, tmp_path: Path) -> None:
     """The same options on demos info, demos convert and train."""
-    theirs = replace(EpisodeLog.open(log).arm, robot="Sawyer", control_rate_hz=10.0)
+    theirs = replace(EpisodeLog.open(log).robot, robot="Sawyer", control_rate_hz=10.0)
     slow = [replace(e, time_ns=2 * e.time_ns) for e in EpisodeLog.open(log).episodes()]
     write_log(tmp_path / "slow.zarr", theirs, slow)
     for command in (("info", "slow.zarr"), ("convert", "slow.zarr", "out.zarr")):
@@ -141,9 +141,9 @@ def test_what_a_file_says_is_compared_and_converted_on_demand(capsys: Capture, l
 
 
 def test_training_on_a_subset_of_the_demonstrations(
-    capsys: Capture, make_episode: Callable[..., Episode], arm: ArmSpec, log: Path, tmp_path: Path
+    capsys: Capture, make_episode: Callable[..., Episode], robot: RobotSpec, log: Path, tmp_path: Path
 ) -> None:
-    demos = DemoSet(arm, [make_episode(n) for n in (3, 4, 6)], masks={"train": [0, 2]})
+    demos = DemoSet(robot, [make_episode(n) for n in (3, 4, 6)], masks={"train": [0, 2]})
     write_demos(tmp_path / "masks.hdf5", demos)
     config = TrainConfig(demos=str(tmp_path / "masks.hdf5"), filter_key="train", replay=(str(log),))
     chosen, logged = load_training_episodes(config)
@@ -168,7 +168,7 @@ def test_an_option_that_names_data_is_refused_when_given_twice(capsys: Capture, 
 
 
 def test_rates_are_called_measured_only_where_times_were(
-    capsys: Capture, make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path
+    capsys: Capture, make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path
 ) -> None:
     jitter = np.cumsum(np.r_[0, 51, 52, 50, 53, 51]) * 1_000_000
     for name, episode, said in (
@@ -179,7 +179,7 @@ def test_rates_are_called_measured_only_where_times_were(
         ),
         ("sim.zarr", replace(make_episode(5), info={"clock": NOMINAL_CLOCK}), "not recorded; nominal 20 Hz"),
     ):
-        write_log(tmp_path / name, arm, [episode])
+        write_log(tmp_path / name, robot, [episode])
         for command in (("log", "info"), ("demos", "info", "--plots", "none")):
             assert run(*command[:2], tmp_path / name, *command[2:]) == 0
             captured = capsys.readouterr()

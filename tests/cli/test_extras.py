@@ -121,7 +121,7 @@ NEEDS = {
 
 def test_a_base_only_environment_does_what_it_can_and_names_the_extra_for_the_rest(tmp_path: Path) -> None:
     log = tmp_path / "log.zarr"
-    write_log(log, get_task("lift").arm, [demonstrate("lift", "proficient", 0)])
+    write_log(log, get_task("lift").robot, [demonstrate("lift", "proficient", 0)])
     names = {"LOG": str(log), "OUT": str(tmp_path / "out"), "NEW": str(tmp_path / "new"), "PLOT": str(tmp_path / "p")}
 
     def words(command: str) -> list[str]:

@@ -36,7 +36,7 @@ def run(*words: object) -> int:
     return main([str(word) for word in words])
 
 
-def arm_data(path: Path, version: str = "v2.1", columns: dict[str, Any] | None = None) -> Path:
+def robot_data(path: Path, version: str = "v2.1", columns: dict[str, Any] | None = None) -> Path:
     """A SO-101 that always goes to the same place, in degrees."""
     goal = np.tile(np.float32([40, -80, 60, 0, 0, 50]), (24, 1)) + np.random.default_rng(0).normal(0, 1, (24, 6))
     return Recorded(version, lengths=(12, 12), columns={"action": goal.astype(np.float32), **(columns or {})}).write(
@@ -46,7 +46,7 @@ def arm_data(path: Path, version: str = "v2.1", columns: dict[str, Any] | None =
 
 @pytest.mark.parametrize("version", ["v2.0", "v2.1", "v3.0"])
 def test_info(version: str, capsys: Capture, tmp_path: Path) -> None:
-    assert run("demos", "info", arm_data(tmp_path / "so101", version), "--plots", tmp_path / "a.png", "--json") == 0
+    assert run("demos", "info", robot_data(tmp_path / "so101", version), "--plots", tmp_path / "a.png", "--json") == 0
     captured = capsys.readouterr()
     data = json.loads(captured.out[captured.out.index("{") :])
     assert data["format"] == "lerobot" and data["rate"]["nominal_hz"] == 30
@@ -95,7 +95,7 @@ def test_convert_says_what_was_left_out(capsys: Capture, tmp_path: Path) -> None
 
 
 def test_bad_data_leaves_nothing_behind(capsys: Capture, tmp_path: Path) -> None:
-    path = arm_data(tmp_path / "so101")
+    path = robot_data(tmp_path / "so101")
     edit_frames(path / "data/chunk-000/episode_000001.parquet", timestamp=lambda t: t[::-1])
     before = sorted(tmp_path.iterdir())
     for words in (
@@ -112,20 +112,20 @@ def test_bad_data_leaves_nothing_behind(capsys: Capture, tmp_path: Path) -> None
 
 def test_train_in_the_units_of_the_data(capsys: Capture, tmp_path: Path) -> None:
     """Actions are degrees in the data, and degrees come out of the policy file, which takes what is committed in degrees too."""
-    path = arm_data(tmp_path / "so101")
+    path = robot_data(tmp_path / "so101")
     assert run("train", "--demos", path, "--out", tmp_path / "run", *TINY) == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out.splitlines()[-1])
     assert "so101_follower, Pick up the cube" in captured.err and "no success is recorded" in captured.err
     policy = OnnxPolicy(Path(result["policy"]))
-    arm = policy.spec.arm
-    assert arm.action_names == tuple(JOINTS) and arm.control_rate_hz == 30 and max(arm.action_high) > 60
+    robot = policy.spec.robot
+    assert robot.action_names == tuple(JOINTS) and robot.control_rate_hz == 30 and max(robot.action_high) > 60
     noise = np.random.default_rng(0).standard_normal((64, *policy.spec.noise_shape)).astype(np.float32)
     observation = {"observation.state": np.zeros((64, 6), np.float32)}
     actions = policy.infer(observation, noise)
-    low, high = arm.action_bounds
+    low, high = robot.action_bounds
     assert (actions >= low).all() and (actions <= high).all()
-    assert np.abs(actions.mean((0, 1)) - [40, -80, 60, 0, 0, 50]).max() < 3, "the place that the arm always goes to"
+    assert np.abs(actions.mean((0, 1)) - [40, -80, 60, 0, 0, 50]).max() < 3, "the place that the robot always goes to"
     prefix = np.broadcast_to(np.float32([41, -81, 61, 1, -1, 49]), actions.shape)
     mask = np.zeros(actions.shape[:2], np.float32)
     mask[:, :2] = 1

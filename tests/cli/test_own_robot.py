@@ -14,15 +14,15 @@ import pytest
 from sacflow_robot.cli import common, main
 from sacflow_robot.cli.train import Train, load_training_episodes
 from sacflow_robot.data.log.reader import EpisodeLog, write_log
-from sacflow_robot.envs.registry import NoArms, UserEnv, environment_of
-from sacflow_robot.envs.tasks import get_arm
-from sacflow_robot.envs.vector_env import make_arms
+from sacflow_robot.envs.registry import NoRobots, UserEnv, environment_of
+from sacflow_robot.envs.tasks import get_robot
+from sacflow_robot.envs.vector_env import make_vector_env
 from sacflow_robot.episode import Episode, EpisodeBuilder
 from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.run_folder import RunFolder
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 from sacflow_robot.utils.action_history import with_action_history
 
 Capture = pytest.CaptureFixture[str]
@@ -30,10 +30,10 @@ Capture = pytest.CaptureFixture[str]
 ENVIRONMENT = '''
 """A cart on a rail, to be brought to its mark."""
 import numpy as np
-from sacflow_robot.spec import ArmSpec, ArraySpec, StepResult
+from sacflow_robot.spec import RobotSpec, ArraySpec, StepResult
 
 class Cart:
-    arm = ArmSpec("Cart", "to the mark", "velocity", 10.0, (ArraySpec("away", (1,), "m"),), ("v",), ("0.5 m/s",), (-1.0,), (1.0,))
+    robot = RobotSpec("Cart", "to the mark", "velocity", 10.0, (ArraySpec("away", (1,), "m"),), ("v",), ("0.5 m/s",), (-1.0,), (1.0,))
 
     def begin(self, seed):
         self.away, self.steps = np.random.default_rng(seed).uniform(-1, 1), 0
@@ -78,14 +78,14 @@ def cart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cart")
     (folder / "cart.py").write_text(ENVIRONMENT)
     env = UserEnv(f"{folder}/cart.py:Cart")
-    write_log(folder / "cart.zarr", env.arm, [driven(env, seed) for seed in range(1_000_000, 1_000_006)])
+    write_log(folder / "cart.zarr", env.robot, [driven(env, seed) for seed in range(1_000_000, 1_000_006)])
     return folder
 
 
 def driven(env: UserEnv, seed: int) -> Episode:
     """An episode of going straight to the mark."""
     result = env.begin(seed)
-    builder = EpisodeBuilder(result, period_ns=env.arm.period_ns)
+    builder = EpisodeBuilder(result, period_ns=env.robot.period_ns)
     while not result.ended:
         action = np.clip(-20 * result.observation["away"], -1, 1)
         result = env.command(action)
@@ -115,7 +115,7 @@ def test_options_that_need_an_environment_are_refused_by_name(cart: Path, tmp_pa
         said = refused(capsys, 2, *train, f"--{option}", value)
         assert f"--{option} is {value}; it must be 0 without an environment, which --env would name" in said
     for option, value in (
-        *(("arms", 2), ("env-engine", "stock"), ("eval-every", 5), ("demo-quality", "poor"), ("demo-episodes", 3)),
+        *(("envs", 2), ("env-engine", "stock"), ("eval-every", 5), ("demo-quality", "poor"), ("demo-episodes", 3)),
         *(("randomise", "wide"), ("safety", "x.yaml"), ("profile", "x.yaml")),
     ):
         assert f"--{option} does nothing without an environment" in refused(capsys, 2, *train, f"--{option}", value)
@@ -139,8 +139,8 @@ def test_a_run_without_an_environment_goes_on_everywhere(
     assert made["success_rate"] is None and made["bc_success_rate"] is None and made["mean_return"] is None
     run = Path(made["run_dir"])
     assert run == Path("runs/to-the-mark-flow-g-s0") and Path(made["policy"]) == run / "to-the-mark.onnx"
-    arm = EpisodeLog.open(log).arm
-    assert OnnxPolicy(run / "to-the-mark.onnx").spec.arm == arm == RunFolder.open(run)[0].robot
+    robot = EpisodeLog.open(log).robot
+    assert OnnxPolicy(run / "to-the-mark.onnx").spec.robot == robot == RunFolder.open(run)[0].robot
 
     exported, _ = did(capsys, "export", run, "--out", tmp_path / "again.onnx", "--weights", "float16")
     assert exported["weights"] == "float16"
@@ -178,7 +178,7 @@ def test_an_environment_of_ones_own_trains_evaluates_and_runs(cart: Path, tmp_pa
 
 def test_environments_that_do_not_keep_the_protocol_are_refused(cart: Path, tmp_path: Path, capsys: Capture) -> None:
     for name, why in (
-        ("cart.py:Mute", "lacks begin and command and arm"),
+        ("cart.py:Mute", "lacks begin and command and robot"),
         ("cart.py:Broken", "cannot be made: RuntimeError: no licence"),
         ("cart.py:Absent", "has no 'Absent'; it has"),
         ("absent.py:Cart", "there is no file"),
@@ -192,16 +192,16 @@ def test_environments_that_do_not_keep_the_protocol_are_refused(cart: Path, tmp_
 
 
 def test_a_log_names_its_environment_and_nothing_is_imported_because_a_file_says_so(
-    tmp_path: Path, arm: ArmSpec
+    tmp_path: Path, robot: RobotSpec
 ) -> None:
-    assert environment_of(get_arm("can")) == "can"
-    assert environment_of(common.arm_with_history(arm, 3)) == "lift"
-    assert environment_of(replace(arm, control_rate_hz=10.0)) == "none", "another robot than the simulated one"
-    gymnasium = replace(arm, robot="gymnasium", task="Hopper-v5")
+    assert environment_of(get_robot("can")) == "can"
+    assert environment_of(common.robot_with_history(robot, 3)) == "lift"
+    assert environment_of(replace(robot, control_rate_hz=10.0)) == "none", "another robot than the simulated one"
+    gymnasium = replace(robot, robot="gymnasium", task="Hopper-v5")
     assert environment_of(gymnasium) == "Hopper-v5"
     assert environment_of(replace(gymnasium, task="anti.gravity:Hopper-v5")) == "none"
     with pytest.raises(UsageError, match="no environment of Panda, lift"):
-        NoArms(arm).begin({0: 1})
+        NoRobots(robot).begin({0: 1})
 
 
 def test_eval_takes_the_policys_own_task_and_names_another(capsys: Capture) -> None:
@@ -214,10 +214,10 @@ def test_eval_takes_the_policys_own_task_and_names_another(capsys: Capture) -> N
 
 
 def test_train_takes_the_task_and_the_action_history_of_its_log(
-    tmp_path: Path, arm: ArmSpec, make_episode: Callable[..., Episode]
+    tmp_path: Path, robot: RobotSpec, make_episode: Callable[..., Episode]
 ) -> None:
     log = tmp_path / "seen.zarr"
-    write_log(log, common.arm_with_history(arm, 6), [with_action_history(make_episode(9, seed=2_000_000), 6)])
+    write_log(log, common.robot_with_history(robot, 6), [with_action_history(make_episode(9, seed=2_000_000), 6)])
     config = Train.default(["--replay", str(log)]).config
     assert (config.env, config.action_history) == ("lift", 6)
     assert Train.default([]).config == preset("lift"), "without any it is lift, as ever"
@@ -225,7 +225,7 @@ def test_train_takes_the_task_and_the_action_history_of_its_log(
     for length in (0, 2, 6):
         config = replace(preset("lift"), demos="none", replay=(str(log),), action_history=length)
         episode = load_training_episodes(config)[1][0]
-        assert common.history_of(common.arm_with_history(arm, length)) == length
+        assert common.history_of(common.robot_with_history(robot, length)) == length
         if not length:
             assert "action_history" not in episode.observations
             continue
@@ -233,25 +233,25 @@ def test_train_takes_the_task_and_the_action_history_of_its_log(
         assert rows.shape == (10, length, 7) and np.array_equal(rows[-1], episode.commanded[-length:])
 
 
-def test_hints_fit_the_robot(arm: ArmSpec) -> None:
-    own = ArmSpec("R", "my task", "c", 5.0, (ArraySpec("x", (1,), "m"),), ("a",), ("1",), (-1.0,), (1.0,))
-    assert common.train_hint(arm, "l.zarr") == "sacflow-robot train --env lift --demos none --replay l.zarr"
+def test_hints_fit_the_robot(robot: RobotSpec) -> None:
+    own = RobotSpec("R", "my task", "c", 5.0, (ArraySpec("x", (1,), "m"),), ("a",), ("1",), (-1.0,), (1.0,))
+    assert common.train_hint(robot, "l.zarr") == "sacflow-robot train --env lift --demos none --replay l.zarr"
     assert common.train_hint(own, "l.zarr") == "sacflow-robot train --replay l.zarr"
-    seeing = common.arm_with_history(arm, 6)
+    seeing = common.robot_with_history(robot, 6)
     assert common.train_hint(seeing, "l").endswith("--env lift --demos none --action-history 6 --replay l")
-    assert common.robot_hint(own) == "DRIVER:..." and common.robot_hint(arm) == "sim:lift"
+    assert common.robot_hint(own) == "DRIVER:..." and common.robot_hint(robot) == "sim:lift"
     assert common.robot_hint(seeing) == "'sim:lift?history=6'", "as a shell takes it"
     assert common.replay_hint(own, "l", "d.py:make?a=1") == "sacflow-robot replay l --episode 0 --robot 'd.py:make?a=1'"
 
 
 @pytest.mark.parametrize("engine", ["stock", "compiled"])
 def test_arms_with_action_history_observe_their_last_actions(engine: Any) -> None:
-    arms = make_arms("lift", 1, engine, history=3)
+    envs = make_vector_env("lift", 1, engine, history=3)
     try:
-        assert arms.spec == common.arm_with_history(get_arm("lift"), 3)
-        assert not arms.begin({0: 5})[0].observation["action_history"].any()
+        assert envs.spec == common.robot_with_history(get_robot("lift"), 3)
+        assert not envs.begin({0: 5})[0].observation["action_history"].any()
         chunk = np.linspace(-1, 1, 28, dtype=np.float32).reshape(4, 7)
-        arms.send({0: chunk})
-        assert np.array_equal(arms.receive()[0][-1].observation["action_history"], chunk[1:])
+        envs.send({0: chunk})
+        assert np.array_equal(envs.receive()[0][-1].observation["action_history"], chunk[1:])
     finally:
-        arms.close()
+        envs.close()

@@ -21,7 +21,7 @@ from sacflow_robot.envs.vector_env import demonstrate
 from sacflow_robot.episode import Episode
 from sacflow_robot.robot.conformance import FakeRobot
 from sacflow_robot.robot.drivers.registry import DRIVERS
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 Capture = pytest.CaptureFixture[str]
 
@@ -32,9 +32,9 @@ def demonstration() -> Episode:
 
 
 @pytest.fixture(scope="module")
-def log(demonstration: Episode, arm: ArmSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def log(demonstration: Episode, robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("logs") / "log.zarr"
-    write_log(path, arm, [demonstration])
+    write_log(path, robot, [demonstration])
     return path
 
 
@@ -74,7 +74,7 @@ def test_video_and_recording_of_one_replay(capsys: Capture, tmp_path: Path, log:
         frames = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
     assert len(frames) == result["steps"] + 1
     first, last = frames[0][:480].astype(int), frames[-1][:480].astype(int)
-    assert (np.abs(first - last).max(axis=2) > 40).mean() > 0.02, "the arm has moved"
+    assert (np.abs(first - last).max(axis=2) > 40).mean() > 0.02, "the robot has moved"
     table = rr.dataframe.load_recording(recording).view(index="step", contents="/**").select().read_all()
     pictures = [row for row in table["/camera/agentview:Blob"].to_pylist() if row]
     assert len(pictures) == len(frames) and recording.stat().st_size < 60_000 * len(frames)
@@ -86,19 +86,24 @@ def test_video_and_recording_of_one_replay(capsys: Capture, tmp_path: Path, log:
     assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.rrd"}
 
 
-def test_logged_timing(capsys: Capture, tmp_path: Path, arm: ArmSpec, demonstration: Episode) -> None:
+def test_logged_timing(capsys: Capture, tmp_path: Path, robot: RobotSpec, demonstration: Episode) -> None:
     """What is late depends on the machine; that the states come out equal and the time is taken does not."""
     short = replace(demonstration, time_ns=demonstration.time_ns // 10)
-    write_log(tmp_path / "log.zarr", arm, [short])
+    write_log(tmp_path / "log.zarr", robot, [short])
     result, messages = replay(capsys, tmp_path / "log.zarr", "--timing", "logged")
     assert result["max_state_deviation"] <= 1e-9 and result["timing"] == "logged"
     assert result["max_lateness_ms"] >= 0 and "ms late at most" in messages
 
 
 def test_a_physical_arm_gets_the_commands_within_its_profile(
-    capsys: Capture, tmp_path: Path, log: Path, arm: ArmSpec, demonstration: Episode, monkeypatch: pytest.MonkeyPatch
+    capsys: Capture,
+    tmp_path: Path,
+    log: Path,
+    robot: RobotSpec,
+    demonstration: Episode,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    device = FakeRobot(arm)
+    device = FakeRobot(robot)
     monkeypatch.setitem(DRIVERS, "fake", lambda subject, options: device)
     profile = tmp_path / "gentle.yaml"
     profile.write_text(
@@ -115,16 +120,16 @@ def test_a_physical_arm_gets_the_commands_within_its_profile(
 
     device.commands.clear()
     assert "fake:0 is none" in fails(capsys, 2, log, "--robot", "fake:0", "--video", tmp_path / "a.mp4")
-    device.spec = replace(arm, robot="UR5e")
+    device.spec = replace(robot, robot="UR5e")
     assert "(robot, log): robot: UR5e, Panda" in fails(capsys, 1, log, "--robot", "fake:0")
     assert not device.commands, "nothing moved"
 
 
 def test_a_log_without_states_is_exported_and_not_replayed(
-    capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], arm: ArmSpec
+    capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
     log, recording = tmp_path / "log.zarr", tmp_path / "a.rrd"
-    write_log(log, arm, [make_episode(3, states=False), make_episode(4, states=False)])
+    write_log(log, robot, [make_episode(3, states=False), make_episode(4, states=False)])
     result, messages = replay(capsys, log, "--episode", -1, "--rerun", recording)
     assert "not replayed, exported as logged: this episode has no simulator states" in messages
     assert (result["episode"], result["steps"], result["replayed"]) == (1, 4, False)

@@ -60,7 +60,7 @@ def test_a_person_takes_over_and_labels_from_the_terminal(tmp_path: Path) -> Non
 
         hear("this help")
         # One key after the other, each when the one before has been heard: they are polled once per control period.
-        for key, answer in (("t", "you have the arm"), ("g", "gripper closes"), ("n", "episode labelled: failure")):
+        for key, answer in (("t", "you have the robot"), ("g", "gripper closes"), ("n", "episode labelled: failure")):
             os.write(hands, key.encode())
             hear(answer)
         out, rest = process.communicate(timeout=60)
@@ -73,4 +73,4 @@ def test_a_person_takes_over_and_labels_from_the_terminal(tmp_path: Path) -> Non
     human = episode.source == Source.HUMAN
     assert episode.human is not None, "what the person asked for is kept beside what was sent"
     assert np.array_equal(np.isfinite(episode.human).all(axis=1), human)
-    assert human.any() and human[np.flatnonzero(human)[0] :].all(), "who took over has the arm until the end"
+    assert human.any() and human[np.flatnonzero(human)[0] :].all(), "who took over has the robot until the end"

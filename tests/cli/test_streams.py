@@ -14,13 +14,13 @@ import pytest
 from sacflow_robot.cli import main
 from sacflow_robot.data.log.reader import write_log
 from sacflow_robot.episode import Episode
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 
 @pytest.fixture
-def log(tmp_path: Path, arm: ArmSpec, make_episode: Callable[..., Episode]) -> Path:
+def log(tmp_path: Path, robot: RobotSpec, make_episode: Callable[..., Episode]) -> Path:
     path = tmp_path / "log.zarr"
-    write_log(path, arm, [make_episode(5, seed=seed) for seed in range(2)])
+    write_log(path, robot, [make_episode(5, seed=seed) for seed in range(2)])
     return path
 
 

@@ -109,7 +109,7 @@ def test_ctrl_s_is_a_key_and_a_terminal_that_vanishes_stops_the_arm_of_a_person(
         screen.hear("this help")
         wait_for_steps(log, 0, process)
         os.write(screen.hands, b"\x13t")
-        screen.hear("you have the arm")
+        screen.hear("you have the robot")
         os.write(screen.hands, b" \r")
         screen.hear("waiting for a person")
         assert "stopped by hand" in screen.text

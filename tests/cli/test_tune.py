@@ -14,9 +14,9 @@ import torch
 from rich.console import Console
 
 from sacflow_robot.cli import common, main
-from sacflow_robot.cli.train import Train, training_arms, training_draws, with_action_history
+from sacflow_robot.cli.train import Train, training_draws, training_robots, with_action_history
 from sacflow_robot.data.log.reader import EpisodeLog, write_log
-from sacflow_robot.envs.tasks import get_arm
+from sacflow_robot.envs.tasks import get_robot
 from sacflow_robot.envs.vector_env import collect
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
@@ -48,22 +48,22 @@ def test_resume_takes_a_log_and_nothing_else_that_the_run_has_already(tmp_path: 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run on arms drawn wide, and a log of an arm that is none of them."""
+    """A short run on robots drawn wide, and a log of a robot that is none of them."""
     folder = tmp_path_factory.mktemp("trained")
     tiny = TrainConfig(
         randomise="wide", action_history=2, offline_steps=4, online_steps=60, eval_episodes=0, final_eval_episodes=0,
-        arms=1, flow=FlowConfig(width=32, depth=2, gate_width=16),
+        envs=1, flow=FlowConfig(width=32, depth=2, gate_width=16),
         learner=LearnerConfig(batch_size=32, critic_width=32, critic_depth=2, warmup_steps=0),
     )  # fmt: skip
     demos = collect("lift", "proficient", range(1_000_000, 1_000_010), 2, lambda _: None)
     demos = [with_action_history(episode, 2) for episode in demos]
     run = RunFolder.create(folder / "run", tiny)
     draws = training_draws(tiny)
-    with training_arms(tiny, 1, draws) as arms, training_arms(tiny, 1, draws) as eval_arms:
-        trainer = Trainer(tiny, run, arms, eval_arms, TrainingProgress(Console(quiet=True)))
+    with training_robots(tiny, 1, draws) as envs, training_robots(tiny, 1, draws) as eval_robots:
+        trainer = Trainer(tiny, run, envs, eval_robots, TrainingProgress(Console(quiet=True)))
         trainer.load(demos[:2])
         trainer.run()
-        write_log(folder / "real.zarr", arms.spec, demos[2:])
+        write_log(folder / "real.zarr", envs.spec, demos[2:])
     return folder
 
 
@@ -82,7 +82,7 @@ def test_a_copy_of_a_run_goes_on_around_a_profile(
     assert after["agent"]["updates"] > before["agent"]["updates"]
     assert RunFolder.open(run)[1].randomise == "wide", "what it is a copy of stays what it was"
     policy = OnnxPolicy(folder.policy)
-    assert policy.spec.arm == common.arm_with_history(get_arm("lift"), 2)
+    assert policy.spec.robot == common.robot_with_history(get_robot("lift"), 2)
     moved = fitted.rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--resume", moved.name]) == 0, "the copy is a run like any other, wherever it lies"
@@ -144,18 +144,18 @@ def test_a_run_is_only_made_to_fit_a_profile_that_can_be_used(
     assert "--online-steps is 0" in refused(2, "--profile", str(SHIPPED), "--online-steps", "0")
     other = tmp_path / "other.yaml"
     other.write_text(SHIPPED.read_text().replace("robot: Panda", "robot: UR5e"))
-    assert "the profile is for 'UR5e', the arm is 'Panda'" in refused(1, "--profile", str(other))
+    assert "the profile is for 'UR5e', the robot is 'Panda'" in refused(1, "--profile", str(other))
     assert refused(2, "--profile", str(SHIPPED.with_name("panda.yaml"))), "nothing measured to draw from"
     assert "there is no such log" in refused(1, "--replay", "absent.zarr")
     assert "copy it here first" in refused(1, "--replay", "s3://lab/real.zarr")
     for updates in ("0", "nan", "inf"):
         assert "--tune-updates is" in refused(2, "--replay", str(trained / "real.zarr"), "--tune-updates", updates)
     log = EpisodeLog.open(trained / "real.zarr", heal=False)
-    write_log(tmp_path / "short.zarr", common.arm_with_history(get_arm("lift"), 2), [log.read(0)])
+    write_log(tmp_path / "short.zarr", common.robot_with_history(get_robot("lift"), 2), [log.read(0)])
     assert "are too few to tune a policy with" in refused(2, "--replay", str(tmp_path / "short.zarr"))
     plain = [replace(e, observations={k: v for k, v in e.observations.items() if k != "action_history"})
              for e in log.episodes()]  # fmt: skip
-    write_log(tmp_path / "other.zarr", get_arm("lift"), plain)
+    write_log(tmp_path / "other.zarr", get_robot("lift"), plain)
     assert refused(1, "--replay", str(trained / "real.zarr"), str(tmp_path / "other.zarr")), "observes something else"
 
 
@@ -187,9 +187,9 @@ def test_action_history_is_what_was_commanded_before(make_episode: Callable[...,
     assert np.array_equal(seen[1][-1], episode.commanded[0]) and not seen[1][:-1].any()
     assert np.array_equal(seen[6], episode.commanded[3:6])
     assert with_action_history(episode, 3) is episode and with_action_history(make_episode(2), 0).observations.keys()
-    spec = common.arm_with_history(get_arm("lift"), 3)
+    spec = common.robot_with_history(get_robot("lift"), 3)
     episode.check_fits(spec, "log")
-    assert common.history_of(spec) == 3 and common.history_of(get_arm("lift")) == 0
+    assert common.history_of(spec) == 3 and common.history_of(get_robot("lift")) == 0
 
 
 def test_randomisation_is_part_of_a_run_and_checked() -> None:

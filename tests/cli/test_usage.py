@@ -22,7 +22,7 @@ from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.serve.server import PolicyServer
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 Capture = pytest.CaptureFixture[str]
 
@@ -131,7 +131,7 @@ def test_bad_options_are_said_in_one_line_without_a_frame(encoding: str) -> None
 
 
 def test_bad_use_of_each_command(
-    capsys: Capture, tmp_path: Path, policy_file: Path, make_episode: Callable[..., Episode], arm: ArmSpec
+    capsys: Capture, tmp_path: Path, policy_file: Path, make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
     absent, out = tmp_path / "absent", tmp_path / "out"
     assert "no file or folder" in fails(capsys, 1, "train", "--demos", absent, "--out", out)
@@ -187,7 +187,7 @@ def test_bad_use_of_each_command(
     assert not out.exists(), "a command that failed left nothing behind"
 
     log = tmp_path / "log.zarr"
-    write_log(log, arm, [make_episode(3)])
+    write_log(log, robot, [make_episode(3)])
     assert "there is no episode 7" in fails(capsys, 2, "replay", log, "--episode", 7)
     assert "exists already" in fails(capsys, 2, "demos", "collect", "--out", log)
     assert "ends in .mp4" in fails(capsys, 2, "replay", log, "--video", tmp_path / "a.gif")
@@ -199,10 +199,10 @@ def test_bad_use_of_each_command(
 
 
 def test_log_info_reports_and_speaks_json(
-    capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], arm: ArmSpec
+    capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
     log = tmp_path / "log.zarr"
-    write_log(log, arm, [make_episode(3), make_episode(5, success=False)])
+    write_log(log, robot, [make_episode(3), make_episode(5, success=False)])
     assert main(["log", "info", str(log), "--json"]) == 0
     captured = capsys.readouterr()
     data = json.loads(captured.out)
@@ -255,12 +255,12 @@ def test_launch_stops_the_others_when_one_fails(tmp_path: Path) -> None:
 
 
 def test_episodes_on_evaluation_seeds_are_not_trained_on(
-    capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], arm: ArmSpec
+    capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
     """Trap 10."""
     log, out = tmp_path / "log.zarr", tmp_path / "out"
     for seed in (10_000, 10_099, 20_049):
-        write_log(log, arm, [make_episode(3, seed=1), make_episode(3, seed=seed)])
+        write_log(log, robot, [make_episode(3, seed=1), make_episode(3, seed=seed)])
         message = fails(capsys, 1, "train", "--demos", "none", "--replay", log, "--out", out)
         assert f"episode 1, has seed {seed}, on which this run evaluates" in message and not out.exists()
         shutil.rmtree(log)

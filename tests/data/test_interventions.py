@@ -8,7 +8,7 @@ import numpy as np
 from sacflow_robot.data.interventions import human_parts
 from sacflow_robot.data.replay_buffer import Origin, ReplayBuffer
 from sacflow_robot.episode import Episode
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 
 def test_the_stretches_that_a_person_had_the_arm(make_episode: Callable[..., Episode]) -> None:
@@ -24,9 +24,9 @@ def test_the_stretches_that_a_person_had_the_arm(make_episode: Callable[..., Epi
     assert human_parts(make_episode(5)) == []
 
 
-def test_parts_are_sampled_as_demonstrations(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:
+def test_parts_are_sampled_as_demonstrations(make_episode: Callable[..., Episode], robot: RobotSpec) -> None:
     episode = replace(make_episode(20, seed=3), source=np.repeat(np.array([0, 1, 0], np.uint8), [8, 6, 6]))
-    buffer = ReplayBuffer(arm, 5, 0.99, 100)
+    buffer = ReplayBuffer(robot, 5, 0.99, 100)
     (part,) = human_parts(episode)
     buffer.append(part, Origin.DEMOS)
     buffer.append(episode, Origin.REPLAY)

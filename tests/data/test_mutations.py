@@ -14,7 +14,7 @@ from sacflow_robot.data.formats.agreement import AgreementOptions
 from sacflow_robot.data.formats.demonstrations import DemoOptions
 from sacflow_robot.data.formats.sources import demo_spec, read_demos
 from sacflow_robot.errors import SacflowError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 from tests.data.formats.lerobot_data import Recorded
 from tests.data.formats.test_diffusion_policy import real_arrays, store, umi_arrays
 
@@ -61,9 +61,9 @@ def test_damaged_files(kind: str, tmp_path: Path) -> None:
             store(path, umi_arrays() if kind == "zip" else real_arrays())
         damage(rng.choice(sorted(f for f in path.rglob("*") if f.is_file())) if path.is_dir() else path, rng)
         try:
-            arm = demo_spec(path, 30)
-            assert ArmSpec.from_dict(json.loads(arm.to_json())) == arm
-            options = DemoOptions(arm, "", sparse_rewards=False, agreement=AgreementOptions(rate=30))
+            robot = demo_spec(path, 30)
+            assert RobotSpec.from_dict(json.loads(robot.to_json())) == robot
+            options = DemoOptions(robot, "", sparse_rewards=False, agreement=AgreementOptions(rate=30))
             demos = read_demos(path, options)
             assert all(np.isfinite(e.commanded).all() for e in demos.episodes)
             outcomes["read"] += 1

@@ -13,7 +13,7 @@ from sacflow_robot.cli import main
 from sacflow_robot.data.log.reader import write_log
 from sacflow_robot.data.policy_versions import stretches
 from sacflow_robot.episode import Episode
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def test_a_version_that_comes_back_is_a_stretch_of_its_own(logged: list[Episode]
 
 
 def test_log_info_draws_them(
-    logged: list[Episode], arm: ArmSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    logged: list[Episode], robot: RobotSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_log(tmp_path / "log.zarr", arm, logged * 8)
+    write_log(tmp_path / "log.zarr", robot, logged * 8)
     picture = tmp_path / "success.png"
     assert main(["log", "info", str(tmp_path / "log.zarr"), "--plot", str(picture), "--json"]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")

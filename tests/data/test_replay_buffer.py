@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sacflow_robot.data.replay_buffer import ChunkBatch, Origin, ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 MakeEpisode = Callable[..., Episode]
 H, GAMMA = 5, 0.9
@@ -25,10 +25,10 @@ relaxed = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], 
 @relaxed
 @given(episodes=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=12))
 def test_windows_stay_within_their_episode_and_the_ring(
-    make_episode: MakeEpisode, arm: ArmSpec, episodes: list[tuple[int, bool]]
+    make_episode: MakeEpisode, robot: RobotSpec, episodes: list[tuple[int, bool]]
 ) -> None:
     made = [make_episode(steps, success=success, seed=i) for i, (steps, success) in enumerate(episodes)]
-    buffer = ReplayBuffer(arm, H, GAMMA, capacity=30)
+    buffer = ReplayBuffer(robot, H, GAMMA, capacity=30)
     for episode in made:
         buffer.append(episode)
     assert 0 < len(buffer) <= 30
@@ -55,7 +55,7 @@ def test_windows_stay_within_their_episode_and_the_ring(
 class _Plain:
     """What the buffer must do, in the plainest way: a table from rows to steps, windows put together one by one."""
 
-    arm: ArmSpec
+    robot: RobotSpec
     capacity: int
     rows: dict[int, tuple[Episode, int]] = field(default_factory=dict)
     head: int = 0
@@ -87,16 +87,16 @@ class _Plain:
                 rows[rng.integers(self.kept, size=first)],
                 rows[self.kept + rng.integers(len(rows) - self.kept, size=size - first)],
             )
-        actions = np.empty((size, H, self.arm.action_dim), np.float32)
+        actions = np.empty((size, H, self.robot.action_dim), np.float32)
         columns: list[tuple[object, ...]] = []
         for row, window in zip(index, actions, strict=True):
             episode, step = self.rows[row]
             valid = min(H, len(episode) - step)
-            window[valid:] = rng.uniform(-1, 1, (H - valid, self.arm.action_dim))
+            window[valid:] = rng.uniform(-1, 1, (H - valid, self.robot.action_dim))
             window[:valid] = episode.commanded[step : step + valid]
             rewards = episode.rewards[step : step + valid].astype(np.float64)
             ended = episode.success and step + valid == len(episode)
-            flat = self.arm.flatten(episode.observations)
+            flat = self.robot.flatten(episode.observations)
             columns.append(
                 (
                     flat[step],
@@ -129,7 +129,7 @@ def assert_same(a: ChunkBatch, b: ChunkBatch) -> None:
 )
 def test_every_number_is_that_of_a_plain_implementation(
     make_episode: MakeEpisode,
-    arm: ArmSpec,
+    robot: RobotSpec,
     tmp_path: Path,
     kept: list[tuple[int, bool]],
     collected: list[tuple[int, bool]],
@@ -139,13 +139,13 @@ def test_every_number_is_that_of_a_plain_implementation(
 ) -> None:
     """In memory, in files, and after going on from a saved state; the generator is left where it is expected, too."""
     capacity = sum(steps for steps, _ in kept) + room
-    plain = _Plain(arm, capacity)
-    memory, files, resumed = (ReplayBuffer(arm, H, GAMMA, capacity, folder) for folder in (None, tmp_path, tmp_path))
+    plain = _Plain(robot, capacity)
+    memory, files, resumed = (ReplayBuffer(robot, H, GAMMA, capacity, folder) for folder in (None, tmp_path, tmp_path))
     rngs = [np.random.default_rng(0) for _ in range(4)]
     for i, (steps, success) in enumerate(kept + collected):
         episode, keep = make_episode(steps, success=success, seed=i), i < len(kept)
         if i == resumed_at:
-            resumed = ReplayBuffer(arm, H, GAMMA, capacity, tmp_path)
+            resumed = ReplayBuffer(robot, H, GAMMA, capacity, tmp_path)
             resumed.load_state_dict(files.state_dict())
         plain.append(episode, keep)
         for buffer in (memory, files, resumed):
@@ -155,7 +155,7 @@ def test_every_number_is_that_of_a_plain_implementation(
         for buffer, rng in zip((memory, files, resumed), rngs[1:], strict=True):
             assert_same(buffer.sample(9, rng, None if share is None else {Origin.DEMOS: share}), expected)
             assert rng.bit_generator.state == rngs[0].bit_generator.state
-        flat = [arm.flatten(e.observations)[step] for _, (e, step) in sorted(plain.rows.items())]
+        flat = [robot.flatten(e.observations)[step] for _, (e, step) in sorted(plain.rows.items())]
         assert np.array_equal(files.observations(), np.array(flat))
 
 
@@ -178,12 +178,12 @@ DEMOS, REPLAY, COLLECTED = Origin
 )
 def test_shares_hold_in_every_batch(
     make_episode: MakeEpisode,
-    arm: ArmSpec,
+    robot: RobotSpec,
     shares: dict[Origin, float],
     held: tuple[int, ...],
     expected: tuple[int, ...],
 ) -> None:
-    buffer = ReplayBuffer(arm, H, GAMMA, capacity=500)
+    buffer = ReplayBuffer(robot, H, GAMMA, capacity=500)
     for origin in Origin:
         for _ in range(held[origin] // 10):
             buffer.append(make_episode(10, seed=int(origin)), origin)
@@ -192,8 +192,8 @@ def test_shares_hold_in_every_batch(
         assert drawn.tolist() == [origin for origin in Origin for _ in range(expected[origin])]
 
 
-def test_demonstrations_are_never_evicted(make_episode: MakeEpisode, arm: ArmSpec) -> None:
-    buffer = ReplayBuffer(arm, H, GAMMA, capacity=40)
+def test_demonstrations_are_never_evicted(make_episode: MakeEpisode, robot: RobotSpec) -> None:
+    buffer = ReplayBuffer(robot, H, GAMMA, capacity=40)
     for seed in range(3):
         buffer.append(make_episode(6, seed=seed), Origin.DEMOS)
     for seed in range(3, 60):
@@ -210,7 +210,7 @@ def test_demonstrations_are_never_evicted(make_episode: MakeEpisode, arm: ArmSpe
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
 def test_files_take_their_room_at_once_and_leave_no_name(
-    arm: ArmSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def mapped_bytes() -> int:
         maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
@@ -224,8 +224,8 @@ def test_files_take_their_room_at_once_and_leave_no_name(
         return memmap(file, *args, **kwargs)
 
     monkeypatch.setattr(np, "memmap", watch)
-    buffer = ReplayBuffer(arm, H, GAMMA, 100_000, tmp_path)
-    size = ReplayBuffer.size_bytes(arm, H, 100_000)
+    buffer = ReplayBuffer(robot, H, GAMMA, 100_000, tmp_path)
+    size = ReplayBuffer.size_bytes(robot, H, 100_000)
     assert size == sum(a.nbytes for a in buffer._columns.values()) > 19e6
     assert sum(taken) >= size, "the disk has given the blocks before anything is written"
     assert 0 <= mapped_bytes() - size < len(taken) * 4096
@@ -234,21 +234,21 @@ def test_files_take_their_room_at_once_and_leave_no_name(
     assert mapped_bytes() == 0
 
 
-def test_a_disk_without_room_is_one_line_before_anything_is_learned(arm: ArmSpec, tmp_path: Path) -> None:
+def test_a_disk_without_room_is_one_line_before_anything_is_learned(robot: RobotSpec, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
         with pytest.raises(DataError, match=r"^no room for the replay buffer's 0.0194 GB in .* lower --replay-cap"):
-            ReplayBuffer(arm, H, GAMMA, 100_000, tmp_path)
+            ReplayBuffer(robot, H, GAMMA, 100_000, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(DataError, match=r"no room .* \(No such file or directory\)"):
-        ReplayBuffer(arm, H, GAMMA, 10, tmp_path / "absent")
+        ReplayBuffer(robot, H, GAMMA, 10, tmp_path / "absent")
 
 
-def test_every_step_is_drawn_and_the_oldest_episodes_leave_first(make_episode: MakeEpisode, arm: ArmSpec) -> None:
-    buffer = ReplayBuffer(arm, H, GAMMA, capacity=20)
+def test_every_step_is_drawn_and_the_oldest_episodes_leave_first(make_episode: MakeEpisode, robot: RobotSpec) -> None:
+    buffer = ReplayBuffer(robot, H, GAMMA, capacity=20)
     for seed in range(4):
         buffer.append(make_episode(8, seed=seed))
     batch = buffer.sample(2000, np.random.default_rng(1))
@@ -260,9 +260,9 @@ def test_every_step_is_drawn_and_the_oldest_episodes_leave_first(make_episode: M
 @relaxed
 @given(lengths=st.lists(st.integers(1, 8), min_size=1, max_size=12), last=st.integers(1, 30), kept=st.integers(0, 2))
 def test_the_newest_steps_can_be_given_a_share_of_their_own(
-    make_episode: MakeEpisode, arm: ArmSpec, lengths: list[int], last: int, kept: int
+    make_episode: MakeEpisode, robot: RobotSpec, lengths: list[int], last: int, kept: int
 ) -> None:
-    buffer = ReplayBuffer(arm, H, GAMMA, capacity=30)
+    buffer = ReplayBuffer(robot, H, GAMMA, capacity=30)
     for seed in range(kept):
         buffer.append(make_episode(3, seed=100 + seed), Origin.DEMOS)
     collected = []
@@ -280,15 +280,15 @@ def test_the_newest_steps_can_be_given_a_share_of_their_own(
     assert np.array_equal(with_none.observation, buffer.sample(64, np.random.default_rng(3)).observation)
 
 
-def test_filler_after_the_end_is_random(make_episode: MakeEpisode, arm: ArmSpec) -> None:
-    buffer = ReplayBuffer(arm, H, GAMMA, capacity=20)
+def test_filler_after_the_end_is_random(make_episode: MakeEpisode, robot: RobotSpec) -> None:
+    buffer = ReplayBuffer(robot, H, GAMMA, capacity=20)
     buffer.append(make_episode(1))
     batch = buffer.sample(50, np.random.default_rng(1))
     assert len(np.unique(batch.actions[:, 1, 0])) == 50
 
 
-def test_going_on_from_a_saved_state_draws_the_same(make_episode: MakeEpisode, arm: ArmSpec) -> None:
-    first, second = (ReplayBuffer(arm, H, GAMMA, capacity=40) for _ in range(2))
+def test_going_on_from_a_saved_state_draws_the_same(make_episode: MakeEpisode, robot: RobotSpec) -> None:
+    first, second = (ReplayBuffer(robot, H, GAMMA, capacity=40) for _ in range(2))
     for seed in range(6):
         first.append(make_episode(9, seed=seed, success=seed % 2 == 0))
     second.load_state_dict(first.state_dict())
@@ -299,15 +299,15 @@ def test_going_on_from_a_saved_state_draws_the_same(make_episode: MakeEpisode, a
         assert np.array_equal(getattr(a, name), getattr(b, name))
 
 
-def test_actions_beyond_the_bounds_are_refused(make_episode: MakeEpisode, arm: ArmSpec) -> None:
+def test_actions_beyond_the_bounds_are_refused(make_episode: MakeEpisode, robot: RobotSpec) -> None:
     episode = make_episode(3)
-    buffer = ReplayBuffer(arm, H, GAMMA, capacity=5)
-    with pytest.raises(DataError, match="beyond the arm's bounds"):
+    buffer = ReplayBuffer(robot, H, GAMMA, capacity=5)
+    with pytest.raises(DataError, match="beyond the robot's bounds"):
         buffer.append(replace(episode, commanded=episode.proposed))
 
 
-def test_bad_use(make_episode: MakeEpisode, arm: ArmSpec) -> None:
-    buffer = ReplayBuffer(arm, H, GAMMA, capacity=5)
+def test_bad_use(make_episode: MakeEpisode, robot: RobotSpec) -> None:
+    buffer = ReplayBuffer(robot, H, GAMMA, capacity=5)
     with pytest.raises(DataError, match="empty"):
         buffer.sample(1, np.random.default_rng(0))
     with pytest.raises(DataError, match="empty"):

@@ -14,12 +14,12 @@ from sacflow_robot.data.formats.gripper import gripper_disagreement
 from sacflow_robot.data.report import draw_page
 from sacflow_robot.data.summary import describe_rate, duplicates, idle_steps, measured_rate, summarise
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, Source
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
 
-def test_figures(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:
+def test_figures(make_episode: Callable[..., Episode], robot: RobotSpec) -> None:
     human = replace(make_episode(4, seed=1, success=False), source=np.full(4, Source.HUMAN, np.uint8))
-    demos = DemoSet(arm, [make_episode(3), human, make_episode(3)])
+    demos = DemoSet(robot, [make_episode(3), human, make_episode(3)])
     figures = json.loads(json.dumps(summarise(demos), allow_nan=False))
     assert figures["steps"] == 10 and figures["steps_per_episode"] == {"min": 3, "median": 3, "max": 4}
     assert figures["sources"] == {"policy": 6, "human": 4}
@@ -48,7 +48,7 @@ def test_a_clock_that_counts_steps_measures_nothing(make_episode: Callable[..., 
     assert describe_rate(rate, 20) == "not recorded; nominal 20 Hz"
 
 
-def test_a_gripper_that_disagrees_with_its_command(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:
+def test_a_gripper_that_disagrees_with_its_command(make_episode: Callable[..., Episode], robot: RobotSpec) -> None:
     def disagreement(sign: int, travel: float = 0.002) -> str | None:
         episode = make_episode(40)
         closing = np.where(np.arange(40) < 20, 1, -1).astype(np.float32)
@@ -56,22 +56,22 @@ def test_a_gripper_that_disagrees_with_its_command(make_episode: Callable[..., E
         observations = {**episode.observations, "robot0_gripper_qpos": np.column_stack([half, -half])}
         commanded = episode.commanded.copy()
         commanded[:, 6] = sign * closing
-        return gripper_disagreement([replace(episode, observations=observations, commanded=commanded)], arm)
+        return gripper_disagreement([replace(episode, observations=observations, commanded=commanded)], robot)
 
     assert disagreement(1) is None
     assert "in 100% of the steps that move the fingers they go against the command" in (disagreement(-1) or "")
     assert "it changes 1 times, and no finger moves" in (disagreement(1, travel=0) or "")
-    joints = replace(arm, action_units=("rad",) * 7)
+    joints = replace(robot, action_units=("rad",) * 7)
     assert gripper_disagreement([make_episode(40)], joints) is None, "nothing says what its command means"
 
 
-def test_idle_steps_command_nothing_new(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:
+def test_idle_steps_command_nothing_new(make_episode: Callable[..., Episode], robot: RobotSpec) -> None:
     actions = np.zeros((5, 7), np.float32)
     actions[:, 6] = -1, -1, 1, 1, 1
     actions[4, 2] = 0.5
     episode = replace(make_episode(5), commanded=actions)
-    assert idle_steps(episode, arm).tolist() == [True, True, False, True, False]
-    positions = replace(arm, controller="joint positions")
+    assert idle_steps(episode, robot).tolist() == [True, True, False, True, False]
+    positions = replace(robot, controller="joint positions")
     assert idle_steps(episode, positions).tolist() == [False, True, False, True, False]
 
 
@@ -82,20 +82,20 @@ def test_duplicates_are_the_same_actions_to_the_bit(make_episode: Callable[..., 
     assert duplicates([one, other, nearly, one, other]) == [[0, 3], [1, 4]]
 
 
-@pytest.mark.parametrize("kind", ["mixed", "one", "other arm"])
-def test_a_page_is_drawn(make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path, kind: str) -> None:
-    """One page of a fixed size, with something on it; for one episode, and for an arm without our keys, too."""
+@pytest.mark.parametrize("kind", ["mixed", "one", "other robot"])
+def test_a_page_is_drawn(make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path, kind: str) -> None:
+    """One page of a fixed size, with something on it; for one episode, and for a robot without our keys, too."""
     episodes = [make_episode(3 + i % 5, seed=i, success=bool(i % 3)) for i in range(1 if kind == "one" else 30)]
-    if kind == "other arm":
-        arm = replace(
-            arm,
+    if kind == "other robot":
+        robot = replace(
+            robot,
             observations=(ArraySpec("q", (2,), "rad"),),
             action_names=tuple("abcdefg"),
             action_low=(-np.inf,) * 7,
             action_high=(np.inf,) * 7,
         )
         episodes = [replace(e, observations={"q": e.observations["robot0_gripper_qpos"]}) for e in episodes]
-    demos = DemoSet(arm, episodes)
+    demos = DemoSet(robot, episodes)
     draw_page(tmp_path / "page.png", demos, summarise(demos), "title")
     picture = cv2.imread(str(tmp_path / "page.png"))
     assert picture.shape == (1210, 1540, 3)

@@ -10,34 +10,34 @@ import pytest
 
 from sacflow_robot.envs.collector import Rollouts, rollout
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.vector_env import ArmPool, make_arms
+from sacflow_robot.envs.vector_env import SubprocVectorEnv, make_vector_env
 from sacflow_robot.errors import SacflowError, UnknownNameError
-from sacflow_robot.interfaces import VectorArms
+from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.utils.seeding import chunk_noise
 
 SHAPE = (5, 7)
 
 
 @pytest.fixture(scope="module", params=["stock", "compiled"])
-def arms(request: pytest.FixtureRequest) -> Iterator[VectorArms]:
-    with make_arms("lift", 2, request.param) as made:
+def envs(request: pytest.FixtureRequest) -> Iterator[VectorEnv]:
+    with make_vector_env("lift", 2, request.param) as made:
         assert made.engine == request.param
         yield made
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[ArmPool]:
-    with ArmPool("lift", 2) as made:
+def pool() -> Iterator[SubprocVectorEnv]:
+    with SubprocVectorEnv("lift", 2) as made:
         yield made
 
 
 def choose(observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:
-    """A policy that depends on observation and noise, so that a mix-up between arms would show."""
+    """A policy that depends on observation and noise, so that a mix-up between robots would show."""
     return np.clip(0.5 * noise + observation["object"][:, None, 7:8], -1, 1).astype(np.float32)
 
 
-def test_an_episode_depends_on_its_seed_alone(arms: VectorArms, env: RobosuiteEnv) -> None:
-    rollouts = Rollouts(arms, SHAPE, [3, 4, 5])
+def test_an_episode_depends_on_its_seed_alone(envs: VectorEnv, env: RobosuiteEnv) -> None:
+    rollouts = Rollouts(envs, SHAPE, [3, 4, 5])
     assert rollouts.send(choose)
     total, ended = rollouts.receive()
     assert total == 10 and not ended
@@ -50,17 +50,17 @@ def test_an_episode_depends_on_its_seed_alone(arms: VectorArms, env: RobosuiteEn
     assert np.array_equal(by_seed[4], choose(observation, noise[None])[0])
 
 
-def test_rollout_runs_every_seed_once_and_in_full(arms: VectorArms) -> None:
-    episodes = list(rollout(arms, (75, 7), choose, [1, 2, 3]))
+def test_rollout_runs_every_seed_once_and_in_full(envs: VectorEnv) -> None:
+    episodes = list(rollout(envs, (75, 7), choose, [1, 2, 3]))
     assert sorted(e.info["seed"] for e in episodes) == [1, 2, 3]
     assert all((len(e) == 300 and e.truncated[-1]) or e.success for e in episodes)
     assert all((np.diff(e.time_ns) == 50_000_000).all() and "nominal" in e.info["clock"] for e in episodes)
-    assert {e.info["env_engine"] for e in episodes} == {arms.engine}
-    assert list(rollout(arms, SHAPE, choose, [])) == []
+    assert {e.info["env_engine"] for e in episodes} == {envs.engine}
+    assert list(rollout(envs, SHAPE, choose, [])) == []
 
 
-def test_interrupted_episodes_go_on_exactly(arms: VectorArms) -> None:
-    first = Rollouts(arms, SHAPE, [6, 7])
+def test_interrupted_episodes_go_on_exactly(envs: VectorEnv) -> None:
+    first = Rollouts(envs, SHAPE, [6, 7])
     for _ in range(3):
         first.send(choose)
         first.receive()
@@ -69,7 +69,7 @@ def test_interrupted_episodes_go_on_exactly(arms: VectorArms) -> None:
     first.receive()
     expected = first.state_dict()
 
-    second = Rollouts(arms, SHAPE, [])
+    second = Rollouts(envs, SHAPE, [])
     second.load_state_dict(saved)
     second.send(choose)
     second.receive()
@@ -80,21 +80,21 @@ def test_interrupted_episodes_go_on_exactly(arms: VectorArms) -> None:
         assert np.array_equal(again[i]["actions"], expected[i]["actions"])
 
 
-def test_failures_in_a_worker_reach_the_caller(pool: ArmPool) -> None:
-    arms = pool
+def test_failures_in_a_worker_reach_the_caller(pool: SubprocVectorEnv) -> None:
+    envs = pool
     with pytest.raises(UnknownNameError):
-        ArmPool("juggle", 1)
-    arms.begin({0: 1, 1: 2})
-    arms.send({0: np.full((1, 7), np.nan, np.float32), 1: np.zeros((1, 7), np.float32)})
+        SubprocVectorEnv("juggle", 1)
+    envs.begin({0: 1, 1: 2})
+    envs.send({0: np.full((1, 7), np.nan, np.float32), 1: np.zeros((1, 7), np.float32)})
     with pytest.raises(SacflowError, match="simulator process 0 failed: action holds NaN"):
-        arms.receive()
-    # No answer of the other arm is left over to be taken for the next one.
-    starts = arms.begin({0: 1, 1: 2})
+        envs.receive()
+    # No answer of the other robot is left over to be taken for the next one.
+    starts = envs.begin({0: 1, 1: 2})
     assert all(result.reward == 0 and result.observation["object"].shape == (10,) for result in starts.values())
 
 
 def test_a_worker_that_dies_is_named() -> None:
-    with ArmPool("lift", 1) as pool:
+    with SubprocVectorEnv("lift", 1) as pool:
         pool.begin({0: 0})
         pool._processes[0].kill()
         pool._processes[0].join()
@@ -103,15 +103,15 @@ def test_a_worker_that_dies_is_named() -> None:
             pool.receive()
 
 
-def test_parts_are_the_episode_cut_where_it_was_complete(arms: VectorArms) -> None:
-    rollouts = Rollouts(arms, SHAPE, [8], part_steps=20)
+def test_parts_are_the_episode_cut_where_it_was_complete(envs: VectorEnv) -> None:
+    rollouts = Rollouts(envs, SHAPE, [8], part_steps=20)
     parts, whole = [], []
     while rollouts.send(choose):
         whole += rollouts.receive()[1]
         parts += rollouts.take_parts()
         if len(parts) == 1:  # what was given out before a stop is not given out again after it
             state = rollouts.state_dict()
-            rollouts = Rollouts(arms, SHAPE, [], part_steps=20)
+            rollouts = Rollouts(envs, SHAPE, [], part_steps=20)
             rollouts.load_state_dict(state)
     assert {len(part) for part in parts[:-1]} == {20} and sum(map(len, parts)) == len(whole[0])
     for name in ("commanded", "rewards", "terminated", "time_ns"):

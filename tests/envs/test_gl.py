@@ -119,7 +119,7 @@ def test_train_with_the_index_s_own_build_of_torch(tmp_path: Path) -> None:
             pytest.skip("the index serves no torch with triton here")
         log = tmp_path / "demos.zarr"
         episodes = [demonstrate("lift", "proficient", seed) for seed in range(3)]
-        write_log(str(log), get_task("lift").arm, episodes)
+        write_log(str(log), get_task("lift").robot, episodes)
         environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL")}
         for number, compiling in enumerate(("off", "on")):
             out = tmp_path / f"run{number}"

@@ -1,4 +1,4 @@
-"""The plant of the twin; what it does as an arm is tested through the twin."""
+"""The plant of the twin; what it does as a robot is tested through the twin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Randomised training arms: seeded, logged, and late by what they say."""
+"""Randomised training robots: seeded, logged, and late by what they say."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 
 from sacflow_robot.envs.collector import rollout
 from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, draw_around, draw_twin
-from sacflow_robot.envs.randomized_env import Draws, RandomisedArms, RandomisedEnv
+from sacflow_robot.envs.randomized_env import Draws, RandomisedEnv, RandomizedVectorEnv
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.robot_parameters import ArmModel, Measured
+from sacflow_robot.envs.robot_parameters import Measured, RobotParameters
 from sacflow_robot.envs.sensing import Sensors
 from sacflow_robot.errors import UnknownNameError, UsageError
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.seeding import random_stream
 
 PUSH = np.array([0.5, 0, -0.2, 0, 0, 0.1, -1], np.float32)
@@ -43,38 +43,38 @@ def test_draws_around_a_profile_have_its_uncertainty_and_stay_possible() -> None
 
 
 def test_an_episode_is_decided_by_its_seed_and_says_what_was_drawn() -> None:
-    def play(arms: RandomisedArms) -> list[tuple[FloatArray, str]]:
-        episodes = rollout(arms, (5, 7), lambda seen, noise: np.tile(PUSH, (len(noise), 5, 1)), range(3, 5))
+    def play(envs: RandomizedVectorEnv) -> list[tuple[FloatArray, str]]:
+        episodes = rollout(envs, (5, 7), lambda seen, noise: np.tile(PUSH, (len(noise), 5, 1)), range(3, 5))
         return sorted(
             ((e.observations["robot0_eef_pos"][:40], str(e.info["arm_model"])) for e in episodes),
             key=lambda pair: pair[1],
         )
 
-    with RandomisedArms("lift", 1, Draws("wide")) as one, RandomisedArms("lift", 2, Draws("wide")) as two:
+    with RandomizedVectorEnv("lift", 1, Draws("wide")) as one, RandomizedVectorEnv("lift", 2, Draws("wide")) as two:
         alone, together = play(one), play(two)
     for (a, about), (b, other) in zip(alone, together, strict=True):
         assert np.array_equal(a, b) and about == other
-        assert ArmModel.from_json(about).number("transport.command_delay_ms") > 0
+        assert RobotParameters.from_json(about).number("transport.command_delay_ms") > 0
     assert alone[0][1] != alone[1][1]
 
 
 def test_delays_move_what_is_seen_and_losses_repeat_it() -> None:
     env = RobosuiteEnv("lift", engine="compiled")
 
-    def play(model: ArmModel) -> FloatArray:
+    def play(model: RobotParameters) -> FloatArray:
         made = RandomisedEnv(env, Draws(model=model))
         made.reset(seed=5)
         return np.stack([made.step(PUSH)[0]["robot0_eef_pos"] for _ in range(14)])
 
-    prompt = play(ArmModel())
-    observed_late = play(ArmModel({"transport.observation_delay_ms": (100.0,)}))
+    prompt = play(RobotParameters())
+    observed_late = play(RobotParameters({"transport.observation_delay_ms": (100.0,)}))
     assert np.array_equal(observed_late[2:], prompt[:-2])
-    commanded_late = play(ArmModel({"transport.command_delay_ms": (100.0,)}))
+    commanded_late = play(RobotParameters({"transport.command_delay_ms": (100.0,)}))
     assert (
         np.abs(commanded_late[2:] - prompt[:-2]).max() < 2e-3
         and np.abs(commanded_late[:2] - commanded_late[0]).max() < 1e-3
     )
-    lost = play(ArmModel({"transport.observation_drop_ratio": (0.8,)}))
+    lost = play(RobotParameters({"transport.observation_drop_ratio": (0.8,)}))
     assert (np.diff(lost, axis=0) == 0).all(axis=1).any() and not (np.diff(prompt, axis=0) == 0).all(axis=1).any()
     env.close()
 
@@ -82,23 +82,25 @@ def test_delays_move_what_is_seen_and_losses_repeat_it() -> None:
 def test_the_last_actions_are_seen_newest_last() -> None:
     made = RandomisedEnv(RobosuiteEnv("lift", engine="compiled"), Draws(history=2))
     seen, _ = made.reset(seed=1)
-    assert made.arm.observations[-1].key == "action_history" and not seen["action_history"].any()
+    assert made.robot.observations[-1].key == "action_history" and not seen["action_history"].any()
     made.step(PUSH)
     seen = made.step(0.5 * PUSH)[0]
     assert np.array_equal(seen["action_history"], [PUSH, 0.5 * PUSH])
     assert made.observation_space.contains(seen)
 
 
-def test_sensors_bias_what_is_relative_too_and_round(arm: ArmSpec) -> None:
-    truth = {a.key: np.zeros(a.shape, np.float32) for a in arm.observations}
+def test_sensors_bias_what_is_relative_too_and_round(robot: RobotSpec) -> None:
+    truth = {a.key: np.zeros(a.shape, np.float32) for a in robot.observations}
     truth["robot0_eef_quat"][3] = truth["object"][6] = 1
     bias = (0.01, 0.0, -0.02)
-    model = ArmModel({"sensors.robot0_eef_pos.bias_m": bias, "sensors.object.noise_m": (1e-3,)})
-    seen = Sensors(arm, model).read(truth, random_stream(1))
+    model = RobotParameters({"sensors.robot0_eef_pos.bias_m": bias, "sensors.object.noise_m": (1e-3,)})
+    seen = Sensors(robot, model).read(truth, random_stream(1))
     assert seen["robot0_eef_pos"] == pytest.approx(bias)
     difference = seen["object"][:3] - seen["robot0_eef_pos"]
     assert seen["object"][7:] == pytest.approx(difference, abs=1e-6), "cube from gripper is the difference of the two"
     assert np.array_equal(seen["robot0_eef_quat"], truth["robot0_eef_quat"])
-    coarse = ArmModel({"sensors.robot0_eef_pos.noise_m": (0.01,), "sensors.robot0_eef_pos.resolution_m": (0.005,)})
-    read = Sensors(arm, coarse).read(truth, random_stream(2))["robot0_eef_pos"] / 0.005
+    coarse = RobotParameters(
+        {"sensors.robot0_eef_pos.noise_m": (0.01,), "sensors.robot0_eef_pos.resolution_m": (0.005,)}
+    )
+    read = Sensors(robot, coarse).read(truth, random_stream(2))["robot0_eef_pos"] / 0.005
     assert read == pytest.approx(np.round(read), abs=1e-4) and read.any()

@@ -20,7 +20,7 @@ def test_env_args_make_the_environment_again(task: str) -> None:
     suite = robosuite.make(described["env_name"], **described["env_kwargs"])
     ours = RobosuiteEnv(task)
     try:
-        assert suite.action_dim == ours.arm.action_dim and suite.control_freq == CONTROL_RATE_HZ
+        assert suite.action_dim == ours.robot.action_dim and suite.control_freq == CONTROL_RATE_HZ
         assert suite.robots[0].part_controllers["right"].name == "OSC_POSE"
         _, info = ours.reset(seed=3)
         suite.reset()

@@ -170,8 +170,8 @@ def test_bad_input_is_one_clear_line(env: RobosuiteEnv) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_the_quaternions_of_a_task_are_where_its_table_says(name: str) -> None:
-    env, starts = RobosuiteEnv(name), TASKS[name].arm.quaternions
-    flat = np.array([env.arm.flatten(env.begin(seed).observation) for seed in range(6)])
+    env, starts = RobosuiteEnv(name), TASKS[name].robot.quaternions
+    flat = np.array([env.robot.flatten(env.begin(seed).observation) for seed in range(6)])
     fours = {
         i for i in range(flat.shape[1] - 3) if np.allclose(np.linalg.norm(flat[:, i : i + 4], axis=1), 1, atol=1e-4)
     }

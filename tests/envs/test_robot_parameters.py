@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sacflow_robot.envs.robot_parameters import (
     QUANTITIES,
-    ArmModel,
     Measured,
+    RobotParameters,
     check_value,
     model_of,
     read_measured,
@@ -21,17 +21,17 @@ STORY = {"date": "2026-11-23", "method": "by hand"}
 
 
 @st.composite
-def models(draw: st.DrawFn) -> ArmModel:
+def models(draw: st.DrawFn) -> RobotParameters:
     values = {}
     for name in draw(st.sets(st.sampled_from(sorted(QUANTITIES)))):
         q = QUANTITIES[name]
         values[name] = tuple(draw(st.floats(q.low, q.high)) for _ in range(q.count))
-    return ArmModel(values)
+    return RobotParameters(values)
 
 
 @given(models())
-def test_a_model_survives_being_written(model: ArmModel) -> None:
-    assert ArmModel.from_json(model.to_json()) == model
+def test_a_model_survives_being_written(model: RobotParameters) -> None:
+    assert RobotParameters.from_json(model.to_json()) == model
     assert model.having({}).sha256 == model.sha256
     assert all(len(model.values[name]) == QUANTITIES[name].count for name in model)
 
@@ -43,7 +43,7 @@ def test_no_angle_wraps_around_in_silence(angle: float) -> None:
 
 
 def test_one_number_stands_for_all_joints_and_sensors_are_found_by_key() -> None:
-    model = ArmModel({"joints.friction_loss_nm": 0.5, "sensors.object.noise_m": (1e-3,)})  # type: ignore[dict-item]
+    model = RobotParameters({"joints.friction_loss_nm": 0.5, "sensors.object.noise_m": (1e-3,)})  # type: ignore[dict-item]
     friction = model.array("joints.friction_loss_nm")
     assert friction is not None and np.array_equal(friction, [0.5] * 7)
     assert list(model.sensor("object")) == ["noise_m"] and model.sensor("robot0_eef_pos") == {}

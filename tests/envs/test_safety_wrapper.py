@@ -8,8 +8,8 @@ import pytest
 from sacflow_robot.cli.train import limited
 from sacflow_robot.envs.collector import rollout
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.safety_wrapper import LimitedArms, LimitedEnv
-from sacflow_robot.envs.vector_env import make_arms
+from sacflow_robot.envs.safety_wrapper import LimitedEnv, LimitedVectorEnv
+from sacflow_robot.envs.vector_env import make_vector_env
 from sacflow_robot.errors import UsageError
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.robot.safety.filter import SafetyFilter
@@ -20,7 +20,7 @@ def test_the_environment_moves_within_the_limits(env: RobosuiteEnv) -> None:
     limits = SafetyLimits(
         speed_m_per_s=(0.3,) * 3, acceleration_m_per_s2=(1.5,) * 3, workspace=Box((-0.3, -0.3, 0.95), (0.3, 0.3, 1.2))
     )
-    limited = LimitedEnv(env, SafetyFilter(env.arm, limits))
+    limited = LimitedEnv(env, SafetyFilter(env.robot, limits))
     commanded = []
     for seed in (1, 2):
         limited.reset(seed=seed)
@@ -40,8 +40,8 @@ def test_arms_that_learn_move_within_the_limits_and_learn_from_what_was_commande
     def choose(observation: dict[str, np.ndarray], noise: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
         return np.clip(noise, -1, 1)
 
-    with make_arms("lift", 2) as arms, make_arms("lift", 2) as replayed:
-        made = LimitedArms(arms, lambda: SafetyFilter(arms.spec, limits))
+    with make_vector_env("lift", 2) as envs, make_vector_env("lift", 2) as replayed:
+        made = LimitedVectorEnv(envs, lambda: SafetyFilter(envs.spec, limits))
         episodes = list(rollout(made, (5, 7), choose, range(3)))
         assert len(episodes) == 3
         for episode in episodes:
@@ -58,10 +58,10 @@ def test_arms_that_learn_move_within_the_limits_and_learn_from_what_was_commande
 
 def test_train_takes_the_limits_of_a_profile(tmp_path: Path) -> None:
     profile = Path(__file__).parents[2] / "calibration" / "panda.yaml"
-    with make_arms("lift", 1) as arms:
-        assert limited(arms, TrainConfig()) is arms
-        assert isinstance(limited(arms, TrainConfig(safety=str(profile))), LimitedArms)
+    with make_vector_env("lift", 1) as envs:
+        assert limited(envs, TrainConfig()) is envs
+        assert isinstance(limited(envs, TrainConfig(safety=str(profile))), LimitedVectorEnv)
         other = tmp_path / "other.yaml"
         other.write_text(Path(profile.with_name("sim_panda.yaml")).read_text().partition("safety:")[0])
         with pytest.raises(UsageError, match="has no section 'safety'"):
-            limited(arms, TrainConfig(safety=str(other)))
+            limited(envs, TrainConfig(safety=str(other)))

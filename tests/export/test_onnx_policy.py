@@ -21,12 +21,12 @@ from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.serve.reload import Reloader
 from sacflow_robot.serve.server import PolicyServer
-from sacflow_robot.spec import ArmSpec, PolicySpec
+from sacflow_robot.spec import PolicySpec, RobotSpec
 from sacflow_robot.utils.seeding import chunk_noise
 
 
 def observation(policy: OnnxPolicy, batch: int) -> dict[str, np.ndarray]:
-    return {a.key: np.zeros((batch, *a.shape), np.float32) for a in policy.spec.arm.observations}
+    return {a.key: np.zeros((batch, *a.shape), np.float32) for a in policy.spec.robot.observations}
 
 
 def test_it_infers_and_checks_its_inputs(policy_file: Path) -> None:
@@ -253,10 +253,12 @@ def test_a_prefix_is_checked(policy_file: Path, changes: dict[str, np.ndarray | 
         policy.infer(observation(policy, 2), chunk_noise((2, 5, 7), 1), **given)
 
 
-def test_a_policy_without_a_prefix_serves_as_before(arm: ArmSpec, tmp_path: Path) -> None:
+def test_a_policy_without_a_prefix_serves_as_before(robot: RobotSpec, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    flow = FlowPolicy("flow-g", arm.observation_dim, 5 * arm.action_dim, FlowConfig(width=32, depth=2, gate_width=16))
-    export_policy(flow, make_spec(flow, arm, "flow-g", {}), tmp_path / "plain.onnx", prefix=False)
+    flow = FlowPolicy(
+        "flow-g", robot.observation_dim, 5 * robot.action_dim, FlowConfig(width=32, depth=2, gate_width=16)
+    )
+    export_policy(flow, make_spec(flow, robot, "flow-g", {}), tmp_path / "plain.onnx", prefix=False)
     policy = OnnxPolicy(tmp_path / "plain.onnx")
     assert not policy.takes_prefix
     noise, seen = chunk_noise((2, 5, 7), 1), observation(policy, 2)

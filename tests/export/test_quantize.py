@@ -16,8 +16,8 @@ from sacflow_robot.export.to_onnx import export_policy, make_spec
 from sacflow_robot.learn.config import FlowConfig, VelocityName, WeightsKind
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.critic import Critic
-from sacflow_robot.learn.networks.policies import BestOf
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.learn.networks.policies import QC
+from sacflow_robot.spec import RobotSpec
 from sacflow_robot.utils.seeding import chunk_noise
 
 FLOW = FlowConfig(width=128, depth=2, gate_width=64, euler_steps=2)
@@ -25,34 +25,36 @@ Files = dict[str, tuple[Path, float]]
 MOST = {"float16": 2e-3, "bf16": 2e-2, "int8": 5e-2}
 
 
-def make_policy(arm: ArmSpec, velocity: VelocityName = "flow-t") -> FlowPolicy:
+def make_policy(robot: RobotSpec, velocity: VelocityName = "flow-t") -> FlowPolicy:
     torch.manual_seed(1)
-    return FlowPolicy(velocity, arm.observation_dim, 5 * arm.action_dim, FLOW, arm.quaternions).requires_grad_(False)
+    return FlowPolicy(velocity, robot.observation_dim, 5 * robot.action_dim, FLOW, robot.quaternions).requires_grad_(
+        False
+    )
 
 
 @pytest.fixture(scope="module")
-def files(arm: ArmSpec, tmp_path_factory: pytest.TempPathFactory) -> Files:
+def files(robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> Files:
     """A policy with each kind of weights: its file, and what export said of the difference from torch."""
-    folder, policy = tmp_path_factory.mktemp("weights"), make_policy(arm)
+    folder, policy = tmp_path_factory.mktemp("weights"), make_policy(robot)
     paths = {weights: folder / f"{weights}.onnx" for weights in get_args(WeightsKind)}
-    return {weights: (path, write(policy, arm, path, weights)) for weights, path in paths.items()}
+    return {weights: (path, write(policy, robot, path, weights)) for weights, path in paths.items()}
 
 
 def write(
-    policy: FlowPolicy, arm: ArmSpec, path: Path, weights: WeightsKind, exported: nn.Module | None = None
+    policy: FlowPolicy, robot: RobotSpec, path: Path, weights: WeightsKind, exported: nn.Module | None = None
 ) -> float:
-    return export_policy(exported or policy, make_spec(policy, arm, policy.name, {}), path, weights=weights)
+    return export_policy(exported or policy, make_spec(policy, robot, policy.name, {}), path, weights=weights)
 
 
 @pytest.mark.parametrize("weights", MOST)
-def test_files_are_smaller_and_say_what_that_costs(weights: WeightsKind, files: Files, arm: ArmSpec) -> None:
+def test_files_are_smaller_and_say_what_that_costs(weights: WeightsKind, files: Files, robot: RobotSpec) -> None:
     (path, exact), (smaller, error) = files["float32"], files[weights]
     assert exact <= 1e-5 < error < MOST[weights]
     whole, small = OnnxPolicy(path), OnnxPolicy(smaller)
     assert smaller.stat().st_size < 0.7 * path.stat().st_size
     assert small.spec.notes == {"weights": weights, "max_action_error": error} and whole.spec.notes == {}
     rng = np.random.default_rng(0)
-    seen = {a.key: rng.standard_normal((32, *a.shape)).astype(np.float32) for a in arm.observations}
+    seen = {a.key: rng.standard_normal((32, *a.shape)).astype(np.float32) for a in robot.observations}
     noise = chunk_noise((32, 5, 7), 0)
     actions = small.infer(seen, noise)
     assert np.abs(actions - whole.infer(seen, noise)).max() <= 2 * error
@@ -88,19 +90,19 @@ def test_half_precision_is_how_weights_are_stored_and_products_are_in_float32(
     assert {t.data_type for t in graph.initializer} - {onnx.TensorProto.INT64} == {onnx.TensorProto.FLOAT}
 
 
-def test_the_best_of_several_in_int8(arm: ArmSpec, tmp_path: Path) -> None:
+def test_the_best_of_several_in_int8(robot: RobotSpec, tmp_path: Path) -> None:
     """Flow-g, whose products scale and subtract, beside a critic, whose weights stay."""
-    policy = make_policy(arm, "flow-g")
+    policy = make_policy(robot, "flow-g")
     critic = Critic(policy.feature_dim, policy.action_dim, 64, 2, 2).requires_grad_(False)
-    assert write(policy, arm, tmp_path / "best.onnx", "int8", BestOf(policy, critic, 4, "min")) < MOST["int8"]
+    assert write(policy, robot, tmp_path / "best.onnx", "int8", QC(policy, critic, 4, "min")) < MOST["int8"]
     assert OnnxPolicy(tmp_path / "best.onnx").takes_prefix
 
 
-def test_weights_that_float16_cannot_hold(arm: ArmSpec, tmp_path: Path) -> None:
-    policy = make_policy(arm, "mlp")
+def test_weights_that_float16_cannot_hold(robot: RobotSpec, tmp_path: Path) -> None:
+    policy = make_policy(robot, "mlp")
     policy.velocity.trunk.hidden[0].weight[0, 0] = 1e6  # type: ignore[union-attr]
     with pytest.raises(ExportError, match=r"too large for float16; export with --weights bf16 or float32"):
-        write(policy, arm, tmp_path / "a.onnx", "float16")
+        write(policy, robot, tmp_path / "a.onnx", "float16")
     assert list(tmp_path.iterdir()) == []
 
 

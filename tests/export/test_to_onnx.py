@@ -15,34 +15,34 @@ from sacflow_robot.export import to_onnx as export
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.spec import ArmSpec, PolicySpec
+from sacflow_robot.spec import PolicySpec, RobotSpec
 
 FLOW = FlowConfig(width=32, depth=2, gate_width=16, euler_steps=3)
 
 
-def make_policy(arm: ArmSpec, velocity: str) -> FlowPolicy:
+def make_policy(robot: RobotSpec, velocity: str) -> FlowPolicy:
     torch.manual_seed(1)
-    policy = FlowPolicy(velocity, arm.observation_dim, 5 * arm.action_dim, FLOW)
-    policy.fit_normaliser(torch.randn(100, arm.observation_dim) * 0.3 + 1)
+    policy = FlowPolicy(velocity, robot.observation_dim, 5 * robot.action_dim, FLOW)
+    policy.fit_normaliser(torch.randn(100, robot.observation_dim) * 0.3 + 1)
     return policy
 
 
 @pytest.mark.parametrize("velocity", ["flow-g", "flow-t", "flow-l", "mlp"])
-def test_graph_equals_torch_at_any_batch(velocity: str, arm: ArmSpec, tmp_path: Path) -> None:
-    policy, path = make_policy(arm, velocity), tmp_path / "lift.onnx"
-    spec = export.make_spec(policy, arm, velocity, {"seed": 1})
+def test_graph_equals_torch_at_any_batch(velocity: str, robot: RobotSpec, tmp_path: Path) -> None:
+    policy, path = make_policy(robot, velocity), tmp_path / "lift.onnx"
+    spec = export.make_spec(policy, robot, velocity, {"seed": 1})
     assert export.export_policy(policy, spec, path) <= 1e-5
     session = onnxruntime.InferenceSession(path)
     assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [
-        *((a.key, list(a.shape)) for a in arm.observations),
+        *((a.key, list(a.shape)) for a in robot.observations),
         ("noise", [5, 7]),
     ]
     rng = np.random.default_rng(0)
     for batch in (1, 3, 50):
-        observation = {a.key: rng.standard_normal((batch, *a.shape)).astype(np.float32) for a in arm.observations}
+        observation = {a.key: rng.standard_normal((batch, *a.shape)).astype(np.float32) for a in robot.observations}
         noise = rng.standard_normal((batch, 5, 7)).astype(np.float32)
         (actions,) = session.run(None, {**observation, "noise": noise})
-        flat = torch.from_numpy(arm.flatten(observation))
+        flat = torch.from_numpy(robot.flatten(observation))
         with torch.no_grad():
             expected = policy(flat, torch.from_numpy(noise).flatten(1)).reshape(batch, 5, 7)
         np.testing.assert_allclose(actions, expected, atol=1e-5)
@@ -51,22 +51,22 @@ def test_graph_equals_torch_at_any_batch(velocity: str, arm: ArmSpec, tmp_path: 
     assert metadata[policyfile.FINGERPRINT_KEY] == spec.fingerprint
 
 
-def test_normalised_weights_are_folded_and_a_learned_noise_stays_out(arm: ArmSpec, tmp_path: Path) -> None:
+def test_normalised_weights_are_folded_and_a_learned_noise_stays_out(robot: RobotSpec, tmp_path: Path) -> None:
     sizes = {}
     for name, changes in {"plain": {}, "other": {"weight_norm": True, "noise": "learned"}}.items():
         torch.manual_seed(0)
-        policy = FlowPolicy("flow-g", arm.observation_dim, 5 * arm.action_dim, replace(FLOW, **changes))
+        policy = FlowPolicy("flow-g", robot.observation_dim, 5 * robot.action_dim, replace(FLOW, **changes))
         path = tmp_path / f"{name}.onnx"
-        assert export.export_policy(policy, export.make_spec(policy, arm, "flow-g", {}), path) <= 1e-5
+        assert export.export_policy(policy, export.make_spec(policy, robot, "flow-g", {}), path) <= 1e-5
         sizes[name] = sum(len(weight.raw_data) for weight in onnx.load(path).graph.initializer)
     assert sizes["plain"] == sizes["other"]
 
 
 def test_a_policy_that_differs_is_not_left_behind(
-    arm: ArmSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = make_policy(arm, "mlp")
-    spec = export.make_spec(policy, arm, "mlp", {})
+    policy = make_policy(robot, "mlp")
+    spec = export.make_spec(policy, robot, "mlp", {})
     path = tmp_path / "lift.onnx"
     path.write_bytes(b"an older policy")
     to_onnx = export.to_onnx
@@ -86,9 +86,9 @@ def test_a_policy_that_differs_is_not_left_behind(
     assert [p.name for p in tmp_path.iterdir()] == ["lift.onnx"]
 
 
-def test_a_policy_of_nans_is_not_exported(arm: ArmSpec, tmp_path: Path) -> None:
-    policy = make_policy(arm, "mlp")
-    spec = export.make_spec(policy, arm, "mlp", {})
+def test_a_policy_of_nans_is_not_exported(robot: RobotSpec, tmp_path: Path) -> None:
+    policy = make_policy(robot, "mlp")
+    spec = export.make_spec(policy, robot, "mlp", {})
     with torch.no_grad():
         next(policy.velocity.parameters()).fill_(float("nan"))
     with pytest.raises(ExportError, match="differs from torch by inf"):
@@ -96,11 +96,11 @@ def test_a_policy_of_nans_is_not_exported(arm: ArmSpec, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_place(arm: ArmSpec, tmp_path: Path) -> None:
-    policy = make_policy(arm, "mlp")
+def test_an_unwritable_place(robot: RobotSpec, tmp_path: Path) -> None:
+    policy = make_policy(robot, "mlp")
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot write"):
-        export.export_policy(policy, export.make_spec(policy, arm, "mlp", {}), tmp_path / "file" / "lift.onnx")
+        export.export_policy(policy, export.make_spec(policy, robot, "mlp", {}), tmp_path / "file" / "lift.onnx")
 
 
 def test_the_file_says_nothing_about_the_machine(policy_file: Path) -> None:
@@ -109,25 +109,25 @@ def test_the_file_says_nothing_about_the_machine(policy_file: Path) -> None:
         assert trace not in content
 
 
-def test_spec_travels(arm: ArmSpec) -> None:
-    policy = make_policy(arm, "flow-g")
-    spec = export.make_spec(policy, arm, "flow-g", {})
+def test_spec_travels(robot: RobotSpec) -> None:
+    policy = make_policy(robot, "flow-g")
+    spec = export.make_spec(policy, robot, "flow-g", {})
     assert (spec.chunk_length, spec.euler_steps, spec.noise_shape) == (5, 3, (5, 7))
     assert spec.observation_mean == pytest.approx(policy.observation_mean.tolist())
     assert replace(spec, notes={"a": 1}).fingerprint != spec.fingerprint
 
 
-def test_a_file_for_an_arm_with_other_bounds_acts_in_its_units(arm: ArmSpec, tmp_path: Path) -> None:
+def test_a_file_for_an_arm_with_other_bounds_acts_in_its_units(robot: RobotSpec, tmp_path: Path) -> None:
     low, high = np.linspace(-180, 0, 7), np.linspace(20, 90, 7)
-    own = replace(arm, action_low=tuple(low), action_high=tuple(high))
-    policy, half, center = make_policy(arm, "flow-g"), (high - low) / 2, (high + low) / 2
-    export.export_policy(policy, export.make_spec(policy, arm, "flow-g", {}), tmp_path / "plain.onnx")
+    own = replace(robot, action_low=tuple(low), action_high=tuple(high))
+    policy, half, center = make_policy(robot, "flow-g"), (high - low) / 2, (high + low) / 2
+    export.export_policy(policy, export.make_spec(policy, robot, "flow-g", {}), tmp_path / "plain.onnx")
     export.export_policy(policy, export.make_spec(policy, own, "flow-g", {}), tmp_path / "own.onnx")
     plain, scaled = OnnxPolicy(tmp_path / "plain.onnx"), OnnxPolicy(tmp_path / "own.onnx")
     assert scaled.takes_prefix
     rng = np.random.default_rng(0)
     for batch in (1, 4):
-        observation = {a.key: rng.standard_normal((batch, *a.shape)).astype(np.float32) for a in arm.observations}
+        observation = {a.key: rng.standard_normal((batch, *a.shape)).astype(np.float32) for a in robot.observations}
         noise = rng.standard_normal((batch, 5, 7)).astype(np.float32)
         expected = plain.infer(observation, noise) * half + center
         np.testing.assert_allclose(scaled.infer(observation, noise), expected, atol=1e-3)

@@ -238,9 +238,9 @@ def test_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "server: {run: 'serve --policy ${SACFLOW_TEST_POLICY:-a.onnx}', ready: serving, restart: on-failure, stop_within: 3}\n"
         "arm: run --log ${SACFLOW_TEST_LOG}\n"
     )
-    server, arm = read_cell(file, ["serve", "run"])
+    server, robot = read_cell(file, ["serve", "run"])
     assert (server.words, server.ready, server.stop_within_s) == (("serve", "--policy", "a.onnx"), "serving", 3.0)
-    assert arm == ProcessPlan("arm", ("run", "--log", "my log.zarr"))
+    assert robot == ProcessPlan("arm", ("run", "--log", "my log.zarr"))
 
 
 @pytest.mark.parametrize(
@@ -285,6 +285,6 @@ def test_every_launch_file_shipped_can_be_read() -> None:
     assert len(files) >= 4
     for file in files:
         plans = read_cell(file, COMMANDS)
-        assert plans[-1].words[0] == "run", f"{file.name}: a cell is for its arm"
+        assert plans[-1].words[0] == "run", f"{file.name}: a cell is for its robot"
         for one in plans:
             _parse(*_split(list(one.words)))  # raises UsageError for an option that does not exist

@@ -1,4 +1,4 @@
-"""Learning while the arm runs, with real processes: what is published is served and logged, what is corrupted is not."""
+"""Learning while the robot runs, with real processes: what is published is served and logged, what is corrupted is not."""
 
 from __future__ import annotations
 

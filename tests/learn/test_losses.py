@@ -12,7 +12,7 @@ from sacflow_robot.learn import losses
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.policy import unsquash
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 
 def test_temperature_rises_when_entropy_is_below_target() -> None:
@@ -84,7 +84,7 @@ def test_flow_matching_loss_ignores_invalid_rows_and_fits_the_played_action() ->
 
 
 def test_chunked_targets_by_hand_around_the_ends_of_episodes(
-    make_episode: Callable[..., Episode], arm: ArmSpec
+    make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
     """H = 3, gamma = 0.5, reward 1 at the last step, value 8 everywhere: what each window's critic is fitted to."""
     expected = {
@@ -95,7 +95,7 @@ def test_chunked_targets_by_hand_around_the_ends_of_episodes(
         (2, False): [(None, False), (None, False)],
     }
     for (steps, success), windows in expected.items():
-        buffer = ReplayBuffer(arm, 3, 0.5, 50)
+        buffer = ReplayBuffer(robot, 3, 0.5, 50)
         buffer.append(make_episode(steps, success=success))
         batch = buffer.sample(200, np.random.default_rng(0))
         starts = batch.observation[:, 0].astype(int)
@@ -109,9 +109,9 @@ def test_chunked_targets_by_hand_around_the_ends_of_episodes(
 
 
 def test_distances_and_losses_leave_out_what_is_behind_an_episodes_end(
-    make_episode: Callable[..., Episode], arm: ArmSpec
+    make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
-    buffer = ReplayBuffer(arm, 3, 0.5, 50)
+    buffer = ReplayBuffer(robot, 3, 0.5, 50)
     buffer.append(make_episode(2))
     batch = buffer.sample(50, np.random.default_rng(0))
     chunk = torch.from_numpy(batch.actions).flatten(1)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sacflow_robot.cli.follow import check_policy
 from sacflow_robot.data.log.reader import EpisodeLog
-from sacflow_robot.envs.vector_env import ArmPool, collect
+from sacflow_robot.envs.vector_env import SubprocVectorEnv, collect
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, PolicyFileError, SacflowError, UsageError
 from sacflow_robot.export.metadata import file_version
@@ -25,7 +25,7 @@ from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import Evaluation, RunFolder
 from sacflow_robot.learn.trainer import Trainer
 from sacflow_robot.learn.training_guards import Interrupted
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 TINY = TrainConfig(offline_steps=4, online_steps=0, eval_episodes=0, flow=FlowConfig(width=32, depth=2, gate_width=16))
 TINY = replace(TINY, learner=replace(TINY.learner, batch_size=32, critic_width=32, critic_depth=2, warmup_steps=0))
@@ -37,16 +37,21 @@ def demos() -> list[Episode]:
 
 
 @pytest.fixture(scope="module")
-def pools() -> Iterator[tuple[ArmPool, ArmPool]]:
-    with ArmPool("lift", 1) as arms, ArmPool("lift", 1) as eval_arms:
-        yield arms, eval_arms
+def pools() -> Iterator[tuple[SubprocVectorEnv, SubprocVectorEnv]]:
+    with SubprocVectorEnv("lift", 1) as envs, SubprocVectorEnv("lift", 1) as eval_robots:
+        yield envs, eval_robots
 
 
 Make = Callable[..., FollowingTrainer]
 
 
 @pytest.fixture
-def make(tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool], monkeypatch: pytest.MonkeyPatch) -> Make:
+def make(
+    tmp_path: Path,
+    demos: list[Episode],
+    pools: tuple[SubprocVectorEnv, SubprocVectorEnv],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Make:
     """Followers of ``log.zarr`` that go on from one short run."""
     monkeypatch.setattr(follow, "_POLL_S", 0.01)
     quiet = TrainingProgress(Console(quiet=True))
@@ -60,28 +65,28 @@ def make(tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool], m
         trainer.follow = FollowConfig(tmp_path / "log.zarr", tmp_path / "served.onnx", 30, gate_episodes, stop_after)
         trainer.accept, trainer.check = check_policy, lambda episode: None
         trainer.load_policy = lambda path: OnnxPolicy(path).infer
-        trainer.resume(same_arms=False)
+        trainer.resume(same_robots=False)
         return trainer
 
     return made
 
 
-def log_of(path: Path, arm: ArmSpec, episodes: list[Episode]) -> None:
-    with EpisodeLog.writer(path / "log.zarr", arm) as log:
+def log_of(path: Path, robot: RobotSpec, episodes: list[Episode]) -> None:
+    with EpisodeLog.writer(path / "log.zarr", robot) as log:
         log.extend(episodes)
 
 
 def test_it_learns_from_a_growing_log_and_publishes(
-    make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode]
+    make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]
 ) -> None:
-    log_of(tmp_path, arm, demos[:1])
+    log_of(tmp_path, robot, demos[:1])
     trainer = make(stop_after=len(demos[0]) + len(demos[1]))
     grown = False
 
     def grow(episode: Episode) -> None:
         nonlocal grown
         if not grown:  # while it is being followed
-            log_of(tmp_path, arm, demos[1:2])
+            log_of(tmp_path, robot, demos[1:2])
             grown = True
 
     trainer.check = grow
@@ -95,16 +100,16 @@ def test_it_learns_from_a_growing_log_and_publishes(
     assert not list(tmp_path.glob(".*candidate*")), "no candidate is left"
 
     again = make(stop_after=trainer.env_steps)
-    log_of(tmp_path, arm, demos[2:])
+    log_of(tmp_path, robot, demos[2:])
     again.follow = replace(again.follow, stop_after=trainer.env_steps + 1)
     again.run()
     assert again.env_steps == sum(map(len, demos)), "no episode is taken twice"
 
 
 def test_a_run_from_scratch_learns_from_the_log_as_well(
-    make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode]
+    make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]
 ) -> None:
-    log_of(tmp_path, arm, demos[:1])
+    log_of(tmp_path, robot, demos[:1])
     trainer = make(stop_after=len(demos[0]))
     trainer.config = replace(trainer.config, from_scratch=True, demos="none", offline_steps=0)
     before = len(trainer.buffer)
@@ -113,12 +118,12 @@ def test_a_run_from_scratch_learns_from_the_log_as_well(
 
 
 def test_a_candidate_whose_weights_are_broken_is_refused(
-    make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode]
+    make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]
 ) -> None:
     trainer = make(stop_after=len(demos[0]))
     trainer._publish()
     served = file_version(tmp_path / "served.onnx")
-    log_of(tmp_path, arm, demos[:1])
+    log_of(tmp_path, robot, demos[:1])
 
     def corrupt(episode: Episode) -> None:
         with torch.no_grad():
@@ -183,8 +188,8 @@ def test_a_candidate_that_the_server_would_refuse_is_refused(make: Make, tmp_pat
     assert trainer.refused == 1 and not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob(".*.onnx"))
 
 
-def test_ctrl_c_saves_what_was_taken(make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode]) -> None:
-    log_of(tmp_path, arm, demos[:2])
+def test_ctrl_c_saves_what_was_taken(make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]) -> None:
+    log_of(tmp_path, robot, demos[:2])
     trainer = make()
 
     def stop(episode: Episode) -> None:
@@ -193,7 +198,7 @@ def test_ctrl_c_saves_what_was_taken(make: Make, tmp_path: Path, arm: ArmSpec, d
     trainer.check = stop
     with pytest.raises(Interrupted):
         trainer.run()
-    log_of(tmp_path, arm, demos[2:])
+    log_of(tmp_path, robot, demos[2:])
     again = make(stop_after=sum(map(len, demos)))
     assert again.env_steps == len(demos[0]) + len(demos[1])
     again.run()
@@ -201,9 +206,9 @@ def test_ctrl_c_saves_what_was_taken(make: Make, tmp_path: Path, arm: ArmSpec, d
 
 
 def test_an_arm_that_is_far_ahead_is_followed_with_what_is_newest(
-    make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode], monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_of(tmp_path, arm, demos)
+    log_of(tmp_path, robot, demos)
     monkeypatch.setattr(follow, "_MOST_OWED", 1)
     trainer = make(stop_after=sum(map(len, demos)))
     before = trainer.agent.updates
@@ -221,8 +226,10 @@ def test_a_run_that_was_stopped_while_cloning_is_not_followed(make: Make) -> Non
         trainer.run()
 
 
-def test_another_log_or_a_broken_note_is_said(make: Make, tmp_path: Path, arm: ArmSpec, demos: list[Episode]) -> None:
-    log_of(tmp_path, arm, demos[:1])
+def test_another_log_or_a_broken_note_is_said(
+    make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]
+) -> None:
+    log_of(tmp_path, robot, demos[:1])
     note = tmp_path / "run" / "followed.json"
     note.write_text(f'{{"log": "{(tmp_path / "log.zarr").resolve()}", "episodes": 7, "learned": 0}}')
     with pytest.raises(DataError, match="has 1 episodes, of which 7 were taken"):

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.replay_buffer import ChunkBatch
-from sacflow_robot.envs.vector_env import ArmPool, collect
+from sacflow_robot.envs.vector_env import SubprocVectorEnv, collect
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError
 from sacflow_robot.learn import trainer as train
@@ -42,12 +42,12 @@ def demos() -> list[Episode]:
 
 
 @pytest.fixture(scope="module")
-def pools() -> Iterator[tuple[ArmPool, ArmPool]]:
-    with ArmPool("lift", 2) as arms, ArmPool("lift", 1) as eval_arms:
-        yield arms, eval_arms
+def pools() -> Iterator[tuple[SubprocVectorEnv, SubprocVectorEnv]]:
+    with SubprocVectorEnv("lift", 2) as envs, SubprocVectorEnv("lift", 1) as eval_robots:
+        yield envs, eval_robots
 
 
-def make_trainer(path: Path, pools: tuple[ArmPool, ArmPool], config: TrainConfig = TINY) -> Trainer:
+def make_trainer(path: Path, pools: tuple[SubprocVectorEnv, SubprocVectorEnv], config: TrainConfig = TINY) -> Trainer:
     folder = RunFolder(path, "lift") if (path / "config.yaml").exists() else RunFolder.create(path, config)
     progress = TrainingProgress(Console(quiet=True))
     return Trainer(config, folder, *pools, progress)
@@ -83,7 +83,10 @@ def assert_equal(a: object, b: object, where: str = "") -> None:
 
 
 def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
-    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    demos: list[Episode],
+    pools: tuple[SubprocVectorEnv, SubprocVectorEnv],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(train, "METRICS_EVERY", 4)
     whole = make_trainer(tmp_path / "whole", pools)
@@ -117,7 +120,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
 
 
 def test_a_run_extended_ends_bit_for_bit_where_a_longer_one_does(
-    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+    tmp_path: Path, demos: list[Episode], pools: tuple[SubprocVectorEnv, SubprocVectorEnv]
 ) -> None:
     whole = make_trainer(tmp_path / "whole", pools)
     whole.load(demos)
@@ -137,7 +140,7 @@ def test_a_run_extended_ends_bit_for_bit_where_a_longer_one_does(
 
 
 def test_a_run_of_cloning_alone_extended_learns_online_as_if_it_had_been_meant_to(
-    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+    tmp_path: Path, demos: list[Episode], pools: tuple[SubprocVectorEnv, SubprocVectorEnv]
 ) -> None:
     """Without evaluations, so that nothing but the checkpoint says that cloning is over."""
     config = replace(TINY, online_steps=60, eval_episodes=0, algo="sac-flow")
@@ -156,27 +159,27 @@ def test_a_run_of_cloning_alone_extended_learns_online_as_if_it_had_been_meant_t
 
 
 def test_training_episodes_are_logged_and_resuming_cuts_what_was_lost(
-    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+    tmp_path: Path, demos: list[Episode], pools: tuple[SubprocVectorEnv, SubprocVectorEnv]
 ) -> None:
     config = replace(TINY, online_steps=620, eval_every=1000, eval_episodes=0, demo_share=0.25)
     trainer = make_trainer(tmp_path / "run", pools, config)
     trainer.load(demos)
     trainer.run()
-    given = {row.tobytes() for e in demos for row in trainer.agent.arm.flatten(e.observations)}
+    given = {row.tobytes() for e in demos for row in trainer.agent.robot.flatten(e.observations)}
     drawn = [row.tobytes() in given for row in trainer._sample().observation]
     assert drawn == [True] * 8 + [False] * 24, "a quarter of the batch of 32 is from the demonstrations"
     log = EpisodeLog.open(tmp_path / "run" / "episodes.zarr")
     episodes = list(log.episodes())
     assert len(episodes) == 2 and all(e.states is not None for e in episodes)
     assert min(e.info["seed"] for e in episodes) >= 1_000_000, "never an evaluation seed"
-    with EpisodeLog.writer(log.path, log.arm) as writer:  # as if killed between log and checkpoint
+    with EpisodeLog.writer(log.path, log.robot) as writer:  # as if killed between log and checkpoint
         writer.append(episodes[0])
     make_trainer(tmp_path / "run", pools, config).resume()
     assert len(EpisodeLog.open(log.path)) == 2
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(
-    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+    tmp_path: Path, demos: list[Episode], pools: tuple[SubprocVectorEnv, SubprocVectorEnv]
 ) -> None:
     config = replace(TINY, offline_steps=2, online_steps=0, eval_episodes=0)
     trainer = make_trainer(tmp_path / "run", pools, config)
@@ -191,7 +194,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 
 
 def test_a_checkpoint_of_something_else_is_refused_with_both_named(
-    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool]
+    tmp_path: Path, demos: list[Episode], pools: tuple[SubprocVectorEnv, SubprocVectorEnv]
 ) -> None:
     config = replace(TINY, offline_steps=2, online_steps=0, eval_episodes=0)
     trainer = make_trainer(tmp_path / "run", pools, config)
@@ -230,10 +233,10 @@ def test_from_scratch_acts_at_random_first_learns_then_and_resumes(tmp_path: Pat
     )
     learner = replace(config.learner, warmup_steps=50, batch_size=32, critic_width=32)
     config = replace(config, learner=replace(learner, regularisation_schedule="adaptive"))
-    with ArmPool(config.env, 1) as arms, ArmPool(config.env, 1) as eval_arms:
+    with SubprocVectorEnv(config.env, 1) as envs, SubprocVectorEnv(config.env, 1) as eval_robots:
         trainers = []
         for name in ("whole", "parts"):
-            trainer = make_trainer(tmp_path / name, (arms, eval_arms), config)
+            trainer = make_trainer(tmp_path / name, (envs, eval_robots), config)
             trainer.load([])
             if name == "parts":
                 for steps in (30, 130):
@@ -241,7 +244,7 @@ def test_from_scratch_acts_at_random_first_learns_then_and_resumes(tmp_path: Pat
                     with pytest.raises(Interrupted):
                         trainer.run()
                     assert (trainer.agent.updates > 0) == (steps > 50)
-                    trainer = make_trainer(tmp_path / name, (arms, eval_arms), config)
+                    trainer = make_trainer(tmp_path / name, (envs, eval_robots), config)
                     trainer.resume()
             trainer.run()
             trainers.append(trainer)
@@ -252,7 +255,7 @@ def test_from_scratch_acts_at_random_first_learns_then_and_resumes(tmp_path: Pat
     drawn = whole.buffer.sample(100, np.random.default_rng(0)).actions
     assert np.abs(drawn).max() <= 1
     with pytest.raises(DataError, match="empty"):
-        make_trainer(tmp_path / "other", (arms, eval_arms), TINY).load([])
+        make_trainer(tmp_path / "other", (envs, eval_robots), TINY).load([])
 
 
 def test_random_actions_are_spread_evenly() -> None:
@@ -262,7 +265,10 @@ def test_random_actions_are_spread_evenly() -> None:
 
 
 def test_divergence_stops_the_run_at_the_update_it_happens_at(
-    tmp_path: Path, demos: list[Episode], pools: tuple[ArmPool, ArmPool], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    demos: list[Episode],
+    pools: tuple[SubprocVectorEnv, SubprocVectorEnv],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(train, "_SAVE_EVERY", 5)
     trainer = make_trainer(tmp_path / "run", pools, replace(TINY, offline_steps=100))

@@ -17,8 +17,8 @@ from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.conformance import FakeRobot, check_robot
 from sacflow_robot.robot.drivers import registry as drivers
 from sacflow_robot.robot.drivers.registry import DRIVERS, make_robot
-from sacflow_robot.robot.drivers.rtsim import ProcessArm
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.robot.drivers.rtsim import ProcessRobot
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 pytestmark = pytest.mark.realtime
 
@@ -53,7 +53,7 @@ class Timeless(Checked):
 class Nervous(Checked):
     def hold(self) -> None:
         if not self.calls:
-            raise RuntimeError("what arm?")
+            raise RuntimeError("what robot?")
 
 
 class Ghost(Checked):
@@ -93,37 +93,37 @@ class Shaken(Mortal):
 
 def test_an_arm_in_a_process_of_its_own_keeps_the_contract_even_when_that_is_gone() -> None:
     def kill(robot: Robot) -> None:
-        assert isinstance(robot, ProcessArm) and robot.pid is not None
+        assert isinstance(robot, ProcessRobot) and robot.pid is not None
         os.kill(robot.pid, signal.SIGKILL)
 
     check_robot(lambda: make_robot("rtsim:lift?obs_delay_ms=20"), lose=kill)
 
 
-def test_the_kit_finds_what_breaks_the_contract(arm: ArmSpec) -> None:
-    check_robot(lambda: Checked(arm))
+def test_the_kit_finds_what_breaks_the_contract(robot: RobotSpec) -> None:
+    check_robot(lambda: Checked(robot))
     for driver, complaint in (
         (FakeRobot, "was taken; raise InvalidValueError"),
-        (Deaf, "a stopped arm took a command"),
+        (Deaf, "a stopped robot took a command"),
         (Blind, "'object' has shape"),
         (Timeless, "has to say when it was seen"),
-        (Nervous, "before it was connected: hold raised RuntimeError: what arm?"),
-        (Ghost, "a closed arm was observed"),
+        (Nervous, "before it was connected: hold raised RuntimeError: what robot?"),
+        (Ghost, "a closed robot was observed"),
     ):
         with pytest.raises(AssertionError, match=complaint):
-            check_robot(lambda driver=driver: driver(arm))
+            check_robot(lambda driver=driver: driver(robot))
 
 
-def test_the_kit_finds_an_arm_that_is_lost_unseen(arm: ArmSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kit_finds_an_arm_that_is_lost_unseen(silent: RobotSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sacflow_robot.robot.conformance._LOSS_SEEN_S", 0.2)
 
     def lose(robot: Robot) -> None:
         robot.lost = True  # type: ignore[attr-defined]
 
-    check_robot(lambda: Mortal(arm), lose=lose)
-    with pytest.raises(AssertionError, match="after the arm was lost, observe still goes on"):
-        check_robot(lambda: Mortal(arm), lose=lambda robot: None)
-    with pytest.raises(AssertionError, match="after the arm was lost: stop raised RobotError: nothing to stop"):
-        check_robot(lambda: Shaken(arm), lose=lose)
+    check_robot(lambda: Mortal(silent), lose=lose)
+    with pytest.raises(AssertionError, match="after the robot was lost, observe still goes on"):
+        check_robot(lambda: Mortal(silent), lose=lambda robot: None)
+    with pytest.raises(AssertionError, match="after the robot was lost: stop raised RobotError: nothing to stop"):
+        check_robot(lambda: Shaken(silent), lose=lose)
 
 
 def test_installed_and_not_installed_know_the_same_drivers() -> None:

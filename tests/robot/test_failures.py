@@ -1,4 +1,4 @@
-"""Real processes, killed with -9 in the middle of an episode: the arm holds, no step is lost, a person arms it, it goes on."""
+"""Real processes, killed with -9 in the middle of an episode: the robot holds, no step is lost, a person robots it, it goes on."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.data.log.resilient_recorder import MendingRecorder
 from sacflow_robot.episode import Source, StepFlag
-from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.robot.control.action_queue import ActionQueue
 from sacflow_robot.robot.control.loop import EpisodeRun, run_episode
-from sacflow_robot.robot.control.operator_requests import Switches
-from sacflow_robot.robot.drivers.rtsim import ProcessArm
-from sacflow_robot.robot.drivers.rtsim_options import LinkOptions
+from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.drivers.rtsim import ProcessRobot
+from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 from sacflow_robot.serve.client import PolicyClient
@@ -40,7 +40,7 @@ LIMITS = SafetyLimits(
 )
 
 
-LONG = LinkOptions(horizon_s=120)
+LONG = RtsimOptions(horizon_s=120)
 
 
 class Server:
@@ -55,7 +55,7 @@ class Server:
 
     def start(self) -> None:
         if self.process is not None and self.process.poll() is None:
-            return  # held for another reason, the arm is armed by somebody who need not mend anything
+            return  # held for another reason, the robot is enabled by somebody who need not mend anything
         command = [sys.executable, "-m", "sacflow_robot", "serve", "--policy", str(LIFT), "--bind", self.address]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         PolicyClient(self.address, 60.0).close()
@@ -76,9 +76,9 @@ def server() -> Iterator[Server]:
 def run_with(
     server: Server, log: Path, at_step: int, fail: Callable[[StepRecorder], None], mend: Callable[[], None]
 ) -> tuple[EpisodeRun, list[tuple[int, str]]]:
-    """An episode in which something fails; a person mends it, and arms the arm once it is at rest. Returns what was said, and
+    """An episode in which something fails; a person mends it, and enables the robot once it is at rest. Returns what was said, and
     when."""
-    switches, said, opened = Switches(), [], []  # type: ignore[var-annotated]
+    switches, said, opened = OperatorRequests(), [], []  # type: ignore[var-annotated]
 
     def open_log() -> StepRecorder:
         opened.append(StepRecorder(log, robot.spec))
@@ -86,15 +86,15 @@ def run_with(
 
     def person() -> None:
         mend()
-        time.sleep(0.5)  # a person looks at the arm first
-        switches.arm()
+        time.sleep(0.5)  # a person looks at the robot first
+        switches.enable()
 
     def tell(line: str) -> None:
         said.append((time.monotonic_ns(), line))
-        if line.startswith(("hold", "cannot arm")):
+        if line.startswith(("hold", "cannot enable")):
             threading.Thread(target=person).start()
 
-    class Failing(ChunkStream):
+    class Failing(ActionQueue):
         """Something fails as the step of that number is about to be chosen."""
 
         count = 0
@@ -106,7 +106,7 @@ def run_with(
                 said.append((time.monotonic_ns(), "failed"))
             return super().step(*arguments, **named)
 
-    with PolicyClient(server.address, 5.0, swap="episode") as client, closing(ProcessArm("lift", LONG)) as robot:
+    with PolicyClient(server.address, 5.0, swap="episode") as client, closing(ProcessRobot("lift", LONG)) as robot:
         robot.connect()
         version, safety = client.begin_episode(1), SafetyFilter(robot.spec, LIMITS)
         with MendingRecorder(open_log) as recorder:
@@ -133,8 +133,8 @@ def check_logged(run: EpisodeRun, log: Path) -> None:
 def test_a_killed_server(server: Server, tmp_path: Path) -> None:
     run, said = run_with(server, tmp_path / "a.zarr", 12, lambda log: server.kill(), server.start)
     lines = [line for _, line in said]
-    assert lines[0] == "failed" and lines[1].startswith("hold: no action came") and "armed" in lines
-    after = lines[lines.index("armed") :]
+    assert lines[0] == "failed" and lines[1].startswith("hold: no action came") and "enabled" in lines
+    after = lines[lines.index("enabled") :]
     assert not any("connection" in line for line in after), "made again while held, so that one act is enough"
     flags, source = run.episode.flags, run.episode.source
     assert flags is not None and (source == Source.HOLD).any()
@@ -142,9 +142,9 @@ def test_a_killed_server(server: Server, tmp_path: Path) -> None:
     held_at, sent = said[1][0], run.timing.sent_ns
     assert held_at - sent[missing] <= 2 * PERIOD + 20_000_000, "in hold within two periods of the first missing action"
     assert (flags[source == Source.HOLD] & StepFlag.HELD).all()
-    armed = int(np.flatnonzero(source == Source.HOLD)[-1]) + 1
-    assert (source[armed:] == Source.POLICY).all() and len(source) - armed > 10, "armed again, it goes on"
-    still = run.episode.commanded[missing + 6 : armed, :6]
+    enabled = int(np.flatnonzero(source == Source.HOLD)[-1]) + 1
+    assert (source[enabled:] == Source.POLICY).all() and len(source) - enabled > 10, "enabled again, it goes on"
+    still = run.episode.commanded[missing + 6 : enabled, :6]
     assert len(still) and np.abs(still).max() == 0
     check_logged(run, tmp_path / "a.zarr")
 
@@ -161,25 +161,25 @@ def test_a_killed_recorder(server: Server, tmp_path: Path) -> None:
     assert killed and any(
         line.startswith("hold: step not logged: the process that writes the log has died") for line in lines
     )
-    assert "armed" in lines and run.episode.source[-1] == Source.POLICY
+    assert "enabled" in lines and run.episode.source[-1] == Source.POLICY
     check_logged(run, tmp_path / "b.zarr")
 
 
 def test_a_killed_network(server: Server, tmp_path: Path) -> None:
-    arm: list[ProcessArm] = []
+    robot: list[ProcessRobot] = []
 
-    class Cut(ProcessArm):
+    class Cut(ProcessRobot):
         def begin(self, seed):  # type: ignore[no-untyped-def]
-            arm.append(self)
+            robot.append(self)
             return super().begin(seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[__name__], "ProcessArm", Cut)
+        patch.setattr(sys.modules[__name__], "ProcessRobot", Cut)
         run, said = run_with(
-            server, tmp_path / "c.zarr", 12, lambda log: arm[0].network(True), lambda: arm[0].network(False)
+            server, tmp_path / "c.zarr", 12, lambda log: robot[0].network(True), lambda: robot[0].network(False)
         )
     lines = [line for _, line in said]
     assert lines[0] == "failed" and lines[1].startswith("hold: the last observation is")
     assert said[1][0] - said[0][0] <= (0.5 + 0.1) * 1e9 + 2 * PERIOD, "the age that is allowed, then the patience"
-    assert run.episode.source[-1] == Source.POLICY and "armed" in lines
+    assert run.episode.source[-1] == Source.POLICY and "enabled" in lines
     check_logged(run, tmp_path / "c.zarr")

@@ -77,7 +77,7 @@ def peers(server: PolicyServer) -> Iterator[Callable[[], Peer]]:
 
 
 def observation(policy: OnnxPolicy) -> dict[str, np.ndarray]:
-    return {array.key: np.zeros((1, *array.shape), np.float32) for array in policy.spec.arm.observations}
+    return {array.key: np.zeros((1, *array.shape), np.float32) for array in policy.spec.robot.observations}
 
 
 def flood_of(kind: str, policy: OnnxPolicy) -> list[bytes]:
@@ -249,8 +249,8 @@ def test_a_header_is_refused_by_its_size_before_it_is_read(server: PolicyServer)
                 assert time.thread_time() - began < 0.02
                 peer.look()
             assert peer.answers[-1]["error"]["kind"] == "malformed"
-        arm = {"robot": "Panda" * 1000, "action_names": ["x"] * 500, "task": "物" * 2000}
-        assert peer.ask("hello", expect={"arm": arm})["error"]["kind"] == "mismatch", "large, and plain"
+        robot = {"robot": "Panda" * 1000, "action_names": ["x"] * 500, "task": "物" * 2000}
+        assert peer.ask("hello", expect={"arm": robot})["error"]["kind"] == "mismatch", "large, and plain"
 
 
 def test_frames_beyond_those_of_a_message_are_not_kept(server: PolicyServer) -> None:

@@ -16,16 +16,16 @@ import pytest
 import zmq
 
 from sacflow_robot.errors import (
+    ConnectionLost,
     RefusedError,
     RobotError,
     ServerError,
-    ServerGoneError,
     ServerRestartedError,
     UsageError,
 )
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.robot.control.estop import StopServer, request
-from sacflow_robot.robot.control.operator_requests import Switches
+from sacflow_robot.robot.control.operator_requests import OperatorRequests
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve import zmtp
 from sacflow_robot.serve.auth import Security, new_keys
@@ -108,7 +108,7 @@ def test_other_answers_without_end_do_not_keep_a_client_beyond_its_timeout(welco
                 lambda: client.collect(client.ask(observation()), wait_s=0),
                 lambda: client.infer(observation()),
             ):
-                with pytest.raises((TimeoutError, ServerGoneError)):
+                with pytest.raises((TimeoutError, ConnectionLost)):
                     way()
         thread.join()
 
@@ -203,7 +203,7 @@ def test_a_stop_sent_to_a_policy_server_is_told_where_to_go(policy_file: Path, v
 
 def test_a_client_that_asks_a_stop_server_is_told_so() -> None:
     expected = r"is where a robot listens for stops \(run --estop\)"
-    with StopServer("tcp://127.0.0.1:0", Switches()) as server, pytest.raises(ServerError, match=expected):
+    with StopServer("tcp://127.0.0.1:0", OperatorRequests()) as server, pytest.raises(ServerError, match=expected):
         PolicyClient(server.address)
 
 
@@ -225,7 +225,7 @@ def test_a_socket_that_takes_no_requests_is_no_server(kind: int) -> None:
     with zmq.Context() as context, context.socket(kind) as other:
         other.linger = 0
         other.bind("tcp://127.0.0.1:*")
-        with pytest.raises(ServerGoneError, match="no answer"):
+        with pytest.raises(ConnectionLost, match="no answer"):
             PolicyClient(other.getsockopt_string(zmq.LAST_ENDPOINT), 0.3)
 
 
@@ -234,9 +234,9 @@ def test_a_wait_for_actions_ends_once_a_person_asks_for_a_stop(serve: Serve, wel
         return [{**welcome, "id": asked["id"]}] if asked["op"] == "hello" else []
 
     with PolicyClient(serve(greet_only), 30.0) as client:
-        switches = Switches()
+        switches = OperatorRequests()
         client.interrupted = lambda: switches.halt_pending
-        switches.arm()
+        switches.enable()
         number = client.ask(observation())
         with pytest.raises(TimeoutError):
             client.collect(number, 0.1)

@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sacflow_robot.cli import main
-from sacflow_robot.errors import LateError, RefusedError
+from sacflow_robot.errors import DeadlineExceeded, RefusedError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.batching import Request, evaluate
 from sacflow_robot.serve.client import PolicyClient
@@ -36,7 +36,7 @@ def server(policy_file: Path) -> Iterator[PolicyServer]:
         with PolicyClient(running.address, name="arm") as client:
             for _ in range(3):
                 client.infer(observation())
-            with pytest.raises(LateError):
+            with pytest.raises(DeadlineExceeded):
                 client.collect(client.ask(observation(), deadline_s=0.0))
             with pytest.raises(RefusedError):
                 client.infer({})

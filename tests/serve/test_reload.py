@@ -21,7 +21,7 @@ from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.reload import Reloader
 from sacflow_robot.serve.server import PolicyServer
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 from sacflow_robot.utils.seeding import chunk_noise
 from tests.conftest import TINY_FLOW
 from tests.serve.test_crash import observation
@@ -30,11 +30,11 @@ Export = Callable[..., Path]
 
 
 @pytest.fixture
-def export(arm: ArmSpec, tmp_path: Path) -> Export:
+def export(robot: RobotSpec, tmp_path: Path) -> Export:
     def export(seed: int, name: str = "new.onnx", length: int = 5) -> Path:
         torch.manual_seed(seed)
-        policy = FlowPolicy("flow-g", arm.observation_dim, length * arm.action_dim, TINY_FLOW)
-        export_policy(policy, make_spec(policy, arm, "flow-g", {"seed": seed}), tmp_path / name)
+        policy = FlowPolicy("flow-g", robot.observation_dim, length * robot.action_dim, TINY_FLOW)
+        export_policy(policy, make_spec(policy, robot, "flow-g", {"seed": seed}), tmp_path / name)
         return tmp_path / name
 
     return export
@@ -141,7 +141,7 @@ def test_what_is_not_fit_is_refused_and_the_old_one_goes_on(
                 golden["actions"] += 0.01
                 entry.value = policyfile.pack_arrays(golden)
         refused(model.SerializeToString(), "fails its self-test")
-        refused(export(3, length=4).read_bytes(), "another arm (served, new): chunk_length: 5, 4")
+        refused(export(3, length=4).read_bytes(), "another robot (served, new): chunk_length: 5, 4")
         refused(export(3).read_bytes(), "changes an action of late by", max_change=1e-3)
         served.unlink()
         assert not Reloader(server, served, watch=False).reload() and "no policy file at" in caplog.text

@@ -21,8 +21,8 @@ import pytest
 import zmq
 
 from sacflow_robot.errors import (
+    DeadlineExceeded,
     InvalidValueError,
-    LateError,
     RefusedError,
     ServerError,
     SpecMismatchError,
@@ -124,14 +124,14 @@ def test_noise_of_a_session_of_a_seed_and_of_an_episode(server: PolicyServer, po
 
 def test_a_client_that_expects_another_policy_is_refused_with_the_fields_named(server: PolicyServer) -> None:
     with PolicyClient(server.address) as client:
-        arm, spec = client.spec.arm, client.spec
-    with PolicyClient(server.address, expect=arm) as client:
-        assert client.spec.arm == arm
-    with pytest.raises(SpecMismatchError, match=r"differs .* in: arm\.robot, arm\.control_rate_hz$"):
-        PolicyClient(server.address, expect=replace(arm, control_rate_hz=10.0, robot="UR5e"))
+        robot, spec = client.spec.robot, client.spec
+    with PolicyClient(server.address, expect=robot) as client:
+        assert client.spec.robot == robot
+    with pytest.raises(SpecMismatchError, match=r"differs .* in: robot\.robot, robot\.control_rate_hz$"):
+        PolicyClient(server.address, expect=replace(robot, control_rate_hz=10.0, robot="UR5e"))
     fits = {"chunk_length": 5, "fingerprint": spec.fingerprint, "arm": {"control_rate_hz": 20, "robot": "Panda"}}
     PolicyClient(server.address, expect=fits).close()
-    with pytest.raises(SpecMismatchError, match=r"in: chunk_length, fingerprint, arm\.action_names$"):
+    with pytest.raises(SpecMismatchError, match=r"in: chunk_length, fingerprint, robot\.action_names$"):
         bad = {"chunk_length": 8, "fingerprint": "0", "arm": {"action_names": ["x"]}}
         PolicyClient(server.address, expect=bad)
     for nonsense in ({"chunks": 5}, {"arm": {"colour": 1}}, {"arm": 3}, [1]):
@@ -143,7 +143,7 @@ def test_what_would_be_late_is_said_at_once_and_not_computed(server: PolicyServe
     with PolicyClient(server.address) as client:
         for _ in range(3):
             client.infer(observation())
-        with pytest.raises(LateError, match="after the request's deadline"):
+        with pytest.raises(DeadlineExceeded, match="after the request's deadline"):
             client.collect(client.ask(observation(), deadline_s=0.0))
         assert server.requests == 3 and server.meters.counts["late"] == 1
         assert client.collect(client.ask(observation(), deadline_s=10.0)).shape == (1, 5, 7)
@@ -182,7 +182,7 @@ def test_a_server_that_stays_slow_says_late_and_the_first_quick_evaluation_ends_
             before = server.meters.counts["late"]
             late = []
             for _ in range(count):
-                with suppress(LateError):
+                with suppress(DeadlineExceeded):
                     client.collect(client.ask(observation(), deadline_s=0.03))
                 late.append(server.meters.counts["late"] > before)
                 before = server.meters.counts["late"]

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from sacflow_robot.cli import main
-from sacflow_robot.cli.study import _gymnasium_arms
+from sacflow_robot.cli.study import _gymnasium_robots
 from sacflow_robot.learn.algorithms.registry import make_agent
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.networks.policy import Rollout
@@ -68,9 +68,9 @@ def test_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_gradient_norms_are_autograds(tmp_path: Path) -> None:
-    setup = gradients.Setup(("mlp",), (3,), 1, (0,), "Hopper-v5", partial(_gymnasium_arms, "Hopper-v5"))
+    setup = gradients.Setup(("mlp",), (3,), 1, (0,), "Hopper-v5", partial(_gymnasium_robots, "Hopper-v5"))
     config = gradients._config(gradients._Cell(setup, "mlp", 3, 0))
-    agent: Any = make_agent(setup.make_arms(1).spec, config, torch.device("cpu"))
+    agent: Any = make_agent(setup.make_vector_env(1).spec, config, torch.device("cpu"))
     observation = torch.randn(1, 11, generator=torch.Generator().manual_seed(0))
     norms, total = gradients.gradient_norms(agent, observation, torch.Generator().manual_seed(1))
     assert norms.shape == (4,) and total > 0
@@ -157,10 +157,10 @@ def test_heads_are_no_choice() -> None:
 
 
 def test_a_gate_starts_as_told() -> None:
-    budget, arm = Budget(), two_ways.TwoWays().arm
+    budget, robot = Budget(), two_ways.TwoWays().robot
     for velocity, start, share in (("flow-g", 0.0, 0.5), ("flow-l", 1.0, 0.5)):
         config = trial_config(budget, 0, FlowConfig(width=16, depth=1, gate_width=8))
-        agent: Any = make_agent(arm, type(config)(**{**vars(config), "velocity": velocity}), torch.device("cpu"))
+        agent: Any = make_agent(robot, type(config)(**{**vars(config), "velocity": velocity}), torch.device("cpu"))
         architecture.start_gate(agent, start)
         net = agent.policy.velocity
         bias = net.gate.head.bias if velocity == "flow-g" else net.head.bias[: agent.action_dim]

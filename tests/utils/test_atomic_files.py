@@ -19,7 +19,7 @@ from sacflow_robot.data.formats.demonstrations import DemoSet
 from sacflow_robot.data.log.reader import EpisodeLog, write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, UsageError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 from sacflow_robot.utils.atomic_files import check_output, replacing, write_text
 
 
@@ -119,8 +119,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def demos(arm: ArmSpec, make_episode: Callable[..., Episode]) -> DemoSet:
-    return DemoSet(arm, [make_episode(200, seed=i) for i in range(3)])
+def demos(robot: RobotSpec, make_episode: Callable[..., Episode]) -> DemoSet:
+    return DemoSet(robot, [make_episode(200, seed=i) for i in range(3)])
 
 
 @pytest.mark.parametrize("kind", ["zarr", "hdf5", "lerobot"])
@@ -151,7 +151,7 @@ def test_hdf5_is_flushed_by_nobody_but_us(tmp_path: Path, demos: DemoSet, monkey
 def test_a_repair_that_fails_leaves_nothing(
     tmp_path: Path, demos: DemoSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_log(tmp_path / "a.zarr", demos.arm, demos.episodes)
+    write_log(tmp_path / "a.zarr", demos.robot, demos.episodes)
     real, count = EpisodeLog.append, iter(range(10))
 
     def append(log: EpisodeLog, episode: Episode) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 from sacflow_robot.view.recording import SceneColumns, write_recording
 
 
@@ -51,11 +51,11 @@ def episode(make_episode: Callable[..., Episode]) -> Episode:
     return replace(made, measured=made.commanded / 2, source=source, time_ns=times)
 
 
-def test_every_logged_column_comes_back(episode: Episode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_every_logged_column_comes_back(episode: Episode, robot: RobotSpec, tmp_path: Path) -> None:
     path = tmp_path / "a.rrd"
-    write_recording(path, arm, episode, "lift, episode 0")
+    write_recording(path, robot, episode, "lift, episode 0")
     back = ReadBack(path)
-    for i, name in enumerate(arm.action_names):
+    for i, name in enumerate(robot.action_names):
         for part in ("proposed", "commanded", "measured"):
             assert back.curve(f"/action/{name}/{part}") == pytest.approx(getattr(episode, part)[:, i], abs=0)
     assert back.curve("/reward") == episode.rewards.tolist()
@@ -79,21 +79,23 @@ def test_every_logged_column_comes_back(episode: Episode, arm: ArmSpec, tmp_path
     assert top == {"action", "observation", "reward", "source", "timing", "world", "events", "episode", "__properties"}
 
 
-def test_what_a_person_asked_for_is_shown_where_one_took_over(episode: Episode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_what_a_person_asked_for_is_shown_where_one_took_over(
+    episode: Episode, robot: RobotSpec, tmp_path: Path
+) -> None:
     human = np.where(episode.source[:, None] == 1, 0.25, np.nan).repeat(7, axis=1).astype(np.float32)
-    write_recording(tmp_path / "a.rrd", arm, replace(episode, human=human), "lift")
-    write_recording(tmp_path / "b.rrd", arm, episode, "lift")
-    for i, name in enumerate(arm.action_names):
+    write_recording(tmp_path / "a.rrd", robot, replace(episode, human=human), "lift")
+    write_recording(tmp_path / "b.rrd", robot, episode, "lift")
+    for i, name in enumerate(robot.action_names):
         assert np.array_equal(ReadBack(tmp_path / "a.rrd").curve(f"/action/{name}/human"), human[:, i], equal_nan=True)
     assert not [entity for entity in ReadBack(tmp_path / "b.rrd").entities if entity.endswith("human")]
 
 
-def test_what_a_simulator_adds(episode: Episode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_what_a_simulator_adds(episode: Episode, robot: RobotSpec, tmp_path: Path) -> None:
     path, rng = tmp_path / "a.rrd", np.random.default_rng(0)
     poses = np.concatenate([rng.standard_normal((7, 3)), np.tile([0.0, 0.0, 0.6, 0.8], (7, 1))], axis=1)
     images = [np.full((48, 64, 3), 30 * step, np.uint8) for step in range(7)]
     joints = {"joint1": rng.standard_normal(7)}
-    write_recording(path, arm, episode, "lift", SceneColumns(joints, {"cube": poses}, iter(images)))
+    write_recording(path, robot, episode, "lift", SceneColumns(joints, {"cube": poses}, iter(images)))
     back = ReadBack(path)
     assert back.curve("/joints/joint1") == joints["joint1"].tolist()
     assert np.allclose(list(back.rows("/world/objects/cube", "Translation3D").values()), poses[:, :3], atol=1e-6)
@@ -105,13 +107,13 @@ def test_what_a_simulator_adds(episode: Episode, arm: ArmSpec, tmp_path: Path) -
             assert image.format == "JPEG" and np.abs(np.asarray(image).astype(int) - images[step]).max() <= 2
 
 
-def test_times_and_flags_where_the_log_keeps_them(episode: Episode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_times_and_flags_where_the_log_keeps_them(episode: Episode, robot: RobotSpec, tmp_path: Path) -> None:
     path, captured = tmp_path / "a.rrd", episode.time_ns[:-1]
     for column, after_ms in (("received_ns", 1), ("inferred_ns", 3), ("sent_ns", 4)):
         object.__setattr__(episode, column, captured + after_ms * 1_000_000)
     object.__setattr__(episode, "inferred_ns", np.where(np.arange(6) == 2, -1, captured + 3_000_000))
     object.__setattr__(episode, "flags", np.array([8, 0, 2, 3, 128, 8], np.uint8))
-    write_recording(path, arm, episode, "lift")
+    write_recording(path, robot, episode, "lift")
     back = ReadBack(path)
     assert back.curve("/timing/received_ms") == [1] * 6 and back.curve("/timing/sent_ms") == [4] * 6
     assert np.isnan(back.curve("/timing/inferred_ms")).tolist() == [False, False, True, False, False, False]
@@ -120,10 +122,10 @@ def test_times_and_flags_where_the_log_keeps_them(episode: Episode, arm: ArmSpec
     assert events[3] == "late, clipped" and events[4] == "no longer late, clipped" and 5 not in events
 
 
-def test_cameras_among_the_observations(episode: Episode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_cameras_among_the_observations(episode: Episode, robot: RobotSpec, tmp_path: Path) -> None:
     path, images = tmp_path / "a.rrd", np.zeros((7, 16, 24, 3), np.float32)
     images[3] = 0.5
-    spec = replace(arm, observations=(*arm.observations, ArraySpec("wrist_image", (16, 24, 3), "intensity 0 to 1")))
+    spec = replace(robot, observations=(*robot.observations, ArraySpec("wrist_image", (16, 24, 3), "intensity 0 to 1")))
     episode = replace(episode, observations={**episode.observations, "wrist_image": images})
     write_recording(path, spec, episode, "lift")
     blobs = ReadBack(path).rows("/camera/wrist_image", "Blob")
@@ -131,7 +133,7 @@ def test_cameras_among_the_observations(episode: Episode, arm: ArmSpec, tmp_path
         assert image.size == (24, 16) and np.asarray(image).mean() == pytest.approx(127, abs=2)
 
 
-def test_a_recording_that_fails_leaves_what_was_there(episode: Episode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_a_recording_that_fails_leaves_what_was_there(episode: Episode, robot: RobotSpec, tmp_path: Path) -> None:
     path = tmp_path / "a.rrd"
     path.write_text("old")
 
@@ -140,7 +142,7 @@ def test_a_recording_that_fails_leaves_what_was_there(episode: Episode, arm: Arm
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_recording(path, arm, episode, "lift", SceneColumns(pictures=breaks()))
+        write_recording(path, robot, episode, "lift", SceneColumns(pictures=breaks()))
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(DataError, match="cannot write a recording at"):
-        write_recording(path / "b.rrd", arm, episode, "lift")
+        write_recording(path / "b.rrd", robot, episode, "lift")

@@ -9,7 +9,7 @@ import pytest
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 from sacflow_robot.view.caption import CAPTION_HEIGHT, Caption
 from sacflow_robot.view.video import VideoWriter
 
@@ -43,10 +43,10 @@ def test_a_video_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_the_caption_says_where_it_is_and_leaves_the_picture_alone(
-    make_episode: Callable[..., Episode], arm: ArmSpec
+    make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
     episode = make_episode(3)
-    caption = Caption(arm, episode, "lift, episode 0")
+    caption = Caption(robot, episode, "lift, episode 0")
     image = np.full((480, 640, 3), 200, np.uint8)
     drawn = [caption.draw(image, step) for step in range(4)]
     for picture in drawn:

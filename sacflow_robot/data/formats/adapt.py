@@ -21,7 +21,7 @@ from sacflow_robot.data.formats.agreement import (
 from sacflow_robot.data.formats.demonstrations import FIRST_SUCCESS, Losses
 from sacflow_robot.episode import STEP_TIMES, Episode
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.action_history import history_of, with_action_history
 from sacflow_robot.utils.rotations import from_rotation_vector, multiply, rotation_between
 
@@ -35,35 +35,35 @@ _NEAR_RAD = 0.6
 _TURNED_RAD = 1.8  # of an orientation from the identity, far enough to tell it from a delta's
 _ACTIONS = ("commanded", "proposed", "measured", "human")
 
-# robosuite's OSC: stiffness in 1/s^2, critically damped. Its goal lies an action ahead of the pose that the arm has.
+# robosuite's OSC: stiffness in 1/s^2, critically damped. Its goal lies an action ahead of the pose that the robot has.
 _STIFFNESS = 150.0
 
 
-def arm_of_file(claims: Claims, arm: ArmSpec) -> ArmSpec:
-    """The task's arm with the rate and the action range of a file that is to be converted to it."""
-    if claims.rate_hz is not None and not same_rate(claims.rate_hz, arm.control_rate_hz):
-        arm = replace(arm, control_rate_hz=claims.rate_hz)
+def robot_of_file(claims: Claims, robot: RobotSpec) -> RobotSpec:
+    """The task's robot with the rate and the action range of a file that is to be converted to it."""
+    if claims.rate_hz is not None and not same_rate(claims.rate_hz, robot.control_rate_hz):
+        robot = replace(robot, control_rate_hz=claims.rate_hz)
     controller = claims.controller
     if controller is None:
-        return arm
+        return robot
     bounds = controller.inputs
-    if controller.delta is False and controller_of(arm).delta:
+    if controller.delta is False and controller_of(robot).delta:
         bounds = -math.inf, math.inf
     if bounds is not None:
-        low, high = ((bound,) * min(_POSE_DIMS, arm.action_dim) for bound in bounds)
-        arm = replace(
-            arm, action_low=low + arm.action_low[_POSE_DIMS:], action_high=high + arm.action_high[_POSE_DIMS:]
+        low, high = ((bound,) * min(_POSE_DIMS, robot.action_dim) for bound in bounds)
+        robot = replace(
+            robot, action_low=low + robot.action_low[_POSE_DIMS:], action_high=high + robot.action_high[_POSE_DIMS:]
         )
-    return arm
+    return robot
 
 
-def adapt(episode: Episode, claims: Claims, arm: ArmSpec, options: AgreementOptions, losses: Losses) -> Episode:
+def adapt(episode: Episode, claims: Claims, robot: RobotSpec, options: AgreementOptions, losses: Losses) -> Episode:
     """The episode as the task's controller and rate would have it; the same one where the file agrees.
 
     Args:
         episode: One that :func:`arm_of_file` describes.
         claims: What its file says; ``check_agreement`` has let it pass.
-        arm: The task's.
+        robot: The task's.
         options: What may be converted.
         losses: Takes the remarks.
 
@@ -71,17 +71,17 @@ def adapt(episode: Episode, claims: Claims, arm: ArmSpec, options: AgreementOpti
         DataError: It cannot be converted.
     """
     if options.controller_map and claims.controller is not None:
-        if claims.controller.delta is False and controller_of(arm).delta:
-            episode = _to_deltas(episode, arm, losses)
-        elif not same_scale(claims.controller, arm):
-            episode = _rescaled(episode, claims, arm, losses)
-    if options.resample and claims.rate_hz is not None and not same_rate(claims.rate_hz, arm.control_rate_hz):
-        episode = resample(episode, claims.rate_hz, arm, losses)
+        if claims.controller.delta is False and controller_of(robot).delta:
+            episode = _to_deltas(episode, robot, losses)
+        elif not same_scale(claims.controller, robot):
+            episode = _rescaled(episode, claims, robot, losses)
+    if options.resample and claims.rate_hz is not None and not same_rate(claims.rate_hz, robot.control_rate_hz):
+        episode = resample(episode, claims.rate_hz, robot, losses)
     return episode
 
 
 def follows_poses(actions: FloatArray, observations: dict[str, FloatArray]) -> bool:
-    """Whether actions (T, A) are absolute end-effector poses: their orientations follow the arm's (T + 1 rows).
+    """Whether actions (T, A) are absolute end-effector poses: their orientations follow the robot's (T + 1 rows).
 
     A gripper that points down is half a turn from the identity, and a delta is near it, so that the two cannot be
     confused; positions need not be in the observations' frame.
@@ -112,17 +112,17 @@ def _nearest_turns(actions: FloatArray, quats: npt.NDArray[np.floating[Any]]) ->
     return nearest, turns[nearest]
 
 
-def _to_deltas(episode: Episode, arm: ArmSpec, losses: Losses) -> Episode:
-    """Absolute goals as deltas from the pose that the arm had; robosuite's controller takes either to the same goal."""
-    scale = np.array(action_scale(arm) or (), np.float64)[:_POSE_DIMS]
+def _to_deltas(episode: Episode, robot: RobotSpec, losses: Losses) -> Episode:
+    """Absolute goals as deltas from the pose that the robot had; robosuite's controller takes either to the same goal."""
+    scale = np.array(action_scale(robot) or (), np.float64)[:_POSE_DIMS]
     for key in (EEF_POS, EEF_QUAT):
         if key not in episode.observations:
             raise DataError(
-                f"absolute actions become deltas by the poses of the arm, and no observation {key!r} is there"
+                f"absolute actions become deltas by the poses of the robot, and no observation {key!r} is there"
             )
     if len(scale) < _POSE_DIMS:
         raise DataError(
-            f"the actions' units are not known ({', '.join(arm.action_units)}), so poses cannot become deltas"
+            f"the actions' units are not known ({', '.join(robot.action_units)}), so poses cannot become deltas"
         )
     position, quat = (episode.observations[key][:-1] for key in (EEF_POS, EEF_QUAT))
     converted: dict[str, Any] = {}
@@ -136,19 +136,19 @@ def _to_deltas(episode: Episode, arm: ArmSpec, losses: Losses) -> Episode:
         turned = float(np.median(np.linalg.norm(turns, axis=1)))
         if away > _NEAR_M or turned > _NEAR_RAD:
             raise DataError(
-                f"its absolute goals lie {away:.2g} m and {turned:.2g} rad from the arm's poses in the median; they are "
+                f"its absolute goals lie {away:.2g} m and {turned:.2g} rad from the robot's poses in the median; they are "
                 f"expected in the frame of {EEF_POS}, as a position and a rotation vector"
             )
         deltas = np.concatenate([np.concatenate([moves, turns], axis=1) / scale, actions[:, _POSE_DIMS:]], axis=1)
         converted[name] = deltas.astype(np.float32)
-    losses.remark("absolute goals became deltas from the arm's poses")
-    return _bounded(replace(episode, **converted), arm, losses)
+    losses.remark("absolute goals became deltas from the robot's poses")
+    return _bounded(replace(episode, **converted), robot, losses)
 
 
-def _rescaled(episode: Episode, claims: Claims, arm: ArmSpec, losses: Losses) -> Episode:
+def _rescaled(episode: Episode, claims: Claims, robot: RobotSpec, losses: Losses) -> Episode:
     """Actions that command the same motion with another scale."""
     assert claims.controller is not None and claims.controller.scale is not None
-    expected = action_scale(arm) or ()
+    expected = action_scale(robot) or ()
     size = min(len(expected), len(claims.controller.scale))
     theirs, ours = (np.array(each[:size], np.float64) for each in (claims.controller.scale, expected))
     offset = np.array((claims.controller.offset or (0.0,) * size)[:size])
@@ -159,41 +159,41 @@ def _rescaled(episode: Episode, claims: Claims, arm: ArmSpec, losses: Losses) ->
             motion = (actions[:, :size] * theirs + offset) / ours
             converted[name] = np.concatenate([motion, actions[:, size:]], axis=1).astype(np.float32)
     losses.remark("actions were rescaled to the task's controller")
-    return _bounded(replace(episode, **converted), arm, losses)
+    return _bounded(replace(episode, **converted), robot, losses)
 
 
-def _bounded(episode: Episode, arm: ArmSpec, losses: Losses) -> Episode:
-    """With the commanded actions within the arm's range, which some of them may have left."""
-    clipped = np.clip(episode.commanded, *arm.action_bounds)
+def _bounded(episode: Episode, robot: RobotSpec, losses: Losses) -> Episode:
+    """With the commanded actions within the robot's range, which some of them may have left."""
+    clipped = np.clip(episode.commanded, *robot.action_bounds)
     beyond = float((np.abs(clipped - episode.commanded) > 1e-4).any(axis=1).mean())
     if beyond:
         losses.remark("some converted actions are beyond the controller's range and are clipped")
     return replace(episode, commanded=clipped)
 
 
-def resample(episode: Episode, from_hz: float, arm: ArmSpec, losses: Losses) -> Episode:
+def resample(episode: Episode, from_hz: float, robot: RobotSpec, losses: Losses) -> Episode:
     """The episode at the task's control rate.
 
-    Observations and states are interpolated at the new times. Actions are chosen so that the arm moves as it did; see
+    Observations and states are interpolated at the new times. Actions are chosen so that the robot moves as it did; see
     :func:`_resampled_actions`.
 
     Raises:
-        DataError: Nothing is known of how the arm's actions depend on the rate.
+        DataError: Nothing is known of how the robot's actions depend on the rate.
     """
-    to_hz = arm.control_rate_hz
+    to_hz = robot.control_rate_hz
     steps = max(1, math.ceil(len(episode) * to_hz / from_hz - 1e-6))
     rows = np.minimum(np.arange(steps + 1) * from_hz / to_hz, len(episode))  # the new observations, in old rows
     near = np.minimum((np.arange(steps) + 0.5) * from_hz / to_hz, len(episode) - 0.5).astype(int)  # and the steps
-    quaternions = {spec.key: spec.quaternions for spec in arm.observations}
+    quaternions = {spec.key: spec.quaternions for spec in robot.observations}
     observations = {
         key: _interpolated(values, rows, quaternions.get(key, ())) for key, values in episode.observations.items()
     }
     columns: dict[str, Any] = {
-        name: _resampled_actions(getattr(episode, name), rows, from_hz, arm)
+        name: _resampled_actions(getattr(episode, name), rows, from_hz, robot)
         for name in ("commanded", "proposed", "human")
         if getattr(episode, name) is not None
     }
-    columns["commanded"] = np.clip(columns["commanded"], *arm.action_bounds)
+    columns["commanded"] = np.clip(columns["commanded"], *robot.action_bounds)
     columns["measured"] = np.full_like(columns["commanded"], np.nan)
     unknown: dict[str, Any] = dict.fromkeys((*STEP_TIMES, "flags"))
     last = np.arange(steps) == steps - 1
@@ -218,7 +218,7 @@ def resample(episode: Episode, from_hz: float, arm: ArmSpec, losses: Losses) -> 
         states=None if episode.states is None else _interpolated(episode.states, rows, ()),
         info=info,
     )
-    return with_action_history(resampled, history_of(arm))
+    return with_action_history(resampled, history_of(robot))
 
 
 def _resampled_rewards(rewards: FloatArray, rows: Array) -> FloatArray:
@@ -261,19 +261,19 @@ def _interpolated(values: npt.NDArray[Any], rows: Array, quaternions: tuple[int,
     return found
 
 
-def _resampled_actions(actions: FloatArray, rows: Array, from_hz: float, arm: ArmSpec) -> FloatArray:
-    """Actions (K, A) that move the arm as the old ones (T, A) did; ``rows`` (K + 1,) are the new steps' ends in old steps.
+def _resampled_actions(actions: FloatArray, rows: Array, from_hz: float, robot: RobotSpec) -> FloatArray:
+    """Actions (K, A) that move the robot as the old ones (T, A) did; ``rows`` (K + 1,) are the new steps' ends in old steps.
 
-    An OSC_POSE delta puts the goal an action ahead of the pose that the arm has, so that it acts as a velocity command:
+    An OSC_POSE delta puts the goal an action ahead of the pose that the robot has, so that it acts as a velocity command:
     half as many steps of twice the size would move it twice as fast. A new action is the mean of the old ones over
     its period, times a factor for the time that the goal stands still. Positions are interpolated, velocities averaged.
     """
-    controller = controller_of(arm)
-    gripper = np.array(["gripper" in name for name in arm.action_names], bool)
+    controller = controller_of(robot)
+    gripper = np.array(["gripper" in name for name in robot.action_names], bool)
     if controller.kind == "OSC_POSE" and controller.delta:
-        low, high = arm.action_bounds
+        low, high = robot.action_bounds
         held = np.clip(actions, low, high)  # the controller clips before it acts
-        new = _means(held, rows) * (_pace(from_hz) / _pace(arm.control_rate_hz))
+        new = _means(held, rows) * (_pace(from_hz) / _pace(robot.control_rate_hz))
     elif controller.kind is not None and controller.kind.endswith("velocity"):
         new = _means(actions, rows)
     elif controller.delta is False or (
@@ -283,8 +283,8 @@ def _resampled_actions(actions: FloatArray, rows: Array, from_hz: float, arm: Ar
         new = _interpolated(actions, ends, ())
     else:
         raise DataError(
-            f"actions of controller {arm.controller!r} cannot be resampled, for nothing tells what they mean at another "
-            f"rate; give demonstrations at {arm.control_rate_hz:g} Hz"
+            f"actions of controller {robot.controller!r} cannot be resampled, for nothing tells what they mean at another "
+            f"rate; give demonstrations at {robot.control_rate_hz:g} Hz"
         )
     middle = np.minimum((rows[:-1] + rows[1:]) / 2, len(actions) - 0.5).astype(int)
     new[:, gripper] = actions[middle][:, gripper]  # fingers are opened or closed, never half-way because of a mean
@@ -303,7 +303,7 @@ def _means(actions: FloatArray, rows: Array) -> Array:
 
 
 def _pace(rate_hz: float) -> float:
-    """Steady speed, per unit of a constant action, of a critically damped arm whose goal is set anew at each step."""
+    """Steady speed, per unit of a constant action, of a critically damped robot whose goal is set anew at each step."""
     w, period = math.sqrt(_STIFFNESS), 1 / rate_hz
     decay = math.exp(-w * period)
     speed = w * w * period * decay / (1 - decay * (1 - w * period))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 RewardKind = Literal["auto", "sparse", "-1/0", "dense"]
 
@@ -110,23 +110,23 @@ class Claims:
     shaped_rewards: bool | None = None
 
 
-def claims_of_arm(arm: ArmSpec) -> Claims:
+def claims_of_robot(robot: RobotSpec) -> Claims:
     """What a file written here says, by the robot in it."""
-    return Claims(arm.robot, arm.control_rate_hz, controller_of(arm))
+    return Claims(robot.robot, robot.control_rate_hz, controller_of(robot))
 
 
-def controller_of(arm: ArmSpec) -> Controller:
+def controller_of(robot: RobotSpec) -> Controller:
     """A robot's controller: ``OSC_POSE delta`` is a kind and a meaning, ``joint position`` a kind alone."""
-    kind, _, meaning = arm.controller.rpartition(" ")
+    kind, _, meaning = robot.controller.rpartition(" ")
     if meaning not in _MEANINGS or not kind:
-        return Controller(arm.controller, None, action_scale(arm))
-    return Controller(kind, _MEANINGS[meaning], action_scale(arm))
+        return Controller(robot.controller, None, action_scale(robot))
+    return Controller(kind, _MEANINGS[meaning], action_scale(robot))
 
 
-def action_scale(arm: ArmSpec) -> tuple[float, ...] | None:
+def action_scale(robot: RobotSpec) -> tuple[float, ...] | None:
     """What an action of 1 commands, per leading dimension whose unit is a number and m or rad; None if there is none."""
     scale = []
-    for unit in arm.action_units:
+    for unit in robot.action_units:
         found = re.fullmatch(r"([0-9.eE+-]+) (m|rad)(/s)?", unit)
         if found is None:
             break
@@ -144,26 +144,26 @@ def _plain(robot: str) -> str:
     return _ONE_ROBOT.get(name, name)
 
 
-def disagreements(claims: Claims, arm: ArmSpec, options: AgreementOptions) -> list[str]:
+def disagreements(claims: Claims, robot: RobotSpec, options: AgreementOptions) -> list[str]:
     """Each difference that no option resolves: what the file says, what the task expects, what to do."""
     return [
         difference
         for difference in (
-            _robot(claims.robot, arm, options),
-            _rate(claims.rate_hz, arm, options),
-            _controller(claims.controller, arm, options),
+            _robot(claims.robot, robot, options),
+            _rate(claims.rate_hz, robot, options),
+            _controller(claims.controller, robot, options),
         )
         if difference is not None
     ]
 
 
-def check_agreement(origin: str, claims: Claims, arm: ArmSpec, options: AgreementOptions) -> None:
+def check_agreement(origin: str, claims: Claims, robot: RobotSpec, options: AgreementOptions) -> None:
     """Refuse a file that does not agree with the robot and task that it is to serve.
 
     Args:
         origin: Names the file in messages.
         claims: What it says.
-        arm: Robot and task.
+        robot: Robot and task.
         options: What the user vouches for.
 
     Raises:
@@ -171,11 +171,11 @@ def check_agreement(origin: str, claims: Claims, arm: ArmSpec, options: Agreemen
         SpecMismatchError: It does not agree; the message names every difference and the option that resolves it.
     """
     options.check_options()
-    if found := disagreements(claims, arm, options):
-        raise SpecMismatchError(f"{origin} does not agree with task {arm.task!r}: {'; '.join(found)}")
+    if found := disagreements(claims, robot, options):
+        raise SpecMismatchError(f"{origin} does not agree with task {robot.task!r}: {'; '.join(found)}")
 
 
-def check_arm(origin: str, found: ArmSpec, arm: ArmSpec, options: AgreementOptions) -> Claims:
+def check_robot(origin: str, found: RobotSpec, robot: RobotSpec, options: AgreementOptions) -> Claims:
     """Refuse a file written here, which holds the robot's whole specification, unless it agrees with the task's.
 
     Returns:
@@ -186,28 +186,28 @@ def check_arm(origin: str, found: ArmSpec, arm: ArmSpec, options: AgreementOptio
         SpecMismatchError: It does not agree; the message names every difference.
     """
     options.check_options()
-    claims = claims_of_arm(found)
-    differences = disagreements(claims, arm, options)
-    settled = {name: getattr(arm, name) for name in ("robot", "control_rate_hz", "controller", "action_units")}
-    if controller_of(found).delta != controller_of(arm).delta:
-        settled |= {"action_low": arm.action_low, "action_high": arm.action_high}
-    if other := arm.differences(replace(found, **settled)):
+    claims = claims_of_robot(found)
+    differences = disagreements(claims, robot, options)
+    settled = {name: getattr(robot, name) for name in ("robot", "control_rate_hz", "controller", "action_units")}
+    if controller_of(found).delta != controller_of(robot).delta:
+        settled |= {"action_low": robot.action_low, "action_high": robot.action_high}
+    if other := robot.differences(replace(found, **settled)):
         differences.append(f"(expected, found) {'; '.join(other)}")
     if differences:
-        raise SpecMismatchError(f"{origin} does not fit task {arm.task!r}: {'; '.join(differences)}")
+        raise SpecMismatchError(f"{origin} does not fit task {robot.task!r}: {'; '.join(differences)}")
     return claims
 
 
-def _robot(said: str | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
-    if options.as_robot is not None and not same_robot(options.as_robot, arm.robot):
-        return f"--as-robot says {options.as_robot}, the task expects {arm.robot}"
-    if options.as_robot is not None or said is None or said.strip().lower() in _UNSAID or same_robot(said, arm.robot):
+def _robot(said: str | None, robot: RobotSpec, options: AgreementOptions) -> str | None:
+    if options.as_robot is not None and not same_robot(options.as_robot, robot.robot):
+        return f"--as-robot says {options.as_robot}, the task expects {robot.robot}"
+    if options.as_robot is not None or said is None or said.strip().lower() in _UNSAID or same_robot(said, robot.robot):
         return None
-    return f"the file says robot {said}, the task expects {arm.robot} (if it is one, give --as-robot {arm.robot})"
+    return f"the file says robot {said}, the task expects {robot.robot} (if it is one, give --as-robot {robot.robot})"
 
 
-def _rate(said: float | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
-    expected = arm.control_rate_hz
+def _rate(said: float | None, robot: RobotSpec, options: AgreementOptions) -> str | None:
+    expected = robot.control_rate_hz
     if said is None or same_rate(said, expected):
         return None
     if not 0 < said < float("inf"):
@@ -222,33 +222,33 @@ def same_rate(mine: float, theirs: float) -> bool:
     return abs(mine - theirs) <= _SAME_RATE * theirs
 
 
-def _controller(said: Controller | None, arm: ArmSpec, options: AgreementOptions) -> str | None:
+def _controller(said: Controller | None, robot: RobotSpec, options: AgreementOptions) -> str | None:
     if said is None:
         return None
-    mine = controller_of(arm)
-    found = f"the file says controller {said}, the task expects {arm.controller}"
+    mine = controller_of(robot)
+    found = f"the file says controller {said}, the task expects {robot.controller}"
     if said.kind is not None and mine.kind is not None and said.kind.upper() != mine.kind.upper():
         if said.seen:
-            found = f"its actions are {said.kind}, the task expects {arm.controller}"
-        return f"{found} (actions of {said.kind} cannot be converted; give demonstrations under {arm.controller})"
+            found = f"its actions are {said.kind}, the task expects {robot.controller}"
+        return f"{found} (actions of {said.kind} cannot be converted; give demonstrations under {robot.controller})"
     if said.delta is not None and mine.delta is not None and said.delta != mine.delta:
         if said.delta:
             return f"{found} (deltas cannot be converted to absolute goals; give demonstrations of those)"
         if said.seen:
-            found = f"its actions are absolute poses, the task expects {arm.controller}"
+            found = f"its actions are absolute poses, the task expects {robot.controller}"
         return None if options.controller_map else f"{found} (give --controller-map to convert)"
-    if said.delta is False or options.controller_map or same_scale(said, arm):
+    if said.delta is False or options.controller_map or same_scale(said, robot):
         return None
-    ours, theirs = (", ".join(f"{value:g}" for value in scale or ()) for scale in (action_scale(arm), said.scale))
+    ours, theirs = (", ".join(f"{value:g}" for value in scale or ()) for scale in (action_scale(robot), said.scale))
     return (
         f"the file's controller moves by {theirs} for an action of 1 (output_max), the task's by {ours} "
         f"(give --controller-map to convert)"
     )
 
 
-def same_scale(said: Controller, arm: ArmSpec) -> bool:
+def same_scale(said: Controller, robot: RobotSpec) -> bool:
     """Whether an action commands the same motion under a file's controller and the task's, as far as both say."""
-    expected = action_scale(arm)
+    expected = action_scale(robot)
     if said.scale is None or expected is None:
         return True
     length = min(len(said.scale), len(expected))

@@ -75,6 +75,6 @@ def _write_log(path: Path, demos: DemoSet) -> None:
     if any(having) and not all(having):
         demos.losses.leave_out("states (not every episode has them)")
         episodes = [replace(episode, states=None) for episode in episodes]
-    write_log(path, demos.arm, episodes)
+    write_log(path, demos.robot, episodes)
     if about := demos.about():
         zarr.open_group(path, mode="r+", zarr_format=2).attrs[LOG_ABOUT] = json.dumps(about)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sacflow_robot.data.formats.agreement import AgreementOptions
 from sacflow_robot.episode import NOMINAL_CLOCK, STEP_TIMES, Episode, Source
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 ObserveState = Callable[[npt.NDArray[np.float64]], tuple[dict[str, FloatArray], bool]]
 """Observation and success flag of a full simulator state (S,)."""
@@ -76,7 +76,7 @@ class DemoOptions:
     """How to read demonstrations.
 
     Attributes:
-        arm: Arm and task that they must fit.
+        robot: Robot and task that they must fit.
         env_name: robosuite's name of the task, which an HDF5 file must name.
         observe_state: Regenerates observations; needed for raw robosuite files.
         trim_idle: Drop idle steps of raw robosuite files, where keyboard teleoperation spends most of its time.
@@ -84,7 +84,7 @@ class DemoOptions:
         agreement: What the user vouches for, and what may be converted, where a file and the task differ.
     """
 
-    arm: ArmSpec
+    robot: RobotSpec
     env_name: str
     observe_state: ObserveState | None = None
     trim_idle: bool = True
@@ -130,7 +130,7 @@ class DemoSet:
     """Demonstrations and what their file says about them as a whole.
 
     Attributes:
-        arm: Arm and task of every episode.
+        robot: Robot and task of every episode.
         episodes: The episodes, in the file's order.
         env_args: robomimic's description of the environment, where there is one.
         attributes: What else the file says about all of them: names to texts or numbers.
@@ -139,7 +139,7 @@ class DemoSet:
         losses: What the file holds and an Episode cannot.
     """
 
-    arm: ArmSpec
+    robot: RobotSpec
     episodes: list[Episode]
     env_args: Mapping[str, Any] | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -156,7 +156,7 @@ class DemoSet:
 def human_episode(
     observations: Mapping[str, FloatArray],
     actions: FloatArray,
-    arm: ArmSpec,
+    robot: RobotSpec,
     *,
     rewards: FloatArray,
     solved: npt.NDArray[np.bool_] | None = None,
@@ -167,7 +167,7 @@ def human_episode(
     Args:
         observations: Per key (T + 1, ...).
         actions: As recorded (T, A); what was commanded is what the controller's range leaves of them.
-        arm: Arm and task.
+        robot: Robot and task.
         rewards: (T,).
         solved: Which steps solved the task (T,); by default those of positive reward.
         columns: Columns of Episode that the file has, in place of what would be assumed.
@@ -177,17 +177,17 @@ def human_episode(
     solving = np.flatnonzero(solved)
     last = np.arange(steps) == steps - 1
     ends_solved = bool(solved[-1])
-    info: dict[str, Any] = {"success": bool(len(solving)), "task": arm.task, "clock": NOMINAL_CLOCK}
+    info: dict[str, Any] = {"success": bool(len(solving)), "task": robot.task, "clock": NOMINAL_CLOCK}
     if len(solving) and solving[0] < steps - 1:
         info[FIRST_SUCCESS] = int(solving[0])
     known: dict[str, Any] = {
-        "commanded": np.clip(actions, *arm.action_bounds),
+        "commanded": np.clip(actions, *robot.action_bounds),
         "proposed": actions,
         "measured": np.full_like(actions, np.nan),
         "source": np.full(steps, Source.HUMAN, np.uint8),
         "terminated": last & ends_solved,
         "truncated": last & (not ends_solved),
-        "time_ns": np.round(np.arange(steps + 1) * 1e9 / arm.control_rate_hz).astype(np.int64),
+        "time_ns": np.round(np.arange(steps + 1) * 1e9 / robot.control_rate_hz).astype(np.int64),
         "info": info,
     }
     return Episode(**{**known, "observations": observations, "rewards": rewards, **columns})

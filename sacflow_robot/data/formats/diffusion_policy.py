@@ -21,14 +21,14 @@ from sacflow_robot.data.formats.inferred_spec import UNKNOWN, infer_spec, observ
 from sacflow_robot.data.formats.outcomes import Recorded
 from sacflow_robot.data.formats.timestamps import capture_times, check_frames
 from sacflow_robot.errors import DataError, UsageError
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 _SAME_RATE = 5e-4  # relative; NTSC's 59.94 Hz is not 60
 
 _FILE_CLOCK = "timestamps of the store, from the start of the episode"
 
 
-def infer_arm(path: Path, rate_hz: float | None = None) -> ArmSpec:
+def infer_robot(path: Path, rate_hz: float | None = None) -> RobotSpec:
     """The specification of a store's robot: its arrays are the observations, and units are unknown but for UMI's.
 
     Args:
@@ -80,27 +80,27 @@ def read_diffusion_policy(path: Path, options: DemoOptions) -> DemoSet:
     Raises:
         DataError: It cannot be read, or lacks what the task needs.
     """
-    losses, arm = Losses(), options.arm
+    losses, robot = Losses(), options.robot
     with open_store(path) as store:
         recorded = _recorded_rate(store)
         rate_hz = options.agreement.rate if recorded is None else recorded
         claims = Claims(rate_hz=rate_hz)
-        check_agreement(str(path), claims, arm, options.agreement)
+        check_agreement(str(path), claims, robot, options.agreement)
         if rate_hz is None:
             losses.remark(
-                f"the store does not say its rate, which is taken to be the task's, {arm.control_rate_hz:g} Hz"
+                f"the store does not say its rate, which is taken to be the task's, {robot.control_rate_hz:g} Hz"
             )
-            rate_hz = arm.control_rate_hz
+            rate_hz = robot.control_rate_hz
         actions = losses.to_float32(_actions(store), "action")
-        if actions.shape[1:] != (arm.action_dim,):
+        if actions.shape[1:] != (robot.action_dim,):
             raise DataError(
-                f"{path}: data/action has shape {actions.shape}; task {arm.task!r} takes (T, {arm.action_dim})"
+                f"{path}: data/action has shape {actions.shape}; task {robot.task!r} takes (T, {robot.action_dim})"
             )
-        columns = {spec.key: _observation(store, spec.key, spec.shape, arm, losses) for spec in arm.observations}
+        columns = {spec.key: _observation(store, spec.key, spec.shape, robot, losses) for spec in robot.observations}
         seconds = store.read("timestamp") if "timestamp" in store.low_dim else None
         judged = next((store.read(key) for key in ("rewards", "reward") if key in store.low_dim), None)
         has_next = "action" not in store.low_dim
-        _note_losses(store, arm, losses, has_next=has_next)
+        _note_losses(store, robot, losses, has_next=has_next)
         found = []
         for number, rows in store.episodes():
             found.append(
@@ -114,7 +114,7 @@ def read_diffusion_policy(path: Path, options: DemoOptions) -> DemoSet:
                     has_next=has_next,
                 )
             )
-    return DemoSet(arm, make_episodes(str(path), found, claims, options, losses), losses=losses)
+    return DemoSet(robot, make_episodes(str(path), found, claims, options, losses), losses=losses)
 
 
 def _episode(
@@ -182,12 +182,12 @@ def _umi_dimensions(store: Store, keys: list[str]) -> tuple[list[str], list[str]
     return names, units
 
 
-def _observation(store: Store, key: str, shape: tuple[int, ...], arm: ArmSpec, losses: Losses) -> FloatArray:
+def _observation(store: Store, key: str, shape: tuple[int, ...], robot: RobotSpec, losses: Losses) -> FloatArray:
     """An observation (T_total, *shape)."""
     name = next((name for name in (key, key.removeprefix("observation.")) if name in store.low_dim), None)
     if name is None:
         raise DataError(
-            f"{store.path}: no observation {key!r}, which task {arm.task!r} needs; it has {', '.join(store.arrays)}"
+            f"{store.path}: no observation {key!r}, which task {robot.task!r} needs; it has {', '.join(store.arrays)}"
         )
     rows = store.read(name)
     if (rows.shape[1:] or (1,)) != shape:
@@ -195,11 +195,11 @@ def _observation(store: Store, key: str, shape: tuple[int, ...], arm: ArmSpec, l
     return losses.to_float32(rows, name).reshape(len(rows), *shape)
 
 
-def _note_losses(store: Store, arm: ArmSpec, losses: Losses, *, has_next: bool) -> None:
+def _note_losses(store: Store, robot: RobotSpec, losses: Losses, *, has_next: bool) -> None:
     for key in (*store.observation_keys, *(["action"] if "action" in store.low_dim else [])):
         if absent := store.absent_chunks(key):  # zeros, which writers may leave out, or files that were lost
             losses.remark(f"{absent} chunks of {key} are not in the store and read as zeros")
-    used = {*(observation_key(spec.key) for spec in arm.observations), "action", "timestamp", "reward", "rewards"}
+    used = {*(observation_key(spec.key) for spec in robot.observations), "action", "timestamp", "reward", "rewards"}
     unused = [array for key, array in store.arrays.items() if key not in used and observation_key(key) not in used]
     losses.leave_out(*(array.key for array in unused if not array.is_image))
     if images := [f"{array.key} ({array.codec})" for array in unused if array.is_image]:

@@ -33,7 +33,7 @@ def claims_of_env(kwargs: Mapping[str, Any]) -> Claims:
 
 
 def _controller(config: Any) -> Controller | None:
-    """The arm's controller: one entry, one per robot, or the parts of a composite controller."""
+    """The robot's controller: one entry, one per robot, or the parts of a composite controller."""
     if config is None:
         return None
     if isinstance(config, str):
@@ -41,12 +41,12 @@ def _controller(config: Any) -> Controller | None:
     if isinstance(config, Sequence):
         return _all_alike([_controller(each) for each in config])
     if "body_parts" not in config:
-        return _arm(config)
+        return _robot(config)
     kind, parts = str(config.get("type", _PASS_ON[0])), config["body_parts"]
     if kind not in _PASS_ON:
         return Controller(kind=kind)
-    parts = parts.get("arms", parts)
-    return _all_alike([_arm(parts[name]) for name in _ARMS if name in parts])
+    parts = parts.get("envs", parts)
+    return _all_alike([_robot(parts[name]) for name in _ARMS if name in parts])
 
 
 def _all_alike(controllers: Sequence[Controller | None]) -> Controller | None:
@@ -57,7 +57,7 @@ def _all_alike(controllers: Sequence[Controller | None]) -> Controller | None:
     return Controller(kind=" + ".join(str(each) for each in known))
 
 
-def _arm(config: Mapping[str, Any]) -> Controller:
+def _robot(config: Mapping[str, Any]) -> Controller:
     delta: bool | None = None
     if "input_type" in config:
         delta = str(config["input_type"]) == "delta"

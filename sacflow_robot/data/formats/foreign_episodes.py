@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sacflow_robot.data.formats.adapt import adapt, arm_of_file, follows_poses
+from sacflow_robot.data.formats.adapt import adapt, follows_poses, robot_of_file
 from sacflow_robot.data.formats.agreement import Claims, Controller, check_agreement, controller_of
 from sacflow_robot.data.formats.demonstrations import DemoOptions, Losses, human_episode
 from sacflow_robot.data.formats.outcomes import Outcome, Recorded, judge_outcomes
@@ -68,18 +68,18 @@ def make_episodes(
         SpecMismatchError: It does not agree with the robot and task, and no option resolves that.
         DataError: Its rewards can be read in more than one way, or an episode cannot be converted.
     """
-    arm = options.arm
-    if controller_of(arm).delta and any(follows_poses(e.actions, e.observations) for e in found[:_LOOKED_AT]):
+    robot = options.robot
+    if controller_of(robot).delta and any(follows_poses(e.actions, e.observations) for e in found[:_LOOKED_AT]):
         claims = replace(claims, controller=Controller(delta=False, seen=True))
-    check_agreement(path, claims, arm, options.agreement)
-    recorded_with = arm_of_file(claims, arm)
+    check_agreement(path, claims, robot, options.agreement)
+    recorded_with = robot_of_file(claims, robot)
     low, high = recorded_with.action_bounds
     beyond = float(np.mean(np.concatenate([((e.actions < low) | (e.actions > high)).any(1) for e in found] or [[0]])))
     if beyond:
         losses.remark(f"{beyond:.0%} of the actions are beyond the robot's range and are clipped")
     episodes = []
     for each, outcome in zip(found, _outcomes(path, found, options, losses), strict=True):
-        check_unit(each.observations, arm, each.origin)
+        check_unit(each.observations, robot, each.origin)
         episode = human_episode(
             each.observations,
             each.actions,
@@ -89,8 +89,8 @@ def make_episodes(
             **each.columns,
         )
         episode = replace(episode, info={**episode.info, **each.info})
-        episode.check_fits(arm, each.origin)
-        episodes.append(adapt(episode, claims, arm, options.agreement, losses))
+        episode.check_fits(robot, each.origin)
+        episodes.append(adapt(episode, claims, robot, options.agreement, losses))
     return episodes
 
 

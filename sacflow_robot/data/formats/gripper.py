@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.episode import Episode
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 FINGERS = "robot0_gripper_qpos"
 
@@ -17,9 +17,9 @@ _FEWEST = 20  # moves, before anything is said
 _AGAINST = 0.8
 
 
-def gripper_dimensions(arm: ArmSpec) -> npt.NDArray[np.bool_]:
+def gripper_dimensions(robot: RobotSpec) -> npt.NDArray[np.bool_]:
     """Which action dimensions (A,) are the gripper's, by their names."""
-    return np.array(["gripper" in name for name in arm.action_names], bool)
+    return np.array(["gripper" in name for name in robot.action_names], bool)
 
 
 def finger_width(episode: Episode) -> npt.NDArray[np.float64]:
@@ -28,10 +28,10 @@ def finger_width(episode: Episode) -> npt.NDArray[np.float64]:
     return width
 
 
-def gripper_disagreement(episodes: Sequence[Episode], arm: ArmSpec) -> str | None:
+def gripper_disagreement(episodes: Sequence[Episode], robot: RobotSpec) -> str | None:
     """A line that says so, where the fingers mostly part while the command closes them; None where they obey."""
-    dimensions = np.flatnonzero(gripper_dimensions(arm))
-    if len(dimensions) != 1 or arm.action_units[dimensions[0]] != "closing":
+    dimensions = np.flatnonzero(gripper_dimensions(robot))
+    if len(dimensions) != 1 or robot.action_units[dimensions[0]] != "closing":
         return None
     if any(FINGERS not in each.observations for each in episodes):
         return None

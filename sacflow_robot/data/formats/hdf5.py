@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from sacflow_robot.data.formats.adapt import adapt, arm_of_file
+from sacflow_robot.data.formats.adapt import adapt, robot_of_file
 from sacflow_robot.data.formats.agreement import (
     AgreementOptions,
     Claims,
     Controller,
     check_agreement,
-    check_arm,
+    check_robot,
     controller_of,
     same_rate,
     same_robot,
@@ -39,10 +39,10 @@ from sacflow_robot.data.formats.hdf5_episodes import (
 from sacflow_robot.data.formats.outcomes import Outcome, judge_outcomes
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 OURS = "sacflow_robot"
-"""Attribute of ``data`` in files written here: JSON with the arm. Such files hold whole episodes."""
+"""Attribute of ``data`` in files written here: JSON with the robot. Such files hold whole episodes."""
 
 # What h5py and numpy raise on a file that is damaged or something else.
 _UNREADABLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
@@ -55,11 +55,11 @@ class Header(NamedTuple):
 
     Attributes:
         env_name: robosuite's name of the task, if the file names one.
-        arm: The arm, if the file was written here.
+        robot: The robot, if the file was written here.
     """
 
     env_name: str | None
-    arm: ArmSpec | None
+    robot: RobotSpec | None
 
 
 def read_header(path: Path) -> Header:
@@ -71,7 +71,7 @@ def read_header(path: Path) -> Header:
     try:
         with h5py.File(path, "r") as file:
             data = _demonstrations(file, path)
-            return Header(_env_name(path, data), _arm(data))
+            return Header(_env_name(path, data), _robot(data))
     except _UNREADABLE as error:
         raise _incomplete(path, error) from None
 
@@ -90,21 +90,21 @@ def read_hdf5(path: Path, options: DemoOptions) -> DemoSet:
             for name in names:
                 if "actions" not in data[name]:
                     raise DataError(f"{path}, {name} has no actions; expected a robosuite or robomimic file")
-            found, losses = _arm(data), Losses()
+            found, losses = _robot(data), Losses()
             if found is None:
                 _check_task(path, _env_name(path, data), options.env_name)
                 claims = _claims(path, data, names, options, losses)
-                check_agreement(str(path), claims, options.arm, options.agreement)
+                check_agreement(str(path), claims, options.robot, options.agreement)
             else:
                 check_agreement(f"{path}: env_args", _said(path, data), found, AgreementOptions())
-                claims = check_arm(str(path), found, options.arm, options.agreement)
+                claims = check_robot(str(path), found, options.robot, options.agreement)
             recorded = _episodes(path, data, names, found, claims, options, losses)
-            episodes = [adapt(each, claims, options.arm, options.agreement, losses) for each in recorded]
+            episodes = [adapt(each, claims, options.robot, options.agreement, losses) for each in recorded]
             for name, episode in zip(names, episodes, strict=True):
-                episode.check_fits(options.arm, f"{path}, {name}")
+                episode.check_fits(options.robot, f"{path}, {name}")
             models = [_text(data[name].attrs.get("model_file")) for name in names]
             demos = DemoSet(
-                arm=options.arm,
+                robot=options.robot,
                 episodes=episodes,
                 env_args=json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else None,
                 attributes=_attributes(data),
@@ -122,28 +122,28 @@ def _episodes(
     path: Path,
     data: h5py.Group,
     names: Sequence[str],
-    found: ArmSpec | None,
+    found: RobotSpec | None,
     claims: Claims,
     options: DemoOptions,
     losses: Losses,
 ) -> list[Episode]:
     """Every demonstration as it was recorded, at the file's own rate and in its own actions."""
-    arm = found if found is not None else arm_of_file(claims, options.arm)
+    robot = found if found is not None else robot_of_file(claims, options.robot)
     outcomes = {} if found is not None else _outcomes(path, data, names, claims, options, losses)
     episodes = []
     for name in names:
         demo, origin = data[name], f"{path}, {name}"
         try:
             if found is not None:
-                episode = own_episode(demo, arm, origin, losses)
+                episode = own_episode(demo, robot, origin, losses)
             elif name in outcomes:
-                episode = robomimic_episode(demo, arm, options, outcomes[name], origin, losses)
+                episode = robomimic_episode(demo, robot, options, outcomes[name], origin, losses)
             else:
-                episode = raw_episode(demo, arm, options, origin, losses)
+                episode = raw_episode(demo, robot, options, origin, losses)
         except DataError as error:
             raise error if str(error).startswith(origin) else DataError(f"{origin}: {error}") from None
         episodes.append(episode)
-    if found is None and (beyond := np.mean([share_beyond(each, arm) for each in episodes])):
+    if found is None and (beyond := np.mean([share_beyond(each, robot) for each in episodes])):
         losses.remark(f"{beyond:.1%} of the steps command beyond the controller's range, which clips them")
     return episodes
 
@@ -163,7 +163,7 @@ def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOpt
     """What a file from elsewhere says, or its times and actions show, of robot, rate and controller."""
     claims = _said(path, data)
     said, shown, most_rows = claims.rate_hz, None, 0
-    agrees = said is not None and same_rate(said, options.arm.control_rate_hz)
+    agrees = said is not None and same_rate(said, options.robot.control_rate_hz)
     for name in names:
         if "states" in data[name] and len(data[name]["states"]):
             origin = f"{path}, {name}"
@@ -176,9 +176,9 @@ def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOpt
     elif shown is not None and not agrees and abs(shown - said) > 0.1 * said:
         losses.remark(f"the file says {said:g} Hz, which is believed, though its states are {shown:.4g} Hz apart")
     controller = claims.controller or Controller()
-    if controller.delta is not False and any(has_absolute_actions(data[n], options.arm) for n in names[:_LOOKED_AT]):
+    if controller.delta is not False and any(has_absolute_actions(data[n], options.robot) for n in names[:_LOOKED_AT]):
         claims = replace(claims, controller=replace(controller, delta=False, seen=True))
-    elif controller_of(options.arm).delta and any(has_joint_actions(data[n]) for n in names[:_LOOKED_AT]):
+    elif controller_of(options.robot).delta and any(has_joint_actions(data[n]) for n in names[:_LOOKED_AT]):
         claims = replace(claims, controller=Controller(kind="joint positions", seen=True))
     return claims
 
@@ -224,8 +224,8 @@ def _text(value: Any) -> str | None:
     return value.decode() if isinstance(value, bytes) else None if value is None else str(value)
 
 
-def _arm(data: h5py.Group) -> ArmSpec | None:
-    return ArmSpec.from_dict(json.loads(data.attrs[OURS])["arm"]) if OURS in data.attrs else None
+def _robot(data: h5py.Group) -> RobotSpec | None:
+    return RobotSpec.from_dict(json.loads(data.attrs[OURS])["arm"]) if OURS in data.attrs else None
 
 
 def _env_name(path: Path, data: h5py.Group) -> str | None:

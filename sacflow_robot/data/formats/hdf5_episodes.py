@@ -23,12 +23,12 @@ from sacflow_robot.data.formats.outcomes import Outcome, Recorded
 from sacflow_robot.data.formats.quaternions import check_unit, check_w_last
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
+from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
-# An idle step commands no motion, leaves the gripper's command alone, and no finger moves by more than this (m). The arm
+# An idle step commands no motion, leaves the gripper's command alone, and no finger moves by more than this (m). The robot
 # may coast: under delta control that is the tail of an earlier command, and says nothing about what to do next.
 _STILL = 1e-3
-_FINGERS = slice(8, 10)  # in a state: time, 7 arm joints, 2 fingers, ...
+_FINGERS = slice(8, 10)  # in a state: time, 7 robot joints, 2 fingers, ...
 _ARM_DIMS = 6
 _JOINT_COUNT = 7
 _JOINTS = slice(1, 1 + _JOINT_COUNT)
@@ -106,7 +106,7 @@ def observe_states(rows: npt.NDArray[np.float64], options: DemoOptions) -> State
     """Observations of states (T, S), which takes the simulator; :attr:`DemoOptions.observe_state` is there."""
     assert options.observe_state is not None
     observed = [options.observe_state(state) for state in rows]
-    observations = {a.key: np.stack([each[0][a.key] for each in observed]) for a in options.arm.observations}
+    observations = {a.key: np.stack([each[0][a.key] for each in observed]) for a in options.robot.observations}
     return States(rows, observations, np.array([solved for _, solved in observed]))
 
 
@@ -127,7 +127,7 @@ def recorded_outcome(demo: h5py.Group, options: DemoOptions, origin: str) -> Rec
     return Recorded(rewards, None, dones, solved_states if can_tell else None)
 
 
-def raw_episode(demo: h5py.Group, arm: ArmSpec, options: DemoOptions, origin: str, losses: Losses) -> Episode:
+def raw_episode(demo: h5py.Group, robot: RobotSpec, options: DemoOptions, origin: str, losses: Losses) -> Episode:
     """An episode of a raw robosuite file, its observations regenerated from the states.
 
     States are those *before* each action, and the one after the last action is not in the file, so the last action is
@@ -139,7 +139,7 @@ def raw_episode(demo: h5py.Group, arm: ArmSpec, options: DemoOptions, origin: st
         )
     if "states" not in demo:
         raise DataError(f"{origin} has neither observations nor states; expected a robosuite or robomimic file")
-    rows, actions = read_rows(demo, origin), _actions(demo, arm, origin, losses)
+    rows, actions = read_rows(demo, origin), _actions(demo, robot, origin, losses)
     if len(rows) < 2:
         raise DataError(f"{origin} has {len(rows)} states; expected at least 2")
     losses.remark("each episode's last action is left out, for the state after it is not in the file")
@@ -157,7 +157,7 @@ def raw_episode(demo: h5py.Group, arm: ArmSpec, options: DemoOptions, origin: st
     episode = human_episode(
         {key: values[kept] for key, values in states.observations.items()},
         actions[kept[:-1]],
-        arm,
+        robot,
         rewards=states.solved[kept[1:]].astype(np.float32),
         states=rows[kept],
     )
@@ -176,17 +176,17 @@ def _idle(actions: FloatArray, fingers: npt.NDArray[np.float64]) -> Flags:
 
 
 def robomimic_episode(
-    demo: h5py.Group, arm: ArmSpec, options: DemoOptions, outcome: Outcome, origin: str, losses: Losses
+    demo: h5py.Group, robot: RobotSpec, options: DemoOptions, outcome: Outcome, origin: str, losses: Losses
 ) -> Episode:
     """An episode of a low-dim file of robomimic's."""
-    actions = _actions(demo, arm, origin, losses)
-    observations = _observations(demo, arm, origin, losses, len(actions))
+    actions = _actions(demo, robot, origin, losses)
+    observations = _observations(demo, robot, origin, losses, len(actions))
     states = None
     if "states" in demo:
         before = read_rows(demo, origin)
         states = np.concatenate([before, before[-1:]])
         losses.remark("the state after the last action is not in the file and repeats the one before it")
-    check_unit(observations, options.arm, origin)
+    check_unit(observations, options.robot, origin)
     if states is not None:
         check_w_last(observations, states, options, origin)
     if "dones" in demo and np.asarray(demo["dones"])[:-1].any():
@@ -197,7 +197,7 @@ def robomimic_episode(
     return human_episode(
         observations,
         actions,
-        arm,
+        robot,
         rewards=losses.to_float32(outcome.rewards, "rewards"),
         solved=outcome.solved,
         states=states,
@@ -205,9 +205,9 @@ def robomimic_episode(
 
 
 def has_joint_actions(demo: h5py.Group) -> bool:
-    """Whether a demonstration's actions are joint positions, whatever its file says of them: they follow the arm's joints.
+    """Whether a demonstration's actions are joint positions, whatever its file says of them: they follow the robot's joints.
 
-    Some joints of an arm are more than a radian from zero, where no delta of the tool is.
+    Some joints of a robot are more than a radian from zero, where no delta of the tool is.
     """
     actions, joints = demo["actions"], demo.get("obs/robot0_joint_pos")
     if joints is None and "states" in demo and demo["states"].ndim == 2:
@@ -221,16 +221,16 @@ def has_joint_actions(demo: h5py.Group) -> bool:
     return bool(np.median(apart) < _NEAR_JOINTS_RAD and np.median(np.abs(rows).max(axis=1)) > _BENT_RAD)
 
 
-def share_beyond(episode: Episode, arm: ArmSpec) -> float:
+def share_beyond(episode: Episode, robot: RobotSpec) -> float:
     """Share of the steps whose action is beyond the controller's range."""
-    low, high = arm.action_bounds
+    low, high = robot.action_bounds
     return float(((episode.proposed < low) | (episode.proposed > high)).any(axis=1).mean())
 
 
-def has_absolute_actions(demo: h5py.Group, arm: ArmSpec) -> bool:
+def has_absolute_actions(demo: h5py.Group, robot: RobotSpec) -> bool:
     """Whether a demonstration's actions are absolute poses, whatever its file says of them."""
     actions, quats = demo["actions"], demo.get(f"obs/{EEF_QUAT}")
-    if quats is None or actions.ndim != 2 or actions.shape[1] != arm.action_dim or quats.shape != (len(actions), 4):
+    if quats is None or actions.ndim != 2 or actions.shape[1] != robot.action_dim or quats.shape != (len(actions), 4):
         return False
     return follows_poses(actions[()], {EEF_QUAT: np.concatenate([quats[()], quats[-1:]])})
 
@@ -250,9 +250,9 @@ def _turn_around(observations: dict[str, FloatArray], losses: Losses) -> None:
         losses.remark("the gripper's position relative to the cube is turned around, as robosuite 1.5 has it")
 
 
-def own_episode(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses) -> Episode:
+def own_episode(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses) -> Episode:
     """A whole episode of a file written here, every column of it."""
-    actions = _actions(demo, arm, origin, losses)
+    actions = _actions(demo, robot, origin, losses)
     columns: dict[str, Any] = {}
     for column in STEP_COLUMNS:
         if column.hdf5 in demo or column.attribute not in OPTIONAL:
@@ -262,17 +262,17 @@ def own_episode(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses) -> 
             whole = np.concatenate([demo[column.hdf5][()], demo[f"last/{column.hdf5}"][()]])
             columns[column.attribute] = column.typed(whole)
     info = json.loads(demo.attrs["info"])
-    observations = _observations(demo, arm, origin, losses, len(actions))
-    return human_episode(observations, actions, arm, **columns, commanded=actions, info=info)
+    observations = _observations(demo, robot, origin, losses, len(actions))
+    return human_episode(observations, actions, robot, **columns, commanded=actions, info=info)
 
 
-def _observations(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses, steps: int) -> dict[str, FloatArray]:
-    """The arm's observations (T + 1, ...) of a demonstration with groups ``obs`` and ``next_obs``."""
+def _observations(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses, steps: int) -> dict[str, FloatArray]:
+    """The robot's observations (T + 1, ...) of a demonstration with groups ``obs`` and ``next_obs``."""
     observations = {}
-    for spec in arm.observations:
+    for spec in robot.observations:
         if spec.key not in demo["obs"]:
             keys = ", ".join(demo["obs"])
-            raise DataError(f"{origin}: no observation {spec.key!r}, which task {arm.task!r} needs; it has {keys}")
+            raise DataError(f"{origin}: no observation {spec.key!r}, which task {robot.task!r} needs; it has {keys}")
         before = _rows(demo["obs"][spec.key], spec, losses)
         if before.shape[1:] != spec.shape:
             raise DataError(f"{origin}: observation {spec.key!r} has shape {before.shape[1:]}, expected {spec.shape}")
@@ -311,11 +311,13 @@ def _check_order(before: FloatArray, after: FloatArray, origin: str) -> None:
         )
 
 
-def _actions(demo: h5py.Group, arm: ArmSpec, origin: str, losses: Losses) -> FloatArray:
+def _actions(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses) -> FloatArray:
     """Actions (T, A) as recorded, beyond the controller's range if they were."""
     actions = losses.to_float32(demo["actions"], "actions")
-    if actions.ndim != 2 or actions.shape[1] != arm.action_dim or not len(actions):
-        raise DataError(f"{origin} has actions of shape {actions.shape}; task {arm.task!r} takes (T, {arm.action_dim})")
+    if actions.ndim != 2 or actions.shape[1] != robot.action_dim or not len(actions):
+        raise DataError(
+            f"{origin} has actions of shape {actions.shape}; task {robot.task!r} takes (T, {robot.action_dim})"
+        )
     if wrong := np.flatnonzero(~np.isfinite(actions).all(axis=1)).tolist():
         raise DataError(f"{origin}, step {wrong[0]}: NaN or infinity among its actions; leave it out")
     return actions

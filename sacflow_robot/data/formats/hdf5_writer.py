@@ -2,7 +2,7 @@
 
 robomimic's layout, plus what an episode has beyond it: datasets ``proposed``, ``measured``, ``source``, ``truncated``,
 ``time_ns`` and the group ``last`` (state and time after the last step) in each demonstration, its attribute ``info``,
-and the arm in an attribute of ``data``. ``dones`` are the steps that ended the task, never a mere time limit.
+and the robot in an attribute of ``data``. ``dones`` are the steps that ended the task, never a mere time limit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write_hdf5(path: Path, demos: DemoSet) -> None:
             data = file.create_group("data")
             data.attrs.update(demos.attributes)
             data.attrs["total"] = sum(map(len, demos.episodes))
-            data.attrs[OURS] = json.dumps({"arm": asdict(demos.arm)})
+            data.attrs[OURS] = json.dumps({"arm": asdict(demos.robot)})
             if demos.env_args is not None:
                 data.attrs["env_args"] = json.dumps(demos.env_args)
             for i, episode in enumerate(demos.episodes):

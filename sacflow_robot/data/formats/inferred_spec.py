@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sacflow_robot.data.log.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
 UNKNOWN = "unknown"
 """Unit, controller or robot of which a data set says nothing."""
@@ -56,7 +56,7 @@ def infer_spec(
     action_names: Sequence[str] = (),
     action_units: Sequence[str] = (),
     bounds: tuple[float, float] | None = None,
-) -> ArmSpec:
+) -> RobotSpec:
     """Specification from what a data set holds.
 
     Args:
@@ -83,7 +83,7 @@ def infer_spec(
     names = (
         tuple(action_names) if len(action_names) == len(limits) else tuple(f"action_{i}" for i in range(len(limits)))
     )
-    return ArmSpec(
+    return RobotSpec(
         robot=robot,
         task=task,
         controller=controller,
@@ -101,11 +101,11 @@ def describe_unit(unit: str) -> str:
     return "unit unknown" if unit == UNKNOWN else f"1 = {unit}"
 
 
-def with_bounds_of(arm: ArmSpec, others: Iterable[ArmSpec]) -> ArmSpec:
+def with_bounds_of(robot: RobotSpec, others: Iterable[RobotSpec]) -> RobotSpec:
     """The robot, its actions bounded so that those of others fit too, as far as they have as many."""
-    alike = [arm, *(other for other in others if other.action_dim == arm.action_dim)]
+    alike = [robot, *(other for other in others if other.action_dim == robot.action_dim)]
     return replace(
-        arm,
+        robot,
         action_low=tuple(map(min, zip(*(each.action_low for each in alike), strict=True))),
         action_high=tuple(map(max, zip(*(each.action_high for each in alike), strict=True))),
     )

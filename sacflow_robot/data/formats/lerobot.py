@@ -4,7 +4,7 @@ For a task, observations are found by name: a feature ``observation.<key>`` (or 
 feature that are called ``<key>_0``, ``<key>_1``, ..., as in what is written here. For any other robot the observations
 are the dataset's own, see :func:`infer_arm`. Images and videos are left out.
 
-Datasets written here hold whole episodes: the arm, env_args and masks in ``meta/sacflow_robot.json``, and in each row
+Datasets written here hold whole episodes: the robot, env_args and masks in ``meta/sacflow_robot.json``, and in each row
 of ``meta/episodes`` the episode's info and what follows its last step, under ``last/``.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.data.formats.adapt import adapt
-from sacflow_robot.data.formats.agreement import AgreementOptions, Claims, check_agreement, check_arm
+from sacflow_robot.data.formats.agreement import AgreementOptions, Claims, check_agreement, check_robot
 from sacflow_robot.data.formats.demonstrations import (
     OBSERVATION_COLUMNS,
     STEP_COLUMNS,
@@ -45,7 +45,7 @@ from sacflow_robot.data.formats.outcomes import Recorded
 from sacflow_robot.data.formats.timestamps import capture_times, check_frames
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 OURS = "meta/sacflow_robot.json"
 FEATURE_NAMES = "lerobot_feature_names"
@@ -67,21 +67,21 @@ class _Frames(NamedTuple):
     fps: float
 
 
-def read_arm(path: Path) -> ArmSpec | None:
-    """The arm that a dataset written here was recorded with; None for one from elsewhere.
+def read_robot(path: Path) -> RobotSpec | None:
+    """The robot that a dataset written here was recorded with; None for one from elsewhere.
 
     Raises:
         DataError: It cannot be read.
     """
     try:
-        return ArmSpec.from_dict(json.loads((path / OURS).read_text())["arm"])
+        return RobotSpec.from_dict(json.loads((path / OURS).read_text())["arm"])
     except FileNotFoundError:
         return None
     except UNREADABLE as error:
         raise _damaged(path, error) from None
 
 
-def infer_arm(path: Path) -> ArmSpec:
+def infer_robot(path: Path) -> RobotSpec:
     """The specification of the robot of a dataset from elsewhere.
 
     Its observations are the features ``observation.*`` that are no images, or all that are neither actions nor outcomes
@@ -116,18 +116,18 @@ def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
 
     Raises:
         DataError: It cannot be read, is of another version, or lacks what the task needs.
-        SpecMismatchError: It was written here, of another arm.
+        SpecMismatchError: It was written here, of another robot.
     """
-    arm, dataset, losses = read_arm(path), open_dataset(path), Losses()
-    if arm is None:  # before its features, which differ if the robot does
-        check_agreement(str(path), _claims(dataset), options.arm, options.agreement)
+    robot, dataset, losses = read_robot(path), open_dataset(path), Losses()
+    if robot is None:  # before its features, which differ if the robot does
+        check_agreement(str(path), _claims(dataset), options.robot, options.agreement)
     try:
-        layout = _layout(dataset, options.arm)
-        episodes_of = _plain if arm is None else _whole
-        frames = _frames(dataset, _wanted(dataset, layout, losses, whole=arm is not None))
+        layout = _layout(dataset, options.robot)
+        episodes_of = _plain if robot is None else _whole
+        frames = _frames(dataset, _wanted(dataset, layout, losses, whole=robot is not None))
         episodes = episodes_of(dataset, frames, layout, options, losses)
-        about = _about(dataset) if arm is None else json.loads((path / OURS).read_text())["about"]
-        return DemoSet(options.arm, episodes, losses=losses, **about)
+        about = _about(dataset) if robot is None else json.loads((path / OURS).read_text())["about"]
+        return DemoSet(options.robot, episodes, losses=losses, **about)
     except UNREADABLE as error:
         raise _damaged(path, error) from None
 
@@ -161,17 +161,17 @@ def _observation_features(dataset: Dataset) -> list[Feature]:
     return named or [f for f in numeric if not f.name.startswith(("next.", "action"))]
 
 
-def _layout(dataset: Dataset, arm: ArmSpec) -> dict[str, tuple[str, list[int] | None]]:
-    """Where the arm's observations are.
+def _layout(dataset: Dataset, robot: RobotSpec) -> dict[str, tuple[str, list[int] | None]]:
+    """Where the robot's observations are.
 
     Raises:
         DataError: One of them is nowhere, or the actions do not fit.
     """
     features = dataset.features
     action = features.get(_action_name(dataset))
-    if action is None or action.shape != (arm.action_dim,):
+    if action is None or action.shape != (robot.action_dim,):
         found = "absent" if action is None else list(action.shape)
-        raise DataError(f"{dataset.path}: feature 'action' is {found}; task {arm.task!r} takes ({arm.action_dim},)")
+        raise DataError(f"{dataset.path}: feature 'action' is {found}; task {robot.task!r} takes ({robot.action_dim},)")
     named = {
         name: (feature.name, i)
         for feature in features.values()
@@ -179,7 +179,7 @@ def _layout(dataset: Dataset, arm: ArmSpec) -> dict[str, tuple[str, list[int] | 
         for i, name in enumerate(feature.names)
     }
     layout: dict[str, tuple[str, list[int] | None]] = {}
-    for spec in arm.observations:
+    for spec in robot.observations:
         candidates = f"observation.{spec.key}", spec.key, spec.key.removeprefix("observation.")
         direct = [name for name in candidates if name in features and features[name].is_numeric]
         dimensions = [named.get(name) for name in dimension_names(spec.key, spec.size)]
@@ -189,7 +189,7 @@ def _layout(dataset: Dataset, arm: ArmSpec) -> dict[str, tuple[str, list[int] | 
             layout[spec.key] = dimensions[0][0], [i for _, i in filter(None, dimensions)]  # type: ignore[index]
         else:
             raise DataError(
-                f"{dataset.path}: no observation {spec.key!r}, which task {arm.task!r} needs: neither a feature "
+                f"{dataset.path}: no observation {spec.key!r}, which task {robot.task!r} needs: neither a feature "
                 f"observation.{spec.key} nor dimensions named {spec.key}_0 ...; it has {', '.join(features)}"
             )
     return layout
@@ -252,25 +252,25 @@ def _plain(
     dataset: Dataset, episodes: Iterator[_Frames], layout: Layout, options: DemoOptions, losses: Losses
 ) -> list[Episode]:
     """Episodes of which only the published features are known."""
-    found = [_foreign(dataset, frames, layout, options.arm, losses) for frames in episodes]
+    found = [_foreign(dataset, frames, layout, options.robot, losses) for frames in episodes]
     return make_episodes(str(dataset.path), found, _claims(dataset), options, losses)
 
 
-def _foreign(dataset: Dataset, frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> ForeignEpisode:
+def _foreign(dataset: Dataset, frames: _Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> ForeignEpisode:
     columns, row = frames.columns, frames.row
     observations = {}
-    for spec in arm.observations:
+    for spec in robot.observations:
         rows = _observation(columns, layout[spec.key], spec.shape, losses)
         observations[spec.key] = np.concatenate([rows, rows[-1:]])
     action = _action_name(dataset)
     flat = {name: columns[name].reshape(-1) for name in ("next.reward", "next.success") if name in columns}
     rewards = losses.to_float32(flat["next.reward"], "next.reward") if "next.reward" in flat else None
     recorded = _recorded_times(frames)
-    task = "; ".join(row.tasks) or arm.task
+    task = "; ".join(row.tasks) or robot.task
     return ForeignEpisode(
         origin=_origin(dataset, row),
         observations=observations,
-        actions=losses.to_float32(columns[action].reshape(-1, arm.action_dim), action),
+        actions=losses.to_float32(columns[action].reshape(-1, robot.action_dim), action),
         outcome=Recorded(rewards, flat["next.success"].astype(bool) if "next.success" in flat else None),
         columns=recorded,
         info={"task": task, "clock": _FILE_CLOCK} if recorded else {"task": task},
@@ -289,29 +289,29 @@ def _whole(
     dataset: Dataset, episodes: Iterator[_Frames], layout: Layout, options: DemoOptions, losses: Losses
 ) -> list[Episode]:
     """Episodes written here, every column of them."""
-    arm = read_arm(dataset.path)
-    assert arm is not None  # such a dataset holds it
-    check_agreement(f"{dataset.path}/{INFO}", _claims(dataset), arm, AgreementOptions())
-    claims = check_arm(str(dataset.path), arm, options.arm, options.agreement)
+    robot = read_robot(dataset.path)
+    assert robot is not None  # such a dataset holds it
+    check_agreement(f"{dataset.path}/{INFO}", _claims(dataset), robot, AgreementOptions())
+    claims = check_robot(str(dataset.path), robot, options.robot, options.agreement)
     found = []
     for frames in episodes:
         origin = _origin(dataset, frames.row)
         try:
-            episode = _own(frames, layout, arm, losses)
+            episode = _own(frames, layout, robot, losses)
         except DataError as error:
             raise DataError(f"{origin}: {error}") from None
-        episode.check_fits(arm, origin)
-        found.append(adapt(episode, claims, options.arm, options.agreement, losses))
+        episode.check_fits(robot, origin)
+        found.append(adapt(episode, claims, options.robot, options.agreement, losses))
     return found
 
 
-def _own(frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> Episode:
+def _own(frames: _Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> Episode:
     """An episode written here."""
     columns, row = frames.columns, frames.row.row
     last = {name: np.asarray([row[f"last/{name}"]]) for name in {feature for feature, _ in layout.values()}}
     observations = {
         spec.key: np.concatenate([_observation(part, layout[spec.key], spec.shape, losses) for part in (columns, last)])
-        for spec in arm.observations
+        for spec in robot.observations
     }
     whole: dict[str, Any] = {}
     for column in STEP_COLUMNS:
@@ -324,5 +324,5 @@ def _own(frames: _Frames, layout: Layout, arm: ArmSpec, losses: Losses) -> Episo
             after = np.asarray([row[f"last/{column.lerobot}"]])
             parts = column.typed(columns[column.lerobot]), column.typed(after)
             whole[column.attribute] = np.concatenate(parts)
-    commanded = columns["action"].reshape(-1, arm.action_dim).astype(np.float32, copy=False)
-    return human_episode(observations, commanded, arm, **whole, commanded=commanded, info=json.loads(row["info"]))
+    commanded = columns["action"].reshape(-1, robot.action_dim).astype(np.float32, copy=False)
+    return human_episode(observations, commanded, robot, **whole, commanded=commanded, info=json.loads(row["info"]))

@@ -27,7 +27,7 @@ from sacflow_robot.data.formats.lerobot import FEATURE_NAMES, OURS, dimension_na
 from sacflow_robot.data.formats.lerobot_files import BOOKKEEPING
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, one_line
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 CHUNK_PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 CHUNKS_SIZE, DATA_FILE_MB, VIDEO_FILE_MB = 1000, 100, 200  # LeRobot's defaults: files per folder, MB per file
@@ -44,13 +44,15 @@ def write_lerobot(
     Raises:
         LogWriteError: It cannot be written there.
     """
-    arm = demos.arm
+    robot = demos.robot
     optional = _columns_of_all(demos)
     tasks = _tasks(demos)
     frames, lasts, start = [], [], 0
     for i, episode in enumerate(demos.episodes):
-        columns, last = _episode_columns(episode, arm, optional)
-        frames.append(columns | _bookkeeping(i, start, len(episode), arm.control_rate_hz, tasks[_task(episode, arm)]))
+        columns, last = _episode_columns(episode, robot, optional)
+        frames.append(
+            columns | _bookkeeping(i, start, len(episode), robot.control_rate_hz, tasks[_task(episode, robot)])
+        )
         lasts.append(last)
         start += len(episode)
     features = _features(frames[0], demos)
@@ -70,13 +72,13 @@ def write_lerobot(
         everything = {key: np.concatenate([each[key] for each in frames]) for key in frames[0]}
         _write_json(path / "meta" / "stats.json", _statistics(everything))
         _write_json(path / "meta" / "info.json", _info(demos, features, chunks_size, data_file_mb))
-        _write_json(path / OURS, {"arm": asdict(arm), "about": demos.about()})
+        _write_json(path / OURS, {"arm": asdict(robot), "about": demos.about()})
     except OSError as error:
         raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None
 
 
 def _columns_of_all(demos: DemoSet) -> set[str]:
-    """Features beyond LeRobot's own that every episode has; ``measured`` only if some arm could tell, and ``human``, which is
+    """Features beyond LeRobot's own that every episode has; ``measured`` only if some robot could tell, and ``human``, which is
     NaN where there is none, if a person acted in any."""
     present = set()
     for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS):
@@ -90,20 +92,20 @@ def _columns_of_all(demos: DemoSet) -> set[str]:
     return present
 
 
-def _task(episode: Episode, arm: ArmSpec) -> str:
+def _task(episode: Episode, robot: RobotSpec) -> str:
     """An episode's task in words."""
-    return str(episode.info.get("task", arm.task))
+    return str(episode.info.get("task", robot.task))
 
 
 def _tasks(demos: DemoSet) -> dict[str, int]:
     """Every task in words, with its index."""
-    found = dict.fromkeys(_task(episode, demos.arm) for episode in demos.episodes)
+    found = dict.fromkeys(_task(episode, demos.robot) for episode in demos.episodes)
     return {task: i for i, task in enumerate(found)}
 
 
-def _joined(arm: ArmSpec) -> dict[str, list[str]]:
+def _joined(robot: RobotSpec) -> dict[str, list[str]]:
     """Observation features: feature to the keys that it joins."""
-    keys = [a.key for a in arm.observations]
+    keys = [a.key for a in robot.observations]
     own = [key for key in keys if key.startswith("observation.")]
     if own:
         return {key if key in own else f"observation.{key}": [key] for key in keys}
@@ -114,11 +116,11 @@ def _joined(arm: ArmSpec) -> dict[str, list[str]]:
     return {feature: members for feature, members in joined.items() if members}
 
 
-def _episode_columns(episode: Episode, arm: ArmSpec, optional: set[str]) -> tuple[Columns, Columns]:
+def _episode_columns(episode: Episode, robot: RobotSpec, optional: set[str]) -> tuple[Columns, Columns]:
     """An episode's features (T, ...), and what follows its last step."""
     columns: Columns = {}
     last: Columns = {}
-    for feature, keys in _joined(arm).items():
+    for feature, keys in _joined(robot).items():
         rows = np.concatenate([episode.observations[key].reshape(len(episode) + 1, -1) for key in keys], axis=1)
         columns[feature], last[feature] = rows[:-1], rows[-1]
     columns["action"] = episode.commanded
@@ -149,11 +151,11 @@ def _bookkeeping(episode: int, start: int, steps: int, rate_hz: float, task: int
 
 def _features(columns: Columns, demos: DemoSet) -> dict[str, dict[str, Any]]:
     """The map ``features`` of ``meta/info.json``."""
-    arm = demos.arm
-    sizes = {a.key: a.size for a in arm.observations}
+    robot = demos.robot
+    sizes = {a.key: a.size for a in robot.observations}
     recorded = json.loads(str(demos.attributes.get(FEATURE_NAMES, "{}")))
-    names: dict[str, list[str]] = {key: list(arm.action_names) for key in ("action", "proposed", "measured", "human")}
-    for feature, keys in _joined(arm).items():
+    names: dict[str, list[str]] = {key: list(robot.action_names) for key in ("action", "proposed", "measured", "human")}
+    for feature, keys in _joined(robot).items():
         own = [name for key in keys for name in dimension_names(key, sizes[key])]
         theirs = recorded.get(feature, ())
         names[feature] = list(theirs) if len(theirs) == len(own) else own
@@ -204,7 +206,7 @@ def _episode_rows(
     for i, (episode, columns, last) in enumerate(zip(demos.episodes, frames, lasts, strict=True)):
         row: dict[str, Any] = {
             "episode_index": i,
-            "tasks": [_task(episode, demos.arm)],
+            "tasks": [_task(episode, demos.robot)],
             "length": len(episode),
             "data/chunk_index": places[i][0],
             "data/file_index": places[i][1],
@@ -254,10 +256,10 @@ def _write_tasks(path: Path, tasks: list[str]) -> None:
 
 
 def _info(demos: DemoSet, features: Mapping[str, Any], chunks_size: int, data_file_mb: float) -> dict[str, Any]:
-    rate = demos.arm.control_rate_hz
+    rate = demos.robot.control_rate_hz
     return {
         "codebase_version": "v3.0",
-        "robot_type": demos.arm.robot,
+        "robot_type": demos.robot.robot,
         "total_episodes": len(demos.episodes),
         "total_frames": sum(map(len, demos.episodes)),
         "total_tasks": len(_tasks(demos)),

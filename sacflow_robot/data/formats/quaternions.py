@@ -10,19 +10,19 @@ import numpy.typing as npt
 from sacflow_robot.data.formats.adapt import EEF_QUAT
 from sacflow_robot.data.formats.demonstrations import DemoOptions
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 _UNIT = 0.01  # how far the norm may be from 1
 _SAME_TURN = 0.1  # of the entries; observations may lag behind a state by a physics step
 
 
-def check_unit(observations: Mapping[str, FloatArray], arm: ArmSpec, origin: str) -> None:
+def check_unit(observations: Mapping[str, FloatArray], robot: RobotSpec, origin: str) -> None:
     """Refuse observations (T + 1, ...) whose quaternions are not of norm 1.
 
     Raises:
         DataError: Some are not; the message begins with ``origin`` and names the step.
     """
-    for spec in arm.observations:
+    for spec in robot.observations:
         flat = observations[spec.key].reshape(len(observations[spec.key]), -1)
         for start in spec.quaternions:
             wrong = np.flatnonzero(np.abs(np.linalg.norm(flat[:, start : start + 4], axis=1) - 1) > _UNIT)
@@ -50,7 +50,7 @@ def check_w_last(
             expected = options.observe_state(states[step])[0]
         except DataError:  # states of another version's model, which the simulator here does not take
             return
-        for spec in options.arm.observations:
+        for spec in options.robot.observations:
             for start in spec.quaternions:
                 found, right = (
                     each.ravel()[start : start + 4] for each in (observations[spec.key][step], expected[spec.key])

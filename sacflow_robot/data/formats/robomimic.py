@@ -15,7 +15,7 @@ from sacflow_robot.data.formats.agreement import Claims, Controller
 from sacflow_robot.data.formats.env_args import claims_of_env
 from sacflow_robot.data.formats.inferred_spec import UNKNOWN, infer_spec
 from sacflow_robot.errors import DataError, UsageError, one_line
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 _UNREADABLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
 
@@ -40,7 +40,7 @@ def recorded_rate(path: Path) -> float | None:
         return _claims(data).rate_hz
 
 
-def infer_arm(path: Path, rate_hz: float | None = None) -> ArmSpec:
+def infer_robot(path: Path, rate_hz: float | None = None) -> RobotSpec:
     """Specification of the robot: observations are the arrays under ``obs`` that are no images.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sacflow_robot.data.formats.adapt import adapt
-from sacflow_robot.data.formats.agreement import check_arm, check_log_times
+from sacflow_robot.data.formats.agreement import check_log_times, check_robot
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, Losses, end_at_success
 from sacflow_robot.data.formats.gripper import gripper_disagreement
 from sacflow_robot.data.log import remote
@@ -19,7 +19,7 @@ from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.store import WRITING
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 # Kind: the suffixes that name it
 KINDS = {"zarr": (".zarr",), "hdf5": (".hdf5", ".h5"), "lerobot": (".lerobot",)}
@@ -91,29 +91,29 @@ def kind_to_write(path: Path, kind: str | None = None) -> str:
     return kind
 
 
-def recorded_arm(path: Path | str) -> tuple[ArmSpec | None, str | None]:
-    """The arm that a source was recorded with, and robosuite's name of its task; None where it does not say.
+def recorded_robot(path: Path | str) -> tuple[RobotSpec | None, str | None]:
+    """The robot that a source was recorded with, and robosuite's name of its task; None where it does not say.
 
     Raises:
         DataError: It cannot be read.
     """
     kind = kind_of(path)
     if kind == "zarr":
-        return EpisodeLog.open(path).arm, None
+        return EpisodeLog.open(path).robot, None
     path = Path(path)
     if kind == "diffusion_policy":
         return None, None
     if kind == "lerobot":
-        from sacflow_robot.data.formats.lerobot import read_arm
+        from sacflow_robot.data.formats.lerobot import read_robot
 
-        return read_arm(path), None
+        return read_robot(path), None
     from sacflow_robot.data.formats.hdf5 import read_header
 
     header = read_header(path)
-    return header.arm, header.env_name
+    return header.robot, header.env_name
 
 
-def demo_spec(path: Path | str, rate_hz: float | None = None) -> ArmSpec:
+def demo_spec(path: Path | str, rate_hz: float | None = None) -> RobotSpec:
     """The robot and task that a source is of: as it was recorded with, else as the source's own features describe it.
 
     Args:
@@ -124,20 +124,20 @@ def demo_spec(path: Path | str, rate_hz: float | None = None) -> ArmSpec:
         DataError: It cannot be read, or has no actions or observations that can be used.
         UsageError: Neither it nor ``rate_hz`` says the control rate.
     """
-    if (recorded := recorded_arm(path)[0]) is not None:
+    if (recorded := recorded_robot(path)[0]) is not None:
         return recorded
     kind, path = kind_of(path), Path(path)
     if kind == "lerobot":
         from sacflow_robot.data.formats import lerobot
 
-        return lerobot.infer_arm(path)
+        return lerobot.infer_robot(path)
     if kind == "diffusion_policy":
         from sacflow_robot.data.formats import diffusion_policy
 
-        return diffusion_policy.infer_arm(path, rate_hz)
+        return diffusion_policy.infer_robot(path, rate_hz)
     from sacflow_robot.data.formats import robomimic
 
-    return robomimic.infer_arm(path, rate_hz)
+    return robomimic.infer_robot(path, rate_hz)
 
 
 def can_infer(path: Path | str) -> bool:
@@ -159,7 +159,7 @@ def says_rate(path: Path | str) -> bool:
     Raises:
         DataError: It cannot be read.
     """
-    if recorded_arm(path)[0] is not None or kind_of(path) == "lerobot":
+    if recorded_robot(path)[0] is not None or kind_of(path) == "lerobot":
         return True
     if kind_of(path) == "diffusion_policy":
         from sacflow_robot.data.formats import diffusion_policy
@@ -197,8 +197,8 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
         raise DataError(f"{path} holds no episodes")
     if options.agreement.filter_key is not None:
         demos = _subset(path, demos, options.agreement.filter_key)
-    _check_times(path, demos.episodes, demos.arm.control_rate_hz)
-    if disagreement := gripper_disagreement(demos.episodes, demos.arm):
+    _check_times(path, demos.episodes, demos.robot.control_rate_hz)
+    if disagreement := gripper_disagreement(demos.episodes, demos.robot):
         demos.losses.remark(disagreement)
     return demos
 
@@ -251,14 +251,14 @@ def _subset(path: Path | str, demos: DemoSet, key: str) -> DemoSet:
 
 def _read_log(path: Path | str, options: DemoOptions) -> DemoSet:
     log = EpisodeLog.open(path)
-    claims = check_arm(str(path), log.arm, options.arm, options.agreement)
+    claims = check_robot(str(path), log.robot, options.robot, options.agreement)
     losses = _unread(log)
     about = log.attributes.get(LOG_ABOUT)
     recorded = list(log.episodes())
-    _check_times(path, recorded, log.arm.control_rate_hz)
+    _check_times(path, recorded, log.robot.control_rate_hz)
     return DemoSet(
-        arm=options.arm,
-        episodes=[adapt(episode, claims, options.arm, options.agreement, losses) for episode in recorded],
+        robot=options.robot,
+        episodes=[adapt(episode, claims, options.robot, options.agreement, losses) for episode in recorded],
         losses=losses,
         **(json.loads(about) if isinstance(about, str) else {}),
     )
@@ -266,7 +266,7 @@ def _read_log(path: Path | str, options: DemoOptions) -> DemoSet:
 
 def _unread(log: EpisodeLog) -> Losses:
     """Columns beside those of an episode, which other programs may keep in a log."""
-    known = {a.key for a in log.arm.observations} | {"time_ns", "state"} | STEP_COLUMNS.keys() | FILLS.keys()
+    known = {a.key for a in log.robot.observations} | {"time_ns", "state"} | STEP_COLUMNS.keys() | FILLS.keys()
     losses = Losses()
     losses.leave_out(*(name for name in log.arrays("data") if name.removeprefix("data/") not in known))
     return losses

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sacflow_robot.episode import STEP_TIMES, UNKNOWN_TIME, Episode, StepFlag
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -55,9 +55,9 @@ STEP_DTYPES = {
 }
 
 
-def step_columns(episode: Episode, arm: ArmSpec) -> Columns:
+def step_columns(episode: Episode, robot: RobotSpec) -> Columns:
     """Columns with one row per step (T, ...), for the group ``data``."""
-    columns: Columns = {a.key: episode.observations[a.key][:-1].astype(a.dtype, copy=False) for a in arm.observations}
+    columns: Columns = {a.key: episode.observations[a.key][:-1].astype(a.dtype, copy=False) for a in robot.observations}
     columns |= {key: getattr(episode, name) for key, name in STEP_COLUMNS.items()}
     columns["time_ns"] = episode.time_ns[:-1]
     if episode.states is not None:
@@ -69,14 +69,14 @@ def step_columns(episode: Episode, arm: ArmSpec) -> Columns:
     return {key: np.asarray(rows, STEP_DTYPES.get(key, rows.dtype)) for key, rows in columns.items()}
 
 
-def episode_columns(episode: Episode, arm: ArmSpec) -> Columns:
+def episode_columns(episode: Episode, robot: RobotSpec) -> Columns:
     """Columns with one row for the episode (1, ...), for the group ``meta``.
 
     Raises:
         DataError: The episode's info is too long.
     """
     columns: Columns = {
-        f"last_{a.key}": episode.observations[a.key][-1:].astype(a.dtype, copy=False) for a in arm.observations
+        f"last_{a.key}": episode.observations[a.key][-1:].astype(a.dtype, copy=False) for a in robot.observations
     }
     columns["last_time_ns"] = np.asarray(episode.time_ns[-1:], np.int64)
     if episode.states is not None:
@@ -127,8 +127,8 @@ def parse_info(row: npt.NDArray[np.uint8]) -> dict[str, Any]:
     return info
 
 
-def parse_attributes(attributes: Mapping[str, Any], path: Path | str) -> tuple[int, ArmSpec]:
-    """Version and arm of a log, from the attributes of its root.
+def parse_attributes(attributes: Mapping[str, Any], path: Path | str) -> tuple[int, RobotSpec]:
+    """Version and robot of a log, from the attributes of its root.
 
     Raises:
         DataError: It is no log, or one of a later version.
@@ -138,11 +138,11 @@ def parse_attributes(attributes: Mapping[str, Any], path: Path | str) -> tuple[i
     version: Any = attributes.get("version")
     if version not in range(1, VERSION + 1):
         raise DataError(f"{path} has log version {version}, this program reads 1 to {VERSION}; install a later one")
-    return int(version), ArmSpec.from_dict(attributes["arm"])
+    return int(version), RobotSpec.from_dict(attributes["arm"])
 
 
-def read_arm(path: Path) -> ArmSpec:
-    """The arm of the log in a folder.
+def read_robot(path: Path) -> RobotSpec:
+    """The robot of the log in a folder.
 
     Raises:
         DataError: It is no log.

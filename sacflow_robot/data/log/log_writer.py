@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sacflow_robot.data.log.columns import read_arm
+from sacflow_robot.data.log.columns import read_robot
 from sacflow_robot.data.log.ring import Kind, Layout, Ring
 from sacflow_robot.data.log.store import WRITING, Store
 from sacflow_robot.data.log.write_ahead_log import Assembler, Journal, Session
@@ -36,7 +36,7 @@ class Keeper:
 
     def __init__(self, log: Path, ring: Ring, session: Session) -> None:
         self._ring = ring
-        layout = Layout(read_arm(log), session.state_size)
+        layout = Layout(read_robot(log), session.state_size)
         self._block = max(1, min(ring.capacity // 4, _BLOCK_BYTES // layout.bytes))
         self._journal = Journal(log / WRITING)
         self._store = Store(log)
@@ -108,7 +108,7 @@ def main(log: Path, token: str, parent: int) -> int:
         return 1
     ring = None
     try:
-        ring = Ring.attach(Path(session.ring), token, Layout(read_arm(log), session.state_size))
+        ring = Ring.attach(Path(session.ring), token, Layout(read_robot(log), session.state_size))
         if ring is None or Session.read(log) != session:  # somebody else has recovered the log meanwhile
             return 1
         Keeper(log, ring, session).run(parent)

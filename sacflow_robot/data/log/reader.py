@@ -48,7 +48,7 @@ from sacflow_robot.data.log.store import WRITING, Store, create_store, put
 from sacflow_robot.data.log.write_ahead_log import recover
 from sacflow_robot.episode import Episode, known_columns
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line, reason_of
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 _BLOCK_BYTES = 64 << 20
 _LOOKS, _LOOK_AGAIN_S = 40, 0.05  # a busy machine may stop a closing writer between two files
@@ -73,7 +73,7 @@ class EpisodeLog:
         self._store: Store | None = None
         self._written = False  # whether it was being written to when it was opened
         try:
-            self.version, self.arm = parse_attributes(dict(root.attrs), path)
+            self.version, self.robot = parse_attributes(dict(root.attrs), path)
             self.ends = (ends or _recorded_ends)(self)
         except _DAMAGE as error:
             raise (
@@ -121,11 +121,11 @@ class EpisodeLog:
         raise AssertionError
 
     @staticmethod
-    def writer(path: Path | str, arm: ArmSpec) -> EpisodeLog:
+    def writer(path: Path | str, robot: RobotSpec) -> EpisodeLog:
         """Open for appending, making the log when there is none. Close it, or use it as a context manager.
 
         Raises:
-            DataError: The path holds something else, or episodes of a different arm.
+            DataError: The path holds something else, or episodes of a different robot.
             LogWriteError: The log cannot be made there, or another process is appending to it.
         """
         if remote.is_url(path):
@@ -134,14 +134,14 @@ class EpisodeLog:
         lock = _acquire(path)
         try:
             if not path.exists():
-                create_store(lock.folder, {"format": FORMAT, "version": VERSION, "arm": json.loads(arm.to_json())})
+                create_store(lock.folder, {"format": FORMAT, "version": VERSION, "arm": json.loads(robot.to_json())})
                 lock.lock_folder()
             elif (path / WRITING).exists():
-                recover(path, EpisodeLog.open(path, heal=False).arm)
+                recover(path, EpisodeLog.open(path, heal=False).robot)
             log = EpisodeLog.open(path, heal=False)
-            different = log.arm.differences(arm)
+            different = log.robot.differences(robot)
             if different:
-                raise DataError(f"{path} holds episodes of another arm ({'; '.join(different)}); give another path")
+                raise DataError(f"{path} holds episodes of another robot ({'; '.join(different)}); give another path")
             log._lock, log._store = lock, Store(path)
             if log.version < VERSION:
                 put(path / ".zattrs", json.dumps({**log.attributes, "version": VERSION}).encode(), path)
@@ -187,9 +187,9 @@ class EpisodeLog:
             raise UsageError(f"{self.path} is open for reading only")
         try:
             for episode in episodes:
-                episode.check_fits(self.arm, str(self.path))
-                self._store.stage("data", step_columns(episode, self.arm))
-                self._store.end_episodes(np.array([len(episode)]), episode_columns(episode, self.arm))
+                episode.check_fits(self.robot, str(self.path))
+                self._store.stage("data", step_columns(episode, self.robot))
+                self._store.end_episodes(np.array([len(episode)]), episode_columns(episode, self.robot))
             self._store.commit()
         except BaseException as error:
             self._store.rollback()
@@ -232,7 +232,7 @@ class EpisodeLog:
 
     def episodes(self) -> Iterator[Episode]:
         """All whole episodes, oldest first, read in blocks."""
-        step_bytes = sum(np.dtype(a.dtype).itemsize * a.size for a in self.arm.observations) + 1000
+        step_bytes = sum(np.dtype(a.dtype).itemsize * a.size for a in self.robot.observations) + 1000
         first, most = 0, max(1, _BLOCK_BYTES // step_bytes)
         while first < len(self):
             before = self.ends[first - 1] if first else 0
@@ -283,7 +283,7 @@ class EpisodeLog:
     def _read_now(self, first: int, stop: int) -> list[Episode]:
         """Each column is read once."""
         bounds = [0, *self.ends][first : stop + 1]
-        observed = [*(a.key for a in self.arm.observations), "time_ns"]
+        observed = [*(a.key for a in self.robot.observations), "time_ns"]
         try:
             if self.has("data/state"):
                 observed.append("state")
@@ -297,7 +297,7 @@ class EpisodeLog:
                 whole = {key: np.concatenate([data[key][rows], column[i][None]]) for key, column in last.items()}
                 episodes.append(
                     Episode(
-                        observations={a.key: whole[a.key] for a in self.arm.observations},
+                        observations={a.key: whole[a.key] for a in self.robot.observations},
                         time_ns=whole["time_ns"],
                         states=whole.get("state"),
                         info=infos[i],
@@ -386,7 +386,7 @@ def _heal(path: Path) -> None:
     except OSError:
         return
     try:
-        recover(path, EpisodeLog.open(path, heal=False).arm)
+        recover(path, EpisodeLog.open(path, heal=False).robot)
     except (OSError, LogWriteError):
         return
     finally:
@@ -397,12 +397,12 @@ def _damaged(path: Path | str, error: Exception) -> DataError:
     return DataError(f"{path} is damaged: {one_line(error)}; see log verify, and log repair")
 
 
-def write_log(path: Path | str, arm: ArmSpec, episodes: Iterable[Episode]) -> None:
+def write_log(path: Path | str, robot: RobotSpec, episodes: Iterable[Episode]) -> None:
     """Write a new log with these episodes, under its final name only once it is whole.
 
     Args:
         path: Folder, or address on an object store, e.g. ``s3://bucket/episodes.zarr``.
-        arm: The arm that the episodes are of.
+        robot: The robot that the episodes are of.
         episodes: The episodes; taken one by one.
 
     Raises:
@@ -412,15 +412,15 @@ def write_log(path: Path | str, arm: ArmSpec, episodes: Iterable[Episode]) -> No
     if remote.is_url(path):
         remote.check_absent(str(path))
         with tempfile.TemporaryDirectory() as folder:
-            write_log(Path(folder) / "log.zarr", arm, episodes)
+            write_log(Path(folder) / "log.zarr", robot, episodes)
             remote.upload(Path(folder) / "log.zarr", str(path))
         return
-    with new_log(Path(path), arm) as log:
+    with new_log(Path(path), robot) as log:
         log.extend(episodes)
 
 
 @contextlib.contextmanager
-def new_log(path: Path, arm: ArmSpec) -> Iterator[EpisodeLog]:
+def new_log(path: Path, robot: RobotSpec) -> Iterator[EpisodeLog]:
     """A new log to append to, which stands at ``path`` once all has gone well, or not at all.
 
     Raises:
@@ -431,7 +431,7 @@ def new_log(path: Path, arm: ArmSpec) -> Iterator[EpisodeLog]:
         raise UsageError(f"{path} exists already; give another path or remove it")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        with EpisodeLog.writer(partial, arm) as log:
+        with EpisodeLog.writer(partial, robot) as log:
             yield log
         partial.rename(path)
     except (OSError, LogWriteError) as error:  # the writer names the partial log, which nobody will find

@@ -30,7 +30,7 @@ from sacflow_robot.data.log.store import WRITING
 from sacflow_robot.data.log.write_ahead_log import Session, recover
 from sacflow_robot.episode import Step, StepResult
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 _LONGEST_CLOSE_S, _WAIT_S, _EXIT_S = 120.0, 0.002, 1.0
 _SPARE_BYTES = 1 << 16  # of a commit's small files
@@ -75,25 +75,25 @@ class StepRecorder:
 
     Args:
         path: The log, made if absent.
-        arm: The arm whose steps it will get.
+        robot: The robot whose steps it will get.
         keeper: How to start the keeper.
-        patience_s: Longest that a step waits for a disk that is behind (s). 0 for an arm that moves on its own; a simulated
-            arm in lockstep outruns any disk, and can wait.
+        patience_s: Longest that a step waits for a disk that is behind (s). 0 for a robot that moves on its own; a simulated
+            robot in lockstep outruns any disk, and can wait.
 
     Raises:
-        DataError: The path holds something else, or episodes of a different arm.
+        DataError: The path holds something else, or episodes of a different robot.
         LogWriteError: The log cannot be made there, or another process is writing to it.
     """
 
     def __init__(
         self,
         path: Path,
-        arm: ArmSpec,
+        robot: RobotSpec,
         keeper: Callable[[Path, str], Process] = start_keeper,
         patience_s: float = 0.0,
     ) -> None:
-        self.path, self._arm, self._start_keeper, self._patience_s = path, arm, keeper, patience_s
-        self._log = EpisodeLog.writer(path, arm)
+        self.path, self._robot, self._start_keeper, self._patience_s = path, robot, keeper, patience_s
+        self._log = EpisodeLog.writer(path, robot)
         self._log.hand_over()  # the keeper writes: closing here must not undo what it commits
         self._ring: Ring | None = None
         self._keeper: Process | None = None
@@ -270,11 +270,11 @@ class StepRecorder:
         held = self._log.state_size
         if held is not None and held != state_size:
             raise DataError(f"the episodes differ from those in {self.path} in state; log them to another path")
-        layout, token = Layout(self._arm, state_size), uuid.uuid4().hex
+        layout, token = Layout(self._robot, state_size), uuid.uuid4().hex
         ring: Ring | None = None
         try:
             (self.path / WRITING).mkdir(exist_ok=True)
-            ring = Ring.create(self.path, token, self._arm, layout)
+            ring = Ring.create(self.path, token, self._robot, layout)
             Session(token, str(ring.path), state_size).write(self.path)
             self._keeper = self._start_keeper(self.path, token)
         except OSError as error:
@@ -284,7 +284,7 @@ class StepRecorder:
         self._ring, self._token, self._layout, self._state_size = ring, token, layout, state_size
         self._words = ring.words
         self._count, self._room_until = 0, ring.capacity - 1
-        self._standstill = np.zeros(self._arm.action_dim, np.float32)
+        self._standstill = np.zeros(self._robot.action_dim, np.float32)
         self._unmeasured = np.full_like(self._standstill, np.nan)
         fields = layout.step.fields
         assert fields is not None
@@ -293,7 +293,7 @@ class StepRecorder:
             dtype, start = fields[name][:2]
             return name, dtype.base, dtype.shape, start, start + dtype.itemsize
 
-        self._places = [place(a.key) for a in self._arm.observations]
+        self._places = [place(a.key) for a in self._robot.observations]
         self._actions = [place(name) for name in ("action", "proposed", "measured", "human")]
         self._state = place("state") if state_size else None
         self._finite = [self._finite_check("<f4", layout.finite_floats, self._actions[0][3])]
@@ -372,7 +372,7 @@ class StepRecorder:
             return
         reason = ring.error or "the process that writes the log has died"
         try:
-            recover(self.path, self._arm)  # a keeper that was killed did not finish; this process can
+            recover(self.path, self._robot)  # a keeper that was killed did not finish; this process can
         except (OSError, DataError) as error:
             raise LogWriteError(
                 f"episode not logged: {reason}, {one_line(error)}; what was logged to {self.path} before is intact, "

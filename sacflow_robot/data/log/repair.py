@@ -46,14 +46,14 @@ def verify(path: Path | str) -> list[Problem]:
 
 def _check_arrays(log: EpisodeLog) -> Iterator[Problem]:
     """Presence, dtype, shape and length of every array."""
-    expected = {a.key: (np.dtype(a.dtype), a.shape) for a in log.arm.observations}
+    expected = {a.key: (np.dtype(a.dtype), a.shape) for a in log.robot.observations}
     expected["time_ns"] = (np.dtype(np.int64), ())
     if log.has("data/state"):
         expected["state"] = (np.dtype(np.float64), (log.shape("data/state")[1],))
     names = {f"data/{key}": of for key, of in expected.items()} | {
         f"meta/last_{key}": of for key, of in expected.items()
     }
-    action = (np.dtype(np.float32), (log.arm.action_dim,))
+    action = (np.dtype(np.float32), (log.robot.action_dim,))
     names |= {f"data/{key}": action for key in ("action", "proposed", "measured")}
     others = [*(f"data/{key}" for key in STEP_COLUMNS if f"data/{key}" not in names), "meta/info"]
     if log.has("data/human"):  # logs begun before it was kept lack it
@@ -78,7 +78,7 @@ def _check_arrays(log: EpisodeLog) -> Iterator[Problem]:
         if name in names:
             dtype, shape = names[name]
             if (log.dtype(name), log.shape(name)[1:]) != (dtype, shape):
-                yield Problem(name, f"holds {log.dtype(name)} {log.shape(name)[1:]}, the arm says {dtype} {shape}")
+                yield Problem(name, f"holds {log.dtype(name)} {log.shape(name)[1:]}, the robot says {dtype} {shape}")
 
 
 def _check_episodes(log: EpisodeLog) -> Iterator[Problem]:
@@ -97,9 +97,9 @@ def _check_episodes(log: EpisodeLog) -> Iterator[Problem]:
 
 
 def _complaints(log: EpisodeLog, episode: Episode) -> Iterator[str]:
-    low, high = log.arm.action_bounds
+    low, high = log.robot.action_bounds
     if (episode.commanded < low).any() or (episode.commanded > high).any():
-        yield "commanded actions are beyond the arm's bounds"
+        yield "commanded actions are beyond the robot's bounds"
     if (np.diff(episode.time_ns) <= 0).any():
         yield "time_ns does not increase"
     order = [getattr(episode, name) for name in STEP_TIMES]
@@ -159,7 +159,7 @@ def repair(path: Path, out: Path) -> tuple[int, list[Problem]]:
     lost: list[Problem] = []
     log = _open_damaged(path, lost)
     saved = 0
-    with new_log(out, log.arm) as copy:
+    with new_log(out, log.robot) as copy:
 
         def keep(index: int | str, episode: Episode) -> None:
             nonlocal saved
@@ -216,13 +216,13 @@ def _left_behind(path: Path, log: EpisodeLog) -> Iterator[Episode]:
     position = {}
     with contextlib.suppress(OSError, ValueError):
         position = json.loads((path / WRITING / "commit" / "position").read_text())
-    layout = Layout(log.arm, session.state_size)
+    layout = Layout(log.robot, session.state_size)
     first = int(position.get("next", 0)) if position.get("token") == session.token else 0
     ring = Ring.attach(Path(session.ring), session.token, layout)
     try:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "log.zarr"
-            EpisodeLog.writer(target, log.arm).close()
+            EpisodeLog.writer(target, log.robot).close()
             assembler = Assembler(Store(target), layout, session.token)
             for records in waiting(path, layout, ring, first):
                 assembler.feed(records)

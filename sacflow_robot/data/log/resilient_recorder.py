@@ -18,7 +18,7 @@ _CATCH_UP = 8  # steps handed over with each new one, while older ones wait: lit
 
 
 class MendingRecorder:
-    """A :class:`~sacflow_robot.spec.Recorder` for arms that move on their own time.
+    """A :class:`~sacflow_robot.spec.Recorder` for robots that move on their own time.
 
     When the log fails, ``append`` raises LogWriteError once. From then on it keeps steps: in shared memory, where they survive
     this process, and once that is full in its own. :meth:`mend` has them written where the log broke off.

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from sacflow_robot.data.log.columns import INFO_BYTES, STEP_DTYPES
 from sacflow_robot.episode import STEP_TIMES
 from sacflow_robot.errors import LogWriteError, one_line
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 Records = npt.NDArray[np.void]
 
@@ -57,14 +57,14 @@ class Layout:
     """How one record lies in memory: one dtype for steps and starts, one of the same size for infos.
 
     Args:
-        arm: The arm whose observations and actions it holds.
-        state_size: S of the simulator's state; 0 on an arm that has none.
+        robot: The robot whose observations and actions it holds.
+        state_size: S of the simulator's state; 0 on a robot that has none.
     """
 
-    def __init__(self, arm: ArmSpec, state_size: int) -> None:
-        arrays = {a.key: (np.dtype(a.dtype).str, a.shape) for a in arm.observations}
+    def __init__(self, robot: RobotSpec, state_size: int) -> None:
+        arrays = {a.key: (np.dtype(a.dtype).str, a.shape) for a in robot.observations}
         floats = {key: of for key, of in arrays.items() if of[0] == "<f4"}
-        actions = dict.fromkeys(("action", "proposed", "measured", "human"), ("<f4", (arm.action_dim,)))
+        actions = dict.fromkeys(("action", "proposed", "measured", "human"), ("<f4", (robot.action_dim,)))
         state = {"state": ("<f8", (state_size,))} if state_size else {}
         # What must be finite lies side by side, so that one look finds a NaN in any of it.
         self.finite = {"action": actions.pop("action"), **floats}
@@ -110,13 +110,13 @@ class Ring:
         self.capacity = len(self.records)
 
     @staticmethod
-    def create(log: Path, token: str, arm: ArmSpec, layout: Layout) -> Ring:
+    def create(log: Path, token: str, robot: RobotSpec, layout: Layout) -> Ring:
         """Make a ring for some seconds of steps, in the log's own folder where shared memory lacks room.
 
         Raises:
             LogWriteError: There is no room in either place.
         """
-        wanted = _SECONDS * arm.control_rate_hz * layout.bytes
+        wanted = _SECONDS * robot.control_rate_hz * layout.bytes
         size = HEADER_BYTES + layout.bytes * int(max(16, min(max(wanted, _LEAST_BYTES), _MOST_BYTES) // layout.bytes))
         Ring.remove_orphans(log)
         for path in _places(log):

@@ -19,7 +19,7 @@ from sacflow_robot.data.log.columns import Columns
 from sacflow_robot.data.log.ring import Kind, Layout, Records, Ring, checksum
 from sacflow_robot.data.log.store import WRITING, Store, put, sync_folder
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 _BLOCK_BYTES = 8 << 20
 
@@ -194,7 +194,7 @@ def waiting(log: Path, layout: Layout, ring: Ring | None, first: int) -> Iterato
         first += len(block)
 
 
-def recover(log: Path, arm: ArmSpec) -> None:
+def recover(log: Path, robot: RobotSpec) -> None:
     """Bring what dead writers left behind into the arrays, and close the log. The caller holds the log's lock.
 
     Raises:
@@ -206,7 +206,7 @@ def recover(log: Path, arm: ArmSpec) -> None:
     if session is None:
         Ring.remove_orphans(log)
     else:
-        layout = Layout(arm, session.state_size)
+        layout = Layout(robot, session.state_size)
         ring = Ring.attach(Path(session.ring), session.token, layout)
     try:
         if not (log / WRITING).exists():  # the keeper was alive and has finished

@@ -31,7 +31,7 @@ class Expert(Protocol):
 class ScriptedExpert:
     """Follows a task's script with the habits of a quality.
 
-    After a failed attempt it tries again with other habits, or gives the episode up and leaves the arm idle.
+    After a failed attempt it tries again with other habits, or gives the episode up and leaves the robot idle.
 
     Args:
         task: Name of the task.

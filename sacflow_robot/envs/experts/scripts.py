@@ -115,7 +115,7 @@ def square(hand: Hand) -> Motion:
 def _plan_turn(nut_yaw: float, first_way: bool) -> tuple[float, float]:
     """Yaw to grasp the nut's handle with, and by how much to turn it then (rad).
 
-    Of the four ways the nut fits the peg, the one with the handle pointing away from the arm is out of its reach. The
+    Of the four ways the nut fits the peg, the one with the handle pointing away from the robot is out of its reach. The
     first way is the shortest; the second one takes the handle with the fingers the other way round, where that is about
     as far to turn.
     """

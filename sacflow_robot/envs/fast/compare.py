@@ -10,7 +10,7 @@ import numpy as np
 
 from sacflow_robot.envs.experts.expert import make_expert
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.thread_vector_env import ArmThreads
+from sacflow_robot.envs.thread_vector_env import ThreadVectorEnv
 from sacflow_robot.episode import StepResult
 from sacflow_robot.spec import FloatArray
 
@@ -41,14 +41,14 @@ class Comparison:
 
 
 class Comparer:
-    """Three arms of one task: the stock engine's, a compiled one that is put back on it before each step, and
-    a free one, of the lean model that arms in threads have."""
+    """Three robots of one task: the stock engine's, a compiled one that is put back on it before each step, and
+    a free one, of the lean model that robots in threads have."""
 
     def __init__(self, task: str) -> None:
         self.task = task
         self._stock = RobosuiteEnv(task)
         self._following = RobosuiteEnv(task, engine="compiled")
-        self._free = ArmThreads(task, 1, background=False)
+        self._free = ThreadVectorEnv(task, 1, background=False)
 
     @property
     def engine(self) -> str:

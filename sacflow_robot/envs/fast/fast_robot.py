@@ -1,4 +1,4 @@
-"""One simulated arm under the compiled control step."""
+"""One simulated robot under the compiled control step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sacflow_robot.spec import FloatArray
 
 
 class CompiledTask:
-    """A task as the compiled step sees it; every arm that performs it shares this.
+    """A task as the compiled step sees it; every robot that performs it shares this.
 
     Args:
         suite: robosuite's environment.
@@ -25,7 +25,7 @@ class CompiledTask:
         state_size: S.
 
     Attributes:
-        model: What arms that nobody looks at are best made of.
+        model: What robots that nobody looks at are best made of.
 
     Raises:
         NotCoveredError: The compiled step does not cover it.
@@ -39,12 +39,12 @@ class CompiledTask:
         self.observation_size = 9 + sum(kernels.SIGHT_SIZES[kind] for kind in self.plan.sights[:, 0])
 
 
-class CompiledArm:
+class FastRobot:
     """An ``mjData`` that is stepped without the interpreter.
 
     Args:
         task: What it does.
-        model: Its model, which other arms may share.
+        model: Its model, which other robots may share.
         data: Its state.
     """
 
@@ -65,7 +65,7 @@ class CompiledArm:
     def begin(self, state: npt.NDArray[np.float64], rest: npt.NDArray[np.float64] | None = None) -> None:
         """Take up a state (S,) that the ``mjData`` was just brought to, with controllers as at the start of an episode.
 
-        ``rest`` are the joint positions (7,) to which the arm's nullspace is pulled, where they are not those of the state.
+        ``rest`` are the joint positions (7,) to which the robot's nullspace is pulled, where they are not those of the state.
         """
         moving = 1 + self._model.nq + self._model.nv
         self._placed = state[moving:].copy()
@@ -109,7 +109,7 @@ class CompiledArm:
             solved = self.solved()
         return observations[:done], states[:done], solved
 
-    def follow(self, commands: npt.NDArray[np.float64], every: int, rows: int, period: int) -> Followed:
+    def follow(self, commands: npt.NDArray[np.float64], every: int, rows: int, period: int) -> LogCursor:
         """Move on, taking up commands when they come; see ``kernels.follow``.
 
         Args:
@@ -118,7 +118,7 @@ class CompiledArm:
             rows: Observations to make; fewer come where the task is solved.
             period: Substeps between two movements of the fingers by one command.
         """
-        made = Followed(
+        made = LogCursor(
             np.empty((rows, self._task.observation_size), np.float32),
             np.empty((rows, kernels.ARM)),
             np.empty((rows, self._task.state_size)),
@@ -135,11 +135,11 @@ class CompiledArm:
                 )  # fmt: skip
             solved = bool(at_goal[done - 1]) and self.solved()
             given = given[given[:, 0] >= done * every] - np.eye(1, given.shape[1])[0] * done * every
-        return Followed(made.observations[:done], made.joints[:done], made.states[:done], solved)
+        return LogCursor(made.observations[:done], made.joints[:done], made.states[:done], solved)
 
 
-class Followed(NamedTuple):
-    """What was seen while an arm followed commands.
+class LogCursor(NamedTuple):
+    """What was seen while a robot followed commands.
 
     Attributes:
         observations: (M, D) flattened.

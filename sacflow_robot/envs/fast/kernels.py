@@ -30,7 +30,7 @@ Reals = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 ARM, ACTION = 7, 7
-"""Joints of the arm; entries of an action, the last being the gripper's."""
+"""Joints of the robot; entries of an action, the last being the gripper's."""
 
 DELAYED = 10
 """Substeps that torques may be late."""
@@ -62,12 +62,12 @@ class Plan(NamedTuple):
     """What stays the same from step to step: indices into the model, gains and limits, as robosuite's controllers have
     them, and what a task's observation and success are made of."""
 
-    joints: Indices  # (7,) of the arm, in qpos
-    dofs: Indices  # (7,) of the arm, in qvel
-    arm_of_dof: Indices  # (nv,) which joint of the arm a degree of freedom is, -1 if none
+    joints: Indices  # (7,) of the robot, in qpos
+    dofs: Indices  # (7,) of the robot, in qvel
+    robot_of_dof: Indices  # (nv,) which joint of the robot a degree of freedom is, -1 if none
     dof_parent: Indices  # (nv,)
     dof_mass: Indices  # (nv,) where a degree of freedom's row of the sparse mass matrix begins
-    motors: Indices  # (7,) of the arm, in ctrl
+    motors: Indices  # (7,) of the robot, in ctrl
     finger_motors: Indices  # (2,)
     fingers: Indices  # (2,) in qpos
     ctrl_low: Reals  # (nu,)
@@ -95,7 +95,7 @@ class Plan(NamedTuple):
     goal_body: int  # body that x and y are relative to, or -1
     goal_contacts: bool  # whether contacts decide as well; the caller looks at them
     goal_released: bool  # whether the gripper has to be away from the body
-    # How the arm differs from what its controller believes; zeros for the nominal arm. See envs/armphysics.py.
+    # How the robot differs from what its controller believes; zeros for the nominal robot. See envs/armphysics.py.
     armature_error: Reals  # (7,) kg m²
     payload_mass: float  # kg
     payload_centre: Reals  # (3,) m, in the grip site's frame
@@ -103,14 +103,14 @@ class Plan(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What an arm carries from step to step besides its ``mjData``."""
+    """What a robot carries from step to step besides its ``mjData``."""
 
     time: Reals  # (1,)
-    rest: Reals  # (7,) posture that the arm's nullspace is pulled to
+    rest: Reals  # (7,) posture that the robot's nullspace is pulled to
     fingers: Reals  # (2,) the gripper's command, which moves at a limited speed
     jacobian: Reals  # (6, nv) of the gripper, linear then angular; room for MuJoCo to write it to
     goal: Reals  # (12,) that a command set and that :func:`follow` holds: position, then rotation by rows, in the base's frame
-    valid: Reals  # (1,) substeps for which it still holds; negative: holding where the arm was when it ended
+    valid: Reals  # (1,) substeps for which it still holds; negative: holding where the robot was when it ended
     gripping: Reals  # (2,) the gripper's command, and substeps until the fingers move again
     torques: Reals  # (DELAYED + 2, 7) of the last substeps, the newest first
 
@@ -118,7 +118,7 @@ class Memory(NamedTuple):
 class Scratch(NamedTuple):
     """Room for one substep's results. Matrices that BLAS reads column by column are marked."""
 
-    jacobian: Reals  # (6, 7) of the gripper by the arm's joints
+    jacobian: Reals  # (6, 7) of the gripper by the robot's joints
     velocity: Reals  # (6,) of the gripper, linear then angular
     mass: Reals  # (7, 7)
     mass_inverse: Reals  # (7, 7), by columns
@@ -271,7 +271,7 @@ def _pseudo_inverse(a: Reals, n: int, s: Scratch) -> None:
 
 @_kernel
 def _mass_matrix(views: Views, plan: Plan, mass: Reals) -> None:
-    """The arm's block of the joint-space inertia matrix (7, 7)."""
+    """The robot's block of the joint-space inertia matrix (7, 7)."""
     for i in range(ARM):
         for j in range(ARM):
             mass[i, j] = 0.0
@@ -279,7 +279,7 @@ def _mass_matrix(views: Views, plan: Plan, mass: Reals) -> None:
         dof = plan.dofs[i]
         address = plan.dof_mass[dof]
         while dof >= 0:
-            j = plan.arm_of_dof[dof]
+            j = plan.robot_of_dof[dof]
             if j >= 0:
                 mass[i, j] = mass[j, i] = views.mass[address]
             address += 1
@@ -412,17 +412,17 @@ def _move_payload(views: Views, plan: Plan, s: Scratch) -> None:
     turned = views.site_matrix[plan.grip_site]
     for axis in range(3):
         b, c = (axis + 1) % 3, (axis + 2) % 3
-        arm_b = arm_c = 0.0
+        robot_b = robot_c = 0.0
         for i in range(3):
-            arm_b += turned[3 * b + i] * plan.payload_centre[i]
-            arm_c += turned[3 * c + i] * plan.payload_centre[i]
+            robot_b += turned[3 * b + i] * plan.payload_centre[i]
+            robot_c += turned[3 * c + i] * plan.payload_centre[i]
         for k in range(ARM):
-            s.payload[axis, k] = s.jacobian[axis, k] + s.jacobian[3 + b, k] * arm_c - s.jacobian[3 + c, k] * arm_b
+            s.payload[axis, k] = s.jacobian[axis, k] + s.jacobian[3 + b, k] * robot_c - s.jacobian[3 + c, k] * robot_b
 
 
 @_kernel
 def _believed_mass(views: Views, plan: Plan, s: Scratch) -> None:
-    """Take from the arm's inertia what its controller does not know of."""
+    """Take from the robot's inertia what its controller does not know of."""
     for i in range(ARM):
         s.mass[i, i] -= plan.armature_error[i]
     if plan.payload_mass > 0.0:
@@ -615,7 +615,7 @@ def execute(
         data: Address of its ``mjData``.
         views: The latter's arrays.
         plan: The task.
-        memory: Of this arm.
+        memory: Of this robot.
         actions: What to execute.
         observations: (H, D), written.
         states: (H, S), written but for the poses of placed bodies at their end.
@@ -647,14 +647,14 @@ def follow(
     states: Reals,
     solved: npt.NDArray[np.bool_],
 ) -> int:
-    """Move an arm that takes up commands when they come, holds their goals while they are valid, and is seen now and then.
+    """Move a robot that takes up commands when they come, holds their goals while they are valid, and is seen now and then.
 
     Args:
         model: Address of the ``mjModel``.
         data: Address of its ``mjData``.
         views: The latter's arrays.
         plan: The task.
-        memory: Of this arm; what it was doing goes on.
+        memory: Of this robot; what it was doing goes on.
         commands: (N, 2 + 7) in order: substep at which it is taken up, substeps for which it is valid, action.
         every: Substeps between two observations.
         grip_every: Substeps between two movements of the fingers by one command.

@@ -107,15 +107,15 @@ def make_plan(suite: Any, task: str, goal: Goal) -> Plan:
     _check_control(suite)
     part, gripper = (robot.composite_controller.part_controllers[name] for name in ("right", "right_gripper"))
     fingers = robot.gripper["right"]
-    arm_of_dof = np.full(model.nv, -1)
-    arm_of_dof[part.qvel_index] = np.arange(kernels.ARM)
+    robot_of_dof = np.full(model.nv, -1)
+    robot_of_dof[part.qvel_index] = np.arange(kernels.ARM)
     base_site = suite.sim.model.site_name2id(f"{part.naming_prefix}{part.part_name}_center")
     if model.body_weldid[model.site_bodyid[base_site]] != 0:
         raise NotCoveredError("the robot's base moves")
     return Plan(
         joints=_indices(part.qpos_index),
         dofs=_indices(part.qvel_index),
-        arm_of_dof=_indices(arm_of_dof),
+        robot_of_dof=_indices(robot_of_dof),
         dof_parent=_indices(model.dof_parentid),
         dof_mass=_indices(model.dof_Madr),
         motors=_indices(robot._ref_actuators_indexes_dict["right"]),
@@ -157,10 +157,10 @@ def _check_control(suite: Any) -> None:
     robot = suite.robots[0]
     parts = dict(robot.composite_controller.part_controllers)
     if len(suite.robots) != 1 or list(parts) != ["right", "right_gripper"]:
-        raise NotCoveredError("it moves one arm with a gripper, nothing else")
+        raise NotCoveredError("it moves one robot with a gripper, nothing else")
     arm, gripper = parts["right"], parts["right_gripper"]
     if type(arm).__name__ != "OperationalSpaceController" or type(gripper).__name__ != "SimpleGripController":
-        raise NotCoveredError(f"controller {arm.name} with {type(gripper).__name__}")
+        raise NotCoveredError(f"controller {robot.name} with {type(gripper).__name__}")
     wanted = {
         "impedance_mode": "fixed", "input_type": "delta", "input_ref_frame": "base", "use_ori": True, "uncoupling": True,
         "interpolator_pos": None, "interpolator_ori": None, "position_limits": None, "orientation_limits": None,
@@ -168,7 +168,7 @@ def _check_control(suite: Any) -> None:
     }  # fmt: skip
     for name, value in wanted.items():
         if getattr(arm, name) != value:
-            raise NotCoveredError(f"OSC_POSE with {name} {getattr(arm, name)}")
+            raise NotCoveredError(f"OSC_POSE with {name} {getattr(robot, name)}")
     unscaled = all((getattr(gripper, f"{side}_{end}") == sign).all()
                    for side in ("input", "output") for end, sign in (("min", -1), ("max", 1)))  # fmt: skip
     if not (unscaled and gripper.use_action_scaling and gripper.interpolator is None):

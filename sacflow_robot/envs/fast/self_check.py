@@ -9,7 +9,7 @@ import numpy as np
 
 from sacflow_robot.envs.fast import kernels
 from sacflow_robot.envs.fast.compilation import compiling
-from sacflow_robot.envs.fast.fast_robot import CompiledArm, CompiledTask
+from sacflow_robot.envs.fast.fast_robot import CompiledTask, FastRobot
 from sacflow_robot.envs.fast.plan import NotCoveredError
 
 if TYPE_CHECKING:
@@ -30,19 +30,19 @@ def checked_task(env: RobosuiteEnv) -> CompiledTask:
     task = CompiledTask(env._suite, env.task.name, env.layout.size)
     data = mujoco.MjData(task.model)
     env.layout.write(start.state, task.model, data)
-    arm = CompiledArm(task, task.model, data)
-    arm.begin(start.state)
+    robot = FastRobot(task, task.model, data)
+    robot.begin(start.state)
     with compiling(kernels.execute):
         theirs = env.command(action)
         assert theirs.state is not None
-        seen = [arm.observe()]
-        observations, states, solved = arm.execute(action[None].astype(np.float64))
+        seen = [robot.observe()]
+        observations, states, solved = robot.execute(action[None].astype(np.float64))
     seen.append(observations[0])
     difference = float(np.abs(states[0] - theirs.state).max())
     if not difference < _TOLERANCE:
         raise NotCoveredError(f"it differs from robosuite's by {difference:.1e} after one step on this machine")
     for ours, result in zip(seen, (start, theirs), strict=True):
-        if not np.allclose(ours, env.arm.flatten(result.observation), rtol=0, atol=1e-6):
+        if not np.allclose(ours, env.robot.flatten(result.observation), rtol=0, atol=1e-6):
             raise NotCoveredError("it observes differently from robosuite on this machine")
     if solved != theirs.terminated:
         raise NotCoveredError("it tells success differently from robosuite on this machine")

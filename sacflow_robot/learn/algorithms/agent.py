@@ -21,9 +21,9 @@ from sacflow_robot.learn.compile import Compute
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.critic import Critic, aggregate
-from sacflow_robot.learn.networks.policies import BestOf, pick_best, repeat_rows
+from sacflow_robot.learn.networks.policies import QC, pick_best, repeat_rows
 from sacflow_robot.learn.networks.policy import PolicyNetwork
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 Metrics = dict[str, Tensor]
 
@@ -47,21 +47,21 @@ class Agent:
     Two policies are kept: the one that is trained, and its running average, which acts and is exported.
 
     Args:
-        arm: The arm.
+        robot: The robot.
         config: The run's configuration.
         device: Where to compute.
 
     Raises:
-        UsageError: The arm's actions are not bounded by -1 and 1, which is what the policy puts out.
+        UsageError: The robot's actions are not bounded by -1 and 1, which is what the policy puts out.
     """
 
-    def __init__(self, arm: ArmSpec, config: TrainConfig, device: torch.device) -> None:
-        if set(arm.action_low) != {-1.0} or set(arm.action_high) != {1.0}:
-            raise UsageError(f"arm {arm.robot!r} takes actions beyond -1 to 1; give it a driver that scales them")
-        self.arm, self.config, self.device = arm, config, device
-        self.robot = arm  # the one that is commanded, whose actions may have bounds of their own
+    def __init__(self, robot: RobotSpec, config: TrainConfig, device: torch.device) -> None:
+        if set(robot.action_low) != {-1.0} or set(robot.action_high) != {1.0}:
+            raise UsageError(f"arm {robot.robot!r} takes actions beyond -1 to 1; give it a driver that scales them")
+        self.robot, self.config, self.device = robot, config, device
+        self.commanded_robot = robot  # the one that is commanded, whose actions may have bounds of their own
         learner = config.learner
-        self.action_dim = config.chunk_length * arm.action_dim
+        self.action_dim = config.chunk_length * robot.action_dim
         self.generator = torch.Generator(device).manual_seed(config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -79,7 +79,7 @@ class Agent:
         self._compiled_critic_loss = self.compute.prepare(self._critic_loss)
         self.exported: nn.Module = self.average_policy
         if learner.best_of > 1:
-            self.exported = BestOf(self.average_policy, self.target_critic, learner.best_of, learner.critic_aggregate)
+            self.exported = QC(self.average_policy, self.target_critic, learner.best_of, learner.critic_aggregate)
 
     def _make_policy(self) -> PolicyNetwork:
         """The policy to train; a flow unless a subclass says otherwise."""
@@ -194,8 +194,8 @@ class Agent:
         blend(self.average_policy, self.policy, self.config.learner.policy_average_rate)
 
     def _make_flow(self) -> FlowPolicy:
-        config, arm = self.config, self.arm
-        return FlowPolicy(config.velocity, arm.observation_dim, self.action_dim, config.flow, arm.quaternions)
+        config, robot = self.config, self.robot
+        return FlowPolicy(config.velocity, robot.observation_dim, self.action_dim, config.flow, robot.quaternions)
 
     def _adam(self, network: nn.Module, rate: float) -> torch.optim.Adam:
         betas = self.config.learner.adam_beta1, 0.999

@@ -14,7 +14,7 @@ from sacflow_robot.learn.algorithms.agent import Agent, Batch, Metrics
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.networks.policies import OneStepPolicy, pick_best, repeat_rows
 from sacflow_robot.learn.networks.policy import PolicyNetwork
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 
 class BehaviourCloning(Agent):
@@ -22,8 +22,8 @@ class BehaviourCloning(Agent):
 
     policy: Any  # a FlowPolicy
 
-    def __init__(self, arm: ArmSpec, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(arm, config, device)
+    def __init__(self, robot: RobotSpec, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(robot, config, device)
         self._compiled_flow_matching = self.compute.prepare(self._flow_matching)
 
     def _explored(self, observation: Tensor, start: Tensor | None = None) -> Tensor:
@@ -72,15 +72,15 @@ class BestOfN(BehaviourCloning):
         return value, torch.zeros_like(value)
 
 
-class OneStepDistillation(Agent):
+class QCFQL(Agent):
     """QC-FQL (arXiv 2507.07969 on 2502.02538): a flow clones; a one-step policy follows the critic and stays near it.
 
     Actor: -Q(s, mu(s, z)) + beta ||mu(s, z) - flow(s, z)||^2, the same noise z; the distance is a sum over the chunk's
     dimensions. Critic: the target policy is mu. Offline and online are the same.
     """
 
-    def __init__(self, arm: ArmSpec, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(arm, config, device)
+    def __init__(self, robot: RobotSpec, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(robot, config, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
             self.flow = self._make_flow().to(device)
@@ -91,7 +91,7 @@ class OneStepDistillation(Agent):
     def _make_policy(self) -> PolicyNetwork:
         learner = self.config.learner  # its sizes are the critic's: those of the flow may be a token's
         sizes = replace(self.config.flow, width=learner.critic_width, depth=learner.critic_depth)
-        return OneStepPolicy(self.arm.observation_dim, self.action_dim, sizes, self.arm.quaternions)
+        return OneStepPolicy(self.robot.observation_dim, self.action_dim, sizes, self.robot.quaternions)
 
     def _update_policy_offline(self, batch: Batch) -> Metrics:
         return self._update_policy(batch)

@@ -6,22 +6,22 @@ import torch
 
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.learn.algorithms.agent import Agent
-from sacflow_robot.learn.algorithms.baselines import BehaviourCloning, BestOfN, OneStepDistillation
+from sacflow_robot.learn.algorithms.baselines import QCFQL, BehaviourCloning, BestOfN
 from sacflow_robot.learn.algorithms.sac_flow import GaussianSac, Rlpd, SacFlow
 from sacflow_robot.learn.config import TrainConfig
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 ALGORITHMS: dict[str, type[Agent]] = {
     "sac-flow": SacFlow,
     "bc": BehaviourCloning,
     "qc": BestOfN,
-    "qc-fql": OneStepDistillation,
+    "qc-fql": QCFQL,
     "rlpd": Rlpd,
     "sac": GaussianSac,
 }
 
 
-def make_agent(arm: ArmSpec, config: TrainConfig, device: torch.device) -> Agent:
+def make_agent(robot: RobotSpec, config: TrainConfig, device: torch.device) -> Agent:
     """The agent of the configuration's algorithm, whose actions go from -1 to 1 between the robot's own bounds.
 
     Raises:
@@ -30,6 +30,6 @@ def make_agent(arm: ArmSpec, config: TrainConfig, device: torch.device) -> Agent
     """
     if config.algo not in ALGORITHMS:
         raise UnknownNameError("algorithm", config.algo, ALGORITHMS)
-    agent = ALGORITHMS[config.algo](arm.with_unit_actions(), config, device)
-    agent.robot = arm
+    agent = ALGORITHMS[config.algo](robot.with_unit_actions(), config, device)
+    agent.commanded_robot = robot
     return agent

@@ -14,7 +14,7 @@ from sacflow_robot.learn.algorithms.temperature import Temperature
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.networks.policies import GaussianPolicy
 from sacflow_robot.learn.networks.policy import PolicyNetwork, Rollout
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 
 class _ActorLoss(NamedTuple):
@@ -32,8 +32,8 @@ class Sac(Agent):
     Excess is log p measured from the policy's reference entropy, in the critic's target as in the actor's loss.
     """
 
-    def __init__(self, arm: ArmSpec, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(arm, config, device)
+    def __init__(self, robot: RobotSpec, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(robot, config, device)
         self._temperature = Temperature(config.learner, self.action_dim, device)
         self._compiled_actor_loss = self.compute.prepare(self._actor_loss)
 
@@ -103,8 +103,8 @@ class SacFlow(Sac):
 
     policy: Any  # a FlowPolicy
 
-    def __init__(self, arm: ArmSpec, config: TrainConfig, device: torch.device) -> None:
-        super().__init__(arm, config, device)
+    def __init__(self, robot: RobotSpec, config: TrainConfig, device: torch.device) -> None:
+        super().__init__(robot, config, device)
         self.reference = copy.deepcopy(self.policy)
         self.reference_optimiser = self._adam(self.reference, config.learner.policy_rate)
         self._compiled_flow_matching = self.compute.prepare(self._flow_matching)
@@ -148,7 +148,7 @@ class GaussianSac(Sac):
     """SAC on a Gaussian."""
 
     def _make_policy(self) -> PolicyNetwork:
-        return GaussianPolicy(self.arm.observation_dim, self.action_dim, self.config.flow, self.arm.quaternions)
+        return GaussianPolicy(self.robot.observation_dim, self.action_dim, self.config.flow, self.robot.quaternions)
 
     def _update_policy_offline(self, batch: Batch) -> Metrics:
         """Offline it does what it does online."""

@@ -71,7 +71,7 @@ class GaussianPolicy(PolicyNetwork):
         return mean, low + 0.5 * (high - low) * (raw.tanh() + 1)
 
 
-class BestOf(nn.Module):
+class QC(nn.Module):
     """Of N actions of a policy, the one that the critic values most; called and exported as the policy itself.
 
     One noise z (B, D) makes all N: candidate n starts from R_n z, with fixed orthogonal matrices R_n drawn at random and

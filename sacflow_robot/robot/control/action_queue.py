@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sacflow_robot.errors import LateError, ServerError, SpecMismatchError
+from sacflow_robot.errors import DeadlineExceeded, ServerError, SpecMismatchError
 from sacflow_robot.serve.client import as_batch
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
 
@@ -59,12 +59,12 @@ class StreamStep:
     joined: bool
 
 
-class ChunkStream:
+class ActionQueue:
     """Plays chunks step by step while the next ones are on their way.
 
     Steps are control periods in which an action was played. A chunk asked for at step s is for the steps s, s + 1, ...; when
-    it arrives at step n, its first n - s actions are past and dropped. While there is nothing to play the arm stands, and
-    no step passes: a chunk asked for by a standing arm is played from its first action, however long it took. A policy that
+    it arrives at step n, its first n - s actions are past and dropped. While there is nothing to play the robot stands, and
+    no step passes: a chunk asked for by a standing robot is played from its first action, however long it took. A policy that
     takes a prefix is told the actions that will be played before its answer can be there, and completes them. The new chunk
     takes over from the old one over the next ``blend`` steps, from where it is free to differ, as far as the old one reaches.
 
@@ -84,7 +84,7 @@ class ChunkStream:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._client, self._blend, self._prefix, self._clock_ns = client, blend, prefix, clock_ns
-        self._period_s, self._shape = 1 / client.spec.arm.control_rate_hz, client.spec.noise_shape
+        self._period_s, self._shape = 1 / client.spec.robot.control_rate_hz, client.spec.noise_shape
         self._delays_s = deque([_FIRST_GUESS_S], maxlen=_REMEMBERED)
         self.lost = 0
         self.begin()
@@ -102,10 +102,10 @@ class ChunkStream:
         self._fresh = False  # whether none of the chunk was played yet
 
     def keep_alive(self) -> None:
-        """Keep the connection while no action is wanted: call it in every control period in which the arm is held.
+        """Keep the connection while no action is wanted: call it in every control period in which the robot is held.
 
         Waits for nothing, and takes well under a millisecond. A server that was restarted meanwhile has been greeted by the
-        time the arm is enabled again, so that the next :meth:`step` gets a chunk. A server that is gone is no error here.
+        time the robot is enabled again, so that the next :meth:`step` gets a chunk. A server that is gone is no error here.
 
         Raises:
             SpecMismatchError: The server was restarted with a policy that does not fit.
@@ -126,7 +126,7 @@ class ChunkStream:
     def step(self, observation: Observation, noise: FloatArray | None = None) -> StreamStep:
         """The action of this control period, from its observation (unbatched); waits only for the first chunk.
 
-        Where that wait outlasts the period, the arm stands until the next one, which the chunk then begins in.
+        Where that wait outlasts the period, the robot stands until the next one, which the chunk then begins in.
 
         Raises:
             ServerError: There is no chunk to play, and none to be had. While there is one to play, errors count in
@@ -155,7 +155,7 @@ class ChunkStream:
         try:
             self._asked_ns = self._clock_ns()
             batch = None if noise is None else noise[None]
-            # An answer after the last action being played could start nothing in time; an arm that stands can wait.
+            # An answer after the last action being played could start nothing in time; a robot that stands can wait.
             self._budget_s = left * self._period_s if left > 0 else None
             prefix, mask, self._decided = self._plan()
             self._number = self._client.ask(
@@ -193,7 +193,7 @@ class ChunkStream:
         except TimeoutError:
             return
         except ServerError as error:
-            if isinstance(error, LateError):
+            if isinstance(error, DeadlineExceeded):
                 self._note_delay(self._budget_s or 0.0)  # it was refused at once, and would have taken longer than this
             self._number = None
             self._lose()

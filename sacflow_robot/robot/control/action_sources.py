@@ -11,7 +11,7 @@ from sacflow_robot.interfaces import Policy
 from sacflow_robot.spec import FloatArray, Observation
 
 
-class Chosen(Protocol):
+class ActionStep(Protocol):
     """What a chooser says in one control period; ``serve.stream.StreamStep`` is one."""
 
     @property
@@ -21,14 +21,14 @@ class Chosen(Protocol):
     def joined(self) -> bool: ...
 
 
-class Chooser(Protocol):
-    """Where actions come from, one in each control period; ``serve.stream.ChunkStream`` is one."""
+class ActionSource(Protocol):
+    """Where actions come from, one in each control period; ``serve.stream.ActionQueue`` is one."""
 
     def begin(self) -> None:
         """Forget what was planned."""
         ...
 
-    def step(self, observation: Observation, noise: FloatArray | None = None) -> Chosen: ...
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep: ...
 
 
 @runtime_checkable
@@ -46,8 +46,8 @@ class _Planned:
     joined: bool
 
 
-class OpenLoop:
-    """Chunks one after another, each played to its end: for arms whose time stands still while a policy thinks."""
+class SyncChunking:
+    """Chunks one after another, each played to its end: for robots whose time stands still while a policy thinks."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy

@@ -1,10 +1,10 @@
 """The control loop, one control period at a time: observe, choose, make safe, command, record.
 
-One loop for both kinds of arm. A lockstep arm executes each command while the loop waits; any other arm moves on its own time,
-and the loop commands it at fixed deadlines of the arm's clock, which do not drift. After a late command the loop waits for
-the next deadline that leaves the arm its whole period: nothing is sent in haste, so that limits hold over wall time.
+One loop for both kinds of robot. A lockstep robot executes each command while the loop waits; any other robot moves on its own time,
+and the loop commands it at fixed deadlines of the robot's clock, which do not drift. After a late command the loop waits for
+the next deadline that leaves the robot its whole period: nothing is sent in haste, so that limits hold over wall time.
 
-Every command passes a :class:`~sacflow_robot.robot.safety.latch.Latch`, on every arm, and a person's requests are obeyed before it.
+Every command passes a :class:`~sacflow_robot.robot.safety.latch.Latch`, on every robot, and a person's requests are obeyed before it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 from sacflow_robot.episode import Episode, EpisodeBuilder, Source, Step, StepFlag, StepResult
 from sacflow_robot.errors import DataError, InvalidValueError, LogWriteError, RobotError, ServerError, StoppedError
 from sacflow_robot.interfaces import Recorder, Robot
-from sacflow_robot.robot.control.action_sources import Chooser, Connected
+from sacflow_robot.robot.control.action_sources import ActionSource, Connected
 from sacflow_robot.robot.control.operator import Operator, Requests, obey
 from sacflow_robot.robot.control.timing import LoopTiming
-from sacflow_robot.robot.safety.action_clipper import ActionLimits
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.robot.safety.filter import LEAST_SPACING, SafetyFilter
 from sacflow_robot.robot.safety.latch import State, Verdict
 from sacflow_robot.robot.teleop.intervention import Label
@@ -30,13 +30,13 @@ from sacflow_robot.spec import FloatArray, PolicySpec
 from sacflow_robot.utils.seeding import chunk_noise
 
 VALID_PERIODS = 2
-"""Control periods after which an arm that hears nothing new holds by itself, beside the profile's longest command delay."""
+"""Control periods after which a robot that hears nothing new holds by itself, beside the profile's longest command delay."""
 
 _PHASE_LAG, _LEAST_PHASE_LAG_NS = 0.1, 500_000  # a command later than this share of its period skips the next deadline
 HOLD_TO_STOP_NS = 5_000_000_000
-"""How long an arm holds until it is stopped, where no limits say otherwise."""
+"""How long a robot holds until it is stopped, where no limits say otherwise."""
 
-_LOOK_NS = 20_000_000  # how often a held arm in lockstep, to which nothing is sent, looks for requests
+_LOOK_NS = 20_000_000  # how often a held robot in lockstep, to which nothing is sent, looks for requests
 
 
 @runtime_checkable
@@ -58,11 +58,11 @@ class EpisodeRun:
 
     Attributes:
         episode: The episode.
-        overruns: Steps whose action was not ready within one control period: of its observation on a lockstep arm, of its
+        overruns: Steps whose action was not ready within one control period: of its observation on a lockstep robot, of its
             deadline on any other.
         timing: When commands were sent.
-        held: Steps on which the arm was held, or stood still for want of an action.
-        stopped: Why the arm was stopped; empty if it was not.
+        held: Steps on which the robot was held, or stood still for want of an action.
+        stopped: Why the robot was stopped; empty if it was not.
         label: What a person said of the episode; None for nothing.
     """
 
@@ -78,9 +78,9 @@ class EpisodeLoop:
     """An episode in progress: :meth:`begin`, then :meth:`step` until ``ended``, then :meth:`finish`.
 
     Args:
-        robot: The arm, connected.
+        robot: The robot, connected.
         policy: What the policy is.
-        seed: Decides the noise, and the start on a simulated arm.
+        seed: Decides the noise, and the start on a simulated robot.
         safety: What every command passes.
         chooser: Where actions come from.
         operator: A person's requests and input device.
@@ -91,8 +91,8 @@ class EpisodeLoop:
         steps: Commands sent.
         overruns: Commands that were late.
         missed: Deadlines at which nothing was sent.
-        held: Steps on which the arm was held.
-        stopped: Why the arm was stopped; empty if it was not.
+        held: Steps on which the robot was held.
+        stopped: Why the robot was stopped; empty if it was not.
         label: What a person said of the episode.
         ended: Whether it is over.
     """
@@ -103,14 +103,14 @@ class EpisodeLoop:
         policy: PolicySpec,
         seed: int,
         *,
-        safety: SafetyFilter | ActionLimits,
-        chooser: Chooser,
+        safety: SafetyFilter | ActionClipper,
+        chooser: ActionSource,
         operator: Operator,
         recorder: Recorder | None = None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._robot = robot
-        self._arm = robot.spec
+        self._spec = robot.spec
         self._clock = robot.clock
         self._noise_shape = policy.noise_shape
         self._seed = seed
@@ -128,8 +128,8 @@ class EpisodeLoop:
         self._kept: Step | None = None  # taken, and not yet given to the recorder
         self._recording = False
         self._sent: list[int] = []
-        self._held_since: int | None = None  # of an arm to which nothing is sent while it holds
-        self._state = State.ARMED
+        self._held_since: int | None = None  # of a robot to which nothing is sent while it holds
+        self._state = State.ENABLED
         self._trouble = ""
         self.overruns = 0
         self.missed = 0
@@ -140,18 +140,18 @@ class EpisodeLoop:
         self.ended = False
 
     def begin(self, about: Mapping[str, Any]) -> None:
-        """Start the episode and arm the arm.
+        """Start the episode and enable the robot.
 
         Raises:
             StoppedError: A stop or a hold was requested; nothing was sent.
-            RobotError: The arm was held or stopped before, and nobody has armed it since; or it cannot be armed.
+            RobotError: The robot was held or stopped before, and nobody has enabled it since; or it cannot be enabled.
         """
-        self._commanded = np.zeros(self._arm.action_dim, np.float32)
+        self._commanded = np.zeros(self._spec.action_dim, np.float32)
         self._refuse_if_stopped()
         self._chooser.begin()
         start = self._robot.begin(self._seed)
         self._received = self._clock.now_ns()
-        self._observation = self._arm.check_observation(start.observation)
+        self._observation = self._spec.check_observation(start.observation)
         self._captured = self._received if start.time_ns is None else start.time_ns
         self._builder = EpisodeBuilder(start, self._captured)
         self._inferred = -1
@@ -162,7 +162,7 @@ class EpisodeLoop:
         self._deadline = self._received
         self._safety.begin(self._gripper_at(start))
         self._safety.see(start.observation, self._filter_time(seen=True))
-        self._safety.arm(self._filter_time())
+        self._safety.enable(self._filter_time())
         self.ended = start.ended
 
     def step(self) -> None:
@@ -191,7 +191,7 @@ class EpisodeLoop:
         before, self._received = self._received, self._clock.now_ns()
         result, blind = self._take(result)
         flags = StepFlag.LATE * late | StepFlag.CLIPPED * (verdict.changed and not verdict.held)
-        flags |= StepFlag.CHUNK_START * joined | StepFlag.HELD * verdict.held | StepFlag.BLIND * bool(blind)
+        flags |= StepFlag.CHUNK_START * joined | StepFlag.HELD * verdict.held | StepFlag.OBS_INVALID * bool(blind)
         self._kept = Step(
             *(result, verdict.action, self._captured, verdict.action if proposed is None else proposed, source, flags),
             *(before, self._inferred, sent, signal.action),
@@ -210,11 +210,11 @@ class EpisodeLoop:
             self.ended, self.label = True, signal.label
 
     def finish(self, info: Mapping[str, Any], suppress: bool = False) -> None:
-        """Hold the arm, hand the last step over, and end the recording."""
+        """Hold the robot, hand the last step over, and end the recording."""
         with contextlib.suppress(RobotError) if suppress else contextlib.nullcontext():
             self._robot.hold()
         self._safety.rest()
-        if self._safety.state is State.STOPPED and not self.stopped:  # the episode ended before the arm was at rest
+        if self._safety.state is State.STOPPED and not self.stopped:  # the episode ended before the robot was at rest
             with contextlib.suppress(RobotError) if suppress else contextlib.nullcontext():
                 self._robot.stop()
         self._operator.report(self._safety)
@@ -229,7 +229,7 @@ class EpisodeLoop:
         """The episode so far.
 
         Raises:
-            StoppedError: It has no steps, for the arm was stopped before the first.
+            StoppedError: It has no steps, for the robot was stopped before the first.
         """
         if not self.steps and self.stopped:
             raise StoppedError(f"stopped before the first command: {self.stopped}")
@@ -249,11 +249,13 @@ class EpisodeLoop:
         if requests.stop or requests.hold:
             how = "stopped" if requests.stop else "held"
             raise StoppedError(f"{how} before the first command: {requests.stop or requests.hold}")
-        raise RobotError(f"the robot is not armed: {self._safety.reason or 'held'}; arm it before the next episode")
+        raise RobotError(
+            f"the robot is not enabled: {self._safety.reason or 'held'}; enable it before the next episode"
+        )
 
     def _choose(self, noise: FloatArray) -> tuple[FloatArray | None, bool]:
-        if self._safety.state is not State.ARMED:
-            # What is planned now would be for a place where the arm is not when it is armed again.
+        if self._safety.state is not State.ENABLED:
+            # What is planned now would be for a place where the robot is not when it is enabled again.
             if isinstance(self._chooser, Connected):
                 self._chooser.keep_alive()
             return None, False
@@ -276,38 +278,38 @@ class EpisodeLoop:
         if requests.enable:
             self._enable()
         now = self._filter_time()  # after enabling, which may have waited for a disk
-        if wanted is not None and self._robot.lockstep and safety.state is State.ARMED:
-            self._arm.check_action(wanted)  # what cannot be sent is an error, for nobody is there to arm again
+        if wanted is not None and self._robot.lockstep and safety.state is State.ENABLED:
+            self._spec.check_action(wanted)  # what cannot be sent is an error, for nobody is there to enable again
         verdict = safety.step(wanted, now, None if self._robot.lockstep else self._deadline)
         if safety.state is not self._state:
             self._state = safety.state
-            if safety.state is not State.ARMED:
+            if safety.state is not State.ENABLED:
                 self._chooser.begin()
                 because = f" ({self._trouble})" if self._trouble else ""
                 self._tell(f"{safety.state}: {safety.reason}{because}")
         return verdict, Source.HOLD if verdict.held else source
 
     def _enable(self) -> None:
-        """Arm the arm if it can be armed now; a request that is refused is forgotten."""
+        """Enable the robot if it can be enabled now; a request that is refused is forgotten."""
         if self._safety.state is not State.HOLD:
             return
         try:
             if isinstance(self._recorder, Mendable):
                 self._recorder.mend()
-            self._safety.arm(self._filter_time())
+            self._safety.enable(self._filter_time())
         except LogWriteError as error:
-            self._tell(f"cannot arm: {error}")
+            self._tell(f"cannot enable: {error}")
             return
         except RobotError as error:
             self._tell(str(error))
             return
-        self._state = State.ARMED
+        self._state = State.ENABLED
         self._held_since = None
         self._chooser.begin()
-        self._tell("armed")
+        self._tell("enabled")
 
     def _send_nothing(self, verdict: Verdict) -> None:
-        """Stop an arm that is stopped; wait where there is nothing to send to it."""
+        """Stop a robot that is stopped; wait where there is nothing to send to it."""
         safety = self._safety
         if verdict.state is not State.STOPPED:
             now = self._clock.now_ns()
@@ -327,7 +329,7 @@ class EpisodeLoop:
     def _take(self, result: StepResult) -> tuple[StepResult, str]:
         """Take an observation up; a broken one leaves the one before in its place, with the reason."""
         try:
-            seen, blind = self._arm.check_observation(result.observation), ""
+            seen, blind = self._spec.check_observation(result.observation), ""
         except InvalidValueError as error:
             blind = str(error)
             result = StepResult(
@@ -342,14 +344,14 @@ class EpisodeLoop:
         return result, blind
 
     def _gripper_at(self, start: StepResult) -> FloatArray | None:
-        """Where the gripper of an arm that is commanded in positions stands (M,), in the action's units, if it tells."""
+        """Where the gripper of a robot that is commanded in positions stands (M,), in the action's units, if it tells."""
         if not isinstance(self._safety, SafetyFilter) or start.measured is None or not self._safety.axes.absolute:
             return None
         gripper = start.measured[self._safety.axes.gripper]
         return gripper if np.isfinite(gripper).all() else None
 
     def _filter_time(self, seen: bool = False, steps: int | None = None) -> int:
-        """The safety filter's time: the clock's, or on a lockstep arm the nominal one, which alone passes there."""
+        """The safety filter's time: the clock's, or on a lockstep robot the nominal one, which alone passes there."""
         if self._robot.lockstep:
             return (self.steps if steps is None else steps) * self._period_ns
         return self._captured if seen else self._clock.now_ns()
@@ -366,7 +368,7 @@ class EpisodeLoop:
         """Until the next deadline that has not passed and leaves the last command its period; those between are missed.
 
         A command that was a little late (a scheduler's jitter) takes the deadline after it a little late as well, by less and
-        less; one that was later skips it, or two commands would move the arm within one period.
+        less; one that was later skips it, or two commands would move the robot within one period.
         """
         lag_ns = max(round(_PHASE_LAG * self._period_ns), min(_LEAST_PHASE_LAG_NS, self._period_ns // 4))
         self._deadline += self._period_ns
@@ -379,7 +381,7 @@ class EpisodeLoop:
         self._clock.sleep_until(self._deadline)
 
     def _record(self) -> None:
-        """Give the step before to the recorder; an arm that is not lockstep has had its command by then."""
+        """Give the step before to the recorder; a robot that is not lockstep has had its command by then."""
         step, self._kept = self._kept, None
         if step is None or self._recorder is None or not self._recording:
             return

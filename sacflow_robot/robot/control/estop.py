@@ -9,7 +9,7 @@ that somebody overheard cannot be sent again. Without a key, only this machine m
     [verb, reason, hmac]       →                        verb: stop, arm (to enable)
                                ←   ["ok", "pending", ticket], ["refused", why] or ["failed", why]
     ["outcome", ticket]        →                        as often as the client likes
-                               ←   ["ok", state]        state: pending, stopped, hold, armed
+                               ←   ["ok", state]        state: pending, stopped, hold, armed (enabled)
 
 The server keeps nothing for a client that has not shown the key: its nonce is an HMAC of the connection's identity and the time
 under a secret of the server's own, and so is a ticket of the request's number. However many connections ask for challenges, each
@@ -34,12 +34,13 @@ import zmq
 
 from sacflow_robot.errors import DataError, RobotError, UsageError, one_line
 from sacflow_robot.robot.control.announcer import announce
-from sacflow_robot.robot.control.operator_requests import Switches
+from sacflow_robot.robot.control.operator_requests import OperatorRequests
 from sacflow_robot.utils.sockets import AddressClaim
 
 PENDING: Final = "pending"
 """State of a request that was accepted, and has not led to a state yet."""
 
+_ENABLE, _ENABLED = b"arm", b"armed"  # the words on the wire
 _LEAST_KEY_BYTES = 16
 _LOOPBACK = "tcp://127.0.0.1:", "tcp://localhost:", "ipc://"
 _NONCE_S = 5.0  # a nonce is valid for this time at least, and for twice of it at most
@@ -78,7 +79,7 @@ def read_key(path: Path | None) -> bytes:
 
 
 _NO_KEY = (
-    b"arming over the network needs a key: give one file to --estop-key there and to --key here, "
+    b"enabling over the network needs a key: give one file to --estop-key there and to --key here, "
     b"or use kill -USR2 on the robot's computer"
 )
 
@@ -98,7 +99,7 @@ class StopServer:
         UsageError: It cannot listen there, or should do so without a key.
     """
 
-    def __init__(self, address: str, switches: Switches, key: bytes = b"") -> None:
+    def __init__(self, address: str, switches: OperatorRequests, key: bytes = b"") -> None:
         if not key and not address.startswith(_LOOPBACK):
             raise UsageError(
                 f"listening for stops at {address}, beyond this machine, needs a key; give one with --estop-key"
@@ -193,9 +194,9 @@ class StopServer:
             # What comes over the network is shown on a terminal.
             said = "".join(letter if letter.isprintable() else "?" for letter in reason.decode(errors="replace"))
             return self._accepted(self._switches.stop(f"stopped over the network{said and f': {said}'}"))
-        if verb == b"arm" and self._key:
-            return self._accepted(self._switches.arm())
-        return [b"refused", _NO_KEY if verb == b"arm" else b"unknown request"]
+        if verb == _ENABLE and self._key:
+            return self._accepted(self._switches.enable())
+        return [b"refused", _NO_KEY if verb == _ENABLE else b"unknown request"]
 
     def _shown(self, who: bytes, verb: bytes, reason: bytes, proof: bytes) -> bool:
         """Whether the client knows the key. Its nonce is used up then."""
@@ -214,7 +215,8 @@ class StopServer:
         number, mark = _TICKET.unpack(ticket)
         if not hmac.compare_digest(mark, self._nonces.mark(number)):
             return [b"refused", b"no ticket of this server"]
-        return [b"ok", (self._switches.outcome(number) or PENDING).encode()]
+        state = self._switches.outcome(number) or PENDING
+        return [b"ok", _ENABLED if state == "enabled" else state.encode()]
 
     def _say(self, line: str) -> None:
         """On standard error, once, without waiting for a terminal."""
@@ -296,20 +298,20 @@ class _Nonces:
 
 
 def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout_s: float = 2.0) -> str:
-    """Have a robot stopped (``stop``) or enabled (``arm``).
+    """Have a robot stopped (``stop``) or enabled (``enable``).
 
     A message that gets no answer is sent again over a new connection, but an enabling request is not: a stop may have come
     after it.
 
     Args:
         address: Where ``run --estop`` listens.
-        verb: ``stop`` or ``arm``.
+        verb: ``stop`` or ``enable``.
         reason: What to say there.
         key: Shared key; empty for none.
         timeout_s: Longest wait for the answer and the state together (s).
 
     Returns:
-        The state reached, ``stopped``, ``hold`` or ``armed``; :data:`PENDING` if the request was accepted and led to no state
+        The state reached, ``stopped``, ``hold`` or ``enabled``; :data:`PENDING` if the request was accepted and led to no state
         in time.
 
     Raises:
@@ -323,14 +325,14 @@ def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout
             if state is None:
                 line.renew()
             elif state[0] == b"ok" and len(state) == 2 and state[1] != PENDING.encode():
-                return state[1].decode(errors="replace")
+                return "enabled" if state[1] == _ENABLED else state[1].decode(errors="replace")
             time.sleep(min(_LOOK_S, line.left_s))
     return PENDING
 
 
 def _put(line: _Line, verb: str, reason: str, key: bytes) -> bytes:
     """Have the request accepted; its ticket, empty from a server that gives none."""
-    said = verb.encode(), reason.encode(errors="replace")[:500]
+    said = (_ENABLE if verb == "enable" else verb.encode()), reason.encode(errors="replace")[:500]
     failure = f"no answer from {line.address} within {line.timeout_s:g} s"
     tries = 0
     while not line.over:
@@ -344,7 +346,7 @@ def _put(line: _Line, verb: str, reason: str, key: bytes) -> bytes:
                 break
             proven = [*said, _proof(key, nonce[0], *said)]
             # An enabling request is sent once: a stop may have come after it.
-            answer = line.ask(proven, line.left_s, again=False) if verb == "arm" else line.ask(proven, _PATIENCE_S)
+            answer = line.ask(proven, line.left_s, again=False) if verb == "enable" else line.ask(proven, _PATIENCE_S)
             if answer is not None:
                 how, why = answer[0], b" ".join(answer[1:]).decode(errors="replace")
                 if how == b"ok":
@@ -352,9 +354,9 @@ def _put(line: _Line, verb: str, reason: str, key: bytes) -> bytes:
                 failure = f"{line.address} {'refused' if how == b'refused' else 'failed'} to {verb}: {why}"
                 tries += 1
                 # A server that hung up after it had accepted the request takes the same one for used.
-                if how == b"refused" and (tries == _TRIES or verb == "arm" or "challenge" not in why):
+                if how == b"refused" and (tries == _TRIES or verb == "enable" or "challenge" not in why):
                     raise RobotError(failure)
-            if verb == "arm":
+            if verb == "enable":
                 break
         line.renew()
         time.sleep(min(_LOOK_S, line.left_s))

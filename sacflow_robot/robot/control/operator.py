@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from sacflow_robot.errors import one_line
 from sacflow_robot.interfaces import Robot
-from sacflow_robot.robot.control.operator_requests import Switches
+from sacflow_robot.robot.control.operator_requests import OperatorRequests
 from sacflow_robot.robot.safety.latch import Latch, State
-from sacflow_robot.robot.teleop.intervention import HANDS_OFF, HumanInput, HumanSignal, Label
+from sacflow_robot.robot.teleop.intervention import HANDS_OFF, Label, Teleoperator, TeleopSignal
 from sacflow_robot.spec import FloatArray
 
 
@@ -26,7 +26,7 @@ class Requests:
     stop: str = ""
     hold: str = ""
     enable: bool = False
-    signal: HumanSignal = HANDS_OFF
+    signal: TeleopSignal = HANDS_OFF
 
 
 class Operator:
@@ -37,8 +37,8 @@ class Operator:
         human: Keyboard, gamepad or SpaceMouse; None for none.
     """
 
-    def __init__(self, switches: Switches | None = None, human: HumanInput | None = None) -> None:
-        self.switches = Switches() if switches is None else switches
+    def __init__(self, switches: OperatorRequests | None = None, human: Teleoperator | None = None) -> None:
+        self.switches = OperatorRequests() if switches is None else switches
         self.human = human
         self._in_charge = False
         self._label: Label | None = None
@@ -67,7 +67,7 @@ class Operator:
             lost = "the terminal is gone"
             stop, hold = (stop or lost, hold) if in_charge else (stop, hold or lost)
         stop = stop or asked.stop
-        enable = (signal.arm or asked.enable) and not stop and not hold
+        enable = (signal.enable or asked.enable) and not stop and not hold
         self._label = signal.label or self._label
         signal = replace(signal, label=None if between else self._label)
         self._label = self._label if between else None

@@ -31,7 +31,7 @@ class Asked:
     enable: bool = False
 
 
-class Switches:
+class OperatorRequests:
     """Requests from any thread or signal handler, until the control loop takes them, and what became of them.
 
     No locks: a signal handler may interrupt any line of the thread that it runs in.
@@ -58,7 +58,7 @@ class Switches:
         """Request a hold; the number of the request."""
         return self._put(_Kind.HOLD, reason or "held")
 
-    def arm(self) -> int:
+    def enable(self) -> int:
         """Request that the robot be enabled after a hold or a stop; the number of the request."""
         return self._put(_Kind.ENABLE, "")
 
@@ -98,7 +98,7 @@ class Switches:
         """Say what became of the requests taken so far; called by whatever moves the robot.
 
         Args:
-            state: ``armed``, ``hold`` or ``stopped``.
+            state: ``enabled``, ``hold`` or ``stopped``.
             settled: Whether that state is final for those requests: false while the robot still comes to rest.
         """
         self._state = state
@@ -122,7 +122,7 @@ class Switches:
         return self._outcomes.get(number, "")
 
     @property
-    def _arm(self) -> bool:
+    def _robot(self) -> bool:
         """Whether a request to enable waits to be taken."""
         return any(kind is _Kind.ENABLE for kind, _, _ in self._requests.copy())
 
@@ -137,7 +137,7 @@ _ENDING_S = 3.0  # a stop is over by then; a program that has not ended is inter
 
 
 @contextmanager
-def operator_signals(switches: Switches) -> Iterator[None]:
+def operator_signals(switches: OperatorRequests) -> Iterator[None]:
     """While this lasts: SIGUSR1 stops, SIGUSR2 enables, SIGHUP stops or holds, SIGINT and SIGTERM stop and end the program.
 
     A program that does not look at its requests, is asked to end a second time, or has not ended after three seconds, is
@@ -164,7 +164,7 @@ def operator_signals(switches: Switches) -> Iterator[None]:
         signal.SIGINT: on_end,
         signal.SIGTERM: on_end,
         signal.SIGUSR1: lambda *_: switches.stop("stopped by SIGUSR1"),
-        signal.SIGUSR2: lambda *_: switches.arm(),
+        signal.SIGUSR2: lambda *_: switches.enable(),
     }
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         handlers[signal.SIGHUP] = lambda *_: switches.hangup()

@@ -1,4 +1,4 @@
-"""Logged episodes, sent to an arm again: in lockstep, or at the times at which they were sent first."""
+"""Logged episodes, sent to a robot again: in lockstep, or at the times at which they were sent first."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.control.loop import default_safety
 from sacflow_robot.robot.control.operator import Operator, heed, settle
 from sacflow_robot.robot.drivers.action_history import bare
-from sacflow_robot.robot.safety.action_clipper import ActionLimits
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.robot.safety.filter import LEAST_SPACING, SafetyFilter
 from sacflow_robot.robot.safety.latch import State, Verdict
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
+from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 from sacflow_robot.utils.action_history import without_history
 
 
 @runtime_checkable
 class Restorable(Robot, Protocol):
-    """An arm that can start from a logged state, which only a simulated one can."""
+    """A robot that can start from a logged state, which only a simulated one can."""
 
     def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
         """Start from a logged simulator state (S,)."""
@@ -36,12 +36,12 @@ class ReplayResult:
     """How a replayed episode compares with its log.
 
     Attributes:
-        steps: Steps sent; fewer than logged where a physical arm ended the episode early.
-        success: Whether the replay solved the task, as far as the arm can tell.
+        steps: Steps sent; fewer than logged where a physical robot ended the episode early.
+        success: Whether the replay solved the task, as far as the robot can tell.
         commanded: What was sent (steps, A).
         limited_steps: Steps whose logged command the safety filter changed.
         observation_deviation: Per key, the largest absolute difference in any entry of any observation, in its unit.
-        max_state_deviation: The same over the simulator states; None on an arm that has none.
+        max_state_deviation: The same over the simulator states; None on a robot that has none.
         max_lateness_ns: How late the latest command was sent; None in lockstep.
         states: Simulator states of the replay (steps + 1, S), or None.
         stopped: Why it was held or stopped before its end; empty if it was not.
@@ -58,29 +58,29 @@ class ReplayResult:
     stopped: str = ""
 
 
-def check_replayable(robot: Robot, log_arm: ArmSpec, episode: Episode, origin: str) -> None:
-    """Refuse an episode that this arm cannot repeat, before anything moves.
+def check_replayable(robot: Robot, log_robot: RobotSpec, episode: Episode, origin: str) -> None:
+    """Refuse an episode that this robot cannot repeat, before anything moves.
 
     That the last commands are among the observations of one and not of the other is no difference: they follow from the
     commands.
 
     Args:
-        robot: The arm.
-        log_arm: Arm that the log is of.
+        robot: The robot.
+        log_arm: Robot that the log is of.
         episode: The episode.
         origin: Name of the log in the error.
 
     Raises:
-        SpecMismatchError: The log is of another arm; names every field that differs.
-        DataError: The arm is simulated, and the episode has no states to start from.
+        SpecMismatchError: The log is of another robot; names every field that differs.
+        DataError: The robot is simulated, and the episode has no states to start from.
     """
     robot = bare(robot)
-    different = robot.spec.differences(without_history(log_arm))
+    different = robot.spec.differences(without_history(log_robot))
     if different:
         raise SpecMismatchError(f"{origin} does not fit the robot (robot, log): {'; '.join(different)}")
     if isinstance(robot, Restorable) and episode.states is None:
         raise DataError(
-            "this episode has no simulator states to start from; a simulated arm replays only episodes of simulated arms"
+            "this episode has no simulator states to start from; a simulated robot replays only episodes of simulated robots"
         )
 
 
@@ -107,34 +107,34 @@ def replay_episode(
     *,
     limits: tuple[FloatArray, FloatArray] | None = None,
     offsets_ns: npt.NDArray[np.int64] | None = None,
-    safety: SafetyFilter | ActionLimits | None = None,
+    safety: SafetyFilter | ActionClipper | None = None,
     operator: Operator | None = None,
 ) -> ReplayResult:
     """Send the logged commands again, through the safety filter, and compare what comes of them with the log.
 
-    A simulated arm starts from the logged initial state and plays the episode to its end. A physical arm starts where it
+    A simulated robot starts from the logged initial state and plays the episode to its end. A physical robot starts where it
     stands, so it is the user's to bring it near the logged start; it is sent nothing more once it ends the episode.
 
     Args:
-        robot: The arm; one that :func:`check_replayable` accepts.
+        robot: The robot; one that :func:`check_replayable` accepts.
         episode: The episode.
-        limits: Lower and upper bound (A,) of the commanded action, within the arm's own.
-        offsets_ns: When to send each command (T,), from the start, by the arm's clock. None sends each as soon as the one
-            before is done to a lockstep arm, and at the arm's control rate to any other. Whatever they say, an arm that
+        limits: Lower and upper bound (A,) of the commanded action, within the robot's own.
+        offsets_ns: When to send each command (T,), from the start, by the robot's clock. None sends each as soon as the one
+            before is done to a lockstep robot, and at the robot's control rate to any other. Whatever they say, a robot that
             moves on its own time gets its whole period for each command.
-        safety: What every command passes; the call arms it. None for the default of
+        safety: What every command passes; the call robots it. None for the default of
             :func:`~sacflow_robot.robot.control.loop.default_safety`.
-        operator: A person's requests and input device. A stop or a hold ends the replay: the arm comes to rest within its
+        operator: A person's requests and input device. A stop or a hold ends the replay: the robot comes to rest within its
             limits, and nothing starts it again.
 
     Raises:
-        DataError: The arm is simulated, and the episode has no states to start from; or nothing was sent.
+        DataError: The robot is simulated, and the episode has no states to start from; or nothing was sent.
         InvalidValueError: An observation holds NaN or infinity; nothing was sent on it.
     """
     robot = bare(robot)
-    arm, clock = robot.spec, robot.clock
-    check_replayable(robot, arm, episode, "the episode")
-    limit = ActionLimits(arm, limits)
+    spec, clock = robot.spec, robot.clock
+    check_replayable(robot, spec, episode, "the episode")
+    limit = ActionClipper(spec, limits)
     safety = default_safety(robot, limits) if safety is None else safety
     sender = _Sender(robot, safety, Operator() if operator is None else operator)
     simulated = isinstance(robot, Restorable)
@@ -143,11 +143,11 @@ def replay_episode(
         result = robot.begin_at(episode.states[0])
     else:
         result = robot.begin(int(episode.info.get("seed") or 0))
-    results, observations = [result], [arm.check_observation(result.observation)]
+    results, observations = [result], [spec.check_observation(result.observation)]
     sent: list[FloatArray] = []
     start_ns, limited, latest_ns = clock.now_ns(), 0, 0
-    due = np.arange(len(episode)) * arm.period_ns if offsets_ns is None else offsets_ns
-    due = start_ns + np.append(due, due[-1] + arm.period_ns)
+    due = np.arange(len(episode)) * spec.period_ns if offsets_ns is None else offsets_ns
+    due = start_ns + np.append(due, due[-1] + spec.period_ns)
     sender.begin(result, start_ns)
     try:
         for step, logged in enumerate(episode.commanded):
@@ -157,7 +157,7 @@ def replay_episode(
                 clock.sleep_until(max(int(due[step]), sender.earliest_ns))
                 latest_ns = max(latest_ns, clock.now_ns() - int(due[step]))
             verdict = sender.send(limit(logged), step, int(due[step + 1]))
-            if safety.state is not State.ARMED or verdict.action is None:
+            if safety.state is not State.ENABLED or verdict.action is None:
                 break
             limited += not np.array_equal(verdict.action, logged)
             if not robot.lockstep:
@@ -166,7 +166,7 @@ def replay_episode(
             sender.see(result, step + 1)
             sent.append(verdict.action)
             results.append(result)
-            observations.append(arm.check_observation(result.observation))
+            observations.append(spec.check_observation(result.observation))
     finally:
         sender.finish()
     if not sent:
@@ -176,10 +176,10 @@ def replay_episode(
     return ReplayResult(
         steps=len(results) - 1,
         success=any(r.terminated if r.success is None else r.success for r in results),
-        commanded=np.array(sent, np.float32).reshape(-1, arm.action_dim),
+        commanded=np.array(sent, np.float32).reshape(-1, spec.action_dim),
         limited_steps=limited,
         observation_deviation={
-            a.key: _deviation(a, observations, episode.observations[a.key]) for a in arm.observations
+            a.key: _deviation(a, observations, episode.observations[a.key]) for a in spec.observations
         },
         max_state_deviation=None if states is None or episode.states is None else _furthest(states, episode.states),
         max_lateness_ns=None if offsets_ns is None else latest_ns,
@@ -189,9 +189,9 @@ def replay_episode(
 
 
 class _Sender:
-    """Sends commands through the filter, and brings the arm to rest when somebody asks for it."""
+    """Sends commands through the filter, and brings the robot to rest when somebody asks for it."""
 
-    def __init__(self, robot: Robot, safety: SafetyFilter | ActionLimits, operator: Operator) -> None:
+    def __init__(self, robot: Robot, safety: SafetyFilter | ActionClipper, operator: Operator) -> None:
         self._robot = robot
         self._safety = safety
         self._operator = operator
@@ -211,7 +211,7 @@ class _Sender:
     def begin(self, start: StepResult, start_ns: int) -> None:
         self._safety.begin()
         self._safety.see(start.observation, 0 if self._robot.lockstep else start.time_ns or start_ns)
-        self._safety.arm(0 if self._robot.lockstep else self._clock.now_ns())
+        self._safety.enable(0 if self._robot.lockstep else self._clock.now_ns())
 
     def see(self, result: StepResult, step: int) -> None:
         nominal = step * self._period_ns
@@ -233,7 +233,7 @@ class _Sender:
         return verdict
 
     def finish(self) -> None:
-        """Bring an arm that was held or stopped to rest within its limits; hold it, and say what state it is in."""
+        """Bring a robot that was held or stopped to rest within its limits; hold it, and say what state it is in."""
         try:
             while self._safety.state is State.HOLD and not self._safety.at_rest:
                 if not self._robot.lockstep:

@@ -11,21 +11,21 @@ import numpy as np
 
 from sacflow_robot.errors import RobotError, StoppedError
 from sacflow_robot.interfaces import Policy, Recorder, Robot
-from sacflow_robot.robot.control.action_sources import Chooser
+from sacflow_robot.robot.control.action_sources import ActionSource
 from sacflow_robot.robot.control.episode_loop import EpisodeRun
 from sacflow_robot.robot.control.loop import run_episode
 from sacflow_robot.robot.control.operator import Operator, obey
-from sacflow_robot.robot.control.operator_requests import Switches
-from sacflow_robot.robot.safety.action_clipper import ActionLimits
+from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.latch import State
-from sacflow_robot.robot.teleop.intervention import HumanInput
+from sacflow_robot.robot.teleop.intervention import Teleoperator
 
 _LOOK_S = 0.05
 
 
 @contextmanager
-def watched(switches: Switches) -> Iterator[None]:
+def watched(switches: OperatorRequests) -> Iterator[None]:
     """Say that requests are looked at while this lasts; afterwards end the program if that was asked for.
 
     Raises:
@@ -44,7 +44,7 @@ def watched(switches: Switches) -> Iterator[None]:
 
 
 class Session:
-    """Runs episodes on one robot. After a hold or a stop, the next one waits for a person to arm the robot.
+    """Runs episodes on one robot. After a hold or a stop, the next one waits for a person to enable the robot.
 
     Args:
         robot: The robot, connected.
@@ -55,7 +55,7 @@ class Session:
         recorder: Gets every step.
         chooser: Where actions come from; the policy, chunk by chunk, if None.
         info: What else to record about each episode; JSON values.
-        arm_wait_s: Longest wait for a person to arm the robot again (s).
+        arm_wait_s: Longest wait for a person to enable the robot again (s).
         tell: Where to say what a person has to know at once; must not wait.
         sleep: Waits so many seconds between two looks for requests.
     """
@@ -64,14 +64,14 @@ class Session:
         self,
         robot: Robot,
         policy: Policy,
-        safety: SafetyFilter | ActionLimits,
+        safety: SafetyFilter | ActionClipper,
         *,
-        switches: Switches | None = None,
-        human: HumanInput | None = None,
+        switches: OperatorRequests | None = None,
+        human: Teleoperator | None = None,
         recorder: Recorder | None = None,
-        chooser: Chooser | None = None,
+        chooser: ActionSource | None = None,
         info: Mapping[str, Any] | None = None,
-        arm_wait_s: float = 60.0,
+        robot_wait_s: float = 60.0,
         tell: Callable[[str], None] = lambda line: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -82,19 +82,19 @@ class Session:
         self.recorder = recorder
         self.chooser = chooser
         self.info = dict(info or {})
-        self.arm_wait_s = arm_wait_s
+        self.robot_wait_s = robot_wait_s
         self.tell = tell
         self._sleep = sleep
 
     def run(self, seed: int, policy_version: str) -> EpisodeRun:
-        """Run one episode; one that is stopped before its first command starts again once the robot is armed.
+        """Run one episode; one that is stopped before its first command starts again once the robot is enabled.
 
         Raises:
-            RobotError: Nobody armed the robot in time, or it failed.
+            RobotError: Nobody enabled the robot in time, or it failed.
             KeyboardInterrupt: A signal asked the program to end; the robot is at rest.
         """
         while True:
-            self.await_armed()
+            self.await_enabled()
             try:
                 with watched(self.operator.switches):
                     return run_episode(
@@ -114,8 +114,8 @@ class Session:
                     raise
                 self.tell(str(error))
 
-    def await_armed(self) -> None:
-        """After a hold or a stop, wait until a person arms the robot, then reach it anew. Returns at once otherwise.
+    def await_enabled(self) -> None:
+        """After a hold or a stop, wait until a person robots the robot, then reach it anew. Returns at once otherwise.
 
         Raises:
             RobotError: Nobody does in time.
@@ -126,31 +126,33 @@ class Session:
                 if self._is_enabled():
                     self.robot.connect()
                     self.safety.allow()
-                    self.tell("armed")
+                    self.tell("enabled")
             finally:
                 self.operator.report(self.safety)
 
     def _is_enabled(self) -> bool:
-        """Wait for a request to arm the robot; False if none is needed, or the program is to end."""
+        """Wait for a request to enable the robot; False if none is needed, or the program is to end."""
         enable = self._look()
         if self.safety.may_start:
             return False
         if not enable:
-            self.tell(f"not armed ({self.safety.reason}); waiting for a person")
+            self.tell(f"not enabled ({self.safety.reason}); waiting for a person")
         waited_s = 0.0
         while not enable:
             self.operator.report(self.safety)
             if self.operator.switches.ending:
                 return False
-            if waited_s > self.arm_wait_s:
-                raise RobotError(f"nobody armed the arm within {self.arm_wait_s:g} s of its stop: {self.safety.reason}")
+            if waited_s > self.robot_wait_s:
+                raise RobotError(
+                    f"nobody enabled the robot within {self.robot_wait_s:g} s of its stop: {self.safety.reason}"
+                )
             self._sleep(_LOOK_S)
             waited_s += _LOOK_S
             enable = self._look()
         return True
 
     def _look(self) -> bool:
-        """Obey what is asked for between episodes; whether it is to arm the robot."""
+        """Obey what is asked for between episodes; whether it is to enable the robot."""
         requests = self.operator.look(np.zeros(self.robot.spec.action_dim, np.float32), between=True)
         self.safety.rest()  # the robot holds since the last episode
         before = self.safety.state

@@ -1,4 +1,4 @@
-"""Any arm with the last commands in its observations, for policies that were trained with them (``DRIVER:...?history=K``)."""
+"""Any robot with the last commands in its observations, for policies that were trained with them (``DRIVER:...?history=K``)."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 
 from sacflow_robot.episode import StepResult
 from sacflow_robot.interfaces import Robot
-from sacflow_robot.spec import ArmSpec, FloatArray
-from sacflow_robot.utils.action_history import KEY, arm_with_history, push, start_history
+from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.utils.action_history import KEY, push, robot_with_history, start_history
 
 
 class HistoryRobot:
     """A ``Robot`` whose observations hold the K actions last commanded, newest last; zeros before an episode's first.
 
     Args:
-        robot: The arm.
+        robot: The robot.
         history: K.
     """
 
     def __init__(self, robot: Robot, history: int) -> None:
         self._robot, self._length = robot, history
-        self._spec = arm_with_history(robot.spec, history)
+        self._spec = robot_with_history(robot.spec, history)
         self._actions = start_history(robot.spec, history)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._robot, name)
 
     @property
-    def spec(self) -> ArmSpec:
+    def spec(self) -> RobotSpec:
         return self._spec
 
     @property
@@ -51,5 +51,5 @@ class HistoryRobot:
 
 
 def bare(robot: Robot) -> Robot:
-    """The arm without its last commands in its observations: what a replay moves, for it sends what was commanded."""
+    """The robot without its last commands in its observations: what a replay moves, for it sends what was commanded."""
     return robot._robot if isinstance(robot, HistoryRobot) else robot

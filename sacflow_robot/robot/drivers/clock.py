@@ -1,4 +1,4 @@
-"""The machine's clock, for arms that live in the real world."""
+"""The machine's clock, for robots that live in the real world."""
 
 from __future__ import annotations
 

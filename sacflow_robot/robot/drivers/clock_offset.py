@@ -1,4 +1,4 @@
-"""Any arm whose observations are stamped by a clock of its own, with its measured offset taken off."""
+"""Any robot whose observations are stamped by a clock of its own, with its measured offset taken off."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class OtherClockRobot:
     Commands' validity is by the loop's clock already: drivers judge it on this side.
 
     Args:
-        robot: The arm.
-        offset_ns: The arm's clock minus the loop's.
+        robot: The robot.
+        offset_ns: The robot's clock minus the loop's.
     """
 
     def __init__(self, robot: Robot, offset_ns: int) -> None:
@@ -36,7 +36,7 @@ class OtherClockRobot:
 
 
 def by_loop_clock(robot: Robot, offset_ms: float) -> Robot:
-    """The arm itself where the clocks do not differ."""
+    """The robot itself where the clocks do not differ."""
     wrapped: Any = robot if not offset_ms else OtherClockRobot(robot, round(1e6 * offset_ms))
     made: Robot = wrapped
     return made

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import yaml
 
 from sacflow_robot.episode import StepResult
-from sacflow_robot.errors import DataError, RobotError, SilentArmError, StoppedError, UsageError, one_line
+from sacflow_robot.errors import DataError, RobotError, StaleStateError, StoppedError, UsageError, one_line
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
 from sacflow_robot.robot.drivers.registry import Options, check_options
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray
+from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
 JOINTS = "joint_pos"
 """Key of the joint positions."""
@@ -29,9 +29,9 @@ JOINTS = "joint_pos"
 _STALE_S, _OLD_PERIODS = 0.5, 2
 _FIRST_WITHIN_S = 5.0
 _END_WITHIN_S = 3.0
-_STOPPED = StoppedError("the arm has been stopped; look at it, then connect it again")
-_UNREAD = "the arm has not been read yet; connect it again"
-_HANGS = f"a call of lerobot has not returned for {_END_WITHIN_S:g} s; unplug the arm, or end this program"
+_STOPPED = StoppedError("the robot has been stopped; look at it, then connect it again")
+_UNREAD = "the robot has not been read yet; connect it again"
+_HANGS = f"a call of lerobot has not returned for {_END_WITHIN_S:g} s; unplug the robot, or end this program"
 
 
 class LeRobot(Protocol):
@@ -100,7 +100,7 @@ def load_config(path: Path | str) -> LeRobotConfig:
             f"{path} lacks {error}: lowest and highest position of each joint, without which none is moved"
         ) from None
     except (OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is no configuration of a LeRobot arm: {one_line(error)}") from None
+        raise DataError(f"{path} is no configuration of a LeRobot robot: {one_line(error)}") from None
 
 
 def make_lerobot(name: str, options: Options) -> Robot:
@@ -111,7 +111,7 @@ def make_lerobot(name: str, options: Options) -> Robot:
             f"robot lerobot:{name} needs a file with its port and its bounds: lerobot:{name}?config=FILE.yaml"
         )
     config = load_config(options["config"])
-    return LeRobotArm(find_lerobot(name, config.robot), config, name)
+    return LeRobotDriver(find_lerobot(name, config.robot), config, name)
 
 
 def find_lerobot(name: str, settings: Mapping[str, Any]) -> LeRobot:
@@ -145,7 +145,7 @@ def find_lerobot(name: str, settings: Mapping[str, Any]) -> LeRobot:
         raise UsageError(f"lerobot refuses the settings of {name}: {one_line(error)}") from None
 
 
-class LeRobotArm:
+class LeRobotDriver:
     """A LeRobot robot as a ``Robot``.
 
     Observation: ``joint_pos`` (N,) in LeRobot's unit, in the order of the action's features, and each camera under LeRobot's
@@ -183,7 +183,7 @@ class LeRobotArm:
         self._began_ns = 0
 
     @property
-    def spec(self) -> ArmSpec:
+    def spec(self) -> RobotSpec:
         return self._spec
 
     def connect(self) -> None:
@@ -195,16 +195,16 @@ class LeRobotArm:
         """
         self._end_thread()
         if self._thread is not None:
-            raise RobotError(f"the arm is lost: {_HANGS}")
+            raise RobotError(f"the robot is lost: {_HANGS}")
         self._stopped = False  # a stop that comes from here on is not undone by connecting
         try:
             if not self._robot.is_connected:
                 self._robot.connect(calibrate=False)
             calibrated = self._robot.is_calibrated
         except Exception as error:  # each robot has its own
-            raise RobotError(f"the arm cannot be reached: {one_line(error)}") from None
+            raise RobotError(f"the robot cannot be reached: {one_line(error)}") from None
         if not calibrated:
-            raise RobotError("the arm is not calibrated; calibrate it with lerobot-calibrate")
+            raise RobotError("the robot is not calibrated; calibrate it with lerobot-calibrate")
         self._seen, self._error = None, ""
         self._goal = self._valid_until_ns = None
         self._closing.clear()
@@ -215,7 +215,7 @@ class LeRobotArm:
             raise _STOPPED
 
     def begin(self, seed: int) -> StepResult:
-        """Start an episode where the arm stands."""
+        """Start an episode where the robot stands."""
         self._await(time.monotonic_ns())
         self._began_ns = time.monotonic_ns()
         return self.observe()
@@ -224,8 +224,8 @@ class LeRobotArm:
         """The newest observation.
 
         Raises:
-            SilentArmError: It is too old to act on.
-            RobotError: The arm is lost.
+            StaleStateError: It is too old to act on.
+            RobotError: The robot is lost.
         """
         self._check()
         if self._seen is None:
@@ -233,7 +233,7 @@ class LeRobotArm:
         observation, captured = self._seen
         now = time.monotonic_ns()
         if now - captured > _STALE_S * 1e9:
-            raise SilentArmError(f"the arm was last read {(now - captured) / 1e9:.2f} s ago; is its bus stuck?")
+            raise StaleStateError(f"the robot was last read {(now - captured) / 1e9:.2f} s ago; is its bus stuck?")
         periods = (now - self._began_ns) * 1e-9 * self._config.control_rate_hz
         return StepResult(
             observation,
@@ -243,7 +243,7 @@ class LeRobotArm:
             time_ns=captured,
             stale_reason=""
             if now - captured < _OLD_PERIODS * self.spec.period_ns
-            else "the arm has not been read since",
+            else "the robot has not been read since",
         )
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
@@ -251,8 +251,8 @@ class LeRobotArm:
 
         Raises:
             InvalidValueError: It has the wrong shape or holds NaN or infinity.
-            StoppedError: The arm has been stopped.
-            RobotError: The arm is lost.
+            StoppedError: The robot has been stopped.
+            RobotError: The robot is lost.
         """
         action = self.spec.check_action(action)
         share = (action.astype(np.float64) + 1) / 2
@@ -283,11 +283,11 @@ class LeRobotArm:
         if self._thread is not None:
             return  # it hangs in a call that bears no other beside it
         self._seen = None
-        with contextlib.suppress(Exception):  # an arm that is lost cannot be disconnected either
+        with contextlib.suppress(Exception):  # a robot that is lost cannot be disconnected either
             if self._robot.is_connected:
                 self._robot.disconnect()
 
-    def _make_spec(self, name: str) -> ArmSpec:
+    def _make_spec(self, name: str) -> RobotSpec:
         config, features = self._config, self._robot.observation_features
         if not self._names or any(feature is not float for feature in self._robot.action_features.values()):
             raise UsageError(f"lerobot:{name} takes other actions than numbers, one per joint")
@@ -297,14 +297,14 @@ class LeRobotArm:
                 f"lerobot:{name} does not tell the position of {', '.join(missing)}, and so could not hold"
             )
         if set(config.joints) != set(self._names):
-            raise UsageError(f"bounds are given for {', '.join(config.joints)}; the arm has {', '.join(self._names)}")
+            raise UsageError(f"bounds are given for {', '.join(config.joints)}; the robot has {', '.join(self._names)}")
         arrays = [ArraySpec(JOINTS, (len(self._names),), config.unit)]
         arrays += [
             ArraySpec(key, tuple(map(int, shape)), "pixel", dtype="uint8")
             for key, shape in features.items()
             if isinstance(shape, tuple)
         ]
-        return ArmSpec(
+        return RobotSpec(
             robot=name,
             task=config.task,
             controller="joint position",
@@ -368,16 +368,16 @@ class LeRobotArm:
         while self._seen is None or self._seen[1] < since_ns:
             self._check()
             if time.monotonic() > deadline:
-                raise SilentArmError(f"the arm was not read within {_FIRST_WITHIN_S:g} s; is its bus stuck?")
+                raise StaleStateError(f"the robot was not read within {_FIRST_WITHIN_S:g} s; is its bus stuck?")
             time.sleep(0.002)
 
     def _check(self) -> None:
         if self._error:
-            raise RobotError(f"the arm is lost: {self._error}; connect it again")
+            raise RobotError(f"the robot is lost: {self._error}; connect it again")
         if self._thread is None:
-            raise RobotError("the arm is not connected; connect it first")
+            raise RobotError("the robot is not connected; connect it first")
         if not self._thread.is_alive():
-            raise RobotError("the thread that keeps the arm standing has ended; connect the arm again")
+            raise RobotError("the thread that keeps the robot standing has ended; connect the robot again")
 
     def _end_thread(self) -> None:
         """End the thread, unless it hangs in one of LeRobot's calls; then it is still there."""

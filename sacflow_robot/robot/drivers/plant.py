@@ -1,6 +1,6 @@
-"""A simulated arm on its own time: what happens when, whichever clock it happens by.
+"""A simulated robot on its own time: what happens when, whichever clock it happens by.
 
-Everything is an event at a time: the arm's own cycle (a tick), a command that reaches it, an observation that reaches the
+Everything is an event at a time: the robot's own cycle (a tick), a command that reaches it, an observation that reaches the
 control loop. :meth:`World.advance` plays the events up to a time, in order. On the virtual clock the driver calls it when the
 loop sleeps; on the real clock a process of its own calls it as time goes by. Delays and losses are drawn per message, from
 the episode's seed and the message's number, so that both draw the same.
@@ -19,7 +19,7 @@ from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.sensing import Sensors
 from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION, get_task
 from sacflow_robot.episode import StepResult
-from sacflow_robot.robot.drivers.rtsim_options import LinkOptions, add_noise
+from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions, add_noise
 from sacflow_robot.robot.drivers.sim import measured_action, rotation_between, turned_by
 from sacflow_robot.spec import Engine, FloatArray
 from sacflow_robot.utils.seeding import Stream, random_stream
@@ -30,9 +30,9 @@ _SCALE = np.array([METRES_PER_ACTION] * 3 + [RADIANS_PER_ACTION] * 3)
 
 
 class World:
-    """The arm, its network, and what is on its way.
+    """The robot, its network, and what is on its way.
 
-    A command counts from the tick nearest to its arrival on. Within its validity the arm is drawn to the goal that the
+    A command counts from the tick nearest to its arrival on. Within its validity the robot is drawn to the goal that the
     command set when it was taken up, as robosuite's controller does for one control period; after it, to where it was then.
 
     Args:
@@ -45,11 +45,11 @@ class World:
         applied: Numbers of the commands taken up, in order, each with the tick (from the episode's start) at which.
     """
 
-    def __init__(self, task: str, link: LinkOptions, engine: Engine) -> None:
+    def __init__(self, task: str, link: RtsimOptions, engine: Engine) -> None:
         self.link = link
         self.env = RobosuiteEnv(task, engine=engine, step_rate_hz=1e3 / link.tick_ms)
-        self.env.set_arm_model(link.model)
-        self.spec = link.arm(self.env.arm)
+        self.env.set_robot_model(link.model)
+        self.spec = link.robot(self.env.robot)
         self._sensors = Sensors(self.spec, link.model)
         self._horizon_ns = round(link.horizon_s * 1e9) or get_task(task).horizon * self.spec.period_ns
         self._ticks_per_period = max(1, round(self.spec.period_ns / link.tick_ns))
@@ -58,7 +58,7 @@ class World:
         self._begun, self._order = False, itertools.count()
 
     def begin(self, seed: int, now_ns: int) -> None:
-        """Put the arm where the seed says; nothing is on its way any more."""
+        """Put the robot where the seed says; nothing is on its way any more."""
         start = self.env.begin(seed)
         self._start_ns, self._seed, self._begun = now_ns, seed + round(self.link.seed), True
         self._events: list[tuple[int, int, int, object]] = []
@@ -98,7 +98,7 @@ class World:
             self._push(now_ns + delay + self.link.tick_ns // 2, _COMMAND, (number, action, valid_until_ns))
 
     def hold(self) -> None:
-        """Come to rest where the arm is."""
+        """Come to rest where the robot is."""
         self._pending, self._valid_until_ns = None, 0
 
     @property
@@ -115,14 +115,14 @@ class World:
                 self._push(time_ns + self.link.tick_ns, _TICK, None)
             elif kind == _COMMAND:
                 assert isinstance(content, tuple)
-                if content[0] > self._latest:  # one that was overtaken on the way is older than what the arm does
+                if content[0] > self._latest:  # one that was overtaken on the way is older than what the robot does
                     self._latest, self._pending = content[0], content
             elif not self._is_down(time_ns) and isinstance(content, StepResult):
                 newest = self.arrived
                 if newest is None or (newest.time_ns or 0) < (content.time_ns or 0):
                     self.arrived = content
 
-    # ---- the arm
+    # ---- the robot
 
     def _move(self, end_ns: int) -> None:
         """The tick that ends now."""

@@ -1,4 +1,4 @@
-"""Arm drivers by name: ``DRIVER:SUBJECT?OPTION=VALUE&OPTION=VALUE``, e.g. ``sim:lift`` or ``rtsim:lift?obs_delay_ms=40``.
+"""Robot drivers by name: ``DRIVER:SUBJECT?OPTION=VALUE&OPTION=VALUE``, e.g. ``sim:lift`` or ``rtsim:lift?obs_delay_ms=40``.
 
 A driver is a function that takes the subject (a task, a file, an address: whatever it needs most) and the options, and
 returns a ``Robot`` that is not connected yet. One's own needs no package: ``my_module:make_my_arm``, or a file,
@@ -41,7 +41,7 @@ _OF_A_ROBOT = "spec", "lockstep", "clock", "connect", "begin", "observe", "comma
 
 
 def make_robot(name: str, engine: Engine = "compiled") -> Robot:
-    """The arm that a name such as ``sim:lift`` stands for, not connected yet.
+    """The robot that a name such as ``sim:lift`` stands for, not connected yet.
 
     ``engine`` is what steps it if it is simulated, and its name does not say.
 
@@ -53,7 +53,7 @@ def make_robot(name: str, engine: Engine = "compiled") -> Robot:
 
 
 def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
-    """What makes the arm of that name, found without making it.
+    """What makes the robot of that name, found without making it.
 
     Raises:
         UnknownNameError: No such driver.
@@ -187,16 +187,16 @@ def make_sim(task: str, options: Options) -> Robot:
 
 
 def make_rtsim(task: str, options: Options) -> Robot:
-    """``rtsim:TASK``, on a clock of its own. Options: see ``sacflow_robot.robot.drivers.rtsim_options.LinkOptions``, and ``clock``, ``engine``."""
+    """``rtsim:TASK``, on a clock of its own. Options: see ``sacflow_robot.robot.drivers.rtsim_options.RtsimOptions``, and ``clock``, ``engine``."""
     from sacflow_robot.robot.drivers.rtsim_options import read_options
 
     for module in ("gymnasium", "mujoco", "robosuite"):  # which a process imports that could only say so by itself
         if find_spec(module) is None:
             raise no_simulator(ModuleNotFoundError(f"No module named {module!r}"))
-    from sacflow_robot.robot.drivers.rtsim import ProcessArm, VirtualArm
+    from sacflow_robot.robot.drivers.rtsim import ProcessRobot, VirtualRobot
 
     clock, engine, link = read_options(options)
-    return VirtualArm(task, link, engine) if clock == "virtual" else ProcessArm(task, link, engine)
+    return VirtualRobot(task, link, engine) if clock == "virtual" else ProcessRobot(task, link, engine)
 
 
 def engine_option(options: Options) -> Engine:

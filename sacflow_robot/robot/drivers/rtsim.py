@@ -1,4 +1,4 @@
-"""The simulated arm on its own time, as a driver: in a process of its own by the machine's clock, or by a virtual one."""
+"""The simulated robot on its own time, as a driver: in a process of its own by the machine's clock, or by a virtual one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import RobotError, StoppedError, one_line
 from sacflow_robot.interfaces import Clock
 from sacflow_robot.robot.drivers.clock import MonotonicClock
-from sacflow_robot.robot.drivers.rtsim_options import LinkOptions
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray
+from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
+from sacflow_robot.spec import Engine, FloatArray, RobotSpec
 
 _START_S, _ANSWER_S = 180.0, 10.0  # on a fresh machine it compiles first
 _PHASE = 4  # a loop looks this part of a tick after observations arrive, so that none comes just too late
@@ -44,19 +44,19 @@ class VirtualClock:
             self.time_ns = time_ns
 
 
-class _Arm:
+class _Robot:
     """What both clocks share."""
 
     lockstep = False
 
-    def __init__(self, task: str, link: LinkOptions, engine: Engine, clock: Clock) -> None:
+    def __init__(self, task: str, link: RtsimOptions, engine: Engine, clock: Clock) -> None:
         self.task, self.link, self.engine, self.clock = task, link, engine, clock
         self._stopped = True
         self._newest: StepResult | None = None
 
     @property
-    def spec(self) -> ArmSpec:
-        return self.link.arm(get_task(self.task).arm)
+    def spec(self) -> RobotSpec:
+        return self.link.robot(get_task(self.task).robot)
 
     def observe(self) -> StepResult:
         """The newest observation that has arrived."""
@@ -72,10 +72,10 @@ class _Arm:
 
     def _check_going(self) -> None:
         if self._stopped:
-            raise StoppedError("the arm has been stopped, or never connected; connect it")
+            raise StoppedError("the robot has been stopped, or never connected; connect it")
 
     def _await_first(self) -> StepResult:
-        """The first observation of an episode, and the loop's place within the arm's cycle."""
+        """The first observation of an episode, and the loop's place within the robot's cycle."""
         give_up_ns = self.clock.now_ns() + round(_ANSWER_S * 1e9)
         while self._newest is None:
             if self.clock.now_ns() > give_up_ns:
@@ -89,7 +89,7 @@ class _Arm:
         return self.observe()
 
 
-class VirtualArm(_Arm):
+class VirtualRobot(_Robot):
     """``rtsim:TASK?clock=virtual``: the same events in the same order, without waiting for them.
 
     Args:
@@ -103,10 +103,10 @@ class VirtualArm(_Arm):
 
     clock: VirtualClock
 
-    def __init__(self, task: str, link: LinkOptions | None = None, engine: Engine = "compiled") -> None:
+    def __init__(self, task: str, link: RtsimOptions | None = None, engine: Engine = "compiled") -> None:
         from sacflow_robot.robot.drivers.plant import World
 
-        super().__init__(task, link or LinkOptions(), engine, VirtualClock())
+        super().__init__(task, link or RtsimOptions(), engine, VirtualClock())
         self.world = World(task, self.link, engine)
 
     def connect(self) -> None:
@@ -144,8 +144,8 @@ class VirtualArm(_Arm):
         self._newest = self.world.arrived
 
 
-class ProcessArm(_Arm):
-    """``rtsim:TASK``: the arm moves in a process of its own, whether or not a command arrives.
+class ProcessRobot(_Robot):
+    """``rtsim:TASK``: the robot moves in a process of its own, whether or not a command arrives.
 
     Args:
         task: Name of the task.
@@ -156,8 +156,8 @@ class ProcessArm(_Arm):
         UnknownNameError: No such task.
     """
 
-    def __init__(self, task: str, link: LinkOptions | None = None, engine: Engine = "compiled") -> None:
-        super().__init__(task, link or LinkOptions(), engine, MonotonicClock())
+    def __init__(self, task: str, link: RtsimOptions | None = None, engine: Engine = "compiled") -> None:
+        super().__init__(task, link or RtsimOptions(), engine, MonotonicClock())
         get_task(task)
         self._process: subprocess.Popen[bytes] | None = None
         self._context: zmq.Context[Any] | None = None
@@ -166,7 +166,7 @@ class ProcessArm(_Arm):
 
     @property
     def pid(self) -> int | None:
-        """The process in which the arm moves."""
+        """The process in which the robot moves."""
         return None if self._process is None else self._process.pid
 
     def connect(self) -> None:
@@ -193,12 +193,12 @@ class ProcessArm(_Arm):
         self._tell("hold")
 
     def stop(self) -> None:
-        """Stop; the arm's process takes nothing more, not even what is on its way, until it is connected again."""
+        """Stop; the robot's process takes nothing more, not even what is on its way, until it is connected again."""
         self._stopped = True
         self._tell("stop")
 
     def _tell(self, what: str) -> None:
-        """Say what holds in any state: an arm whose process is gone has nothing left that could move."""
+        """Say what holds in any state: a robot whose process is gone has nothing left that could move."""
         with contextlib.suppress(RobotError):
             self._send({"do": what})
 
@@ -238,7 +238,7 @@ class ProcessArm(_Arm):
             str(port),
             options,
         ]
-        # In a session of its own: a Ctrl-C meant for the loop must not stop an arm in the middle of a motion.
+        # In a session of its own: a Ctrl-C meant for the loop must not stop a robot in the middle of a motion.
         self._process = subprocess.Popen(
             [*command, str(os.getpid())], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )

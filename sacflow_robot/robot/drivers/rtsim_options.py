@@ -1,4 +1,4 @@
-"""What happens to messages between a control loop and a simulated arm: delay, jitter, loss, noise, a network that fails."""
+"""What happens to messages between a control loop and a simulated robot: delay, jitter, loss, noise, a network that fails."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 import yaml
 
-from sacflow_robot.envs.robot_parameters import SECTIONS, ArmModel, model_of, read_sections
+from sacflow_robot.envs.robot_parameters import SECTIONS, RobotParameters, model_of, read_sections
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
 from sacflow_robot.robot.drivers.registry import Options, engine_option
-from sacflow_robot.spec import ArmSpec, ArraySpec, Engine, FloatArray, Observation
+from sacflow_robot.spec import ArraySpec, Engine, FloatArray, Observation, RobotSpec
 
 _MODELS = "profile", "twin", "differs", "model"
 _TRANSPORT = {
@@ -26,12 +26,12 @@ _TRANSPORT = {
 
 
 @dataclass(frozen=True)
-class LinkOptions:
+class RtsimOptions:
     """Options of ``rtsim:TASK?NAME=VALUE&...``, or of the YAML file given as ``rtsim:TASK?file=PATH``.
 
     Attributes:
         obs_delay_ms: From an observation's capture to its arrival at the control loop.
-        cmd_delay_ms: From a command's sending to its arrival at the arm.
+        cmd_delay_ms: From a command's sending to its arrival at the robot.
         jitter_ms: Each message takes up to this much longer, drawn evenly.
         obs_drop: Share of the observations that never arrive.
         cmd_drop: Share of the commands that never arrive.
@@ -39,14 +39,14 @@ class LinkOptions:
         noise_rad: Standard deviation of the noise on observed rotations, per axis (rad).
         down_s: When in every episode the network fails, in seconds from its start; negative for never.
         up_s: When it comes back.
-        tick_ms: The arm's own cycle: it takes up commands and is observed this often.
+        tick_ms: The robot's own cycle: it takes up commands and is observed this often.
         horizon_s: Length after which an episode is cut; 0 for the task's own.
         seed: Added to the episode's seed for what is drawn here.
-        clock_offset_ms: Observations are stamped by a clock of the arm's that is so much ahead of the control loop's.
+        clock_offset_ms: Observations are stamped by a clock of the robot's that is so much ahead of the control loop's.
         clock_drift_ppm: And gains as much on it.
         joints: 1 to observe the joint positions as well, which no policy here was trained with.
-        model: What the arm is like. In a name: ``profile=PATH`` takes a calibration profile's measured values, and
-            ``twin=SEED`` draws an arm with hidden ones, of which ``differs=PART`` keeps only a part; either has a cycle of
+        model: What the robot is like. In a name: ``profile=PATH`` takes a calibration profile's measured values, and
+            ``twin=SEED`` draws a robot with hidden ones, of which ``differs=PART`` keeps only a part; either has a cycle of
             2 ms unless the name says otherwise.
     """
 
@@ -65,7 +65,7 @@ class LinkOptions:
     clock_offset_ms: float = 0.0
     clock_drift_ppm: float = 0.0
     joints: float = 0.0
-    model: ArmModel = field(default_factory=ArmModel)
+    model: RobotParameters = field(default_factory=RobotParameters)
 
     def __post_init__(self) -> None:
         for name in ("obs_delay_ms", "cmd_delay_ms", "jitter_ms", "noise_m", "noise_rad", "horizon_s", "seed"):
@@ -82,22 +82,22 @@ class LinkOptions:
         if self.tick_ms not in (2, 10, 50):
             raise UsageError(f"rtsim: tick_ms is {self.tick_ms:g}, expected 2, 10 or 50")
 
-    def arm(self, arm: ArmSpec) -> ArmSpec:
-        """What an arm observes under these options."""
+    def robot(self, robot: RobotSpec) -> RobotSpec:
+        """What a robot observes under these options."""
         if not self.joints:
-            return arm
-        return replace(arm, observations=(*arm.observations, ArraySpec("robot0_joint_pos", (7,), "rad")))
+            return robot
+        return replace(robot, observations=(*robot.observations, ArraySpec("robot0_joint_pos", (7,), "rad")))
 
     @property
     def tick_ns(self) -> int:
         return round(self.tick_ms * 1e6)
 
     def stamp_ns(self, time_ns: int) -> int:
-        """A time of the control loop's clock by the arm's own."""
+        """A time of the control loop's clock by the robot's own."""
         return time_ns + round(1e6 * self.clock_offset_ms) + round(1e-6 * self.clock_drift_ppm * time_ns)
 
 
-def read_options(options: Options) -> tuple[Literal["real", "virtual"], Engine, LinkOptions]:
+def read_options(options: Options) -> tuple[Literal["real", "virtual"], Engine, RtsimOptions]:
     """Clock, engine and link of an ``rtsim`` name.
 
     Raises:
@@ -105,7 +105,7 @@ def read_options(options: Options) -> tuple[Literal["real", "virtual"], Engine, 
         UsageError: A value out of its range.
         DataError: The file cannot be read.
     """
-    link = LinkOptions()
+    link = RtsimOptions()
     if "file" in options:
         link = _with(link, _read_file(Path(options["file"])))
     own = {name: text for name, text in options.items() if name not in ("file", "clock", "engine", *_MODELS)}
@@ -113,7 +113,7 @@ def read_options(options: Options) -> tuple[Literal["real", "virtual"], Engine, 
     model = _read_model(options)
     if model:
         if engine_option(options) == "stock" and model.part("controller", "joints", "payload"):
-            raise UsageError("rtsim: an arm's own dynamics need the compiled engine; leave out engine=stock")
+            raise UsageError("rtsim: a robot's own dynamics need the compiled engine; leave out engine=stock")
         link = _with_transport(replace(link, model=model), own)
     clock = options.get("clock", "real")
     if clock not in ("real", "virtual"):
@@ -121,7 +121,7 @@ def read_options(options: Options) -> tuple[Literal["real", "virtual"], Engine, 
     return "virtual" if clock == "virtual" else "real", engine_option(options), link
 
 
-def _with_transport(link: LinkOptions, own: Mapping[str, object]) -> LinkOptions:
+def _with_transport(link: RtsimOptions, own: Mapping[str, object]) -> RtsimOptions:
     """The model's delays and losses, where the name does not give others."""
     values = {
         option: link.model.number(f"transport.{name}")
@@ -131,15 +131,15 @@ def _with_transport(link: LinkOptions, own: Mapping[str, object]) -> LinkOptions
     return replace(link, **values)  # type: ignore[arg-type]
 
 
-def _read_model(options: Options) -> ArmModel:
+def _read_model(options: Options) -> RobotParameters:
     given = [name for name in ("profile", "twin", "model") if name in options]
     if len(given) > 1:
-        raise UsageError(f"rtsim: {' and '.join(given)} both say what the arm is like; give one")
+        raise UsageError(f"rtsim: {' and '.join(given)} both say what the robot is like; give one")
     if "differs" in options and "twin" not in options:
         raise UsageError("rtsim: differs=PART is about a twin; give twin=SEED as well")
     try:
         if "model" in options:
-            return ArmModel.from_json(options["model"])
+            return RobotParameters.from_json(options["model"])
         if "profile" in options:
             data = _read_file(Path(options["profile"]))
             return model_of(read_sections({s: data[s] for s in SECTIONS if s in data}))
@@ -151,11 +151,11 @@ def _read_model(options: Options) -> ArmModel:
             return draw_twin(int(options["twin"]), options.get("differs", ""))
     except (ValueError, TypeError) as error:
         raise DataError(f"rtsim: {given[0]}: {one_line(error)}") from None
-    return ArmModel()
+    return RobotParameters()
 
 
-def _with(link: LinkOptions, values: Mapping[str, object]) -> LinkOptions:
-    known = [f.name for f in fields(LinkOptions) if f.name != "model"]
+def _with(link: RtsimOptions, values: Mapping[str, object]) -> RtsimOptions:
+    known = [f.name for f in fields(RtsimOptions) if f.name != "model"]
     numbers = {}
     for name, value in values.items():
         if name not in known:
@@ -179,10 +179,12 @@ def _read_file(path: Path) -> Mapping[str, object]:
     return {str(name): value for name, value in data.items()}
 
 
-def add_noise(arm: ArmSpec, seen: Observation, link: LinkOptions, rng: np.random.Generator) -> dict[str, FloatArray]:
+def add_noise(
+    robot: RobotSpec, seen: Observation, link: RtsimOptions, rng: np.random.Generator
+) -> dict[str, FloatArray]:
     """An observation as a sensor with noise gives it. Draws the same numbers whatever the noise is."""
     noisy = {}
-    for array in arm.observations:
+    for array in robot.observations:
         value = seen[array.key].astype(np.float64).reshape(-1)
         drawn = rng.standard_normal(array.size)
         turned = np.zeros(array.size, bool)

@@ -1,4 +1,4 @@
-"""The process of an ``rtsim`` arm: plays its world's events as the machine's clock reaches them."""
+"""The process of an ``rtsim`` robot: plays its world's events as the machine's clock reaches them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class _Server:
                 self._ended = True
 
     def _fail(self, error: Exception) -> None:
-        """Time stands still from here on, for nothing can be said of the arm, until an episode begins."""
+        """Time stands still from here on, for nothing can be said of the robot, until an episode begins."""
         self._episode = 0
         failure = f"{type(error).__name__}: {one_line(error)}"
         with contextlib.suppress(zmq.ZMQError):

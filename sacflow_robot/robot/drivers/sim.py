@@ -1,4 +1,4 @@
-"""The simulated arm, in lockstep: time stands still between commands."""
+"""The simulated robot, in lockstep: time stands still between commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import DataError, RobotError, StoppedError, UsageError
 from sacflow_robot.robot.drivers.clock import MonotonicClock
-from sacflow_robot.spec import ArmSpec, Engine, FloatArray
+from sacflow_robot.spec import Engine, FloatArray, RobotSpec
 
 
 class SimRobot:
@@ -43,8 +43,8 @@ class SimRobot:
         return True
 
     @property
-    def spec(self) -> ArmSpec:
-        return self.env.arm
+    def spec(self) -> RobotSpec:
+        return self.env.robot
 
     @property
     def engine(self) -> Engine:
@@ -75,7 +75,7 @@ class SimRobot:
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
         """Execute one action (A,); the result's ``measured`` is the motion that came of it, in the same units."""
         if self._stopped:
-            raise StoppedError("the arm has been stopped; connect it again")
+            raise StoppedError("the robot has been stopped; connect it again")
         begun_ns = self.clock.now_ns()
         before, after = self.observe(), self.env.command(action)
         if "robot0_eef_pos" in after.observation and not isinstance(self.env, UserEnv):

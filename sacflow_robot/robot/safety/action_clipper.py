@@ -10,29 +10,29 @@ import numpy.typing as npt
 
 from sacflow_robot.errors import InvalidValueError, RobotError
 from sacflow_robot.robot.safety.latch import Latch, State, Verdict
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 
-class ActionLimits(Latch):
+class ActionClipper(Latch):
     """Clips actions to bounds, and lets none through after a hold or a stop.
 
     A robot whose time stands still is at rest as soon as it gets no command, so it neither brakes nor is sent anything while
     it holds.
 
     Args:
-        arm: The robot; its bounds always hold.
+        robot: The robot; its bounds always hold.
         bounds: Lower and upper bound (A,), (A,) on top of them, in action units, e.g. those of a calibration profile.
 
     Raises:
         InvalidValueError: The bounds do not have the action's dimension.
     """
 
-    def __init__(self, arm: ArmSpec, bounds: tuple[FloatArray, FloatArray] | None = None) -> None:
+    def __init__(self, robot: RobotSpec, bounds: tuple[FloatArray, FloatArray] | None = None) -> None:
         super().__init__()
-        self._arm, self._bounds = arm, bounds
-        if bounds is not None and any(bound.shape != (arm.action_dim,) for bound in bounds):
+        self._robot, self._bounds = robot, bounds
+        if bounds is not None and any(bound.shape != (robot.action_dim,) for bound in bounds):
             shapes = " and ".join(str(bound.shape) for bound in bounds)
-            raise InvalidValueError(f"action limits have shapes {shapes}, expected ({arm.action_dim},)")
+            raise InvalidValueError(f"action limits have shapes {shapes}, expected ({robot.action_dim},)")
 
     def __call__(self, proposed: npt.ArrayLike) -> FloatArray:
         """The action (A,) to send, float32.
@@ -40,7 +40,7 @@ class ActionLimits(Latch):
         Raises:
             InvalidValueError: The action has the wrong shape or holds NaN or infinity; nothing may be sent.
         """
-        allowed = self._arm.check_action(proposed)
+        allowed = self._robot.check_action(proposed)
         if self._bounds is None:
             return allowed
         clipped: FloatArray = np.clip(allowed, *self._bounds).astype(np.float32)
@@ -53,14 +53,14 @@ class ActionLimits(Latch):
         """As of a :class:`~sacflow_robot.robot.safety.filter.SafetyFilter`; observations do not matter here."""
         return True
 
-    def arm(self, now_ns: int) -> None:
+    def enable(self, now_ns: int) -> None:
         """Let actions through from now on: a person's explicit act, or that of the program that a person started.
 
         Raises:
             RobotError: A stop is under way.
         """
         if self._halting and self.state is State.HOLD:
-            raise RobotError("cannot arm: the robot is still being stopped; try again in a moment")
+            raise RobotError("cannot enable: the robot is still being stopped; try again in a moment")
         self._release()
 
     def step(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int | None = None) -> Verdict:
@@ -71,7 +71,7 @@ class ActionLimits(Latch):
         """
         if self.state is State.HOLD and self._halting:
             self.stop(self.reason)
-        if self.state is not State.ARMED or proposed is None:
+        if self.state is not State.ENABLED or proposed is None:
             return Verdict(None, self.state, True, True, self.reason or "no action came")
         sent = self(proposed)
         return Verdict(sent, self.state, not np.array_equal(sent, np.asarray(proposed)), False)

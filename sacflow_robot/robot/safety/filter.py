@@ -1,4 +1,4 @@
-"""The safety filter: what stands between whoever chooses an action (policy, person, replay) and the arm.
+"""The safety filter: what stands between whoever chooses an action (policy, person, replay) and the robot.
 
 What it promises, of the commands that leave it, whatever comes in:
 
@@ -8,12 +8,12 @@ What it promises, of the commands that leave it, whatever comes in:
   much of it as does not, down to the stop that was looked at one period before;
 - without a fresh action it stops. It does not go anywhere to do so.
 
-The poses are those of an arm that follows its commands, however late within ``max_command_delay_s``, to within the tracking
+The poses are those of a robot that follows its commands, however late within ``max_command_delay_s``, to within the tracking
 margins, and whose observations are true at their capture time; they are commanded from the last observation on. All arithmetic
 is double precision; what is sent is rounded to the nearest float32.
 
-States are latched: ``armed`` → ``hold`` (stopping or at rest, what is proposed is ignored) → ``stopped`` (nothing is sent). The
-only way back is :meth:`SafetyFilter.arm`, which nothing in this package calls on its own once an arm has moved.
+States are latched: ``enabled`` → ``hold`` (stopping or at rest, what is proposed is ignored) → ``stopped`` (nothing is sent). The
+only way back is :meth:`SafetyFilter.arm`, which nothing in this package calls on its own once a robot has moved.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sacflow_robot.robot.safety.latch import Latch, State, Verdict
 from sacflow_robot.robot.safety.poses import hull
 from sacflow_robot.robot.safety.safety_limits import Array, SafetyLimits, action_axes
 from sacflow_robot.robot.safety.workspace import Places
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 __all__ = ["SafetyFilter", "State", "Verdict"]
 
@@ -39,7 +39,7 @@ _SHARES = np.linspace(0, 1, 17)[:, None]
 _SHARES_TOGETHER = 1.0, 0.75, 0.5, 0.25, 0.0
 _EPS = 1e-9
 _LARGEST = float(np.finfo(np.float32).max)
-_GAP_PERIODS = 2.5  # after a gap this long between two steps the arm has held by itself
+_GAP_PERIODS = 2.5  # after a gap this long between two steps the robot has held by itself
 _NOTICEABLE_M, _NOTICEABLE_RAD = 1e-3, 2e-3  # a commanded motion this large has to change what is observed
 _BLIND_M, _BLIND_RAD = 0.02, 0.1  # the most that may be commanded while what is observed does not change
 
@@ -51,7 +51,7 @@ class SafetyFilter(Latch):
     """Turns proposed actions into ones that may be sent; call :meth:`see` and :meth:`step` once in each control period.
 
     Args:
-        arm: The arm. Axes are the entries of its action whose unit is a length or an angle; its own bounds always hold.
+        robot: The robot. Axes are the entries of its action whose unit is a length or an angle; its own bounds always hold.
         limits: What to enforce on top of them.
 
     Attributes:
@@ -59,16 +59,16 @@ class SafetyFilter(Latch):
         reason: Why it holds or has stopped.
 
     Raises:
-        InvalidValueError: The limits do not fit the arm, or need an observation that it does not make.
+        InvalidValueError: The limits do not fit the robot, or need an observation that it does not make.
     """
 
-    def __init__(self, arm: ArmSpec, limits: SafetyLimits | None = None) -> None:
+    def __init__(self, robot: RobotSpec, limits: SafetyLimits | None = None) -> None:
         super().__init__()
-        self.arm_spec, self.limits = arm, limits or SafetyLimits()
-        self.axes = axes = action_axes(arm, self.limits)
-        self._period_ns = arm.period_ns
-        self._motion = stopping.Motion.of(1 / arm.control_rate_hz, axes.speed, axes.acceleration, axes.jerk)
-        self._places = Places(arm, self.limits, axes)
+        self.robot_spec, self.limits = robot, limits or SafetyLimits()
+        self.axes = axes = action_axes(robot, self.limits)
+        self._period_ns = robot.period_ns
+        self._motion = stopping.Motion.of(1 / robot.control_rate_hz, axes.speed, axes.acceleration, axes.jerk)
+        self._places = Places(robot, self.limits, axes)
         self._noticeable = np.where(axes.length, _NOTICEABLE_M, _NOTICEABLE_RAD)
         self._blind_path = np.where(axes.length, _BLIND_M, _BLIND_RAD)
         # These outlive an episode: limits hold over wall time, and a motion that nothing has shown may have happened.
@@ -79,11 +79,11 @@ class SafetyFilter(Latch):
         self.begin()
 
     def begin(self, gripper: FloatArray | None = None) -> None:
-        """Forget what was seen and sent: the arm is at rest, at a place not yet seen. The state stays what it is.
+        """Forget what was seen and sent: the robot is at rest, at a place not yet seen. The state stays what it is.
 
         Args:
             gripper: What the gripper's entries (M,) of the action are while nothing is asked for: zeros if None, which on
-                an arm that is commanded in positions is a place to go to.
+                a robot that is commanded in positions is a place to go to.
         """
         n = len(self.axes.index)
         self._velocity, self._change = np.zeros(n), np.zeros(n)
@@ -108,8 +108,8 @@ class SafetyFilter(Latch):
 
     @property
     def stop_s(self) -> float:
-        """Time within which the arm is at rest from any motion within the limits."""
-        return self._motion.stop_periods / self.arm_spec.control_rate_hz
+        """Time within which the robot is at rest from any motion within the limits."""
+        return self._motion.stop_periods / self.robot_spec.control_rate_hz
 
     @property
     def earliest_ns(self) -> int:
@@ -118,23 +118,25 @@ class SafetyFilter(Latch):
 
     # ---- the state machine
 
-    def arm(self, now_ns: int) -> None:
+    def enable(self, now_ns: int) -> None:
         """Let actions through from now on: a deliberate act of a person, or of the program that a person started.
 
         Raises:
-            RobotError: The arm still moves, has not been seen lately, or stands where it must not be.
+            RobotError: The robot still moves, has not been seen lately, or stands where it must not be.
         """
         if self.state is State.HOLD and self._halting:
-            raise RobotError("cannot arm: the arm is still being stopped; try again in a moment")
+            raise RobotError("cannot enable: the robot is still being stopped; try again in a moment")
         if not self.at_rest:
-            raise RobotError("cannot arm: the arm is still coming to rest; try again in a moment")
+            raise RobotError("cannot enable: the robot is still coming to rest; try again in a moment")
         stale = self._stale(now_ns)
         if stale:
-            raise RobotError(f"cannot arm: {stale}")
+            raise RobotError(f"cannot enable: {stale}")
         if self._places.pose is not None:
             inside = self._places.keep_out_at(self._places.pose.position)
             if inside:
-                raise RobotError(f"cannot arm: the arm is inside {inside}, which it must keep out of; move it by hand")
+                raise RobotError(
+                    f"cannot enable: the robot is inside {inside}, which it must keep out of; move it by hand"
+                )
         if self.axes.absolute:
             self._target = self._joints_now()  # it may have been moved by hand
         self._release()
@@ -145,12 +147,12 @@ class SafetyFilter(Latch):
         self._places.release_joints()
 
     def stop(self, reason: str) -> None:
-        """Send nothing any more, at once, until armed anew."""
+        """Send nothing any more, at once, until enabled anew."""
         super().stop(reason)
         self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
 
     def rest(self) -> None:
-        """Note that the arm has been told to hold: no motion is commanded any more. A stop under way is complete."""
+        """Note that the robot has been told to hold: no motion is commanded any more. A stop under way is complete."""
         self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
         super().rest()
 
@@ -159,13 +161,13 @@ class SafetyFilter(Latch):
     def see(self, observation: Mapping[str, Any], captured_ns: int, stale_reason: str = "") -> bool:
         """Take note of an observation; whether it can be used. One that is older than the last, or is broken, is not.
 
-        ``stale_reason`` says why there is none that is newer, where the arm knows.
+        ``stale_reason`` says why there is none that is newer, where the robot knows.
         """
         self._stale_reason = f": {stale_reason}" if stale_reason else ""
         if self._captured_ns is not None and captured_ns < self._captured_ns and not self._from_future:
             return False
         try:
-            seen = self.arm_spec.check_observation(observation)
+            seen = self.robot_spec.check_observation(observation)
         except (InvalidValueError, TypeError, ValueError):
             return False
         again = captured_ns == self._captured_ns
@@ -243,7 +245,7 @@ class SafetyFilter(Latch):
             if self._target is None:  # zeros would be a place to go to
                 return Verdict(None, self.state, True, True, self.reason)
             self._target = self._target + motion
-        action = np.zeros(self.arm_spec.action_dim)
+        action = np.zeros(self.robot_spec.action_dim)
         action[self.axes.index] = (
             (motion if self._target is None else self._target) - self.axes.offset
         ) / self.axes.scale
@@ -273,9 +275,9 @@ class SafetyFilter(Latch):
     # ---- what is wanted
 
     def _check_pace(self, now_ns: int) -> None:
-        """Notice a loop that was silent for so long that the arm has held by itself, and time spent holding."""
+        """Notice a loop that was silent for so long that the robot has held by itself, and time spent holding."""
         last, self._last_ns = self._last_ns, now_ns
-        if last is not None and now_ns < last:  # says nothing about the arm, which has to come to rest as ever
+        if last is not None and now_ns < last:  # says nothing about the robot, which has to come to rest as ever
             self.hold(f"the clock went back by {(last - now_ns) / 1e6:.0f} ms")
         elif last is not None and now_ns - last > _GAP_PERIODS * self._period_ns:
             self.hold(f"the control loop was silent for {(now_ns - last) / 1e6:.0f} ms")
@@ -309,7 +311,7 @@ class SafetyFilter(Latch):
             self._missing_ns = now_ns if self._missing_ns is None else self._missing_ns
             if now_ns - self._missing_ns + self._period_ns > self.limits.patience_s * 1e9 + _EPS:
                 self.hold(problem)
-        return None if problem or self.state is not State.ARMED else action
+        return None if problem or self.state is not State.ENABLED else action
 
     def _read(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int) -> tuple[Array | None, str, bool]:
         """The action, or what is wrong with it and whether that can't be waited out."""
@@ -319,8 +321,8 @@ class SafetyFilter(Latch):
             action = np.asarray(proposed, np.float64)
         except (TypeError, ValueError):
             return None, "what was proposed is no action", True
-        if action.shape != (self.arm_spec.action_dim,):
-            return None, f"the action has shape {action.shape}, expected ({self.arm_spec.action_dim},)", True
+        if action.shape != (self.robot_spec.action_dim,):
+            return None, f"the action has shape {action.shape}, expected ({self.robot_spec.action_dim},)", True
         if not (np.abs(action) <= _LARGEST).all():
             return None, "the action holds NaN or infinity", True
         if now_ns - due_ns > self.limits.max_action_age_s * 1e9:
@@ -332,7 +334,7 @@ class SafetyFilter(Latch):
 
     def _stale(self, now_ns: int) -> str:
         if self._captured_ns is None:
-            return "the arm has not been seen yet"
+            return "the robot has not been seen yet"
         age_ns = now_ns - self._captured_ns
         if age_ns < -self._period_ns:
             self._from_future = True  # or every later observation would count as old

@@ -1,10 +1,10 @@
-"""The states of a robot's commands: armed, hold, stopped. Every filter before a robot is a :class:`Latch`.
+"""The states of a robot's commands: enabled, hold, stopped. Every filter before a robot is a :class:`Latch`.
 
-    request   from armed           from hold            from stopped
+    request   from enabled           from hold            from stopped
     hold      hold                 hold                 stopped
     halt      hold, then stopped   hold, then stopped   stopped
     stop      stopped              stopped              stopped
-    arm       armed                armed, at rest only  armed
+    robot       enabled                enabled, at rest only  enabled
 
 ``halt`` ends in ``stopped`` as soon as no motion is commanded. Nothing but an explicit act of a person, or the program that
 a person starts, calls ``arm`` or ``allow``.
@@ -21,7 +21,7 @@ from sacflow_robot.spec import FloatArray
 class State(StrEnum):
     """What a filter lets through."""
 
-    ARMED = "armed"
+    ENABLED = "enabled"
     HOLD = "hold"
     STOPPED = "stopped"
 
@@ -35,7 +35,7 @@ class Verdict:
         state: The filter's state.
         changed: Whether it differs from what was proposed, or nothing was.
         held: Whether it is a stop, or standing still, for want of an action that may be followed.
-        reason: Why the filter holds or has stopped; empty while it is armed.
+        reason: Why the filter holds or has stopped; empty while it is enabled.
     """
 
     action: FloatArray | None
@@ -50,12 +50,12 @@ class Latch:
 
     Attributes:
         state: Begins as hold.
-        reason: Why it holds or has stopped; empty while armed.
+        reason: Why it holds or has stopped; empty while enabled.
     """
 
     def __init__(self) -> None:
         self.state = State.HOLD
-        self.reason = "not armed yet"
+        self.reason = "not enabled yet"
         self._halting = False
         self._fresh = True  # neither held nor stopped since it was made or last enabled
 
@@ -72,7 +72,7 @@ class Latch:
     @property
     def may_start(self) -> bool:
         """Whether an episode may start without another act of a person: nothing held or stopped since the last one."""
-        return self.state is State.ARMED or self._fresh
+        return self.state is State.ENABLED or self._fresh
 
     def allow(self) -> None:
         """Let the next episode start: a person's explicit act between episodes, while the robot is at rest."""
@@ -80,7 +80,7 @@ class Latch:
 
     def hold(self, reason: str) -> None:
         """Come to rest and stay so until enabled. Does nothing to a robot that holds or is stopped."""
-        if self.state is State.ARMED or (self.state is State.HOLD and self._fresh):
+        if self.state is State.ENABLED or (self.state is State.HOLD and self._fresh):
             self.state, self.reason = State.HOLD, reason
         self._fresh = False
 
@@ -102,5 +102,5 @@ class Latch:
             self.stop(self.reason)
 
     def _release(self) -> None:
-        self.state, self.reason = State.ARMED, ""
+        self.state, self.reason = State.ENABLED, ""
         self._halting, self._fresh = False, True

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.errors import InvalidValueError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 Array = npt.NDArray[np.float64]
 Range = tuple[float, float]
@@ -21,7 +21,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Box:
-    """An axis-aligned box in the frame of the arm's end-effector position.
+    """An axis-aligned box in the frame of the robot's end-effector position.
 
     Attributes:
         low: Lowest corner x, y, z (m).
@@ -49,7 +49,7 @@ class Cone:
 
 @dataclass(frozen=True)
 class SafetyLimits:
-    """Limits of one arm in physical units. Nothing in it can be changed; None and infinity mean no limit.
+    """Limits of one robot in physical units. Nothing in it can be changed; None and infinity mean no limit.
 
     Attributes:
         speed_m_per_s, acceleration_m_per_s2, jerk_m_per_s3: Of the commanded translation, per axis x, y, z.
@@ -59,15 +59,15 @@ class SafetyLimits:
         keep_out: Where it may not.
         cone: Where the tool may point.
         joint_rad: Lowest and highest position of each joint.
-        tracking_margin_m: How far the arm may be from where its commands should have brought it; the workspace is smaller,
+        tracking_margin_m: How far the robot may be from where its commands should have brought it; the workspace is smaller,
             and what is to be kept out of is larger, by this.
         tracking_margin_rad: The same of the tool's direction.
         gripper_width_m: Least and greatest width that may be commanded.
         gripper_force_n: Largest grasping force that may be commanded.
         max_observation_age_s: Older observations are acted on no more.
         max_action_age_s: Later than this after the moment that it is for, an action is dropped.
-        max_command_delay_s: Longest that a command takes to the arm.
-        patience_s: How long actions may be missing, the arm slowing down meanwhile, until it holds and has to be armed anew.
+        max_command_delay_s: Longest that a command takes to the robot.
+        patience_s: How long actions may be missing, the robot slowing down meanwhile, until it holds and has to be enabled anew.
         hold_to_stop_s: How long it holds until it is stopped.
     """
 
@@ -105,7 +105,7 @@ class SafetyLimits:
 
 @dataclass(frozen=True)
 class Axes:
-    """How an arm's actions move it: one axis for each action entry whose unit is a length or an angle.
+    """How a robot's actions move it: one axis for each action entry whose unit is a length or an angle.
 
     Attributes:
         index: Which entries of the action they are (N,).
@@ -113,7 +113,7 @@ class Axes:
         offset: What 0.0 means there (N,); zeros unless the axes are absolute.
         length: Which are lengths (N,), bool.
         absolute: Whether the action says where to be rather than how far to go in one period.
-        speed, acceleration, jerk: Limits (N,) per second, second squared and cubed; speed within the arm's own bounds.
+        speed, acceleration, jerk: Limits (N,) per second, second squared and cubed; speed within the robot's own bounds.
         low, high: Positions (N,) between which an absolute axis stays.
         gripper: Entries (M,) that are none of these, and pass within their bounds.
         gripper_low, gripper_high: Those bounds (M,).
@@ -147,42 +147,44 @@ _RANGE = re.compile(r"([\d.eE+-]+) to ([\d.eE+-]+) (m|rad|deg)")
 _FACTOR = {"m": 1.0, "rad": 1.0, "deg": np.pi / 180}
 
 
-def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
-    """What an arm's actions mean, and how fast its axes may move.
+def action_axes(robot: RobotSpec, limits: SafetyLimits) -> Axes:
+    """What a robot's actions mean, and how fast its axes may move.
 
-    An action is a motion for one period (delta) unless the arm's controller is named a position controller
+    An action is a motion for one period (delta) unless the robot's controller is named a position controller
     (``"joint position"``). A position's unit may be a range, e.g. ``"-90 to 90 deg"``: what the lowest and the highest
     action stand for.
 
     Raises:
-        InvalidValueError: The limits do not have the arm's number of axes, or a position has no unit of length or angle.
+        InvalidValueError: The limits do not have the robot's number of axes, or a position has no unit of length or angle.
     """
-    absolute = _is_absolute(arm)
-    grip = [i for i, name in enumerate(arm.action_names) if "gripper" in name.lower()]
-    units = {i: m for i in range(arm.action_dim) if i not in grip and (m := _meaning(arm, i, absolute)) is not None}
-    if absolute and len(units) + len(grip) < arm.action_dim:
+    absolute = _is_absolute(robot)
+    grip = [i for i, name in enumerate(robot.action_names) if "gripper" in name.lower()]
+    units = {i: m for i in range(robot.action_dim) if i not in grip and (m := _meaning(robot, i, absolute)) is not None}
+    if absolute and len(units) + len(grip) < robot.action_dim:
         # Such an entry would pass as it is, and be held at a place of nobody's choosing.
-        other = next(i for i in range(arm.action_dim) if i not in units and i not in grip)
+        other = next(i for i in range(robot.action_dim) if i not in units and i not in grip)
         raise InvalidValueError(
-            f"{arm.action_names[other]!r} is commanded in {arm.action_units[other]!r}; positions can only be limited in m, "
-            "rad or deg, so have the arm take those (a LeRobot arm: use_degrees in its settings, and unit: deg)"
+            f"{robot.action_names[other]!r} is commanded in {robot.action_units[other]!r}; positions can only be limited in m, "
+            "rad or deg, so have the robot take those (a LeRobot robot: use_degrees in its settings, and unit: deg)"
         )
     index = np.array(list(units), np.intp)
     scale, offset = np.array([m[:2] for m in units.values()]).reshape(-1, 2).T.copy()
     length = np.array([m[2] for m in units.values()], bool)
-    period_s = 1 / arm.control_rate_hz
-    low, high = (np.asarray(bound, np.float64)[index] * scale + offset for bound in (arm.action_low, arm.action_high))
+    period_s = 1 / robot.control_rate_hz
+    low, high = (
+        np.asarray(bound, np.float64)[index] * scale + offset for bound in (robot.action_low, robot.action_high)
+    )
     speed = _spread(limits.speed_m_per_s, limits.turn_rad_per_s, length)
     acceleration = _spread(limits.acceleration_m_per_s2, limits.turn_acceleration_rad_per_s2, length)
     assumed = ""
     if absolute:
         speed, acceleration, assumed = _assume_limits(speed, acceleration, length)
-        # From one end to the other in a single period is what the arm itself would accept.
+        # From one end to the other in a single period is what the robot itself would accept.
         speed = np.minimum(speed, (high - low) / period_s)
         joints = np.array(limits.joint_rad, np.float64).reshape(-1, 2)
         turns = np.flatnonzero(~length)
         if len(joints) and len(joints) != len(turns):
-            raise InvalidValueError(f"the profile limits {len(joints)} joints, the arm is commanded in {len(turns)}")
+            raise InvalidValueError(f"the profile limits {len(joints)} joints, the robot is commanded in {len(turns)}")
         for axis, (least, most) in zip(turns, joints, strict=False):
             low[axis], high[axis] = max(low[axis], least), min(high[axis], most)
     else:
@@ -191,14 +193,14 @@ def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
     for name, values in (("speed", speed), ("acceleration", acceleration), ("jerk", jerk)):
         if not (values > 0).all():
             raise InvalidValueError(f"{name} limits are {values.tolist()}, expected positive numbers")
-    others = np.array([i for i in range(arm.action_dim) if i not in units], np.intp)
-    grip_low, grip_high = (np.asarray(bound, np.float64)[others] for bound in (arm.action_low, arm.action_high))
+    others = np.array([i for i in range(robot.action_dim) if i not in units], np.intp)
+    grip_low, grip_high = (np.asarray(bound, np.float64)[others] for bound in (robot.action_low, robot.action_high))
     for place, entry in enumerate(others):
-        _limit_gripper(arm.action_units[entry], limits, grip_low, grip_high, place)
+        _limit_gripper(robot.action_units[entry], limits, grip_low, grip_high, place)
     frozen = (index, scale, offset, length, speed, acceleration, jerk, low, high, others, grip_low, grip_high)
     for array in frozen:
         array.setflags(write=False)
-    names = tuple(arm.action_names[i] for i in index)
+    names = tuple(robot.action_names[i] for i in index)
     return Axes(
         *(index, scale, offset, length, absolute, speed, acceleration, jerk, low, high, others, grip_low, grip_high),
         names,
@@ -206,16 +208,16 @@ def action_axes(arm: ArmSpec, limits: SafetyLimits) -> Axes:
     )
 
 
-def moves_tool(arm: ArmSpec) -> bool:
+def moves_tool(robot: RobotSpec) -> bool:
     """Whether an action (7,) moves the tool in one period: three lengths, three angles, and the gripper."""
-    if arm.action_dim != 7 or _is_absolute(arm):
+    if robot.action_dim != 7 or _is_absolute(robot):
         return False
-    meanings = [_meaning(arm, entry, absolute=False) for entry in range(6)]
+    meanings = [_meaning(robot, entry, absolute=False) for entry in range(6)]
     return [None if m is None else m[2] for m in meanings] == [True] * 3 + [False] * 3
 
 
-def _is_absolute(arm: ArmSpec) -> bool:
-    return "position" in arm.controller.lower() and "delta" not in arm.controller.lower()
+def _is_absolute(robot: RobotSpec) -> bool:
+    return "position" in robot.controller.lower() and "delta" not in robot.controller.lower()
 
 
 def _assume_limits(speed: Array, acceleration: Array, length: npt.NDArray[np.bool_]) -> tuple[Array, Array, str]:
@@ -232,16 +234,16 @@ def _assume_limits(speed: Array, acceleration: Array, length: npt.NDArray[np.boo
     return np.where(without, cautious, speed), np.where(without, np.minimum(acceleration, gentle), acceleration), line
 
 
-def _meaning(arm: ArmSpec, entry: int, absolute: bool) -> tuple[float, float, bool] | None:
+def _meaning(robot: RobotSpec, entry: int, absolute: bool) -> tuple[float, float, bool] | None:
     """Scale and offset (m or rad) of an action's entry, and whether it is a length; None if it is neither length nor angle."""
-    unit = arm.action_units[entry]
+    unit = robot.action_units[entry]
     if plain := _UNIT.fullmatch(unit):
         return float(plain[1] or 1) * _FACTOR[plain[2]], 0.0, plain[2] == "m"
     between = _RANGE.fullmatch(unit) if absolute else None
     if between is None:
         return None
     least, most = float(between[1]), float(between[2])
-    low, high = arm.action_low[entry], arm.action_high[entry]
+    low, high = robot.action_low[entry], robot.action_high[entry]
     scale = (most - least) / (high - low)
     factor = _FACTOR[between[3]]
     return scale * factor, (least - low * scale) * factor, between[3] == "m"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sacflow_robot.errors import InvalidValueError
 from sacflow_robot.robot.safety.poses import Pose, tilt_along, tool_axis
 from sacflow_robot.robot.safety.safety_limits import Array, Axes, SafetyLimits
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
 _EPS = 1e-9
 
@@ -20,7 +20,7 @@ class Places:
     """Where the robot is, as far as its observation tells, and where it may be.
 
     Args:
-        arm: The robot.
+        robot: The robot.
         limits: Its limits.
         axes: What its actions move.
 
@@ -34,32 +34,32 @@ class Places:
         InvalidValueError: The limits need an observation that the robot does not make.
     """
 
-    def __init__(self, arm: ArmSpec, limits: SafetyLimits, axes: Axes) -> None:
+    def __init__(self, robot: RobotSpec, limits: SafetyLimits, axes: Axes) -> None:
         self._axes, self._joint_limits = axes, limits.joint_rad
         self._joint_room: Array | None = None
         self._seen: Mapping[str, npt.NDArray[Any]] | None = None
-        self._position_key = _find(arm, "eef_pos", "m", 3)
-        self._quat_key = _find(arm, "eef_quat", "unit quaternion", 4)
-        self._joint = _find_joints(arm, len(axes.index) if axes.absolute else max(len(limits.joint_rad), 1))
+        self._position_key = _find(robot, "eef_pos", "m", 3)
+        self._quat_key = _find(robot, "eef_quat", "unit quaternion", 4)
+        self._joint = _find_joints(robot, len(axes.index) if axes.absolute else max(len(limits.joint_rad), 1))
         self.pose: Pose | None = None
         self.joints: Array | None = None
-        # Of an arm commanded in positions: which of the joints it observes, the gripper perhaps among them.
+        # Of a robot commanded in positions: which of the joints it observes, the gripper perhaps among them.
         self._commanded: npt.NDArray[np.intp] | slice = slice(None)
         if axes.absolute and self._joint is not None:
-            same = next(a.size for a in arm.observations if a.key == self._joint[0]) == arm.action_dim
+            same = next(a.size for a in robot.observations if a.key == self._joint[0]) == robot.action_dim
             self._commanded = axes.index if same else slice(len(axes.index))
         moved = not axes.absolute and axes.length.sum() == 3
         self.translation = np.flatnonzero(axes.length) if moved and self._position_key else None
         self.rotation = np.flatnonzero(~axes.length) if moved and (~axes.length).sum() == 3 else None
         if (limits.workspace or limits.keep_out) and self.translation is None:
             raise InvalidValueError(
-                "the profile has a workspace or keep-out boxes, which need an arm that is commanded in x, y, z and "
+                "the profile has a workspace or keep-out boxes, which need a robot that is commanded in x, y, z and "
                 "observes its eef_pos; leave them out for this one"
             )
         if limits.cone is not None and (self.rotation is None or not self._quat_key):
             raise InvalidValueError("the profile has a tool cone, which needs rotations and an eef_quat; leave it out")
         if axes.absolute and self._joint is None:
-            raise InvalidValueError("an arm that is commanded in positions has to observe its joints, in rad or deg")
+            raise InvalidValueError("a robot that is commanded in positions has to observe its joints, in rad or deg")
         margin = limits.tracking_margin_m
         box = limits.workspace
         self._low = np.full(3, -np.inf) if box is None else np.asarray(box.low) + margin
@@ -119,7 +119,7 @@ class Places:
         return self._names[int(np.argmax(inside))] if inside.any() else ""
 
     def beyond(self) -> str:
-        """Whether a joint that is seen, not commanded, is at its limit, and further than when the arm was armed."""
+        """Whether a joint that is seen, not commanded, is at its limit, and further than when the robot was enabled."""
         limits = self._joint_limits
         if self._axes.absolute or self.joints is None or not limits:
             return ""
@@ -196,15 +196,16 @@ class Places:
         return float(np.arccos(np.clip(axis @ self._cone_axis, -1, 1)))
 
 
-def _find(arm: ArmSpec, ending: str, unit: str, size: int) -> str | None:
+def _find(robot: RobotSpec, ending: str, unit: str, size: int) -> str | None:
     return next(
-        (a.key for a in arm.observations if a.key.endswith(ending) and a.unit.startswith(unit) and a.size == size), None
+        (a.key for a in robot.observations if a.key.endswith(ending) and a.unit.startswith(unit) and a.size == size),
+        None,
     )
 
 
-def _find_joints(arm: ArmSpec, least: int) -> tuple[str, float] | None:
+def _find_joints(robot: RobotSpec, least: int) -> tuple[str, float] | None:
     def fits(a: ArraySpec) -> bool:
         return a.unit in ("rad", "deg") and a.size >= least and a.dtype.startswith("float")
 
-    found = next((a for a in arm.observations if fits(a)), None)
+    found = next((a for a in robot.observations if fits(a)), None)
     return None if found is None else (found.key, np.pi / 180 if found.unit == "deg" else 1.0)

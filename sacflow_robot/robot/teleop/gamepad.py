@@ -17,8 +17,8 @@ import numpy as np
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.robot.control.announcer import announce
 from sacflow_robot.robot.safety.safety_limits import moves_tool
-from sacflow_robot.robot.teleop.intervention import NOT_BY_HAND, HumanInput, HumanSignal, Label
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.robot.teleop.intervention import NOT_BY_HAND, Label, Teleoperator, TeleopSignal
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 _SPEED = 0.5  # share of the action's range at full deflection
 _MOST_REPORTS = 256  # in one look; Linux keeps 64
@@ -32,19 +32,19 @@ _STICKS = {1: (0, -1.0), 0: (1, -1.0), 4: (2, -1.0), 6: (3, -1.0), 7: (4, -1.0),
 _A, _B, _X, _Y, _BACK, _START, _GUIDE = 0, 1, 2, 3, 6, 7, 8
 
 _FULL_SPACEMOUSE = 350
-# The cap's axes are right, towards the person, down; the arm's forward, left, up. This is a rotation, so that turns map alike.
+# The cap's axes are right, towards the person, down; the robot's forward, left, up. This is a rotation, so that turns map alike.
 _CAP = ((1, -1.0), (0, -1.0), (2, -1.0))
 _SPACEMOUSES = ("0000256F:", "0000046D:0000C6")  # vendor, and vendor with the products of its time at Logitech
 
 
-class Handheld(ABC):
-    """A ``HumanInput`` read from a device file without waiting.
+class HandheldDevice(ABC):
+    """A ``Teleoperator`` read from a device file without waiting.
 
     What is commanded is at most half of the action's range; the safety filter stands behind it as behind a policy. If the
-    device goes away, that is an emergency stop while the person has the arm, and else a hold.
+    device goes away, that is an emergency stop while the person has the robot, and else a hold.
 
     Args:
-        arm: The arm. One whose action is something else than a motion (7,) of the tool, in the base's frame, is stopped,
+        robot: The robot. One whose action is something else than a motion (7,) of the tool, in the base's frame, is stopped,
             enabled and labeled, and not taken over.
         path: Device file.
         say: Shows the person a line.
@@ -59,30 +59,30 @@ class Handheld(ABC):
 
     def __init__(
         self,
-        arm: ArmSpec,
+        robot: RobotSpec,
         path: Path,
         say: Callable[[str], None] = announce,
     ) -> None:
-        self._moves = moves_tool(arm)
+        self._moves = moves_tool(robot)
         try:
             self._file: int | None = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise UsageError(f"cannot read {path} ({error.strerror}); is it plugged in, and may you read it?") from None
-        self._say, (self._low, self._high) = say, arm.action_bounds
+        self._say, (self._low, self._high) = say, robot.action_bounds
         self._human, self._gripper = False, -1.0
         self._motion = np.zeros(6, np.float32)  # shares of full deflection
         self._label: Label | None = None
-        self._stop = self._arm = self._hold = False
+        self._stop = self._robot = self._hold = False
         say(self.help if self._moves else f"{self.help}\n{NOT_BY_HAND}")
 
-    def poll(self, commanded: FloatArray) -> HumanSignal:
+    def poll(self, commanded: FloatArray) -> TeleopSignal:
         """What was pressed since, and how the device is deflected."""
         for report in self._reports():
             self._take(report, commanded)
         # A stop outdoes what came with it, before or after.
-        enable = self._arm and not self._stop and not self._hold
-        signal = HumanSignal(self._action() if self._human else None, self._label, self._stop, enable, self._hold)
-        self._label, self._stop, self._arm, self._hold = None, False, False, False
+        enable = self._robot and not self._stop and not self._hold
+        signal = TeleopSignal(self._action() if self._human else None, self._label, self._stop, enable, self._hold)
+        self._label, self._stop, self._robot, self._hold = None, False, False, False
         return signal
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ class Handheld(ABC):
             return
         self._human = not self._human
         self._gripper = 1.0 if commanded[6] > 0 else -1.0  # nothing is dropped by taking over
-        self._say("you have the arm" if self._human else "the policy has the arm")
+        self._say("you have the robot" if self._human else "the policy has the robot")
 
     def _grip(self) -> None:
         if self._human:
@@ -143,12 +143,12 @@ class Handheld(ABC):
         return np.clip(action, self._low, self._high)
 
 
-class Gamepad(Handheld):
+class Gamepad(HandheldDevice):
     """A gamepad, as Linux's joystick interface reports it."""
 
     help = """\
-B      EMERGENCY STOP                        back   arm again after a hold or a stop
-start  take the arm over; hand it back       A      close or open the gripper
+B      EMERGENCY STOP                        back   enable again after a hold or a stop
+start  take the robot over; hand it back       A      close or open the gripper
 left stick x and y; right stick z and yaw; cross roll and pitch
 Y success, X failure, guide discard"""
     report_bytes = _JS_EVENT.size
@@ -166,11 +166,11 @@ Y success, X failure, guide discard"""
         if kind != _JS_BUTTON or not value:
             return
         if number == _B:
-            self._emergency("EMERGENCY STOP; back arms the arm again")
+            self._emergency("EMERGENCY STOP; back enables the robot again")
         elif number == _BACK and self._b_held:
             self._say("let go of B first")
         elif number == _BACK:
-            self._arm = True
+            self._robot = True
         elif number == _START:
             self._take_over(commanded)
         elif number == _A:
@@ -180,12 +180,12 @@ Y success, X failure, guide discard"""
             self._say(f"episode labelled: {self._label}")
 
 
-class SpaceMouse(Handheld):
+class SpaceMouse(HandheldDevice):
     """A 3Dconnexion SpaceMouse by its HID reports."""
 
     help = """\
-left button   take the arm over; hand it back    right button   close or open the gripper
-both          EMERGENCY STOP                     labels and arming again: --keyboard"""
+left button   take the robot over; hand it back    right button   close or open the gripper
+both          EMERGENCY STOP                     labels and enabling again: --keyboard"""
     report_bytes = 64
     _pressed = 0
 
@@ -200,7 +200,7 @@ both          EMERGENCY STOP                     labels and arming again: --keyb
         elif kind == 3 and values:
             fresh, self._pressed = values[0] & ~self._pressed, values[0]
             if self._pressed & 3 == 3:
-                self._emergency("EMERGENCY STOP; the keyboard's enter arms the arm again")
+                self._emergency("EMERGENCY STOP; the keyboard's enter enables the robot again")
             elif fresh & 1:
                 self._take_over(commanded)
             elif fresh & 2:
@@ -208,30 +208,30 @@ both          EMERGENCY STOP                     labels and arming again: --keyb
 
 
 class Both:
-    """Two ``HumanInput`` s: either may stop, label and arm; the first that has the arm moves it.
+    """Two ``Teleoperator`` s: either may stop, label and enable; the first that has the robot moves it.
 
-    A device that goes away is a stop while a person has the arm by the other, too.
+    A device that goes away is a stop while a person has the robot by the other, too.
     """
 
-    def __init__(self, *inputs: HumanInput) -> None:
+    def __init__(self, *inputs: Teleoperator) -> None:
         self._inputs = inputs
 
-    def poll(self, commanded: FloatArray) -> HumanSignal:
+    def poll(self, commanded: FloatArray) -> TeleopSignal:
         """What the person wants by any of them; a stop by one outdoes whatever else is wanted."""
         signals = [one.poll(commanded) for one in self._inputs]
         action = next((s.action for s in signals if s.action is not None), None)
         label = next((s.label for s in signals if s.label is not None), None)
         hold = any(s.hold for s in signals)
         if any(s.stop for s in signals) or (hold and action is not None):
-            return HumanSignal(label=label, stop=True)
-        return HumanSignal(action, label, arm=any(s.arm for s in signals) and not hold, hold=hold)
+            return TeleopSignal(label=label, stop=True)
+        return TeleopSignal(action, label, enable=any(s.enable for s in signals) and not hold, hold=hold)
 
     def close(self) -> None:
         for one in self._inputs:
             one.close()
 
 
-def open_handheld(name: str, arm: ArmSpec, say: Callable[[str], None]) -> Handheld:
+def open_handheld(name: str, robot: RobotSpec, say: Callable[[str], None]) -> HandheldDevice:
     """The device called ``gamepad``, ``spacemouse``, or either with ``:`` and its device file.
 
     Raises:
@@ -240,9 +240,9 @@ def open_handheld(name: str, arm: ArmSpec, say: Callable[[str], None]) -> Handhe
     """
     kind, _, path = name.partition(":")
     if kind == "gamepad":
-        return Gamepad(arm, Path(path or "/dev/input/js0"), say)
+        return Gamepad(robot, Path(path or "/dev/input/js0"), say)
     if kind == "spacemouse":
-        return SpaceMouse(arm, Path(path) if path else _find_spacemouse(), say)
+        return SpaceMouse(robot, Path(path) if path else _find_spacemouse(), say)
     raise UnknownNameError(
         "handheld", name, ["gamepad", "gamepad:/dev/input/jsN", "spacemouse", "spacemouse:/dev/hidrawN"]
     )

@@ -1,6 +1,6 @@
-"""A person takes the arm over, and hands it back.
+"""A person takes the robot over, and hands it back.
 
-An input device (keyboard, SpaceMouse, gamepad) is a :class:`HumanInput`: it is asked once each control period what the
+An input device (keyboard, SpaceMouse, gamepad) is a :class:`Teleoperator`: it is asked once each control period what the
 person wants. What a person commands goes through the same safety filter as what a policy does.
 """
 
@@ -22,15 +22,15 @@ class Label(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class HumanSignal:
+class TeleopSignal:
     """What a person wants in one control period.
 
     Attributes:
-        action: What the person commands (A,), float32, in the arm's action units. None: hands off, the policy has the arm.
+        action: What the person commands (A,), float32, in the robot's action units. None: hands off, the policy has the robot.
             No motion (zeros but for the gripper): the person has it, and lets it stand still.
         label: The person's word on the episode, once, in the period in which it was given.
         stop: Emergency stop.
-        arm: The person wants the arm armed again after a hold or a stop: the deliberate act without which nothing moves.
+        enable: The person wants the robot enabled again after a hold or a stop: the deliberate act without which nothing moves.
         hold: Hold until enabled: a device is gone through which a person could have stopped the robot. A device that is gone
             while its person has the robot says ``stop`` instead. Said once.
     """
@@ -38,22 +38,22 @@ class HumanSignal:
     action: FloatArray | None = None
     label: Label | None = None
     stop: bool = False
-    arm: bool = False
+    enable: bool = False
     hold: bool = False
 
 
-HANDS_OFF = HumanSignal()
+HANDS_OFF = TeleopSignal()
 NOT_BY_HAND = "this robot cannot be taken over: its actions are not motions of the tool"
 
 
-class HumanInput(Protocol):
+class Teleoperator(Protocol):
     """A device through which a person commands the arm."""
 
-    def poll(self, commanded: FloatArray) -> HumanSignal:
+    def poll(self, commanded: FloatArray) -> TeleopSignal:
         """What the person wants now; called once each control period, must not wait (well under a millisecond).
 
         Args:
-            commanded: What the arm was last commanded (A,), whoever chose it. A device that takes over goes on with its
+            commanded: What the robot was last commanded (A,), whoever chose it. A device that takes over goes on with its
                 gripper entry until the person says otherwise, so that taking over drops nothing.
         """
         ...

@@ -1,4 +1,4 @@
-"""A person at the keyboard of a terminal: takes the arm over, moves it, labels episodes, stops it. Works over ssh."""
+"""A person at the keyboard of a terminal: takes the robot over, moves it, labels episodes, stops it. Works over ssh."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import numpy as np
 from sacflow_robot.errors import UsageError
 from sacflow_robot.robot.control.announcer import announce
 from sacflow_robot.robot.safety.safety_limits import moves_tool
-from sacflow_robot.robot.teleop.intervention import HANDS_OFF, NOT_BY_HAND, HumanSignal, Label
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.robot.teleop.intervention import HANDS_OFF, NOT_BY_HAND, Label, TeleopSignal
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 HELP = """\
-space  EMERGENCY STOP                        enter  arm again after a hold or a stop
-t      take the arm over; hand it back       g      close or open the gripper
+space  EMERGENCY STOP                        enter  enable again after a hold or a stop
+t      take the robot over; hand it back       g      close or open the gripper
 w s    forward, back (x)      i k  pitch     + -    faster, slower
 a d    left, right (y)        j l  roll      y n x  episode: success, failure, discard
 q e    up, down (z)           u o  yaw       ?      this help"""
@@ -132,14 +132,14 @@ class Terminal:
 
 
 class Keyboard:
-    """A ``HumanInput``: the keys of a terminal, see ``HELP``.
+    """A ``Teleoperator``: the keys of a terminal, see ``HELP``.
 
-    Axes are those of the actions: translations and rotation vector in the frame of the arm's base. What is commanded is a
+    Axes are those of the actions: translations and rotation vector in the frame of the robot's base. What is commanded is a
     share of the action's range, 0.2 at first; the safety filter stands behind it as behind a policy. A robot whose action is
     something else than a motion (7,) of the tool is stopped, enabled and labeled with the same keys, and not taken over.
 
     Args:
-        arm: The arm.
+        robot: The robot.
         file: File descriptor of the terminal; standard input if None.
         say: Shows the person a line.
         clock_s: Clock of held keys (s).
@@ -150,39 +150,39 @@ class Keyboard:
 
     def __init__(
         self,
-        arm: ArmSpec,
+        robot: RobotSpec,
         *,
         file: int | None = None,
         say: Callable[[str], None] = announce,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._moves = moves_tool(arm)
+        self._moves = moves_tool(robot)
         self._terminal = Terminal(sys.stdin.fileno() if file is None else file)
         self._say, self._clock_s = say, clock_s
-        self._low, self._high = arm.action_bounds
+        self._low, self._high = robot.action_bounds
         self._human, self._gripper, self._speed = False, -1.0, _SPEEDS.index(0.2)
         self._until: dict[int, tuple[float, float]] = {}  # axis: direction, and when it ends
         self._pressed: dict[str, float] = {}
         self._there = True
         say(HELP if self._moves else f"{HELP}\n{NOT_BY_HAND}")
 
-    def poll(self, commanded: FloatArray) -> HumanSignal:
+    def poll(self, commanded: FloatArray) -> TeleopSignal:
         """What was pressed since, and what is held.
 
-        If the terminal has vanished, that is a stop while the person has the arm, and else a hold; it is said once.
+        If the terminal has vanished, that is a stop while the person has the robot, and else a hold; it is said once.
         """
         keys = self._terminal.read()
         vanished = self._terminal.gone and self._there
         if not self._human and not keys and not vanished:
             return HANDS_OFF
-        label, arm, hold = None, False, False
+        label, enable, hold = None, False, False
         stop = any(key in _STOPS for key in keys)  # outdoes whatever else was typed, before or after
         for key in _plain(keys):
             if key in _LABELS:
                 label = _LABELS[key]
                 self._say(f"episode labelled: {label}")
             elif key in "\r\n":
-                arm = True
+                enable = True
             elif not stop:
                 self._press(key, commanded)
         if vanished:
@@ -190,11 +190,13 @@ class Keyboard:
             stop, hold = stop or self._human, True
             self._say(f"the terminal is gone: {'EMERGENCY STOP' if stop else 'hold'}")
         if stop:
-            self._human, arm = False, False
+            self._human, enable = False, False
             self._until.clear()
         if stop and not hold:
-            self._say("EMERGENCY STOP; enter arms the arm again")
-        return HumanSignal(self._action() if self._human else None, label, stop, arm and not hold, hold and not stop)
+            self._say("EMERGENCY STOP; enter enables the robot again")
+        return TeleopSignal(
+            self._action() if self._human else None, label, stop, enable and not hold, hold and not stop
+        )
 
     def close(self) -> None:
         self._terminal.close()
@@ -206,7 +208,7 @@ class Keyboard:
             self._human = not self._human
             self._until.clear()
             self._gripper = 1.0 if commanded[6] > 0 else -1.0  # nothing is dropped by taking over
-            self._say("you have the arm" if self._human else "the policy has the arm")
+            self._say("you have the robot" if self._human else "the policy has the robot")
         elif key == "?":
             self._say(HELP)
         elif key in "+=-_":

@@ -3,7 +3,7 @@
 REQ/REP; msgpack with string keys, ``{endpoint, data}``. Endpoints: ``ping``, ``get_action``, ``reset``,
 ``get_modality_config``; its ``kill``, open to anyone there, does not exist here. An observation is ``state[key]``
 (B, T, D), of which the last time step counts, ``video`` and ``language`` likewise if the policy has them; the answer is
-``action["action"]`` (B, H, A) in the arm's units, and an info map.
+``action["action"]`` (B, H, A) in the robot's units, and an info map.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def last_steps(observation: Mapping[str, Any], policy: OnnxPolicy) -> dict[str, 
     """
     arrays = {}
     groups = [group for group in (observation.get("state"), observation.get("video")) if isinstance(group, dict)]
-    for spec in policy.spec.arm.observations:
+    for spec in policy.spec.robot.observations:
         value = next((group[spec.key] for group in groups if spec.key in group), None)
         if value is None:
             continue  # the policy says what it lacks
@@ -139,9 +139,9 @@ def last_steps(observation: Mapping[str, Any], policy: OnnxPolicy) -> dict[str, 
 
 def modality_config(policy: OnnxPolicy, as_text: bool = False) -> dict[str, Any]:
     """What GR00T's clients ask for first: names and time steps of what goes in and out, as maps or as JSON text."""
-    arm = policy.spec.arm
-    images = [a.key for a in arm.observations if len(a.shape) == 3]
-    states = [a.key for a in arm.observations if a.key not in images]
+    robot = policy.spec.robot
+    images = [a.key for a in robot.observations if len(a.shape) == 3]
+    states = [a.key for a in robot.observations if a.key not in images]
     groups = {"state": ([0], states), "action": (list(range(policy.spec.chunk_length)), ["action"])}
     if images:
         groups["video"] = ([0], images)

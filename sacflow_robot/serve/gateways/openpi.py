@@ -139,7 +139,7 @@ class OpenpiGateway:
         if not isinstance(observation, dict):
             raise WireError("an observation is one msgpack map")
         arrays = {}
-        for array in policy.spec.arm.observations:
+        for array in policy.spec.robot.observations:
             value = observation.get(array.key, observation.get(_PREFIX + array.key))
             if value is not None:
                 arrays[array.key] = as_numbers(value)[None]

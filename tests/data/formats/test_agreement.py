@@ -11,16 +11,16 @@ from sacflow_robot.data.formats.agreement import (
     Controller,
     action_scale,
     check_agreement,
-    check_arm,
     check_log_times,
+    check_robot,
     check_times,
-    claims_of_arm,
+    claims_of_robot,
     controller_of,
     disagreements,
 )
 from sacflow_robot.data.formats.env_args import claims_of_env
 from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 OSC = {"type": "OSC_POSE", "output_max": [0.05] * 3 + [0.5] * 3, "output_min": [-0.05] * 3 + [-0.5] * 3}
 
@@ -39,13 +39,13 @@ def composite(**changes: object) -> dict[str, object]:
         {"robots": ["Panda"], "controller_configs": composite(input_ref_frame="world")},
         {
             "robots": ["Panda"],
-            "controller_configs": {"body_parts": {"arms": {"right": {**OSC, "input_type": "delta"}}}},
+            "controller_configs": {"body_parts": {"envs": {"right": {**OSC, "input_type": "delta"}}}},
         },
         {"robots": ["Panda"], "controller_configs": "OSC_POSE"},
     ],
 )
-def test_what_fits_needs_no_option(arm: ArmSpec, kwargs: dict[str, object]) -> None:
-    check_agreement("a.hdf5", claims_of_env(kwargs), arm, AgreementOptions())
+def test_what_fits_needs_no_option(robot: RobotSpec, kwargs: dict[str, object]) -> None:
+    check_agreement("a.hdf5", claims_of_env(kwargs), robot, AgreementOptions())
 
 
 @pytest.mark.parametrize(
@@ -82,52 +82,52 @@ def test_what_fits_needs_no_option(arm: ArmSpec, kwargs: dict[str, object]) -> N
     ],
 )
 def test_each_difference_is_named_with_its_way_out(
-    arm: ArmSpec, kwargs: dict[str, object], message: str, way_out: dict[str, object] | None
+    robot: RobotSpec, kwargs: dict[str, object], message: str, way_out: dict[str, object] | None
 ) -> None:
     claims = claims_of_env(kwargs)
-    (found,) = disagreements(claims, arm, AgreementOptions())
+    (found,) = disagreements(claims, robot, AgreementOptions())
     assert message in found
     others = AgreementOptions(resample=True, controller_map=True)
-    assert disagreements(claims, arm, AgreementOptions(**way_out) if way_out else others) == (
+    assert disagreements(claims, robot, AgreementOptions(**way_out) if way_out else others) == (
         [] if way_out else [found]
     )
 
 
-def test_all_differences_are_named_at_once(arm: ArmSpec) -> None:
+def test_all_differences_are_named_at_once(robot: RobotSpec) -> None:
     claims = Claims("Sawyer", 10, Controller("JOINT_POSITION", False))
     with pytest.raises(SpecMismatchError) as refusal:
-        check_agreement("a.hdf5", claims, arm, AgreementOptions())
+        check_agreement("a.hdf5", claims, robot, AgreementOptions())
     message = str(refusal.value)
     assert "\n" not in message and message.startswith("a.hdf5 does not agree with task 'lift'")
     assert all(word in message for word in ("Sawyer", "10 Hz", "JOINT_POSITION", "--as-robot Panda", "--resample"))
-    assert "--as-robot says UR5e" in disagreements(claims, arm, AgreementOptions(as_robot="UR5e"))[0]
+    assert "--as-robot says UR5e" in disagreements(claims, robot, AgreementOptions(as_robot="UR5e"))[0]
 
 
 @pytest.mark.parametrize("robot", ["panda", "franka", "Franka Emika Panda", "unknown", None])
-def test_one_robot_has_many_names(arm: ArmSpec, robot: str | None) -> None:
-    assert disagreements(Claims(robot=robot), arm, AgreementOptions()) == []
+def test_one_robot_has_many_names(spec: RobotSpec, robot: str | None) -> None:
+    assert disagreements(Claims(robot=robot), spec, AgreementOptions()) == []
 
 
-def test_a_robots_own_specification(arm: ArmSpec) -> None:
-    assert action_scale(arm) == (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)
-    joints = replace(arm, controller="joint position", action_units=("rad", *arm.action_units[1:]))
+def test_a_robots_own_specification(robot: RobotSpec) -> None:
+    assert action_scale(robot) == (0.05, 0.05, 0.05, 0.5, 0.5, 0.5)
+    joints = replace(robot, controller="joint position", action_units=("rad", *robot.action_units[1:]))
     assert controller_of(joints) == Controller("joint position") and action_scale(joints) is None
-    for mine in (arm, joints):
-        check_arm("a.zarr", mine, mine, AgreementOptions())
-        assert disagreements(claims_of_arm(mine), mine, AgreementOptions()) == []
-    ten = replace(arm, control_rate_hz=10.0)
-    assert check_arm("a.zarr", ten, arm, AgreementOptions(resample=True)).rate_hz == 10
+    for mine in (robot, joints):
+        check_robot("a.zarr", mine, mine, AgreementOptions())
+        assert disagreements(claims_of_robot(mine), mine, AgreementOptions()) == []
+    ten = replace(robot, control_rate_hz=10.0)
+    assert check_robot("a.zarr", ten, robot, AgreementOptions(resample=True)).rate_hz == 10
     with pytest.raises(SpecMismatchError, match=r"10 Hz, the task expects 20 Hz .*task: lift, can"):
-        check_arm("a.zarr", replace(ten, task="can"), arm, AgreementOptions())
+        check_robot("a.zarr", replace(ten, task="can"), robot, AgreementOptions())
 
 
-def test_options_that_contradict_each_other(arm: ArmSpec) -> None:
+def test_options_that_contradict_each_other(robot: RobotSpec) -> None:
     for options, message in (
         (AgreementOptions(reward="dense"), "give --success-above X too"),
         (AgreementOptions(success_above=0.9), "goes with --reward dense"),
     ):
         with pytest.raises(UsageError, match=message):
-            check_agreement("a.hdf5", Claims(), arm, options)
+            check_agreement("a.hdf5", Claims(), robot, options)
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,14 @@ from hypothesis.extra import numpy as hnp
 from sacflow_robot.data.formats import lerobot_writer
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, end_at_success
-from sacflow_robot.data.formats.sources import load_episodes, read_demos, recorded_arm
+from sacflow_robot.data.formats.sources import load_episodes, read_demos, recorded_robot
 from sacflow_robot.data.log.reader import write_log
 from sacflow_robot.episode import STEP_TIMES, Episode
 from sacflow_robot.errors import DataError, LogWriteError, SpecMismatchError, UsageError
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
 SUFFIXES = (".zarr", ".hdf5", ".lerobot")
-ARM = ArmSpec(
+ROBOT = RobotSpec(
     robot="UR5e",
     task="peg",
     controller="joint positions",
@@ -57,7 +57,7 @@ def episodes(draw: st.DrawFn, *, states: int, timed: bool) -> Episode:
     end = np.arange(steps) == steps - 1
     terminated = end & draw(st.booleans())
     return Episode(
-        observations={a.key: rows(steps + 1, *a.shape, **FLOAT32) for a in ARM.observations},
+        observations={a.key: rows(steps + 1, *a.shape, **FLOAT32) for a in ROBOT.observations},
         commanded=rows(steps, 1, **FLOAT32),
         proposed=rows(steps, 1, dtype=np.float32, elements=st.floats(width=32)),
         measured=np.full((steps, 1), np.nan, np.float32) if draw(st.booleans()) else rows(steps, 1, **FLOAT32),
@@ -81,11 +81,11 @@ def demo_sets(draw: st.DrawFn) -> DemoSet:
     found = draw(st.lists(episodes(states=draw(st.integers(0, 3)), timed=draw(st.booleans())), min_size=1, max_size=3))
     env_args = draw(st.none() | st.just({"env_name": "Peg", "env_kwargs": {"control_freq": 12.5}}))
     masks = draw(st.sampled_from([{}, {"train": [0], "valid": []}]))
-    return DemoSet(ARM, found, env_args, draw(st.sampled_from([{}, {"lang": "put it in", "size": 0.04}])), masks)
+    return DemoSet(ROBOT, found, env_args, draw(st.sampled_from([{}, {"lang": "put it in", "size": 0.04}])), masks)
 
 
 def assert_same(found: DemoSet, expected: DemoSet) -> None:
-    assert found.arm == expected.arm and found.about() == expected.about() and not str(found.losses)
+    assert found.robot == expected.robot and found.about() == expected.about() and not str(found.losses)
     assert len(found.episodes) == len(expected.episodes)
     for mine, theirs in zip(found.episodes, expected.episodes, strict=True):
         assert dict(mine.info) == dict(theirs.info)
@@ -110,21 +110,21 @@ def assert_same_bits(found: Any, expected: Any, name: str) -> None:
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(route=st.permutations(SUFFIXES), demos=demo_sets())
 def test_every_format_gives_back_every_column_bit_for_bit(route: list[str], demos: DemoSet) -> None:
-    options = DemoOptions(ARM, "Peg")
+    options = DemoOptions(ROBOT, "Peg")
     with tempfile.TemporaryDirectory() as folder:
         found = demos
         for i, suffix in enumerate((*route, route[0])):
             path = Path(folder) / f"{i}{suffix}"
             write_demos(path, found)
-            assert recorded_arm(path)[0] == ARM
+            assert recorded_robot(path)[0] == ROBOT
             found = read_demos(path, options)
             assert_same(found, demos)
         assert not [path for path in Path(folder).iterdir() if "partial" in path.name]
 
 
-def test_model_files_live_in_hdf5_alone(make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path) -> None:
-    options = DemoOptions(arm, "Lift")
-    demos = DemoSet(arm, [make_episode(3), make_episode(2)], model_files=["<mujoco/>", None])
+def test_model_files_live_in_hdf5_alone(make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path) -> None:
+    options = DemoOptions(robot, "Lift")
+    demos = DemoSet(robot, [make_episode(3), make_episode(2)], model_files=["<mujoco/>", None])
     write_demos(tmp_path / "a.hdf5", demos)
     assert read_demos(tmp_path / "a.hdf5", options).model_files == ["<mujoco/>", None]
     for name in ("a.zarr", "a.lerobot"):
@@ -133,30 +133,30 @@ def test_model_files_live_in_hdf5_alone(make_episode: Callable[..., Episode], ar
 
 
 def test_a_column_that_some_episodes_lack_is_named(
-    make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path
+    make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path
 ) -> None:
     mixed = [make_episode(3), make_episode(3, states=False)]
-    options = DemoOptions(arm, "Lift")
+    options = DemoOptions(robot, "Lift")
     for name, said in (("a.zarr", "states (not every episode has them)"), ("a.lerobot", "sim_state (not every")):
-        assert said in str(write_demos(tmp_path / name, DemoSet(arm, mixed)).losses)
+        assert said in str(write_demos(tmp_path / name, DemoSet(robot, mixed)).losses)
         assert all(e.states is None for e in read_demos(tmp_path / name, options).episodes)
-    assert not str(write_demos(tmp_path / "a.hdf5", DemoSet(arm, mixed)).losses)
+    assert not str(write_demos(tmp_path / "a.hdf5", DemoSet(robot, mixed)).losses)
     assert [e.states is None for e in read_demos(tmp_path / "a.hdf5", options).episodes] == [False, True]
 
 
 def test_columns_that_others_keep_in_a_log_are_named(
-    make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path
+    make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path
 ) -> None:
-    write_log(tmp_path / "a.zarr", arm, [make_episode(3)])
+    write_log(tmp_path / "a.zarr", robot, [make_episode(3)])
     zarr.open_group(tmp_path / "a.zarr", mode="r+").create_array("data/stage", data=np.arange(1, 4))
-    assert str(read_demos(tmp_path / "a.zarr", DemoOptions(arm, "Lift")).losses) == "left out: data/stage"
+    assert str(read_demos(tmp_path / "a.zarr", DemoOptions(robot, "Lift")).losses) == "left out: data/stage"
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_what_exists_is_never_written_over(
-    make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path, suffix: str
+    make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path, suffix: str
 ) -> None:
-    path, demos = tmp_path / f"a{suffix}", DemoSet(arm, [make_episode(3)])
+    path, demos = tmp_path / f"a{suffix}", DemoSet(robot, [make_episode(3)])
     path.write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
         write_demos(path, demos)
@@ -170,7 +170,7 @@ def test_what_exists_is_never_written_over(
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_conversion_that_fails_leaves_nothing(
     make_episode: Callable[..., Episode],
-    arm: ArmSpec,
+    robot: RobotSpec,
     tmp_path: Path,
     suffix: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -187,26 +187,26 @@ def test_a_conversion_that_fails_leaves_nothing(
     }
     monkeypatch.setattr(*targets[suffix])
     with pytest.raises(LogWriteError, match=r"No space left.*nothing is left of it") as refusal:
-        write_demos(tmp_path / f"a{suffix}", DemoSet(arm, [make_episode(3)]))
+        write_demos(tmp_path / f"a{suffix}", DemoSet(robot, [make_episode(3)]))
     assert str(tmp_path / f"a{suffix}") in str(refusal.value) and "partial" not in str(refusal.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_names_that_say_no_format(make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path) -> None:
-    demos = DemoSet(arm, [make_episode(3)])
+def test_names_that_say_no_format(make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path) -> None:
+    demos = DemoSet(robot, [make_episode(3)])
     with pytest.raises(UsageError, match=r"end its name in \.zarr, \.hdf5, \.h5, \.lerobot, or give --to"):
         write_demos(tmp_path / "demos", demos)
     write_demos(tmp_path / "demos", demos, "lerobot")
-    assert load_episodes(tmp_path / "demos", DemoOptions(arm, "Lift"))[0].commanded.shape == (3, 7)
+    assert load_episodes(tmp_path / "demos", DemoOptions(robot, "Lift"))[0].commanded.shape == (3, 7)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_another_arm_is_refused(
-    make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path, suffix: str
+    make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path, suffix: str
 ) -> None:
-    write_demos(tmp_path / f"a{suffix}", DemoSet(replace(arm, robot="UR5e"), [make_episode(3)]))
+    write_demos(tmp_path / f"a{suffix}", DemoSet(replace(robot, robot="UR5e"), [make_episode(3)]))
     with pytest.raises(SpecMismatchError, match="UR5e"):
-        read_demos(tmp_path / f"a{suffix}", DemoOptions(arm, "Lift"))
+        read_demos(tmp_path / f"a{suffix}", DemoOptions(robot, "Lift"))
 
 
 def test_learning_ends_an_episode_at_its_first_success(make_episode: Callable[..., Episode]) -> None:
@@ -222,8 +222,8 @@ def test_learning_ends_an_episode_at_its_first_success(make_episode: Callable[..
     assert end_at_success(whole) is whole
 
 
-def test_raw_robosuite_becomes_every_format(human_demos: Path, env: Any, arm: ArmSpec, tmp_path: Path) -> None:
-    raw = DemoOptions(arm, "Lift", env.observe_state, trim_idle=False)
+def test_raw_robosuite_becomes_every_format(human_demos: Path, env: Any, robot: RobotSpec, tmp_path: Path) -> None:
+    raw = DemoOptions(robot, "Lift", env.observe_state, trim_idle=False)
     demos = read_demos(human_demos, raw)
     with h5py.File(human_demos) as file:
         for episode, name in zip(demos.episodes, ("demo_1", "demo_2", "demo_3"), strict=True):
@@ -235,20 +235,20 @@ def test_raw_robosuite_becomes_every_format(human_demos: Path, env: Any, arm: Ar
     for suffix in SUFFIXES:
         path = tmp_path / f"human{suffix}"
         write_demos(path, demos)
-        for found, expected in zip(load_episodes(path, DemoOptions(arm, "Lift")), learned, strict=True):
+        for found, expected in zip(load_episodes(path, DemoOptions(robot, "Lift")), learned, strict=True):
             assert np.array_equal(found.commanded, expected.commanded) and np.array_equal(found.states, expected.states)  # type: ignore[arg-type]
-        assert read_demos(path, DemoOptions(arm, "Lift")).attributes["repository_version"] == "1.4.0"
+        assert read_demos(path, DemoOptions(robot, "Lift")).attributes["repository_version"] == "1.4.0"
 
 
-def test_big_sets_take_several_files(make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path) -> None:
-    demos = DemoSet(arm, [make_episode(4, seed=i) for i in range(7)])
+def test_big_sets_take_several_files(make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path) -> None:
+    demos = DemoSet(robot, [make_episode(4, seed=i) for i in range(7)])
     lerobot_writer.write_lerobot(tmp_path / "a.lerobot", demos, chunks_size=2, data_file_mb=0.004)
     files = sorted(str(p.relative_to(tmp_path / "a.lerobot" / "data")) for p in tmp_path.rglob("data/*/*.parquet"))
     assert files[:3] == ["chunk-000/file-000.parquet", "chunk-000/file-001.parquet", "chunk-001/file-000.parquet"]
-    assert_same(read_demos(tmp_path / "a.lerobot", DemoOptions(arm, "Lift")), demos)
+    assert_same(read_demos(tmp_path / "a.lerobot", DemoOptions(robot, "Lift")), demos)
 
 
-def test_an_empty_source_is_refused(arm: ArmSpec, tmp_path: Path) -> None:
-    write_log(tmp_path / "a.zarr", arm, [])
+def test_an_empty_source_is_refused(robot: RobotSpec, tmp_path: Path) -> None:
+    write_log(tmp_path / "a.zarr", robot, [])
     with pytest.raises(DataError, match="holds no episodes"):
-        read_demos(tmp_path / "a.zarr", DemoOptions(arm, "Lift"))
+        read_demos(tmp_path / "a.zarr", DemoOptions(robot, "Lift"))

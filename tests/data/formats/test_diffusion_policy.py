@@ -20,7 +20,7 @@ from sacflow_robot.data.formats.sources import demo_spec, kind_of, read_demos, s
 from sacflow_robot.data.log.reader import write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 ENDS = (5, 12)
 TOTAL = ENDS[-1]
@@ -67,8 +67,8 @@ def store(path: Path, arrays: Mapping[str, Any], ends: Any = ENDS, **group: Any)
 
 def read(path: Path, rate: float | None = None) -> DemoSet:
     """Everything, of the robot that the store itself is of."""
-    arm = demo_spec(path, rate)
-    return read_demos(path, DemoOptions(arm, "", agreement=AgreementOptions(rate=rate)))
+    robot = demo_spec(path, rate)
+    return read_demos(path, DemoOptions(robot, "", agreement=AgreementOptions(rate=rate)))
 
 
 def test_a_real_robots_store(tmp_path: Path) -> None:
@@ -76,14 +76,14 @@ def test_a_real_robots_store(tmp_path: Path) -> None:
     path = store(tmp_path / "replay_buffer.zarr", arrays)
     assert kind_of(path) == "diffusion_policy" and says_rate(path)
     demos = read(path)
-    arm = demos.arm
-    assert (arm.robot, arm.controller, arm.control_rate_hz, arm.action_units[0]) == (
+    robot = demos.robot
+    assert (robot.robot, robot.controller, robot.control_rate_hz, robot.action_units[0]) == (
         "unknown",
         "unknown",
         10,
         "unknown",
     )
-    assert [(a.key, a.shape, a.unit) for a in arm.observations] == [
+    assert [(a.key, a.shape, a.unit) for a in robot.observations] == [
         ("robot_eef_pose", (6,), "unknown"),
         ("robot_joint", (6,), "unknown"),
     ]
@@ -109,11 +109,11 @@ def test_umis_zip_is_read_where_it_is(robots: int, tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before
     parts = [f"robot{i}_{part}" for i in range(robots) for part in ("eef_pos", "eef_rot_axis_angle", "gripper_width")]
     poses = np.concatenate([arrays[part] for part in parts], axis=1)
-    arm = demos.arm
-    assert (arm.robot, arm.controller, arm.control_rate_hz) == ("UMI", "EEF_POSE absolute", 59.94)
-    assert {a.key: a.unit for a in arm.observations} == dict(zip(parts, ["m", "rad", "m"] * robots, strict=True))
-    assert arm.action_names[:3] == ("robot0_eef_pos_0", "robot0_eef_pos_1", "robot0_eef_pos_2")
-    assert arm.action_units == (("m",) * 3 + ("rad",) * 3 + ("m",)) * robots
+    robot = demos.robot
+    assert (robot.robot, robot.controller, robot.control_rate_hz) == ("UMI", "EEF_POSE absolute", 59.94)
+    assert {a.key: a.unit for a in robot.observations} == dict(zip(parts, ["m", "rad", "m"] * robots, strict=True))
+    assert robot.action_names[:3] == ("robot0_eef_pos_0", "robot0_eef_pos_1", "robot0_eef_pos_2")
+    assert robot.action_units == (("m",) * 3 + ("rad",) * 3 + ("m",)) * robots
     for episode, rows in zip(demos.episodes, (slice(0, 5), slice(5, 12)), strict=True):
         assert np.array_equal(episode.commanded, poses[rows][1:])
         assert np.array_equal(episode.observations["robot0_gripper_width"], arrays["robot0_gripper_width"][rows])
@@ -167,24 +167,26 @@ def test_pusht(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not say at which rate it was recorded; give --rate HZ"):
         demo_spec(path)
     found = read(path, rate=10)
-    shapes = {a.key: a.shape for a in found.arm.observations}
+    shapes = {a.key: a.shape for a in found.robot.observations}
     assert shapes == {"keypoint": (9, 2), "n_contacts": (1,), "observation.state": (5,)}
     first = write_demos(tmp_path / "a.zarr", found)
     for name in ("b.lerobot", "c.zarr", "d.hdf5", "e.zarr"):
         write_demos(tmp_path / name, found)
         found = read(tmp_path / name)
-        assert found.arm == first.arm
+        assert found.robot == first.robot
         for one, other, rows in zip(first.episodes, found.episodes, (slice(0, 5), slice(5, 12)), strict=True):
             assert np.array_equal(other.commanded, arrays["action"][rows])
             assert np.array_equal(other.observations["observation.state"][:-1], arrays["state"][rows])
             assert np.array_equal(one.observations["keypoint"], other.observations["keypoint"])
 
 
-def test_an_episode_log_is_no_foreign_store(make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path) -> None:
+def test_an_episode_log_is_no_foreign_store(
+    make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path
+) -> None:
     """diffusion_policy reads our logs too; they stay logs."""
-    write_log(tmp_path / "a.zarr", arm, [make_episode(3)])
+    write_log(tmp_path / "a.zarr", robot, [make_episode(3)])
     assert kind_of(tmp_path / "a.zarr") == "zarr"
-    assert demo_spec(tmp_path / "a.zarr") == arm
+    assert demo_spec(tmp_path / "a.zarr") == robot
 
 
 def test_times_beside_the_grid_are_kept(tmp_path: Path) -> None:
@@ -197,9 +199,9 @@ def test_times_beside_the_grid_are_kept(tmp_path: Path) -> None:
 
 def test_another_rate_than_the_tasks(tmp_path: Path) -> None:
     path = store(tmp_path / "a.zarr", real_arrays(rate_hz=15))
-    arm = demo_spec(store(tmp_path / "b.zarr", real_arrays(rate_hz=10)))
+    robot = demo_spec(store(tmp_path / "b.zarr", real_arrays(rate_hz=10)))
     with pytest.raises(SpecMismatchError, match=r"15 Hz, the task expects 10 Hz .*--resample"):
-        read_demos(path, DemoOptions(arm, ""))
+        read_demos(path, DemoOptions(robot, ""))
 
 
 def test_rewards(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Genuine-looking robomimic files of the simulated arm, each wrong in one way, and what is said of it."""
+"""Genuine-looking robomimic files of the simulated robot, each wrong in one way, and what is said of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sacflow_robot.data.formats.sources import load_demos, read_demos
 from sacflow_robot.envs.robomimic_metadata import env_args
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.errors import DataError, SpecMismatchError, UnknownNameError, UsageError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 Arrays = dict[str, Any]
 OSC = {
@@ -76,9 +76,9 @@ def write(demonstration: Arrays, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def options(arm: ArmSpec, env: RobosuiteEnv) -> Callable[..., DemoOptions]:
+def options(robot: RobotSpec, env: RobosuiteEnv) -> Callable[..., DemoOptions]:
     def make(**agreement: Any) -> DemoOptions:
-        return DemoOptions(arm, "Lift", env.observe_state, agreement=AgreementOptions(**agreement))
+        return DemoOptions(robot, "Lift", env.observe_state, agreement=AgreementOptions(**agreement))
 
     return make
 
@@ -188,7 +188,7 @@ def test_rewards_of_every_kind_end_an_episode_at_its_success(write: Write, optio
         assert [len(e) for e in demos.episodes] == [21, 21] and all(e.success for e in demos.episodes), said
         assert said in str(demos.losses) and demos.episodes[0].rewards.sum() == 1
     with pytest.raises(DataError, match="--success-above"):
-        read_demos(write(dense), DemoOptions(options().arm, "Lift"))
+        read_demos(write(dense), DemoOptions(options().robot, "Lift"))
     stated = options(reward="dense", success_above=0.5)
     assert len(load_demos(write(dense), stated).episodes[0]) == int(np.argmax(np.linspace(0.1, 0.9, STEPS) > 0.5)) + 1
 

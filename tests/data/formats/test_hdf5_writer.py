@@ -15,7 +15,7 @@ from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoSet
 from sacflow_robot.envs.robomimic_metadata import env_args
 from sacflow_robot.episode import Episode
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 
 @pytest.fixture
@@ -24,10 +24,10 @@ def episodes(make_episode: Callable[..., Episode]) -> list[Episode]:
 
 
 @pytest.fixture
-def file(episodes: list[Episode], arm: ArmSpec, tmp_path: Path) -> Path:
+def file(episodes: list[Episode], robot: RobotSpec, tmp_path: Path) -> Path:
     path = tmp_path / "demos.hdf5"
     models = ["<mujoco/>"] * 3
-    write_demos(path, DemoSet(arm, episodes, env_args("lift"), masks={"train": [0, 2]}, model_files=models))
+    write_demos(path, DemoSet(robot, episodes, env_args("lift"), masks={"train": [0, 2]}, model_files=models))
     return path
 
 
@@ -52,14 +52,16 @@ def test_layout(file: Path, episodes: list[Episode]) -> None:
 
 
 @pytest.mark.parametrize("cache", ["all", None])
-def test_robomimics_own_dataset_reads_it(file: Path, episodes: list[Episode], arm: ArmSpec, cache: str | None) -> None:
+def test_robomimics_own_dataset_reads_it(
+    file: Path, episodes: list[Episode], robot: RobotSpec, cache: str | None
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("robomimic", reason="robomimic is not installed; see requirements-robomimic.txt")
         from robomimic.utils import obs_utils
         from robomimic.utils.dataset import SequenceDataset
 
-    keys = [a.key for a in arm.observations]
+    keys = [a.key for a in robot.observations]
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys, "rgb": [], "depth": [], "scan": []}})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)

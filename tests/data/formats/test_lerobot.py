@@ -18,7 +18,7 @@ from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
 from sacflow_robot.data.formats.sources import kind_of, load_episodes, read_demos
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 BOOKKEEPING = {
     "timestamp": "float32",
@@ -30,8 +30,8 @@ BOOKKEEPING = {
 
 
 @pytest.fixture
-def options(arm: ArmSpec) -> DemoOptions:
-    return DemoOptions(arm, "Lift")
+def options(robot: RobotSpec) -> DemoOptions:
+    return DemoOptions(robot, "Lift")
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def episodes(make_episode: Callable[..., Episode]) -> list[Episode]:
 
 
 @pytest.fixture
-def dataset(episodes: list[Episode], arm: ArmSpec, tmp_path: Path) -> Path:
+def dataset(episodes: list[Episode], robot: RobotSpec, tmp_path: Path) -> Path:
     path = tmp_path / "demos.lerobot"
-    write_demos(path, DemoSet(arm, episodes))
+    write_demos(path, DemoSet(robot, episodes))
     return path
 
 
@@ -72,7 +72,7 @@ def test_files(dataset: Path) -> None:
     assert kind_of(dataset) == "lerobot"
 
 
-def test_info(dataset: Path, arm: ArmSpec) -> None:
+def test_info(dataset: Path, robot: RobotSpec) -> None:
     info = read_json(dataset / "meta" / "info.json")
     features = info.pop("features")
     assert info == {
@@ -92,7 +92,7 @@ def test_info(dataset: Path, arm: ArmSpec) -> None:
     assert type(info["fps"]) is int
     for key, dtype in BOOKKEEPING.items():
         assert features[key] == {"dtype": dtype, "shape": [1], "names": None}
-    assert features["action"] == {"dtype": "float32", "shape": [7], "names": list(arm.action_names)}
+    assert features["action"] == {"dtype": "float32", "shape": [7], "names": list(robot.action_names)}
     state, environment = features["observation.state"], features["observation.environment_state"]
     assert (state["dtype"], state["shape"], state["names"][:4]) == (
         "float32",
@@ -173,7 +173,7 @@ def test_stats(dataset: Path, episodes: list[Episode]) -> None:
         assert np.allclose(stats["action"][name], values, atol=1e-12), name
     assert stats["action"]["count"] == [12] and stats["timestamp"]["max"] == [np.float32(0.2)]
     assert stats["next.done"]["min"] == [False]
-    assert "measured" not in stats, "an arm that cannot always tell has no statistics of what it did"
+    assert "measured" not in stats, "a robot that cannot always tell has no statistics of what it did"
 
 
 def foreign(path: Path, columns: dict[str, Any], names: dict[str, Any], lengths: list[int], **info: Any) -> Path:
@@ -204,20 +204,20 @@ def foreign(path: Path, columns: dict[str, Any], names: dict[str, Any], lengths:
     return path
 
 
-def columns_of(arm: ArmSpec, steps: int) -> dict[str, Any]:
+def columns_of(robot: RobotSpec, steps: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     columns = {
-        f"observation.{a.key}": rng.standard_normal((steps, *a.shape)).astype(np.float32) for a in arm.observations
+        f"observation.{a.key}": rng.standard_normal((steps, *a.shape)).astype(np.float32) for a in robot.observations
     }
-    for a in arm.observations:
+    for a in robot.observations:
         for start in a.quaternions:
             part = columns[f"observation.{a.key}"][:, start : start + 4]
             part /= np.linalg.norm(part, axis=1, keepdims=True)
     return {**columns, "action": rng.uniform(-2, 2, (steps, 7)).astype(np.float32)}
 
 
-def test_a_dataset_from_elsewhere(arm: ArmSpec, options: DemoOptions, tmp_path: Path) -> None:
-    columns = columns_of(arm, 9)
+def test_a_dataset_from_elsewhere(robot: RobotSpec, options: DemoOptions, tmp_path: Path) -> None:
+    columns = columns_of(robot, 9)
     columns["next.reward"] = np.array([0, 0, 1, 1, 0, 0, 0, 0, 0], np.float32)
     columns["battery"] = np.arange(9.0)
     path = foreign(tmp_path / "a", columns, {}, [4, 5])
@@ -230,10 +230,12 @@ def test_a_dataset_from_elsewhere(arm: ArmSpec, options: DemoOptions, tmp_path: 
     assert [len(e) for e in load_episodes(path, options)] == [3, 5], "learning ends at the first success"
 
 
-def test_observations_are_found_by_the_names_of_dimensions(arm: ArmSpec, options: DemoOptions, tmp_path: Path) -> None:
+def test_observations_are_found_by_the_names_of_dimensions(
+    robot: RobotSpec, options: DemoOptions, tmp_path: Path
+) -> None:
     """Joined in another order, with names grouped as some datasets have them."""
-    columns = columns_of(arm, 3)
-    specs = arm.observations[::-1]
+    columns = columns_of(robot, 3)
+    specs = robot.observations[::-1]
     joined = np.concatenate([columns.pop(f"observation.{a.key}") for a in specs], axis=1)
     names = {"observation.state": {a.key: [f"{a.key}_{i}" for i in range(a.size)] for a in specs}}
     path = foreign(tmp_path / "a", {**columns, "observation.state": joined}, names, [3])
@@ -260,9 +262,9 @@ def test_observations_are_found_by_the_names_of_dimensions(arm: ArmSpec, options
     ],
 )
 def test_datasets_that_do_not_fit(
-    arm: ArmSpec, options: DemoOptions, tmp_path: Path, changes: dict[str, Any], info: dict[str, Any], message: str
+    robot: RobotSpec, options: DemoOptions, tmp_path: Path, changes: dict[str, Any], info: dict[str, Any], message: str
 ) -> None:
-    columns = {k: v for k, v in {**columns_of(arm, 3), **changes}.items() if v is not None}
+    columns = {k: v for k, v in {**columns_of(robot, 3), **changes}.items() if v is not None}
     path = foreign(tmp_path / "a", columns, {}, [3], **info)
     with pytest.raises(DataError, match=message) as caught:
         read_demos(path, options)

@@ -19,7 +19,7 @@ from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
 from sacflow_robot.data.formats.sources import demo_spec, kind_of, read_demos
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 from tests.data.formats.lerobot_data import JOINTS, Recorded, edit_frames, edit_info, write_frames
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -48,10 +48,12 @@ def data_file(path: Path, episode: int = 0) -> Path:
 def test_any_robots_dataset(version: str, tmp_path: Path) -> None:
     recorded = Recorded(version, lengths=(5, 3, 4), tasks=("Pick up the cube", "Stack the cubes"))
     demos, frames = read(recorded.write(tmp_path / "a")), recorded.frames()
-    arm, ends = demos.arm, [0, 5, 8, 12]
-    assert (arm.robot, arm.task, arm.controller) == ("so101_follower", "2 tasks", "unknown")
-    assert arm.control_rate_hz == 30 and arm.action_names == tuple(JOINTS) and arm.action_units == ("unknown",) * 6
-    assert [(a.key, a.shape, a.unit) for a in arm.observations] == [("observation.state", (6,), "unknown")]
+    robot, ends = demos.robot, [0, 5, 8, 12]
+    assert (robot.robot, robot.task, robot.controller) == ("so101_follower", "2 tasks", "unknown")
+    assert (
+        robot.control_rate_hz == 30 and robot.action_names == tuple(JOINTS) and robot.action_units == ("unknown",) * 6
+    )
+    assert [(a.key, a.shape, a.unit) for a in robot.observations] == [("observation.state", (6,), "unknown")]
     for i, episode in enumerate(demos.episodes):
         rows = slice(ends[i], ends[i + 1])
         assert np.array_equal(episode.commanded, frames["action"][rows]), "bit for bit, nothing clipped"
@@ -68,9 +70,13 @@ def test_bounds_are_those_of_the_recorded_actions_with_a_margin(tmp_path: Path) 
     action[:, 1] = np.linspace(-1, 0.3, 8)  # normalized: it ends at -1
     action[:, 2] = [0, 1] * 4  # a gripper, open or closed
     action[:, 3] = 5  # never moved
-    arm = demo_spec(Recorded(columns={"action": action}).write(tmp_path / "a"))
-    assert arm.action_names == ("action_0", "action_1", "action_2", "action_3"), "6 names are not those of 4 dimensions"
-    assert arm.action_low == pytest.approx((-90, -1, 0, 4.75)) and arm.action_high == pytest.approx((130, 1, 1, 5.25))
+    robot = demo_spec(Recorded(columns={"action": action}).write(tmp_path / "a"))
+    assert robot.action_names == ("action_0", "action_1", "action_2", "action_3"), (
+        "6 names are not those of 4 dimensions"
+    )
+    assert robot.action_low == pytest.approx((-90, -1, 0, 4.75)) and robot.action_high == pytest.approx(
+        (130, 1, 1, 5.25)
+    )
 
 
 def test_other_names_and_shapes(tmp_path: Path) -> None:
@@ -86,8 +92,8 @@ def test_other_names_and_shapes(tmp_path: Path) -> None:
     frames = recorded.frames()
     recorded.frames = lambda: {k: v for k, v in frames.items() if k not in ("action", "observation.state")}  # type: ignore[method-assign]
     demos = read(recorded.write(tmp_path / "a"))
-    assert demos.arm.robot == "unknown" and demos.arm.action_names == ("x", "y")
-    shapes = {a.key: a.shape for a in demos.arm.observations}
+    assert demos.robot.robot == "unknown" and demos.robot.action_names == ("x", "y")
+    shapes = {a.key: a.shape for a in demos.robot.observations}
     assert shapes == {"observation.state": (3,), "marker": (2, 2), "gripper": (1,)}, "a log has a column 'state'"
     assert np.array_equal(demos.episodes[1].observations["marker"][:-1], columns["marker"][5:])
     assert np.array_equal(demos.episodes[0].observations["gripper"][:5, 0], np.arange(5))
@@ -110,7 +116,7 @@ def test_round_trip_bit_for_bit(version: str, tmp_path: Path) -> None:
     for name in ("c.lerobot", "d.zarr", "e.hdf5", "f.lerobot"):
         write_demos(tmp_path / name, found)
         found = read(tmp_path / name)
-        assert found.arm == first.arm
+        assert found.robot == first.robot
         for one, other in zip(first.episodes, found.episodes, strict=True):
             assert_same(one, other)
     info = json.loads((tmp_path / "f.lerobot/meta/info.json").read_text())
@@ -222,10 +228,10 @@ def test_times_beside_the_grid_are_kept(version: str, tmp_path: Path) -> None:
     assert second.info["clock"].startswith("nominal")
 
 
-def observed(arm: ArmSpec) -> dict[str, Any]:
+def observed(robot: RobotSpec) -> dict[str, Any]:
     """Observations of 8 frames: zeros, with orientations that are the identity."""
-    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in arm.observations}
-    for a in arm.observations:
+    columns: dict[str, Any] = {f"observation.{a.key}": np.zeros((8, *a.shape), np.float32) for a in robot.observations}
+    for a in robot.observations:
         for start in a.quaternions:
             columns[f"observation.{a.key}"][:, start + 3] = 1
     return columns
@@ -233,28 +239,28 @@ def observed(arm: ArmSpec) -> dict[str, Any]:
 
 @pytest.mark.parametrize("fps", [10, 30, 40])
 @pytest.mark.parametrize("version", VERSIONS)
-def test_another_rate_than_the_tasks(version: str, fps: int, arm: ArmSpec, tmp_path: Path) -> None:
-    columns = observed(arm)
+def test_another_rate_than_the_tasks(version: str, fps: int, robot: RobotSpec, tmp_path: Path) -> None:
+    columns = observed(robot)
     recorded = Recorded(
         version, fps=fps, robot_type="panda", columns={**columns, "action": np.zeros((8, 7), np.float32)}
     )
     path = recorded.write(tmp_path / "a")
     with pytest.raises(SpecMismatchError, match=rf"{fps} Hz, the task expects 20 Hz .*--resample"):
-        read_demos(path, DemoOptions(arm, "Lift"))
-    demos = read_demos(path, DemoOptions(arm, "Lift", agreement=AgreementOptions(resample=True)))
+        read_demos(path, DemoOptions(robot, "Lift"))
+    demos = read_demos(path, DemoOptions(robot, "Lift", agreement=AgreementOptions(resample=True)))
     assert [len(e) for e in demos.episodes] == [-(-n * 20 // fps) for n in (5, 3)]
     assert demos.episodes[0].time_ns[1] == 50_000_000 and f"resampled from {fps} to 20 Hz" in str(demos.losses)
 
 
-def test_another_robot_than_the_tasks(arm: ArmSpec, tmp_path: Path) -> None:
-    columns = observed(arm)
+def test_another_robot_than_the_tasks(robot: RobotSpec, tmp_path: Path) -> None:
+    columns = observed(robot)
     path = Recorded(fps=20, columns={**columns, "action": np.zeros((8, 7), np.float32)}).write(tmp_path / "a")
     wrong = Recorded().write(tmp_path / "b")  # other features too, of which the robot is the reason
     with pytest.raises(SpecMismatchError, match=r"robot so101_follower, the task expects Panda .*30 Hz, the task"):
-        read_demos(wrong, DemoOptions(arm, "Lift"))
+        read_demos(wrong, DemoOptions(robot, "Lift"))
     with pytest.raises(SpecMismatchError, match=r"robot so101_follower, the task expects Panda .*--as-robot Panda"):
-        read_demos(path, DemoOptions(arm, "Lift"))
-    options = DemoOptions(arm, "Lift", agreement=AgreementOptions(as_robot="Panda"))
+        read_demos(path, DemoOptions(robot, "Lift"))
+    options = DemoOptions(robot, "Lift", agreement=AgreementOptions(as_robot="Panda"))
     assert len(read_demos(path, options).episodes) == 2
 
 
@@ -340,36 +346,36 @@ def test_a_folder_that_is_no_dataset(tmp_path: Path) -> None:
         kind_of(tmp_path)
 
 
-def test_absolute_poses_are_no_deltas(arm: ArmSpec, tmp_path: Path) -> None:
+def test_absolute_poses_are_no_deltas(robot: RobotSpec, tmp_path: Path) -> None:
     """Actions that are the poses to go to, under the names and in the shape of deltas."""
     rng = np.random.default_rng(0)
-    columns = observed(arm)
+    columns = observed(robot)
     columns["observation.robot0_eef_pos"] = (0.5 + 0.01 * rng.standard_normal((8, 3))).astype(np.float32)
     columns["observation.robot0_eef_quat"] = np.tile(np.float32([1, 0, 0, 0]), (8, 1))
     turn = np.tile(np.float32([np.pi, 0, 0, 1]), (8, 1))
     columns["action"] = np.concatenate([columns["observation.robot0_eef_pos"] + 0.02, turn], axis=1)
     path = Recorded(fps=20, robot_type="panda", columns=columns).write(tmp_path / "a")
     with pytest.raises(SpecMismatchError, match=r"absolute poses, the task expects OSC_POSE delta .*--controller-map"):
-        read_demos(path, DemoOptions(arm, "Lift"))
-    demos = read_demos(path, DemoOptions(arm, "Lift", agreement=AgreementOptions(controller_map=True)))
+        read_demos(path, DemoOptions(robot, "Lift"))
+    demos = read_demos(path, DemoOptions(robot, "Lift", agreement=AgreementOptions(controller_map=True)))
     assert np.abs(demos.episodes[0].commanded[:, :3] - 0.02 / 0.05).max() < 1e-5
 
 
-def test_rewards_that_do_not_say_success(arm: ArmSpec, tmp_path: Path) -> None:
+def test_rewards_that_do_not_say_success(robot: RobotSpec, tmp_path: Path) -> None:
     """Shaped rewards are no successes; the user says what is."""
-    columns = observed(arm)
+    columns = observed(robot)
     columns |= {"action": np.zeros((8, 7), np.float32), "next.reward": np.linspace(0.1, 0.8, 8, dtype=np.float32)}
     path = Recorded(fps=20, robot_type="panda", columns=columns).write(tmp_path / "a")
     with pytest.raises(DataError, match="dense rewards, which do not tell when the task was solved; give --reward"):
-        read_demos(path, DemoOptions(arm, "Lift"))
+        read_demos(path, DemoOptions(robot, "Lift"))
     options = AgreementOptions(reward="dense", success_above=0.65)
-    demos = read_demos(path, DemoOptions(arm, "Lift", agreement=options))
+    demos = read_demos(path, DemoOptions(robot, "Lift", agreement=options))
     assert [e.success for e in demos.episodes] == [False, True]
 
 
-def test_actions_beyond_the_robots_range_are_named(arm: ArmSpec, tmp_path: Path) -> None:
-    columns = observed(arm)
+def test_actions_beyond_the_robots_range_are_named(robot: RobotSpec, tmp_path: Path) -> None:
+    columns = observed(robot)
     columns["action"] = np.float32(np.where(np.arange(8) % 2, 3, 0.5))[:, None].repeat(7, 1)
     path = Recorded(fps=20, robot_type="panda", columns=columns).write(tmp_path / "a")
-    demos = read_demos(path, DemoOptions(arm, "Lift"))
+    demos = read_demos(path, DemoOptions(robot, "Lift"))
     assert "50% of the actions are beyond the robot's range and are clipped" in str(demos.losses)

@@ -10,17 +10,17 @@ from sacflow_robot.data.formats.agreement import AgreementOptions
 from sacflow_robot.data.formats.demonstrations import DemoOptions, Losses, end_at_success, human_episode
 from sacflow_robot.data.formats.outcomes import Outcome, Recorded, judge_outcomes, reward_kind
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 SPARSE = np.array([0.0, 0, 0, 1])
 DENSE = np.array([0.1, 0.2, 0.6, 0.95])
 END = np.array([False, False, False, True])
 
 
-def judge(arm: ArmSpec, *recorded: Recorded, said: str, **options: Any) -> list[Outcome]:
+def judge(robot: RobotSpec, *recorded: Recorded, said: str, **options: Any) -> list[Outcome]:
     """The outcomes; checks that exactly ``said`` was said of them."""
     losses = Losses()
-    reading = DemoOptions(arm, "Lift", agreement=AgreementOptions(**options))
+    reading = DemoOptions(robot, "Lift", agreement=AgreementOptions(**options))
     found = judge_outcomes(recorded, [4] * len(recorded), reading, "a.hdf5", losses)
     assert said in str(losses) and bool(said) == bool(str(losses))
     return found
@@ -46,18 +46,18 @@ def judge(arm: ArmSpec, *recorded: Recorded, said: str, **options: Any) -> list[
     ],
 )
 def test_every_kind_of_reward(
-    arm: ArmSpec, recorded: Recorded, options: dict[str, Any], said: str, solved: list[int]
+    robot: RobotSpec, recorded: Recorded, options: dict[str, Any], said: str, solved: list[int]
 ) -> None:
-    (found,) = judge(arm, recorded, said=said, **options)
+    (found,) = judge(robot, recorded, said=said, **options)
     assert np.flatnonzero(found.solved).tolist() == solved
     assert found.rewards.dtype == np.float32 and np.array_equal(found.rewards > 0, found.solved)
 
 
-def test_what_cannot_be_told_is_refused_with_the_way_out(arm: ArmSpec) -> None:
+def test_what_cannot_be_told_is_refused_with_the_way_out(robot: RobotSpec) -> None:
     with pytest.raises(DataError, match=r"a\.hdf5 has dense rewards.* --reward dense --success-above X"):
-        judge(arm, Recorded(DENSE, dones=END), said="")
+        judge(robot, Recorded(DENSE, dones=END), said="")
     with pytest.raises(DataError, match=r"a\.hdf5 has no rewards"):
-        judge(arm, Recorded(), said="")
+        judge(robot, Recorded(), said="")
 
 
 def test_the_kind_is_that_of_all_episodes_together() -> None:
@@ -70,10 +70,12 @@ def test_the_kind_is_that_of_all_episodes_together() -> None:
     assert reward_kind([0.4 * SPARSE], shaped=True) == "dense"
 
 
-def test_a_task_of_dense_rewards_keeps_them(arm: ArmSpec) -> None:
-    options = DemoOptions(arm, "HalfCheetah-v5", sparse_rewards=False)
+def test_a_task_of_dense_rewards_keeps_them(robot: RobotSpec) -> None:
+    options = DemoOptions(robot, "HalfCheetah-v5", sparse_rewards=False)
     (found,) = judge_outcomes([Recorded(DENSE)], [4], options, "a.hdf5", Losses())
     assert np.array_equal(found.rewards, DENSE) and not found.solved.any()
-    observations = {a.key: np.zeros((5, *a.shape), np.float32) for a in arm.observations}
-    episode = human_episode(observations, np.zeros((4, 7), np.float32), arm, rewards=found.rewards, solved=found.solved)
+    observations = {a.key: np.zeros((5, *a.shape), np.float32) for a in robot.observations}
+    episode = human_episode(
+        observations, np.zeros((4, 7), np.float32), robot, rewards=found.rewards, solved=found.solved
+    )
     assert not episode.success and len(end_at_success(replace(episode))) == 4

@@ -12,7 +12,7 @@ import pytest
 
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions
-from sacflow_robot.data.formats.sources import demo_spec, read_demos, recorded_arm, says_rate
+from sacflow_robot.data.formats.sources import demo_spec, read_demos, recorded_robot, says_rate
 from sacflow_robot.errors import DataError, UsageError
 
 OUTPUT = [0.05] * 3 + [0.5] * 3
@@ -57,18 +57,23 @@ def demonstrations(path: Path, env_kwargs: Any, actions: Any = None, **obs: Any)
 
 def test_a_task_that_is_not_known_here(tmp_path: Path) -> None:
     path = demonstrations(tmp_path / "a.hdf5", kwargs(), gripper=np.arange(4.0))
-    assert recorded_arm(path) == (None, "ToolHang") and says_rate(path)
-    arm = demo_spec(path)
-    assert (arm.robot, arm.task, arm.controller, arm.control_rate_hz) == ("UR5e", "ToolHang", "OSC_POSE delta", 25)
-    assert set(arm.action_low) == {-1} and set(arm.action_high) == {1} and set(arm.action_units) == {"unknown"}
-    units = {a.key: (a.shape, a.unit) for a in arm.observations}
+    assert recorded_robot(path) == (None, "ToolHang") and says_rate(path)
+    robot = demo_spec(path)
+    assert (robot.robot, robot.task, robot.controller, robot.control_rate_hz) == (
+        "UR5e",
+        "ToolHang",
+        "OSC_POSE delta",
+        25,
+    )
+    assert set(robot.action_low) == {-1} and set(robot.action_high) == {1} and set(robot.action_units) == {"unknown"}
+    units = {a.key: (a.shape, a.unit) for a in robot.observations}
     assert units == {
         "gripper": ((1,), "unknown"),
         "object": ((44,), "unknown"),
         "robot0_eef_pos": ((3,), "m"),
         "robot0_eef_quat": ((4,), "unit quaternion xyzw"),
     }
-    demos = read_demos(path, DemoOptions(arm, "ToolHang"))
+    demos = read_demos(path, DemoOptions(robot, "ToolHang"))
     assert [e.success for e in demos.episodes] == [False, True]
     assert "obs/agentview_image" in str(demos.losses)
     with h5py.File(path) as file:
@@ -77,19 +82,19 @@ def test_a_task_that_is_not_known_here(tmp_path: Path) -> None:
             assert np.array_equal(episode.observations["gripper"][:4, 0], np.arange(4))
     write_demos(tmp_path / "b.lerobot", demos)
     again = read_demos(tmp_path / "b.lerobot", DemoOptions(demo_spec(tmp_path / "b.lerobot"), ""))
-    assert again.arm == arm and np.array_equal(again.episodes[1].commanded, demos.episodes[1].commanded)
+    assert again.robot == robot and np.array_equal(again.episodes[1].commanded, demos.episodes[1].commanded)
 
 
 def test_controllers(tmp_path: Path) -> None:
     """A composite one of robosuite 1.5; absolute actions, which go beyond the range of a delta; none at all."""
-    arm = demo_spec(demonstrations(tmp_path / "a.hdf5", kwargs(controller_configs=COMPOSITE)))
-    assert arm.controller == "JOINT_VELOCITY delta" and max(arm.action_high) <= 1.1
+    robot = demo_spec(demonstrations(tmp_path / "a.hdf5", kwargs(controller_configs=COMPOSITE)))
+    assert robot.controller == "JOINT_VELOCITY delta" and max(robot.action_high) <= 1.1
     absolute = {**BASIC, "control_delta": False}
     actions = np.linspace(-3, 3, 28).reshape(4, 7)
-    arm = demo_spec(demonstrations(tmp_path / "b.hdf5", kwargs(controller_configs=absolute), actions))
-    assert arm.controller == "OSC_POSE absolute" and arm.action_low[0] < -3 < 1 < arm.action_high[-1]
-    arm = demo_spec(demonstrations(tmp_path / "c.hdf5", kwargs(controller_configs=None, robots=None), actions))
-    assert (arm.robot, arm.controller) == ("unknown", "unknown")
+    robot = demo_spec(demonstrations(tmp_path / "b.hdf5", kwargs(controller_configs=absolute), actions))
+    assert robot.controller == "OSC_POSE absolute" and robot.action_low[0] < -3 < 1 < robot.action_high[-1]
+    robot = demo_spec(demonstrations(tmp_path / "c.hdf5", kwargs(controller_configs=None, robots=None), actions))
+    assert (robot.robot, robot.controller) == ("unknown", "unknown")
 
 
 def test_without_a_rate(tmp_path: Path) -> None:

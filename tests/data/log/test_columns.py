@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from sacflow_robot.data.log.columns import INFO_BYTES, info_row, parse_info
-from sacflow_robot.envs.robot_parameters import QUANTITIES, ArmModel
+from sacflow_robot.envs.robot_parameters import QUANTITIES, RobotParameters
 from sacflow_robot.errors import DataError
 
 
-def every_quantity() -> ArmModel:
+def every_quantity() -> RobotParameters:
     """A model that holds all there is, each number with as many digits as a draw has."""
     rng = np.random.default_rng(0)
     drawn = {n: tuple(rng.uniform(max(q.low, -1), min(q.high, 9), q.count).tolist()) for n, q in QUANTITIES.items()}
     sensors = {f"sensors.{key}.noise_m": (rng.random() / 1e3,) for key in ("robot0_eef_pos", "object")}
-    return ArmModel({**drawn, **sensors})
+    return RobotParameters({**drawn, **sensors})
 
 
 def test_info_is_kept_exactly_even_a_whole_arm_model() -> None:

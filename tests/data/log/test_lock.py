@@ -16,8 +16,8 @@ from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.data.log.repair import is_being_written
 from sacflow_robot.episode import Episode, Step
 from sacflow_robot.errors import LogWriteError
-from sacflow_robot.spec import ArmSpec
-from tests.data.log.test_recorder import ARM, ONE, Forked, result
+from sacflow_robot.spec import RobotSpec
+from tests.data.log.test_recorder import ONE, ROBOT, Forked, result
 
 NAMES = ["symlink", "relative", "up", "linked folder", "missing symlink"]
 
@@ -46,27 +46,27 @@ def test_a_log_has_one_writer_by_any_name(tmp_path: Path, monkeypatch: pytest.Mo
         other, log = other_name(kind, log, monkeypatch), log
         first, second = other, log
     else:
-        EpisodeLog.writer(log, ARM).close()
+        EpisodeLog.writer(log, ROBOT).close()
         first, second = log, other_name(kind, log, monkeypatch)
-    with StepRecorder(first, ARM, Forked) as recorder:
+    with StepRecorder(first, ROBOT, Forked) as recorder:
         recorder.begin(result(0, 0), 1000, {})
         recorder.append(Step(result(0, 1), ONE, 1001))
         for name in (first, second):
             assert is_being_written(name)
             with pytest.raises(LogWriteError, match="is being written by another process; give another path"):
-                EpisodeLog.writer(name, ARM)
+                EpisodeLog.writer(name, ROBOT)
         EpisodeLog.open(second)  # a reader does not take the living writer for a dead one
         recorder.append(Step(result(0, 2), ONE, 1002))
     assert [len(e) for e in EpisodeLog.open(second).episodes()] == [2]
-    with StepRecorder(second, ARM, Forked), pytest.raises(LogWriteError, match="is being written"):
-        EpisodeLog.writer(first, ARM)
+    with StepRecorder(second, ROBOT, Forked), pytest.raises(LogWriteError, match="is being written"):
+        EpisodeLog.writer(first, ROBOT)
 
 
 def test_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    EpisodeLog.writer(tmp_path / "a.zarr", ARM).close()
+    EpisodeLog.writer(tmp_path / "a.zarr", ROBOT).close()
     monkeypatch.chdir(tmp_path / "a.zarr")
-    with EpisodeLog.writer(Path(), ARM), pytest.raises(LogWriteError, match="is being written"):
-        EpisodeLog.writer(tmp_path / "a.zarr", ARM)
+    with EpisodeLog.writer(Path(), ROBOT), pytest.raises(LogWriteError, match="is being written"):
+        EpisodeLog.writer(tmp_path / "a.zarr", ROBOT)
 
 
 @pytest.mark.parametrize("new", [False, True])
@@ -74,24 +74,26 @@ def test_a_mount_of_the_log_elsewhere(tmp_path: Path, new: bool) -> None:
     log, mounted = tmp_path / "a.zarr", tmp_path / "mounts" / "b.zarr"
     mounted.mkdir(parents=True)
     if not new:
-        EpisodeLog.writer(log, ARM).close()
-    with EpisodeLog.writer(log, ARM):
+        EpisodeLog.writer(log, ROBOT).close()
+    with EpisodeLog.writer(log, ROBOT):
         if os.geteuid() != 0 or subprocess.run(["mount", "--bind", log, mounted], check=False).returncode:
             pytest.skip("root alone can mount")
         try:
             with pytest.raises(LogWriteError, match="is being written"):
-                EpisodeLog.writer(mounted, ARM)
+                EpisodeLog.writer(mounted, ROBOT)
         finally:
             subprocess.run(["umount", mounted], check=True)
 
 
-def test_a_killed_writer_locks_nobody_out(tmp_path: Path, arm: ArmSpec, make_episode: Callable[..., Episode]) -> None:
+def test_a_killed_writer_locks_nobody_out(
+    tmp_path: Path, robot: RobotSpec, make_episode: Callable[..., Episode]
+) -> None:
     (tmp_path / "link.zarr").symlink_to(tmp_path / "a.zarr")
     pid = os.fork()
     if pid == 0:
-        EpisodeLog.writer(tmp_path / "a.zarr", arm)
+        EpisodeLog.writer(tmp_path / "a.zarr", robot)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
-    with EpisodeLog.writer(tmp_path / "link.zarr", arm) as log:
+    with EpisodeLog.writer(tmp_path / "link.zarr", robot) as log:
         log.append(make_episode(5))
     assert np.array_equal(EpisodeLog.open(tmp_path / "a.zarr").ends, [5])

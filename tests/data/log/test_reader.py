@@ -21,7 +21,7 @@ from sacflow_robot.data.log.reader import EpisodeLog, write_log
 from sacflow_robot.data.log.repair import verify
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 MakeEpisode = Callable[..., Episode]
 
@@ -35,13 +35,13 @@ def assert_same(a: Episode, b: Episode) -> None:
     assert dict(a.info) == dict(b.info)
 
 
-def test_episodes_come_back_bit_for_bit(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_episodes_come_back_bit_for_bit(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> None:
     episodes = [make_episode(n, seed=n, success=n % 2 == 0) for n in (3, 1, 300, 7)]
     path = tmp_path / "log.zarr"
-    with EpisodeLog.writer(path, arm) as log:
+    with EpisodeLog.writer(path, robot) as log:
         log.append(episodes[0])
         log.extend(episodes[1:3])
-    with EpisodeLog.writer(path, arm) as log:
+    with EpisodeLog.writer(path, robot) as log:
         log.append(episodes[3])
     log = EpisodeLog.open(path)
     assert len(log) == 4 and log.steps == 311
@@ -54,8 +54,8 @@ def test_episodes_come_back_bit_for_bit(make_episode: MakeEpisode, arm: ArmSpec,
         log.append(episodes[0])
 
 
-def test_layout_is_what_diffusion_policy_reads(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
-    write_log(tmp_path / "log.zarr", arm, [make_episode(4), make_episode(6)])
+def test_layout_is_what_diffusion_policy_reads(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> None:
+    write_log(tmp_path / "log.zarr", robot, [make_episode(4), make_episode(6)])
     root = zarr.open_group(tmp_path / "log.zarr", mode="r", zarr_format=2)
     ends = np.asarray(root["meta/episode_ends"])
     assert ends.dtype == np.int64 and ends.tolist() == [4, 10]
@@ -65,10 +65,12 @@ def test_layout_is_what_diffusion_policy_reads(make_episode: MakeEpisode, arm: A
     assert all(column.shape[0] == 2 for _, column in root["meta"].arrays())
 
 
-def test_an_append_that_fails_leaves_the_log_as_it_was(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_an_append_that_fails_leaves_the_log_as_it_was(
+    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path
+) -> None:
     """A real write error: the process may not write files beyond a size that the second append exceeds."""
     path = tmp_path / "log.zarr"
-    write_log(path, arm, [make_episode(5)])
+    write_log(path, robot, [make_episode(5)])
     code = f"""
 import resource, signal, sys
 from pathlib import Path
@@ -88,20 +90,20 @@ except LogWriteError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "the 1 episodes in" in done.stdout and "are intact" in done.stdout
     assert_same(EpisodeLog.open(path).read(0), make_episode(5))
-    with EpisodeLog.writer(path, arm) as log:
+    with EpisodeLog.writer(path, robot) as log:
         log.append(make_episode(8))
     assert [len(e) for e in EpisodeLog.open(path).episodes()] == [5, 8]
 
 
 def test_a_disk_that_fills_at_any_write_costs_no_episode(
-    make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every single file that an append writes fails once, and stays failing, as on a full disk."""
     real = store._write_through
     before = [make_episode(3, seed=1), make_episode(4, seed=2)]
     for allowed in range(1000):
         path = tmp_path / f"log{allowed}.zarr"
-        write_log(path, arm, before)
+        write_log(path, robot, before)
         writes = itertools.count()
 
         def put(*args: Any, **options: Any) -> Any:
@@ -109,7 +111,7 @@ def test_a_disk_that_fills_at_any_write_costs_no_episode(
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(*args, **options)
 
-        with EpisodeLog.writer(path, arm) as log:
+        with EpisodeLog.writer(path, robot) as log:
             monkeypatch.setattr(store, "_write_through", put)
             try:
                 log.append(make_episode(5, seed=3))
@@ -121,7 +123,7 @@ def test_a_disk_that_fills_at_any_write_costs_no_episode(
         expected = before if failed else [*before, make_episode(5, seed=3)]
         for episode, again in zip(expected, EpisodeLog.open(path).episodes(), strict=True):
             assert_same(episode, again)
-        with EpisodeLog.writer(path, arm) as log:
+        with EpisodeLog.writer(path, robot) as log:
             log.append(make_episode(2, seed=4))
         again = list(EpisodeLog.open(path).episodes())
         assert_same(again[0], before[0])
@@ -132,9 +134,11 @@ def test_a_disk_that_fills_at_any_write_costs_no_episode(
     assert allowed > 20
 
 
-def test_episodes_with_and_without_states_do_not_mix(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_episodes_with_and_without_states_do_not_mix(
+    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path
+) -> None:
     path = tmp_path / "log.zarr"
-    with EpisodeLog.writer(path, arm) as log:
+    with EpisodeLog.writer(path, robot) as log:
         log.append(make_episode(3))
         with pytest.raises(DataError, match=r"differ from those in .* in state; log them to another path"):
             log.append(make_episode(3, states=False))
@@ -144,9 +148,9 @@ def test_episodes_with_and_without_states_do_not_mix(make_episode: MakeEpisode, 
     assert EpisodeLog.open(path).read(0).states is None
 
 
-def test_a_killed_writer_loses_no_finished_episode(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_a_killed_writer_loses_no_finished_episode(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
-    write_log(path, arm, [make_episode(20)])
+    write_log(path, robot, [make_episode(20)])
     code = f"""
 from pathlib import Path
 from sacflow_robot.data.log.reader import EpisodeLog
@@ -170,45 +174,45 @@ while True:
     assert len(log) in (acknowledged, acknowledged + 1)
     for episode in log.episodes():
         assert_same(episode, make_episode(20))
-    with EpisodeLog.writer(path, arm) as writer:
+    with EpisodeLog.writer(path, robot) as writer:
         writer.append(make_episode(3, seed=1))
     assert_same(EpisodeLog.open(path).read(-1), make_episode(3, seed=1))
 
 
 def test_rows_past_the_last_end_are_ignored_and_overwritten(
-    make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path
+    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path
 ) -> None:
     path = tmp_path / "log.zarr"
-    write_log(path, arm, [make_episode(5)])
+    write_log(path, robot, [make_episode(5)])
     column = zarr.open_group(path, mode="r+", zarr_format=2)["data/action"]
     column.resize((9, 7))
     column[5:] = 9.0
-    with EpisodeLog.writer(path, arm) as log:
+    with EpisodeLog.writer(path, robot) as log:
         assert_same(log.read(0), make_episode(5))
         log.append(make_episode(2, seed=1))
     assert_same(EpisodeLog.open(path).read(1), make_episode(2, seed=1))
 
 
 def test_a_log_whose_ends_are_damaged_is_not_written_to(
-    make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path
+    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path
 ) -> None:
     for damage in ([0, 9, 12], [5, 0, 12], [-5, 9, 12], [5, 5, 12], [0, 0, 0], None):
         path = tmp_path / "log.zarr"
-        write_log(path, arm, [make_episode(n) for n in (5, 4, 3)])
+        write_log(path, robot, [make_episode(n) for n in (5, 4, 3)])
         before = sorted((p, p.read_bytes()) for p in (path / "data").rglob("*") if p.is_file())
         if damage is None:
             next(p for p in (path / "meta" / "episode_ends").iterdir() if not p.name.startswith(".")).unlink()
         else:
             zarr.open_group(path, mode="r+", zarr_format=2)["meta/episode_ends"][:] = damage
         with pytest.raises(DataError, match="damaged"):
-            EpisodeLog.writer(path, arm)
+            EpisodeLog.writer(path, robot)
         assert before == sorted((p, p.read_bytes()) for p in (path / "data").rglob("*") if p.is_file())
         shutil.rmtree(path)
 
 
-def test_truncate_keeps_the_first_episodes(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_truncate_keeps_the_first_episodes(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
-    with EpisodeLog.writer(path, arm) as log:
+    with EpisodeLog.writer(path, robot) as log:
         log.extend([make_episode(n) for n in (3, 4, 5)])
         log.truncate(1)
         log.append(make_episode(6))
@@ -216,10 +220,10 @@ def test_truncate_keeps_the_first_episodes(make_episode: MakeEpisode, arm: ArmSp
 
 
 def test_logs_of_version_1_are_read_and_gain_the_new_columns(
-    make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path
+    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path
 ) -> None:
     path = tmp_path / "log.zarr"
-    write_log(path, arm, [make_episode(5), make_episode(3)])
+    write_log(path, robot, [make_episode(5), make_episode(3)])
     for key in ("received_ns", "inferred_ns", "sent_ns", "flags"):
         shutil.rmtree(path / "data" / key)
     attributes = (path / ".zattrs").read_text()
@@ -227,7 +231,7 @@ def test_logs_of_version_1_are_read_and_gain_the_new_columns(
     assert_same(EpisodeLog.open(path).read(0), make_episode(5))
     assert EpisodeLog.open(path).read(0).sent_ns is None and verify(path) == []
     timed = replace(make_episode(4), sent_ns=np.arange(4), flags=np.array([1, 2, 0, 8], np.uint8))
-    with EpisodeLog.writer(path, arm) as log:
+    with EpisodeLog.writer(path, robot) as log:
         log.append(timed)
     assert verify(path) == [] and EpisodeLog.open(path).version == 2
     first, second, third = EpisodeLog.open(path).episodes()
@@ -237,7 +241,7 @@ def test_logs_of_version_1_are_read_and_gain_the_new_columns(
     assert third.received_ns is None
 
 
-def test_bad_places_are_one_clear_line(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_bad_places_are_one_clear_line(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
     with pytest.raises(DataError, match="no episode log at"):
         EpisodeLog.open(path)
@@ -249,19 +253,19 @@ def test_bad_places_are_one_clear_line(make_episode: MakeEpisode, arm: ArmSpec, 
         EpisodeLog.open(tmp_path / "other.zarr")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="not an episode log"):
-        EpisodeLog.writer(tmp_path / "file", arm)
-    with EpisodeLog.writer(path, arm), pytest.raises(LogWriteError, match="another process"):
-        EpisodeLog.writer(path, arm)
+        EpisodeLog.writer(tmp_path / "file", robot)
+    with EpisodeLog.writer(path, robot), pytest.raises(LogWriteError, match="another process"):
+        EpisodeLog.writer(path, robot)
     with pytest.raises(DataError, match="robot: Panda, UR5e"):
-        EpisodeLog.writer(path, replace(arm, robot="UR5e"))
+        EpisodeLog.writer(path, replace(robot, robot="UR5e"))
     with pytest.raises(UsageError, match="exists already"):
-        write_log(path, arm, [make_episode(2)])
+        write_log(path, robot, [make_episode(2)])
     assert [p.name for p in tmp_path.glob("*partial*")] == []
 
 
-def test_damage_is_reported(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_damage_is_reported(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
-    write_log(path, arm, [make_episode(5)])
+    write_log(path, robot, [make_episode(5)])
     chunk = next(p for p in (path / "data" / "action").iterdir() if not p.name.startswith("."))
     chunk.write_bytes(chunk.read_bytes()[:10])
     with pytest.raises(DataError, match="damaged"):
@@ -279,12 +283,12 @@ def test_damage_is_reported(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: P
 
 
 def test_a_disk_that_fills_while_a_log_is_shortened_leaves_it_whole(
-    make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, episodes = store._write_through, [make_episode(3, seed=seed) for seed in range(3)]
     for allowed in range(1000):
         path = tmp_path / f"log{allowed}.zarr"
-        write_log(path, arm, episodes)
+        write_log(path, robot, episodes)
         writes = itertools.count()
 
         def put(*args: Any, **options: Any) -> Any:
@@ -292,7 +296,7 @@ def test_a_disk_that_fills_while_a_log_is_shortened_leaves_it_whole(
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(*args, **options)
 
-        with EpisodeLog.writer(path, arm) as log:
+        with EpisodeLog.writer(path, robot) as log:
             monkeypatch.setattr(store, "_write_through", put)
             failed = False
             try:

@@ -32,9 +32,9 @@ from sacflow_robot.data.log.resilient_recorder import MendingRecorder
 from sacflow_robot.data.log.ring import HEADER
 from sacflow_robot.episode import Episode, Source, Step, StepFlag, StepResult
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
-ARM = ArmSpec(
+ROBOT = RobotSpec(
     *("Panda", "lift", "OSC_POSE delta", 100.0),
     observations=(ArraySpec("pos", (3,), "m"), ArraySpec("image", (64, 64, 3), "", dtype="uint8")),
     action_names=("x", "y"),
@@ -170,7 +170,7 @@ def write_in_fork(path: Path, progress: Progress, pause_s: float) -> int:
         time.sleep(pause_s)
 
     try:
-        with StepRecorder(path, ARM, start) as log:
+        with StepRecorder(path, ROBOT, start) as log:
             done()
             write_episodes(log, done)
         done()
@@ -237,7 +237,7 @@ def test_killed_at_200_random_instants_nothing_acknowledged_is_lost(quick_folder
 def test_each_file_operation_of_a_commit_may_be_the_last(quick_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends before its nth operation on files, for every third n: what is there is one commit or the next."""
     made, ends = quick_folder / "made.zarr", set()
-    with StepRecorder(made, ARM, Forked) as log:
+    with StepRecorder(made, ROBOT, Forked) as log:
         write_episodes(log, lambda: None)
     for n in range(0, 10_000, 3):
         path = quick_folder / f"{n}.zarr"
@@ -264,7 +264,7 @@ def test_each_file_operation_of_a_commit_may_be_the_last(quick_folder: Path, mon
                 (os, "fdatasync"),
             ):
                 monkeypatch.setattr(module, name, counted(getattr(module, name)))
-            log = EpisodeLog.writer(path, ARM)
+            log = EpisodeLog.writer(path, ROBOT)
             log.append(log.read(0))
             log.truncate(2)
             log.close()
@@ -283,7 +283,7 @@ def test_each_file_operation_of_a_commit_may_be_the_last(quick_folder: Path, mon
 
 def test_readers_read_while_it_is_written(tmp_path: Path) -> None:
     path, seen = tmp_path / "log.zarr", []
-    with StepRecorder(path, ARM, Forked) as log:
+    with StepRecorder(path, ROBOT, Forked) as log:
 
         def look() -> None:
             time.sleep(0.02)
@@ -293,7 +293,7 @@ def test_readers_read_while_it_is_written(tmp_path: Path) -> None:
 
         write_episodes(log, look)
         with pytest.raises(LogWriteError, match="being written by another process"):
-            StepRecorder(path, ARM)
+            StepRecorder(path, ROBOT)
     assert seen == sorted(seen) and 1 in seen
     assert len(EpisodeLog.open(path)) == EPISODES
     assert sorted(p.name for p in path.iterdir()) == [".zattrs", ".zgroup", "data", "meta"]
@@ -304,7 +304,7 @@ def test_the_real_keeper_of_a_killed_writer_finishes_the_log(tmp_path: Path) -> 
     path = tmp_path / "log.zarr"
     pid = os.fork()
     if pid == 0:
-        log = StepRecorder(path, ARM)
+        log = StepRecorder(path, ROBOT)
         log.begin(result(0, 0), 1000, {"seed": 0})
         for step in range(1, 6):
             log.append(Step(result(0, step), np.array([0, step], np.float32) / 20, 1000 + step, sent_ns=step))
@@ -353,7 +353,7 @@ def test_the_loop_is_told_when_the_keeper_is_dead_and_nothing_is_lost(tmp_path: 
         processes.append(Forked(log, token))
         return processes[-1]
 
-    log = StepRecorder(path, ARM, start)
+    log = StepRecorder(path, ROBOT, start)
     log.begin(result(0, 0), 1000, {"seed": 0})
     send(processes[0].pid, signal.SIGKILL)
     with pytest.raises(LogWriteError, match="the process that writes the log has died"):
@@ -377,7 +377,7 @@ def test_the_loop_is_told_when_the_disk_is_full_and_nothing_is_lost(tmp_path: Pa
             super().__init__(log, token)
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    log = StepRecorder(path, ARM, Poor)
+    log = StepRecorder(path, ROBOT, Poor)
     taken = 0
     with pytest.raises(LogWriteError, match=r"step not logged: .*File too large"):
         log.begin(result(0, 0), 1000, {"seed": 0})
@@ -393,7 +393,7 @@ def test_the_loop_is_told_when_the_disk_is_full_and_nothing_is_lost(tmp_path: Pa
 
 def test_what_does_not_fit_is_refused_and_not_kept(tmp_path: Path) -> None:
     path, zeros = tmp_path / "log.zarr", np.zeros(2, np.float32)
-    with StepRecorder(path, ARM, Forked) as log:
+    with StepRecorder(path, ROBOT, Forked) as log:
         with pytest.raises(UsageError, match="begin one first"):
             log.append(Step(result(0, 1), zeros, 1))
         with pytest.raises(DataError, match="shorten it"):
@@ -419,13 +419,13 @@ def test_what_does_not_fit_is_refused_and_not_kept(tmp_path: Path) -> None:
     assert episode.flags.tolist() == [3] and episode.source.tolist() == [Source.HUMAN]
     assert episode.received_ns is None and episode.observations["pos"][1, 2] == np.float32(3e38)
     assert np.isnan(episode.measured).all() and episode.truncated[-1]
-    with StepRecorder(path, ARM, Forked) as log, pytest.raises(DataError, match="in state"):
+    with StepRecorder(path, ROBOT, Forked) as log, pytest.raises(DataError, match="in state"):
         log.begin(StepResult(observation(0, 0)), 0, {})
 
 
 def test_arrays_of_another_layout_or_type_are_kept_as_what_the_log_declares(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    with StepRecorder(tmp_path / "log.zarr", ARM, Forked) as log:
+    with StepRecorder(tmp_path / "log.zarr", ROBOT, Forked) as log:
         log.begin(result(0, 0), 0, {})
         flipped = StepResult({"pos": np.arange(3), "image": image[::-1]}, state=np.array([1, 2]))
         log.append(Step(flipped, np.array([0.5, -0.5]), 1))
@@ -478,14 +478,14 @@ class Slow:
 def test_closing_before_the_keeper_has_finished_takes_nothing_from_it(tmp_path: Path, before: int) -> None:
     path, keepers = tmp_path / "log.zarr", []
     for _ in range(before):
-        with StepRecorder(path, ARM) as log:
+        with StepRecorder(path, ROBOT) as log:
             write_episodes(log, lambda: None)
 
     def slow(log: Path, token: str) -> Slow:
         keepers.append(Slow(log, token))
         return keepers[-1]
 
-    log = StepRecorder(path, ARM, slow)
+    log = StepRecorder(path, ROBOT, slow)
     write_episodes(log, lambda: None)
     with pytest.raises(LogWriteError, match="still being written; what was logged is kept"):
         log.close()
@@ -506,7 +506,7 @@ def test_whoever_is_interrupted_leaves_a_slow_keeper_to_finish_alone(
         return keepers[0]
 
     def opened() -> StepRecorder:
-        return StepRecorder(tmp_path / "log.zarr", ARM, start)
+        return StepRecorder(tmp_path / "log.zarr", ROBOT, start)
 
     with (
         pytest.raises(KeyboardInterrupt),
@@ -524,13 +524,13 @@ def test_whoever_is_interrupted_leaves_a_slow_keeper_to_finish_alone(
 
 def test_a_journal_without_its_session_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
-    with StepRecorder(path, ARM) as log:
+    with StepRecorder(path, ROBOT) as log:
         write_episodes(log, lambda: None)
     journal = path / store.WRITING / "journal.5"
     journal.parent.mkdir()
     journal.write_bytes(b"steps")
     with pytest.raises(DataError, match="has a journal and has lost the session"):
-        EpisodeLog.writer(path, ARM)
+        EpisodeLog.writer(path, ROBOT)
     assert journal.read_bytes() == b"steps"
 
 
@@ -546,7 +546,7 @@ def test_a_kill_while_the_leftovers_are_removed_repeats_no_episode(
             raise OSError("killed")
         remove(folder, *args, **kwargs)
 
-    recorder = StepRecorder(path, ARM, Forked)
+    recorder = StepRecorder(path, ROBOT, Forked)
     recorder.begin(result(0, 0), 1000, {"seed": 0})
     recorder.append(Step(result(0, 1), np.zeros(2, np.float32), 1001))
     os.kill(recorder._keeper.pid, signal.SIGKILL)  # type: ignore[union-attr]
@@ -559,7 +559,7 @@ def test_a_kill_while_the_leftovers_are_removed_repeats_no_episode(
 
 def test_success_is_what_the_arm_reports(tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
-    with StepRecorder(path, ARM, Forked) as log:
+    with StepRecorder(path, ROBOT, Forked) as log:
         for success in (True, False):
             log.begin(result(0, 0), 1000, {})
             fallen = replace(result(0, 1, last=True), success=success)
@@ -570,7 +570,7 @@ def test_success_is_what_the_arm_reports(tmp_path: Path) -> None:
 
 def test_an_info_that_is_too_long_interrupts_its_episode_only(tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
-    with StepRecorder(path, ARM, Forked) as log:
+    with StepRecorder(path, ROBOT, Forked) as log:
         for info in ({"note": LONG}, {"note": "short"}):
             log.begin(result(0, 0), 1000, {})
             log.append(Step(result(0, 1), np.zeros(2, np.float32), 1001))
@@ -590,7 +590,7 @@ def test_a_disk_that_is_behind_stops_an_arm_that_moves_on_and_holds_up_one_that_
         return keepers[0]
 
     taken = 0
-    with StepRecorder(tmp_path / "log.zarr", ARM, start, patience_s=patience_s) as log:
+    with StepRecorder(tmp_path / "log.zarr", ROBOT, start, patience_s=patience_s) as log:
         log.begin(result(0, 0), 0, {})
         send(keepers[0].pid, signal.SIGSTOP)
         wakes = threading.Timer(0.3, os.kill, (keepers[0].pid, signal.SIGCONT))

@@ -17,7 +17,7 @@ from sacflow_robot.data.log.repair import verify
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.learn.config import TrainConfig
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 moto_server = pytest.importorskip("moto.server", reason="needs moto with its server")
 s3fs = pytest.importorskip("s3fs", reason="needs s3fs")
@@ -48,21 +48,25 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_logs_go_to_an_object_store_and_back(
-    bucket: str, make_episode: Callable[..., Episode], arm: ArmSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bucket: str,
+    make_episode: Callable[..., Episode],
+    robot: RobotSpec,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     episodes = [make_episode(n, seed=n) for n in (4, 7)]
     url = f"{bucket}/logs/episodes.zarr"
     with pytest.raises(DataError, match="no episode log at s3://"):
         EpisodeLog.open(url)
-    write_log(url, arm, episodes)
+    write_log(url, robot, episodes)
     log = EpisodeLog.open(url)
-    assert log.arm == arm and [len(e) for e in log.episodes()] == [4, 7]
+    assert log.robot == robot and [len(e) for e in log.episodes()] == [4, 7]
     assert (log.read(1).commanded == episodes[1].commanded).all() and dict(log.read(0).info) == dict(episodes[0].info)
     assert verify(url) == []
     with pytest.raises(UsageError, match="exists already"):
-        write_log(url, arm, episodes)
+        write_log(url, robot, episodes)
     with pytest.raises(UsageError, match="finished logs only"):
-        EpisodeLog.writer(url, arm)
+        EpisodeLog.writer(url, robot)
     assert main(["log", "info", url, "--json"]) == 0
     assert '"episodes": 2' in capsys.readouterr().out
     demos, logged = load_training_episodes(TrainConfig(demos="none", replay=(url,)))

@@ -16,15 +16,15 @@ from sacflow_robot.data.log.reader import EpisodeLog, write_log
 from sacflow_robot.data.log.repair import repair, verify
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 MakeEpisode = Callable[..., Episode]
 
 
 @pytest.fixture
-def log(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> Path:
+def log(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> Path:
     """Three episodes, of which the last one alone reaches into the second chunk of every step column."""
-    write_log(tmp_path / "log.zarr", arm, [make_episode(n, seed=n) for n in (2000, 2000, 500)])
+    write_log(tmp_path / "log.zarr", robot, [make_episode(n, seed=n) for n in (2000, 2000, 500)])
     return tmp_path / "log.zarr"
 
 
@@ -82,11 +82,11 @@ def retype(array: Path) -> None:
     (array / ".zarray").write_text(text.replace("<f4", "<i4"))
 
 
-def test_values_that_make_no_sense_are_named(make_episode: MakeEpisode, arm: ArmSpec, tmp_path: Path) -> None:
+def test_values_that_make_no_sense_are_named(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> None:
     sound = make_episode(5)
     times = np.arange(5) * 50_000_000
     for change, what in (
-        ({"commanded": sound.commanded * 3}, "beyond the arm's bounds"),
+        ({"commanded": sound.commanded * 3}, "beyond the robot's bounds"),
         ({"time_ns": sound.time_ns[::-1].copy()}, "time_ns does not increase"),
         ({"received_ns": times[::-1].copy()}, "received_ns goes back"),
         ({"received_ns": times + 9, "sent_ns": times + 3}, "out of order"),
@@ -94,7 +94,7 @@ def test_values_that_make_no_sense_are_named(make_episode: MakeEpisode, arm: Arm
         ({"info": {"spec_fingerprint": 3}}, "SHA-256"),
     ):
         shutil.rmtree(tmp_path / "log.zarr", ignore_errors=True)
-        write_log(tmp_path / "log.zarr", arm, [sound, replace(sound, **change), replace(sound, **change)])
+        write_log(tmp_path / "log.zarr", robot, [sound, replace(sound, **change), replace(sound, **change)])
         problems = verify(tmp_path / "log.zarr")
         assert any(what in p.what for p in problems) and {p.where for p in problems} == {"episodes 1 to 2"}
 

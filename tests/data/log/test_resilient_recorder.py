@@ -28,10 +28,10 @@ from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.data.log.resilient_recorder import MendingRecorder
 from sacflow_robot.episode import Step, StepResult
 from sacflow_robot.errors import LogWriteError
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 from tests.data.log.test_recorder import Forked, send
 
-ARM = ArmSpec(
+ROBOT = RobotSpec(
     *("Panda", "made up", "OSC_POSE delta", 4.0),
     observations=(ArraySpec("pos", (2,), "m"),),
     action_names=("x",),
@@ -95,7 +95,7 @@ class Cell(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.log = MendingRecorder(lambda: StepRecorder(self.path, ARM, self.start))
+        self.log = MendingRecorder(lambda: StepRecorder(self.path, ROBOT, self.start))
 
     def start(self, log: Path, token: str) -> Forked:
         self.keepers.append(Forked(log, token))
@@ -150,7 +150,7 @@ class Cell(RuleBasedStateMachine):
             began = time.monotonic()
             with contextlib.suppress(LogWriteError):
                 self.log.mend()
-            assert time.monotonic() - began < 2, "a person waits for the arm, and the loop for this"
+            assert time.monotonic() - began < 2, "a person waits for the robot, and the loop for this"
 
     @rule()
     def close(self) -> None:
@@ -191,7 +191,7 @@ def written(path: Path) -> list[int]:
 def test_a_try_at_mending_on_a_full_disk_holds_no_lock_and_loses_nothing(tmp_path: Path, then: str) -> None:
     path = tmp_path / "log.zarr"
     with disk_that_may_be_full() as disk:
-        log = MendingRecorder(lambda: StepRecorder(path, ARM, Forked))
+        log = MendingRecorder(lambda: StepRecorder(path, ROBOT, Forked))
         log.begin(result(0, 0), 1000, {})
         disk.full = True
         told = []
@@ -223,7 +223,7 @@ def test_a_try_at_mending_on_a_full_disk_holds_no_lock_and_loses_nothing(tmp_pat
 def test_what_shared_memory_holds_outlives_a_process_that_ends_on_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
     with disk_that_may_be_full() as disk:
-        log = MendingRecorder(lambda: StepRecorder(path, ARM, Forked))
+        log = MendingRecorder(lambda: StepRecorder(path, ROBOT, Forked))
         log.begin(result(0, 0), 1000, {})
         disk.full = True
         for number in range(1, RING - 2):
@@ -243,7 +243,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         pytest.skip("a small disk can be mounted by root alone")
     try:
         path, filler = tmp_path / "log.zarr", tmp_path / "filler"
-        log = MendingRecorder(lambda: StepRecorder(path, ARM, Forked))
+        log = MendingRecorder(lambda: StepRecorder(path, ROBOT, Forked))
         log.begin(result(0, 0), 1000, {})
         filler.write_bytes(bytes(shutil.disk_usage(tmp_path).free - 4096))
         for number in range(1, 201):

@@ -16,13 +16,13 @@ from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.envs import vector_env as workers
 from sacflow_robot.envs.vector_env import collect
 from sacflow_robot.study import runs
-from tests.data.log.test_recorder import ARM, Forked, write_episodes
+from tests.data.log.test_recorder import ROBOT, Forked, write_episodes
 
 MOUNTS = {"read-only": "ro,size=1m", "64 KiB": "size=64k", "no inodes": "nr_inodes=1"}
 
 
 def written_in_the_folder(path: Path) -> None:
-    with StepRecorder(path, ARM, Forked) as log:
+    with StepRecorder(path, ROBOT, Forked) as log:
         write_episodes(log, lambda: None)
         assert log._ring is not None and log._ring.path.parent == path / store.WRITING
     assert len(EpisodeLog.open(path)) == 3

@@ -24,8 +24,8 @@ from sacflow_robot.envs.fast.strip_visuals import lean_model
 from sacflow_robot.envs.gymnasium_vector_env import RobosuiteVectorEnv
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import TASKS
-from sacflow_robot.envs.thread_vector_env import ArmThreads
-from sacflow_robot.envs.vector_env import ArmPool, make_arms
+from sacflow_robot.envs.thread_vector_env import ThreadVectorEnv
+from sacflow_robot.envs.vector_env import SubprocVectorEnv, make_vector_env
 from sacflow_robot.errors import InvalidValueError, UnknownNameError
 
 # With the wheels that constraints.txt names, NumPy's and SciPy's BLAS compute alike.
@@ -85,11 +85,11 @@ def test_success_is_told_as_robosuite_tells_it() -> None:
 
 def test_a_chunk_is_its_actions_one_by_one(compiled: RobosuiteEnv) -> None:
     actions = random_actions(12)
-    with make_arms("lift", 2) as arms:
-        assert isinstance(arms, ArmThreads) and len(arms) == 2
-        starts = arms.begin({0: 5, 1: 6})
-        arms.send({0: actions[:5], 1: actions[5:]})
-        chunks = arms.receive()
+    with make_vector_env("lift", 2) as envs:
+        assert isinstance(envs, ThreadVectorEnv) and len(envs) == 2
+        starts = envs.begin({0: 5, 1: 6})
+        envs.send({0: actions[:5], 1: actions[5:]})
+        chunks = envs.receive()
     for i, seed, part in ((0, 5, actions[:5]), (1, 6, actions[5:])):
         for result, expected in zip(
             [starts[i], *chunks[i]], [compiled.begin(seed), *map(compiled.command, part)], strict=True
@@ -101,27 +101,27 @@ def test_a_chunk_is_its_actions_one_by_one(compiled: RobosuiteEnv) -> None:
 
 
 def test_arms_stop_where_episodes_end() -> None:
-    with ArmThreads("lift", 1) as arms:
-        arms.begin({0: 0})
-        arms.send({0: np.zeros((400, 7), np.float32)})
-        results = arms.receive()[0]
+    with ThreadVectorEnv("lift", 1) as envs:
+        envs.begin({0: 0})
+        envs.send({0: np.zeros((400, 7), np.float32)})
+        results = envs.receive()[0]
         assert len(results) == TASKS["lift"].horizon
         assert [r.truncated for r in results] == [False] * 299 + [True] and not any(r.terminated for r in results)
-        lifted = arms.begin({0: 0})[0].state
+        lifted = envs.begin({0: 0})[0].state
         assert lifted is not None
         lifted[1 + 9 + 2] = 0.95  # the cube's height
-        arms._arms[0].begin(lifted)
-        arms.send({0: np.zeros((5, 7), np.float32)})
-        (result,) = arms.receive()[0]
+        envs._envs[0].begin(lifted)
+        envs.send({0: np.zeros((5, 7), np.float32)})
+        (result,) = envs.receive()[0]
         assert result.terminated and not result.truncated and result.reward == 1
 
 
 def test_doors_of_different_arms_stand_in_different_places() -> None:
     env, actions = RobosuiteEnv("door"), random_actions(10)
-    with ArmThreads("door", 2) as arms:
-        arms.begin({0: 1, 1: 2})
-        arms.send({0: actions, 1: actions})
-        results = arms.receive()
+    with ThreadVectorEnv("door", 2) as envs:
+        envs.begin({0: 1, 1: 2})
+        envs.send({0: actions, 1: actions})
+        results = envs.receive()
     for i, seed in ((0, 1), (1, 2)):
         env.begin(seed)
         for action, result in zip(actions, results[i], strict=True):
@@ -130,15 +130,15 @@ def test_doors_of_different_arms_stand_in_different_places() -> None:
 
 
 def test_a_refused_action_moves_nothing_and_leaves_nothing_behind() -> None:
-    with ArmThreads("lift", 2) as arms:
-        starts = arms.begin({0: 1, 1: 2})
-        arms.send({0: np.full((1, 7), np.nan, np.float32), 1: np.zeros((1, 7), np.float32)})
+    with ThreadVectorEnv("lift", 2) as envs:
+        starts = envs.begin({0: 1, 1: 2})
+        envs.send({0: np.full((1, 7), np.nan, np.float32), 1: np.zeros((1, 7), np.float32)})
         with pytest.raises(InvalidValueError, match="NaN"):
-            arms.receive()
-        assert arms.receive() == {}
-        assert np.array_equal(arms.begin({0: 1})[0].state, starts[0].state)
+            envs.receive()
+        assert envs.receive() == {}
+        assert np.array_equal(envs.begin({0: 1})[0].state, starts[0].state)
     with pytest.raises(UnknownNameError):
-        make_arms("juggle", 1)
+        make_vector_env("juggle", 1)
 
 
 def test_the_vector_environment_is_gymnasiums_over_the_stock_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,8 +194,8 @@ def test_what_is_not_covered_falls_back_with_one_line(
     monkeypatch.setattr("sacflow_robot.envs.fast.fast_robot.make_plan", other)
     threads._maker.cache_clear()
     caplog.clear()
-    with make_arms("lift", 1) as arms:
-        assert isinstance(arms, ArmPool) and arms.engine == "stock"
+    with make_vector_env("lift", 1) as envs:
+        assert isinstance(envs, SubprocVectorEnv) and envs.engine == "stock"
     env = RobosuiteEnv("lift", engine="compiled")
     assert env.engine == "stock" and env.begin(0).observation
     assert len(caplog.records) == 2

@@ -17,29 +17,29 @@ from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.compile import pick_device
 from sacflow_robot.learn.config import AlgorithmName, FlowConfig, TrainConfig
 from sacflow_robot.learn.presets import preset
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 FLOW = FlowConfig(width=32, depth=2, gate_width=16)
 
 
-def tiny_agent(arm: ArmSpec, **learner: Any) -> SacFlow:
+def tiny_agent(robot: RobotSpec, **learner: Any) -> SacFlow:
     config = TrainConfig(compile="off", flow=FLOW)
     sizes = {"critic_width": 32, "critic_depth": 2, "batch_size": 32}
     config = replace(config, learner=replace(config.learner, **{**sizes, **learner}))
-    return SacFlow(arm, config, torch.device("cpu"))
+    return SacFlow(robot, config, torch.device("cpu"))
 
 
 @pytest.fixture
-def batch(make_episode: Callable[..., Episode], arm: ArmSpec) -> ChunkBatch:
-    buffer = ReplayBuffer(arm, 5, 0.99, 200)
+def batch(make_episode: Callable[..., Episode], robot: RobotSpec) -> ChunkBatch:
+    buffer = ReplayBuffer(robot, 5, 0.99, 200)
     for seed in range(4):
         buffer.append(make_episode(20, seed=seed))
     return buffer.sample(32, np.random.default_rng(0))
 
 
-def test_offline_updates_clone_and_leave_the_temperature_alone(arm: ArmSpec, batch: ChunkBatch) -> None:
+def test_offline_updates_clone_and_leave_the_temperature_alone(robot: RobotSpec, batch: ChunkBatch) -> None:
     """Trap 7: one loss per optimiser and step; the policy's offline step does not depend on the critic."""
-    agents = [tiny_agent(arm), tiny_agent(arm, critic_rate=0.1)]
+    agents = [tiny_agent(robot), tiny_agent(robot, critic_rate=0.1)]
     for _ in range(3):
         for agent in agents:
             agent.generator.manual_seed(agent.updates)
@@ -49,19 +49,19 @@ def test_offline_updates_clone_and_leave_the_temperature_alone(arm: ArmSpec, bat
     assert agents[0].temperature.item() == pytest.approx(1e-3)
 
 
-def test_cloning_reduces_its_loss(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(arm, policy_rate=1e-3)
+def test_cloning_reduces_its_loss(robot: RobotSpec, batch: ChunkBatch) -> None:
+    agent = tiny_agent(robot, policy_rate=1e-3)
     history = [float(agent.update_offline(batch)["loss/flow_matching"]) for _ in range(200)]
     assert np.mean(history[-20:]) < 0.8 * np.mean(history[:20])
 
 
-def test_cloning_is_from_solved_episodes_where_there_are_some(arm: ArmSpec, batch: ChunkBatch) -> None:
+def test_cloning_is_from_solved_episodes_where_there_are_some(robot: RobotSpec, batch: ChunkBatch) -> None:
     """Actions of failed episodes make no difference to the policy; without a solved one, all are cloned."""
     half = np.arange(32) < 16
     other = np.where(half[:, None, None], batch.actions, -batch.actions)
 
     def cloned(clone: str, solved: np.ndarray, actions: np.ndarray) -> list[torch.Tensor]:
-        agent = tiny_agent(arm, clone=clone, critic_rate=0.0)
+        agent = tiny_agent(robot, clone=clone, critic_rate=0.0)
         agent.update_offline(replace(batch, solved=solved, actions=actions))
         return list(agent.policy.parameters())
 
@@ -71,14 +71,14 @@ def test_cloning_is_from_solved_episodes_where_there_are_some(arm: ArmSpec, batc
     assert same(cloned("solved", half, batch.actions), cloned("solved", half, other))
     assert not same(cloned("all", half, batch.actions), cloned("all", half, other))
     none, unlucky = np.zeros(32, bool), cloned("solved", np.zeros(32, bool), batch.actions)
-    assert same(unlucky, list(tiny_agent(arm).policy.parameters())), "a batch without one, of a buffer that has some"
+    assert same(unlucky, list(tiny_agent(robot).policy.parameters())), "a batch without one, of a buffer that has some"
     batch = replace(batch, any_solved=False)
     assert same(cloned("solved", none, batch.actions), cloned("all", none, batch.actions))
 
 
 @pytest.mark.parametrize("reference", ["frozen", "cloning"])
-def test_same_noise_measures_the_distance_to_the_clone(arm: ArmSpec, batch: ChunkBatch, reference: str) -> None:
-    agent = tiny_agent(arm, policy_delay=1, regulariser="same-noise", reference=reference, regularisation=0.5)
+def test_same_noise_measures_the_distance_to_the_clone(robot: RobotSpec, batch: ChunkBatch, reference: str) -> None:
+    agent = tiny_agent(robot, policy_delay=1, regulariser="same-noise", reference=reference, regularisation=0.5)
     for _ in range(3):
         agent.update_offline(batch)
     agent.begin_online()
@@ -88,8 +88,8 @@ def test_same_noise_measures_the_distance_to_the_clone(arm: ArmSpec, batch: Chun
     assert agent.update_online(batch)["policy/distance_to_data"].item() > 0.0
     pairs = zip(agent.reference.parameters(), frozen, strict=True)
     assert all(torch.equal(now, then) for now, then in pairs) == (reference == "frozen")
-    alone = tiny_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=0.0)
-    held = tiny_agent(arm, policy_delay=1, regulariser="same-noise", regularisation=100.0)
+    alone = tiny_agent(robot, policy_delay=1, regulariser="same-noise", regularisation=0.0)
+    held = tiny_agent(robot, policy_delay=1, regulariser="same-noise", regularisation=100.0)
     for other in (alone, held):
         other.begin_online()
         for _ in range(30):
@@ -98,18 +98,18 @@ def test_same_noise_measures_the_distance_to_the_clone(arm: ArmSpec, batch: Chun
     assert held.moved < alone.moved / 2  # type: ignore[attr-defined]
 
 
-def test_optimisers_share_nothing(arm: ArmSpec, batch: ChunkBatch) -> None:
+def test_optimisers_share_nothing(robot: RobotSpec, batch: ChunkBatch) -> None:
     """Trap 7 online: the actor's momentum is not the clone's, nor does an agent move the moments of the one it was loaded from."""
 
     def moments(optimiser: torch.optim.Optimizer) -> set[int]:
         return {part.data_ptr() for state in optimiser.state.values() for part in state.values()}
 
-    agent = tiny_agent(arm, policy_delay=1, regulariser="same-noise", reference="cloning", regularisation=0.5)
+    agent = tiny_agent(robot, policy_delay=1, regulariser="same-noise", reference="cloning", regularisation=0.5)
     for _ in range(3):
         agent.update_offline(batch)
     agent.begin_online()
     assert not moments(agent.policy_optimiser) & moments(agent.reference_optimiser)
-    other = tiny_agent(arm, policy_delay=1, regulariser="same-noise", reference="cloning", regularisation=0.5)
+    other = tiny_agent(robot, policy_delay=1, regulariser="same-noise", reference="cloning", regularisation=0.5)
     state = agent.state_dict()
     state["reference_optimiser"] = state["policy_optimiser"]  # as saved by the releases in which they were shared
     other.load_state_dict(state)
@@ -122,32 +122,32 @@ def test_optimisers_share_nothing(arm: ArmSpec, batch: ChunkBatch) -> None:
     assert steps == {4}, "each has made one of its own"
 
 
-def test_step_sizes_are_the_configurations(arm: ArmSpec, batch: ChunkBatch) -> None:
-    old, new = tiny_agent(arm), tiny_agent(arm, policy_rate=1e-5)
+def test_step_sizes_are_the_configurations(robot: RobotSpec, batch: ChunkBatch) -> None:
+    old, new = tiny_agent(robot), tiny_agent(robot, policy_rate=1e-5)
     old.update_offline(batch)
     new.load_state_dict(old.state_dict())
     assert new.policy_optimiser.param_groups[0]["lr"] == 1e-5 != old.policy_optimiser.param_groups[0]["lr"]
 
 
 @pytest.mark.parametrize("network", ["policy", "reference", "target_critic"])
-def test_a_weight_anywhere_that_is_not_finite_is_noticed(arm: ArmSpec, network: str) -> None:
-    agent = tiny_agent(arm)
+def test_a_weight_anywhere_that_is_not_finite_is_noticed(robot: RobotSpec, network: str) -> None:
+    agent = tiny_agent(robot)
     assert agent.is_finite
     with torch.no_grad():
         next(getattr(agent, network).parameters()).flatten()[0] = torch.nan
     assert not agent.is_finite
 
 
-def test_flow_matching_as_the_regulariser_goes_on_cloning(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(arm, policy_delay=1, regulariser="flow-matching", regularisation=10.0, policy_rate=1e-3)
+def test_flow_matching_as_the_regulariser_goes_on_cloning(robot: RobotSpec, batch: ChunkBatch) -> None:
+    agent = tiny_agent(robot, policy_delay=1, regulariser="flow-matching", regularisation=10.0, policy_rate=1e-3)
     losses = [float(agent.update_online(batch)["policy/distance_to_data"]) for _ in range(100)]
     assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])
 
 
-def test_what_the_critic_learns_towards(arm: ArmSpec, batch: ChunkBatch) -> None:
+def test_what_the_critic_learns_towards(robot: RobotSpec, batch: ChunkBatch) -> None:
     """r + discount (min or mean Q'(s', a') - alpha (log p(a') + reference)) over windows with a return, by hand."""
     for how in ("min", "mean"):
-        agent = tiny_agent(arm, critic_aggregate=how, initial_temperature=1e-2)
+        agent = tiny_agent(robot, critic_aggregate=how, initial_temperature=1e-2)
         half = replace(batch, critic_valid=np.arange(32) < 16)
         ours = agent._on_device(half)
         noise = agent._draw_next(ours)
@@ -163,9 +163,11 @@ def test_what_the_critic_learns_towards(arm: ArmSpec, batch: ChunkBatch) -> None
         assert bonus.abs().max() > 1e-3, "it counts"
 
 
-def test_value_scale_makes_the_pull_to_the_data_mean_the_same_for_any_reward(arm: ArmSpec, batch: ChunkBatch) -> None:
+def test_value_scale_makes_the_pull_to_the_data_mean_the_same_for_any_reward(
+    robot: RobotSpec, batch: ChunkBatch
+) -> None:
     def actor_loss(factor: float, *, value_scale: bool) -> float:
-        agent = tiny_agent(arm, value_scale=value_scale, temperature="zero")
+        agent = tiny_agent(robot, value_scale=value_scale, temperature="zero")
         critic = agent.critic.forward
         agent.critic.forward = lambda *args: factor * critic(*args)  # type: ignore[method-assign]
         ours = agent._on_device(batch)
@@ -177,9 +179,9 @@ def test_value_scale_makes_the_pull_to_the_data_mean_the_same_for_any_reward(arm
 
 
 def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(
-    arm: ArmSpec, batch: ChunkBatch
+    robot: RobotSpec, batch: ChunkBatch
 ) -> None:
-    agent = tiny_agent(arm, policy_delay=2)
+    agent = tiny_agent(robot, policy_delay=2)
     before = [p.clone() for p in agent.policy.parameters()]
     assert "loss/actor" not in agent.update_online(batch)
     assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
@@ -197,9 +199,9 @@ def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(
         assert parameter.requires_grad and parameter.grad is None and torch.equal(old, parameter)
 
 
-def test_actor_follows_the_critic(arm: ArmSpec, batch: ChunkBatch) -> None:
+def test_actor_follows_the_critic(robot: RobotSpec, batch: ChunkBatch) -> None:
     """With a critic that prefers larger actions and no regularisation, the actions grow."""
-    agent = tiny_agent(arm, regularisation=0.0, temperature="zero", policy_delay=1, critic_rate=0.0, policy_rate=1e-3)
+    agent = tiny_agent(robot, regularisation=0.0, temperature="zero", policy_delay=1, critic_rate=0.0, policy_rate=1e-3)
     agent.critic.forward = lambda observation, action: action.sum(-1).expand(2, -1)  # type: ignore[method-assign]
     observation = batch.observation[:8]
     noise = np.random.default_rng(0).standard_normal((8, 5, 7)).astype(np.float32)
@@ -211,25 +213,25 @@ def test_actor_follows_the_critic(arm: ArmSpec, batch: ChunkBatch) -> None:
     assert agent.act(observation, noise).mean() > start + 0.2
 
 
-def test_temperature_stays_within_its_bounds(arm: ArmSpec, batch: ChunkBatch) -> None:
+def test_temperature_stays_within_its_bounds(robot: RobotSpec, batch: ChunkBatch) -> None:
     bounds = (5e-4, 2e-3)
     for target, limit in ((-100.0, bounds[1]), (100.0, bounds[0])):
-        agent = tiny_agent(arm, saturation_target=target, temperature_bounds=bounds, temperature_rate=0.1)
+        agent = tiny_agent(robot, saturation_target=target, temperature_bounds=bounds, temperature_rate=0.1)
         for _ in range(30):
             agent.update_online(batch)
         assert agent.temperature.item() == pytest.approx(limit, rel=1e-4)
 
 
-def test_zero_temperature_is_a_mode_of_its_own(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(arm, temperature="zero")
+def test_zero_temperature_is_a_mode_of_its_own(robot: RobotSpec, batch: ChunkBatch) -> None:
+    agent = tiny_agent(robot, temperature="zero")
     before = agent.log_temperature.item()
     for _ in range(4):
         metrics = agent.update_online(batch)
     assert metrics["policy/temperature"].item() == 0 and agent.log_temperature.item() == before
 
 
-def test_target_critic_and_average_policy_lag(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(arm, target_rate=0.25, policy_average_rate=0.25)
+def test_target_critic_and_average_policy_lag(robot: RobotSpec, batch: ChunkBatch) -> None:
+    agent = tiny_agent(robot, target_rate=0.25, policy_average_rate=0.25)
     before = [p.clone() for p in agent.target_critic.parameters()]
     agent.update_offline(batch)
     for old, target, latest in zip(before, agent.target_critic.parameters(), agent.critic.parameters(), strict=True):
@@ -237,8 +239,8 @@ def test_target_critic_and_average_policy_lag(arm: ArmSpec, batch: ChunkBatch) -
     assert not any(p.requires_grad for p in agent.average_policy.parameters())
 
 
-def test_acting_is_deterministic_exploring_is_not(arm: ArmSpec) -> None:
-    agent = tiny_agent(arm)
+def test_acting_is_deterministic_exploring_is_not(robot: RobotSpec) -> None:
+    agent = tiny_agent(robot)
     observation = np.zeros((2, 19), np.float32)
     noise = np.random.default_rng(0).standard_normal((2, 5, 7)).astype(np.float32)
     assert np.array_equal(agent.act(observation, noise), agent.act(observation, noise))
@@ -246,13 +248,13 @@ def test_acting_is_deterministic_exploring_is_not(arm: ArmSpec) -> None:
     assert agent.explore(observation, noise).shape == (2, 5, 7)
 
 
-def test_arms_with_other_bounds_are_refused(arm: ArmSpec) -> None:
+def test_arms_with_other_bounds_are_refused(robot: RobotSpec) -> None:
     with pytest.raises(UsageError, match="beyond -1 to 1"):
-        tiny_agent(replace(arm, action_high=(2.0,) * 7))
+        tiny_agent(replace(robot, action_high=(2.0,) * 7))
 
 
-def test_divergence_shows(arm: ArmSpec) -> None:
-    agent = tiny_agent(arm)
+def test_divergence_shows(robot: RobotSpec) -> None:
+    agent = tiny_agent(robot)
     assert agent.is_finite
     with torch.no_grad():
         next(agent.critic.parameters())[0, 0, 0] = float("nan")
@@ -261,9 +263,9 @@ def test_divergence_shows(arm: ArmSpec) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_computes_what_the_cpu_does(arm: ArmSpec, batch: ChunkBatch) -> None:
+def test_cuda_computes_what_the_cpu_does(robot: RobotSpec, batch: ChunkBatch) -> None:
     config = TrainConfig(flow=FLOW)
-    cpu, cuda = (make_agent(arm, config, torch.device(name)) for name in ("cpu", "cuda"))
+    cpu, cuda = (make_agent(robot, config, torch.device(name)) for name in ("cpu", "cuda"))
     cuda.policy.load_state_dict(cpu.policy.state_dict())
     cuda.average_policy.load_state_dict(cpu.policy.state_dict())
     observation = batch.observation[:8]
@@ -284,14 +286,14 @@ def test_devices_by_name() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_compiled_updates_are_those_that_are_not(
-    arm: ArmSpec, batch: ChunkBatch, algo: AlgorithmName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    robot: RobotSpec, batch: ChunkBatch, algo: AlgorithmName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     config = preset("lift", algo=algo, from_scratch=algo == "sac")
     learner = replace(config.learner, critic_width=32, critic_depth=2, batch_size=32, policy_delay=1)
     flow = replace(config.flow, width=32, depth=2, gate_width=16)
     config = replace(config, chunk_length=5, precision="float32", flow=flow, learner=learner)
-    plain, compiled = (make_agent(arm, replace(config, compile=how), torch.device("cpu")) for how in ("off", "on"))
+    plain, compiled = (make_agent(robot, replace(config, compile=how), torch.device("cpu")) for how in ("off", "on"))
     for agent in (plain, compiled):
         for _ in range(2):
             agent.update_offline(batch)

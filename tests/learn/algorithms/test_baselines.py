@@ -20,20 +20,20 @@ from sacflow_robot.export.to_onnx import export_agent
 from sacflow_robot.learn.algorithms.agent import Agent
 from sacflow_robot.learn.algorithms.registry import ALGORITHMS, make_agent
 from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 LEARNER = LearnerConfig(critic_width=32, critic_depth=2, batch_size=32, policy_delay=1)
 
 
-def tiny_agent(arm: ArmSpec, algo: Any, noise: Any = "fixed", **learner: Any) -> Agent:
+def tiny_agent(robot: RobotSpec, algo: Any, noise: Any = "fixed", **learner: Any) -> Agent:
     flow = FlowConfig(width=32, depth=2, gate_width=16, noise=noise)
     config = TrainConfig(algo=algo, compile="off", flow=flow, learner=replace(LEARNER, **learner))
-    return make_agent(arm, config, torch.device("cpu"))
+    return make_agent(robot, config, torch.device("cpu"))
 
 
 @pytest.fixture
-def batch(make_episode: Callable[..., Episode], arm: ArmSpec) -> ChunkBatch:
-    buffer = ReplayBuffer(arm, 5, 0.99, 200)
+def batch(make_episode: Callable[..., Episode], robot: RobotSpec) -> ChunkBatch:
+    buffer = ReplayBuffer(robot, 5, 0.99, 200)
     for seed in range(4):
         buffer.append(make_episode(20, seed=seed))
     return buffer.sample(32, np.random.default_rng(0))
@@ -45,10 +45,10 @@ def weights(network: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("algo", sorted(ALGORITHMS))
 def test_learns_offline_and_online_goes_on_from_its_state_and_is_exported(
-    algo: str, arm: ArmSpec, batch: ChunkBatch, tmp_path: Path
+    algo: str, robot: RobotSpec, batch: ChunkBatch, tmp_path: Path
 ) -> None:
     best_of = 4 if algo == "qc" else 1
-    agents = [tiny_agent(arm, algo, best_of=best_of) for _ in range(2)]
+    agents = [tiny_agent(robot, algo, best_of=best_of) for _ in range(2)]
     agent = agents[0]
     for _ in range(3):
         agent.update_offline(batch)
@@ -65,19 +65,19 @@ def test_learns_offline_and_online_goes_on_from_its_state_and_is_exported(
     assert export_agent(agent, {"seed": 0}, tmp_path / "lift.onnx") <= 1e-5
     served = OnnxPolicy(tmp_path / "lift.onnx")
     noise = np.random.default_rng(1).standard_normal((2, 5, 7)).astype(np.float32)
-    seen = {a.key: np.full((2, *a.shape), 0.1, np.float32) for a in arm.observations}
-    np.testing.assert_allclose(served.infer(seen, noise), agent.act(arm.flatten(seen), noise), atol=1e-5)
+    seen = {a.key: np.full((2, *a.shape), 0.1, np.float32) for a in robot.observations}
+    np.testing.assert_allclose(served.infer(seen, noise), agent.act(robot.flatten(seen), noise), atol=1e-5)
     assert served.spec.notes.get("best_of", 1) == best_of and served.spec.noise_shape == (5, 7)
     assert served.spec.velocity == agent.policy.name
-    assert np.abs(agent.explore(arm.flatten(seen), noise)).max() <= 1
+    assert np.abs(agent.explore(robot.flatten(seen), noise)).max() <= 1
 
 
 @pytest.mark.parametrize("algo", sorted(ALGORITHMS))
-def test_half_precision_takes_nearly_the_same_steps(algo: str, arm: ArmSpec, batch: ChunkBatch) -> None:
+def test_half_precision_takes_nearly_the_same_steps(algo: str, robot: RobotSpec, batch: ChunkBatch) -> None:
     losses = {}
     for precision in ("float32", "bfloat16"):
-        agent = tiny_agent(arm, algo, "learned", best_of=4 if algo == "qc" else 1)
-        agent = make_agent(arm, replace(agent.config, precision=precision), torch.device("cpu"))
+        agent = tiny_agent(robot, algo, "learned", best_of=4 if algo == "qc" else 1)
+        agent = make_agent(robot, replace(agent.config, precision=precision), torch.device("cpu"))
         agent.update_offline(batch)
         metrics = [agent.update_online(batch) for _ in range(3)][-1]
         assert {value.dtype for value in metrics.values()} == {torch.float32}
@@ -86,8 +86,8 @@ def test_half_precision_takes_nearly_the_same_steps(algo: str, arm: ArmSpec, bat
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05, abs=0.02)
 
 
-def test_cloning_alone_has_no_critic_to_learn(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(arm, "bc")
+def test_cloning_alone_has_no_critic_to_learn(robot: RobotSpec, batch: ChunkBatch) -> None:
+    agent = tiny_agent(robot, "bc")
     before = weights(agent.critic)
     agent.update_offline(batch)
     assert set(agent.update_online(batch)) == {"loss/flow_matching"}
@@ -96,9 +96,9 @@ def test_cloning_alone_has_no_critic_to_learn(arm: ArmSpec, batch: ChunkBatch) -
 
 
 def test_the_best_of_several_has_no_actor_and_its_targets_grow_with_their_number(
-    arm: ArmSpec, batch: ChunkBatch
+    robot: RobotSpec, batch: ChunkBatch
 ) -> None:
-    one, many = tiny_agent(arm, "qc", best_of=1), tiny_agent(arm, "qc", best_of=32)
+    one, many = tiny_agent(robot, "qc", best_of=1), tiny_agent(robot, "qc", best_of=32)
     many.policy.load_state_dict(one.policy.state_dict())
     many.critic.load_state_dict(one.critic.state_dict())
     many.target_critic.load_state_dict(one.critic.state_dict())
@@ -111,8 +111,10 @@ def test_the_best_of_several_has_no_actor_and_its_targets_grow_with_their_number
     assert "loss/actor" not in many.update_online(batch)
 
 
-def test_distillation_brings_the_one_step_policy_to_the_flow_of_the_same_noise(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(arm, "qc-fql", regularisation=100.0, policy_rate=3e-3)
+def test_distillation_brings_the_one_step_policy_to_the_flow_of_the_same_noise(
+    robot: RobotSpec, batch: ChunkBatch
+) -> None:
+    agent = tiny_agent(robot, "qc-fql", regularisation=100.0, policy_rate=3e-3)
     distances = [float(agent.update_offline(batch)["policy/distance_to_data"]) for _ in range(200)]
     assert np.mean(distances[-10:]) < 0.75 * np.mean(distances[:10])
     before = weights(agent.flow)  # type: ignore[attr-defined]
@@ -121,13 +123,13 @@ def test_distillation_brings_the_one_step_policy_to_the_flow_of_the_same_noise(a
 
 
 def test_temperature_weighs_the_entropy_of_a_gaussian_and_of_a_flow_with_learned_noise(
-    arm: ArmSpec, batch: ChunkBatch
+    robot: RobotSpec, batch: ChunkBatch
 ) -> None:
     for algo, noise in (("sac", "fixed"), ("sac-flow", "learned")):
         entropy = {}
         for temperature in ("fixed", "zero"):
             agent = tiny_agent(
-                arm,
+                robot,
                 algo,
                 noise,
                 temperature=temperature,
@@ -142,10 +144,10 @@ def test_temperature_weighs_the_entropy_of_a_gaussian_and_of_a_flow_with_learned
         assert entropy["fixed"] > entropy["zero"] + 5
 
 
-def test_targets_of_rlpd_leave_the_entropy_out(arm: ArmSpec, batch: ChunkBatch) -> None:
+def test_targets_of_rlpd_leave_the_entropy_out(robot: RobotSpec, batch: ChunkBatch) -> None:
     deducted = {}
     for algo in ("rlpd", "sac"):
-        agent = tiny_agent(arm, algo)
+        agent = tiny_agent(robot, algo)
         prepared = agent._on_device(batch)
         noise = agent._draw_next(prepared)
         value, deducted[algo] = agent._next_value(prepared, noise)
@@ -155,30 +157,30 @@ def test_targets_of_rlpd_leave_the_entropy_out(arm: ArmSpec, batch: ChunkBatch) 
     assert (deducted["rlpd"] == 0).all() and (deducted["sac"] != 0).all()
 
 
-def test_best_of_picks_what_the_critic_prefers_when_exploring(arm: ArmSpec) -> None:
-    agent = tiny_agent(arm, "sac-flow", best_of=16)
+def test_best_of_picks_what_the_critic_prefers_when_exploring(robot: RobotSpec) -> None:
+    agent = tiny_agent(robot, "sac-flow", best_of=16)
     agent.target_critic.forward = lambda observation, action: action.sum(-1).expand(2, -1)  # type: ignore[method-assign]
     seen = np.zeros((4, 19), np.float32)
     noise = np.random.default_rng(0).standard_normal((4, 5, 7)).astype(np.float32)
-    plain = tiny_agent(arm, "sac-flow")
+    plain = tiny_agent(robot, "sac-flow")
     assert agent.explore(seen, noise).sum() > plain.explore(seen, noise).sum()
     assert agent.act(seen, noise).sum() > plain.act(seen, noise).sum()
 
 
-def test_clipping_limits_the_step_of_the_policy(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(arm, "bc", gradient_clip=1e-3)
+def test_clipping_limits_the_step_of_the_policy(robot: RobotSpec, batch: ChunkBatch) -> None:
+    agent = tiny_agent(robot, "bc", gradient_clip=1e-3)
     agent.update_offline(batch)
     norm = torch.stack([p.grad.norm() for p in agent.policy.parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_temperature_may_be_fixed(arm: ArmSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(arm, "sac-flow", temperature="fixed", initial_temperature=2e-3)
+def test_temperature_may_be_fixed(robot: RobotSpec, batch: ChunkBatch) -> None:
+    agent = tiny_agent(robot, "sac-flow", temperature="fixed", initial_temperature=2e-3)
     for _ in range(3):
         metrics = agent.update_online(batch)
     assert metrics["policy/temperature"].item() == pytest.approx(2e-3)
 
 
-def test_unknown_algorithm(arm: ArmSpec) -> None:
+def test_unknown_algorithm(robot: RobotSpec) -> None:
     with pytest.raises(UnknownNameError, match="valid names: bc, qc, qc-fql, rlpd, sac, sac-flow"):
-        tiny_agent(arm, "ppo")
+        tiny_agent(robot, "ppo")

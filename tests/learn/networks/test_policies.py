@@ -7,7 +7,7 @@ import torch
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.critic import Critic, aggregate
-from sacflow_robot.learn.networks.policies import BestOf, GaussianPolicy, OneStepPolicy, pick_best, repeat_rows
+from sacflow_robot.learn.networks.policies import QC, GaussianPolicy, OneStepPolicy, pick_best, repeat_rows
 from sacflow_robot.learn.networks.policy import squash
 
 SMALL = FlowConfig(width=16, depth=2, gate_width=8)
@@ -49,7 +49,7 @@ def test_a_one_step_policy_has_no_density() -> None:
 def test_candidates_are_samples_of_the_policy_and_the_first_is_its_own() -> None:
     torch.manual_seed(0)
     policy, critic = FlowPolicy("flow-g", 2, 6, SMALL), Critic(2, 6, 16, 2, 3)
-    best = BestOf(policy, critic, 8, "min")
+    best = QC(policy, critic, 8, "min")
     observation, noise = torch.randn(4, 2), torch.randn(4, 6)
     starts = (noise @ best.turns).reshape(4, 8, 6)
     torch.testing.assert_close(starts.norm(dim=-1), noise.norm(dim=-1, keepdim=True).expand(4, 8))
@@ -67,7 +67,7 @@ def test_candidates_are_samples_of_the_policy_and_the_first_is_its_own() -> None
 @pytest.mark.parametrize("dim", [1, 2, 6])
 def test_what_candidates_start_from_is_uncorrelated(dim: int) -> None:
     """Rotations drawn evenly have a mean of 0: on average candidates agree with the first by chance alone."""
-    best = BestOf(FlowPolicy("mlp", 2, dim, SMALL), Critic(2, dim, 16, 2, 3), 400, "min")
+    best = QC(FlowPolicy("mlp", 2, dim, SMALL), Critic(2, dim, 16, 2, 3), 400, "min")
     turns = best.turns.reshape(dim, 400, dim).permute(1, 0, 2)
     correlation = turns[1:].diagonal(dim1=1, dim2=2).sum(-1) / dim
     # The mean of 399 traces, each of variance 1, over D: three standard deviations.

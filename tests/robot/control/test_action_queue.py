@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacflow_robot.errors import LateError, ServerGoneError, SpecMismatchError
+from sacflow_robot.errors import ConnectionLost, DeadlineExceeded, SpecMismatchError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.robot.control.action_queue import ChunkStream
+from sacflow_robot.robot.control.action_queue import ActionQueue
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.server import PolicyServer
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
@@ -38,7 +38,7 @@ class Network:
         prefix: FloatArray | None = None,
         prefix_mask: FloatArray | None = None,
     ) -> int:
-        if isinstance(self.error, ServerGoneError):
+        if isinstance(self.error, ConnectionLost):
             raise self.error
         self.count += 1
         self._asked = {self.count: self.now_ns}
@@ -63,7 +63,7 @@ def spec(policy_file: Path) -> PolicySpec:
     return OnnxPolicy(policy_file).spec
 
 
-def play(network: Network, stream: ChunkStream, steps: int) -> list[float | None]:
+def play(network: Network, stream: ActionQueue, steps: int) -> list[float | None]:
     actions = []
     for _ in range(steps):
         result = stream.step({"x": np.zeros(3, np.float32)})
@@ -75,9 +75,9 @@ def play(network: Network, stream: ChunkStream, steps: int) -> list[float | None
 @pytest.mark.parametrize("delay_ms", [1, 49, 60, 90])
 def test_every_action_is_for_the_step_it_is_played_at(spec: PolicySpec, delay_ms: int) -> None:
     network = Network(spec, delay_ms * 1_000_000)
-    stream = ChunkStream(network, clock_ns=lambda: network.now_ns)
+    stream = ActionQueue(network, clock_ns=lambda: network.now_ns)
     first = play(network, stream, 1)
-    assert first == [0.0 if delay_ms < 50 else None], "the first chunk is waited for; after its period the arm stands"
+    assert first == [0.0 if delay_ms < 50 else None], "the first chunk is waited for; after its period the robot stands"
     network.now_ns = PERIOD_NS * len(
         [a for a in first if a is not None]
     )  # as where that wait is no part of the episode
@@ -89,7 +89,7 @@ def test_it_asks_as_late_as_the_delay_allows(spec: PolicySpec) -> None:
     counts = []
     for delay_ms in (1, 60, 110):
         network = Network(spec, delay_ms * 1_000_000)
-        stream = ChunkStream(network, blend=0, clock_ns=lambda network=network: network.now_ns)
+        stream = ActionQueue(network, blend=0, clock_ns=lambda network=network: network.now_ns)
         play(network, stream, 100)
         assert stream.delay_steps == -(-delay_ms // 50)
         counts.append(network.count)
@@ -104,7 +104,7 @@ def test_chunks_that_disagree_are_joined_smoothly(spec: PolicySpec) -> None:
     steepest = {}
     for blend in (0, 2):
         network = Network(spec, 1_000_000, jump)
-        stream = ChunkStream(network, blend=blend, clock_ns=lambda network=network: network.now_ns)
+        stream = ActionQueue(network, blend=blend, clock_ns=lambda network=network: network.now_ns)
         actions = np.array(play(network, stream, 60))
         steepest[blend] = np.abs(np.diff(actions)).max()
     assert steepest[0] >= 19 and steepest[2] <= 1 + 20 / 3 + 1e-4, "a jump of 20 is spread over three steps"
@@ -113,7 +113,7 @@ def test_chunks_that_disagree_are_joined_smoothly(spec: PolicySpec) -> None:
 def test_what_will_be_played_meanwhile_is_sent_ahead_where_the_policy_takes_it(spec: PolicySpec) -> None:
     network = Network(spec, 60_000_000, lambda number: 10.0 * number)
     network.takes_prefix = True
-    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    stream = ActionQueue(network, blend=0, clock_ns=lambda: network.now_ns)
     played = play(network, stream, 40)
     first, *later = network.prefixes
     assert first[0] is not None and not first[1].any(), "at first nothing is decided"
@@ -122,7 +122,7 @@ def test_what_will_be_played_meanwhile_is_sent_ahead_where_the_policy_takes_it(s
         assert mask.tolist() == [[1, 1, 0, 0, 0]]
         sent = prefix[0, :2, 0].tolist()
         at = next(i for i in range(at, 40) if played[i : i + 2] == sent)
-    without = ChunkStream(network, blend=0, prefix=False, clock_ns=lambda: network.now_ns)
+    without = ActionQueue(network, blend=0, prefix=False, clock_ns=lambda: network.now_ns)
     play(network, without, 2)
     assert network.prefixes[-1] == (None, None)
 
@@ -139,7 +139,7 @@ def test_a_chunk_takes_over_bit_by_bit_from_where_it_is_free_to_differ(
 
     network = Completing(spec, 40_000_000, lambda number: 9.0 * (number > 8))
     network.takes_prefix = takes_prefix
-    stream = ChunkStream(network, blend=2, clock_ns=lambda: network.now_ns)
+    stream = ActionQueue(network, blend=2, clock_ns=lambda: network.now_ns)
     steps = np.diff(np.array(play(network, stream, 60)[10:], np.float64))
     assert np.abs(steps).max() == pytest.approx(4.0, abs=1e-4), "a third of the 9 that they differ by, and 1"
     assert {int(mask.sum()) for _, mask in network.prefixes[3:] if mask is not None} <= {decided}
@@ -147,7 +147,7 @@ def test_a_chunk_takes_over_bit_by_bit_from_where_it_is_free_to_differ(
 
 def test_without_an_answer_it_plays_to_the_end_and_then_holds(spec: PolicySpec) -> None:
     network = Network(spec, 1_000_000)
-    stream = ChunkStream(network, clock_ns=lambda: network.now_ns)
+    stream = ActionQueue(network, clock_ns=lambda: network.now_ns)
     play(network, stream, 1)
     network.delay_ns = 10**12
     assert play(network, stream, 8) == [1.0, 2.0, 3.0, 4.0, None, None, None, None]
@@ -158,15 +158,15 @@ def test_without_an_answer_it_plays_to_the_end_and_then_holds(spec: PolicySpec) 
 
 def test_a_late_answer_or_a_lost_server_costs_nothing_while_there_is_a_chunk_to_play(spec: PolicySpec) -> None:
     network = Network(spec, 1_000_000)
-    stream = ChunkStream(network, clock_ns=lambda: network.now_ns)
+    stream = ActionQueue(network, clock_ns=lambda: network.now_ns)
     play(network, stream, 1)
     assert play(network, stream, 1) == [1.0]
-    for error in (LateError("late"), ServerGoneError("gone")):
+    for error in (DeadlineExceeded("late"), ConnectionLost("gone")):
         network.error = error
         before = stream.lost
         play(network, stream, 1)
         assert stream.lost >= before
-    with pytest.raises(ServerGoneError):
+    with pytest.raises(ConnectionLost):
         play(network, stream, 8)
     network.error = None
     assert None not in play(network, stream, 4)[1:]
@@ -177,7 +177,7 @@ def test_a_late_answer_or_a_lost_server_costs_nothing_while_there_is_a_chunk_to_
 @pytest.mark.parametrize("again", [False, True], ids=["begin", "after a hold"])
 def test_an_arm_that_stands_plays_a_chunk_from_its_first_action(spec: PolicySpec, delay_ms: int, again: bool) -> None:
     network = Network(spec, delay_ms * 1_000_000)
-    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    stream = ActionQueue(network, blend=0, clock_ns=lambda: network.now_ns)
     if again:
         play(network, stream, 7)
         stream.begin()
@@ -195,18 +195,18 @@ def test_an_arm_that_stands_plays_a_chunk_from_its_first_action(spec: PolicySpec
 
 def test_an_arm_that_has_run_out_of_actions_goes_on_where_it_stopped(spec: PolicySpec) -> None:
     network = Network(spec, 1_000_000)
-    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    stream = ActionQueue(network, blend=0, clock_ns=lambda: network.now_ns)
     assert play(network, stream, 4) == [0.0, 1.0, 2.0, 3.0]
     network.delay_ns = 420_000_000
     played = play(network, stream, 14)
     assert played[:2] == [4.0, None], "the next chunk was asked for with the last step, and is late"
     after = [action for action in played if action is not None]
-    assert after == [4.0, 5.0, 6.0, 7.0, 8.0], "none of its actions passed while the arm stood"
+    assert after == [4.0, 5.0, 6.0, 7.0, 8.0], "none of its actions passed while the robot stood"
 
 
 def test_one_slow_answer_changes_nothing_and_a_server_that_stays_slow_is_found(spec: PolicySpec) -> None:
     network = Network(spec, 700_000_000)
-    stream = ChunkStream(network, blend=0, clock_ns=lambda: network.now_ns)
+    stream = ActionQueue(network, blend=0, clock_ns=lambda: network.now_ns)
     play(network, stream, 2)
     network.delay_ns = 1_000_000
     for _ in range(40):
@@ -225,7 +225,7 @@ def test_over_a_real_server(policy_file: Path) -> None:
     sizes = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 10}
     policy = OnnxPolicy(policy_file)
     with PolicyServer(policy, "tcp://127.0.0.1:*").start() as server, PolicyClient(server.address) as client:
-        stream, played, joined = ChunkStream(client, blend=1), 0, 0
+        stream, played, joined = ActionQueue(client, blend=1), 0, 0
         for _ in range(30):
             step = stream.step({key: np.zeros(size, np.float32) for key, size in sizes.items()})
             played, joined = played + (step.action is not None), joined + step.joined
@@ -239,10 +239,10 @@ def test_a_server_restarted_while_the_arm_is_held_is_greeted_before_the_arm_is_e
     policy_file: Path, tmp_path: Path, transport: str
 ) -> None:
     policy = OnnxPolicy(policy_file)
-    observation = {array.key: np.zeros(array.shape, np.float32) for array in policy.spec.arm.observations}
+    observation = {array.key: np.zeros(array.shape, np.float32) for array in policy.spec.robot.observations}
     server = PolicyServer(policy, "tcp://127.0.0.1:*" if transport == "tcp" else f"ipc://{tmp_path}/cell").start()
-    with PolicyClient(server.address, expect=policy.spec.arm) as client:
-        stream = ChunkStream(client)
+    with PolicyClient(server.address, expect=policy.spec.robot) as client:
+        stream = ActionQueue(client)
         assert stream.step(observation).action is not None
         took = []
 
@@ -261,7 +261,7 @@ def test_a_server_restarted_while_the_arm_is_held_is_greeted_before_the_arm_is_e
             deadline = time.monotonic() + 20
             while not client.connected and time.monotonic() < deadline:
                 held(1)
-            stream.begin()  # one act of a person enables the arm
+            stream.begin()  # one act of a person enables the robot
             step = stream.step(observation)
             assert step.action is not None and step.joined
             held(20)
@@ -273,18 +273,18 @@ def test_a_held_arm_is_told_of_a_server_restarted_with_a_policy_that_does_not_fi
     policy = OnnxPolicy(policy_file)
     server = PolicyServer(policy, "tcp://127.0.0.1:*").start()
     with (
-        PolicyClient(server.address, expect=policy.spec.arm) as client,
+        PolicyClient(server.address, expect=policy.spec.robot) as client,
         PolicyClient(server.address) as open_minded,
     ):
-        streams = ChunkStream(client), ChunkStream(open_minded)
+        streams = ActionQueue(client), ActionQueue(open_minded)
         server.close()
         other = OnnxPolicy(policy_file)
-        other.spec = replace(policy.spec, chunk_length=3, arm=replace(policy.spec.arm, robot="UR5e"))
+        other.spec = replace(policy.spec, chunk_length=3, robot=replace(policy.spec.robot, robot="UR5e"))
         changed = PolicyServer(policy, server.address)
         changed.policy = other
         with changed.start():
             for stream, reason in zip(
-                streams, (r"differs .* in: arm\.robot", r"shape \(3, 7\).*began with \(5, 7\)"), strict=True
+                streams, (r"differs .* in: robot\.robot", r"shape \(3, 7\).*began with \(5, 7\)"), strict=True
             ):
                 with pytest.raises(SpecMismatchError, match=reason):
                     for _ in range(400):

@@ -17,7 +17,7 @@ from sacflow_robot.cli import main
 from sacflow_robot.errors import DataError, RobotError, UsageError
 from sacflow_robot.robot.control import estop
 from sacflow_robot.robot.control.estop import PENDING, StopServer, read_key, request
-from sacflow_robot.robot.control.operator_requests import Switches
+from sacflow_robot.robot.control.operator_requests import OperatorRequests
 
 KEY = b"0123456789abcdef0123456789abcdef"
 ANYWHERE = "tcp://127.0.0.1:0"
@@ -29,19 +29,19 @@ def put(address: str, verb: str, reason: str = "", key: bytes = b"") -> str:
 
 
 @contextmanager
-def loop(switches: Switches, braking_s: float = 0.1, refuse: bool = False) -> Iterator[None]:
+def loop(switches: OperatorRequests, braking_s: float = 0.1, refuse: bool = False) -> Iterator[None]:
     """Plays a control loop: comes to rest within a time, and is enabled at once, or refuses to be."""
     ended = threading.Event()
 
     def run() -> None:
-        state, at_rest = "armed", 0.0
+        state, at_rest = "enabled", 0.0
         while not ended.wait(0.005):
             stop, enable = switches.take()
             if stop and state != "stopped":
                 state, at_rest = "stopped", time.monotonic() + braking_s
             elif enable and not refuse and time.monotonic() > at_rest:
-                state = "armed"
-            switches.report(state, state == "armed" or time.monotonic() > at_rest)
+                state = "enabled"
+            switches.report(state, state == "enabled" or time.monotonic() > at_rest)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -68,13 +68,13 @@ def ask(socket: zmq.Socket[bytes], *frames: bytes) -> list[bytes]:
 
 
 def test_a_stop_arrives_with_its_reason_and_an_arming_needs_the_key() -> None:
-    switches = Switches()
+    switches = OperatorRequests()
     with StopServer(ANYWHERE, switches, KEY) as server:
         assert put(server.address, "stop", "smoke", KEY) == PENDING
         assert switches.take() == ("stopped over the network: smoke", False)
-        put(server.address, "arm", key=KEY)
+        put(server.address, "enable", key=KEY)
         assert switches.take() == ("", True) and switches.take() == ("", False)
-        for verb, key in (("stop", b""), ("stop", b"x" * 32), ("arm", b"")):
+        for verb, key in (("stop", b""), ("stop", b"x" * 32), ("enable", b"")):
             with pytest.raises(RobotError, match="the key is not the right one"):
                 put(server.address, verb, key=key)
         with pytest.raises(RobotError, match="unknown request"):
@@ -83,32 +83,32 @@ def test_a_stop_arrives_with_its_reason_and_an_arming_needs_the_key() -> None:
 
 
 def test_without_a_key_this_machine_may_stop_and_nobody_arm() -> None:
-    switches = Switches()
+    switches = OperatorRequests()
     with StopServer(ANYWHERE, switches) as server:
         put(server.address, "stop")
         assert switches.take()[0] == "stopped over the network"
-        with pytest.raises(RobotError, match="arming over the network needs a key"):
-            put(server.address, "arm")
+        with pytest.raises(RobotError, match="enabling over the network needs a key"):
+            put(server.address, "enable")
     for address in ("tcp://0.0.0.0:0", "tcp://*:0"):
         with pytest.raises(UsageError, match="needs a key"):
             StopServer(address, switches)
 
 
 def test_the_answer_is_the_state_that_was_reached() -> None:
-    switches = Switches()
+    switches = OperatorRequests()
     with StopServer(ANYWHERE, switches, KEY) as server, loop(switches):
         began = time.monotonic()
         assert request(server.address, "stop", key=KEY) == "stopped"
         assert time.monotonic() - began >= 0.1, "once at rest"
         assert request(server.address, "stop", key=KEY) == "stopped", "again"
-        assert request(server.address, "arm", key=KEY) == "armed"
+        assert request(server.address, "enable", key=KEY) == "enabled"
     with StopServer(ANYWHERE, switches, KEY) as server, loop(switches, refuse=True):
         request(server.address, "stop", key=KEY)
-        assert request(server.address, "arm", key=KEY) == "stopped"
+        assert request(server.address, "enable", key=KEY) == "stopped"
 
 
 def test_others_are_answered_while_one_waits_for_its_state() -> None:
-    switches = Switches()
+    switches = OperatorRequests()
     with StopServer(ANYWHERE, switches) as server, client(server.address) as socket:
         waiting = threading.Thread(target=request, args=(server.address, "stop"), kwargs={"timeout_s": 0.5})
         waiting.start()
@@ -121,12 +121,12 @@ def test_others_are_answered_while_one_waits_for_its_state() -> None:
 
 def test_the_command_says_the_state_and_fails_without_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(KEY)
-    switches = Switches()
+    switches = OperatorRequests()
     with StopServer(ANYWHERE, switches, KEY) as server:
         words = ["estop", server.address, "--key", str(tmp_path / "key")]
         with loop(switches):
             assert main(words) == 0 and capsys.readouterr().out == f"{server.address}: stopped\n"
-            assert main([*words, "--arm"]) == 0 and capsys.readouterr().out == f"{server.address}: armed\n"
+            assert main([*words, "--arm"]) == 0 and capsys.readouterr().out == f"{server.address}: enabled\n"
         with loop(switches, refuse=True):
             main(words)
             capsys.readouterr()
@@ -138,7 +138,7 @@ def test_the_command_says_the_state_and_fails_without_one(capsys: pytest.Capture
 
 def test_what_was_overheard_cannot_be_sent_again() -> None:
     """A proof is for one challenge of one connection; noise of any kind is refused, and the server goes on."""
-    switches = Switches()
+    switches = OperatorRequests()
     with StopServer(ANYWHERE, switches, KEY) as server, client(server.address) as one, client(server.address) as other:
         for frames in ([b"stop", b"", b"proof"], [b""], [b"\xff" * 4000], [b"challenge", b"challenge"], [b"x"] * 8):
             assert ask(one, *frames)[0] == b"refused"
@@ -158,14 +158,14 @@ def test_what_was_overheard_cannot_be_sent_again() -> None:
 
 def test_a_challenge_is_not_valid_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estop, "_NONCE_S", 0.05)
-    with StopServer(ANYWHERE, Switches(), KEY) as server, client(server.address) as socket:
+    with StopServer(ANYWHERE, OperatorRequests(), KEY) as server, client(server.address) as socket:
         nonce = ask(socket, b"challenge")[0]
         time.sleep(0.12)
         assert ask(socket, b"arm", b"", estop._proof(KEY, nonce, b"arm", b""))[0] == b"refused"
 
 
 def test_a_client_of_an_earlier_version_stops_and_what_it_says_is_printable() -> None:
-    switches = Switches()
+    switches = OperatorRequests()
     with StopServer(ANYWHERE, switches, KEY) as server, client(server.address) as socket:
         nonce, reason = ask(socket, b"challenge")[0], b"\x1b[2J\xff\n"
         assert ask(socket, b"stop", reason, estop._proof(KEY, nonce, b"stop", reason))[0] == b"ok"
@@ -197,7 +197,7 @@ while True:
 @pytest.mark.realtime
 @pytest.mark.parametrize(("key", "junk"), [(b"", "requests"), (KEY, "requests"), (KEY, "frames")])
 def test_a_flood_from_connections_without_a_key_stops_no_stop(key: bytes, junk: str) -> None:
-    switches = Switches()
+    switches = OperatorRequests()
     with StopServer(ANYWHERE, switches, key) as server, loop(switches, braking_s=0.0):
         flood = subprocess.Popen([sys.executable, "-c", FLOOD, server.address, junk], stdout=subprocess.PIPE)
         try:
@@ -210,10 +210,10 @@ def test_a_flood_from_connections_without_a_key_stops_no_stop(key: bytes, junk: 
             flood.communicate()
 
 
-class FailsOnce(Switches):
+class FailsOnce(OperatorRequests):
     def stop(self, reason: str) -> int:
         if not self.state:
-            self.report("armed", False)
+            self.report("enabled", False)
             raise RuntimeError("no room for a reason")
         return super().stop(reason)
 
@@ -266,7 +266,7 @@ def deaf(silent: int, answers: list[list[bytes]]) -> Iterator[tuple[str, list[li
 
 def test_a_lost_message_is_sent_again_but_never_an_enabling_one() -> None:
     with deaf(1, [[b"ok"]]) as (address, heard):
-        assert request(address, "arm", key=KEY) == PENDING and len(heard) == 1
+        assert request(address, "enable", key=KEY) == PENDING and len(heard) == 1
     with deaf(1, [[b"failed", b"for once"], [b"ok", b"pending", b"1"], [b"ok", b"hold"]]) as (address, heard):
         assert request(address, "stop") == "hold"
         assert [frames[0] for frames in heard] == [b"stop", b"stop", b"outcome"]
@@ -274,7 +274,7 @@ def test_a_lost_message_is_sent_again_but_never_an_enabling_one() -> None:
         request(address, "stop", timeout_s=0.6)
     with deaf(0, [[b"failed", b"for once"], [b"ok"]]) as (address, heard):
         with pytest.raises(RobotError, match="for once"):
-            request(address, "arm", key=KEY, timeout_s=0.6)
+            request(address, "enable", key=KEY, timeout_s=0.6)
         assert len(heard) == 1, "who knows what happened since"
 
 
@@ -304,11 +304,11 @@ def test_another_kind_of_server_is_named() -> None:
 
 
 def test_one_process_at_a_time_listens_at_a_unix_socket(tmp_path: Path) -> None:
-    address, switches = f"ipc://{tmp_path}/stop.sock", Switches()
+    address, switches = f"ipc://{tmp_path}/stop.sock", OperatorRequests()
     for _ in range(2):
         with StopServer(address, switches):
             with pytest.raises(UsageError, match="another process serves there"):
-                StopServer(address, Switches())
+                StopServer(address, OperatorRequests())
             put(address, "stop")
             assert switches.take()[0], "the first has the address still"
 

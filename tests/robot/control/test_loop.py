@@ -32,7 +32,7 @@ def policy(policy_file: Path) -> OnnxPolicy:
 
 
 class ShortEpisodes(FakeRobot):
-    """The simulated arm, with episodes of a few steps."""
+    """The simulated robot, with episodes of a few steps."""
 
     def __init__(self, robot: SimRobot, steps: int, clock: Clock | None = None) -> None:
         self._robot, self._steps, self._taken = robot, steps, 0
@@ -76,15 +76,15 @@ class Fixed:
 def test_a_chunk_is_played_open_loop_and_its_story_recorded(robot: SimRobot, policy: OnnxPolicy) -> None:
     chunk = np.zeros((5, 7), np.float32)
     chunk[:, 2] = [0.1, 0.2, 0.3, 0.4, 3.0]
-    fixed, arm = Fixed(policy.spec, chunk), ShortEpisodes(robot, 7)
-    run = run_episode(arm, fixed, 21, policy_version="v1", limits=(np.full(7, -0.25), np.full(7, 0.25)))
+    fixed, wrapped = Fixed(policy.spec, chunk), ShortEpisodes(robot, 7)
+    run = run_episode(wrapped, fixed, 21, policy_version="v1", limits=(np.full(7, -0.25), np.full(7, 0.25)))
     assert len(fixed.calls) == 2, "the policy is asked once a chunk"
     for (_, noise), step in zip(fixed.calls, (0, 5), strict=True):
         assert np.array_equal(noise, chunk_noise((1, 5, 7), 21, step))
     episode = run.episode
     assert episode.proposed[:, 2] == pytest.approx([0.1, 0.2, 0.3, 0.4, 3.0, 0.1, 0.2])
     assert episode.commanded[:, 2] == pytest.approx([0.1, 0.2, 0.25, 0.25, 0.25, 0.1, 0.2])
-    assert np.array_equal(episode.commanded, np.stack(arm.commands))
+    assert np.array_equal(episode.commanded, np.stack(wrapped.commands))
     assert episode.measured[1:5, 2].min() > 0.02 and episode.truncated[-1]
     assert (np.diff(episode.time_ns) > 0).all()
     info = dict(episode.info)
@@ -93,19 +93,19 @@ def test_a_chunk_is_played_open_loop_and_its_story_recorded(robot: SimRobot, pol
 
 
 def test_late_actions_are_counted(robot: SimRobot, policy: OnnxPolicy) -> None:
-    fixed, arm = Fixed(policy.spec, np.zeros((5, 7), np.float32)), ShortEpisodes(robot, 6)
+    fixed, wrapped = Fixed(policy.spec, np.zeros((5, 7), np.float32)), ShortEpisodes(robot, 6)
     for tick_ms, late in ((20, 0), (60, 6)):
-        arm.clock = Ticking(0, tick_ms * 1_000_000)
-        assert run_episode(arm, fixed, 0, policy_version="v1").overruns == late
+        wrapped.clock = Ticking(0, tick_ms * 1_000_000)
+        assert run_episode(wrapped, fixed, 0, policy_version="v1").overruns == late
 
 
 def test_an_action_of_nan_is_not_sent(robot: SimRobot, policy: OnnxPolicy) -> None:
     chunk = np.zeros((5, 7), np.float32)
     chunk[2, 0] = np.nan
-    arm = ShortEpisodes(robot, 9)
+    wrapped = ShortEpisodes(robot, 9)
     with pytest.raises(InvalidValueError, match="NaN or infinity; it was not sent"):
-        run_episode(arm, Fixed(policy.spec, chunk), 0, policy_version="v1")
-    assert len(arm.commands) == 2
+        run_episode(wrapped, Fixed(policy.spec, chunk), 0, policy_version="v1")
+    assert len(wrapped.commands) == 2
 
 
 class Kept:
@@ -128,11 +128,11 @@ def test_the_recorder_gets_every_step_with_its_times_and_flags(robot: SimRobot, 
     """The clock ticks once a reading: received, inferred once a chunk, then sent and received again for each step."""
     chunk = np.zeros((5, 7), np.float32)
     chunk[1, 0] = 1.5
-    arm, kept, tick = ShortEpisodes(robot, 7), Kept(), 30_000_000
-    arm.clock = Ticking(0, tick)
+    wrapped, kept, tick = ShortEpisodes(robot, 7), Kept(), 30_000_000
+    wrapped.clock = Ticking(0, tick)
     info = {"note": "second try", "calibration_sha256": "ab"}
     run = run_episode(
-        *(arm, Fixed(policy.spec, chunk), 3),
+        *(wrapped, Fixed(policy.spec, chunk), 3),
         policy_version="v1",
         recorder=kept,
         info=info,
@@ -154,8 +154,8 @@ def test_capture_times_of_an_arm_that_tells_them_are_kept(robot: SimRobot, polic
         def react(self, action: FloatArray) -> StepResult:
             return replace(super().react(action), time_ns=1000 * self._taken)
 
-    fixed, arm = Fixed(policy.spec, np.zeros((5, 7), np.float32)), Stamped(robot, 3, Ticking(1_000_000, 1))
-    episode = run_episode(arm, fixed, 3, policy_version="v1").episode
+    fixed, wrapped = Fixed(policy.spec, np.zeros((5, 7), np.float32)), Stamped(robot, 3, Ticking(1_000_000, 1))
+    episode = run_episode(wrapped, fixed, 3, policy_version="v1").episode
     assert episode.time_ns.tolist() == [1_000_000, 1000, 2000, 3000]
     assert episode.received_ns is not None and (episode.received_ns >= 1_000_000).all()
 
@@ -170,13 +170,17 @@ def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lo
                 result.observation["object"][:] = np.nan
             return result
 
-    arm, kept = Blind(robot, 9), Kept()
+    wrapped, kept = Blind(robot, 9), Kept()
     with pytest.raises(InvalidValueError, match="'object' holds NaN"):
-        run_episode(arm, Fixed(policy.spec, np.zeros((5, 7), np.float32)), 0, policy_version="v1", recorder=kept)
-    assert len(arm.commands) == 3
+        run_episode(wrapped, Fixed(policy.spec, np.zeros((5, 7), np.float32)), 0, policy_version="v1", recorder=kept)
+    assert len(wrapped.commands) == 3
     (episode,) = kept.episodes
     assert len(episode) == 3 and episode.truncated[-1] and episode.info["interrupted"], "what was sent is logged"
-    assert episode.flags is not None and episode.flags[2] & StepFlag.BLIND and not episode.flags[1] & StepFlag.BLIND
+    assert (
+        episode.flags is not None
+        and episode.flags[2] & StepFlag.OBS_INVALID
+        and not episode.flags[1] & StepFlag.OBS_INVALID
+    )
     assert np.array_equal(episode.observations["object"][3], episode.observations["object"][2])
 
 

@@ -13,7 +13,7 @@ from sacflow_robot.robot.conformance import FakeRobot
 from sacflow_robot.robot.control.playback import check_replayable, replay_episode, sending_offsets
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.drivers.sim import SimRobot
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.action_history import with_action_history
 
 MS = 1_000_000
@@ -45,10 +45,10 @@ class FakeClock:
         self.time_ns = max(self.time_ns, time_ns)
 
 
-class Arm(FakeRobot):
-    """A physical arm as far as replay can tell: no states, observations of its own, commands that take their time."""
+class Robot(FakeRobot):
+    """A physical robot as far as replay can tell: no states, observations of its own, commands that take their time."""
 
-    def __init__(self, episode: Episode, spec: ArmSpec, clock: FakeClock | None = None) -> None:
+    def __init__(self, episode: Episode, spec: RobotSpec, clock: FakeClock | None = None) -> None:
         self._episode, self._fake = episode, clock
         self.sent_ns: list[int] = []
         self.slow_step, self.ends_after = -1, len(episode)
@@ -95,12 +95,12 @@ def test_limits_hold_in_the_simulator_too(robot: SimRobot, demonstration: Episod
 
 
 def test_commands_are_sent_at_their_logged_times_and_lateness_does_not_add_up(
-    make_episode: Callable[..., Episode], arm: ArmSpec
+    make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
     episode, clock = make_episode(8), FakeClock()
     times = np.array([0, 50, 120, 150, 210, 260, 290, 340, 400]) * MS
     episode = replace(episode, time_ns=times)
-    device = Arm(episode, arm, clock)
+    device = Robot(episode, robot, clock)
     device.slow_step = 2  # takes 130 ms, so that steps 3 and 4 are late and step 5 is not
     result = replay_episode(device, episode, offsets_ns=sending_offsets(episode))
     start_ns = device.sent_ns[0]
@@ -112,13 +112,13 @@ def test_commands_are_sent_at_their_logged_times_and_lateness_does_not_add_up(
 
 
 def test_another_arm_gets_limited_commands_and_is_compared_by_what_it_sees(
-    make_episode: Callable[..., Episode], arm: ArmSpec
+    make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
     episode = make_episode(6, states=False)
     seen = {key: rows.copy() for key, rows in episode.observations.items()}
     seen["robot0_eef_pos"][4, 2] += 0.25
     seen["robot0_eef_quat"] *= -1  # the same rotations
-    device, bound = Arm(replace(episode, observations=seen), arm), np.full(7, 0.5, np.float32)
+    device, bound = Robot(replace(episode, observations=seen), robot), np.full(7, 0.5, np.float32)
     result = replay_episode(device, episode, limits=(-bound, bound))
     assert np.array_equal(np.stack(device.commands), np.clip(episode.commanded, -0.5, 0.5))
     assert result.limited_steps == (np.abs(episode.commanded) > 0.5).any(axis=1).sum()
@@ -127,22 +127,24 @@ def test_another_arm_gets_limited_commands_and_is_compared_by_what_it_sees(
     assert result.observation_deviation["robot0_eef_quat"] == result.observation_deviation["object"] == 0
 
 
-def test_an_arm_that_ends_the_episode_is_sent_nothing_more(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:
+def test_an_arm_that_ends_the_episode_is_sent_nothing_more(
+    make_episode: Callable[..., Episode], robot: RobotSpec
+) -> None:
     episode = make_episode(6, states=False)
-    device = Arm(episode, arm)
+    device = Robot(episode, robot)
     device.ends_after = 2
     result = replay_episode(device, episode)
     assert result.steps == len(device.commands) == 2
     assert set(result.observation_deviation.values()) == {0.0}
 
 
-def test_an_episode_that_does_not_fit_is_refused(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:
+def test_an_episode_that_does_not_fit_is_refused(make_episode: Callable[..., Episode], robot: RobotSpec) -> None:
     episode = make_episode(3)
-    other = replace(arm, control_rate_hz=10.0, robot="UR5e")
+    other = replace(robot, control_rate_hz=10.0, robot="UR5e")
     with pytest.raises(
         SpecMismatchError, match=r"x\.zarr does not .* \(robot, log\): robot: Panda, UR5e; control_rate_hz: 20.0, 10.0"
     ):
-        check_replayable(Arm(episode, arm), other, episode, "x.zarr")
+        check_replayable(Robot(episode, robot), other, episode, "x.zarr")
 
 
 def test_times_come_from_the_sending_where_it_is_known(make_episode: Callable[..., Episode]) -> None:
@@ -164,14 +166,14 @@ def test_a_log_with_action_history_replays_on_an_arm_with_any_or_none() -> None:
     for action in np.random.default_rng(0).uniform(-1, 1, (4, 7)).astype(np.float32):
         seen.command(action, 0)
         builder.add(seen.observe(), action)
-    episode, log_arm = builder.build(seed=3), seen.spec
+    episode, log_robot = builder.build(seed=3), seen.spec
     plain = SimRobot("lift")
     for robot in (seen, plain):
         robot.connect()
-        check_replayable(robot, log_arm, episode, "log")
+        check_replayable(robot, log_robot, episode, "log")
         check_replayable(robot, plain.spec, with_action_history(episode, 0), "log")
         assert replay_episode(robot, episode).max_state_deviation == 0
-    other = replace(log_arm, control_rate_hz=10.0)
+    other = replace(log_robot, control_rate_hz=10.0)
     with pytest.raises(SpecMismatchError, match="control_rate_hz"):
         check_replayable(seen, other, episode, "log")
     seen.close()

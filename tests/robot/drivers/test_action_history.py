@@ -3,17 +3,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sacflow_robot.envs.robot_parameters import ArmModel
+from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError
 from sacflow_robot.robot.conformance import FakeRobot, check_robot
 from sacflow_robot.robot.drivers.action_history import HistoryRobot
 from sacflow_robot.robot.drivers.registry import find_driver, make_robot
 from sacflow_robot.robot.drivers.rtsim_options import read_options
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 
-def test_observations_hold_the_last_commands(arm: ArmSpec) -> None:
-    robot = HistoryRobot(FakeRobot(arm), 2)
+def test_observations_hold_the_last_commands(wrapped: RobotSpec) -> None:
+    robot = HistoryRobot(FakeRobot(wrapped), 2)
     robot.connect()
     assert not robot.begin(0).observation["action_history"].any()
     for i in range(3):
@@ -31,15 +31,15 @@ def test_an_arm_with_history_and_a_twins_parameters_keeps_the_contract() -> None
 def test_a_name_says_what_the_arm_is_like(tmp_path) -> None:  # type: ignore[no-untyped-def]
     _, _, link = read_options({"twin": "3", "obs_delay_ms": "7"})
     assert link.obs_delay_ms == 7 and link.cmd_delay_ms == link.model.number("transport.command_delay_ms") > 0
-    assert link.tick_ms == 2, "an arm with its own dynamics has a cycle of its own"
+    assert link.tick_ms == 2, "a robot with its own dynamics has a cycle of its own"
     _, _, one = read_options({"twin": "3", "differs": "payload"})
     assert one.cmd_delay_ms == 0 and one.model.number("payload.mass_kg") >= 0.3
     assert read_options({"model": link.model.to_json()})[2].model == link.model
     profile = tmp_path / "arm.yaml"
     profile.write_text("payload: {mass_kg: {value: 0.3, uncertainty: 0.1, date: 2026-11-23, method: scales}}")
-    assert read_options({"profile": str(profile)})[2].model == ArmModel({"payload.mass_kg": (0.3,)})
+    assert read_options({"profile": str(profile)})[2].model == RobotParameters({"payload.mass_kg": (0.3,)})
     for bad, error, message in (
-        ({"twin": "3", "model": "{}"}, UsageError, "both say what the arm is like"),
+        ({"twin": "3", "model": "{}"}, UsageError, "both say what the robot is like"),
         ({"differs": "delay"}, UsageError, "give twin=SEED as well"),
         ({"twin": "three"}, UsageError, "expected a seed"),
         ({"twin": "3", "differs": "colour"}, UnknownNameError, "colour"),

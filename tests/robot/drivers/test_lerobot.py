@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from sacflow_robot.errors import DataError, InvalidValueError, RobotError, SilentArmError, StoppedError, UsageError
+from sacflow_robot.errors import DataError, InvalidValueError, RobotError, StaleStateError, StoppedError, UsageError
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.conformance import check_robot
 from sacflow_robot.robot.control.loop import run_episode
-from sacflow_robot.robot.drivers.lerobot import LeRobotArm
+from sacflow_robot.robot.drivers.lerobot import LeRobotDriver
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
@@ -104,9 +104,9 @@ def name(lerobot: None, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def arm(name: str) -> Iterator[LeRobotArm]:
+def robot(name: str) -> Iterator[LeRobotDriver]:
     made = make_robot(name)
-    assert isinstance(made, LeRobotArm)
+    assert isinstance(made, LeRobotDriver)
     made.connect()
     yield made
     StandIn.made[-1].stuck = False
@@ -126,35 +126,35 @@ def soon() -> int:
     return time.monotonic_ns() + 60_000_000_000
 
 
-def test_it_is_reached_without_calibrating_and_without_a_command(arm: LeRobotArm) -> None:
+def test_it_is_reached_without_calibrating_and_without_a_command(robot: LeRobotDriver) -> None:
     stand_in = StandIn.made[-1]
-    start = arm.begin(3)
+    start = robot.begin(3)
     assert stand_in.config == StandInConfig(id="mine", port="/dev/x")
     assert stand_in.calibrated_on_connect is False and stand_in.sent == []
     assert start.observation["joint_pos"].tolist() == [10.0, -20.0, 50.0]
     assert start.observation["wrist"].dtype == np.uint8
     assert start.measured is not None and np.allclose(start.measured, [0.1, -0.2, 0.0])
-    assert arm.spec.action_units == ("-100 to 100 deg", "-100 to 100 deg", "0 to 100 deg")
-    arm.spec.check_observation(start.observation)
+    assert robot.spec.action_units == ("-100 to 100 deg", "-100 to 100 deg", "0 to 100 deg")
+    robot.spec.check_observation(start.observation)
 
 
-def test_an_action_goes_to_the_bounds_and_not_beyond(arm: LeRobotArm) -> None:
-    arm.begin(0)
-    arm.command(np.array([0.5, -5.0, 1.0], np.float32), soon())
-    assert eventually(lambda: arm.observe().observation["joint_pos"].tolist() == [50.0, -100.0, 100.0])
+def test_an_action_goes_to_the_bounds_and_not_beyond(robot: LeRobotDriver) -> None:
+    robot.begin(0)
+    robot.command(np.array([0.5, -5.0, 1.0], np.float32), soon())
+    assert eventually(lambda: robot.observe().observation["joint_pos"].tolist() == [50.0, -100.0, 100.0])
     assert len(StandIn.made[-1].threads) == 1, "LeRobot's robot is called by one thread"
 
 
-def test_an_action_out_of_date_moves_nothing(arm: LeRobotArm) -> None:
-    arm.begin(0)
-    arm.command(np.ones(3, np.float32), time.monotonic_ns() - 1)
+def test_an_action_out_of_date_moves_nothing(robot: LeRobotDriver) -> None:
+    robot.begin(0)
+    robot.command(np.ones(3, np.float32), time.monotonic_ns() - 1)
     time.sleep(0.05)
     assert StandIn.made[-1].sent == []
 
 
-def test_when_an_action_runs_out_it_stays_where_it_is(arm: LeRobotArm) -> None:
-    arm.begin(0)
-    arm.command(np.ones(3, np.float32), time.monotonic_ns() + 100_000_000)
+def test_when_an_action_runs_out_it_stays_where_it_is(robot: LeRobotDriver) -> None:
+    robot.begin(0)
+    robot.command(np.ones(3, np.float32), time.monotonic_ns() + 100_000_000)
     time.sleep(0.15)
     stand_in = StandIn.made[-1]
     first = len(stand_in.sent)
@@ -165,29 +165,29 @@ def test_when_an_action_runs_out_it_stays_where_it_is(arm: LeRobotArm) -> None:
     assert eventually(lambda: stand_in.positions["shoulder.pos"] == held[0]["shoulder.pos"])
 
 
-def test_hold_and_stop(arm: LeRobotArm) -> None:
-    arm.begin(0)
-    arm.command(np.ones(3, np.float32), soon())
+def test_hold_and_stop(robot: LeRobotDriver) -> None:
+    robot.begin(0)
+    robot.command(np.ones(3, np.float32), soon())
     assert eventually(lambda: len(StandIn.made[-1].sent) > 2)
-    arm.hold()
+    robot.hold()
     assert eventually(lambda: StandIn.made[-1].sent[-1]["shoulder.pos"] < 100)
-    arm.command(np.ones(3, np.float32), soon())
-    arm.stop()
+    robot.command(np.ones(3, np.float32), soon())
+    robot.stop()
     with pytest.raises(StoppedError):
-        arm.command(np.ones(3, np.float32), soon())
+        robot.command(np.ones(3, np.float32), soon())
     assert eventually(lambda: StandIn.made[-1].sent[-1]["shoulder.pos"] < 100)
-    arm.connect()
+    robot.connect()
     sent = len(StandIn.made[-1].sent)
     time.sleep(0.05)
     assert len(StandIn.made[-1].sent) == sent, "connecting again moves nothing"
-    arm.command(np.ones(3, np.float32), soon())
+    robot.command(np.ones(3, np.float32), soon())
     assert eventually(lambda: StandIn.made[-1].sent[-1]["shoulder.pos"] == 100)
 
 
-def test_what_is_no_action_is_refused(arm: LeRobotArm) -> None:
+def test_what_is_no_action_is_refused(robot: LeRobotDriver) -> None:
     for action, message in ((np.zeros(2), "expected \\(3,\\)"), (np.array([0, np.nan, 0]), "holds NaN")):
         with pytest.raises(InvalidValueError, match=message):
-            arm.command(action.astype(np.float32), soon())
+            robot.command(action.astype(np.float32), soon())
 
 
 def test_the_conformance_kit(name: str) -> None:
@@ -197,173 +197,173 @@ def test_the_conformance_kit(name: str) -> None:
     check_robot(lambda: make_robot(name), lose=unplug)
 
 
-def test_a_lost_or_stuck_bus_is_said(arm: LeRobotArm) -> None:
-    arm.begin(0)
+def test_a_lost_or_stuck_bus_is_said(robot: LeRobotDriver) -> None:
+    robot.begin(0)
     StandIn.made[-1].stuck = True
     time.sleep(0.6)
-    with pytest.raises(SilentArmError, match="s ago; is its bus stuck"):
-        arm.observe()
+    with pytest.raises(StaleStateError, match="s ago; is its bus stuck"):
+        robot.observe()
     StandIn.made[-1].broken, StandIn.made[-1].stuck = True, False
-    assert eventually(lambda: bool(arm._error))
+    assert eventually(lambda: bool(robot._error))
     with pytest.raises(RobotError, match="arm is lost: There is no status packet"):
-        arm.observe()
+        robot.observe()
 
 
 @pytest.mark.parametrize("error", [ConnectionError("camera unplugged"), SystemExit("camera unplugged")])
 def test_when_a_reading_fails_the_arm_goes_no_further(
-    arm: LeRobotArm, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    robot: LeRobotDriver, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """A motor goes to its last goal, whatever becomes of the camera: nothing but another goal stops it."""
 
     def unplugged(self: StandIn) -> dict[str, Any]:
         raise error
 
-    arm.begin(0)
-    arm.command(np.ones(3, np.float32), soon())
+    robot.begin(0)
+    robot.command(np.ones(3, np.float32), soon())
     stand_in = StandIn.made[-1]
     assert eventually(lambda: stand_in.positions["shoulder.pos"] > 20)
     monkeypatch.setattr(StandIn, "get_observation", unplugged)
     assert eventually(lambda: stand_in.sent[-1]["shoulder.pos"] < 100)
     sent, at = len(stand_in.sent), stand_in.sent[-1]
     assert eventually(lambda: len(stand_in.sent) > sent + 5) and stand_in.sent[-1] == at, "it is kept there"
-    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
-        with pytest.raises(RobotError, match="the arm is lost: camera unplugged; connect it again"):
+    for call in (robot.observe, lambda: robot.command(np.ones(3, np.float32), soon())):
+        with pytest.raises(RobotError, match="the robot is lost: camera unplugged; connect it again"):
             call()
     monkeypatch.undo()
-    arm.hold()
-    arm.stop()
-    arm.connect()
-    arm.begin(0)
+    robot.hold()
+    robot.stop()
+    robot.connect()
+    robot.begin(0)
 
 
-def test_a_hold_that_cannot_be_sent_is_sent_again(arm: LeRobotArm) -> None:
-    arm.begin(0)
-    arm.command(np.ones(3, np.float32), soon())
+def test_a_hold_that_cannot_be_sent_is_sent_again(robot: LeRobotDriver) -> None:
+    robot.begin(0)
+    robot.command(np.ones(3, np.float32), soon())
     stand_in = StandIn.made[-1]
     assert eventually(lambda: len(stand_in.sent) > 2)
     stand_in.deaf = True
-    assert eventually(lambda: bool(arm._error))
+    assert eventually(lambda: bool(robot._error))
     stand_in.deaf = False
     assert eventually(lambda: stand_in.sent[-1]["shoulder.pos"] < 100)
 
 
-def test_an_observation_is_as_old_as_the_begin_of_its_reading(arm: LeRobotArm) -> None:
-    arm.begin(0)
+def test_an_observation_is_as_old_as_the_begin_of_its_reading(robot: LeRobotDriver) -> None:
+    robot.begin(0)
     StandIn.made[-1].read_s = 0.1
     time.sleep(0.25)
-    age_s = (time.monotonic_ns() - (arm.observe().time_ns or 0)) / 1e9
+    age_s = (time.monotonic_ns() - (robot.observe().time_ns or 0)) / 1e9
     assert 0.1 <= age_s < 0.35
     StandIn.made[-1].stuck = True
     time.sleep(0.05)
-    assert arm.observe().stale_reason == "the arm has not been read since"
+    assert robot.observe().stale_reason == "the robot has not been read since"
 
 
 def test_hold_and_stop_work_in_any_state(name: str) -> None:
-    arm = make_robot(name)
+    robot = make_robot(name)
 
     def still_works() -> None:
         for _ in range(2):
-            arm.hold()
-            arm.stop()
+            robot.hold()
+            robot.stop()
         with pytest.raises(StoppedError):
-            arm.command(np.ones(3, np.float32), soon())
+            robot.command(np.ones(3, np.float32), soon())
 
-    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
+    for call in (robot.observe, lambda: robot.command(np.ones(3, np.float32), soon())):
         with pytest.raises(RobotError, match="not connected"):
             call()
     still_works()
-    arm.connect()
+    robot.connect()
     still_works()
-    arm.close()
-    arm.close()
+    robot.close()
+    robot.close()
     still_works()
-    arm.connect()
-    arm.begin(0)
-    arm.close()
-    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
+    robot.connect()
+    robot.begin(0)
+    robot.close()
+    for call in (robot.observe, lambda: robot.command(np.ones(3, np.float32), soon())):
         with pytest.raises(RobotError, match="not connected"):
             call()
     assert StandIn.made[-1].sent == [], "nothing has moved"
 
 
 def test_a_stop_while_connecting_is_not_undone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    arm = make_robot(name)
+    robot = make_robot(name)
     plain = StandIn.connect
 
     def stopped_meanwhile(self: StandIn, calibrate: bool = True) -> None:
         plain(self, calibrate)
-        arm.stop()
+        robot.stop()
 
     with monkeypatch.context() as patch:
         patch.setattr(StandIn, "connect", stopped_meanwhile)
         with pytest.raises(StoppedError):
-            arm.connect()
+            robot.connect()
     with pytest.raises(StoppedError):
-        arm.command(np.ones(3, np.float32), soon())
-    arm.connect()
-    arm.begin(0)
-    arm.close()
+        robot.command(np.ones(3, np.float32), soon())
+    robot.connect()
+    robot.begin(0)
+    robot.close()
 
 
-def test_a_target_of_before_the_stop_is_not_gone_to(arm: LeRobotArm) -> None:
-    arm.begin(0)
-    arm.command(np.ones(3, np.float32), soon())
-    arm.stop()
-    arm.close()
-    arm.connect()
+def test_a_target_of_before_the_stop_is_not_gone_to(robot: LeRobotDriver) -> None:
+    robot.begin(0)
+    robot.command(np.ones(3, np.float32), soon())
+    robot.stop()
+    robot.close()
+    robot.connect()
     stand_in = StandIn.made[-1]
     stand_in.positions = dict.fromkeys(NAMES, 40.0)  # moved by hand
     sent = len(stand_in.sent)
     time.sleep(0.05)
-    arm.hold()
+    robot.hold()
     time.sleep(0.05)
     assert len(stand_in.sent) == sent
-    arm.command(np.array([0.5, 0.5, 0.5], np.float32), soon())
+    robot.command(np.array([0.5, 0.5, 0.5], np.float32), soon())
     assert eventually(lambda: stand_in.positions["shoulder.pos"] > 40)
-    arm.hold()
+    robot.hold()
     assert eventually(lambda: abs(stand_in.sent[-1]["shoulder.pos"] - stand_in.positions["shoulder.pos"]) < 2.1)
 
 
-def test_a_thread_that_has_ended_is_found(arm: LeRobotArm) -> None:
-    arm.begin(0)
-    arm._closing.set()
-    assert arm._thread is not None
-    arm._thread.join()
-    for call in (arm.observe, lambda: arm.command(np.ones(3, np.float32), soon())):
-        with pytest.raises(RobotError, match="the thread that keeps the arm standing has ended"):
+def test_a_thread_that_has_ended_is_found(robot: LeRobotDriver) -> None:
+    robot.begin(0)
+    robot._closing.set()
+    assert robot._thread is not None
+    robot._thread.join()
+    for call in (robot.observe, lambda: robot.command(np.ones(3, np.float32), soon())):
+        with pytest.raises(RobotError, match="the thread that keeps the robot standing has ended"):
             call()
-    arm.hold()
-    arm.stop()
-    arm.connect()
-    arm.begin(0)
+    robot.hold()
+    robot.stop()
+    robot.connect()
+    robot.begin(0)
 
 
-def test_a_call_that_never_returns_keeps_nobody_waiting(arm: LeRobotArm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_never_returns_keeps_nobody_waiting(robot: LeRobotDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sacflow_robot.robot.drivers.lerobot._END_WITHIN_S", 0.1)
-    arm.begin(0)
+    robot.begin(0)
     StandIn.made[-1].stuck = True
     time.sleep(0.05)
-    arm.hold()
-    arm.stop()
-    arm.close()
+    robot.hold()
+    robot.stop()
+    robot.close()
     assert StandIn.made[-1].is_connected, "two calls at once could hurt more"
     with pytest.raises(RobotError, match="a call of lerobot has not returned"):
-        arm.connect()
+        robot.connect()
     StandIn.made[-1].stuck = False
-    arm.connect()
-    arm.begin(0)
+    robot.connect()
+    robot.begin(0)
 
 
-def test_an_episode_is_cut_at_its_horizon(arm: LeRobotArm) -> None:
-    assert not arm.begin(0).truncated
-    arm._began_ns -= 10_000_000_000
-    assert arm.observe().truncated
+def test_an_episode_is_cut_at_its_horizon(robot: LeRobotDriver) -> None:
+    assert not robot.begin(0).truncated
+    robot._began_ns -= 10_000_000_000
+    assert robot.observe().truncated
 
 
 def test_what_cannot_be_is_refused(lerobot: None, tmp_path: Path, name: str) -> None:
     file = tmp_path / "other.yaml"
     for text, message in (
-        ("joints: {a.pos: [0, 1]}", "bounds are given for a.pos; the arm has shoulder.pos, elbow.pos, gripper.pos"),
+        ("joints: {a.pos: [0, 1]}", "bounds are given for a.pos; the robot has shoulder.pos, elbow.pos, gripper.pos"),
         (BOUNDS + "robot: {speed: 3}", "refuses the settings"),
     ):
         file.write_text(text)
@@ -395,15 +395,15 @@ def test_lerobot_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pyte
 
 
 def test_one_that_is_not_calibrated_is_not_moved(name: str) -> None:
-    arm = make_robot(name)
+    robot = make_robot(name)
     StandIn.made[-1].is_calibrated = False
     with pytest.raises(RobotError, match="lerobot-calibrate"):
-        arm.connect()
-    arm.close()
+        robot.connect()
+    robot.close()
 
 
-def test_the_loop_drives_it_through_the_safety_filter_and_holds_it_where_it_stands(arm: LeRobotArm) -> None:
-    class Chooser:
+def test_the_loop_drives_it_through_the_safety_filter_and_holds_it_where_it_stands(robot: LeRobotDriver) -> None:
+    class ActionSource:
         count = 0
 
         def begin(self) -> None:
@@ -416,8 +416,8 @@ def test_the_loop_drives_it_through_the_safety_filter_and_holds_it_where_it_stan
 
     policy: Any = SimpleNamespace(spec=SimpleNamespace(noise_shape=(4, 3), fingerprint="f"))
     limits = SafetyLimits(turn_rad_per_s=(1.0,), max_observation_age_s=5, max_action_age_s=5)
-    safety = SafetyFilter(arm.spec, limits)
-    run = run_episode(arm, policy, 0, policy_version="v", safety=safety, chooser=Chooser(), most_steps=40)
+    safety = SafetyFilter(robot.spec, limits)
+    run = run_episode(robot, policy, 0, policy_version="v", safety=safety, chooser=ActionSource(), most_steps=40)
     commanded = run.episode.commanded
     assert np.allclose(commanded[0], [0.1, -0.2, 0.0], atol=1e-6), "no action came: where it stands, gripper included"
     per_period = np.abs(np.diff(commanded[:, :2], axis=0)) * np.radians(100)

@@ -1,4 +1,4 @@
-"""The simulated arm on its own clock, real and virtual, through the control loop."""
+"""The simulated robot on its own clock, real and virtual, through the control loop."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from sacflow_robot.episode import StepFlag
-from sacflow_robot.errors import RobotError, ServerGoneError, StoppedError, UnknownNameError, UsageError
+from sacflow_robot.errors import ConnectionLost, RobotError, StoppedError, UnknownNameError, UsageError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.robot.control.loop import EpisodeRun, OpenLoop, run_episode
-from sacflow_robot.robot.control.operator_requests import Switches
+from sacflow_robot.robot.control.loop import EpisodeRun, SyncChunking, run_episode
+from sacflow_robot.robot.control.operator_requests import OperatorRequests
 from sacflow_robot.robot.drivers.registry import make_robot
-from sacflow_robot.robot.drivers.rtsim import ProcessArm, VirtualArm
+from sacflow_robot.robot.drivers.rtsim import ProcessRobot, VirtualRobot
 from sacflow_robot.robot.drivers.sim import SimRobot
 from sacflow_robot.robot.safety.filter import SafetyFilter, State
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
@@ -37,7 +37,7 @@ def policy() -> OnnxPolicy:
 
 @dataclass
 class Scripted:
-    """Chosen by the step's number alone, so that two arms are sent the same."""
+    """Chosen by the step's number alone, so that two robots are sent the same."""
 
     action: FloatArray
     joined: bool = False
@@ -57,9 +57,9 @@ class Script:
         return Scripted(self.actions[self.step_number - 1])
 
 
-def virtual(query: str = "") -> VirtualArm:
+def virtual(query: str = "") -> VirtualRobot:
     robot = make_robot(f"rtsim:lift?clock=virtual&{query}".rstrip("&"))
-    assert isinstance(robot, VirtualArm)
+    assert isinstance(robot, VirtualRobot)
     robot.connect()
     return robot
 
@@ -88,13 +88,13 @@ def test_the_virtual_clock_repeats_itself_and_delays_move_what_they_should(polic
 def test_both_clocks_play_the_same_events_in_the_same_order(policy: OnnxPolicy) -> None:
     """Margins are a quarter of a tick, 12 ms: where this machine was busier than that, the episode is played again.
 
-    The arm's process can be late too, which this one does not see: what is looked at is whether events were the same.
+    The robot's process can be late too, which this one does not see: what is looked at is whether events were the same.
     """
     link = {"tick_ms": 50.0, "obs_delay_ms": 50.0, "cmd_delay_ms": 50.0, "obs_drop": 0.1, "cmd_drop": 0.1}
     query = "&".join(f"{name}={value}" for name, value in link.items())
     wanted = run_episode(virtual(query), policy, 7, policy_version="v", chooser=Script(40), most_steps=40).episode
     robot = make_robot(f"rtsim:lift?{query}")
-    assert isinstance(robot, ProcessArm)
+    assert isinstance(robot, ProcessRobot)
     robot.connect()
     try:
         for _ in range(8):
@@ -132,7 +132,7 @@ class Failing:
     """A policy's chunks, until it is gone; then it is back."""
 
     def __init__(self, policy: OnnxPolicy, gone: range) -> None:
-        self._inner, self._gone, self.count = OpenLoop(policy), gone, 0
+        self._inner, self._gone, self.count = SyncChunking(policy), gone, 0
 
     def begin(self) -> None:
         self._inner.begin()
@@ -140,18 +140,18 @@ class Failing:
     def step(self, observation: Observation, noise: FloatArray | None = None) -> object:
         self.count += 1
         if self.count in self._gone:
-            raise ServerGoneError("it is gone")
+            raise ConnectionLost("it is gone")
         return self._inner.step(observation, noise)
 
 
-def run_with_rearming(robot: VirtualArm, policy: OnnxPolicy, chooser: object, said: list[str]) -> EpisodeRun:
-    """A person who arms the arm as soon as it is said to hold."""
-    switches = Switches()
+def run_with_rearming(robot: VirtualRobot, policy: OnnxPolicy, chooser: object, said: list[str]) -> EpisodeRun:
+    """A person who enables the robot as soon as it is said to hold."""
+    switches = OperatorRequests()
 
     def tell(line: str) -> None:
         said.append(line)
         if line.startswith("hold"):
-            switches.arm()
+            switches.enable()
 
     return run_episode(
         robot,
@@ -188,7 +188,7 @@ def test_a_server_that_goes_leaves_the_arm_in_hold_within_two_periods_and_it_goe
 ) -> None:
     said: list[str] = []
     run = run_with_rearming(virtual(), policy, Failing(policy, range(10, 13)), said)
-    assert said[0] == "hold: no action came (it is gone)" and "armed" in said
+    assert said[0] == "hold: no action came (it is gone)" and "enabled" in said
     flags, held = run.episode.flags, [t for t, source in enumerate(run.episode.source) if source == 3]
     assert flags is not None and held[0] == 9, "the first step without an action is no step of the policy's"
     assert np.abs(run.episode.commanded[held, :6]).max() == 0, "without limits of acceleration it is at rest at once"
@@ -198,27 +198,27 @@ def test_a_server_that_goes_leaves_the_arm_in_hold_within_two_periods_and_it_goe
 def test_a_network_that_fails_leaves_the_arm_in_hold_within_two_periods_and_no_step_is_lost(policy: OnnxPolicy) -> None:
     said: list[str] = []
     limits = SafetyLimits(max_observation_age_s=0.06, patience_s=0.1)
-    robot, switches = virtual("down_s=0.5&up_s=1.2"), Switches()
+    robot, switches = virtual("down_s=0.5&up_s=1.2"), OperatorRequests()
     safety = SafetyFilter(robot.spec, limits)
     held_at: list[int] = []
 
     def tell(line: str) -> None:
         said.append(line)
         held_at.append(robot.clock.now_ns())
-        switches.arm()
+        switches.enable()
 
     run = run_episode(
         *(robot, policy, 30_004), policy_version="v", safety=safety, switches=switches, tell=tell, most_steps=80
     )
     start = int(run.episode.time_ns[0])
-    assert said[0].startswith("hold: the last observation is") and any("cannot arm" in line for line in said)
+    assert said[0].startswith("hold: the last observation is") and any("cannot enable" in line for line in said)
     # The last observation that arrives is of 490 ms; one older than 60 ms is a missing one.
     assert held_at[0] - start <= (490 + 60 + 2 * 50 + 50) * MS
     assert np.diff(run.timing.sent_ns).max() == 50 * MS and run.timing.missed == 0, "the loop goes on, step by step"
 
 
 def test_an_emergency_stop_ends_the_episode_and_is_latched(policy: OnnxPolicy) -> None:
-    robot, switches = virtual(), Switches()
+    robot, switches = virtual(), OperatorRequests()
     safety = SafetyFilter(robot.spec)
 
     class Stopping(Script):
@@ -235,97 +235,99 @@ def test_an_emergency_stop_ends_the_episode_and_is_latched(policy: OnnxPolicy) -
 
 
 @pytest.fixture
-def process_arm() -> Iterator[ProcessArm]:
-    robot = ProcessArm("lift")
+def process_robot() -> Iterator[ProcessRobot]:
+    robot = ProcessRobot("lift")
     robot.connect()
     yield robot
     robot.close()
 
 
-def test_an_arm_whose_process_dies_is_an_error_and_can_be_connected_again(process_arm: ProcessArm) -> None:
-    process_arm.begin(1)
-    assert process_arm.pid is not None
-    os.kill(process_arm.pid, signal.SIGKILL)
-    while process_arm._process is not None and process_arm._process.poll() is None:
+def test_an_arm_whose_process_dies_is_an_error_and_can_be_connected_again(process_robot: ProcessRobot) -> None:
+    process_robot.begin(1)
+    assert process_robot.pid is not None
+    os.kill(process_robot.pid, signal.SIGKILL)
+    while process_robot._process is not None and process_robot._process.poll() is None:
         time.sleep(0.01)
     for call in (
-        process_arm.observe,
-        lambda: process_arm.command(np.zeros(7, np.float32), process_arm.clock.now_ns() + 100 * MS),
+        process_robot.observe,
+        lambda: process_robot.command(np.zeros(7, np.float32), process_robot.clock.now_ns() + 100 * MS),
     ):
         with pytest.raises(RobotError, match=r"does not run; connect it \(its process ended with status -9\)"):
             call()
     for _ in range(2):
-        process_arm.hold()
-        process_arm.stop()
-    process_arm.connect()
-    assert process_arm.begin(2).time_ns is not None
+        process_robot.hold()
+        process_robot.stop()
+    process_robot.connect()
+    assert process_robot.begin(2).time_ns is not None
 
 
-def seen_after(robot: ProcessArm, seconds: float) -> dict[str, FloatArray]:
+def seen_after(robot: ProcessRobot, seconds: float) -> dict[str, FloatArray]:
     until_ns = robot.clock.now_ns() + round(seconds * 1e9)
     while (robot.observe().time_ns or 0) < until_ns:
         time.sleep(0.01)
     return robot.observe().observation
 
 
-def test_what_fails_in_the_process_is_told_and_it_lives_on(process_arm: ProcessArm) -> None:
-    process_arm.begin(1)
-    process_arm._send({"do": "begin", "seed": "seven", "episode": 1})
+def test_what_fails_in_the_process_is_told_and_it_lives_on(process_robot: ProcessRobot) -> None:
+    process_robot.begin(1)
+    process_robot._send({"do": "begin", "seed": "seven", "episode": 1})
     with pytest.raises(RobotError, match=r"rtsim:lift failed: Error: Seed must be"):
-        seen_after(process_arm, 5.0)
-    assert process_arm.begin(2).time_ns is not None
-    seen_after(process_arm, 0.1)
+        seen_after(process_robot, 5.0)
+    assert process_robot.begin(2).time_ns is not None
+    seen_after(process_robot, 0.1)
 
 
-def test_after_a_stop_nothing_moves_before_it_is_connected(process_arm: ProcessArm) -> None:
-    process_arm.begin(1)
-    until_ns = process_arm.clock.now_ns() + 10**10
-    process_arm.command(np.array([1, 0, 0, 0, 0, 0, -1], np.float32), until_ns)
-    seen_after(process_arm, 0.1)
-    process_arm.stop()
+def test_after_a_stop_nothing_moves_before_it_is_connected(process_robot: ProcessRobot) -> None:
+    process_robot.begin(1)
+    until_ns = process_robot.clock.now_ns() + 10**10
+    process_robot.command(np.array([1, 0, 0, 0, 0, 0, -1], np.float32), until_ns)
+    seen_after(process_robot, 0.1)
+    process_robot.stop()
     # A command that left before the stop was heard of, as from a thread in the midst of sending it.
     action = np.array([1, 0, 0, 0, 0, 0, 1], np.float32)
-    process_arm._send(
-        {"do": "command", "action": action.tobytes(), "until": until_ns, "at": process_arm.clock.now_ns()}
+    process_robot._send(
+        {"do": "command", "action": action.tobytes(), "until": until_ns, "at": process_robot.clock.now_ns()}
     )
-    before = seen_after(process_arm, 0.5)
-    after = seen_after(process_arm, 0.5)
+    before = seen_after(process_robot, 0.5)
+    after = seen_after(process_robot, 0.5)
     assert np.abs(after["robot0_eef_pos"] - before["robot0_eef_pos"]).max() < 5e-3, "a command moves it tenfold"
     assert after["robot0_gripper_qpos"][0] < 0.035, "nor did the fingers go on opening, to 0.04"
-    process_arm.connect()
-    process_arm.command(action, process_arm.clock.now_ns() + 10**10)
-    moved = seen_after(process_arm, 0.3)
+    process_robot.connect()
+    process_robot.command(action, process_robot.clock.now_ns() + 10**10)
+    moved = seen_after(process_robot, 0.3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process_arm, "_start", process_arm.stop)
-        patch.setattr(process_arm, "_process", None)
+        patch.setattr(process_robot, "_start", process_robot.stop)
+        patch.setattr(process_robot, "_process", None)
         with pytest.raises(StoppedError):
-            process_arm.connect()
+            process_robot.connect()
     assert moved["robot0_eef_pos"][0] - after["robot0_eef_pos"][0] > 0.005
 
 
-def test_commands_that_came_in_time_count_though_the_arm_was_kept_waiting_for_a_core(process_arm: ProcessArm) -> None:
-    process_arm.connect()
-    process_arm.begin(3)
-    assert process_arm.pid is not None
-    os.kill(process_arm.pid, signal.SIGSTOP)
+def test_commands_that_came_in_time_count_though_the_arm_was_kept_waiting_for_a_core(
+    process_robot: ProcessRobot,
+) -> None:
+    process_robot.connect()
+    process_robot.begin(3)
+    assert process_robot.pid is not None
+    os.kill(process_robot.pid, signal.SIGSTOP)
     try:
         for _ in range(3):
-            sent_ns = process_arm.clock.now_ns()
-            process_arm.command(np.array([0.5, 0, 0, 0, 0, 0, -1], np.float32), sent_ns + 100 * MS)
+            sent_ns = process_robot.clock.now_ns()
+            process_robot.command(np.array([0.5, 0, 0, 0, 0, 0, -1], np.float32), sent_ns + 100 * MS)
             time.sleep(0.1)
     finally:
-        os.kill(process_arm.pid, signal.SIGCONT)
-    seen = process_arm.observe()
+        os.kill(process_robot.pid, signal.SIGCONT)
+    seen = process_robot.observe()
     while (seen.time_ns or 0) < sent_ns + 300 * MS:
         time.sleep(0.01)
-        seen = process_arm.observe()
-    assert [number for number, _ in process_arm.applied] == [0, 1, 2]
+        seen = process_robot.observe()
+    assert [number for number, _ in process_robot.applied] == [0, 1, 2]
 
 
 def test_names_and_options_are_checked(tmp_path: Path) -> None:
     (tmp_path / "link.yaml").write_text("obs_delay_ms: 40\njitter_ms: 5\n")
     robot = make_robot(f"rtsim:lift?file={tmp_path / 'link.yaml'}&jitter_ms=7&clock=virtual")
-    assert isinstance(robot, VirtualArm) and (robot.link.obs_delay_ms, robot.link.jitter_ms) == (40, 7)
+    assert isinstance(robot, VirtualRobot) and (robot.link.obs_delay_ms, robot.link.jitter_ms) == (40, 7)
     for name, error, message in (
         ("rtsim:lift?delay=4", UnknownNameError, "valid names: clock, clock_drift_ppm, clock_offset_ms, cmd_delay_ms"),
         ("rtsim:lift?obs_drop=1.5", UsageError, "expected a share"),

@@ -1,4 +1,4 @@
-"""Whatever comes in, what leaves the filter is within the limits; the arm is a simulated follower with delays."""
+"""Whatever comes in, what leaves the filter is within the limits; the robot is a simulated follower with delays."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.errors import InvalidValueError, RobotError
 from sacflow_robot.robot.safety.filter import SafetyFilter, State
 from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
 CASES = int(os.environ.get("SACFLOW_SAFETY_CASES", "500"))
-ARM = get_task("lift").arm
-PERIOD = ARM.period_ns
+ROBOT = get_task("lift").robot
+PERIOD = ROBOT.period_ns
 GENTLE = SafetyLimits(
     speed_m_per_s=(0.6, 0.8, 0.4),
     acceleration_m_per_s2=(4, 3, 6),
@@ -51,7 +51,7 @@ def turned(quat: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 
 class Follower:
-    """An arm that does what it is told a while later, and is seen a while later still."""
+    """A robot that does what it is told a while later, and is seen a while later still."""
 
     def __init__(self, command_delay: int, sight_delay: int) -> None:
         self.position, self.quat = np.array([0.0, 0.0, 0.2]), DOWN
@@ -147,13 +147,13 @@ def test_whatever_arrives_no_command_breaks_a_limit_and_the_arm_stays_where_it_m
     data: st.DataObject, stream: list[list[Any]], command_delay: int, sight_delay: int, late: bool
 ) -> None:
     limits = replace(GENTLE, max_command_delay_s=command_delay * PERIOD / 1e9)
-    filter_, arm, watch = SafetyFilter(ARM, limits), Follower(command_delay, sight_delay), Watch()
+    filter_, robot, watch = SafetyFilter(ROBOT, limits), Follower(command_delay, sight_delay), Watch()
     now = 10**9
-    filter_.see(*arm.look(now))
-    filter_.arm(now)
+    filter_.see(*robot.look(now))
+    filter_.enable(now)
     odd = data.draw(st.lists(st.sampled_from(["see", "blind", "nan", "old", "future"]), max_size=6)) if late else []
     for proposed in [row for part in stream for row in part] + [None] * 2:
-        seen, captured = arm.look(now)
+        seen, captured = robot.look(now)
         sight = odd.pop() if odd else "see"
         if sight == "nan":
             seen = {**seen, "robot0_eef_pos": np.full(3, np.nan, np.float32)}
@@ -165,18 +165,18 @@ def test_whatever_arrives_no_command_breaks_a_limit_and_the_arm_stays_where_it_m
         verdict = filter_.step(proposed, now, due)
         assert verdict.action is not None, "it stops on its own only after seconds of rest"
         watch.check(verdict.action)
-        watch.check_place(arm.move(verdict.action), arm.tilt)
+        watch.check_place(robot.move(verdict.action), robot.tilt)
         if filter_.state is State.HOLD and filter_.at_rest and data.draw(st.booleans()):
-            filter_.see(*arm.look(now))
+            filter_.see(*robot.look(now))
             with contextlib.suppress(RobotError):
-                filter_.arm(now)
+                filter_.enable(now)
         now += PERIOD
     for _ in range(round(filter_.stop_s * 20) + 1):  # silence
-        filter_.see(*arm.look(now))
+        filter_.see(*robot.look(now))
         verdict = filter_.step(None, now)
         assert verdict.action is not None and verdict.held
         watch.check(verdict.action)
-        watch.check_place(arm.move(verdict.action), arm.tilt)
+        watch.check_place(robot.move(verdict.action), robot.tilt)
         now += PERIOD
         if watch.at_rest:
             break
@@ -186,32 +186,34 @@ def test_whatever_arrives_no_command_breaks_a_limit_and_the_arm_stays_where_it_m
 def test_a_turn_that_is_seen_already_is_not_taken_for_one_to_come() -> None:
     """With delays both ways, turns back and forth near the cone's edge: found by the test above among 2,500 cases."""
     limits = replace(GENTLE, max_command_delay_s=2 * PERIOD / 1e9)
-    filter_, arm, now = SafetyFilter(ARM, limits), Follower(2, 2), 10**9
-    filter_.see(*arm.look(now))
-    filter_.arm(now)
+    filter_, robot, now = SafetyFilter(ROBOT, limits), Follower(2, 2), 10**9
+    filter_.see(*robot.look(now))
+    filter_.enable(now)
     still, tilt, both = [0.0] * 7, [0, 0, 0, 0, -1, 0, 0], [0, 0, 0, -1, -1, 0, 0]
     for proposed in [still] * 5 + [tilt] * 12 + [[1e30] * 7, "nothing"] + [both] * 5 + [still] * 15 + [None] * 12:
-        filter_.see(*arm.look(now))
+        filter_.see(*robot.look(now))
         action = filter_.step(proposed, now).action
         assert action is not None
-        arm.move(action)
-        assert arm.tilt <= 0.6 + 1e-5
+        robot.move(action)
+        assert robot.tilt <= 0.6 + 1e-5
         if filter_.state is State.HOLD and filter_.at_rest:
-            filter_.see(*arm.look(now))
-            filter_.arm(now)
+            filter_.see(*robot.look(now))
+            filter_.enable(now)
         now += PERIOD
 
 
-def armed(limits: SafetyLimits, arm: ArmSpec = ARM, position: tuple[float, float, float] = (0, 0, 0.2)) -> SafetyFilter:
-    filter_, body = SafetyFilter(arm, limits), Follower(0, 0)
+def enabled(
+    limits: SafetyLimits, robot: RobotSpec = ROBOT, position: tuple[float, float, float] = (0, 0, 0.2)
+) -> SafetyFilter:
+    filter_, body = SafetyFilter(robot, limits), Follower(0, 0)
     body.position = np.array(position)
     filter_.see(*body.look(0))
-    filter_.arm(0)
+    filter_.enable(0)
     return filter_
 
 
 def test_what_is_within_the_limits_passes_to_the_last_bit() -> None:
-    filter_, rng = armed(SafetyLimits(workspace=Box((-9, -9, -9), (9, 9, 9)))), np.random.default_rng(0)
+    filter_, rng = enabled(SafetyLimits(workspace=Box((-9, -9, -9), (9, 9, 9)))), np.random.default_rng(0)
     body = Follower(0, 0)
     for step in range(50):
         action = rng.uniform(-1, 1, 7).astype(np.float32)
@@ -230,7 +232,7 @@ def test_what_is_within_the_limits_passes_to_the_last_bit() -> None:
     ],
 )
 def test_what_cannot_be_an_action_is_a_hold_at_once_and_stays_one(proposed: Any, reason: str) -> None:
-    filter_ = armed(GENTLE)
+    filter_ = enabled(GENTLE)
     filter_.step(np.ones(7), 0)
     verdict = filter_.step(proposed, PERIOD)
     assert filter_.state is State.HOLD and verdict.held and verdict.action is not None
@@ -238,38 +240,38 @@ def test_what_cannot_be_an_action_is_a_hold_at_once_and_stays_one(proposed: Any,
     for step in range(2, 12):
         verdict = filter_.step(np.ones(7), step * PERIOD)
     assert filter_.state is State.HOLD and verdict.action is not None and not verdict.action[:6].any()
-    with pytest.raises(RobotError, match="cannot arm: the last observation is"):
-        filter_.arm(12 * PERIOD)
+    with pytest.raises(RobotError, match="cannot enable: the last observation is"):
+        filter_.enable(12 * PERIOD)
     filter_.see(*Follower(0, 0).look(12 * PERIOD))
-    filter_.arm(12 * PERIOD)
-    assert filter_.state is State.ARMED
+    filter_.enable(12 * PERIOD)
+    assert filter_.state is State.ENABLED
 
 
 def test_actions_that_are_missing_late_or_out_of_order_are_a_hold_within_two_periods() -> None:
     for lateness, proposed in ((0, None), (3 * PERIOD, np.ones(7))):
-        filter_ = armed(replace(GENTLE, max_observation_age_s=5))
+        filter_ = enabled(replace(GENTLE, max_observation_age_s=5))
         for step in range(4):
             filter_.step(np.ones(7), step * PERIOD)
         states = []
         for step in range(4, 8):
             filter_.step(proposed, step * PERIOD, step * PERIOD - lateness)
             states.append(filter_.state)
-        assert states == [State.ARMED, State.ARMED, State.HOLD, State.HOLD], "two periods after the first was due"
-    filter_ = armed(GENTLE)
+        assert states == [State.ENABLED, State.ENABLED, State.HOLD, State.HOLD], "two periods after the first was due"
+    filter_ = enabled(GENTLE)
     first = filter_.step(np.ones(7), 0, 0)
     verdict = filter_.step(-np.ones(7), PERIOD, -1)
     assert verdict.held and first.action is not None and verdict.action is not None, "older than the one before"
 
 
 def test_a_stop_is_latched_and_comes_by_itself_after_a_long_hold() -> None:
-    filter_ = armed(replace(GENTLE, hold_to_stop_s=1.0, max_observation_age_s=60))
+    filter_ = enabled(replace(GENTLE, hold_to_stop_s=1.0, max_observation_age_s=60))
     filter_.hold("a hand")
     for step in range(40):
         verdict = filter_.step(np.ones(7), step * PERIOD)
     assert filter_.state is State.STOPPED and verdict.action is None and verdict.reason == "held for 1 s: a hand"
     filter_.hold("again")
     assert filter_.state is State.STOPPED
-    filter_ = armed(replace(GENTLE, max_observation_age_s=60))
+    filter_ = enabled(replace(GENTLE, max_observation_age_s=60))
     filter_.step(np.ones(7), 0)
     filter_.halt("pressed")
     steps = 1
@@ -283,17 +285,17 @@ def test_a_stop_is_latched_and_comes_by_itself_after_a_long_hold() -> None:
 
 
 def test_an_arm_outside_its_workspace_may_only_come_back_and_is_not_armed_where_it_must_not_be() -> None:
-    filter_ = armed(GENTLE, position=(0.3, 0, 0.3))
+    filter_ = enabled(GENTLE, position=(0.3, 0, 0.3))
     out = filter_.step([1, 0, 0, 0, 0, 0, 0], 0).action
     assert out is not None and out[0] == 0
-    filter_ = armed(GENTLE, position=(0.3, 0, 0.3))
+    filter_ = enabled(GENTLE, position=(0.3, 0, 0.3))
     back = filter_.step([-1, 0, 0, 0, 0, 0, 0], 0).action
     assert back is not None and back[0] < 0
     with pytest.raises(RobotError, match="inside the post, which it must keep out of"):
-        armed(GENTLE, position=(0.15, 0, 0.1))
+        enabled(GENTLE, position=(0.15, 0, 0.1))
 
 
-JOINTS = ArmSpec(
+JOINTS = RobotSpec(
     robot="six",
     task="none",
     controller="joint position",
@@ -320,7 +322,7 @@ def test_joints_commanded_in_positions_keep_their_limits_and_start_where_they_st
     filter_ = SafetyFilter(JOINTS, JOINT_LIMITS)
     start = np.array([10.0, 20.0, 5.0], np.float32)
     filter_.see({"joint_pos": start}, 0)
-    filter_.arm(0)
+    filter_.enable(0)
     sent = [start.astype(np.float64)] * 3
     now = 0
     for target in [*(t for t in targets for _ in range(4)), *[None] * 30]:
@@ -352,12 +354,12 @@ def test_positions_in_ranges_as_of_a_lerobot_arm_are_limited_and_begin_where_the
     filter_.begin(np.array([0.5], np.float32))
     start = np.array([45.0, 30.0, 10.0, 75.0], np.float32)
     filter_.see({"joint_pos": start}, 0)
-    filter_.arm(0)
+    filter_.enable(0)
     still = filter_.step(None, 0).action
     assert still is not None and np.allclose(still, [0.5, -0.5, 0.0, 0.5]), "holding moves no joint, nor the gripper"
     sent = [still] * 3 + [filter_.step(np.ones(4), step * PERIOD).action for step in range(1, 120)]
     places = np.radians(np.stack(sent)[:, :3].astype(np.float64) * [90, 60, 20] + [0, 60, 10])  # type: ignore[arg-type]
-    assert np.allclose(places[-1], np.radians([90, 120, 30]), atol=1e-6), "as far as the arm goes"
+    assert np.allclose(places[-1], np.radians([90, 120, 30]), atol=1e-6), "as far as the robot goes"
     for order, bound in ((1, 1.0), (2, 4.0), (3, 40.0)):
         assert np.abs(np.diff(places, order, axis=0)).max() / 0.05**order <= bound * (1 + 1e-6) + 4e-6 / 0.05**order
 
@@ -371,7 +373,7 @@ def test_positions_that_no_limit_can_be_given_for_are_refused() -> None:
 def test_after_silence_positions_are_held_where_the_arm_is_not_where_it_was_told_to_be() -> None:
     filter_ = SafetyFilter(JOINTS, JOINT_LIMITS)
     filter_.see({"joint_pos": np.array([10.0, 20.0, 5.0], np.float32)}, 0)
-    filter_.arm(0)
+    filter_.enable(0)
     for step in range(10):
         filter_.step([50, 50, 5, 0], step * PERIOD)
     moved, now = np.array([-20.0, 40.0, 8.0], np.float32), 60 * PERIOD
@@ -388,7 +390,7 @@ def test_after_silence_positions_are_held_where_the_arm_is_not_where_it_was_told
 
 
 def test_a_clock_that_goes_back_is_a_hold_that_comes_to_rest_within_the_limits() -> None:
-    filter_, watch = armed(replace(GENTLE, max_observation_age_s=60)), Watch()
+    filter_, watch = enabled(replace(GENTLE, max_observation_age_s=60)), Watch()
     times = [step * PERIOD for step in range(12)] + [step * PERIOD for step in range(3, 60)]
     for now in times:
         action = filter_.step([0.2, 0, 0, 0, 0, 0, 0], now).action
@@ -398,34 +400,34 @@ def test_a_clock_that_goes_back_is_a_hold_that_comes_to_rest_within_the_limits()
 
 
 def test_one_time_in_the_future_is_a_hold_that_a_person_can_end() -> None:
-    filter_, body = armed(replace(GENTLE, max_observation_age_s=60)), Follower(0, 0)
+    filter_, body = enabled(replace(GENTLE, max_observation_age_s=60)), Follower(0, 0)
     seen, _ = body.look(0)
     assert filter_.see(seen, 3600 * 10**9)
     for step in range(1, 6):
         filter_.step(np.zeros(7), step * PERIOD)
     assert filter_.state is State.HOLD and "in the future" in filter_.reason
     assert filter_.see(seen, 6 * PERIOD), "it is not the older one"
-    filter_.arm(6 * PERIOD)
-    assert filter_.step(np.zeros(7), 6 * PERIOD).reason == "" and filter_.state is State.ARMED
+    filter_.enable(6 * PERIOD)
+    assert filter_.step(np.zeros(7), 6 * PERIOD).reason == "" and filter_.state is State.ENABLED
 
 
 def test_a_new_episode_does_not_begin_with_the_grip_of_the_last() -> None:
-    filter_ = armed(GENTLE)
+    filter_ = enabled(GENTLE)
     filter_.step([0, 0, 0, 0, 0, 0, 1], 0)
     filter_.begin()
     filter_.see(*Follower(0, 0).look(PERIOD))
-    filter_.arm(PERIOD)
+    filter_.enable(PERIOD)
     action = filter_.step(None, PERIOD).action
     assert action is not None and action[6] == 0
 
 
 def test_limits_that_do_not_fit_the_arm_are_refused() -> None:
     for limits, message in (
-        (SafetyLimits(workspace=GENTLE.workspace), "need an arm that is commanded in x, y, z"),
+        (SafetyLimits(workspace=GENTLE.workspace), "need a robot that is commanded in x, y, z"),
         (SafetyLimits(cone=GENTLE.cone), "tool cone"),
-        (SafetyLimits(joint_rad=((0, 1),) * 7), "7 joints, the arm is commanded in 3"),
+        (SafetyLimits(joint_rad=((0, 1),) * 7), "7 joints, the robot is commanded in 3"),
     ):
         with pytest.raises(InvalidValueError, match=message):
             SafetyFilter(JOINTS, limits)
     with pytest.raises(InvalidValueError, match="no room left"):
-        SafetyFilter(ARM, SafetyLimits(workspace=Box((0, 0, 0), (0.1, 1, 1)), tracking_margin_m=0.06))
+        SafetyFilter(ROBOT, SafetyLimits(workspace=Box((0, 0, 0), (0.1, 1, 1)), tracking_margin_m=0.06))

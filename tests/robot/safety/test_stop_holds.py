@@ -36,15 +36,15 @@ from sacflow_robot.robot.control import operator_requests as switches_module
 from sacflow_robot.robot.control.episode_loop import EpisodeLoop
 from sacflow_robot.robot.control.loop import run_episode
 from sacflow_robot.robot.control.operator import Operator, heed, settle
-from sacflow_robot.robot.control.operator_requests import Switches, operator_signals
+from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
 from sacflow_robot.robot.control.playback import replay_episode
 from sacflow_robot.robot.control.session import Session, watched
-from sacflow_robot.robot.safety.action_clipper import ActionLimits
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.robot.safety.filter import LEAST_SPACING, SafetyFilter
 from sacflow_robot.robot.safety.latch import State
 from sacflow_robot.robot.safety.safety_limits import Box, SafetyLimits
-from sacflow_robot.robot.teleop.intervention import HumanSignal, Label
-from sacflow_robot.spec import ArmSpec, ArraySpec, FloatArray, Observation, PolicySpec
+from sacflow_robot.robot.teleop.intervention import Label, TeleopSignal
+from sacflow_robot.spec import ArraySpec, FloatArray, Observation, PolicySpec, RobotSpec
 
 EXAMPLES = int(os.environ.get("SACFLOW_STOP_EXAMPLES", "2000")) // 3 + 1
 PERIOD = 50_000_000
@@ -60,7 +60,7 @@ LIMITS = SafetyLimits(
     hold_to_stop_s=1.0,
 )
 POSITION_LIMITS = replace(LIMITS, workspace=None)
-MOTIONS = ArmSpec(
+MOTIONS = RobotSpec(
     robot="made up",
     task="none",
     controller="OSC_POSE delta",
@@ -74,7 +74,7 @@ MOTIONS = ArmSpec(
     action_low=(-1.0,) * 7,
     action_high=(1.0,) * 7,
 )
-POSITIONS = ArmSpec(
+POSITIONS = RobotSpec(
     robot="made up",
     task="none",
     controller="joint position",
@@ -102,7 +102,7 @@ class VirtualClock:
 class FollowingRobot:
     """Moves as commanded, at once; its senses can fail, while what it does is kept with its time."""
 
-    def __init__(self, spec: ArmSpec, lockstep: bool) -> None:
+    def __init__(self, spec: RobotSpec, lockstep: bool) -> None:
         self.spec, self.lockstep, self.clock = spec, lockstep, VirtualClock()
         self.positions = spec is POSITIONS
         self.place = np.array([0.1, -0.2, 0.3]) if self.positions else np.array([0.0, 0.0, 1.0])
@@ -168,7 +168,7 @@ class FollowingRobot:
 
 
 @dataclass
-class Chosen:
+class ActionStep:
     action: FloatArray | None
     joined: bool = False
 
@@ -190,12 +190,12 @@ class Policy:
     def begin(self) -> None:
         pass
 
-    def step(self, observation: Observation, noise: FloatArray | None = None) -> Chosen:
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep:
         self.clock.time_ns += self.late_ms * MS
         self.late_ms = 0
         if self.dead:
             raise ServerError("the server is gone")
-        return Chosen(None if self.nothing else self.action.copy())
+        return ActionStep(None if self.nothing else self.action.copy())
 
     def infer(self, observation: Observation, noise: FloatArray) -> FloatArray:
         raise AssertionError("the chooser chooses")
@@ -223,11 +223,11 @@ class Disk:
 
 class Person:
     def __init__(self) -> None:
-        self.next = HumanSignal()
+        self.next = TeleopSignal()
         self.action: FloatArray | None = None
 
-    def poll(self, commanded: FloatArray) -> HumanSignal:
-        signal, self.next = self.next, HumanSignal()
+    def poll(self, commanded: FloatArray) -> TeleopSignal:
+        signal, self.next = self.next, TeleopSignal()
         return replace(signal, action=self.action)
 
     def close(self) -> None:
@@ -240,9 +240,9 @@ class Labels:
     def __init__(self, looks: int) -> None:
         self.looks, self.left = looks, looks
 
-    def poll(self, commanded: FloatArray) -> HumanSignal:
+    def poll(self, commanded: FloatArray) -> TeleopSignal:
         self.left -= bool(commanded.any())
-        return HumanSignal(label=None if self.left > 1 else Label.SUCCESS)
+        return TeleopSignal(label=None if self.left > 1 else Label.SUCCESS)
 
     def close(self) -> None:
         pass
@@ -255,12 +255,12 @@ class StopMachine(RuleBasedStateMachine):
     def make(self, action: list[float]) -> None:
         self.robot = robot = FollowingRobot(POSITIONS if self.kind == "positions" else MOTIONS, self.kind == "lockstep")
         robot.connect()
-        self.safety: SafetyFilter | ActionLimits
+        self.safety: SafetyFilter | ActionClipper
         if self.kind == "lockstep":
-            self.safety = ActionLimits(robot.spec)
+            self.safety = ActionClipper(robot.spec)
         else:
             self.safety = SafetyFilter(robot.spec, POSITION_LIMITS if self.kind == "positions" else LIMITS)
-        self.policy, self.disk, self.person, self.switches = Policy(robot), Disk(), Person(), Switches()
+        self.policy, self.disk, self.person, self.switches = Policy(robot), Disk(), Person(), OperatorRequests()
         self.session = Session(
             robot,
             self.policy,
@@ -269,7 +269,7 @@ class StopMachine(RuleBasedStateMachine):
             human=self.person,
             recorder=self.disk,
             chooser=self.policy,
-            arm_wait_s=0.0,
+            robot_wait_s=0.0,
             sleep=lambda seconds: None,
         )
         self.loop: EpisodeLoop | None = None
@@ -295,9 +295,9 @@ class StopMachine(RuleBasedStateMachine):
     @rule(by=st.sampled_from(["network", "hand"]))
     def enable(self, by: str) -> None:
         if by == "network":
-            self.switches.arm()
+            self.switches.enable()
         else:
-            self.person.next = replace(self.person.next, arm=True)
+            self.person.next = replace(self.person.next, enable=True)
         self.unlooked_enable = True
 
     @rule(by=st.sampled_from(["network", "hand", "hangup"]))
@@ -391,7 +391,7 @@ class StopMachine(RuleBasedStateMachine):
         stop, enable = self.unlooked_stop or self.unlooked_hold, self.unlooked_enable
         before = self.safety.may_start
         try:
-            self.session.await_armed()
+            self.session.await_enabled()
         except RobotError:
             assert not self.safety.may_start
         else:
@@ -416,7 +416,7 @@ class StopMachine(RuleBasedStateMachine):
 
     def _step(self, loop: EpisodeLoop) -> None:
         was, stop, enable = self.safety.state, self.unlooked_stop or self.unlooked_hold, self.unlooked_enable
-        halting = self.safety._halting and was is not State.ARMED
+        halting = self.safety._halting and was is not State.ENABLED
         try:
             loop.step()
         except SacflowError:
@@ -425,7 +425,7 @@ class StopMachine(RuleBasedStateMachine):
             if loop.ended:
                 self._end()
         now = self.safety.state
-        if was is not State.ARMED and now is State.ARMED:
+        if was is not State.ENABLED and now is State.ENABLED:
             assert enable and not stop, "it was enabled without a request, or against a stop in the same look"
             assert not halting, "a stop under way was undone"
             assert not self.disk.full, "it was enabled although its steps cannot be kept"
@@ -454,7 +454,7 @@ class StopMachine(RuleBasedStateMachine):
                 assert self.robot.stopped, "the robot itself was not stopped when the stop was acknowledged"
                 self.stops.remove(number)
         self.braking = self.braking + 1 if self.stops and self.loop is not None else 0
-        longest = 2 if isinstance(self.safety, ActionLimits) else self.safety._motion.stop_periods + 4
+        longest = 2 if isinstance(self.safety, ActionClipper) else self.safety._motion.stop_periods + 4
         assert self.braking <= longest, "a stop was not acknowledged in time"
 
     def _unlatch(self) -> None:
@@ -530,7 +530,7 @@ def test_a_stop_holds(machine: type[StopMachine]) -> None:
 # ---- single cases, each of which was once wrong
 
 
-def made(spec: ArmSpec = MOTIONS, lockstep: bool = False) -> FollowingRobot:
+def made(spec: RobotSpec = MOTIONS, lockstep: bool = False) -> FollowingRobot:
     robot = FollowingRobot(spec, lockstep)
     robot.connect()
     return robot
@@ -543,7 +543,7 @@ def run(robot: FollowingRobot, action: list[float], at: dict[int, Callable[[], N
     count = iter(range(10_000))
     step = policy.step
 
-    def stepping(observation: Observation, noise: FloatArray | None = None) -> Chosen:
+    def stepping(observation: Observation, noise: FloatArray | None = None) -> ActionStep:
         at.get(next(count), lambda: None)()
         return step(observation, noise)
 
@@ -559,16 +559,16 @@ def moving(robot: FollowingRobot) -> list[int]:
 
 @pytest.mark.parametrize("how", ["network", "hand", "signal", "hangup", "device"])
 def test_a_robot_in_lockstep_without_a_profile_obeys_a_stop(how: str) -> None:
-    robot, switches, person = made(lockstep=True), Switches(), Person()
+    robot, switches, person = made(lockstep=True), OperatorRequests(), Person()
 
-    def fail(commanded: FloatArray) -> HumanSignal:
+    def fail(commanded: FloatArray) -> TeleopSignal:
         raise OSError("unplugged")
 
     def stop() -> None:
         if how == "network":
             switches.stop("over the network")
         elif how == "hand":
-            person.next = HumanSignal(stop=True)
+            person.next = TeleopSignal(stop=True)
         elif how == "signal":
             os.kill(os.getpid(), signal.SIGUSR1)
         elif how == "hangup":
@@ -584,95 +584,95 @@ def test_a_robot_in_lockstep_without_a_profile_obeys_a_stop(how: str) -> None:
 
 
 def test_a_hangup_holds_a_robot_that_nobody_moves_until_somebody_enables_it() -> None:
-    robot, switches = made(lockstep=True), Switches()
+    robot, switches = made(lockstep=True), OperatorRequests()
     said: list[str] = []
 
     def tell(line: str) -> None:
         said.append(line)
-        switches.arm()
+        switches.enable()
 
     with operator_signals(switches):
         run(robot, [0.1], {10: lambda: os.kill(os.getpid(), signal.SIGHUP)}, switches=switches, tell=tell)
-    assert said == ["hold: the terminal is gone", "armed"]
+    assert said == ["hold: the terminal is gone", "enabled"]
     assert len(robot.commands) - 1 == 60, "a hold waits, and is no stop"
 
 
 def test_a_held_robot_in_lockstep_is_stopped_after_a_while() -> None:
-    robot, switches = made(lockstep=True), Switches()
+    robot, switches = made(lockstep=True), OperatorRequests()
     said = run(robot, [0.1], {10: lambda: switches.hold("asked to") and None}, switches=switches)
     assert said == ["hold: asked to", "stopped: held for 5 s: asked to"] and len(robot.commands) - 1 == 10
 
 
 @pytest.mark.parametrize("by", ["hand", "network"])
 def test_an_enabling_refused_while_braking_is_forgotten(by: str) -> None:
-    robot, switches, person = made(), Switches(), Person()
-    at: dict[int, Callable[[], Any]] = {20: lambda: switches.hold("asked to"), 22: switches.arm}
+    robot, switches, person = made(), OperatorRequests(), Person()
+    at: dict[int, Callable[[], Any]] = {20: lambda: switches.hold("asked to"), 22: switches.enable}
     if by == "hand":
-        at[24] = lambda: setattr(person, "next", HumanSignal(stop=True))
+        at[24] = lambda: setattr(person, "next", TeleopSignal(stop=True))
     else:
         at[24] = lambda: switches.stop("over the network")
 
-    # While the robot is not armed nobody chooses: what happens then is counted in looks.
+    # While the robot is not enabled nobody chooses: what happens then is counted in looks.
     looks = iter(range(10_000))
     poll = person.poll
 
-    def polling(commanded: FloatArray) -> HumanSignal:
+    def polling(commanded: FloatArray) -> TeleopSignal:
         at.get(next(looks), lambda: None)()
         return poll(commanded)
 
     person.poll = polling  # type: ignore[method-assign]
     limits = replace(LIMITS, workspace=None)
     said = run(robot, [1.0], {}, safety=SafetyFilter(MOTIONS, limits), switches=switches, human=person)
-    assert "cannot arm: the arm is still coming to rest; try again in a moment" in said
-    assert "armed" not in said and said[-1].startswith("stopped: ")
+    assert "cannot enable: the robot is still coming to rest; try again in a moment" in said
+    assert "enabled" not in said and said[-1].startswith("stopped: ")
     assert max(moving(robot)) < 40 and robot.stopped
 
 
 def test_a_stop_wins_over_an_enabling_in_the_same_look() -> None:
-    switches, person = Switches(), Person()
+    switches, person = OperatorRequests(), Person()
     operator = Operator(switches, person)
-    for stop, enable in itertools.product((switches.stop, None), (switches.arm, None)):
+    for stop, enable in itertools.product((switches.stop, None), (switches.enable, None)):
         for order in (1, -1):
             for request in [stop, enable][::order]:
                 if request is not None:
                     request(*(("",) if request == switches.stop else ()))
-            person.next = HumanSignal(stop=stop is None, arm=enable is None)
+            person.next = TeleopSignal(stop=stop is None, enable=enable is None)
             found = operator.look(np.zeros(7, np.float32))
             assert found.stop and not found.enable
 
 
 def test_a_stop_between_episodes_holds_until_a_later_request() -> None:
-    robot, switches, person = made(), Switches(), Person()
+    robot, switches, person = made(), OperatorRequests(), Person()
     session = Session(
-        robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, human=person, arm_wait_s=0
+        robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, human=person, robot_wait_s=0
     )
     session._sleep = lambda seconds: None
     said: list[str] = []
     session.tell = said.append
     number = switches.stop("between")
-    person.next = HumanSignal(arm=True)
-    with pytest.raises(RobotError, match="nobody armed the arm within 0 s of its stop: between"):
-        session.await_armed()
+    person.next = TeleopSignal(enable=True)
+    with pytest.raises(RobotError, match="nobody enabled the robot within 0 s of its stop: between"):
+        session.await_enabled()
     assert robot.stopped and switches.outcome(number) == "stopped"
-    enabled = switches.arm()
-    session.await_armed()
-    assert not robot.stopped and switches.outcome(enabled) == "armed" and switches.outcome(number) == "stopped"
-    assert said == ["not armed (between); waiting for a person", "armed"]
+    enabled = switches.enable()
+    session.await_enabled()
+    assert not robot.stopped and switches.outcome(enabled) == "enabled" and switches.outcome(number) == "stopped"
+    assert said == ["not enabled (between); waiting for a person", "enabled"]
 
 
 def test_an_episode_does_not_arm_a_robot_that_was_stopped() -> None:
-    robot, switches, safety = made(), Switches(), SafetyFilter(MOTIONS, LIMITS)
+    robot, switches, safety = made(), OperatorRequests(), SafetyFilter(MOTIONS, LIMITS)
     run(robot, [1.0], {5: lambda: switches.stop("enough") and None}, safety=safety, switches=switches)
     robot.connect()
     sent = len(robot.commands)
-    with pytest.raises(RobotError, match="the robot is not armed: enough; arm it before the next episode"):
+    with pytest.raises(RobotError, match="the robot is not enabled: enough; enable it before the next episode"):
         run(robot, [1.0], {}, safety=safety, switches=switches)
     assert len(robot.commands) == sent
 
 
 def test_a_stop_during_the_last_step_is_kept() -> None:
     """The episode ends while the robot still brakes."""
-    robot, switches, safety = made(), Switches(), SafetyFilter(MOTIONS, LIMITS)
+    robot, switches, safety = made(), OperatorRequests(), SafetyFilter(MOTIONS, LIMITS)
     numbers: list[int] = []
     run(
         robot,
@@ -706,7 +706,7 @@ def test_a_late_loop_waits_for_the_next_deadline(late_ms: int) -> None:
 def test_the_filter_caps_the_speed_of_a_caller_in_haste() -> None:
     safety, robot = SafetyFilter(MOTIONS, LIMITS), made()
     safety.see(robot.observe().observation, 0)
-    safety.arm(0)
+    safety.enable(0)
     sent = []
     for now_ns in range(0, 40 * PERIOD, PERIOD // 5):
         action = safety.step(np.array([1.0, 0, 0, 0, 0, 0, 0]), now_ns).action
@@ -719,7 +719,7 @@ def test_the_filter_caps_the_speed_of_a_caller_in_haste() -> None:
 
 
 @pytest.mark.parametrize("spec", [MOTIONS, POSITIONS], ids=["motions", "positions"])
-def test_values_that_freeze_hold_the_robot_with_the_reason(spec: ArmSpec) -> None:
+def test_values_that_freeze_hold_the_robot_with_the_reason(spec: RobotSpec) -> None:
     robot, limits = made(spec), replace(LIMITS, workspace=None)
     said = run(
         robot, [1.0, 0.0, 0.0], {10: lambda: setattr(robot, "fault", "frozen")}, safety=SafetyFilter(spec, limits)
@@ -743,7 +743,7 @@ def test_standing_still_is_not_frozen() -> None:
     policy = Policy(robot)
     policy.action[0] = 1.0
     said = run(robot, [], {20: lambda: policy.action.fill(0)}, chooser=policy, safety=safety)
-    assert said == [] and safety.state is State.ARMED
+    assert said == [] and safety.state is State.ENABLED
 
 
 def test_positions_without_limits_get_cautious_ones() -> None:
@@ -755,15 +755,15 @@ def test_positions_without_limits_get_cautious_ones() -> None:
 
 
 def test_a_full_disk_refuses_to_enable_and_keeps_holding() -> None:
-    robot, switches, disk = made(), Switches(), Disk()
+    robot, switches, disk = made(), OperatorRequests(), Disk()
     said: list[str] = []
 
     def tell(line: str) -> None:
         said.append(line)
-        if line.startswith("cannot arm: the disk"):
+        if line.startswith("cannot enable: the disk"):
             disk.full = False
-        if not line.startswith("armed"):
-            switches.arm()
+        if not line.startswith("enabled"):
+            switches.enable()
 
     run(
         robot,
@@ -774,11 +774,11 @@ def test_a_full_disk_refuses_to_enable_and_keeps_holding() -> None:
         recorder=disk,
         tell=tell,
     )
-    assert said[0] == "hold: the disk is full" and "cannot arm: the disk is full" in said and said[-1] == "armed"
+    assert said[0] == "hold: the disk is full" and "cannot enable: the disk is full" in said and said[-1] == "enabled"
 
 
 def test_signals_ask_a_watched_program_to_stop_and_interrupt_any_other() -> None:
-    switches = Switches()
+    switches = OperatorRequests()
     with pytest.raises(KeyboardInterrupt), operator_signals(switches):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
@@ -786,30 +786,30 @@ def test_signals_ask_a_watched_program_to_stop_and_interrupt_any_other() -> None
     with pytest.raises(KeyboardInterrupt), operator_signals(switches), watched(switches):
         os.kill(os.getpid(), signal.SIGTERM)
         assert switches.take()[0] == "stopped by SIGTERM", "first the robot comes to rest"
-    switches = Switches()
+    switches = OperatorRequests()
     with pytest.raises(KeyboardInterrupt), operator_signals(switches), watched(switches):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
-    with operator_signals(Switches()):
+    with operator_signals(OperatorRequests()):
         assert signal.getsignal(signal.SIGHUP) != signal.SIG_DFL
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
 
 
 def test_a_program_that_is_stuck_is_interrupted_by_one_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switches_module, "_ENDING_S", 0.1)
-    switches = Switches()
+    switches = OperatorRequests()
     with pytest.raises(KeyboardInterrupt), operator_signals(switches), watched(switches):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
 
-def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episode], arm: ArmSpec) -> None:
+def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episode], spec_: RobotSpec) -> None:
     episode = make_episode(60, states=False)
     episode = replace(episode, commanded=np.full_like(episode.commanded, 0.5))
-    robot = made(arm)
+    robot = made(spec_)
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
-    switches = Switches()
+    switches = OperatorRequests()
     command, count = robot.command, iter(range(10_000))
 
     def commanding(action: FloatArray, valid_until_ns: int) -> None:
@@ -819,18 +819,18 @@ def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episo
 
     robot.command = commanding  # type: ignore[method-assign]
     limits = replace(LIMITS, workspace=None)
-    result = replay_episode(robot, episode, safety=SafetyFilter(arm, limits), operator=Operator(switches))
+    result = replay_episode(robot, episode, safety=SafetyFilter(spec_, limits), operator=Operator(switches))
     motions = np.array([motion for _, motion in robot.commands[1:]])
     assert result.stopped == "enough" and 20 < len(motions) < 40 and robot.stopped and switches.state == "stopped"
     assert np.abs(np.diff(motions, axis=0)).max() <= ACCELERATION * 0.05**2 + 1e-6 and not motions[-1].any()
     switches.stop("again")
     robot.connect()
     with pytest.raises(StoppedError, match="stopped before the first command: again"):
-        replay_episode(robot, episode, safety=SafetyFilter(arm, limits), operator=Operator(switches))
+        replay_episode(robot, episode, safety=SafetyFilter(spec_, limits), operator=Operator(switches))
 
 
-def test_a_calibration_is_stopped_within_the_limits(arm: ArmSpec) -> None:
-    robot, switches, safety = made(arm), Switches(), SafetyFilter(arm, replace(LIMITS, workspace=None))
+def test_a_calibration_is_stopped_within_the_limits(spec_: RobotSpec) -> None:
+    robot, switches, safety = made(spec_), OperatorRequests(), SafetyFilter(spec_, replace(LIMITS, workspace=None))
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     operator = Operator(switches)
 
@@ -839,15 +839,15 @@ def test_a_calibration_is_stopped_within_the_limits(arm: ArmSpec) -> None:
             switches.stop("enough")
         heed(safety, operator, commanded)
 
-    with pytest.raises(RobotError, match="the arm was held or stopped: enough; nothing was measured"):
-        record(robot, safety, Excitation(arm, 10.0, 5), 5, heed=look)
+    with pytest.raises(RobotError, match="the robot was held or stopped: enough; nothing was measured"):
+        record(robot, safety, Excitation(spec_, 10.0, 5), 5, heed=look)
     motions = np.array([motion for _, motion in robot.commands[1:]])
     safety.rest()
     assert robot.stopped and safety.state is State.STOPPED and len(motions) < 90 and not motions[-1].any()
 
 
 def test_a_hold_while_an_episode_begins_waits_for_a_person() -> None:
-    robot, switches = made(), Switches()
+    robot, switches = made(), OperatorRequests()
     said: list[str] = []
     policy = Policy(robot)
     policy.action[0] = 0.2
@@ -858,7 +858,7 @@ def test_a_hold_while_an_episode_begins_waits_for_a_person() -> None:
         switches=switches,
         chooser=policy,
         tell=said.append,
-        sleep=lambda seconds: switches.arm() and None,
+        sleep=lambda seconds: switches.enable() and None,
     )
     begin, hangups = robot.begin, iter([switches.hangup])
 
@@ -871,22 +871,22 @@ def test_a_hold_while_an_episode_begins_waits_for_a_person() -> None:
     assert len(session.run(0, "v1").episode) >= 30
     assert said == [
         "held before the first command: the terminal is gone",
-        "not armed (the terminal is gone); waiting for a person",
-        "armed",
+        "not enabled (the terminal is gone); waiting for a person",
+        "enabled",
     ]
 
 
 def test_a_hold_before_the_robot_was_ever_enabled_keeps_its_reason() -> None:
-    robot, switches = made(), Switches()
-    session = Session(robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, arm_wait_s=0)
+    robot, switches = made(), OperatorRequests()
+    session = Session(robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, robot_wait_s=0)
     session._sleep = lambda seconds: None
     switches.hangup()
     with pytest.raises(RobotError, match="the terminal is gone"):
-        session.await_armed()
+        session.await_enabled()
 
 
 def test_a_slow_disk_at_enabling_does_not_hold_the_robot_again() -> None:
-    robot, switches, disk = made(), Switches(), Disk()
+    robot, switches, disk = made(), OperatorRequests(), Disk()
     mend = disk.mend
 
     def mending() -> None:
@@ -899,21 +899,21 @@ def test_a_slow_disk_at_enabling_does_not_hold_the_robot_again() -> None:
 
     def tell(line: str) -> None:
         said.append(line)
-        if "enough" in line or line.startswith("cannot arm"):
-            switches.arm()
+        if "enough" in line or line.startswith("cannot enable"):
+            switches.enable()
 
     said: list[str] = []
     run(robot, [0.2], at, safety=SafetyFilter(MOTIONS, LIMITS), switches=switches, recorder=disk, tell=tell)
-    assert said[-1] == "armed", said
+    assert said[-1] == "enabled", said
 
 
-def test_a_calibration_whose_brake_fails_stops_the_robot(arm: ArmSpec) -> None:
-    robot, switches, safety = made(arm), Switches(), SafetyFilter(arm, replace(LIMITS, workspace=None))
+def test_a_calibration_whose_brake_fails_stops_the_robot(spec_: RobotSpec) -> None:
+    robot, switches, safety = made(spec_), OperatorRequests(), SafetyFilter(spec_, replace(LIMITS, workspace=None))
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     operator, command = Operator(switches), robot.command
 
     def commanding(action: FloatArray, valid_until_ns: int) -> None:
-        if safety.state is not State.ARMED:
+        if safety.state is not State.ENABLED:
             raise RobotError("the cable is gone")
         command(action, valid_until_ns)
 
@@ -924,15 +924,15 @@ def test_a_calibration_whose_brake_fails_stops_the_robot(arm: ArmSpec) -> None:
 
     robot.command = commanding  # type: ignore[method-assign]
     with pytest.raises(RobotError, match="the cable is gone"):
-        record(robot, safety, Excitation(arm, 10.0, 5), 5, heed=look)
+        record(robot, safety, Excitation(spec_, 10.0, 5), 5, heed=look)
     assert robot.stopped
 
 
 def test_a_robot_is_stopped_before_its_stop_is_answered() -> None:
-    robot, switches, safety = made(), Switches(), SafetyFilter(MOTIONS, LIMITS)
+    robot, switches, safety = made(), OperatorRequests(), SafetyFilter(MOTIONS, LIMITS)
     operator = Operator(switches)
     safety.see(robot.observe().observation, 0)
-    safety.arm(0)
+    safety.enable(0)
     safety.step(np.full(7, 0.5, np.float32), 0)
     number = switches.stop("enough")
     heed(safety, operator, np.zeros(7, np.float32))
@@ -947,8 +947,10 @@ def test_a_robot_is_stopped_before_its_stop_is_answered() -> None:
     assert answered == [""] and robot.stopped and switches.outcome(number) == "stopped"
 
 
-def test_a_calibration_goes_on_after_an_observation_that_is_missing_for_less_than_the_patience(arm: ArmSpec) -> None:
-    robot, safety = made(arm), SafetyFilter(arm, replace(LIMITS, workspace=None))
+def test_a_calibration_goes_on_after_an_observation_that_is_missing_for_less_than_the_patience(
+    spec_: RobotSpec,
+) -> None:
+    robot, safety = made(spec_), SafetyFilter(spec_, replace(LIMITS, workspace=None))
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     operator, looks = Operator(), itertools.count()
 
@@ -956,14 +958,14 @@ def test_a_calibration_goes_on_after_an_observation_that_is_missing_for_less_tha
         robot.fault = "stale" if 80 <= next(looks) < 85 else ""
         heed(safety, operator, commanded)
 
-    made_up = record(robot, safety, Excitation(arm, 10.0, 5), 5, heed=look)
-    assert len(made_up.sent_ns) > 150 and safety.state is State.ARMED
+    made_up = record(robot, safety, Excitation(spec_, 10.0, 5), 5, heed=look)
+    assert len(made_up.sent_ns) > 150 and safety.state is State.ENABLED
 
 
 def test_a_stop_by_a_signal_that_ends_the_program_is_an_interruption() -> None:
-    switches = Switches()
+    switches = OperatorRequests()
     with pytest.raises(KeyboardInterrupt), watched(switches):
         switches.end("SIGTERM")
         raise StoppedError("stopped before the first command: stopped by SIGTERM")
-    with pytest.raises(StoppedError), watched(Switches()):
+    with pytest.raises(StoppedError), watched(OperatorRequests()):
         raise StoppedError("stopped by hand")

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacflow_robot.envs.tasks import get_arm
+from sacflow_robot.envs.tasks import get_robot
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.robot.teleop import gamepad as handheld
 from sacflow_robot.robot.teleop.gamepad import Both, Gamepad, SpaceMouse, open_handheld
-from sacflow_robot.robot.teleop.intervention import HANDS_OFF, HumanSignal, Label
+from sacflow_robot.robot.teleop.intervention import HANDS_OFF, Label, TeleopSignal
 
-ARM = get_arm("lift")
+ROBOT = get_robot("lift")
 HOLDING = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
 
 
@@ -51,7 +51,7 @@ def stick(number: int, share: float, initial: bool = False) -> bytes:
 
 def test_a_gamepad_takes_over_without_a_jump_moves_and_hands_back(device: Device) -> None:
     said: list[str] = []
-    pad = Gamepad(ARM, device.path, said.append)
+    pad = Gamepad(ROBOT, device.path, said.append)
     device.write(stick(1, -1.0, initial=True), stick(1, 0.0), button(0))
     assert pad.poll(HOLDING) == HANDS_OFF, "hands off: neither sticks nor the gripper's button count"
     device.write(button(7), button(7, 0))
@@ -68,61 +68,61 @@ def test_a_gamepad_takes_over_without_a_jump_moves_and_hands_back(device: Device
     device.write(button(7))
     assert pad.poll(HOLDING) == HANDS_OFF
     pad.close()
-    assert said[1:] == ["you have the arm", "gripper opens", "the policy has the arm"]
+    assert said[1:] == ["you have the robot", "gripper opens", "the policy has the robot"]
 
 
 def test_a_gamepad_labels_stops_and_arms_once_each(device: Device) -> None:
-    pad = Gamepad(ARM, device.path, lambda _: None)
+    pad = Gamepad(ROBOT, device.path, lambda _: None)
     for number, label in ((3, Label.SUCCESS), (2, Label.FAILURE), (8, Label.DISCARD)):
         device.write(button(number), button(number, 0))
-        assert pad.poll(HOLDING) == HumanSignal(label=label)
+        assert pad.poll(HOLDING) == TeleopSignal(label=label)
         assert pad.poll(HOLDING) == HANDS_OFF
     device.write(button(7), button(1))
-    assert pad.poll(HOLDING) == HumanSignal(stop=True), "a stop takes the arm from the person too"
+    assert pad.poll(HOLDING) == TeleopSignal(stop=True), "a stop takes the robot from the person too"
     device.write(button(1, 0), button(6))
-    assert pad.poll(HOLDING) == HumanSignal(arm=True)
+    assert pad.poll(HOLDING) == TeleopSignal(enable=True)
     pad.close()
 
 
 @pytest.mark.parametrize("order", [(1, 6), (6, 1), (7, 1, 7, 6), (1, 7)])
 def test_a_stop_outdoes_the_buttons_pressed_with_it(device: Device, order: tuple[int, ...]) -> None:
     said: list[str] = []
-    pad = Gamepad(ARM, device.path, said.append)
+    pad = Gamepad(ROBOT, device.path, said.append)
     device.write(*(button(number) for number in order))
-    assert pad.poll(HOLDING) == HumanSignal(stop=True)
+    assert pad.poll(HOLDING) == TeleopSignal(stop=True)
     device.write(button(6, 0), button(6))
     assert pad.poll(HOLDING) == HANDS_OFF and said[-1] == "let go of B first"
     device.write(button(1, 0), button(6, 0), button(6))
-    assert pad.poll(HOLDING) == HumanSignal(arm=True)
+    assert pad.poll(HOLDING) == TeleopSignal(enable=True)
     pad.close()
 
 
 def test_a_robot_that_sticks_cannot_move_has_the_same_stop(device: Device) -> None:
     said: list[str] = []
-    joints = replace(ARM, controller="joint position", action_units=("-90 to 90 deg",) * 7)
+    joints = replace(ROBOT, controller="joint position", action_units=("-90 to 90 deg",) * 7)
     pad = Gamepad(joints, device.path, said.append)
     device.write(button(7), stick(1, -1.0))
     assert pad.poll(HOLDING) == HANDS_OFF and "cannot be taken over" in said[-1]
     device.write(button(1))
-    assert pad.poll(HOLDING) == HumanSignal(stop=True)
+    assert pad.poll(HOLDING) == TeleopSignal(stop=True)
     pad.close()
 
 
 def test_a_device_that_never_stops_talking_is_not_listened_to_for_ever(device: Device) -> None:
-    pad = Gamepad(ARM, device.path, lambda _: None)
+    pad = Gamepad(ROBOT, device.path, lambda _: None)
     device.write(*[stick(1, 0.5)] * 600, button(1))
     assert [pad.poll(HOLDING).stop for _ in range(3)] == [False, False, True]
     pad.close()
 
 
-@pytest.mark.parametrize("has_the_arm", [True, False])
-def test_a_device_that_goes_away_stops_the_arm_of_a_person_and_else_holds_it(device: Device, has_the_arm: bool) -> None:
-    pad = Gamepad(ARM, device.path, lambda _: None)
-    if has_the_arm:
+@pytest.mark.parametrize("has_control", [True, False])
+def test_a_device_that_goes_away_stops_the_arm_of_a_person_and_else_holds_it(device: Device, has_control: bool) -> None:
+    pad = Gamepad(ROBOT, device.path, lambda _: None)
+    if has_control:
         device.write(button(7), stick(1, -1.0))
         assert pad.poll(HOLDING).action is not None
     device.unplug()
-    assert pad.poll(HOLDING) == HumanSignal(stop=has_the_arm, hold=not has_the_arm)
+    assert pad.poll(HOLDING) == TeleopSignal(stop=has_control, hold=not has_control)
     assert pad.poll(HOLDING) == HANDS_OFF
     pad.close()
 
@@ -132,7 +132,7 @@ def cap(kind: int, *values: int) -> bytes:
 
 
 def test_a_spacemouse_moves_and_turns_about_the_same_axes(device: Device) -> None:
-    mouse = SpaceMouse(ARM, device.path, lambda _: None)
+    mouse = SpaceMouse(ROBOT, device.path, lambda _: None)
 
     def action(report: bytes) -> list[float]:
         device.write(report)
@@ -149,38 +149,38 @@ def test_a_spacemouse_moves_and_turns_about_the_same_axes(device: Device) -> Non
     assert action(bytes([3, 0])) == action(bytes([9, 9, 9])), "releasing, and reports of other kinds"
     assert action(bytes([3, 2]))[6] == -1.0
     device.write(bytes([3, 3]))
-    assert mouse.poll(HOLDING) == HumanSignal(stop=True)
+    assert mouse.poll(HOLDING) == TeleopSignal(stop=True)
     mouse.close()
 
 
 def test_two_devices_go_together(tmp_path: Path) -> None:
     one, two = Device(tmp_path / "one"), Device(tmp_path / "two")
-    both = Both(SpaceMouse(ARM, one.path, lambda _: None), Gamepad(ARM, two.path, lambda _: None))
+    both = Both(SpaceMouse(ROBOT, one.path, lambda _: None), Gamepad(ROBOT, two.path, lambda _: None))
     assert both.poll(HOLDING) == HANDS_OFF
     one.write(bytes([3, 1]))
     two.write(button(3), button(6))
     signal = both.poll(HOLDING)
-    assert signal.action is not None and (signal.label, signal.stop, signal.arm) == (Label.SUCCESS, False, True)
+    assert signal.action is not None and (signal.label, signal.stop, signal.enable) == (Label.SUCCESS, False, True)
     two.write(button(1), button(1, 0))
     one.write(bytes([3, 0]))
-    assert both.poll(HOLDING) == HumanSignal(stop=True), "also while a person has the arm by the other"
+    assert both.poll(HOLDING) == TeleopSignal(stop=True), "also while a person has the robot by the other"
     two.write(button(6), button(6, 0))
     signal = both.poll(HOLDING)
-    assert signal.arm and signal.action is not None
+    assert signal.enable and signal.action is not None
     two.unplug()
-    assert both.poll(HOLDING) == HumanSignal(stop=True)
+    assert both.poll(HOLDING) == TeleopSignal(stop=True)
     one.write(bytes([3, 1]))
     assert both.poll(HOLDING) == HANDS_OFF
     one.unplug()
-    assert both.poll(HOLDING) == HumanSignal(hold=True)
+    assert both.poll(HOLDING) == TeleopSignal(hold=True)
     both.close()
 
 
 def test_what_is_not_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="plugged in"):
-        open_handheld(f"gamepad:{tmp_path / 'js9'}", ARM, print)
+        open_handheld(f"gamepad:{tmp_path / 'js9'}", ROBOT, print)
     with pytest.raises(UnknownNameError, match="gamepad"):
-        open_handheld("joystick", ARM, print)
+        open_handheld("joystick", ROBOT, print)
     with pytest.raises(UsageError, match="no SpaceMouse"):
         handheld._find_spacemouse(tmp_path)
     for name, about in (("hidraw0", "HID_ID=0003:000004D9:0000A0CD"), ("hidraw1", "HID_ID=0003:0000256F:0000C62E")):

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from sacflow_robot.errors import UsageError
-from sacflow_robot.robot.teleop.intervention import HANDS_OFF, HumanSignal, Label
+from sacflow_robot.robot.teleop.intervention import HANDS_OFF, Label, TeleopSignal
 from sacflow_robot.robot.teleop.keyboard import Keyboard
-from sacflow_robot.spec import ArmSpec
+from sacflow_robot.spec import RobotSpec
 
 OPEN, CLOSED = np.array([0] * 6 + [-1.0], np.float32), np.array([0] * 6 + [1.0], np.float32)
 
@@ -27,20 +27,20 @@ OPEN, CLOSED = np.array([0] * 6 + [-1.0], np.float32), np.array([0] * 6 + [1.0],
 class Person:
     """Types on one end of a pseudo-terminal while a ``Keyboard`` reads the other."""
 
-    def __init__(self, arm: ArmSpec) -> None:
+    def __init__(self, robot: RobotSpec) -> None:
         self.hands, self.terminal = pty.openpty()
         self.before = termios.tcgetattr(self.terminal)
         self.now, self.said = 100.0, list[str]()
-        self.keyboard = Keyboard(arm, file=self.terminal, say=self.said.append, clock_s=lambda: self.now)
+        self.keyboard = Keyboard(robot, file=self.terminal, say=self.said.append, clock_s=lambda: self.now)
 
-    def types(self, keys: str, commanded: np.ndarray = OPEN) -> HumanSignal:  # type: ignore[type-arg]
+    def types(self, keys: str, commanded: np.ndarray = OPEN) -> TeleopSignal:  # type: ignore[type-arg]
         os.write(self.hands, keys.encode())
         return self.keyboard.poll(commanded)
 
 
 @pytest.fixture
-def person(arm: ArmSpec) -> Iterator[Person]:
-    made = Person(arm)
+def person(robot: RobotSpec) -> Iterator[Person]:
+    made = Person(robot)
     yield made
     made.keyboard.close()
     assert termios.tcgetattr(made.terminal) == made.before, "the terminal got its settings back"
@@ -48,7 +48,7 @@ def person(arm: ArmSpec) -> Iterator[Person]:
     os.close(made.terminal)
 
 
-def action_of(signal: HumanSignal) -> np.ndarray:  # type: ignore[type-arg]
+def action_of(signal: TeleopSignal) -> np.ndarray:  # type: ignore[type-arg]
     assert signal.action is not None and signal.action.dtype == np.float32
     return signal.action
 
@@ -114,10 +114,10 @@ def test_labels_are_given_once(person: Person, key: str, label: Label) -> None:
 def test_the_stop_wins_whatever_else_is_typed(person: Person) -> None:
     person.types("tw")
     stopped = person.types("\r wg\r")
-    assert (stopped.stop, stopped.arm, stopped.action) == (True, False, None)
+    assert (stopped.stop, stopped.enable, stopped.action) == (True, False, None)
     assert person.types("") is HANDS_OFF
-    armed = person.types("\r")
-    assert (armed.arm, armed.stop) == (True, False)
+    enabled = person.types("\r")
+    assert (enabled.enable, enabled.stop) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -125,12 +125,12 @@ def test_the_stop_wins_whatever_else_is_typed(person: Person) -> None:
 )
 def test_a_space_among_any_keys_stops_and_enables_nothing(person: Person, keys: str) -> None:
     person.types("t")
-    assert person.types(keys) == HumanSignal(stop=True)
+    assert person.types(keys) == TeleopSignal(stop=True)
     assert person.types("") is HANDS_OFF
 
 
 def test_a_stop_keeps_the_label_that_was_typed_with_it(person: Person) -> None:
-    assert person.types("n ") == HumanSignal(label=Label.FAILURE, stop=True)
+    assert person.types("n ") == TeleopSignal(label=Label.FAILURE, stop=True)
 
 
 def test_neither_ctrl_s_nor_ctrl_z_blocks_the_program(person: Person) -> None:
@@ -144,15 +144,17 @@ def test_neither_ctrl_s_nor_ctrl_z_blocks_the_program(person: Person) -> None:
     assert person.types(" ").stop
 
 
-@pytest.mark.parametrize("has_the_arm", [True, False])
-def test_a_terminal_that_vanishes_stops_the_arm_of_a_person_and_else_holds_it(arm: ArmSpec, has_the_arm: bool) -> None:
-    person = Person(arm)
-    person.types("t" if has_the_arm else "?")
+@pytest.mark.parametrize("has_control", [True, False])
+def test_a_terminal_that_vanishes_stops_the_arm_of_a_person_and_else_holds_it(
+    robot: RobotSpec, has_control: bool
+) -> None:
+    person = Person(robot)
+    person.types("t" if has_control else "?")
     os.close(person.hands)
-    assert person.keyboard.poll(OPEN) == HumanSignal(stop=has_the_arm, hold=not has_the_arm)
+    assert person.keyboard.poll(OPEN) == TeleopSignal(stop=has_control, hold=not has_control)
     for _ in range(3):
         assert person.keyboard.poll(OPEN) is HANDS_OFF
-    assert person.said[-1] == f"the terminal is gone: {'EMERGENCY STOP' if has_the_arm else 'hold'}"
+    assert person.said[-1] == f"the terminal is gone: {'EMERGENCY STOP' if has_control else 'hold'}"
     person.keyboard.close()
     os.close(person.terminal)
 
@@ -170,19 +172,19 @@ def test_arrow_keys_are_no_letters(person: Person) -> None:
         {"action_names": ("x", "y", "z"), "action_units": ("0.05 m",) * 3},
     ],
 )
-def test_a_robot_that_keys_cannot_move_has_the_same_stop(arm: ArmSpec, other: dict[str, tuple[str, ...]]) -> None:
-    person = Person(replace(arm, **other))  # type: ignore[arg-type]
+def test_a_robot_that_keys_cannot_move_has_the_same_stop(robot: RobotSpec, other: dict[str, tuple[str, ...]]) -> None:
+    person = Person(replace(robot, **other))  # type: ignore[arg-type]
     assert person.types("twg") == HANDS_OFF and "cannot be taken over" in person.said[-1]
-    assert person.types(" ") == HumanSignal(stop=True)
-    assert person.types("y\r") == HumanSignal(label=Label.SUCCESS, arm=True)
+    assert person.types(" ") == TeleopSignal(stop=True)
+    assert person.types("y\r") == TeleopSignal(label=Label.SUCCESS, enable=True)
     person.keyboard.close()
     os.close(person.hands)
     os.close(person.terminal)
 
 
-def test_a_file_is_no_terminal(arm: ArmSpec, tmp_path: Path) -> None:
+def test_a_file_is_no_terminal(robot: RobotSpec, tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file, pytest.raises(UsageError, match="standard input is none"):
-        Keyboard(arm, file=file.fileno())
+        Keyboard(robot, file=file.fileno())
 
 
 @pytest.mark.parametrize("end", ["raise", "exit", "SIGTERM", "SIGHUP"])

@@ -99,7 +99,7 @@ def test_the_modality_config_names_what_goes_in_and_out(policy: OnnxPolicy, as_t
     assert all(value["__ModalityConfig_class__"] for value in config.values())
     read = json.loads if as_text else dict
     state, action = (read(config[name]["as_json"]) for name in ("state", "action"))
-    assert state["modality_keys"] == [a.key for a in policy.spec.arm.observations]
+    assert state["modality_keys"] == [a.key for a in policy.spec.robot.observations]
     assert action == {"delta_indices": [0, 1, 2, 3, 4], "modality_keys": ["action"]}
 
 

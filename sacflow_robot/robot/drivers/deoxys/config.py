@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.spec import ArmSpec, ArraySpec
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
 _OURS = "SACFLOW"
 _PART = re.compile(r"(?P<between>gripper_to_)?(?P<object>\w+?)_(?P<what>pos|quat)")
@@ -88,7 +88,7 @@ class DeoxysConfig:
     reset: str = ""
 
     @property
-    def arm(self) -> ArmSpec:
+    def arm(self) -> RobotSpec:
         """What the arm offers and accepts: robosuite's Panda under OSC_POSE delta control, by robomimic's keys."""
         observations = [
             ArraySpec("robot0_eef_pos", (3,), "m", "world"),
@@ -104,7 +104,7 @@ class DeoxysConfig:
         if self.joints:
             observations.append(ArraySpec("robot0_joint_pos", (7,), "rad"))
         metres, radians = f"{self.metres_per_action:g} m", f"{self.radians_per_action:g} rad"
-        return ArmSpec(
+        return RobotSpec(
             robot="Panda",
             task=self.task,
             controller="OSC_POSE delta",

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from sacflow_robot.episode import StepResult
-from sacflow_robot.errors import ArmFaultError, RobotError, StoppedError, UsageError, one_line
+from sacflow_robot.errors import RobotError, RobotFaultError, StoppedError, UsageError, one_line
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
 from sacflow_robot.robot.drivers.deoxys import wire
@@ -25,7 +25,7 @@ from sacflow_robot.robot.drivers.deoxys.standstill import Standstill
 from sacflow_robot.robot.drivers.deoxys.states import ArmState, fault_of
 from sacflow_robot.robot.drivers.deoxys.wire import DeoxysWire
 from sacflow_robot.robot.drivers.registry import Options, check_options
-from sacflow_robot.spec import ArmSpec, FloatArray
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 _IDLE_COMMANDS, _IDLE_EVERY_S = 20, 0.05
 """deoxys's client sends so many no-control messages before it changes the controller."""
@@ -110,15 +110,15 @@ class DeoxysRobot:
         self._gripper_limits = force_n, width_m
 
     @property
-    def spec(self) -> ArmSpec:
+    def spec(self) -> RobotSpec:
         return self._arm
 
     def connect(self) -> None:
         """Reach the real-time computer, and have it ready for OSC_POSE; nothing moves, the gripper included.
 
         Raises:
-            SilentArmError: It, its gripper or the source of object poses is not heard.
-            ArmFaultError: The arm is in an error, a reflex or a user stop.
+            StaleStateError: It, its gripper or the source of object poses is not heard.
+            RobotFaultError: The arm is in an error, a reflex or a user stop.
             StoppedError: It was stopped meanwhile.
             UsageError: The sockets cannot be opened.
         """
@@ -144,7 +144,7 @@ class DeoxysRobot:
         arm = self._await().arm  # after a stop, deoxys's program is restarted meanwhile
         fault = fault_of(arm)
         if fault:
-            raise ArmFaultError(f"the arm is not ready: {fault}")
+            raise RobotFaultError(f"the arm is not ready: {fault}")
         with self._lock:
             if self._stopped:
                 raise _STOPPED
@@ -156,7 +156,7 @@ class DeoxysRobot:
         """Start an episode where the arm stands; the twin of an arm is put where the seed says.
 
         Raises:
-            SilentArmError: No state arrives.
+            StaleStateError: No state arrives.
             RobotError: The twin does not answer.
         """
         self._check()
@@ -172,8 +172,8 @@ class DeoxysRobot:
         """The newest observation.
 
         Raises:
-            SilentArmError: It is too old to act on.
-            ArmFaultError: The arm has stopped by itself.
+            StaleStateError: It is too old to act on.
+            RobotFaultError: The arm has stopped by itself.
             RobotError: Something failed since the last call, such as the object source; told once.
         """
         self._check()
@@ -203,7 +203,7 @@ class DeoxysRobot:
         Raises:
             InvalidValueError: It has the wrong shape or holds NaN or infinity.
             StoppedError: The arm has been stopped.
-            ArmFaultError: The arm has stopped by itself.
+            RobotFaultError: The arm has stopped by itself.
         """
         action = self.spec.check_action(action)
         with self._lock:
@@ -345,14 +345,14 @@ class DeoxysRobot:
         if self._stopped:
             raise _STOPPED
         if self._fault:
-            raise ArmFaultError(f"the arm has stopped: {self._fault}")
+            raise RobotFaultError(f"the arm has stopped: {self._fault}")
         if self._wire is None:
             raise RobotError("the arm is not connected; connect it first")
         if not self._connected:
             raise RobotError("the arm is not connected, for the last attempt failed; connect it first")
         ended = self._ended()
         if ended:
-            raise RobotError(f"the thread that {ended} has ended; connect the arm again")
+            raise RobotError(f"the thread that {ended} has ended; connect the robot again")
 
     def _ended(self) -> str:
         """What the thread did that is there no more; empty if all are."""

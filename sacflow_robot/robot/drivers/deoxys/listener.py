@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sacflow_robot.errors import SilentArmError
+from sacflow_robot.errors import StaleStateError
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.drivers.deoxys.objects import ObjectSource, Sighting, SourceReader
 from sacflow_robot.robot.drivers.deoxys.states import ArmState, GripperState
@@ -67,11 +67,11 @@ class Listener:
             engaged_ns: Since when a controller runs on our behalf (monotonic ns); None if none does.
 
         Raises:
-            SilentArmError: Something has never been heard.
+            StaleStateError: Something has never been heard.
         """
         arm, gripper, sighting = self._wire.arm, self._wire.gripper, self._wire.sighting
         if arm is None or gripper is None or (sighting is None and self._config.object):
-            raise SilentArmError("the arm has not been heard; connect it first")
+            raise StaleStateError("the arm has not been heard; connect it first")
         captured = {"arm state": _captured_ns(arm, engaged_ns)}
         if sighting is not None:
             captured["object pose"] = sighting.time_ns
@@ -86,11 +86,11 @@ class Listener:
         """Why parts of an observation are old, if some are, yet not too old.
 
         Raises:
-            SilentArmError: One is too old to act on.
+            StaleStateError: One is too old to act on.
         """
         for what, at in {**news.captured_ns, "gripper state": news.gripper.received_ns}.items():
             if now_ns - at > self._config.stale_s * 1e9:
-                raise SilentArmError(
+                raise StaleStateError(
                     f"the newest {what} is {(now_ns - at) / 1e9:.2f} s old, allowed is {self._config.stale_s:g} s: "
                     f"{self._why_old(what)}"
                 )
@@ -106,7 +106,7 @@ class Listener:
             trouble: What has gone wrong meanwhile.
 
         Raises:
-            SilentArmError: Something is not heard; says what, and why where that is known.
+            StaleStateError: Something is not heard; says what, and why where that is known.
         """
         since_ns, wire = time.monotonic_ns(), self._wire
         seen_frame = frame if self._reader is None else -1  # a source that is called counts frames of its own, if any
@@ -129,7 +129,7 @@ class Listener:
                     said.append(f"{wire.malformed} messages refused: {wire.complaint}")
                 because = f" ({'; '.join(said)})" if said else ""
                 names = " and no ".join(f"{what} from {self._origin(what)}" for what in lacking)
-                raise SilentArmError(f"no {names} within {within_s:g} s{because}; is it running?")
+                raise StaleStateError(f"no {names} within {within_s:g} s{because}; is it running?")
             time.sleep(0.002)
         return self.news(engaged_ns)
 

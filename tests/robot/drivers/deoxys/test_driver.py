@@ -18,10 +18,10 @@ from sacflow_robot.cli.operator import safety_filter
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.errors import (
-    ArmFaultError,
     DataError,
     RobotError,
-    SilentArmError,
+    RobotFaultError,
+    StaleStateError,
     StoppedError,
     UsageError,
     WireError,
@@ -188,14 +188,14 @@ def test_a_reflex_is_latched_and_named(
     robot.command(UP, in_s(60))
     ask(fault="joint_reflex")
     assert eventually(lambda: bool(robot._fault))
-    with pytest.raises(ArmFaultError, match="joint_reflex"):
+    with pytest.raises(RobotFaultError, match="joint_reflex"):
         robot.observe()
-    with pytest.raises(ArmFaultError, match="not ready: joint_reflex"):
+    with pytest.raises(RobotFaultError, match="not ready: joint_reflex"):
         robot.connect()
     ask(recover=True)
     time.sleep(0.3)
     assert live.state().robot_mode == RobotMode.IDLE, "it does not go on by itself"
-    with pytest.raises(ArmFaultError):
+    with pytest.raises(RobotFaultError):
         robot.command(UP, in_s(1))
     robot.connect()
     robot.command(UP, in_s(1))
@@ -207,7 +207,7 @@ def test_a_user_stop_is_named(robot: DeoxysRobot, ask: Callable[..., dict[str, A
     ask(user_stop=True)
     robot.command(UP, in_s(60))
     assert eventually(lambda: bool(robot._fault))
-    with pytest.raises(ArmFaultError, match="user stop is pressed"):
+    with pytest.raises(RobotFaultError, match="user stop is pressed"):
         robot.command(UP, in_s(1))
 
 
@@ -215,14 +215,14 @@ def test_silence_is_refused(robot: DeoxysRobot, live: FrankaTwin) -> None:
     robot.begin(0)
     live.stop()
     time.sleep(0.7)
-    with pytest.raises(SilentArmError, match=r"the newest .* is 0\..* s old, allowed is 0.5 s"):
+    with pytest.raises(StaleStateError, match=r"the newest .* is 0\..* s old, allowed is 0.5 s"):
         robot.observe()
 
 
 def test_nobody_there(config: DeoxysConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sacflow_robot.robot.drivers.deoxys.driver._REACH_WITHIN_S", 0.3)
     robot = DeoxysRobot(config)
-    with pytest.raises(SilentArmError, match=f"no arm state from tcp://127.0.0.1:{config.state_port} and no gripper"):
+    with pytest.raises(StaleStateError, match=f"no arm state from tcp://127.0.0.1:{config.state_port} and no gripper"):
         robot.connect()
     with pytest.raises(UsageError, match="sockets cannot be opened"):
         DeoxysRobot(config).connect()
@@ -239,7 +239,7 @@ def test_states_of_another_making_are_refused(config: DeoxysConfig, monkeypatch:
         robot = DeoxysRobot(config)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(time, "sleep", lambda s: states.send(b"\xff\xff"))
-            with pytest.raises(SilentArmError, match="messages refused: 2 bytes that are no FrankaRobotStateMessage"):
+            with pytest.raises(StaleStateError, match="messages refused: 2 bytes that are no FrankaRobotStateMessage"):
                 robot.connect()
         robot.close()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacflow_robot.errors import ArmFaultError, RobotError, SilentArmError, StoppedError
+from sacflow_robot.errors import RobotError, RobotFaultError, StaleStateError, StoppedError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.robot.conformance import check_robot
 from sacflow_robot.robot.control.loop import run_episode
@@ -185,7 +185,9 @@ def test_a_thread_that_has_ended_is_found_and_replaced(robot: DeoxysRobot, bare_
     assert thread is not None
     thread.join()
     for call in (robot.observe, lambda: robot.command(UP, in_s(0.1))):
-        with pytest.raises(RobotError, match="the thread that keeps the arm standing has ended; connect the arm again"):
+        with pytest.raises(
+            RobotError, match="the thread that keeps the arm standing has ended; connect the robot again"
+        ):
             call()
     time.sleep(0.05)
     heard = len(bare_arm.goals())
@@ -207,7 +209,7 @@ def test_a_frame_that_repeats_is_as_old_as_it_is(robot: DeoxysRobot, bare_arm: B
     time.sleep(0.2)
     again = robot.observe()
     assert again.time_ns == first and again.stale_reason == f"the state messages repeat frame {frame}"
-    with pytest.raises(SilentArmError, match=f"arm state is 0.* s old.*: the state messages repeat frame {frame}"):
+    with pytest.raises(StaleStateError, match=f"arm state is 0.* s old.*: the state messages repeat frame {frame}"):
         time.sleep(0.4)
         robot.observe()
     bare_arm.counting = True
@@ -234,7 +236,7 @@ def test_a_frame_that_runs_backward_is_a_restart(robot: DeoxysRobot, bare_arm: B
     robot.command(UP, in_s(0.1))
     assert eventually(lambda: len(bare_arm.goals()) > 0)
     bare_arm.frame = 0
-    with pytest.raises(ArmFaultError, match=r"began anew \(frame \d+, then 1\), so deoxys was restarted; connect it"):
+    with pytest.raises(RobotFaultError, match=r"began anew \(frame \d+, then 1\), so deoxys was restarted; connect it"):
         eventually(lambda: robot.observe() is None)
     time.sleep(0.05)
     heard = len(bare_arm.goals())
@@ -307,7 +309,7 @@ def test_hold_and_stop_work_in_any_state(config: DeoxysConfig, bare_arm: BareArm
     robot = DeoxysRobot(replace(config, objects="", reset=""), source)
     still_works()
     bare_arm.mode = 5  # the user stop is pressed
-    with pytest.raises(ArmFaultError, match="not ready"):
+    with pytest.raises(RobotFaultError, match="not ready"):
         robot.connect()
     still_works()
     bare_arm.mode = 1
@@ -342,7 +344,7 @@ def test_a_stop_while_connecting_is_not_undone(config: DeoxysConfig, bare_arm: B
 def test_no_command_is_taken_after_a_failed_connect(config: DeoxysConfig, bare_arm: BareArm, source: Source) -> None:
     bare_arm.mode = 4
     robot = DeoxysRobot(replace(config, objects="", reset=""), source)
-    with pytest.raises(ArmFaultError, match="a reflex"):
+    with pytest.raises(RobotFaultError, match="a reflex"):
         robot.connect()
     for call in (robot.observe, lambda: robot.command(UP, in_s(1)), lambda: robot.begin(0)):
         with pytest.raises(RobotError, match="the last attempt failed"):

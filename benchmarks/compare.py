@@ -28,7 +28,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, Null
 
 from sacflow_robot.bench.machine import machine
 from sacflow_robot.learn.run_folder import RunFolder, replace_text
-from sacflow_robot.utils.plot_style import COLOURS, MARKERS, new_figure, save, tidy
+from sacflow_robot.utils.plot_style import COLORS, MARKERS, new_figure, save, tidy
 
 _SCRATCH = {
     "flow-g": "--velocity flow-g",
@@ -207,7 +207,7 @@ def draw(name: str, curves: dict[Key, Curve], path: Path) -> None:
         for i, line in enumerate(lines[env]):
             same = [curve for (e, other, _), curve in curves.items() if (e, other) == (env, line)]
             label = line if alike else f"{line} ({seeds[env, line]})"
-            _draw_line(axes, same, x, y, label=label, color=COLOURS[i], marker=MARKERS[i])
+            _draw_line(axes, same, x, y, label=label, color=COLORS[i], marker=MARKERS[i])
         tidy(axes, f"{env}, mean and range of {f'{len(same)} seeds' if alike else '(N) seeds'}")
         if x == "env_steps":
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))

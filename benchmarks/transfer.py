@@ -37,7 +37,7 @@ from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 from sacflow_robot.utils.intervals import wilson_interval
-from sacflow_robot.utils.plot_style import BLUE, GREY, new_figure, save, tidy
+from sacflow_robot.utils.plot_style import BLUE, GRAY, new_figure, save, tidy
 
 POLICIES = "nominal", "wide", "longer", "profile", "tuned"
 LABELS = (
@@ -90,7 +90,7 @@ def measure(out: Path, twins: range) -> None:
 
 
 def train(name: str, out: Path, extra: list[str]) -> None:
-    words = [] if name == "nominal" else ["--randomise", "wide", "--action-history", str(HISTORY)]
+    words = [] if name == "nominal" else ["--randomize", "wide", "--action-history", str(HISTORY)]
     sacflow_robot("train", "--env", "lift", "--out", str(out / f"run-{name}"), *words, *extra)
 
 
@@ -174,7 +174,7 @@ def report(out: Path, results: Path) -> None:
                      "successes_per_twin": [r["successes"] for r in unseen]})  # fmt: skip
         rng = np.random.default_rng(0)
         axes.plot(
-            np.full(len(shares), place) + rng.uniform(-0.12, 0.12, len(shares)), 100 * shares, "o", ms=4, color=GREY
+            np.full(len(shares), place) + rng.uniform(-0.12, 0.12, len(shares)), 100 * shares, "o", ms=4, color=GRAY
         )
         ends = np.array(rows[-1]["over_twins"])
         axes.errorbar(place, 100 * rate, 100 * np.abs(ends - rate)[:, None], color=BLUE, marker="s", capsize=4, lw=2)
@@ -182,7 +182,7 @@ def report(out: Path, results: Path) -> None:
     axes.set_xticks(range(len(POLICIES)), LABELS)
     axes.set_xlim(-0.5, len(POLICIES) - 0.5)
     axes.set_ylabel("success (%), 95 % over twins")
-    tidy(axes, "Lift on 20 unseen twins (grey: each twin; dashed: the nominal policy on the nominal robot)")
+    tidy(axes, "Lift on 20 unseen twins (gray: each twin; dashed: the nominal policy on the nominal robot)")
     save(figure, results.with_suffix(".png"))
     per_twin = {row["policy"]: np.array(row["successes_per_twin"]) / (row["episodes"] / row["twins"]) for row in rows}
     pairs = [

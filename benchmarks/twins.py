@@ -105,7 +105,7 @@ def true_value(truth: RobotParameters, label: str) -> float:
     name, _, index = label.partition("[")
     place = int(index[:-1]) if index else 0
     if name == MOMENT:
-        return float(truth.number("payload.mass_kg") * truth.values["payload.centre_m"][place])
+        return float(truth.number("payload.mass_kg") * truth.values["payload.center_m"][place])
     if not index and name.startswith("joints."):
         return 1.0  # a common factor; twins keep the nominal armature
     return truth.values[name][place]

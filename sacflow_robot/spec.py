@@ -306,8 +306,8 @@ class PolicySpec:
         chunk_length: H, actions per inference, executed open loop.
         euler_steps: K, Euler steps unrolled in the graph.
         velocity: Velocity network, e.g. ``"flow-g"``.
-        observation_mean: Normaliser mean over the flattened observation; inside the graph already, here for readers.
-        observation_std: Normaliser standard deviation, likewise.
+        observation_mean: Normalizer mean over the flattened observation; inside the graph already, here for readers.
+        observation_std: Normalizer standard deviation, likewise.
         notes: How it was made (algorithm, steps, seed); free keys.
     """
 

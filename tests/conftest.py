@@ -59,7 +59,7 @@ def policy_file(robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def make_episode(robot: RobotSpec) -> Callable[..., Episode]:
-    """Episodes of made-up numbers; observation t starts with the number t, so that windows can be recognised."""
+    """Episodes of made-up numbers; observation t starts with the number t, so that windows can be recognized."""
 
     def make(steps: int, *, success: bool = True, seed: int = 0, states: bool = True) -> Episode:
         rng = np.random.default_rng(seed)

@@ -121,7 +121,7 @@ def test_bench_train_measures_the_published_sizes(algo: str, velocity: str) -> N
     config = train.published(algo, velocity)
     learner = config.learner
     assert (config.algo, learner.batch_size, config.chunk_length * 7) == (algo, 256, 35)
-    assert (learner.critics, learner.critic_width, learner.critic_depth, learner.policy_delay) == (2, 512, 4, 1)
+    assert (learner.num_critics, learner.critic_width, learner.critic_depth, learner.policy_delay) == (2, 512, 4, 1)
     assert config.flow.euler_steps == (10 if algo == "qc-fql" else 4)
 
 

@@ -25,7 +25,7 @@ TRAINING = [
     "64",
     "--offline-steps",
     "1000",
-    "--learner.policy-rate",
+    "--learner.policy-lr",
     "2e-3",
 ]
 

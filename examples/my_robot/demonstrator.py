@@ -3,7 +3,7 @@
     python examples/my_robot/demonstrator.py
 
 expert.onnx is a steady hand with a tremor, chance.onnx has no idea at all. On a robot of your own the expert is you: with a
-gamepad (``run --handheld``), the keyboard (``run --keyboard``), or a program that you have.
+gamepad (``run --teleop``), the keyboard (``run --keyboard``), or a program that you have.
 """
 
 from __future__ import annotations

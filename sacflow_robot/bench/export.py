@@ -39,7 +39,7 @@ class Row:
         variant: How it was exported.
         euler_steps: K.
         bytes: Size of the file.
-        nodes: Nodes that are evaluated, after ONNX Runtime's own optimisation.
+        nodes: Nodes that are evaluated, after ONNX Runtime's own optimization.
         p50_us: Median time of one evaluation, one row, one thread (microseconds).
         p99_us: 99th percentile.
         max_abs_error: Largest difference of any action from torch, with the same K, of 256 rows.
@@ -115,18 +115,18 @@ def _variants(policy: FlowPolicy, robot: RobotSpec, euler_steps: Sequence[int], 
         yield _Variant(f"folded, K = {steps}", other, path)
 
 
-def _open(path: Path, optimised: Path | None = None) -> onnxruntime.InferenceSession:
+def _open(path: Path, optimized: Path | None = None) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 4
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _count_nodes(path: Path) -> int:
-    optimised = path.with_suffix(".optimised")
-    _open(path, optimised)
-    return len(onnx.load(optimised, load_external_data=False).graph.node)
+    optimized = path.with_suffix(".optimized")
+    _open(path, optimized)
+    return len(onnx.load(optimized, load_external_data=False).graph.node)
 
 
 def _inputs(robot: RobotSpec, policy: FlowPolicy, batch: int) -> dict[str, FloatArray]:

@@ -1,7 +1,7 @@
 """How many updates a second a machine could make at most: by its arithmetic, its memory, and on a GPU its launches.
 
 Counted is what no fusion saves: the matrix products, each with its operands read and its result written once, and what the
-optimisers and running averages read and write. Measured are the machine's rates: a large matrix product, a large copy, and
+optimizers and running averages read and write. Measured are the machine's rates: a large matrix product, a large copy, and
 the smallest kernel in a CUDA graph. The lowest of the limits is what a measured rate can be held against.
 """
 
@@ -61,7 +61,7 @@ def count_work(eager: Callable[[], object], fast: Callable[[], object], updates:
     """What an update does, averaged over ``updates`` of them.
 
     Args:
-        eager: The update, not compiled; its products and optimiser steps are counted.
+        eager: The update, not compiled; its products and optimizer steps are counted.
         fast: The update as it is measured; on a GPU its kernels are counted.
         updates: A multiple of the policy's delay.
         device: Where both compute.
@@ -75,7 +75,7 @@ def count_work(eager: Callable[[], object], fast: Callable[[], object], updates:
 
 
 class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of products, optimiser steps and running averages."""
+    """Adds up the bytes of products, optimizer steps and running averages."""
 
     # Operation, and which of its arguments it writes in place: of Adam the weights and both moments.
     _COUNTED: ClassVar[dict[str, tuple[int, ...]]] = {

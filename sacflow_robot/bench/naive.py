@@ -25,7 +25,7 @@ class NaiveFlow(nn.Module):
 
     def __init__(self, policy: FlowPolicy) -> None:
         super().__init__()
-        self.normaliser, self._steps = policy, policy.euler_steps
+        self.normalizer, self._steps = policy, policy.euler_steps
         velocity = policy.velocity
         self.velocity = _PUBLISHED.get(type(velocity), _Whole)(velocity)
 
@@ -34,7 +34,7 @@ class NaiveFlow(nn.Module):
         latent = noise
         for i in range(self._steps):
             time = torch.full_like(noise[:, :1], i / self._steps)
-            latent = latent + self.velocity(time, latent, self.normaliser.normalise(observation)) / self._steps
+            latent = latent + self.velocity(time, latent, self.normalizer.normalize(observation)) / self._steps
         return squash(latent)
 
 

@@ -105,7 +105,7 @@ def _play(
     env: Any, network: DelayedPolicy, stream: ActionQueue, seed: int
 ) -> tuple[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], bool]:
     """One episode: accelerations commanded and measured, and whether a chunk began there, from the second step on."""
-    from sacflow_robot.envs.tasks import METRES_PER_ACTION
+    from sacflow_robot.envs.tasks import METERS_PER_ACTION
 
     rate = network.spec.robot.control_rate_hz
     result = env.begin(seed)
@@ -120,7 +120,7 @@ def _play(
         result = env.command(actions[-1])
         places.append(result.observation[_EEF])
         network.now_ns += network.spec.robot.period_ns
-    commanded = np.linalg.norm(np.diff(np.array(actions)[:, :3], axis=0), axis=1) * METRES_PER_ACTION * rate**2
+    commanded = np.linalg.norm(np.diff(np.array(actions)[:, :3], axis=0), axis=1) * METERS_PER_ACTION * rate**2
     measured = np.linalg.norm(np.diff(np.array(places, np.float64), 2, axis=0), axis=1) * rate**2
     return (commanded, measured, np.array(joined[1:])), result.terminated
 

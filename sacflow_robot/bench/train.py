@@ -65,7 +65,7 @@ class Row:
 def published(algo: str, velocity: str, **changes: Any) -> TrainConfig:
     """Lift at the published sizes: batch 256, D = 35, critics 2 x 512^4; every update is of critic and policy."""
     config = preset("lift", "flow-g" if velocity == "gaussian" else velocity, algo, from_scratch=False, full=True)
-    learner = replace(config.learner, policy_delay=1, critics=2)
+    learner = replace(config.learner, policy_delay=1, num_critics=2)
     return replace(config, learner=learner, **changes)
 
 
@@ -97,7 +97,7 @@ def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, t
 
     def update_of(config: TrainConfig) -> tuple[Agent, Callable[[], object]]:
         agent = make_agent(robot, config, device)
-        agent.fit_normaliser(buffer.observations())
+        agent.fit_normalizer(buffer.observations())
         return agent, lambda: agent.update_online(buffer.sample(config.learner.batch_size, rng))
 
     agent, update = update_of(config)

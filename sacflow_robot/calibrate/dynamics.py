@@ -114,10 +114,10 @@ def identify(
     """
     if len(windows) < 6:
         raise DataError(f"{len(windows)} motions after a rest are too few to identify a robot; at least 6 are needed")
-    travelled = float(np.median([np.ptp(w.position, axis=0).max() for w in windows]))
-    if travelled < 20 * sigma[0] or travelled < 2e-3:
+    traveled = float(np.median([np.ptp(w.position, axis=0).max() for w in windows]))
+    if traveled < 20 * sigma[0] or traveled < 2e-3:
         raise DataError(
-            f"the gripper moves by {1e3 * travelled:.1f} mm per motion, against {1e3 * sigma[0]:.2f} mm of noise; "
+            f"the gripper moves by {1e3 * traveled:.1f} mm per motion, against {1e3 * sigma[0]:.2f} mm of noise; "
             "too little to identify a robot: move it further, or calibrate noise first"
         )
     every = max(2, round(1 / held_out_share))

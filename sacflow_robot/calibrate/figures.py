@@ -15,7 +15,7 @@ from sacflow_robot.calibrate.hand_eye import HandEye
 from sacflow_robot.calibrate.latency import Latency
 from sacflow_robot.calibrate.noise import Noise
 from sacflow_robot.calibrate.predict import Predicted, Window
-from sacflow_robot.utils.plot_style import BLUE, COLOURS, GREEN, GREY, VERMILION, new_figure, save, tidy
+from sacflow_robot.utils.plot_style import BLUE, COLORS, GRAY, GREEN, VERMILION, new_figure, save, tidy
 
 
 def draw_latency(found: Latency, path: Path) -> None:
@@ -35,7 +35,7 @@ def draw_latency(found: Latency, path: Path) -> None:
     near = (found.times > begin - 0.08) & (found.times < begin + 0.06)
     scale = 1 / max(float(found.fitted[near][-1]), 1e-12)
     for row in found.seen:
-        right.plot(1e3 * (found.times[near] - begin), scale * row[near], color=GREY, lw=0.5, alpha=0.5)
+        right.plot(1e3 * (found.times[near] - begin), scale * row[near], color=GRAY, lw=0.5, alpha=0.5)
     right.plot(1e3 * (found.times[near] - begin), scale * found.fitted[near], color=VERMILION, lw=2, label="fitted")
     right.axvline(0, color=VERMILION, lw=1, ls=":")
     right.set_xlabel("from the beginning found (ms)")
@@ -66,8 +66,8 @@ def draw_noise(found: Noise, path: Path) -> None:
     figure = new_figure(9, 1.7 * max(1, len(keys)))
     for axes, key in zip(np.atleast_1d(figure.subplots(max(1, len(keys)), 1, sharex=True)), keys, strict=False):
         rows = found.readings[key]
-        for column, colour in zip(rows.T, COLOURS, strict=False):
-            axes.plot(np.arange(len(rows)) / found.rate_hz, 1e3 * column, color=colour, lw=0.6)
+        for column, color in zip(rows.T, COLORS, strict=False):
+            axes.plot(np.arange(len(rows)) / found.rate_hz, 1e3 * column, color=color, lw=0.6)
         noise = [
             f"{1e3 * found.values[name][0][0]:.3g} m{unit}"
             for unit in ("m", "rad")
@@ -89,23 +89,23 @@ def draw_dynamics(fit: Fit, window: Window, before: Predicted, after: Predicted,
     _draw_axes(left, window, {name: (began[name], style) for name, (_, style) in ways.items()})
     tidy(left, "a motion that was not fitted to")
     bars = [1e3 * fit.held_out_before_m, 1e3 * fit.held_out_rmse_m]
-    middle.bar(["before", "after"], bars, color=[GREY, BLUE], width=0.6)
+    middle.bar(["before", "after"], bars, color=[GRAY, BLUE], width=0.6)
     for i, bar in enumerate(bars):
         middle.text(i, bar, f"{bar:.2g}", ha="center", va="bottom", fontsize=9)
     middle.set_ylabel("error of the gripper, held out (mm)")
     tidy(middle, f"{bars[0] / max(bars[1], 1e-9):.0f} times less")
     share = np.minimum(fit.spread / fit.reference, 3.0)
     rows = np.arange(len(share))[::-1]
-    colours = [
-        BLUE if told else VERMILION if blind else GREY for told, blind in zip(fit.identified, fit.hidden, strict=True)
+    colors = [
+        BLUE if told else VERMILION if blind else GRAY for told, blind in zip(fit.identified, fit.hidden, strict=True)
     ]
-    right.barh(rows, 100 * share, color=colours, height=0.7)
+    right.barh(rows, 100 * share, color=colors, height=0.7)
     for edge in (IDENTIFIED_SHARE, HIDDEN_SHARE):
-        right.axvline(100 * edge, color=GREY, lw=1, ls=":")
+        right.axvline(100 * edge, color=GRAY, lw=1, ls=":")
     right.set_yticks(rows, [label.split(".", 1)[1] for label in fit.labels], fontsize=6)
     right.set_xscale("log")
     right.set_xlabel("one standard deviation, % of the value")
-    tidy(right, "told (blue), roughly (grey), not (red)", "x")
+    tidy(right, "told (blue), roughly (gray), not (red)", "x")
     save(figure, path)
 
 
@@ -113,7 +113,7 @@ def draw_handeye(found: HandEye, path: Path) -> None:
     figure = new_figure(5, 4.2)
     axes = figure.subplots()
     for i, (seen, made) in enumerate(found.corners):
-        axes.plot(*(seen - made).T, ".", ms=4, color=COLOURS[i % len(COLOURS)])
+        axes.plot(*(seen - made).T, ".", ms=4, color=COLORS[i % len(COLORS)])
     axes.set_aspect("equal", "datalim")
     axes.set_xlabel("px")
     axes.set_ylabel("px")
@@ -175,20 +175,20 @@ def draw_perturbations(rows: Sequence[dict[str, float | str]], path: Path) -> No
 
 
 def _draw_axes(axes: Axes, window: Window, ways: dict[str, tuple[Predicted, str]], legend: bool = True) -> None:
-    """The gripper's way as measured (pale) and as predicted; the legend says which colour and which line is which."""
-    for i, (name, colour) in enumerate(zip("xyz", COLOURS, strict=False)):
+    """The gripper's way as measured (pale) and as predicted; the legend says which color and which line is which."""
+    for i, (name, color) in enumerate(zip("xyz", COLORS, strict=False)):
         begin = window.position[0, i]
         axes.plot(
             window.time_s,
             1e3 * (window.position[:, i] - begin),
-            color=colour,
+            color=color,
             lw=2.5,
             alpha=0.35,
             label=f"{name}, measured",
         )
         for way, (made, style) in ways.items():
             label = way if i == 2 else None
-            axes.plot(window.time_s, 1e3 * (made.position[:, i] - begin), style, color=colour, lw=1.2, label=label)
+            axes.plot(window.time_s, 1e3 * (made.position[:, i] - begin), style, color=color, lw=1.2, label=label)
     axes.set_xlabel("s")
     axes.set_ylabel("gripper, from where it began (mm)")
     if legend:

@@ -81,10 +81,10 @@ def measure_gap(
     delay_s = profile.number(_DELAY) / 1e3
     model = predictors.first.nominal.having(profile.values)
     chosen = _choose(recordings, predictors, delay_s)
-    travelled = float(np.median([np.ptp(w.position, axis=0).max() for w, _ in chosen]))
-    if travelled < 2e-3:
+    traveled = float(np.median([np.ptp(w.position, axis=0).max() for w, _ in chosen]))
+    if traveled < 2e-3:
         raise DataError(
-            f"the gripper moves by {1e3 * travelled:.1f} mm a second at most; nothing can be told from this log"
+            f"the gripper moves by {1e3 * traveled:.1f} mm a second at most; nothing can be told from this log"
         )
     windows = [w for w, _ in chosen]
     # What the loop took for the present was older than the profile says: predictions are for the moments it believed in.

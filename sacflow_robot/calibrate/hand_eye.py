@@ -80,7 +80,7 @@ def measure_handeye(
     """The pose of a camera that stands beside the robot, from pictures of a board that the gripper holds.
 
     Args:
-        images: Grey pictures.
+        images: Gray pictures.
         grips: The gripper's pose at each: position (3,) m and rotation (3, 3) in base.
         camera: The camera's matrix (3, 3), px.
         distortion: Its distortion (5,), OpenCV's.

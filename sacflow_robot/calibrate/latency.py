@@ -141,7 +141,7 @@ def _motions(recording: Recording, times_ns: npt.NDArray[np.int64]) -> _Motions:
     before, after = max(before, 8 * interval), max(after, 5 * interval)
     times = np.arange(-_NEAR_S - before, _LONGEST_S + after + _NEAR_S, _STEP_S)
     readings = recording.observations[JOINT_POSITION if joints else "robot0_eef_pos"].astype(np.float64)
-    rows, noises, travelled = [], [], []
+    rows, noises, traveled = [], [], []
     for first, end in bursts(recording):
         begin = first + 1
         goal = float(np.linalg.norm(moved[begin]))
@@ -160,11 +160,11 @@ def _motions(recording: Recording, times_ns: npt.NDArray[np.int64]) -> _Motions:
         line = np.polyfit(at[still], own[at[near] < 0], 1)
         off = own - np.stack([np.polyval(c, at[near]) for c in line.T], axis=1)
         noises.append(np.sqrt(np.mean(off[at[near] < 0] ** 2)))
-        travelled.append(np.abs(off).max())
+        traveled.append(np.abs(off).max())
         rows.append(np.stack([np.interp(times, at[near], column) for column in own.T], axis=1))
     if len(rows) < _LEAST_MOTIONS:
         raise DataError(f"{len(rows)} motions after a rest could be used, {_LEAST_MOTIONS} are needed; run longer")
-    noise, far = float(np.median(noises)), float(np.median(travelled))
+    noise, far = float(np.median(noises)), float(np.median(traveled))
     if far < 5 * noise or far < 5e-4:
         unit = "mrad" if joints else "mm"
         raise DataError(

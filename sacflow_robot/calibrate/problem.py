@@ -46,7 +46,7 @@ class Parameter:
 
 
 DELAY = "transport.command_delay_ms"
-MOMENT = "payload.moment_kg_m"  # mass times centre, which is what the data see
+MOMENT = "payload.moment_kg_m"  # mass times center, which is what the data see
 
 
 def parameters(joints_seen: bool) -> list[Parameter]:
@@ -102,9 +102,9 @@ class Problem:
         if p.name == DELAY:
             return start.number(DELAY)
         if p.name == MOMENT:
-            centre = self.base.array("payload.centre_m")
-            assert centre is not None and p.index is not None
-            return float(self.base.number("payload.mass_kg") * centre[p.index])
+            center = self.base.array("payload.center_m")
+            assert center is not None and p.index is not None
+            return float(self.base.number("payload.mass_kg") * center[p.index])
         if p.index is None and p.name.startswith("joints."):
             return 0.0
         found = self.base.array(p.name)
@@ -130,7 +130,7 @@ class Problem:
             else:
                 values[p.name][p.index or 0] = number
         mass = values["payload.mass_kg"][0]
-        values["payload.centre_m"] = list(np.clip(moment / mass if mass > 1e-3 else moment * 0, -1, 1))
+        values["payload.center_m"] = list(np.clip(moment / mass if mass > 1e-3 else moment * 0, -1, 1))
         return RobotParameters({name: tuple(map(float, v)) for name, v in values.items()}), delay
 
     def weigh(self, x: Array) -> None:
@@ -162,10 +162,10 @@ class Problem:
             found[p.name] = value, old
         moment = [(s, known) for p, s, known in zip(self.parameters, spread, told, strict=True) if p.name == MOMENT]
         if "payload.mass_kg" in found and all(known for _, known in moment):
-            centre = model.array("payload.centre_m")
-            assert centre is not None
-            found["payload.centre_m"] = (
-                centre,
+            center = model.array("payload.center_m")
+            assert center is not None
+            found["payload.center_m"] = (
+                center,
                 np.array([s for s, _ in moment]) / max(found["payload.mass_kg"][0][0], 0.05),
             )
         return found

@@ -17,7 +17,7 @@ from sacflow_robot.errors import DataError, SpecMismatchError, one_line
 from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
 from sacflow_robot.spec import FloatArray, RobotSpec
 
-_LARGEST_LIMIT = 10  # metres or radians in one control period: no robot moves that far
+_LARGEST_LIMIT = 10  # meters or radians in one control period: no robot moves that far
 _KNOWN = "robot", "version", "date", "method", "max_translation_per_step_m", "max_rotation_per_step_rad"
 
 

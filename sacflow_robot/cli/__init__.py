@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from sacflow_robot import __version__
+from sacflow_robot.cli.renamed import with_new_names
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 from sacflow_robot.utils import caches
 
@@ -68,7 +69,7 @@ COMMANDS = {
     "study gradients": ("study", "Gradients", "gradient norm at each step of the rollout, by velocity network and K"),
     "study likelihood": ("study", "Likelihood", "path density, drift and exact density against closed forms"),
     "study architecture": ("study", "Architecture", "gate, heads, width and K: gradients, success, cost of an action"),
-    "study regularisation": ("study", "Regularisation", "regularisers and schedules on data with two ways"),
+    "study regularization": ("study", "Regularization", "regularizers and schedules on data with two ways"),
     "twin franka": ("twin", "TwinFranka", "stand in for a Franka Panda behind deoxys, in simulation"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Run one command and say what went wrong; returns the exit status."""
     try:
-        name, rest = _split(arguments)
+        name, rest = _split(with_new_names(arguments))
         caches.lend_folders()
         return _parse(name, rest).run() or 0  # type: ignore[attr-defined]
     except BrokenPipeError:

@@ -49,7 +49,7 @@ class Info(AgreementOptions):
     def run(self) -> int:
         from sacflow_robot.cli import demo_source
         from sacflow_robot.data.formats.sources import kind_of, says_rate
-        from sacflow_robot.data.summary import summarise
+        from sacflow_robot.data.summary import summarize
 
         picture = self._picture()
         path = demo_source.locate(self.src)
@@ -57,7 +57,7 @@ class Info(AgreementOptions):
         demos = demo_source.read(path, self.env, self.trim_idle, self if rated else replace(self, rate=_ANY_RATE))
         solved = sum(e.success for e in demos.episodes)
         success = common.success_json(solved, len(demos.episodes))
-        figures = {**success, "format": kind_of(path), **summarise(demos)}
+        figures = {**success, "format": kind_of(path), **summarize(demos)}
         if not rated:
             figures["rate"] = dict.fromkeys(figures["rate"])
         out = common.results(self.json)

@@ -26,7 +26,7 @@ class Eval:
         episodes: Episodes to run.
         env_engine: What steps the robots: compiled, or robosuite's own (stock).
         seed: First environment seed; training never uses seeds below 1 000 000.
-        perturb: Measure success against delay, noise, mass, friction, gain and lost messages instead: a table and a figure.
+        robustness: Measure success against delay, noise, mass, friction, gain and lost messages instead: a table and a figure.
         plot: That figure.
         json: Print the result as one JSON object.
     """
@@ -36,8 +36,8 @@ class Eval:
     episodes: int = 100
     env_engine: Engine = "compiled"
     seed: int = common.EVAL_SEED
-    perturb: bool = False
-    plot: Path = Path("perturb.png")
+    robustness: bool = False
+    plot: Path = Path("robustness.png")
     json: bool = False
 
     def run(self) -> int:
@@ -49,12 +49,12 @@ class Eval:
 
         if self.episodes < 1 or self.seed < 0:
             raise UsageError("--episodes must be at least 1 and --seed not negative")
-        if self.perturb:
+        if self.robustness:
             check_output(self.plot, "--plot", parents=False)
         policy = OnnxPolicy(self.policy)
         env, history = self._environment(policy), common.history_of(policy.spec.robot)
         seeds = range(self.seed, self.seed + self.episodes)
-        if self.perturb:
+        if self.robustness:
             return self._perturb(policy, env, history, seeds)
         with common.evaluation_robots(env, self.episodes, self.env_engine, history) as envs:
             for each in envs:
@@ -95,12 +95,12 @@ class Eval:
         return env
 
     def _perturb(self, policy: OnnxPolicy, env: str, history: int, seeds: range) -> int:
-        from sacflow_robot.cli.perturb import robustness
+        from sacflow_robot.cli.robustness import robustness
         from sacflow_robot.envs.tasks import TASKS
 
         if env not in TASKS:
             raise UsageError(
-                f"--perturb changes the simulated robot of a robosuite task, and {env} is none; leave it out"
+                f"--robustness changes the simulated robot of a robosuite task, and {env} is none; leave it out"
             )
         rows = robustness(policy, env, history, seeds, self.plot)
         lines = [("perturbation", "value", "success", "95 % interval", "")]

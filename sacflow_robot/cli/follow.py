@@ -34,9 +34,9 @@ class Follow:
         gate_episodes: Simulated episodes that a candidate is held against the best published policy with; by default 30, and
             0 for a run without an environment.
         stop_after: End once so many environment steps have been learned from.
-        updates_per_step: Updates for each step of the log, in place of the run's own.
+        utd_ratio: Updates for each step of the log, in place of the run's own.
         warmup_steps: Steps of the log during which only the critic learns, likewise.
-        spoil: To see the gate refuse one: corrupt the weights of the candidate of this number (1 for the first).
+        inject_bad_candidate: To see the gate refuse one: corrupt the weights of the candidate of this number (1 for the first).
         json: Print one JSON object as the last line.
     """
 
@@ -46,9 +46,9 @@ class Follow:
     publish_every: int = 1000
     gate_episodes: int | None = None
     stop_after: int | None = None
-    updates_per_step: float | None = None
+    utd_ratio: float | None = None
     warmup_steps: int | None = None
-    spoil: int = 0
+    inject_bad_candidate: int = 0
     json: bool = False
 
     def run(self) -> int:
@@ -56,10 +56,12 @@ class Follow:
         from sacflow_robot.learn.run_folder import RunFolder
         from sacflow_robot.learn.training_guards import Interrupted
 
-        if self.publish_every < 1 or (self.gate_episodes or 0) < 0 or self.spoil < 0:
-            raise UsageError("--publish-every must be at least 1, --gate-episodes and --spoil not negative")
+        if self.publish_every < 1 or (self.gate_episodes or 0) < 0 or self.inject_bad_candidate < 0:
+            raise UsageError(
+                "--publish-every must be at least 1, --gate-episodes and --inject-bad-candidate not negative"
+            )
         check_output(self.publish, "--publish")
-        named = {"updates_per_step": self.updates_per_step, "warmup_steps": self.warmup_steps}
+        named = {"utd_ratio": self.utd_ratio, "warmup_steps": self.warmup_steps}
         folder, config = RunFolder.open(self.run_dir)
         publish = folder.policy if self.publish is None else self.publish
         gate = self.gate_episodes
@@ -69,7 +71,9 @@ class Follow:
             raise UsageError(
                 f"--gate-episodes is {gate}, but {self.run_dir} is a run without an environment; leave it out"
             )
-        follow = FollowConfig(self.log, publish, self.publish_every, gate, self.stop_after, spoil=self.spoil)
+        follow = FollowConfig(
+            self.log, publish, self.publish_every, gate, self.stop_after, inject_bad_candidate=self.inject_bad_candidate
+        )
         try:
             trainer = follow_log(self.run_dir, follow, {n: v for n, v in named.items() if v is not None})
         except Interrupted:

@@ -15,13 +15,13 @@ from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.spec import NO_ENVIRONMENT
 
 # Few episodes of one robot, made by nearly the same policy, do not tell what other actions would have brought: with more updates
-# or a weaker pull towards what was done, Lift policies were worse on the robot than before (benchmarks/transfer.py). Measured
+# or a weaker pull toward what was done, Lift policies were worse on the robot than before (benchmarks/transfer.py). Measured
 # on Lift alone.
 _TUNING = {
-    "regulariser": "action",
-    "regularisation": 3.0,
-    "regularisation_schedule": "constant",
-    "regularisation_final": 0.0,
+    "bc_loss": "action",
+    "bc_coef": 3.0,
+    "bc_schedule": "constant",
+    "bc_coef_final": 0.0,
 }
 _TUNING_LOG_SHARE = 0.5
 _TUNING_WARMUP_STEPS = 200  # the critic alone learns from what comes first, for the robot is another one
@@ -38,7 +38,7 @@ def copy_to_fit(run: Path, profile: str, steps: int, out: Path | None) -> tuple[
     from sacflow_robot.calibrate.profile import load_profile
     from sacflow_robot.cli.train import training_draws
     from sacflow_robot.envs.tasks import get_robot
-    from sacflow_robot.learn.schedule import RegularisationSchedule
+    from sacflow_robot.learn.schedule import RegularizationSchedule
 
     if steps < 1:
         raise UsageError(f"--online-steps is {steps}; it must be at least 1")
@@ -51,10 +51,10 @@ def copy_to_fit(run: Path, profile: str, steps: int, out: Path | None) -> tuple[
     RunFolder.check_free(path)
     done = int(json.loads(theirs.load_checkpoint(config, mapped=True)["progress"])["env_steps"])
     load_profile(Path(profile)).check_fits(get_robot(config.env))
-    weight = RegularisationSchedule(config).weight(done)
-    config = replace(config, randomise="profile", profile=profile, online_steps=done + steps)
-    if config.learner.regularisation_schedule == "linear":  # it stays where it has come to
-        learner = replace(config.learner, regularisation_schedule="constant", regularisation=weight)
+    weight = RegularizationSchedule(config).weight(done)
+    config = replace(config, randomize="profile", profile=profile, online_steps=done + steps)
+    if config.learner.bc_schedule == "linear":  # it stays where it has come to
+        learner = replace(config.learner, bc_schedule="constant", bc_coef=weight)
         config = replace(config, learner=learner)
     training_draws(config)
     with theirs.copied(path) as folder:
@@ -62,7 +62,7 @@ def copy_to_fit(run: Path, profile: str, steps: int, out: Path | None) -> tuple[
     return RunFolder.open(path)
 
 
-def fine_tune(run: Path, logs: Sequence[str], updates_per_step: float, out: Path | None, *, as_json: bool) -> int:
+def fine_tune(run: Path, logs: Sequence[str], utd_ratio: float, out: Path | None, *, as_json: bool) -> int:
     """Learn from logs alone, on the copy of a run; returns the exit status.
 
     Raises:
@@ -73,8 +73,8 @@ def fine_tune(run: Path, logs: Sequence[str], updates_per_step: float, out: Path
     from sacflow_robot.learn.online_learner import FollowConfig
     from sacflow_robot.learn.training_guards import Interrupted
 
-    if not 0 < updates_per_step < math.inf:
-        raise UsageError(f"--tune-updates is {updates_per_step:g}; it must be positive and finite")
+    if not 0 < utd_ratio < math.inf:
+        raise UsageError(f"--tune-updates is {utd_ratio:g}; it must be positive and finite")
     theirs, _ = RunFolder.open(run)
     path = out or _beside(run, "tuned")
     RunFolder.check_free(path)
@@ -92,7 +92,7 @@ def fine_tune(run: Path, logs: Sequence[str], updates_per_step: float, out: Path
                     log_share=_TUNING_LOG_SHARE, from_average=i == 0,
                 )  # fmt: skip
                 warmup = max(0, _TUNING_WARMUP_STEPS - sum(steps[:i]))
-                learner = {**_TUNING, "updates_per_step": updates_per_step, "warmup_steps": warmup}
+                learner = {**_TUNING, "utd_ratio": utd_ratio, "warmup_steps": warmup}
                 trainer = follow_log(folder.path, follow, learner)
     except Interrupted:
         common.console().print(f"stopped; {path} was not made, {run} is as it was")

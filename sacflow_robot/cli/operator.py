@@ -64,13 +64,13 @@ class OperatorOptions:
         estop: Listen for stops at this address, e.g. tcp://127.0.0.1:5560.
         estop_key: Shared key file that a stop has to show.
         keyboard: Let a person stop with the keys of this terminal; with run, also take over and label.
-        handheld: The same with a gamepad or spacemouse, or e.g. gamepad:/dev/input/js1; goes with --keyboard.
+        teleop: The same with a gamepad or spacemouse, or e.g. gamepad:/dev/input/js1; goes with --keyboard.
     """
 
     estop: str | None = None
     estop_key: Path | None = None
     keyboard: bool = False
-    handheld: str | None = None
+    teleop: str | None = None
 
     def listen(self, switches: OperatorRequests, stack: ExitStack) -> None:
         """Listen for stops over the network while the stack lasts."""
@@ -83,10 +83,10 @@ class OperatorOptions:
     def human(self, robot: RobotSpec, say: Callable[[str], None], stack: ExitStack) -> Teleoperator | None:
         """The input devices, open while the stack lasts; None for none."""
         inputs: list[Teleoperator] = []
-        if self.handheld is not None:
+        if self.teleop is not None:
             from sacflow_robot.robot.teleop.gamepad import open_handheld
 
-            inputs.append(stack.enter_context(closing(open_handheld(self.handheld, robot, say))))
+            inputs.append(stack.enter_context(closing(open_handheld(self.teleop, robot, say))))
         if self.keyboard:
             from sacflow_robot.robot.teleop.keyboard import Keyboard
 

@@ -48,7 +48,7 @@ class Run:
         timeout: Longest wait for the server (s).
         env_engine: What steps a simulated robot: compiled, or robosuite's own (stock).
         clock: Of rtsim: real, or virtual, which does not wait.
-        arm_wait: Longest wait for a person to enable the robot again (s).
+        enable_wait: Longest wait for a person to enable the robot again (s).
         operator: How a person stops the robot, and takes it over.
         key: Secret key file of this client, where the server asks for keys.
         server_key: Public key file of the server, likewise.
@@ -65,7 +65,7 @@ class Run:
     timeout: float = 2.0
     env_engine: Engine = "compiled"
     clock: Literal["real", "virtual"] | None = None
-    robot_wait: float = 60.0
+    enable_wait: float = 60.0
     operator: tyro.conf.OmitArgPrefixes[OperatorOptions] = field(default_factory=OperatorOptions)
     key: Path | None = None
     server_key: Path | None = None
@@ -154,7 +154,7 @@ class Run:
             recorder=log,
             chooser=chooser,
             info=info,
-            robot_wait_s=self.robot_wait,
+            enable_wait_s=self.enable_wait,
         )
 
     @contextmanager

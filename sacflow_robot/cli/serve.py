@@ -27,7 +27,7 @@ class Serve:
         policy: Policy file.
         bind: Address to listen at.
         reload: Whether to watch the file, and serve a new one as soon as it has passed its tests.
-        reload_limit: Refuse a new file that changes an action given of late by more than this (action units).
+        max_action_change: Refuse a new file that changes an action given of late by more than this (action units).
         provider: What computes, as far as ONNX Runtime offers it: cpu, cuda, tensorrt.
         threads: Threads for one inference; if not given, what is quickest here is measured, for a second.
         spin: Let those threads keep their cores busy while they wait.
@@ -46,7 +46,7 @@ class Serve:
     policy: Path
     bind: str = "tcp://127.0.0.1:5555"
     reload: bool = False
-    reload_limit: float | None = None
+    max_action_change: float | None = None
     provider: str = "cpu"
     threads: int | None = None
     spin: bool = False
@@ -76,7 +76,7 @@ class Serve:
             server = stack.enter_context(
                 PolicyServer(policy, self.bind, max_batch=self.max_batch, heartbeat_s=self.heartbeat, security=security)
             )
-            reloader = Reloader(server, self.policy, max_change=self.reload_limit, watch=self.reload)
+            reloader = Reloader(server, self.policy, max_change=self.max_action_change, watch=self.reload)
             stack.enter_context(closing(reloader.start()))
             doors = self._open_doors(server, stack)
             for asked in (signal.SIGINT, signal.SIGTERM):

@@ -183,7 +183,7 @@ class _Trials(_Study):
 
 @dataclass(frozen=True)
 class Architecture(_Trials):
-    """Gate initialisation, heads, width and K: gradient norms, success, and microseconds per action.
+    """Gate initialization, heads, width and K: gradient norms, success, and microseconds per action.
 
     Attributes:
         task: Robot at whose sizes an action's cost is measured.
@@ -215,15 +215,15 @@ class Architecture(_Trials):
 
 
 @dataclass(frozen=True)
-class Regularisation(_Trials):
-    """The three regularisers and three schedules on a task whose demonstrations show two ways."""
+class Regularization(_Trials):
+    """The three regularizers and three schedules on a task whose demonstrations show two ways."""
 
     def run(self) -> int:
-        from sacflow_robot.study import regularization as regularisation
+        from sacflow_robot.study import regularization as regularization
 
-        setup = regularisation.Setup(range(self.seed, self.seed + self.seeds), self._budget())
-        work = partial(regularisation.study_regularisation, setup)
-        return self._carry_out("regularisation", regularisation.case_count(setup), work)
+        setup = regularization.Setup(range(self.seed, self.seed + self.seeds), self._budget())
+        work = partial(regularization.study_regularization, setup)
+        return self._carry_out("regularization", regularization.case_count(setup), work)
 
 
 def _gymnasium_robots(env: str, count: int) -> VectorEnv:

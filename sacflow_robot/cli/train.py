@@ -35,7 +35,7 @@ _FITTING_STEPS = 8000
 
 _CHANGEABLE = (
     "device", "threads", "compile", "precision", "replay-memory-gb", "learner.batch-size", "learner.best-of",
-    "learner.policy-rate", "learner.critic-rate", "learner.gradient-clip",
+    "learner.policy-lr", "learner.critic-lr", "learner.max-grad-norm",
 )  # fmt: skip
 """Options that a run may go on with other values of: what is saved has none of them in its shape."""
 
@@ -100,7 +100,7 @@ class Train:
         if known.resume is not None and not known.profile and not known.replay:
             return Train(config=_own_config(known.resume), unchanged=True)
         if known.resume is not None and known.profile:
-            config = replace(config, randomise="profile", profile=known.profile, online_steps=_FITTING_STEPS)
+            config = replace(config, randomize="profile", profile=known.profile, online_steps=_FITTING_STEPS)
         return Train(config=replace(config, action_history=found.history))
 
     def run(self) -> int:
@@ -133,7 +133,7 @@ class Train:
         demos, logged = load_training_episodes(config, robot) if folder is None else ([], [])
         draws = training_draws(config)
         with (
-            training_robots(config, config.envs, draws, robot) as envs,
+            training_robots(config, config.num_envs, draws, robot) as envs,
             training_robots(config, max(1, min(core_count(), config.eval_episodes)), draws, robot) as eval_robots,
         ):
             if folder is None:
@@ -233,13 +233,13 @@ def training_draws(config: TrainConfig) -> Draws | None:
     Raises:
         UsageError, DataError: The profile cannot be used.
     """
-    if config.randomise == "none":
+    if config.randomize == "none":
         return None
     from sacflow_robot.calibrate.profile import load_profile
     from sacflow_robot.envs.randomized_env import Draws
 
-    measured = load_profile(Path(config.profile)).measured if config.randomise == "profile" else {}
-    return Draws(config.randomise, measured, history=config.action_history)
+    measured = load_profile(Path(config.profile)).measured if config.randomize == "profile" else {}
+    return Draws(config.randomize, measured, history=config.action_history)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.utils.intervals import wilson_interval
-from sacflow_robot.utils.plot_style import BLUE, GREY, VERMILION, new_figure, save, tidy
+from sacflow_robot.utils.plot_style import BLUE, GRAY, VERMILION, new_figure, save, tidy
 
 _MOVING = 25  # episodes averaged over
 
@@ -63,7 +63,7 @@ def draw_versions(path: Path, title: str, episodes: Sequence[Episode]) -> None:
         label = "each version's, with its 95 % interval" if not i else None
         above.plot([part.first, end], [sum(part.solved) / count] * 2, color=BLUE, lw=2.2, label=label)
         if i:
-            above.axvline(part.first, color=GREY, lw=0.8, ls=(0, (2, 3)))
+            above.axvline(part.first, color=GRAY, lw=0.8, ls=(0, (2, 3)))
         middle = (part.first + end) / 2
         name = f"{part.version[:6]}: {sum(part.solved)}/{count}"
         above.annotate(name, (middle, 0.02), rotation=90, fontsize=7.5, ha="center", va="bottom", color="#444444")
@@ -75,7 +75,7 @@ def draw_versions(path: Path, title: str, episodes: Sequence[Episode]) -> None:
     above.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     above.legend(loc="center right", fontsize=8, framealpha=0.9)
     tidy(above, title)
-    below.plot(np.arange(len(solved)) + 0.5, [len(e) for e in episodes], ".", color=GREY, ms=3)
+    below.plot(np.arange(len(solved)) + 0.5, [len(e) for e in episodes], ".", color=GRAY, ms=3)
     below.set(xlabel="episode", ylabel="steps", ylim=(0, None))
     tidy(below)
     save(figure, path)

@@ -33,7 +33,7 @@ class ChunkBatch:
     """B windows of H steps; H actions a_t ... a_{t+H-1} chosen at observation t.
 
     Attributes:
-        observation: At the window's start (B, O), flattened in spec order, not normalised.
+        observation: At the window's start (B, O), flattened in spec order, not normalized.
         actions: Commanded actions (B, H, A); rows past the episode's end hold random filler.
         valid: Which rows of ``actions`` belong to the episode (B, H), bool.
         reward: Discounted reward sum over the window's valid steps (B,).
@@ -201,7 +201,7 @@ class ReplayBuffer:
         )
 
     def observations(self) -> FloatArray:
-        """All observations held (N, O), for fitting a normaliser; a view where they lie in one piece.
+        """All observations held (N, O), for fitting a normalizer; a view where they lie in one piece.
 
         Raises:
             DataError: The buffer is empty.

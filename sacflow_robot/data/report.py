@@ -21,7 +21,7 @@ from sacflow_robot.episode import Episode
 from sacflow_robot.utils.atomic_files import replacing
 from sacflow_robot.utils.intervals import wilson_interval
 
-# Colours that remain apart for colour-blind eyes (Okabe and Ito).
+# Colors that remain apart for color-blind eyes (Okabe and Ito).
 SOLVED, FAILED, NEUTRAL = "#0072B2", "#D55E00", "#555555"
 _MOST_TRACES = 150  # more lines than that are a blot
 _EEF = "robot0_eef_pos"
@@ -33,7 +33,7 @@ def draw_page(path: Path, demos: DemoSet, figures: Mapping[str, Any], title: str
     Args:
         path: Picture to write.
         demos: What to draw.
-        figures: What :func:`summarise` says of it.
+        figures: What :func:`summarize` says of it.
         title: First line of the page.
     """
     figure = Figure(figsize=(14, 11), layout="constrained")
@@ -76,7 +76,7 @@ def _split(episodes: list[Episode]) -> list[tuple[str, str, list[Episode]]]:
     """Failed ones last, so that they are drawn on top."""
     parts = [("solved", SOLVED, [e for e in episodes if e.success])]
     parts.append(("not solved", FAILED, [e for e in episodes if not e.success]))
-    return [(f"{name} ({len(part)})", colour, part) for name, colour, part in parts if part]
+    return [(f"{name} ({len(part)})", color, part) for name, color, part in parts if part]
 
 
 def _lengths(axes: Axes, episodes: list[Episode]) -> None:
@@ -87,7 +87,7 @@ def _lengths(axes: Axes, episodes: list[Episode]) -> None:
         [[len(e) for e in part] for _, _, part in parts],
         bins=bins.tolist(),
         stacked=True,
-        color=[colour for _, colour, _ in parts],
+        color=[color for _, color, _ in parts],
         label=[label for label, _, _ in parts],
     )
     axes.axvline(float(np.median(lengths)), color=NEUTRAL, linestyle=":", label=f"median {np.median(lengths):g}")
@@ -98,9 +98,9 @@ def _lengths(axes: Axes, episodes: list[Episode]) -> None:
 
 def _outcomes(axes: Axes, episodes: list[Episode]) -> None:
     """Return against length: who is quick, who is slow, who never arrives."""
-    for label, colour, part in _split(episodes):
+    for label, color, part in _split(episodes):
         returns = [float(e.rewards.sum()) for e in part]
-        axes.scatter([len(e) for e in part], returns, s=12, alpha=0.5, color=colour, label=label, linewidths=0)
+        axes.scatter([len(e) for e in part], returns, s=12, alpha=0.5, color=color, label=label, linewidths=0)
     axes.set(title="return", xlabel="steps", ylabel="sum of rewards")
     axes.margins(y=0.15)
     axes.legend(fontsize=8)
@@ -112,9 +112,9 @@ def _over_episodes(axes: Axes, episodes: list[Episode]) -> None:
     window = max(1, min(50, len(success) // 5))
     smooth = np.convolve(success, np.ones(window) / window, "valid")
     index = np.arange(len(success))
-    for solved, colour in ((True, SOLVED), (False, FAILED)):
+    for solved, color in ((True, SOLVED), (False, FAILED)):
         mine = index[success == solved]
-        axes.plot(mine, np.full(len(mine), float(solved)), "|", color=colour, markersize=7)
+        axes.plot(mine, np.full(len(mine), float(solved)), "|", color=color, markersize=7)
     if len(success) >= 5:
         axes.plot(index[window - 1 :] - (window - 1) / 2, smooth, color=NEUTRAL, label=f"mean of {window}")
         axes.legend(fontsize=8)
@@ -132,8 +132,8 @@ def _evenly(episodes: list[Episode]) -> list[Episode]:
 def _traces(axes: Axes, episodes: list[Episode], points: list[list[npt.NDArray[Any]]]) -> None:
     """Lines (T, 2) by success, thin and translucent the more there are."""
     alpha = float(np.clip(4 / np.sqrt(len(episodes)), 0.3, 0.9))
-    for (_, colour, _), lines in zip(_split(episodes), points, strict=True):
-        axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.8, alpha=alpha))
+    for (_, color, _), lines in zip(_split(episodes), points, strict=True):
+        axes.add_collection(LineCollection(lines, colors=color, linewidths=0.8, alpha=alpha))
     axes.autoscale_view()
 
 
@@ -154,7 +154,7 @@ def _plane(axes: Axes, episodes: list[Episode]) -> None:
     axes.set(title="end effector from above", xlabel="x (m)", ylabel="y (m)")
     axes.set_aspect("equal", adjustable="datalim")
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    lines = [Line2D([], [], color=colour, label=label) for label, colour, _ in _split(episodes)]
+    lines = [Line2D([], [], color=color, label=label) for label, color, _ in _split(episodes)]
     marks = [
         Line2D([], [], color="black", marker=m, linestyle="", label=t) for m, t in (("$○$", "start"), ("x", "end"))
     ]

@@ -17,7 +17,7 @@ from sacflow_robot.spec import RobotSpec
 _STILL = 1e-3  # of an action's range: what is commanded below this is no motion
 
 
-def summarise(demos: DemoSet) -> dict[str, Any]:
+def summarize(demos: DemoSet) -> dict[str, Any]:
     """JSON values: steps, lengths, rates (Hz), sources, keys with shapes and ranges, idle share, duplicates."""
     episodes, robot = demos.episodes, demos.robot
     lengths = [len(e) for e in episodes]

@@ -27,7 +27,7 @@ class Rollouts:
     differently with another batch size).
 
     Args:
-        robots: The robots.
+        envs: The robots.
         noise_shape: (H, A).
         seeds: Environment seeds, one per episode, taken as robots fall free; rollouts end when they do.
         part_steps: Give out episodes in parts of this many steps as well, see :meth:`take_parts`; None does not.
@@ -79,7 +79,7 @@ class Rollouts:
                     "clock": NOMINAL_CLOCK,
                     "env_engine": self._envs.engine,
                 }
-                about = getattr(self._envs, "about", None)  # what randomised robots say of an episode
+                about = getattr(self._envs, "about", None)  # what randomized robots say of an episode
                 if about is not None:
                     info |= about(i)
                 ended.append(self._builders.pop(i).build(seed=self._current.pop(i), **info))

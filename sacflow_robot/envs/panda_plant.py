@@ -22,7 +22,7 @@ EE_IN_HAND = np.array([0.0, 0.0, 0.1034])
 class PandaPlant:
     """A Panda before its task, driven by torques of robosuite's operational space controller at the physics' rate.
 
-    Poses are of libfranka's end-effector frame in the frame of the robot's base: position (3,) in metres, rotation (3, 3).
+    Poses are of libfranka's end-effector frame in the frame of the robot's base: position (3,) in meters, rotation (3, 3).
 
     Args:
         task: A task with one Panda whose base axes are the world's.
@@ -37,7 +37,7 @@ class PandaPlant:
         self.step_s = float(model.opt.timestep)
         self._data = self._env.data
         self._robot = self._env._robot
-        side = self._robot.envs[0]
+        side = self._robot.arms[0]
         body = self._env._suite.sim.model.body_name2id
         self._hand = body(self._robot.robot_model.eef_name[side])
         self._grip_site = self._robot.eef_site_id[side]

@@ -11,7 +11,7 @@ from sacflow_robot.envs.robot_parameters import JOINTS, Measured, RobotParameter
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.utils.seeding import Stream, random_stream
 
-Randomisation = Literal["none", "wide", "profile"]
+Randomization = Literal["none", "wide", "profile"]
 """How a training environment's robot is drawn for each episode."""
 
 # Dry friction: the amplitudes that Gaz et al. identified on a Franka Emika Panda ("Dynamic Identification of the Franka Emika
@@ -52,7 +52,7 @@ def draw_twin(seed: int, differs: str = "") -> RobotParameters:
         factors = np.exp(rng.choice([-1, 1], (2, 1)) * rng.uniform(np.log(2), np.log(3), (2, JOINTS)))
     delays = rng.uniform(50 if alone else 0, 150, 2)
     gains = 1 + rng.choice([-1, 1], 2) * rng.uniform(0.2 if alone else 0, 0.4, 2)
-    mass, centre = rng.uniform(0.3 if alone else 0, 0.5), rng.uniform([-0.02, -0.02, 0.0], [0.02, 0.02, 0.06])
+    mass, center = rng.uniform(0.3 if alone else 0, 0.5), rng.uniform([-0.02, -0.02, 0.0], [0.02, 0.02, 0.06])
     direction = rng.standard_normal(3)
     bias = direction / np.linalg.norm(direction) * rng.uniform(0.008 if alone else 0, 0.015)
     noise = rng.uniform(0.5 if alone else 0.1, 1, 3)
@@ -66,7 +66,7 @@ def draw_twin(seed: int, differs: str = "") -> RobotParameters:
             "joints.damping_nm_s_per_rad": factors[0] * FRANKA_DAMPING_NM_S_PER_RAD,
             "joints.friction_loss_nm": factors[1] * FRANKA_FRICTION_NM,
         },
-        "payload": {"payload.mass_kg": mass, "payload.centre_m": centre},
+        "payload": {"payload.mass_kg": mass, "payload.center_m": center},
         "noise": {
             "sensors.robot0_eef_pos.noise_m": (6e-3 if alone else 1e-3) * noise[0],
             "sensors.robot0_eef_quat.noise_rad": (2e-2 if alone else 3e-3) * noise[1],

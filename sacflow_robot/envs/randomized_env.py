@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from sacflow_robot.envs.randomization import Randomisation, draw_around, draw_wide
+from sacflow_robot.envs.randomization import Randomization, draw_around, draw_wide
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv, make_spaces
 from sacflow_robot.envs.robot_parameters import Measured, RobotParameters
 from sacflow_robot.envs.sensing import Sensors
@@ -39,14 +39,14 @@ class Draws:
         UsageError: ``profile`` without values.
     """
 
-    mode: Randomisation = "none"
+    mode: Randomization = "none"
     measured: Mapping[str, Measured] = field(default_factory=dict)
     model: RobotParameters = field(default_factory=RobotParameters)
     history: int = 0
 
     def __post_init__(self) -> None:
         if self.mode == "profile" and not self.measured:
-            raise UsageError("--randomise profile needs a profile with measured values; see 'sacflow-robot calibrate'")
+            raise UsageError("--randomize profile needs a profile with measured values; see 'sacflow-robot calibrate'")
         if not 0 <= self.history <= 100:
             raise UsageError(f"the action history is {self.history}; it must be from 0 to 100")
 
@@ -59,7 +59,7 @@ class Draws:
         return draw_around(self.measured, rng) if self.mode == "profile" else self.model
 
 
-class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[str, FloatArray], FloatArray]):
+class RandomizedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[str, FloatArray], FloatArray]):
     """A robosuite task with a robot drawn anew at each reset, decided by the reset's seed.
 
     Commands take effect, and observations arrive, as late as the robot model says, to 2 ms and 10 ms; both may be lost. Reward
@@ -87,10 +87,10 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, FloatArray], dict[str, Any]]:
         own = int(self.np_random.integers(2**31)) if seed is None else seed
-        self.model = self._draws.draw(random_stream(own, Stream.RANDOMISATION))
+        self.model = self._draws.draw(random_stream(own, Stream.RANDOMiZATION))
         self._robosuite.set_robot_model(self.model)
         observation, info = self.env.reset(seed=seed, options=options)
-        self._rng = random_stream(own, Stream.RANDOMISATION, 1)
+        self._rng = random_stream(own, Stream.RANDOMiZATION, 1)
         self._sensors = Sensors(self._robosuite.robot, self.model)
         self._substep, self._steps = 0, 0
         self._commands: list[tuple[float, FloatArray, int]] = []
@@ -156,7 +156,7 @@ class RandomisedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
 
 
 class RandomizedVectorEnv:
-    """``VectorEnv`` of randomised environments, each in a thread.
+    """``VectorEnv`` of randomized environments, each in a thread.
 
     Args:
         task: Name of the task.
@@ -170,7 +170,7 @@ class RandomizedVectorEnv:
     """
 
     def __init__(self, task: str, count: int, draws: Draws, *, background: bool = True) -> None:
-        self._envs = [RandomisedEnv(RobosuiteEnv(task, engine="compiled"), draws) for _ in range(count)]
+        self._envs = [RandomizedEnv(RobosuiteEnv(task, engine="compiled"), draws) for _ in range(count)]
         self._threads = ThreadPoolExecutor(max(1, min(core_count(), count)), "arm") if background else None
         self._busy: dict[int, Future[list[StepResult]]] = {}
         self._told: dict[int, FloatArray] = {}

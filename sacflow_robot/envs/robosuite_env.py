@@ -267,7 +267,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         mujoco.mj_collision(self._model, self._data)
 
     def _observe(self) -> dict[str, FloatArray]:
-        data, robot = self._data, self._robot.envs[0]
+        data, robot = self._data, self._robot.arms[0]
         eef_body = self._suite.sim.model.body_name2id(self._robot.robot_model.eef_name[robot])
         arrays = {
             "robot0_eef_pos": data.site_xpos[self._robot.eef_site_id[robot]].copy(),

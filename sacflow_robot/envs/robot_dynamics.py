@@ -14,7 +14,7 @@ from sacflow_robot.envs.fast.kernels import Plan
 from sacflow_robot.envs.robot_parameters import RobotParameters
 
 Array = npt.NDArray[np.float64]
-_MOST_INERTIA_KG_M2 = 1e-6  # of the payload about its own centre: a point
+_MOST_INERTIA_KG_M2 = 1e-6  # of the payload about its own center: a point
 
 
 class RobotDynamics:
@@ -45,7 +45,7 @@ class RobotDynamics:
                 "controller.actuator_delay_ms": (0.0,),
                 **{name: tuple(map(float, self._own[field])) for name, field in _JOINTS.items()},
                 "payload.mass_kg": (0.0,),
-                "payload.centre_m": (0.0, 0.0, 0.0),
+                "payload.center_m": (0.0, 0.0, 0.0),
             }
         )
 
@@ -55,9 +55,9 @@ class RobotDynamics:
         for name, field in _JOINTS.items():
             found = robot.array(name)
             getattr(self._model, field)[nominal.dofs] = self._own[field] if found is None else found
-        centre = robot.array("payload.centre_m")
-        mass, centre = robot.number("payload.mass_kg"), np.zeros(3) if centre is None else centre
-        self._load(mass, centre)
+        center = robot.array("payload.center_m")
+        mass, center = robot.number("payload.mass_kg"), np.zeros(3) if center is None else center
+        self._load(mass, center)
         mujoco.mj_setConst(self._model, self._scratch)
         own = self.nominal()
         stiffness = np.repeat([robot.number(n, own.number(n)) for n in _STIFFNESS], 3)
@@ -70,11 +70,11 @@ class RobotDynamics:
             kd=2 * damping * np.sqrt(stiffness) if changed else nominal.kd,
             armature_error=np.zeros(7) if armature is None else armature - self._own["dof_armature"],
             payload_mass=mass,
-            payload_centre=centre,
+            payload_center=center,
             torque_delay=delay,
         )
 
-    def _load(self, mass: float, centre: Array) -> None:
+    def _load(self, mass: float, center: Array) -> None:
         """Let the body of the grip site, which has no mass of its own, be the payload."""
         model, hand, site = self._model, self._hand, self._nominal.grip_site
         for name, value in self._hand_as_built.items():
@@ -84,9 +84,9 @@ class RobotDynamics:
         matrix = np.zeros(9)
         mujoco.mju_quat2Mat(matrix, model.site_quat[site])
         model.body_mass[hand] = mass
-        model.body_ipos[hand] = model.site_pos[site] + matrix.reshape(3, 3) @ centre
+        model.body_ipos[hand] = model.site_pos[site] + matrix.reshape(3, 3) @ center
         model.body_inertia[hand] = _MOST_INERTIA_KG_M2
-        model.body_sameframe[hand] = 0  # its centre of mass is not at its origin any more
+        model.body_sameframe[hand] = 0  # its center of mass is not at its origin any more
 
 
 _JOINTS = {

@@ -1,7 +1,7 @@
 """What can be known of a robot: its delays, sensors, controller, joints and payload, each quantity with a unit in its name.
 
 A calibration profile keeps them with their uncertainty, a simulated robot is built from them, a draw of them is an episode's
-randomisation. Rooms do not import each other, so that it stands here. A quantity that a model does not name is the
+randomization. Rooms do not import each other, so that it stands here. A quantity that a model does not name is the
 simulator's own.
 """
 
@@ -58,7 +58,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "joints.armature_kg_m2": Quantity(JOINTS, 0, 50, "inertia of the motor, seen at the joint"),
     "joints.zero_offset_rad": Quantity(JOINTS, *_TURN, "reading minus true position"),
     "payload.mass_kg": Quantity(1, 0, 20, "of what the controller does not know that the hand carries"),
-    "payload.centre_m": Quantity(3, *_LENGTH_1, "its centre of mass in the frame of the grip site"),
+    "payload.center_m": Quantity(3, *_LENGTH_1, "its center of mass in the frame of the grip site"),
     "hand_eye.camera_position_m": Quantity(3, -10, 10, "of the camera in the robot's base frame"),
     "hand_eye.camera_rotation_rad": Quantity(3, *_TURN, "rotation vector from camera to base frame"),
     "hand_eye.reprojection_error_px": Quantity(1, 0, 1000, "root mean square over the images"),
@@ -75,6 +75,8 @@ SENSOR_QUANTITIES: Mapping[str, Quantity] = {
     "drop_ratio": Quantity(1, 0, 0.95, "samples in which this key repeats its last value"),
 }
 """What can be known of one observation key; in a model ``sensors.<key>.<name>``."""
+
+_RENAMED = {"payload.centre_m": "payload.center_m"}  # as profiles and logs of version 0.1 have it
 
 SECTIONS = (*dict.fromkeys(name.split(".")[0] for name in QUANTITIES), "sensors")
 
@@ -139,7 +141,8 @@ class RobotParameters:
     values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", {name: check_value(name, v) for name, v in self.values.items()})
+        values = {_RENAMED.get(name, name): v for name, v in self.values.items()}
+        object.__setattr__(self, "values", {name: check_value(name, v) for name, v in values.items()})
 
     def __bool__(self) -> bool:
         return bool(self.values)
@@ -251,7 +254,8 @@ def read_sections(data: Mapping[str, Any]) -> dict[str, Measured]:
             raise ValueError(f"{section} is {entries!r}, expected keys and values")
         for key, entry in entries.items():
             if section != "sensors":
-                found[f"{section}.{key}"] = read_measured(f"{section}.{key}", entry)
+                name = _RENAMED.get(f"{section}.{key}", f"{section}.{key}")
+                found[name] = read_measured(name, entry)
                 continue
             if not isinstance(entry, Mapping):
                 raise ValueError(f"sensors.{key} is {entry!r}, expected keys and values")

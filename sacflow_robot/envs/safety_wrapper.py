@@ -84,7 +84,7 @@ class LimitedVectorEnv:
     """``VectorEnv`` whose actions pass a safety filter each, on the environment's nominal time.
 
     Args:
-        robots: The robots.
+        envs: The robots.
         make_limiter: Makes the filter of one robot.
 
     Attributes:

@@ -19,7 +19,7 @@ class Scene:
     """The movable things of an episode's states.
 
     Attributes:
-        joints: Per joint of robot and gripper its positions (T + 1,), in radians, or metres for the fingers.
+        joints: Per joint of robot and gripper its positions (T + 1,), in radians, or meters for the fingers.
         objects: Per other movable body that the task uses its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w.
     """
 

@@ -13,7 +13,7 @@ from sacflow_robot.errors import DataError
 
 State = npt.NDArray[np.float64]
 
-_LARGEST = 1e6  # metres, radians or seconds
+_LARGEST = 1e6  # meters, radians or seconds
 
 
 @dataclass(frozen=True)

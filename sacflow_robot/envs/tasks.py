@@ -11,10 +11,10 @@ from sacflow_robot.spec import ArraySpec, RobotSpec
 CONTROL_RATE_HZ = 20.0
 
 # What an action of 1 commands per control period: robosuite's OSC_POSE output_max.
-METRES_PER_ACTION, RADIANS_PER_ACTION = 0.05, 0.5
+METERS_PER_ACTION, RADIANS_PER_ACTION = 0.05, 0.5
 
 _OSC_POSE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
-_OSC_POSE_UNITS = (f"{METRES_PER_ACTION} m",) * 3 + (f"{RADIANS_PER_ACTION} rad",) * 3 + ("closing",)
+_OSC_POSE_UNITS = (f"{METERS_PER_ACTION} m",) * 3 + (f"{RADIANS_PER_ACTION} rad",) * 3 + ("closing",)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Task:
 
     @property
     def robot(self) -> RobotSpec:
-        """Panda under OSC_POSE delta control: translation in metres and rotation vector in radians, base axes."""
+        """Panda under OSC_POSE delta control: translation in meters and rotation vector in radians, base axes."""
         return RobotSpec(
             robot="Panda",
             task=self.name,

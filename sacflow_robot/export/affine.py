@@ -31,7 +31,7 @@ def linear(layer: Any) -> Affine:
 
 
 def after_norm(norm: Any) -> Affine:
-    """What a layer norm does when it has normalised."""
+    """What a layer norm does when it has normalized."""
     return Affine(torch.diag(norm.weight), norm.bias)
 
 
@@ -56,7 +56,7 @@ def constant(value: Tensor) -> nn.Parameter:
 
 
 class Features(nn.Module):
-    """Normalised observation entries and, of each quaternion, the products q_i q_j / |q|^2.
+    """Normalized observation entries and, of each quaternion, the products q_i q_j / |q|^2.
 
     The rotation matrices that the networks see are linear in these: ``read``, which is folded into the layers after it.
     """

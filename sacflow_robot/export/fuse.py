@@ -36,7 +36,7 @@ class FoldedFlow(nn.Module):
     """What ``FlowPolicy.forward`` computes, with K Euler steps of its own, and with part of the chunk given where asked.
 
     Committed entries follow the straight path from noise to what is committed, (1 - t) noise + t prefix, while the others flow
-    towards what goes with it. This is inpainting by replacement (Diffuser, arXiv 2205.09991, section 4.2; RePaint,
+    toward what goes with it. This is inpainting by replacement (Diffuser, arXiv 2205.09991, section 4.2; RePaint,
     arXiv 2201.09865) on the path that flow matching is trained on; guidance through the velocity's gradient, as in
     real-time chunking (arXiv 2506.07339), would cost a backward pass a step.
 
@@ -72,8 +72,8 @@ class FoldedFlow(nn.Module):
             latent = latent + (free * self.velocity.change(i, latent, context) + pull)
         return free * squash(self.velocity.end(latent)) + held * prefix
 
-    def normalise(self, observation: Tensor) -> Tensor:
-        """As ``PolicyNetwork.normalise``."""
+    def normalize(self, observation: Tensor) -> Tensor:
+        """As ``PolicyNetwork.normalize``."""
         return cast(Tensor, self.features.read_out(self.features(observation)))
 
 
@@ -219,7 +219,7 @@ class _FoldedFlowT(_Folded):
         return Affine(cross.weight, cross.bias + own.bias)
 
     def encode(self, features: Tensor) -> Sequence[Tensor]:
-        state = _normalised(self.state(F.silu(self.from_features(features))))
+        state = _normalized(self.state(F.silu(self.from_features(features))))
         return self.cross(state).chunk(len(self.layers), -1)  # type: ignore[no-any-return]
 
     def change(self, i: int, latent: Tensor, context: Sequence[Tensor]) -> Tensor:
@@ -232,12 +232,12 @@ class _FoldedFlowT(_Folded):
         token = self.from_action(latent, self.times[i])
         for layer, from_state in zip(self.layers, context, strict=True):
             attention, up, down = cast(nn.ModuleList, layer)
-            token = attention(_normalised(token), token + from_state)
-            token = down(F.gelu(up(_normalised(token))), token)
-        return _normalised(token)
+            token = attention(_normalized(token), token + from_state)
+            token = down(F.gelu(up(_normalized(token))), token)
+        return _normalized(token)
 
 
-def _normalised(x: Tensor) -> Tensor:
+def _normalized(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:])
 
 

@@ -45,7 +45,7 @@ def store_weights(model: onnx.ModelProto, kind: WeightsKind) -> onnx.ModelProto:
 
 
 def _weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Initialisers that are the second factor of a product, by name."""
+    """Initializers that are the second factor of a product, by name."""
     seconds = {node.input[1] for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
     return {t.name: t for t in model.graph.initializer if t.name in seconds}
 

@@ -268,7 +268,7 @@ def _make_optional(model: onnx.ModelProto, spec: PolicySpec) -> None:
 
 
 def _random_inputs(spec: PolicySpec, batch: int, prefix: bool) -> dict[str, FloatArray]:
-    """Inputs around the normaliser's mean, by name; the same for the same spec and batch.
+    """Inputs around the normalizer's mean, by name; the same for the same spec and batch.
 
     Of what is committed, the first row has nothing and the next have one step more each, up to all.
     """

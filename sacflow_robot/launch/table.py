@@ -9,7 +9,7 @@ from rich.text import Text
 
 from sacflow_robot.launch.process import State, SupervisedProcess
 
-_COLOURS = {
+_COLORS = {
     State.READY: "green",
     State.DONE: "dim",
     State.FAILED: "bold red",
@@ -33,7 +33,7 @@ def cell_table(title: str, processes: Sequence[SupervisedProcess]) -> Table:
         said = process.last_lines(1)
         table.add_row(
             Text(process.plan.name),
-            Text(process.state.value, _COLOURS[process.state]),
+            Text(process.state.value, _COLORS[process.state]),
             "" if process.pid is None else str(process.pid),
             duration(process.uptime_s) if process.uptime_s else "",
             str(process.restarts) if process.restarts else "",

@@ -43,7 +43,7 @@ class FlowConfig:
         drift: Correct the rollout's drift for the noise, so that its marginals stay those of the flow without noise
             (exactly so for a fixed noise scale and a velocity that flow matching has fitted). Off from scratch: there the
             policy without noise, which is what is exported, would be another than the one that is trained.
-        weight_norm: Normalise the weights of the velocity's linear layers (another cure for exploding gradients, for
+        weight_norm: Normalize the weights of the velocity's linear layers (another cure for exploding gradients, for
             comparison).
     """
 
@@ -69,98 +69,103 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Losses and optimisation.
+    """Losses and optimization.
 
     Attributes:
         batch_size: Chunks per update.
         discount: gamma per environment step.
-        target_rate: Share of the critic that enters its target at each critic update.
-        policy_rate: Adam step size of the policy.
-        critic_rate: Adam step size of the critic.
+        tau: Share of the critic that enters its target at each critic update.
+        policy_lr: Adam step size of the policy.
+        critic_lr: Adam step size of the critic.
         critic_width: Hidden width of each critic.
         critic_depth: Hidden layers of each critic.
-        critics: Number of critics.
+        num_critics: Number of critics.
         critic_aggregate: How critics are combined in targets and in the actor loss.
-        updates_per_step: Critic updates per environment step online (UTD).
+        utd_ratio: Critic updates per environment step online (UTD).
         policy_delay: Critic updates per policy update online.
         warmup_steps: Environment steps online during which only the critic learns, from what cloning alone does; until
             then it knows demonstrations only and would mislead the policy.
         clone: Episodes that the policy is fitted to: all, or solved ones only (all while there are none). The critic
             learns from all.
-        regulariser: What holds the policy near the data online: ``action``, the paper's ||a - a_data||^2 summed over the
-            chunk's H*A dimensions, which pulls towards the mean of the ways that the data show; ``flow-matching``, the
+        bc_loss: What holds the policy near the data online: ``action``, the paper's ||a - a_data||^2 summed over the
+            chunk's H*A dimensions, which pulls toward the mean of the ways that the data show; ``flow-matching``, the
             loss that the policy is cloned with, a mean over dimensions, so that it takes a beta H*A times as large; or
             ``same-noise``, the squared distance, summed as in the first, to what a second flow makes of the same noise.
             Offline, cloning is all.
         reference: That second flow: ``frozen``, the policy as cloning left it; or ``cloning``, one that goes on from there and
             does nothing but clone what is in the replay buffer, so that what the policy has found out does not pull it back.
-        regularisation: beta, weight of the regulariser in the actor loss.
-        regularisation_schedule: constant; linear, from beta after the warm-up to ``regularisation_final`` at the end; or
+        bc_coef: beta, weight of the regularizer in the actor loss.
+        bc_schedule: constant; linear, from beta after the warm-up to ``bc_coef_final`` at the end; or
             adaptive, which lowers it while recent episodes are better than those of cloning alone, and raises it, up to
             beta, while they are worse.
-        regularisation_final: Where a linear weight ends, and how low an adaptive one goes, a thousandth of beta at least.
-        value_scale: Divide the critic's value in the actor loss by its mean size over the batch (TD3+BC's and FQL's way),
+        bc_coef_final: Where a linear weight ends, and how low an adaptive one goes, a thousandth of beta at least.
+        normalize_q: Divide the critic's value in the actor loss by its mean size over the batch (TD3+BC's and FQL's way),
             so that beta means the same for short tasks and long ones.
         temperature: learned within the bounds, fixed where it starts, or zero. With a fixed noise scale it weighs a
             penalty on saturated actions; a learned noise scale makes it weigh an entropy (learn/flow.py says why).
         initial_temperature: Where the temperature starts.
-        temperature_rate: Adam step size of the temperature.
+        alpha_lr: Adam step size of the temperature.
         temperature_bounds: Range that a learned temperature is kept in.
-        saturation_target: Nats per action dimension that the policy's entropy may be below its reference (the entropy of
+        target_entropy_per_dim: Nats per action dimension that the policy's entropy may be below its reference (the entropy of
             a flow's noise, 0 for a Gaussian) before a learned temperature rises; with a fixed noise scale, what tanh costs.
         best_of: Chunks among which the critic picks one when acting, and in the policy exported; 1 leaves the critic out.
             qc picks so in its targets too.
         adam_beta1: Adam's first beta; 0.5 is published for training from scratch.
-        gradient_clip: Largest norm of the policy's gradient; none does not limit it.
-        policy_average_rate: Share of the policy that enters the averaged policy at each update; the averaged policy
+        max_grad_norm: Largest norm of the policy's gradient; none does not limit it.
+        ema_rate: Share of the policy that enters the averaged policy at each update; the averaged policy
             is what acts, is evaluated and is exported. 1 turns averaging off.
     """
 
     batch_size: int = 256
     discount: float = 0.99
-    target_rate: float = 0.005
-    policy_rate: float = 3e-4
-    critic_rate: float = 3e-4
+    tau: float = 0.005
+    policy_lr: float = 3e-4
+    critic_lr: float = 3e-4
     critic_width: int = 256
     critic_depth: int = 3
-    critics: int = 2
+    num_critics: int = 2
     critic_aggregate: Literal["min", "mean"] = "min"
-    updates_per_step: float = 0.3
+    utd_ratio: float = 0.3
     policy_delay: int = 2
     warmup_steps: int = 3000
     clone: Literal["all", "solved"] = "solved"
-    regulariser: Literal["action", "flow-matching", "same-noise"] = "action"
+    bc_loss: Literal["action", "flow-matching", "same-noise"] = "action"
     reference: Literal["frozen", "cloning"] = "frozen"
-    regularisation: float = 0.15
-    regularisation_schedule: Literal["constant", "linear", "adaptive"] = "constant"
-    regularisation_final: float = 0.0
-    value_scale: bool = False
+    bc_coef: float = 0.15
+    bc_schedule: Literal["constant", "linear", "adaptive"] = "constant"
+    bc_coef_final: float = 0.0
+    normalize_q: bool = False
     temperature: Literal["learned", "fixed", "zero"] = "learned"
     initial_temperature: float = 1e-3
-    temperature_rate: float = 3e-4
+    alpha_lr: float = 3e-4
     temperature_bounds: tuple[float, float] = (1e-5, 1e-2)
-    saturation_target: float = 1.0
-    policy_average_rate: float = 0.005
+    target_entropy_per_dim: float = 1.0
+    ema_rate: float = 0.005
     best_of: int = 1
     adam_beta1: float = 0.9
-    gradient_clip: float | None = None
+    max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "critic_width", "critic_depth", "critics", "policy_delay", "best_of"):
+        for name in ("batch_size", "critic_width", "critic_depth", "num_critics", "policy_delay", "best_of"):
             _check(getattr(self, name) >= 1, f"learner.{name}", getattr(self, name), "at least 1")
-        for name in ("discount", "target_rate", "policy_average_rate"):
+        for name in ("discount", "tau", "ema_rate"):
             _check(0 < getattr(self, name) <= 1, f"learner.{name}", getattr(self, name), "above 0 and at most 1")
-        for name in ("policy_rate", "critic_rate", "temperature_rate", "updates_per_step"):
+        for name in ("policy_lr", "critic_lr", "alpha_lr", "utd_ratio"):
             _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
-        for name in ("regularisation", "warmup_steps"):
+        for name in ("bc_coef", "warmup_steps"):
             _check(0 <= getattr(self, name) < math.inf, f"learner.{name}", getattr(self, name), "finite, not negative")
-        _check(math.isfinite(self.saturation_target), "learner.saturation_target", self.saturation_target, "finite")
+        _check(
+            math.isfinite(self.target_entropy_per_dim),
+            "learner.target_entropy_per_dim",
+            self.target_entropy_per_dim,
+            "finite",
+        )
         _check(0 <= self.adam_beta1 < 1, "learner.adam_beta1", self.adam_beta1, "at least 0 and below 1")
-        final = self.regularisation_final
-        expected = "from 0 to learner.regularisation"
-        _check(0 <= final <= max(self.regularisation, 0), "learner.regularisation_final", final, expected)
-        clip = self.gradient_clip
-        _check(clip is None or 0 < clip < math.inf, "learner.gradient_clip", clip, "positive, or none")
+        final = self.bc_coef_final
+        expected = "from 0 to learner.bc_coef"
+        _check(0 <= final <= max(self.bc_coef, 0), "learner.bc_coef_final", final, expected)
+        clip = self.max_grad_norm
+        _check(clip is None or 0 < clip < math.inf, "learner.max_grad_norm", clip, "positive, or none")
         low, high = self.temperature_bounds
         _check(0 < low <= high < math.inf, "learner.temperature_bounds", (low, high), "positive, the lower one first")
         inside = low <= self.initial_temperature <= high
@@ -187,7 +192,7 @@ class TrainConfig(AgreementOptions):
         replay: Episode logs to learn from besides: folders, or addresses such as s3://bucket/episodes.zarr.
         offline_steps: Updates on the demonstrations before going online.
         online_steps: Environment steps to learn from online, in total. With --resume a larger number than the run's extends
-            it: it goes on as a run of that many steps would have, but for a linear regularisation schedule, which then ends
+            it: it goes on as a run of that many steps would have, but for a linear regularization schedule, which then ends
             later, and for one more evaluation where it had ended.
         seed: Seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
@@ -199,25 +204,25 @@ class TrainConfig(AgreementOptions):
             stay in it for good; of what the run collects, the oldest goes first.
         replay_memory_gb: Memory that the replay buffer may take. A larger one is kept in files in the run folder, which
             take their whole size on its disk at the start and are gone when the run ends.
-        demo_share: Share of each batch that is drawn from the demonstrations; 0.5 without logs is RLPD's symmetric
+        demo_ratio: Share of each batch that is drawn from the demonstrations; 0.5 without logs is RLPD's symmetric
             sampling. None draws them in proportion to their steps.
-        replay_share: The same for the logs given with --replay. What the run collects makes up the rest.
+        replay_ratio: The same for the logs given with --replay. What the run collects makes up the rest.
         threads: Cores that the learner computes on. More than one pays for wide networks on an otherwise idle machine;
             where cores are shared, threads that wait for each other are slower than one alone.
-        robots: Simulated robots stepped at once.
+        num_envs: Simulated robots stepped at once.
         env_engine: What steps them: compiled, or robosuite's own (stock).
         safety: Calibration profile under whose safety limits the simulated robots move, in training and evaluation: the policy
             learns under the limits that it will meet.
-        randomise: Draw every training episode's robot anew: profile, around what --profile measured, with its uncertainty; wide,
+        randomize: Draw every training episode's robot anew: profile, around what --profile measured, with its uncertainty; wide,
             anywhere in plain ranges; or none. The draw is logged with the episode.
-        profile: Calibration profile of ``randomise``.
+        profile: Calibration profile of ``randomize``.
         action_history: Actions commanded before that the policy sees with each observation: where delays make what it sees
             depend on what it did, they tell what is under way.
         eval_episodes: Episodes per evaluation during the run.
         eval_every: Environment steps between evaluations online.
         final_eval_episodes: Episodes of the final evaluation, on seeds that were used for nothing else.
         flow: The flow policy.
-        learner: Losses and optimisation.
+        learner: Losses and optimization.
     """
 
     env: str = "lift"
@@ -238,13 +243,13 @@ class TrainConfig(AgreementOptions):
     chunk_length: int = 5
     replay_capacity: int = 300_000
     replay_memory_gb: float = 4.0
-    demo_share: float | None = None
-    replay_share: float | None = None
+    demo_ratio: float | None = None
+    replay_ratio: float | None = None
     threads: int = 1
-    envs: int = 2
+    num_envs: int = 2
     env_engine: Engine = "compiled"
     safety: str | None = None
-    randomise: Literal["none", "wide", "profile"] = "none"
+    randomize: Literal["none", "wide", "profile"] = "none"
     profile: str = ""
     action_history: int = 0
     eval_episodes: int = 50
@@ -254,20 +259,20 @@ class TrainConfig(AgreementOptions):
     learner: LearnerConfig = field(default_factory=LearnerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("chunk_length", "threads", "envs", "eval_every", "replay_capacity"):
+        for name in ("chunk_length", "threads", "num_envs", "eval_every", "replay_capacity"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("demo_episodes", "offline_steps", "online_steps", "seed", "eval_episodes", "final_eval_episodes"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _check(self.replay_memory_gb >= 0, "replay_memory_gb", self.replay_memory_gb, "at least 0")
-        for name in ("demo_share", "replay_share"):
+        for name in ("demo_ratio", "replay_ratio"):
             share = getattr(self, name)
             _check(share is None or 0 <= share <= 1, name, share, "from 0 to 1")
         _check(0 <= self.action_history <= 100, "action_history", self.action_history, "from 0 to 100")
         _check(
-            (self.randomise == "profile") <= bool(self.profile), "profile", "empty", "a file, with --randomise profile"
+            (self.randomize == "profile") <= bool(self.profile), "profile", "empty", "a file, with --randomize profile"
         )
-        together = (self.demo_share or 0) + (self.replay_share or 0)
-        _check(together <= 1, "replay_share", self.replay_share, "at most what --demo-share leaves of 1")
+        together = (self.demo_ratio or 0) + (self.replay_ratio or 0)
+        _check(together <= 1, "replay_ratio", self.replay_ratio, "at most what --demo-share leaves of 1")
         if self.from_scratch:
             expected = "sac-flow or sac from scratch; the others need demonstrations"
             _check(self.algo in ("sac-flow", "sac"), "algo", self.algo, expected)
@@ -284,7 +289,7 @@ class TrainConfig(AgreementOptions):
             _check(self.algo not in ("bc", "rlpd", "sac"), "learner.best_of", self.learner.best_of, why)
         if self.algo in ("rlpd", "sac"):
             expected = f"action with {self.algo}, which has no flow"
-            _check(self.learner.regulariser == "action", "learner.regulariser", self.learner.regulariser, expected)
+            _check(self.learner.bc_loss == "action", "learner.bc_loss", self.learner.bc_loss, expected)
 
     def _check_without_environment(self) -> None:
         """Refuse what takes an environment where there is none."""
@@ -293,7 +298,7 @@ class TrainConfig(AgreementOptions):
         _check(self.algo not in ("rlpd", "sac"), "algo", self.algo, f"one that learns offline {here}")
         for name in ("online_steps", "eval_episodes", "final_eval_episodes"):
             _check(getattr(self, name) == 0, name, getattr(self, name), f"0 {here}")
-        _check(self.randomise == "none", "randomise", self.randomise, f"none {here}")
+        _check(self.randomize == "none", "randomize", self.randomize, f"none {here}")
         _check(self.safety is None, "safety", self.safety, f"left out {here}")
         _check(self.demos != "auto", "demos", self.demos, f"a file, or none with --replay LOG, {here}")
         _check(self.offline_steps > 0, "offline_steps", self.offline_steps, f"at least 1 {here}")
@@ -301,29 +306,29 @@ class TrainConfig(AgreementOptions):
     @property
     def updates(self) -> float:
         """Updates of the critic that the whole run is to make, about."""
-        return self.offline_steps + self.online_steps * self.learner.updates_per_step
+        return self.offline_steps + self.online_steps * self.learner.utd_ratio
 
 
 def without_effect(algo: AlgorithmName) -> frozenset[str]:
     """Options of the policy and the learner that an algorithm has no use for, as on the command line."""
     noise = {"flow.noise", "flow.noise-scale", "flow.entropy", "flow.drift"}
-    held = {"learner.regulariser", "learner.reference"}
-    weight = {"learner.regularisation", "learner.regularisation-schedule", "learner.regularisation-final"}
-    entropy = {"learner.temperature", "learner.initial-temperature", "learner.temperature-rate"}
-    entropy |= {"learner.temperature-bounds", "learner.saturation-target"}
+    held = {"learner.bc-loss", "learner.reference"}
+    weight = {"learner.bc-coef", "learner.bc-schedule", "learner.bc-coef-final"}
+    entropy = {"learner.temperature", "learner.initial-temperature", "learner.alpha-lr"}
+    entropy |= {"learner.temperature-bounds", "learner.target-entropy-per-dim"}
     critic = {
         "learner.discount",
-        "learner.target-rate",
-        "learner.critic-rate",
-        "learner.critics",
-        "learner.value-scale",
+        "learner.tau",
+        "learner.critic-lr",
+        "learner.num-critics",
+        "learner.normalize-q",
     }
     critic |= {"learner.critic-aggregate", "learner.policy-delay"}
     gaussian = {"velocity", "learner.clone", "flow.gate-width", "flow.euler-steps", "flow.weight-norm", *noise, *held}
     unused: dict[AlgorithmName, set[str]] = {
         "sac-flow": set(),
         "bc": {*noise, *held, *weight, *entropy, *critic},
-        "qc": {*noise, *held, *weight, *entropy, "learner.value-scale"},
+        "qc": {*noise, *held, *weight, *entropy, "learner.normalize-q"},
         "qc-fql": {*noise, *held, *entropy},
         "rlpd": gaussian,
         "sac": gaussian,
@@ -332,7 +337,7 @@ def without_effect(algo: AlgorithmName) -> frozenset[str]:
 
 
 ENVIRONMENT_OPTIONS = frozenset(
-    {"envs", "env-engine", "eval-every", "demo-quality", "demo-episodes", "profile", "safety", "randomise"}
+    {"num-envs", "env-engine", "eval-every", "demo-quality", "demo-episodes", "profile", "safety", "randomize"}
 )
 """Options that mean nothing without an environment, whatever their value, as on the command line."""
 
@@ -342,7 +347,7 @@ def check_given(config: TrainConfig, given: Collection[str]) -> None:
 
     Args:
         config: The run's configuration.
-        given: Names of the options given, as on the command line, e.g. ``"learner.critics"``.
+        given: Names of the options given, as on the command line, e.g. ``"learner.num-critics"``.
 
     Raises:
         UsageError: There is one.
@@ -373,6 +378,29 @@ def _check(fine: bool, name: str, value: object, expected: str) -> None:
         raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be {expected}")
 
 
+RENAMED = {
+    "arms": "num_envs",
+    "demo_share": "demo_ratio",
+    "randomise": "randomize",
+    "replay_share": "replay_ratio",
+    "learner.critic_rate": "learner.critic_lr",
+    "learner.critics": "learner.num_critics",
+    "learner.gradient_clip": "learner.max_grad_norm",
+    "learner.policy_average_rate": "learner.ema_rate",
+    "learner.policy_rate": "learner.policy_lr",
+    "learner.regularisation": "learner.bc_coef",
+    "learner.regularisation_final": "learner.bc_coef_final",
+    "learner.regularisation_schedule": "learner.bc_schedule",
+    "learner.regulariser": "learner.bc_loss",
+    "learner.saturation_target": "learner.target_entropy_per_dim",
+    "learner.target_rate": "learner.tau",
+    "learner.temperature_rate": "learner.alpha_lr",
+    "learner.updates_per_step": "learner.utd_ratio",
+    "learner.value_scale": "learner.normalize_q",
+}
+"""Fields by the names that they had in version 0.1, which its run folders and command lines use."""
+
+
 def to_yaml(config: TrainConfig) -> str:
     """The configuration as YAML, readable by people and by :func:`from_yaml`."""
     data = asdict(config)
@@ -389,7 +417,11 @@ def from_yaml(text: str) -> TrainConfig:
     """
     try:
         data = yaml.safe_load(text)
-        learner = {**data.pop("learner")}
+        data = {RENAMED.get(name, name): value for name, value in data.items()}
+        renamed = {
+            RENAMED.get(f"learner.{name}", f"learner.{name}"): value for name, value in data.pop("learner").items()
+        }
+        learner = {name.removeprefix("learner."): value for name, value in renamed.items()}
         learner["temperature_bounds"] = tuple(learner["temperature_bounds"])
         data["replay"] = tuple(map(str, data["replay"]))
         data.setdefault("env_engine", "stock")  # a run begun before there was another

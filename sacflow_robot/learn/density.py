@@ -18,7 +18,7 @@ def exact_log_density(policy: FlowPolicy, observation: Tensor, noise: Tensor) ->
     holds inside the action bounds. Each step has to be invertible, which an Euler step of a smooth velocity is if K is
     large enough; the Jacobians cost D backward passes a step, fine up to some tens of dimensions.
     """
-    context = policy.velocity.encode(policy.normalise(observation))
+    context = policy.velocity.encode(policy.normalize(observation))
     dt = 1.0 / policy.euler_steps
     latent = noise
     log_prob = -0.5 * (noise.square() + math.log(2 * math.pi)).sum(-1)

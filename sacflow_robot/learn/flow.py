@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.networks.policy import PolicyNetwork, Rollout, squash, squash_log_det, squash_through
-from sacflow_robot.learn.networks.velocity import NoiseScale, make_velocity, normalise_weights
+from sacflow_robot.learn.networks.velocity import NoiseScale, make_velocity, normalize_weights
 
 
 def path_entropy(dim: int, euler_steps: int, noise_scale: float) -> float:
@@ -64,7 +64,7 @@ class FlowPolicy(PolicyNetwork):
         if config.noise == "learned":
             self.learned_noise = NoiseScale(self.feature_dim, action_dim, config.gate_width, config.noise_scale)
         if config.weight_norm:
-            normalise_weights(self.velocity)
+            normalize_weights(self.velocity)
 
     @property
     def noise_count(self) -> int:
@@ -72,7 +72,7 @@ class FlowPolicy(PolicyNetwork):
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Deterministic rollout: actions (B, D) for raw observations (B, O) and noise A_0 (B, D)."""
-        context = self.velocity.encode(self.normalise(observation))
+        context = self.velocity.encode(self.normalize(observation))
         latent, dt = noise, 1.0 / self.euler_steps
         for i in range(self.euler_steps):
             latent = latent + self.velocity(_time(i * dt, latent), latent, context) * dt
@@ -89,13 +89,13 @@ class FlowPolicy(PolicyNetwork):
         ``noise`` (1 + K, B, D) holds A_0 and one eps a step.
 
         With sigma fixed, the Gaussian terms do not depend on the policy: the gradient of log p reaches the velocity
-        through the squashing alone, where it penalises saturation. With sigma(t, A, s) learned, -log p is an entropy that
+        through the squashing alone, where it penalizes saturation. With sigma(t, A, s) learned, -log p is an entropy that
         the policy can raise and lower by its noise. That of the path bounds the action's from neither side: noise of the
         first steps counts in full however little of it the velocity passes on. With ``entropy`` "last-step" log p is
         log p(a | A_{K-1}, s), the last term of the sum and the squashing: on average -log p is then the conditional
         entropy H(a | A_{K-1}, s), which is at most H(a | s), for conditioning takes entropy away.
         """
-        features = self.normalise(observation)
+        features = self.normalize(observation)
         context = self.velocity.encode(features)
         noise_context = None if self.learned_noise is None else self.learned_noise.encode(features)
         dt = 1.0 / self.euler_steps

@@ -1,6 +1,6 @@
 """The losses of SAC Flow (arXiv 2509.25756, section 4.3), top to bottom as the paper has them.
 
-Shapes: observation (B, O) normalised where a critic takes it, raw where the policy does; chunk (B, D), D = H * A;
+Shapes: observation (B, O) normalized where a critic takes it, raw where the policy does; chunk (B, D), D = H * A;
 mask (B, D), 1 where the chunk's row belongs to the episode.
 """
 
@@ -24,7 +24,7 @@ def flow_matching_loss(
     """
     target = unsquash(chunk)
     velocity = policy.velocity(
-        time, (1 - time) * noise + time * target, policy.velocity.encode(policy.normalise(observation))
+        time, (1 - time) * noise + time * target, policy.velocity.encode(policy.normalize(observation))
     )
     return masked_mean((velocity - (target - noise)).square(), mask)
 
@@ -50,12 +50,12 @@ def critic_loss(values: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return error.sum() / (valid.sum().clamp_min(1) * len(values))
 
 
-def actor_loss(value: Tensor, penalty: Tensor, distance: Tensor, regularisation: float | Tensor) -> Tensor:
+def actor_loss(value: Tensor, penalty: Tensor, distance: Tensor, regularization: float | Tensor) -> Tensor:
     """alpha log p - Q(s, a) + beta R, averaged over the batch; all arguments (B,), or () for an R that is a mean already.
 
     R is ||a - a_data||^2 in the paper.
     """
-    return (penalty - value + regularisation * distance).mean()
+    return (penalty - value + regularization * distance).mean()
 
 
 def chunk_distance(chunk: Tensor, other: Tensor, mask: Tensor) -> Tensor:
@@ -82,11 +82,11 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum() / mask.sum().clamp_min(1)
 
 
-def step(optimiser: torch.optim.Optimizer, loss: Tensor, gradient_clip: float | None = None) -> None:
-    """One step down the gradient of a loss, whose norm over all parameters is limited where ``gradient_clip`` says so."""
-    optimiser.zero_grad(set_to_none=True)
+def step(optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float | None = None) -> None:
+    """One step down the gradient of a loss, whose norm over all parameters is limited where ``max_grad_norm`` says so."""
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    if gradient_clip is not None:
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
-    optimiser.step()
+    if max_grad_norm is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()

@@ -46,7 +46,7 @@ class FollowConfig:
         stop_after: End once so many environment steps have been learned from; None goes on until stopped.
         log_share: Share of each batch that comes from the log alone, once there is something; 0 leaves it to its size.
         from_average: Begin from the averaged policy, which made the log, and not from the latest.
-        spoil: A fault switch: of the candidate of this number, counted from 1, the weights are corrupted. 0 for none.
+        inject_bad_candidate: A fault switch: of the candidate of this number, counted from 1, the weights are corrupted. 0 for none.
     """
 
     log: Path
@@ -56,7 +56,7 @@ class FollowConfig:
     stop_after: int | None = None
     log_share: float = 0.0
     from_average: bool = False
-    spoil: int = 0
+    inject_bad_candidate: int = 0
 
 
 class LogCursor:
@@ -169,7 +169,7 @@ class FollowingTrainer(Trainer):
         self._progress.say(f"following {follow.log}{of}")
         # During the warm-up the policy stays what it is.
         next_at = max(taken.learned, float(self.config.learner.warmup_steps)) + follow.publish_every
-        per_step = self.config.learner.updates_per_step
+        per_step = self.config.learner.utd_ratio
         while True:
             new = [self._as_observed(episode) for episode in taken.take()]
             for episode in new:
@@ -277,7 +277,7 @@ class FollowingTrainer(Trainer):
     @contextmanager
     def _spoilt(self) -> Iterator[None]:
         """The fault switch: while this lasts, the weights of the candidate to be spoilt are."""
-        if self.follow.spoil != self.published + self.refused + 1:
+        if self.follow.inject_bad_candidate != self.published + self.refused + 1:
             yield
             return
         weights = list(self.agent.exported.parameters())

@@ -18,9 +18,9 @@ _LONGER = TrainConfig(
     online_steps=50_000,
     eval_every=10_000,
     flow=FlowConfig(noise_scale=0.04),
-    learner=LearnerConfig(regulariser="same-noise", reference="cloning", regularisation=0.5),
+    learner=LearnerConfig(bc_loss="same-noise", reference="cloning", bc_coef=0.5),
 )
-# Tasks of millimetres: more cloning, and a critic that has seen more failures before the policy follows it. Stack needs
+# Tasks of millimeters: more cloning, and a critic that has seen more failures before the policy follows it. Stack needs
 # demonstrations of its rare starts, with the cubes side by side; square has the policy held closer to the clone.
 _FINER = replace(_LONGER, offline_steps=20_000, learner=replace(_LONGER.learner, warmup_steps=8000))
 # Learning is from what was recorded alone: nothing moves.
@@ -29,7 +29,7 @@ PRESETS = {
     "lift": TrainConfig(),
     "stack": replace(_FINER, env="stack", demo_episodes=400),
     "can": replace(_LONGER, env="can"),
-    "square": replace(_FINER, env="square", learner=replace(_FINER.learner, regularisation=5.0)),
+    "square": replace(_FINER, env="square", learner=replace(_FINER.learner, bc_coef=5.0)),
     "door": replace(_LONGER, env="door"),
 }
 
@@ -52,7 +52,7 @@ _SCRATCH = TrainConfig(
     online_steps=50_000,
     chunk_length=1,
     replay_capacity=100_000,
-    envs=1,
+    num_envs=1,
     eval_episodes=5,
     eval_every=5_000,
     final_eval_episodes=10,
@@ -61,15 +61,15 @@ _SCRATCH = TrainConfig(
     ),
     learner=LearnerConfig(
         batch_size=128,
-        critic_rate=1e-3,
+        critic_lr=1e-3,
         critic_depth=2,
-        updates_per_step=1.0,
+        utd_ratio=1.0,
         warmup_steps=2_500,
-        regularisation=0.0,
+        bc_coef=0.0,
         initial_temperature=0.05,
-        temperature_rate=1e-3,
+        alpha_lr=1e-3,
         temperature_bounds=(1e-4, 2.0),
-        saturation_target=0.0,
+        target_entropy_per_dim=0.0,
         adam_beta1=0.5,
     ),
 )
@@ -118,27 +118,29 @@ def _for_algorithm(config: TrainConfig, algo: AlgorithmName) -> TrainConfig:
     if algo == "qc":
         return replace(config, algo=algo, learner=replace(learner, best_of=16, policy_delay=1))
     if algo == "qc-fql":
-        learner = replace(learner, regulariser="action", regularisation=0.5, policy_delay=1)
+        learner = replace(learner, bc_loss="action", bc_coef=0.5, policy_delay=1)
         return replace(config, algo=algo, flow=replace(flow, euler_steps=10), learner=learner)
     if algo in ("rlpd", "sac"):
         # SAC's target entropy is -dim, and the entropy is a Gaussian's own.
-        learner = replace(learner, regulariser="action", regularisation=0.0, saturation_target=1.0)
+        learner = replace(learner, bc_loss="action", bc_coef=0.0, target_entropy_per_dim=1.0)
         flow = FlowConfig(width=learner.critic_width, depth=2)
         if config.from_scratch:
             return replace(config, algo=algo, flow=flow, learner=learner)
-        learner = replace(learner, critics=10, critic_aggregate="mean", updates_per_step=1.0)
+        learner = replace(learner, num_critics=10, critic_aggregate="mean", utd_ratio=1.0)
         # RLPD's target entropy is half of SAC's. It starts at a temperature of 1 and has 20 updates a step to lower it; here the
         # temperature starts where the flows' does, so that 24 nats of a uniform chunk do not outweigh a value of at most 1.
-        learner = replace(learner, temperature_bounds=(1e-5, 1.0), saturation_target=0.5 if algo == "rlpd" else 1.0)
+        learner = replace(
+            learner, temperature_bounds=(1e-5, 1.0), target_entropy_per_dim=0.5 if algo == "rlpd" else 1.0
+        )
         share = 0.5 if algo == "rlpd" else None
-        return replace(config, algo=algo, offline_steps=0, demo_share=share, flow=flow, learner=learner)
+        return replace(config, algo=algo, offline_steps=0, demo_ratio=share, flow=flow, learner=learner)
     return replace(config, algo=algo)
 
 
 def _published(config: TrainConfig) -> TrainConfig:
     """The published sizes (arXiv 2509.25756): of training from scratch, or offline to online.
 
-    From scratch its critics have batch renormalisation and no target network (CrossQ), flow-g's candidate is bounded by 50 tanh,
+    From scratch its critics have batch renormalization and no target network (CrossQ), flow-g's candidate is bounded by 50 tanh,
     and flow-t's state encoder is 32 and 64 wide; ours keep layer norm and the target, no bound, and the token's width. The drift is
     not corrected for the noise (see above).
     """
@@ -160,7 +162,7 @@ def _published(config: TrainConfig) -> TrainConfig:
         config = replace(config, online_steps=1_000_000, replay_capacity=1_000_000, eval_every=50_000)
         return replace(config, flow=flow, learner=learner)
     flow = replace(flow, width=128 if token else 512, depth=2 if token else 4, gate_width=256)
-    learner = replace(learner, batch_size=256, critic_width=512, critic_depth=4, policy_delay=1, updates_per_step=1.0)
+    learner = replace(learner, batch_size=256, critic_width=512, critic_depth=4, policy_delay=1, utd_ratio=1.0)
     learner = replace(learner, warmup_steps=5_000)
     return replace(
         config,

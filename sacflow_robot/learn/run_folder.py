@@ -45,7 +45,7 @@ COLUMNS = (
     "policy/distance_to_data",
     "policy/excess_entropy",
     "policy/temperature",
-    "policy/regularisation",
+    "policy/regularization",
 )
 
 CHECKPOINT_LAYOUT = 4
@@ -221,7 +221,7 @@ class RunFolder:
         kept: dict[str, Any] = {}
         for name in _PROFILES:
             given = getattr(config, name)
-            if given and (name != "profile" or config.randomise == "profile"):
+            if given and (name != "profile" or config.randomize == "profile"):
                 own = self.path / f"{name}.yaml"
                 if Path(given).resolve() != own.resolve():
                     try:
@@ -359,7 +359,8 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    return [{name.replace("regularisation", "regularization"): value for name, value in row.items()} for row in rows]
 
 
 def _make_numbered(base: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The weight of the regulariser over a run: constant, linear, or adaptive."""
+"""The weight of the regularizer over a run: constant, linear, or adaptive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FACTOR = 0.9  # an episode
 _SAME = 1e-6  # returns closer than that are equal but for rounding
 
 
-class RegularisationSchedule:
+class RegularizationSchedule:
     """Answers the paper's question when a policy may leave the data: while it does better than the data's clone.
 
     The adaptive weight compares discounted returns of episodes, so that solving a task sooner counts. What cloning alone
@@ -29,8 +29,8 @@ class RegularisationSchedule:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config, learner = config, config.learner
-        self._kind = learner.regularisation_schedule
-        self._high, self._low = learner.regularisation, max(learner.regularisation_final, learner.regularisation / 1000)
+        self._kind = learner.bc_schedule
+        self._high, self._low = learner.bc_coef, max(learner.bc_coef_final, learner.bc_coef / 1000)
         self._adaptive = self._high
         self._cloned: list[float] = []
         self._recent: deque[float] = deque(maxlen=_RECENT)
@@ -40,7 +40,7 @@ class RegularisationSchedule:
         if self._kind == "adaptive":
             return self._adaptive
         if self._kind == "linear":
-            warmup, final = self._config.learner.warmup_steps, self._config.learner.regularisation_final
+            warmup, final = self._config.learner.warmup_steps, self._config.learner.bc_coef_final
             done = (env_steps - warmup) / max(1, self._config.online_steps - warmup)
             return self._high + (final - self._high) * min(1.0, max(0.0, done))
         return self._high

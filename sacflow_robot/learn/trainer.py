@@ -31,7 +31,7 @@ from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.curve import draw_curve
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import Evaluation, MetricsWriter, RunFolder, made_by
-from sacflow_robot.learn.schedule import RegularisationSchedule
+from sacflow_robot.learn.schedule import RegularizationSchedule
 from sacflow_robot.learn.training_guards import FiniteWatch, Interrupted, ctrl_c_asks, diverged, memory_is_explained
 from sacflow_robot.spec import FloatArray
 from sacflow_robot.utils.intervals import wilson_interval
@@ -60,8 +60,8 @@ class Trainer:
     Args:
         config: The run's configuration.
         folder: Where it writes.
-        robots: Robots that training moves.
-        eval_arms: Robots that evaluation moves; training episodes pause meanwhile.
+        envs: Robots that training moves.
+        eval_robots: Robots that evaluation moves; training episodes pause meanwhile.
         progress: What the user sees.
     """
 
@@ -89,10 +89,10 @@ class Trainer:
         self.evaluations: list[Evaluation] = []
         self.offline_steps = self.env_steps = 0
         self._rng = random_stream(config.seed, Stream.REPLAY)
-        shares = {Origin.DEMOS: config.demo_share, Origin.REPLAY: config.replay_share}
+        shares = {Origin.DEMOS: config.demo_ratio, Origin.REPLAY: config.replay_ratio}
         self._shares = {origin: share for origin, share in shares.items() if share is not None}
-        self._schedule = RegularisationSchedule(config)
-        self._normalised = not config.from_scratch
+        self._schedule = RegularizationSchedule(config)
+        self._normalized = not config.from_scratch
         self._episodes_begun = 0
         self._updates_owed = 0.0
         self._recent: deque[bool] = deque(maxlen=_RECENT_EPISODES)
@@ -111,7 +111,7 @@ class Trainer:
     def load(self, demos: Sequence[Episode], logged: Sequence[Episode] = ()) -> None:
         """Start afresh from demonstrations and logged episodes; from scratch there are none.
 
-        What a person did in logged episodes is a demonstration as well, so that ``demo_share`` weighs it.
+        What a person did in logged episodes is a demonstration as well, so that ``demo_ratio`` weighs it.
         """
         demos = [*demos, *(part for episode in logged for part in human_parts(episode))]
         episodes = [*demos, *logged]
@@ -124,8 +124,8 @@ class Trainer:
             )
         for i, episode in enumerate(episodes):
             self.buffer.append(episode, Origin.DEMOS if i < len(demos) else Origin.REPLAY)
-        if self._normalised:
-            self.agent.fit_normaliser(self.buffer.observations())
+        if self._normalized:
+            self.agent.fit_normalizer(self.buffer.observations())
 
     def resume(self, *, same_robots: bool = True) -> None:
         """Go on from the folder's checkpoint.
@@ -156,7 +156,7 @@ class Trainer:
         self._episodes_begun, self._updates_owed = progress["episodes_begun"], progress["updates_owed"]
         self._evaluation_due = progress["evaluation_due"]
         self._recent.extend(progress["recent"])
-        self._normalised = progress["normalised"]
+        self._normalized = progress["normalized"]
         self._schedule.load_state_dict(progress["schedule"])
         self._logged, self._earlier_wall_s = progress["logged"], progress["wall_s"]
         self._rng.bit_generator.state = progress["rng"]
@@ -250,12 +250,12 @@ class Trainer:
 
     def _learn(self, updates: int) -> None:
         """Updates online; from scratch they begin when the warm-up is over and there are steps to learn from."""
-        if not self._normalised:
+        if not self._normalized:
             if self._warming_up or not len(self.buffer):
                 return
-            self.agent.fit_normaliser(self.buffer.observations())
-            self._normalised = True
-        self.agent.regularisation = self._schedule.weight(self.env_steps)
+            self.agent.fit_normalizer(self.buffer.observations())
+            self._normalized = True
+        self.agent.bc_coef = self._schedule.weight(self.env_steps)
         for _ in range(updates):
             metrics = self.agent.update_online(self._sample(), critic_only=self._warming_up)
             self._check_finite(self._watch.add(self.agent.updates, metrics))
@@ -271,7 +271,7 @@ class Trainer:
         self._unlogged += ended
         rounds_before = self.env_steps // self.config.eval_every
         self.env_steps += steps
-        self._updates_owed += steps * self.config.learner.updates_per_step
+        self._updates_owed += steps * self.config.learner.utd_ratio
         finished = self.env_steps >= self.config.online_steps
         self._evaluation_due = finished or self.env_steps // self.config.eval_every > rounds_before
         self._progress.advance(steps)
@@ -284,7 +284,7 @@ class Trainer:
         return self.buffer.sample(self.config.learner.batch_size, self._rng, self._shares)
 
     def _explore(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
-        if self.config.from_scratch and not self._normalised:
+        if self.config.from_scratch and not self._normalized:
             return self._envs.spec.from_unit(uniform_actions(noise))
         chunks = self.agent.explore(self._envs.spec.flatten(observation), noise)
         if not np.isfinite(chunks).all():
@@ -355,7 +355,7 @@ class Trainer:
             "updates_owed": self._updates_owed,
             "evaluation_due": self._evaluation_due,
             "recent": list(self._recent),
-            "normalised": self._normalised,
+            "normalized": self._normalized,
             "schedule": self._schedule.state_dict(),
             "logged": self._logged,
             "wall_s": self.wall_s,

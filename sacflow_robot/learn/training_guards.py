@@ -30,8 +30,8 @@ def diverged(what: str, update: int, folder: RunFolder) -> SacflowError:
         else ""
     )
     return SacflowError(
-        f"training diverged: {what} is not finite at update {update}; lower --learner.policy-rate or --learner.critic-rate, "
-        f"or set --learner.gradient-clip{kept}"
+        f"training diverged: {what} is not finite at update {update}; lower --learner.policy-lr or --learner.critic-lr, "
+        f"or set --learner.max-grad-norm{kept}"
     )
 
 

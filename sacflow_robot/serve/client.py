@@ -177,7 +177,7 @@ class PolicyClient:
         return actions
 
     def keep_alive(self) -> None:
-        """Take a step towards a session on a connection that stands, waiting for nothing: well under a millisecond.
+        """Take a step toward a session on a connection that stands, waiting for nothing: well under a millisecond.
 
         For a caller that asks for nothing at the moment, several times a second: a server that is restarted meanwhile is
         greeted anew, so that the next :meth:`ask` finds it. A server that is gone, or lets nobody in yet, is no error here.

@@ -1,4 +1,4 @@
-"""Gate initialisation, heads, width and number of steps: gradient norms, success, and what an action costs.
+"""Gate initialization, heads, width and number of steps: gradient norms, success, and what an action costs.
 
 Success is that of offline-to-online runs on the task of two ways (study/trial.py), small enough to train dozens of them;
 it says whether an architecture learns, and nothing about a robot. Costs are measured at the sizes of a real robot's policy.
@@ -145,9 +145,9 @@ def _row(case: _Case, seed: int, figures: dict[str, float], torch_us: float, onn
 
 def _train(cell: _Cell) -> dict[str, float]:
     case, budget = cell.case, cell.setup.budget
-    config = trial_config(budget, cell.seed, case.flow, regulariser="same-noise", regularisation=1.0)
+    config = trial_config(budget, cell.seed, case.flow, bc_loss="same-noise", bc_coef=1.0)
     config = replace(config, velocity=case.velocity)
-    learner = replace(config.learner, regularisation_schedule="adaptive")
+    learner = replace(config.learner, bc_schedule="adaptive")
     outcome = run_trial(
         replace(config, learner=learner), budget, prepare=lambda agent: start_gate(cast(SacFlow, agent), case.gate)
     )

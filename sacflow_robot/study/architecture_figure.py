@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from sacflow_robot.study.report import geometric_mean
-from sacflow_robot.utils.plot_style import BLUE, GREEN, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
+from sacflow_robot.utils.plot_style import BLUE, GRAY, GREEN, MARKERS, ORANGE, VERMILION, new_figure, tidy
 
 VELOCITIES = ("mlp", "flow-g", "flow-t", "flow-l")
 WIDTH, K, BIAS, RATE = 128, 4, 5.0, 0.07
 """What is held where a factor is not varied: width, steps, bias of flow-g's gate, rate of flow-l at the start."""
 
-_COLOURS = dict(zip(VELOCITIES, (VERMILION, BLUE, GREEN, ORANGE), strict=True))
+_COLORS = dict(zip(VELOCITIES, (VERMILION, BLUE, GREEN, ORANGE), strict=True))
 _MARKERS = dict(zip(VELOCITIES, MARKERS, strict=False))
 
 
@@ -64,13 +64,13 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     for j, (column, label, velocities, held) in enumerate(factors()):
         for velocity in velocities:
             groups = by(rows, column, velocity=velocity, **held[velocity])
-            style = {"color": _COLOURS[velocity], "marker": _MARKERS[velocity], "ms": 4.5, "lw": 1.5}
+            style = {"color": _COLORS[velocity], "marker": _MARKERS[velocity], "ms": 4.5, "lw": 1.5}
             x = list(groups)
-            _scatter(grid[0][j], groups, "success_rate", _COLOURS[velocity])
+            _scatter(grid[0][j], groups, "success_rate", _COLORS[velocity])
             grid[0][j].plot(
                 x, [np.mean([r["success_rate"] for r in g]) for g in groups.values()], label=velocity, **style
             )
-            _scatter(grid[1][j], groups, "gradient_ratio", _COLOURS[velocity])
+            _scatter(grid[1][j], groups, "gradient_ratio", _COLORS[velocity])
             grid[1][j].plot(x, [geometric_mean([r["gradient_ratio"] for r in g]) for g in groups.values()], **style)
             if j < 2:
                 grid[2][j].plot(x, [g[0]["torch_us"] for g in groups.values()], ls=":", **style)
@@ -100,9 +100,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _scatter(axes: Axes, groups: dict[float, list[dict[str, Any]]], column: str, colour: str) -> None:
+def _scatter(axes: Axes, groups: dict[float, list[dict[str, Any]]], column: str, color: str) -> None:
     for x, group in groups.items():
-        axes.plot([x] * len(group), [r[column] for r in group], "o", color=colour, ms=3, alpha=0.35, mew=0)
+        axes.plot([x] * len(group), [r[column] for r in group], "o", color=color, ms=3, alpha=0.35, mew=0)
 
 
 def _label(axes: Axes, x: str, y: str) -> None:
@@ -127,4 +127,4 @@ def _explain(axes: Axes) -> None:
         f"Where a panel does not vary it:\nwidth {WIDTH}, K = {K}, gate bias {BIAS:g},\nrate {RATE:g}.\n\n"
         "Faint dots: single seeds."
     )
-    axes.text(0.02, 0.95, text, va="top", fontsize=9, color=GREY)
+    axes.text(0.02, 0.95, text, va="top", fontsize=9, color=GRAY)

@@ -32,7 +32,7 @@ from sacflow_robot.learn.networks.critic import aggregate
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.study.report import Report, geometric_mean, listed
 from sacflow_robot.study.runs import in_parallel, train
-from sacflow_robot.utils.plot_style import COLOURS, MARKERS, new_figure, tidy
+from sacflow_robot.utils.plot_style import COLORS, MARKERS, new_figure, tidy
 
 # name: velocity, largest norm of the policy's gradient, weight norm
 VARIANTS: dict[str, tuple[str, float | None, bool]] = {
@@ -57,7 +57,7 @@ class Setup:
         updates: Updates of SAC from scratch, one for each environment step, after which it is measured again.
         seeds: Seeds of each case.
         env: Gymnasium id that ``make_arms`` makes.
-        make_arms: Makes that many robots.
+        make_robots: Makes that many robots.
         full: Take the published network sizes and batch.
         device: Where to compute.
     """
@@ -73,7 +73,7 @@ class Setup:
 
 
 def study_gradients(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
-    """Measure at initialisation and after ``setup.updates`` updates.
+    """Measure at initialization and after ``setup.updates`` updates.
 
     Raises:
         UnknownNameError: A variant has no such name.
@@ -115,7 +115,7 @@ def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generat
     finally:
         hook.remove()
     rollout.latent.retain_grad()
-    members = agent.critic(policy.normalise(observation), rollout.action)
+    members = agent.critic(policy.normalize(observation), rollout.action)
     loss = -aggregate(members, agent.config.learner.critic_aggregate).mean()
     parameters = list(policy.velocity.parameters())
     for parameter in parameters:
@@ -141,7 +141,7 @@ def _config(cell: _Cell) -> TrainConfig:
     velocity, clip, weight_norm = VARIANTS[cell.variant]
     setup = cell.setup
     base = preset(setup.env, velocity, from_scratch=True, full=setup.full)
-    learner = replace(base.learner, gradient_clip=clip, policy_delay=1, warmup_steps=_RANDOM_STEPS)
+    learner = replace(base.learner, max_grad_norm=clip, policy_delay=1, warmup_steps=_RANDOM_STEPS)
     if not setup.full:
         learner = replace(learner, batch_size=64, critic_width=128)
     return replace(
@@ -164,7 +164,7 @@ def _measure(cell: _Cell) -> list[dict[str, Any]]:
     observations = torch.from_numpy(trainer.buffer.observations())
     device = trainer.agent.device
     fresh = make_agent(envs.spec, config, device)
-    fresh.fit_normaliser(observations[:_RANDOM_STEPS].numpy())
+    fresh.fit_normalizer(observations[:_RANDOM_STEPS].numpy())
     agents = [(0, fresh), (cell.setup.updates, trainer.agent)] if finished else [(0, fresh)]
     rows: list[dict[str, Any]] = []
     for updates, agent in agents:
@@ -207,10 +207,10 @@ def _draw(rows: list[dict[str, Any]], setup: Setup) -> Figure:
                 if not len(of_last):
                     continue
                 middle = np.exp(np.log(of_last).mean(0))
-                x, colour = np.arange(steps + 1), COLOURS[n % len(COLOURS)]
-                axes.fill_between(x, of_last.min(0), of_last.max(0), color=colour, alpha=0.13, lw=0)
-                axes.plot(x, middle, f"{MARKERS[n % len(MARKERS)]}-", color=colour, ms=4, lw=1.5, label=variant)
-            when = "at initialisation" if updates == 0 else f"after {updates:,} updates"
+                x, color = np.arange(steps + 1), COLORS[n % len(COLORS)]
+                axes.fill_between(x, of_last.min(0), of_last.max(0), color=color, alpha=0.13, lw=0)
+                axes.plot(x, middle, f"{MARKERS[n % len(MARKERS)]}-", color=color, ms=4, lw=1.5, label=variant)
+            when = "at initialization" if updates == 0 else f"after {updates:,} updates"
             tidy(axes, f"K = {steps}, {when}")
             axes.axhline(1, color="#222222", lw=0.8, ls=(0, (4, 3)), zorder=1)
             axes.set(yscale="log", xlim=(-0.15, steps + 0.15))

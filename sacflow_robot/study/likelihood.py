@@ -63,7 +63,7 @@ def case_count(setup: Setup) -> int:
 
 
 def study_likelihood(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
-    """Check normalisation, marginals, divergences and entropies."""
+    """Check normalization, marginals, divergences and entropies."""
     rows = [row for part in in_parallel(_rows, _parts(setup), workers, advance) for row in part]
     steps, sigma = SHOWN
     shown = {
@@ -77,7 +77,7 @@ def study_likelihood(setup: Setup, workers: int, advance: Callable[[], None]) ->
 
 def _parts(setup: Setup) -> list[Callable[[], list[dict[str, Any]]]]:
     marginals = [partial(_marginals, setup, target, steps) for target in _TARGETS for steps in setup.euler_steps]
-    return [partial(_normalisation, setup), *marginals, partial(_divergences, setup), partial(_entropies, setup)]
+    return [partial(_normalization, setup), *marginals, partial(_divergences, setup), partial(_entropies, setup)]
 
 
 def _rows(part: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ def wasserstein(samples: Tensor, target: Mixture) -> float:
     return float(np.abs(ordered - target.quantiles(shares)).mean())
 
 
-def _normalisation(setup: Setup) -> list[dict[str, Any]]:
+def _normalization(setup: Setup) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for target in _TARGETS:
         for steps in (1, *[k for k in setup.euler_steps if k <= 16]):

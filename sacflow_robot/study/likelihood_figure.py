@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sacflow_robot.study.targets import GAUSSIAN, MIXTURE, Array, Mixture
-from sacflow_robot.utils.plot_style import BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, VERMILION, new_figure, tidy
+from sacflow_robot.utils.plot_style import BLACK, BLUE, GRAY, GREEN, MARKERS, ORANGE, VERMILION, new_figure, tidy
 
 # Values of the column "part".
 MASS, OFF = "integral of the path density", "marginal off the target"
@@ -46,7 +46,7 @@ def _steps(rows: Rows) -> list[int]:
     return sorted({row["euler_steps"] for row in pick(rows, EXACT)})
 
 
-def _colour(rows: Rows, steps: int) -> str:
+def _color(rows: Rows, steps: int) -> str:
     return (BLUE, GREEN, ORANGE, VERMILION)[_steps(rows).index(steps) % 4]
 
 
@@ -55,9 +55,9 @@ def _draw_densities(axes: Axes, shown: Mapping[str, Array]) -> None:
     x = np.linspace(-1.9, 1.9, 400)
     axes.fill_between(x, MIXTURE.density(x), color="#cccccc", lw=0, label="target")
     edges = np.linspace(-1.9, 1.9, 96)
-    for (label, ends), colour in zip(shown.items(), (BLACK, BLUE, VERMILION), strict=True):
+    for (label, ends), color in zip(shown.items(), (BLACK, BLUE, VERMILION), strict=True):
         height, _ = np.histogram(ends, edges, density=True)
-        axes.plot(0.5 * (edges[1:] + edges[:-1]), height, color=colour, lw=1.5, label=label)
+        axes.plot(0.5 * (edges[1:] + edges[:-1]), height, color=color, lw=1.5, label=label)
     tidy(axes, rf"mixture, K = {steps}, $\sigma$ = {sigma:g}")
     axes.set(xlabel="latent action", ylabel="density", ylim=(0, 1.55 * float(MIXTURE.density(x).max())))
     axes.legend(frameon=False, fontsize=8, loc="upper left")
@@ -66,23 +66,23 @@ def _draw_densities(axes: Axes, shown: Mapping[str, Array]) -> None:
 def _draw_marginals(axes: Axes, rows: Rows, target: Mixture) -> None:
     handles = []
     for n, steps in enumerate(_steps(rows)):
-        colour = _colour(rows, steps)
+        color = _color(rows, steps)
         for drift, style in (("true", "-"), ("false", ":")):
             chosen = pick(rows, OFF, target=target.name, euler_steps=steps, drift=drift)
             axes.plot(
                 [r["noise_scale"] for r in chosen],
                 [r["value"] for r in chosen],
                 f"{MARKERS[n]}{style}",
-                color=colour,
+                color=color,
                 ms=4,
                 lw=1.5,
             )
-        handles.append(Line2D([], [], color=colour, marker=MARKERS[n], ms=4, label=f"K = {steps}"))
+        handles.append(Line2D([], [], color=color, marker=MARKERS[n], ms=4, label=f"K = {steps}"))
     handles += [
-        Line2D([], [], color=GREY, ls=ls, label=f"drift {what}") for ls, what in (("-", "corrected"), (":", "as it is"))
+        Line2D([], [], color=GRAY, ls=ls, label=f"drift {what}") for ls, what in (("-", "corrected"), (":", "as it is"))
     ]
     floor = pick(rows, OFF, target=target.name, euler_steps=0)[0]["value"]
-    axes.axhline(floor, color=GREY, lw=0.8, ls=(0, (4, 3)))
+    axes.axhline(floor, color=GRAY, lw=0.8, ls=(0, (4, 3)))
     axes.annotate(
         "the target's own samples",
         (1.0, floor),
@@ -91,7 +91,7 @@ def _draw_marginals(axes: Axes, rows: Rows, target: Mixture) -> None:
         textcoords="offset points",
         ha="right",
         fontsize=7,
-        color=GREY,
+        color=GRAY,
     )
     tidy(axes, f"{target.name}: marginal off its target")
     axes.set(xscale="log", yscale="log", xlabel=r"noise scale $\sigma$", ylabel="Wasserstein-1 distance (latent units)")
@@ -102,8 +102,8 @@ def _draw_marginals(axes: Axes, rows: Rows, target: Mixture) -> None:
 def _draw_masses(axes: Axes, rows: Rows) -> None:
     chosen = pick(rows, MASS)
     for i, row in enumerate(chosen):
-        colour = BLUE if row["target"] == MIXTURE.name else ORANGE
-        axes.errorbar(i, row["value"], 2 * row["standard_error"], fmt="o", ms=4, color=colour, lw=1.3, capsize=2)
+        color = BLUE if row["target"] == MIXTURE.name else ORANGE
+        axes.errorbar(i, row["value"], 2 * row["standard_error"], fmt="o", ms=4, color=color, lw=1.3, capsize=2)
     axes.axhline(1, color=BLACK, lw=0.8, ls=(0, (4, 3)), zorder=1)
     labels = [f"{r['euler_steps']}\n{r['noise_scale']:g}" for r in chosen]
     tidy(axes, "integral of the path density (bars: 2 standard errors)")
@@ -123,7 +123,7 @@ def _draw_divergences(axes: Axes, rows: Rows) -> None:
         (FROM_TARGET, GAUSSIAN.name, ORANGE, "s", "exact density, Gaussian"),
         (FROM_TARGET, MIXTURE.name, VERMILION, "D", "exact density, mixture"),
     )
-    for part, target, colour, marker, label in parts:
+    for part, target, color, marker, label in parts:
         chosen = pick(rows, part, target=target)
         axes.errorbar(
             [r["expected"] for r in chosen],
@@ -131,7 +131,7 @@ def _draw_divergences(axes: Axes, rows: Rows) -> None:
             [2 * r["standard_error"] for r in chosen],
             fmt=marker,
             ms=4.5,
-            color=colour,
+            color=color,
             lw=1.2,
             label=label,
             mfc="white",
@@ -155,7 +155,7 @@ def _draw_entropies(axes: Axes, rows: Rows) -> None:
             [r["std"] for r in chosen],
             [r["value"] for r in chosen],
             f"{MARKERS[n]}--",
-            color=_colour(rows, steps),
+            color=_color(rows, steps),
             ms=4.5,
             mfc="white",
             lw=1,

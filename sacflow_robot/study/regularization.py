@@ -1,4 +1,4 @@
-"""What each regulariser, with each schedule of its weight, keeps of data that shows two ways of doing a task."""
+"""What each regularizer, with each schedule of its weight, keeps of data that shows two ways of doing a task."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sacflow_robot.study.trial import DEMO_SEED, Budget, Path, run_trial, trial_
 from sacflow_robot.utils.plot_style import (
     BLACK,
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     MARKERS,
     ORANGE,
     PURPLE,
@@ -29,8 +29,8 @@ from sacflow_robot.utils.plot_style import (
     tidy,
 )
 
-REGULARISERS = {"action": 1.0, "flow-matching": 1.0, "same-noise": 1.0}
-"""Regulariser and the weight that it starts with. The weights do not compare: flow-matching's loss is a mean over the chunk's
+BC_LOSSES = {"action": 1.0, "flow-matching": 1.0, "same-noise": 1.0}
+"""Regularizer and the weight that it starts with. The weights do not compare: flow-matching's loss is a mean over the chunk's
 dimensions, the two distances are sums."""
 
 SCHEDULES = ("constant", "linear", "adaptive")
@@ -59,7 +59,7 @@ class Setup:
 @dataclass(frozen=True)
 class _Cell:
     setup: Setup
-    regulariser: str  # or "cloning": the offline phase alone
+    regularizer: str  # or "cloning": the offline phase alone
     schedule: str
     seed: int
     cloned: dict[str, Any] | None = None
@@ -75,46 +75,46 @@ class _Result:
 
 def case_count(setup: Setup) -> int:
     """How often ``advance`` will be called."""
-    return (len(REGULARISERS) * len(SCHEDULES) + 1) * len(setup.seeds)
+    return (len(BC_LOSSES) * len(SCHEDULES) + 1) * len(setup.seeds)
 
 
-def study_regularisation(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
-    """Clone once for each seed, and go on from that clone with every pair of regulariser and schedule."""
+def study_regularization(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
+    """Clone once for each seed, and go on from that clone with every pair of regularizer and schedule."""
     clones = in_parallel(_measure, [_Cell(setup, "cloning", "-", seed) for seed in setup.seeds], workers, advance)
     start = dict(zip(setup.seeds, clones, strict=True))
-    pairs = [(regulariser, schedule) for regulariser in REGULARISERS for schedule in SCHEDULES]
+    pairs = [(regularizer, schedule) for regularizer in BC_LOSSES for schedule in SCHEDULES]
     cells = [_Cell(setup, *pair, seed, start[seed].agent) for pair in pairs for seed in setup.seeds]
     results = [*clones, *in_parallel(_measure, cells, workers, advance)]
     rows = [result.row for result in results]
-    return Report("regularisation", rows, _draw(results, setup), _read(rows))
+    return Report("regularization", rows, _draw(results, setup), _read(rows))
 
 
 def _measure(cell: _Cell) -> _Result:
-    cloning, budget = cell.regulariser == "cloning", cell.setup.budget
+    cloning, budget = cell.regularizer == "cloning", cell.setup.budget
     if cloning:
         config = replace(trial_config(budget, cell.seed), online_steps=0)
     else:
-        weight = REGULARISERS[cell.regulariser]
+        weight = BC_LOSSES[cell.regularizer]
         more: dict[str, Any] = {
-            "regulariser": cell.regulariser,
-            "regularisation_schedule": cell.schedule,
-            "regularisation": weight,
+            "bc_loss": cell.regularizer,
+            "bc_schedule": cell.schedule,
+            "bc_coef": weight,
         }
         config = trial_config(budget, cell.seed, **more)
     outcome = run_trial(config, budget, cell.cloned)
     row = {
-        "regulariser": cell.regulariser,
+        "bc_loss": cell.regularizer,
         "schedule": cell.schedule,
         "seed": cell.seed,
         **outcome.figures,
-        "last_weight": outcome.agent.regularisation,
+        "last_weight": outcome.agent.bc_coef,
         "finished": int(outcome.finished),
     }
     return _Result(row, outcome.paths, outcome.solved, outcome.agent.state_dict() if cloning else None)
 
 
-def _of(rows: Sequence[dict[str, Any]], regulariser: str, schedule: str, measure: str) -> list[float]:
-    return [r[measure] for r in rows if (r["regulariser"], r["schedule"]) == (regulariser, schedule)]
+def _of(rows: Sequence[dict[str, Any]], regularizer: str, schedule: str, measure: str) -> list[float]:
+    return [r[measure] for r in rows if (r["bc_loss"], r["schedule"]) == (regularizer, schedule)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -127,20 +127,20 @@ def _draw(results: Sequence[_Result], setup: Setup) -> Figure:
     figure = new_figure(13.2, 8.2)
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.75, 1], wspace=0.02)
     left, right = parts
-    grid: Any = left.subplots(len(REGULARISERS), len(SCHEDULES), sharex=True, sharey=True)
+    grid: Any = left.subplots(len(BC_LOSSES), len(SCHEDULES), sharex=True, sharey=True)
     demos = two_ways.demonstrate(range(DEMO_SEED, DEMO_SEED + min(setup.budget.demos, _MOST_PATHS)))
-    shown = {(r.row["regulariser"], r.row["schedule"]): r for r in results if r.row["seed"] == setup.seeds[0]}
-    for i, regulariser in enumerate(REGULARISERS):
+    shown = {(r.row["bc_loss"], r.row["schedule"]): r for r in results if r.row["seed"] == setup.seeds[0]}
+    for i, regularizer in enumerate(BC_LOSSES):
         for j, schedule in enumerate(SCHEDULES):
             axes = grid[i][j]
-            _draw_paths(axes, shown[regulariser, schedule], [e.observations["position"] for e in demos])
-            tidy(axes, f"{regulariser}, {schedule}", grid="both")
-            if i == len(REGULARISERS) - 1:
+            _draw_paths(axes, shown[regularizer, schedule], [e.observations["position"] for e in demos])
+            tidy(axes, f"{regularizer}, {schedule}", grid="both")
+            if i == len(BC_LOSSES) - 1:
                 axes.set_xlabel("x (m)")
             if j == 0:
                 axes.set_ylabel("y (m)")
     lines = [("demonstrations", "#bbbbbb", ""), ("left", BLUE, ""), ("right", ORANGE, ""), ("failed", VERMILION, "x")]
-    handles = [Line2D([], [], color=colour, marker=marker, mew=1.5, label=name) for name, colour, marker in lines]
+    handles = [Line2D([], [], color=color, marker=marker, mew=1.5, label=name) for name, color, marker in lines]
     left.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
     rows = [result.row for result in results]
     panels: Any = right.subplots(len(_MEASURES), 1, sharex=True)
@@ -156,8 +156,8 @@ def _draw_paths(axes: Axes, result: _Result, demos: list[Path]) -> None:
     goal = (float(two_ways.GOAL_AT[0]), float(two_ways.GOAL_AT[1]))
     axes.add_patch(Circle(goal, two_ways.GOAL, fill=False, ec=BLACK, lw=1.2, zorder=4))
     for path, success in list(zip(result.paths, result.solved, strict=True))[:_MOST_PATHS]:
-        colour = (BLUE if two_ways.side_taken(path) < 0 else ORANGE) if success else VERMILION
-        axes.plot(path[:, 0], path[:, 1], color=colour, lw=0.8, alpha=0.6, zorder=3)
+        color = (BLUE if two_ways.side_taken(path) < 0 else ORANGE) if success else VERMILION
+        axes.plot(path[:, 0], path[:, 1], color=color, lw=0.8, alpha=0.6, zorder=3)
         if not success:
             axes.plot(*path[-1], "x", color=VERMILION, ms=5, mew=1.3, zorder=5)
     row = result.row
@@ -177,21 +177,21 @@ def _draw_paths(axes: Axes, result: _Result, demos: list[Path]) -> None:
 
 
 def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: str) -> None:
-    colours = dict(zip(SCHEDULES, (GREEN, PURPLE, BLACK), strict=True))
-    for i, regulariser in enumerate(REGULARISERS):
+    colors = dict(zip(SCHEDULES, (GREEN, PURPLE, BLACK), strict=True))
+    for i, regularizer in enumerate(BC_LOSSES):
         for j, schedule in enumerate(SCHEDULES):
-            values = _of(rows, regulariser, schedule, measure)
+            values = _of(rows, regularizer, schedule, measure)
             x = i + 0.24 * (j - 1)
-            axes.plot([x] * len(values), values, MARKERS[j], color=colours[schedule], ms=4, alpha=0.45, mew=0)
+            axes.plot([x] * len(values), values, MARKERS[j], color=colors[schedule], ms=4, alpha=0.45, mew=0)
             middle = _mean(values)
             axes.plot(
-                [x - 0.09, x + 0.09], [middle] * 2, color=colours[schedule], lw=2.4, label=schedule if i == 0 else None
+                [x - 0.09, x + 0.09], [middle] * 2, color=colors[schedule], lw=2.4, label=schedule if i == 0 else None
             )
     cloned = _mean(_of(rows, "cloning", "-", measure))
-    axes.axhline(cloned, color=GREY, lw=1, ls=(0, (4, 3)), zorder=1, label="cloning alone")
+    axes.axhline(cloned, color=GRAY, lw=1, ls=(0, (4, 3)), zorder=1, label="cloning alone")
     tidy(axes, label)
-    axes.set_xticks(range(len(REGULARISERS)), list(REGULARISERS))
-    axes.set_xlim(-0.5, len(REGULARISERS) - 0.5)
+    axes.set_xticks(range(len(BC_LOSSES)), list(BC_LOSSES))
+    axes.set_xlim(-0.5, len(BC_LOSSES) - 0.5)
     if measure == "success_rate":
         axes.set_ylim(0, 1.04)
         axes.figure.legend(
@@ -204,10 +204,10 @@ def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: s
 
 
 def _read(rows: list[dict[str, Any]]) -> str:
-    def mean(regulariser: str, schedule: str, measure: str) -> float:
-        return _mean(_of(rows, regulariser, schedule, measure))
+    def mean(regularizer: str, schedule: str, measure: str) -> float:
+        return _mean(_of(rows, regularizer, schedule, measure))
 
-    pairs = [(r, s) for r in REGULARISERS for s in SCHEDULES]
+    pairs = [(r, s) for r in BC_LOSSES for s in SCHEDULES]
     seeds = len(_of(rows, "cloning", "-", "seed"))
 
     def told(pair: tuple[str, str]) -> str:

@@ -43,7 +43,7 @@ class LocalVectorEnv:
     """``VectorEnv`` over robots so cheap to step that a process or a thread for each would only slow them.
 
     Args:
-        robots: The robots, all of one kind.
+        envs: The robots, all of one kind.
     """
 
     engine: Engine = "stock"
@@ -95,7 +95,7 @@ def train(
 
     Args:
         config: The run's configuration, which evaluates nothing on the way.
-        robots: Robots that training moves.
+        envs: Robots that training moves.
         demos: What to clone; none from scratch.
         cloned: State of an agent that the offline phase has ended with already, so that several runs go on from one.
         prepare: Called with the agent before its first update.

@@ -105,7 +105,7 @@ def exact_policy(target: Mixture, dim: int, euler_steps: int, noise_scale: float
 
 @dataclass(frozen=True)
 class GaussianSteps:
-    """Marginals of the K + 1 latents of a rollout towards one Gaussian, which stay Gaussian.
+    """Marginals of the K + 1 latents of a rollout toward one Gaussian, which stay Gaussian.
 
     Attributes:
         means: (K + 1,).
@@ -117,7 +117,7 @@ class GaussianSteps:
 
 
 def gaussian_drift(target: Mixture, t: float, noise_scale: float, *, drift: bool = True) -> tuple[float, float]:
-    """b(t, x) = gain * x + offset of the rollout towards a target of one component: (gain, offset)."""
+    """b(t, x) = gain * x + offset of the rollout toward a target of one component: (gain, offset)."""
     (mean,), (std,) = target.means, target.stds
     gain = (t * std**2 - (1 - t)) / ((1 - t) ** 2 + (t * std) ** 2)
     offset = mean - gain * t * mean
@@ -145,7 +145,7 @@ def gaussian_divergence(mean: float, std: float, other_mean: float, other_std: f
 
 
 def path_divergence(target: Mixture, other: Mixture, euler_steps: int, noise_scale: float) -> float:
-    """KL between the paths of two rollouts towards one Gaussian each, in nats a dimension, in closed form.
+    """KL between the paths of two rollouts toward one Gaussian each, in nats a dimension, in closed form.
 
     Steps differ in their drifts alone: sum_i E[(b_i - b'_i)^2] dt / (2 sigma^2), the mean over the first one's A_i.
     """

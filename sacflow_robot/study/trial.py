@@ -17,7 +17,7 @@ from sacflow_robot.study import two_ways
 from sacflow_robot.study.runs import LocalVectorEnv, train
 
 DEMO_SEED, EVAL_SEED = 1_000_000, 10_000
-_ARMS, _NEIGHBOURS = 8, 10
+_ENVS, _NEIGHBORS = 8, 10
 Path = npt.NDArray[np.float32]
 
 
@@ -65,20 +65,20 @@ class Outcome:
 
 
 def trial_config(budget: Budget, seed: int, flow: FlowConfig | None = None, **learner: Any) -> TrainConfig:
-    """Configuration of a run; by default a flow-g, no regulariser."""
+    """Configuration of a run; by default a flow-g, no regularizer."""
     full = budget.full
     chosen = LearnerConfig(
         batch_size=256 if full else 128,
         discount=0.97,
-        policy_rate=3e-4 if full else 1e-3,
-        critic_rate=3e-4 if full else 1e-3,
+        policy_lr=3e-4 if full else 1e-3,
+        critic_lr=3e-4 if full else 1e-3,
         critic_width=512 if full else 128,
         critic_depth=4 if full else 2,
-        updates_per_step=1.0 if full else 0.3,
+        utd_ratio=1.0 if full else 0.3,
         policy_delay=1,
         warmup_steps=min(1500, budget.online_steps // 4),
         clone="all",
-        regularisation=0.0,
+        bc_coef=0.0,
     )
     sizes = FlowConfig(width=512, depth=4, gate_width=256) if full else FlowConfig(width=128, depth=2, gate_width=64)
     return TrainConfig(
@@ -91,7 +91,7 @@ def trial_config(budget: Budget, seed: int, flow: FlowConfig | None = None, **le
         offline_steps=budget.offline_steps,
         online_steps=budget.online_steps,
         eval_episodes=0,
-        envs=_ARMS,
+        num_envs=_ENVS,
         flow=flow or sizes,
         learner=replace(chosen, **learner),
     )
@@ -112,7 +112,7 @@ def run_trial(
         prepare: Called with the agent before its first update.
     """
     demos = two_ways.demonstrate(range(DEMO_SEED, DEMO_SEED + budget.demos))
-    envs = LocalVectorEnv([two_ways.TwoWays() for _ in range(_ARMS)])
+    envs = LocalVectorEnv([two_ways.TwoWays() for _ in range(_ENVS)])
     trainer, finished = train(config, envs, demos, cloned, prepare)
     shape = config.chunk_length, envs.spec.action_dim
     seeds = range(EVAL_SEED, EVAL_SEED + budget.episodes)
@@ -146,7 +146,7 @@ def action_distance(points: Path, actions: Path, data_points: Path, data_actions
 
     About there are the 10 of the data's points (M, P) that are nearest.
     """
-    count = min(_NEIGHBOURS, len(data_points))
+    count = min(_NEIGHBORS, len(data_points))
     total = 0.0
     for point, action in zip(points, actions, strict=True):
         near = np.argpartition(((data_points - point) ** 2).sum(-1), count - 1)[:count]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, Source, StepResult
 from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
-STEP = 0.1  # metres that an action of 1 moves the point
+STEP = 0.1  # meters that an action of 1 moves the point
 OBSTACLE, GOAL = 0.4, 0.15  # radii (m)
 START_AT, GOAL_AT = np.array([0.0, -1.0]), np.array([0.0, 1.0])
 HORIZON = 80
@@ -27,7 +27,7 @@ _SPEED, _SHAKE = 0.55, 0.25  # of the demonstrations, in units of the action
 
 
 class TwoWays:
-    """The task as a simulated robot: position (2,) in metres in, velocity command (2,) in [-1, 1] out.
+    """The task as a simulated robot: position (2,) in meters in, velocity command (2,) in [-1, 1] out.
 
     Reward 1 at the goal, which ends the episode; hitting the disc ends it too, without.
     """
@@ -78,8 +78,8 @@ def demonstrate(seeds: Iterable[int]) -> list[Episode]:
         while not result.ended:
             at = result.observation["position"]
             passed = passed or bool(np.linalg.norm(via - at) < 0.15)
-            towards = (GOAL_AT if passed else via) - at
-            aim = _SPEED * towards / max(float(np.linalg.norm(towards)), 1e-6)
+            toward = (GOAL_AT if passed else via) - at
+            aim = _SPEED * toward / max(float(np.linalg.norm(toward)), 1e-6)
             action = np.clip(aim + _SHAKE * rng.standard_normal(2), -1, 1).astype(np.float32)
             result = env.command(action)
             builder.add(result, action, source=Source.EXPERT)

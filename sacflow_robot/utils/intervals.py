@@ -14,10 +14,10 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
         return 0.0, 1.0
     p = successes / trials
     scale = 1 + z * z / trials
-    centre = (p + z * z / (2 * trials)) / scale
+    center = (p + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
     # The ends are exact where nothing, or everything, succeeded; rounding leaves about 1e-17 there.
-    return max(0.0, centre - half) if successes else 0.0, min(1.0, centre + half) if successes < trials else 1.0
+    return max(0.0, center - half) if successes else 0.0, min(1.0, center + half) if successes < trials else 1.0
 
 
 def difference_interval(

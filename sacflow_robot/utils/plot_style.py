@@ -1,4 +1,4 @@
-"""One look for all figures: colours that stay apart for colour-blind eyes, thin axes, files written in one step.
+"""One look for all figures: colors that stay apart for color-blind eyes, thin axes, files written in one step.
 
 Imports matplotlib: whoever draws imports this when it draws.
 """
@@ -15,9 +15,9 @@ from sacflow_robot.utils.atomic_files import replacing
 
 # Okabe and Ito, "Color universal design" (2008).
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, BLACK, GREY = "#E69F00", "#56B4E9", "#222222", "#888888"
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-MARKERS = "osD^vPX"  # a second way, besides colour, to tell lines apart
+ORANGE, SKY, BLACK, GRAY = "#E69F00", "#56B4E9", "#222222", "#888888"
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+MARKERS = "osD^vPX"  # a second way, besides color, to tell lines apart
 
 
 def new_figure(width: float, height: float) -> Figure:

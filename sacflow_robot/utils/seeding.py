@@ -18,7 +18,7 @@ class Stream(IntEnum):
     REPLAY = 3
     MESSAGES = 4
     TWIN = 5
-    RANDOMISATION = 6
+    RANDOMiZATION = 6
     SENSORS = 7
     EXCITATION = 8
 

@@ -40,7 +40,7 @@ def pictures(count: int, turn: float = 0.5) -> tuple[list[np.ndarray], list[tupl
     return images, grips
 
 
-def test_the_camera_is_found_to_a_millimetre() -> None:
+def test_the_camera_is_found_to_a_millimeter() -> None:
     images, grips = pictures(12)
     found = measure_handeye(images, grips, CAMERA, np.zeros(5), Board())
     assert found.position_m == pytest.approx(POSITION, abs=2e-3)

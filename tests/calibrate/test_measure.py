@@ -142,7 +142,7 @@ def test_dynamics_bring_the_held_out_error_down_and_say_what_they_do_not_know(
         return float(np.mean([np.mean((p.joints - w.joints) ** 2) for p, w in zip(made, windows[3::4], strict=True)]))
 
     assert error(other) > 4 * error(known), "nothing makes up for a stiffness that is known"
-    assert "payload.centre_m" not in fit.measured and "controller.translation_stiffness_per_s2" in fit.measured
+    assert "payload.center_m" not in fit.measured and "controller.translation_stiffness_per_s2" in fit.measured
     with pytest.raises(DataError, match="3 motions after a rest are too few"):
         identify(predictors, windows[:3], start, (5e-4, 1e-3, 1.5e-4))
     with pytest.raises(DataError, match="too little to identify a robot"):

@@ -53,7 +53,7 @@ class Mute:
 
 class Broken:
     def __init__(self):
-        raise RuntimeError("no licence")
+        raise RuntimeError("no license")
 
 NOT_A_CLASS = 3
 '''
@@ -116,7 +116,7 @@ def test_options_that_need_an_environment_are_refused_by_name(cart: Path, tmp_pa
         assert f"--{option} is {value}; it must be 0 without an environment, which --env would name" in said
     for option, value in (
         *(("envs", 2), ("env-engine", "stock"), ("eval-every", 5), ("demo-quality", "poor"), ("demo-episodes", 3)),
-        *(("randomise", "wide"), ("safety", "x.yaml"), ("profile", "x.yaml")),
+        *(("randomize", "wide"), ("safety", "x.yaml"), ("profile", "x.yaml")),
     ):
         assert f"--{option} does nothing without an environment" in refused(capsys, 2, *train, f"--{option}", value)
         spelled = option.replace("-", "_")
@@ -179,7 +179,7 @@ def test_an_environment_of_ones_own_trains_evaluates_and_runs(cart: Path, tmp_pa
 def test_environments_that_do_not_keep_the_protocol_are_refused(cart: Path, tmp_path: Path, capsys: Capture) -> None:
     for name, why in (
         ("cart.py:Mute", "lacks begin and command and robot"),
-        ("cart.py:Broken", "cannot be made: RuntimeError: no licence"),
+        ("cart.py:Broken", "cannot be made: RuntimeError: no license"),
         ("cart.py:Absent", "has no 'Absent'; it has"),
         ("absent.py:Cart", "there is no file"),
         ("cart.py:NOT_A_CLASS", "cannot be made: TypeError"),

@@ -60,7 +60,7 @@ def test_a_person_takes_over_and_labels_from_the_terminal(tmp_path: Path) -> Non
 
         hear("this help")
         # One key after the other, each when the one before has been heard: they are polled once per control period.
-        for key, answer in (("t", "you have the robot"), ("g", "gripper closes"), ("n", "episode labelled: failure")):
+        for key, answer in (("t", "you have the robot"), ("g", "gripper closes"), ("n", "episode labeled: failure")):
             os.write(hands, key.encode())
             hear(answer)
         out, rest = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Fine-tuning a run on real logs, and what randomised training is given."""
+"""Fine-tuning a run on real logs, and what randomized training is given."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on robots drawn wide, and a log of a robot that is none of them."""
     folder = tmp_path_factory.mktemp("trained")
     tiny = TrainConfig(
-        randomise="wide", action_history=2, offline_steps=4, online_steps=60, eval_episodes=0, final_eval_episodes=0,
-        envs=1, flow=FlowConfig(width=32, depth=2, gate_width=16),
+        randomize="wide", action_history=2, offline_steps=4, online_steps=60, eval_episodes=0, final_eval_episodes=0,
+        num_envs=1, flow=FlowConfig(width=32, depth=2, gate_width=16),
         learner=LearnerConfig(batch_size=32, critic_width=32, critic_depth=2, warmup_steps=0),
     )  # fmt: skip
     demos = collect("lift", "proficient", range(1_000_000, 1_000_010), 2, lambda _: None)
@@ -75,12 +75,12 @@ def test_a_copy_of_a_run_goes_on_around_a_profile(
     words = ["train", "--resume", str(run), "--profile", str(SHIPPED), "--online-steps", "50", "--out", str(fitted)]
     assert main(words) == 0
     folder, config = RunFolder.open(fitted)
-    assert (config.randomise, config.profile, config.online_steps) == ("profile", str(fitted / "profile.yaml"), 110)
+    assert (config.randomize, config.profile, config.online_steps) == ("profile", str(fitted / "profile.yaml"), 110)
     assert Path(config.profile).read_text() == SHIPPED.read_text()
     after = folder.load_checkpoint(config)
     assert json.loads(after["progress"])["env_steps"] >= 110 > json.loads(before["progress"])["env_steps"]
     assert after["agent"]["updates"] > before["agent"]["updates"]
-    assert RunFolder.open(run)[1].randomise == "wide", "what it is a copy of stays what it was"
+    assert RunFolder.open(run)[1].randomize == "wide", "what it is a copy of stays what it was"
     policy = OnnxPolicy(folder.policy)
     assert policy.spec.robot == common.robot_with_history(get_robot("lift"), 2)
     moved = fitted.rename(tmp_path / "moved")
@@ -96,8 +96,8 @@ def test_a_run_goes_on_with_smaller_steps_where_it_ended_with_an_error(
     words = [
         "--learner.batch-size",
         "16",
-        "--learner.policy-rate=1e-5",
-        "--learner.gradient-clip",
+        "--learner.policy-lr=1e-5",
+        "--learner.max-grad-norm",
         "1",
         "--precision",
         "float32",
@@ -105,14 +105,14 @@ def test_a_run_goes_on_with_smaller_steps_where_it_ended_with_an_error(
     assert main(["train", "--resume", str(run), *words]) == 0
     folder, config = RunFolder.open(run)
     learner = config.learner
-    assert (learner.batch_size, learner.policy_rate, learner.gradient_clip, config.precision) == (
+    assert (learner.batch_size, learner.policy_lr, learner.max_grad_norm, config.precision) == (
         16,
         1e-5,
         1.0,
         "float32",
     )
-    optimiser = folder.load_checkpoint(config)["agent"]["policy_optimiser"]
-    assert optimiser["param_groups"][0]["lr"] == 1e-5, "what was saved does not bring the old ones back"
+    optimizer = folder.load_checkpoint(config)["agent"]["policy_optimizer"]
+    assert optimizer["param_groups"][0]["lr"] == 1e-5, "what was saved does not bring the old ones back"
     assert Train.default(["--resume", str(run)]).config == config, "it keeps them"
     capsys.readouterr()
     for option in (["--flow.width", "64"], ["--learner.critic-width", "64"], ["--seed", "3"]):
@@ -192,11 +192,11 @@ def test_action_history_is_what_was_commanded_before(make_episode: Callable[...,
     assert common.history_of(spec) == 3 and common.history_of(get_robot("lift")) == 0
 
 
-def test_randomisation_is_part_of_a_run_and_checked() -> None:
-    config = TrainConfig(randomise="profile", profile=str(SHIPPED), action_history=4)
+def test_randomization_is_part_of_a_run_and_checked() -> None:
+    config = TrainConfig(randomize="profile", profile=str(SHIPPED), action_history=4)
     assert from_yaml(to_yaml(config)) == config
     draws = training_draws(config)
     assert draws is not None and draws.history == 4 and "joints.friction_loss_nm" in draws.measured
     assert training_draws(TrainConfig()) is None
-    with pytest.raises(UsageError, match="--profile is empty; it must be a file, with --randomise profile"):
+    with pytest.raises(UsageError, match="--profile is empty; it must be a file, with --randomize profile"):
         replace(config, profile="")

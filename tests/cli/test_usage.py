@@ -337,8 +337,8 @@ def test_a_run_takes_up_a_configuration_from_before_there_were_engines() -> None
 
 def test_options_that_an_algorithm_has_no_use_for_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for algo, option in (
-        ("bc", ("--learner.regularisation", "0.5")),
-        ("qc", ("--learner.regulariser=same-noise",)),
+        ("bc", ("--learner.bc-coef", "0.5")),
+        ("qc", ("--learner.bc-loss=same-noise",)),
         ("qc-fql", ("--learner.initial-temperature", "0.1")),
         ("rlpd", ("--velocity", "flow-t")),
         ("sac", ("--flow.no-drift",)),

@@ -12,7 +12,7 @@ import pytest
 from sacflow_robot.data.formats.demonstrations import DemoSet
 from sacflow_robot.data.formats.gripper import gripper_disagreement
 from sacflow_robot.data.report import draw_page
-from sacflow_robot.data.summary import describe_rate, duplicates, idle_steps, measured_rate, summarise
+from sacflow_robot.data.summary import describe_rate, duplicates, idle_steps, measured_rate, summarize
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, Source
 from sacflow_robot.spec import ArraySpec, RobotSpec
 
@@ -20,7 +20,7 @@ from sacflow_robot.spec import ArraySpec, RobotSpec
 def test_figures(make_episode: Callable[..., Episode], robot: RobotSpec) -> None:
     human = replace(make_episode(4, seed=1, success=False), source=np.full(4, Source.HUMAN, np.uint8))
     demos = DemoSet(robot, [make_episode(3), human, make_episode(3)])
-    figures = json.loads(json.dumps(summarise(demos), allow_nan=False))
+    figures = json.loads(json.dumps(summarize(demos), allow_nan=False))
     assert figures["steps"] == 10 and figures["steps_per_episode"] == {"min": 3, "median": 3, "max": 4}
     assert figures["sources"] == {"policy": 6, "human": 4}
     assert figures["duplicates"] == [[0, 2]]
@@ -96,7 +96,7 @@ def test_a_page_is_drawn(make_episode: Callable[..., Episode], robot: RobotSpec,
         )
         episodes = [replace(e, observations={"q": e.observations["robot0_gripper_qpos"]}) for e in episodes]
     demos = DemoSet(robot, episodes)
-    draw_page(tmp_path / "page.png", demos, summarise(demos), "title")
+    draw_page(tmp_path / "page.png", demos, summarize(demos), "title")
     picture = cv2.imread(str(tmp_path / "page.png"))
     assert picture.shape == (1210, 1540, 3)
     for row in np.array_split(picture, 3):

@@ -1,4 +1,4 @@
-"""Randomised training robots: seeded, logged, and late by what they say."""
+"""Randomized training robots: seeded, logged, and late by what they say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from sacflow_robot.envs.collector import rollout
 from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, draw_around, draw_twin
-from sacflow_robot.envs.randomized_env import Draws, RandomisedEnv, RandomizedVectorEnv
+from sacflow_robot.envs.randomized_env import Draws, RandomizedEnv, RandomizedVectorEnv
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.robot_parameters import Measured, RobotParameters
 from sacflow_robot.envs.sensing import Sensors
@@ -31,7 +31,7 @@ def test_twins_are_within_their_ranges_and_differ_in_one_thing_where_asked() -> 
         changed = {n.split(".")[0] for n, v in draw_twin(4, part).values.items() if FRANKA.values.get(n) != v}
         assert len(changed) == 1, part
     with pytest.raises(UnknownNameError, match="delay"):
-        draw_twin(1, "colour")
+        draw_twin(1, "color")
 
 
 def test_draws_around_a_profile_have_its_uncertainty_and_stay_possible() -> None:
@@ -62,7 +62,7 @@ def test_delays_move_what_is_seen_and_losses_repeat_it() -> None:
     env = RobosuiteEnv("lift", engine="compiled")
 
     def play(model: RobotParameters) -> FloatArray:
-        made = RandomisedEnv(env, Draws(model=model))
+        made = RandomizedEnv(env, Draws(model=model))
         made.reset(seed=5)
         return np.stack([made.step(PUSH)[0]["robot0_eef_pos"] for _ in range(14)])
 
@@ -80,7 +80,7 @@ def test_delays_move_what_is_seen_and_losses_repeat_it() -> None:
 
 
 def test_the_last_actions_are_seen_newest_last() -> None:
-    made = RandomisedEnv(RobosuiteEnv("lift", engine="compiled"), Draws(history=2))
+    made = RandomizedEnv(RobosuiteEnv("lift", engine="compiled"), Draws(history=2))
     seen, _ = made.reset(seed=1)
     assert made.robot.observations[-1].key == "action_history" and not seen["action_history"].any()
     made.step(PUSH)

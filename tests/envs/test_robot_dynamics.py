@@ -63,7 +63,7 @@ def test_a_load_that_the_controller_does_not_know_of_sags_by_its_weight(robot: R
     sags = []
     for mass in (0.25, 0.5):
         # The controller sets its goal anew each period to where the robot is: a held goal shows the weight.
-        robot.set_robot_model(RobotParameters({"payload.mass_kg": (mass,), "payload.centre_m": (0.0, 0.0, 0.02)}))
+        robot.set_robot_model(RobotParameters({"payload.mass_kg": (mass,), "payload.center_m": (0.0, 0.0, 0.02)}))
         robot.begin(3)
         made = robot.compiled.follow(np.append([0.0, 1e6], still)[None], 25, 60, 25)
         sags.append(begin - made.observations[-1, :3])

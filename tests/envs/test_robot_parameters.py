@@ -48,7 +48,7 @@ def test_one_number_stands_for_all_joints_and_sensors_are_found_by_key() -> None
     assert friction is not None and np.array_equal(friction, [0.5] * 7)
     assert list(model.sensor("object")) == ["noise_m"] and model.sensor("robot0_eef_pos") == {}
     assert model.part("sensors").values == {"sensors.object.noise_m": (1e-3,)}
-    assert model.array("payload.centre_m") is None and model.number("payload.mass_kg") == 0.0
+    assert model.array("payload.center_m") is None and model.number("payload.mass_kg") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_one_number_stands_for_all_joints_and_sensors_are_found_by_key() -> None
     [
         ("joints.friction_loss", {"value": 1}, "lacks its unit, or has another; write friction_loss_nm"),
         ("transport.command_delay_s", {"value": 1}, "write command_delay_ms"),
-        ("joints.colour", {"value": 1}, "unknown key joints.colour; known are damping_nm_s_per_rad"),
+        ("joints.color", {"value": 1}, "unknown key joints.color; known are damping_nm_s_per_rad"),
         ("wings.span_m", {"value": 1}, "unknown section 'wings'"),
         ("payload.mass_kg", {"value": -0.1}, "is -0.1, expected a number from 0 to 20"),
         ("payload.mass_kg", {"value": math.nan}, "expected a finite number"),
         ("payload.mass_kg", {"value": True}, "expected a finite number"),
-        ("payload.centre_m", {"value": [0, 0]}, "has 2 numbers, expected 3"),
+        ("payload.center_m", {"value": [0, 0]}, "has 2 numbers, expected 3"),
         ("joints.zero_offset_rad", {"value": 6.29}, "6.29 rad, which wraps around"),
         ("payload.mass_kg", {"value": 1, "uncertainty": -1}, "uncertainty is -1"),
         ("payload.mass_kg", {"value": 1, "uncertainty": math.inf}, "uncertainty is inf"),

@@ -25,14 +25,14 @@ def make_policy(velocity: VelocityName, quaternions: tuple[int, ...] = QUATERNIO
     policy = FlowPolicy(velocity, OBSERVATION, D, CONFIG, quaternions).requires_grad_(False).eval()
     for parameter in policy.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
-    policy.fit_normaliser(
+    policy.fit_normalizer(
         torch.randn(100, OBSERVATION) * torch.linspace(0.02, 2, OBSERVATION) + torch.linspace(-1, 1, OBSERVATION)
     )
     return policy
 
 
 def observations(batch: int) -> torch.Tensor:
-    """With entries beyond the normaliser's limit, and a quaternion that is none."""
+    """With entries beyond the normalizer's limit, and a quaternion that is none."""
     seen = torch.randn(batch, OBSERVATION, generator=torch.Generator().manual_seed(batch)) * 2
     seen[0, 0], seen[-1, QUATERNIONS[0] : QUATERNIONS[0] + 4] = 1e3, 0
     return seen
@@ -50,7 +50,7 @@ def test_the_same_function(velocity: VelocityName, quaternions: tuple[int, ...])
             expected, nothing = policy(seen, noise), torch.zeros(batch, D)
             torch.testing.assert_close(folded(seen, noise), expected, atol=1e-5, rtol=0)
             torch.testing.assert_close(for_prefix(seen, noise, nothing + 0.5, nothing), expected, atol=1e-5, rtol=0)
-            torch.testing.assert_close(folded.normalise(seen), policy.normalise(seen), atol=1e-5, rtol=0)
+            torch.testing.assert_close(folded.normalize(seen), policy.normalize(seen), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("velocity", get_args(VelocityName))
@@ -65,7 +65,7 @@ def by_hand(
 ) -> torch.Tensor:
     """The rollout with committed entries put on the straight path before every step, as the scheme is published."""
     goal, latent, k = unsquash(prefix.clamp(-1, 1)), noise, policy.euler_steps
-    context = policy.velocity.encode(policy.normalise(seen))
+    context = policy.velocity.encode(policy.normalize(seen))
     for i in range(k):
         on_path = (1 - i / k) * noise + i / k * goal
         latent = torch.where(held > 0, on_path, latent)

@@ -83,9 +83,9 @@ def test_half_precision_is_how_weights_are_stored_and_products_are_in_float32(
 ) -> None:
     """What ONNX Runtime makes of the file holds float32 weights, and no cast."""
     options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(files[weights][0], options, providers=["CPUExecutionProvider"])
-    graph = onnx.load(tmp_path / "optimised.onnx").graph
+    graph = onnx.load(tmp_path / "optimized.onnx").graph
     assert {n.op_type for n in graph.node} & {"Cast", "Gemm"} == {"Gemm"}
     assert {t.data_type for t in graph.initializer} - {onnx.TensorProto.INT64} == {onnx.TensorProto.FLOAT}
 

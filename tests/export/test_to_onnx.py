@@ -23,7 +23,7 @@ FLOW = FlowConfig(width=32, depth=2, gate_width=16, euler_steps=3)
 def make_policy(robot: RobotSpec, velocity: str) -> FlowPolicy:
     torch.manual_seed(1)
     policy = FlowPolicy(velocity, robot.observation_dim, 5 * robot.action_dim, FLOW)
-    policy.fit_normaliser(torch.randn(100, robot.observation_dim) * 0.3 + 1)
+    policy.fit_normalizer(torch.randn(100, robot.observation_dim) * 0.3 + 1)
     return policy
 
 
@@ -51,7 +51,7 @@ def test_graph_equals_torch_at_any_batch(velocity: str, robot: RobotSpec, tmp_pa
     assert metadata[policyfile.FINGERPRINT_KEY] == spec.fingerprint
 
 
-def test_normalised_weights_are_folded_and_a_learned_noise_stays_out(robot: RobotSpec, tmp_path: Path) -> None:
+def test_normalized_weights_are_folded_and_a_learned_noise_stays_out(robot: RobotSpec, tmp_path: Path) -> None:
     sizes = {}
     for name, changes in {"plain": {}, "other": {"weight_norm": True, "noise": "learned"}}.items():
         torch.manual_seed(0)

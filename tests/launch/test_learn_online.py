@@ -89,7 +89,7 @@ def test_a_better_policy_is_served_and_a_corrupted_one_is_refused(run_dir: Path,
 
     # The first candidate's weights are corrupted on purpose. The gate sees it; the next one is published.
     follow = "follow", run_dir, "--log", log, *FOLLOW, "--json"
-    done = call(*follow, "--spoil", 1, "--stop-after", steps)
+    done = call(*follow, "--inject-bad-candidate", 1, "--stop-after", steps)
     result = json.loads(done.stdout)
     assert result["refused"] == 1 and result["published"] >= 1
     assert "refused after" in done.stderr and "worse than success" in done.stderr

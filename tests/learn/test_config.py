@@ -52,11 +52,11 @@ def test_presets_by_name() -> None:
         (lambda: FlowConfig(noise_scale=0), "--flow.noise-scale is 0; it must be positive"),
         (lambda: LearnerConfig(batch_size=0), "--learner.batch-size is 0"),
         (lambda: LearnerConfig(discount=2), "--learner.discount is 2; it must be above 0 and at most 1"),
-        (lambda: LearnerConfig(policy_rate=float("nan")), "--learner.policy-rate is nan"),
+        (lambda: LearnerConfig(policy_lr=float("nan")), "--learner.policy-lr is nan"),
         (lambda: LearnerConfig(best_of=0), "--learner.best-of is 0; it must be at least 1"),
-        (lambda: LearnerConfig(gradient_clip=0.0), "--learner.gradient-clip is 0.0; it must be positive, or none"),
+        (lambda: LearnerConfig(max_grad_norm=0.0), "--learner.max-grad-norm is 0.0; it must be positive, or none"),
         (lambda: LearnerConfig(adam_beta1=1.0), "--learner.adam-beta1 is 1.0; it must be at least 0 and below 1"),
-        (lambda: LearnerConfig(regularisation_final=1.0), "must be from 0 to learner.regularisation"),
+        (lambda: LearnerConfig(bc_coef_final=1.0), "must be from 0 to learner.bc_coef"),
         (lambda: FlowConfig(noise="learned", noise_scale=9), "between 0.0067 and 7.4 where sigma is learned"),
         (lambda: LearnerConfig(temperature_bounds=(1, 0)), "the lower one first"),
         (lambda: LearnerConfig(initial_temperature=1), "within learner.temperature-bounds"),
@@ -69,11 +69,11 @@ def test_settings_of_flow_and_learner_are_checked(change: Callable[[], object], 
 
 def test_numbers_are_checked() -> None:
     with pytest.raises(UsageError, match="--arms is 0; it must be at least 1"):
-        TrainConfig(envs=0)
+        TrainConfig(num_envs=0)
     with pytest.raises(UsageError, match="--online-steps is -1; it must be at least 0"):
         TrainConfig(online_steps=-1)
     with pytest.raises(UsageError, match=r"--demo-share is 1.5; it must be from 0 to 1"):
-        TrainConfig(demo_share=1.5)
+        TrainConfig(demo_ratio=1.5)
     with pytest.raises(UsageError, match="--replay-memory-gb is -1; it must be at least 0"):
         TrainConfig(replay_memory_gb=-1)
 
@@ -84,7 +84,7 @@ def test_options_that_do_not_go_together_are_refused() -> None:
         with pytest.raises(UsageError, match=f"--learner.best-of is 4; it must be 1 with {algo}, which {why}"):
             TrainConfig(algo=algo, learner=best)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="must be action with sac, which has no flow"):
-        TrainConfig(algo="sac", learner=LearnerConfig(regulariser="same-noise"))
+        TrainConfig(algo="sac", learner=LearnerConfig(bc_loss="same-noise"))
     with pytest.raises(UsageError, match="--demos is auto; it must be none, without --replay, from scratch"):
         TrainConfig(from_scratch=True)
     with pytest.raises(UsageError, match="--offline-steps is 2500; it must be 0 from scratch"):

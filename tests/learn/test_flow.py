@@ -269,15 +269,15 @@ def test_path_entropy_is_the_mean_negative_log_density() -> None:
     assert path_entropy(35, 4, published) == pytest.approx(0, abs=1e-9) and published == pytest.approx(0.34, abs=0.01)
 
 
-def test_deterministic_rollout_is_the_noise_free_one_and_normalises_inside() -> None:
+def test_deterministic_rollout_is_the_noise_free_one_and_normalizes_inside() -> None:
     torch.manual_seed(0)
     policy = FlowPolicy("flow-g", 2, 3, CONFIG)
     observations = torch.randn(500, 2) * torch.tensor([3.0, 0.0]) + 7
-    policy.fit_normaliser(observations)
-    normalised = policy.normalise(observations)
-    assert normalised[:, 0].std().item() == pytest.approx(1, rel=0.01)
-    assert normalised[:, 1].abs().max() < 1e-3, "a constant dimension is not blown up"
-    assert policy.normalise(observations + 1e3).abs().max() == 10
+    policy.fit_normalizer(observations)
+    normalized = policy.normalize(observations)
+    assert normalized[:, 0].std().item() == pytest.approx(1, rel=0.01)
+    assert normalized[:, 1].abs().max() < 1e-3, "a constant dimension is not blown up"
+    assert policy.normalize(observations + 1e3).abs().max() == 10
     noise = torch.randn(4, 3)
     first, second = policy(observations[:4], noise), policy(observations[:4], noise)
     assert torch.equal(first, second) and first.abs().max() <= 1
@@ -302,8 +302,8 @@ def test_what_random_actions_showed_does_not_bound_what_is_seen_later() -> None:
     """Hopper's height while it falls, 1.25 +- 0.02 m, and where it is when it has learned to hop."""
     policy = FlowPolicy("flow-g", 1, 3, CONFIG)
     heights = torch.linspace(1.21, 1.29, 50)[:, None]
-    policy.fit_normaliser(heights, early=True)
-    later = policy.normalise(torch.tensor([[0.8], [1.25], [1.5]]))
+    policy.fit_normalizer(heights, early=True)
+    later = policy.normalize(torch.tensor([[0.8], [1.25], [1.5]]))
     assert later.squeeze().tolist() == pytest.approx([-4.5, 0, 2.5], abs=1e-3)
 
 
@@ -321,14 +321,14 @@ def test_a_quaternion_and_its_negative_are_one_rotation_to_the_policy() -> None:
     torch.manual_seed(0)
     policy = FlowPolicy("flow-g", 9, 4, CONFIG, quaternions=(2,))
     one = torch.randn(6, 9)
-    policy.fit_normaliser(one)
+    policy.fit_normalizer(one)
     other = one.clone()
     other[:, 2:6] *= -1
     noise = torch.randn(6, 4)
     assert torch.equal(policy(one, noise), policy(other, noise))
     other[:, 2] += 0.5
     assert not torch.equal(policy(one, noise), policy(other, noise))
-    features = policy.normalise(one)
+    features = policy.normalize(one)
     assert features.shape == (6, policy.feature_dim) == (6, 5 + 9)
     assert torch.allclose(features[:, :5].mean(0), torch.zeros(5), atol=1e-6)
     assert policy(torch.zeros(1, 9), noise[:1]).isfinite().all(), "a quaternion of zeros is no rotation, and no NaN"

@@ -70,13 +70,13 @@ def test_flow_matching_loss_ignores_invalid_rows_and_fits_the_played_action() ->
     policy.velocity.trunk.from_action.weight.data[:, 3] = 0  # type: ignore[union-attr]
     assert torch.equal(loss(chunk), loss(changed))
 
-    optimiser = torch.optim.Adam(policy.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(policy.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(2)
     for _ in range(800):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         drawn = losses.draw_flow_matching(chunk, generator)
         losses.flow_matching_loss(policy, observation, chunk, torch.ones_like(mask), *drawn).backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         played = policy(observation, torch.randn(256, 4))
     assert played.mean(0).tolist() == pytest.approx([1.0, -1.0, 0.3, 0.0], abs=0.06)

@@ -93,7 +93,7 @@ def test_it_learns_from_a_growing_log_and_publishes(
     before = trainer.agent.updates
     trainer.run()
     assert trainer.env_steps == len(demos[0]) + len(demos[1])
-    assert trainer.agent.updates - before == int(trainer.env_steps * TINY.learner.updates_per_step)
+    assert trainer.agent.updates - before == int(trainer.env_steps * TINY.learner.utd_ratio)
     assert trainer.published >= 2 and trainer.refused == 0, "first what there was, then what was learned"
     policy = OnnxPolicy(tmp_path / "served.onnx")
     assert policy.spec.notes["online_steps"] == trainer.env_steps
@@ -169,7 +169,7 @@ def test_what_is_served_is_what_candidates_are_held_against(make: Make, tmp_path
 
 def test_the_fault_switch_spoils_one_candidate_and_leaves_the_learner_as_it_was(make: Make, tmp_path: Path) -> None:
     trainer, versions = make(), []
-    trainer.follow = replace(trainer.follow, spoil=2)
+    trainer.follow = replace(trainer.follow, inject_bad_candidate=2)
     for _ in range(3):
         trainer._publish()
         versions.append(file_version(tmp_path / "served.onnx"))
@@ -214,7 +214,7 @@ def test_an_arm_that_is_far_ahead_is_followed_with_what_is_newest(
     before = trainer.agent.updates
     trainer.run()
     assert trainer.env_steps == sum(map(len, demos)), "everything is in the buffer"
-    assert trainer.agent.updates - before == int(30 * TINY.learner.updates_per_step), "and the rest forgotten"
+    assert trainer.agent.updates - before == int(30 * TINY.learner.utd_ratio), "and the rest forgotten"
 
 
 def test_a_run_that_was_stopped_while_cloning_is_not_followed(make: Make) -> None:

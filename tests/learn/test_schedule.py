@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from sacflow_robot.learn.config import LearnerConfig, TrainConfig
-from sacflow_robot.learn.schedule import RegularisationSchedule
+from sacflow_robot.learn.schedule import RegularizationSchedule
 
-LEARNER = LearnerConfig(regularisation=0.5, regularisation_final=0.1, warmup_steps=1000, discount=0.9)
+LEARNER = LearnerConfig(bc_coef=0.5, bc_coef_final=0.1, warmup_steps=1000, discount=0.9)
 
 
-def make(kind: Any, **learner: Any) -> RegularisationSchedule:
-    changed = replace(LEARNER, regularisation_schedule=kind, **learner)
-    return RegularisationSchedule(TrainConfig(online_steps=5000, learner=changed))
+def make(kind: Any, **learner: Any) -> RegularizationSchedule:
+    changed = replace(LEARNER, bc_schedule=kind, **learner)
+    return RegularizationSchedule(TrainConfig(online_steps=5000, learner=changed))
 
 
 def episode(steps: int, solved: bool) -> np.ndarray:

@@ -144,7 +144,7 @@ def test_a_run_of_cloning_alone_extended_learns_online_as_if_it_had_been_meant_t
 ) -> None:
     """Without evaluations, so that nothing but the checkpoint says that cloning is over."""
     config = replace(TINY, online_steps=60, eval_episodes=0, algo="sac-flow")
-    config = replace(config, learner=replace(config.learner, regulariser="same-noise", warmup_steps=0))
+    config = replace(config, learner=replace(config.learner, bc_loss="same-noise", warmup_steps=0))
     whole = make_trainer(tmp_path / "whole", pools, config)
     whole.load(demos)
     whole.run()
@@ -161,7 +161,7 @@ def test_a_run_of_cloning_alone_extended_learns_online_as_if_it_had_been_meant_t
 def test_training_episodes_are_logged_and_resuming_cuts_what_was_lost(
     tmp_path: Path, demos: list[Episode], pools: tuple[SubprocVectorEnv, SubprocVectorEnv]
 ) -> None:
-    config = replace(TINY, online_steps=620, eval_every=1000, eval_episodes=0, demo_share=0.25)
+    config = replace(TINY, online_steps=620, eval_every=1000, eval_episodes=0, demo_ratio=0.25)
     trainer = make_trainer(tmp_path / "run", pools, config)
     trainer.load(demos)
     trainer.run()
@@ -232,7 +232,7 @@ def test_from_scratch_acts_at_random_first_learns_then_and_resumes(tmp_path: Pat
         config, online_steps=200, eval_every=100, eval_episodes=1, flow=replace(config.flow, width=16, gate_width=16)
     )
     learner = replace(config.learner, warmup_steps=50, batch_size=32, critic_width=32)
-    config = replace(config, learner=replace(learner, regularisation_schedule="adaptive"))
+    config = replace(config, learner=replace(learner, bc_schedule="adaptive"))
     with SubprocVectorEnv(config.env, 1) as envs, SubprocVectorEnv(config.env, 1) as eval_robots:
         trainers = []
         for name in ("whole", "parts"):

@@ -38,8 +38,8 @@ def test_divergence_names_term_step_and_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "lift")
     plain = str(diverged("loss/critic", 7, folder))
     assert plain == (
-        "training diverged: loss/critic is not finite at update 7; lower --learner.policy-rate or --learner.critic-rate, or set "
-        "--learner.gradient-clip"
+        "training diverged: loss/critic is not finite at update 7; lower --learner.policy-lr or --learner.critic-lr, or set "
+        "--learner.max-grad-norm"
     )
     folder.checkpoint.write_text("")
     assert str(diverged("loss/critic", 7, folder)).endswith(f"is kept, and --resume {tmp_path} takes these")

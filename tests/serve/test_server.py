@@ -134,7 +134,7 @@ def test_a_client_that_expects_another_policy_is_refused_with_the_fields_named(s
     with pytest.raises(SpecMismatchError, match=r"in: chunk_length, fingerprint, robot\.action_names$"):
         bad = {"chunk_length": 8, "fingerprint": "0", "arm": {"action_names": ["x"]}}
         PolicyClient(server.address, expect=bad)
-    for nonsense in ({"chunks": 5}, {"arm": {"colour": 1}}, {"arm": 3}, [1]):
+    for nonsense in ({"chunks": 5}, {"arm": {"color": 1}}, {"arm": 3}, [1]):
         with pytest.raises(RefusedError, match="expect"):
             PolicyClient(server.address, expect=nonsense)  # type: ignore[arg-type]
 

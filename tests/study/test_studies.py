@@ -82,7 +82,7 @@ def test_gradient_norms_are_autograds(tmp_path: Path) -> None:
         with torch.no_grad():
             moved = torch.cat([start[None, None], noise[1:]])
             rollout = policy.rollout(observation.double(), moved)
-            value = critic(policy.normalise(observation.double()), rollout.action).amin(0)
+            value = critic(policy.normalize(observation.double()), rollout.action).amin(0)
             return -float(value)
 
     steps = 1e-5 * torch.eye(3, dtype=torch.float64)
@@ -132,13 +132,13 @@ def test_the_divergence_of_euler_steps_is_the_same_by_quadrature_and_in_closed_f
     assert likelihood.divergence_of_steps(twice, 4) == pytest.approx(closed, rel=1e-4)
 
 
-def test_regularisation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result, rows = study(capsys, tmp_path, "regularisation", *TINY)
+def test_regularization(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, rows = study(capsys, tmp_path, "regularization", *TINY)
     measures = ["success_rate", "rarer_way", "mean_steps", "action_distance", "last_weight", "finished"]
-    assert list(rows[0]) == ["regulariser", "schedule", "seed", *measures]
-    pairs = {(row["regulariser"], row["schedule"]) for row in rows}
-    regularisers, schedules = ("action", "flow-matching", "same-noise"), ("constant", "linear", "adaptive")
-    assert pairs == {("cloning", "-"), *((r, s) for r in regularisers for s in schedules)}
+    assert list(rows[0]) == ["bc_loss", "schedule", "seed", *measures]
+    pairs = {(row["bc_loss"], row["schedule"]) for row in rows}
+    regularizers, schedules = ("action", "flow-matching", "same-noise"), ("constant", "linear", "adaptive")
+    assert pairs == {("cloning", "-"), *((r, s) for r in regularizers for s in schedules)}
     assert "cloning" in result["reading"] and "constant" in result["reading"]
 
 
@@ -237,12 +237,12 @@ def _until(done: Callable[[], bool], seconds: float = 60.0) -> None:
 
 def test_bad_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "everything"]) == 2
-    known = "study architecture, study gradients, study likelihood, study regularisation"
+    known = "study architecture, study gradients, study likelihood, study regularization"
     assert f"unknown command 'study everything'; valid names: {known}" in capsys.readouterr().err
     assert main(["study", "gradients", "--out", str(tmp_path), "--variants", "lstm"]) == 2
     assert "unknown variant 'lstm'; valid names: flow-g" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert main(["study", "likelihood", "--out", str(tmp_path / "file")]) == 2
     assert "cannot make the folder" in capsys.readouterr().err
-    assert main(["study", "regularisation", "--seeds", "0"]) == 2
+    assert main(["study", "regularization", "--seeds", "0"]) == 2
     assert "--seeds is 0; it must be at least 1" in capsys.readouterr().err

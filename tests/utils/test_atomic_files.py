@@ -81,7 +81,7 @@ def test_an_output_that_could_not_be_written_is_refused_and_nothing_is_left(tmp_
         "calibrate dynamics --plot {}/a.png",
         "calibrate handeye --images missing --out {}/a.yaml",
         "gap --log missing.zarr --plot {}/a.png",
-        "eval --policy missing.onnx --perturb --plot {}/a.png",
+        "eval --policy missing.onnx --robustness --plot {}/a.png",
         "follow missing --log missing.zarr --publish {}/a.onnx",
     ],
 )

@@ -11,7 +11,7 @@ from sacflow_robot.data.formats.agreement import Claims, Controller
 
 # Types of robosuite's composite controllers (1.5) that pass an action's parts on to controllers of their own.
 _PASS_ON = ("BASIC", "HYBRID_MOBILE_BASE")
-_ARMS = ("right", "left")
+_ENVS = ("right", "left")
 _POSE_DIMS = 6
 _BASE_AXES = ("base", "world")  # parallel to each other, as robosuite places its robots
 
@@ -46,7 +46,7 @@ def _controller(config: Any) -> Controller | None:
     if kind not in _PASS_ON:
         return Controller(kind=kind)
     parts = parts.get("envs", parts)
-    return _all_alike([_robot(parts[name]) for name in _ARMS if name in parts])
+    return _all_alike([_robot(parts[name]) for name in _ENVS if name in parts])
 
 
 def _all_alike(controllers: Sequence[Controller | None]) -> Controller | None:

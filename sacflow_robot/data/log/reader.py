@@ -177,7 +177,7 @@ class EpisodeLog:
         self.extend([episode])
 
     def extend(self, episodes: Iterable[Episode]) -> None:
-        """Append whole episodes at once; either all of them count afterwards, or none.
+        """Append whole episodes at once; either all of them count afterward, or none.
 
         Raises:
             DataError: An episode does not fit the log.

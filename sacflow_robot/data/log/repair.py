@@ -82,7 +82,7 @@ def _check_arrays(log: EpisodeLog) -> Iterator[Problem]:
 
 
 def _check_episodes(log: EpisodeLog) -> Iterator[Problem]:
-    """Every episode, read on its own; equal complaints of neighbours are drawn together."""
+    """Every episode, read on its own; equal complaints of neighbors are drawn together."""
     found: list[tuple[int, str]] = []
     for index in range(len(log)):
         try:

@@ -9,7 +9,7 @@ import numpy as np
 from sacflow_robot.envs.experts.demonstrator_style import QUALITIES, Habits, Quality, draw_habits
 from sacflow_robot.envs.experts.primitives import CLOSE, OPEN, Goal, Hand, Motion
 from sacflow_robot.envs.experts.scripts import SCRIPTS
-from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
+from sacflow_robot.envs.tasks import METERS_PER_ACTION, RADIANS_PER_ACTION
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.spec import FloatArray, Observation
 from sacflow_robot.utils.seeding import Stream, random_stream
@@ -73,7 +73,7 @@ class ScriptedExpert:
 
     def _command(self, goal: Goal, habits: Habits) -> FloatArray:
         hand, rng = self._hand, self._rng
-        move = habits.gain * (goal.position - hand.position) / METRES_PER_ACTION
+        move = habits.gain * (goal.position - hand.position) / METERS_PER_ACTION
         fastest, speed = min(habits.top_speed, goal.slowness), np.abs(move).max()
         if speed > fastest:
             move *= fastest / speed

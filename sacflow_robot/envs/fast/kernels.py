@@ -4,7 +4,7 @@ All of it is compiled by Numba, runs without the interpreter's lock, and is cach
 notices a change to the file of the function that is called from Python, but not to the files of those it calls.
 
 The arithmetic is that of robosuite 1.5.2 (controllers/parts/arm/osc.py, parts/gripper/simple_grip.py and
-utils/control_utils.py, MIT licence), operation by operation and through the same BLAS and LAPACK routines, so that the
+utils/control_utils.py, MIT license), operation by operation and through the same BLAS and LAPACK routines, so that the
 result is the same to the last bit. That is worth its price, which is the singular value decompositions: contacts make of a
 difference in the last bit one that is seen within a second.
 """
@@ -98,7 +98,7 @@ class Plan(NamedTuple):
     # How the robot differs from what its controller believes; zeros for the nominal robot. See envs/armphysics.py.
     armature_error: Reals  # (7,) kg m²
     payload_mass: float  # kg
-    payload_centre: Reals  # (3,) m, in the grip site's frame
+    payload_center: Reals  # (3,) m, in the grip site's frame
     torque_delay: float  # substeps from a torque's computation to its effect, at most DELAYED
 
 
@@ -129,7 +129,7 @@ class Scratch(NamedTuple):
     weighted: Reals  # (7, 6) M⁻¹ J'
     jbar: Reals  # (7, 6)
     nullspace: Reals  # (7, 7)
-    posture: Reals  # (7,) acceleration towards the posture at rest
+    posture: Reals  # (7,) acceleration toward the posture at rest
     posture_torques: Reals  # (7,)
     pulled: Reals  # (7,) torques of the nullspace
     force: Reals  # (6,) wanted, linear then angular
@@ -142,7 +142,7 @@ class Scratch(NamedTuple):
     svd: Reals  # (2 * 36 + 6,) U, V' and singular values, each by columns
     work: Reals  # (600,)
     integers: npt.NDArray[np.int32]  # pivots and status
-    payload: Reals  # (3, 7) how its centre moves with each joint
+    payload: Reals  # (3, 7) how its center moves with each joint
     counts: npt.NDArray[np.int32]  # 0, 1, 2, ... for BLAS to point at
     letters: npt.NDArray[np.uint8]  # N, T, L, R, U: what tells LAPACK how a matrix lies
     constants: Reals  # 1, 0
@@ -408,14 +408,14 @@ def _torques(views: Views, plan: Plan, rest: Reals, s: Scratch) -> None:
 
 @_kernel
 def _move_payload(views: Views, plan: Plan, s: Scratch) -> None:
-    """How the payload's centre moves along the world's axes with each joint (3, 7), m/rad, into the scratch."""
+    """How the payload's center moves along the world's axes with each joint (3, 7), m/rad, into the scratch."""
     turned = views.site_matrix[plan.grip_site]
     for axis in range(3):
         b, c = (axis + 1) % 3, (axis + 2) % 3
         robot_b = robot_c = 0.0
         for i in range(3):
-            robot_b += turned[3 * b + i] * plan.payload_centre[i]
-            robot_c += turned[3 * c + i] * plan.payload_centre[i]
+            robot_b += turned[3 * b + i] * plan.payload_center[i]
+            robot_c += turned[3 * c + i] * plan.payload_center[i]
         for k in range(ARM):
             s.payload[axis, k] = s.jacobian[axis, k] + s.jacobian[3 + b, k] * robot_c - s.jacobian[3 + c, k] * robot_b
 
@@ -435,7 +435,7 @@ def _believed_mass(views: Views, plan: Plan, s: Scratch) -> None:
 
 @_kernel
 def _substep(model: int, data: int, views: Views, plan: Plan, memory: Memory, s: Scratch) -> None:
-    """The second half of a substep, towards the goal in the scratch; ``mj_step1`` is the first."""
+    """The second half of a substep, toward the goal in the scratch; ``mj_step1`` is the first."""
     rows = memory.jacobian.ctypes.data
     row_bytes = memory.jacobian.shape[1] * 8
     _mj_jac_site(model, data, rows, rows + 3 * row_bytes, plan.grip_site)

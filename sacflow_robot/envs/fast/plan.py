@@ -148,7 +148,7 @@ def make_plan(suite: Any, task: str, goal: Goal) -> Plan:
         goal_released=goal.released,
         armature_error=np.zeros(kernels.ARM),
         payload_mass=0.0,
-        payload_centre=np.zeros(3),
+        payload_center=np.zeros(3),
         torque_delay=0.0,
     )
 

@@ -1,4 +1,4 @@
-"""What all algorithms share: networks, optimisers, averages, the critic's update, acting, and saving.
+"""What all algorithms share: networks, optimizers, averages, the critic's update, acting, and saving.
 
 An algorithm is a subclass (learn/sac_flow.py, learn/baselines.py; by name in learn/algorithms.py) that says which policy
 it has, what a state is worth to it, and how the policy is updated.
@@ -67,13 +67,17 @@ class Agent:
             torch.manual_seed(config.seed)
             self.policy = self._make_policy().to(device)
             self.critic = Critic(
-                self.policy.feature_dim, self.action_dim, learner.critic_width, learner.critic_depth, learner.critics
+                self.policy.feature_dim,
+                self.action_dim,
+                learner.critic_width,
+                learner.critic_depth,
+                learner.num_critics,
             ).to(device)
         self.average_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.policy_optimiser = self._adam(self.policy, learner.policy_rate)
-        self.critic_optimiser = self._adam(self.critic, learner.critic_rate)
-        self.regularisation = learner.regularisation
+        self.policy_optimizer = self._adam(self.policy, learner.policy_lr)
+        self.critic_optimizer = self._adam(self.critic, learner.critic_lr)
+        self.bc_coef = learner.bc_coef
         self.updates = 0
         self.compute = Compute(config, device)
         self._compiled_critic_loss = self.compute.prepare(self._critic_loss)
@@ -103,12 +107,12 @@ class Agent:
         value = self._value(self.target_critic, batch.next_observation, action)
         return value, torch.zeros_like(value)
 
-    def fit_normaliser(self, observations: FloatArray) -> None:
-        """Set the observation normaliser from observations (N, O), once, before training."""
+    def fit_normalizer(self, observations: FloatArray) -> None:
+        """Set the observation normalizer from observations (N, O), once, before training."""
         for policy in self._networks().values():
             if isinstance(policy, PolicyNetwork):
                 seen = torch.from_numpy(observations).to(self.device)
-                policy.fit_normaliser(seen, early=self.config.from_scratch)
+                policy.fit_normalizer(seen, early=self.config.from_scratch)
 
     @torch.no_grad()
     def act(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
@@ -167,19 +171,19 @@ class Agent:
 
     def _update_critic(self, batch: Batch) -> Metrics:
         loss, value = self._compiled_critic_loss(batch, self._draw_next(batch))
-        losses.step(self.critic_optimiser, loss)
-        blend(self.target_critic, self.critic, self.config.learner.target_rate)
+        losses.step(self.critic_optimizer, loss)
+        blend(self.target_critic, self.critic, self.config.learner.tau)
         return {"loss/critic": loss.detach(), "value/data": value}
 
     def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             target = losses.critic_target(batch.reward, batch.discount, *self._next_value(batch, noise))
-        values = self.critic(self.policy.normalise(batch.observation), batch.chunk)
+        values = self.critic(self.policy.normalize(batch.observation), batch.chunk)
         return losses.critic_loss(values, target, batch.critic_valid), values.detach().mean()
 
     def _value(self, critic: Critic, observation: Tensor, chunk: Tensor) -> Tensor:
         """Value (B,) of raw observations and chunks, the members combined."""
-        return aggregate(critic(self.policy.normalise(observation), chunk), self.config.learner.critic_aggregate)
+        return aggregate(critic(self.policy.normalize(observation), chunk), self.config.learner.critic_aggregate)
 
     def _flow_matching(self, policy: FlowPolicy, batch: Batch, drawn: tuple[Tensor, Tensor]) -> Tensor:
         """Flow-matching loss on the rows that are to be cloned."""
@@ -187,11 +191,11 @@ class Agent:
         return losses.flow_matching_loss(policy, batch.observation, batch.chunk, mask, *drawn)
 
     def _step_policy(self, loss: Tensor) -> None:
-        losses.step(self.policy_optimiser, loss, self.config.learner.gradient_clip)
+        losses.step(self.policy_optimizer, loss, self.config.learner.max_grad_norm)
         self._average()
 
     def _average(self) -> None:
-        blend(self.average_policy, self.policy, self.config.learner.policy_average_rate)
+        blend(self.average_policy, self.policy, self.config.learner.ema_rate)
 
     def _make_flow(self) -> FlowPolicy:
         config, robot = self.config, self.robot
@@ -235,8 +239,8 @@ class Agent:
 
     def _state(self) -> dict[str, Any]:
         """Everything with a state of its own, by name."""
-        optimisers = {n: v for n, v in vars(self).items() if isinstance(v, torch.optim.Optimizer)}
-        return {**self._networks(), **optimisers}
+        optimizers = {n: v for n, v in vars(self).items() if isinstance(v, torch.optim.Optimizer)}
+        return {**self._networks(), **optimizers}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit."""
@@ -245,6 +249,7 @@ class Agent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
+        state = {name.replace("optimiser", "optimizer"): value for name, value in state.items()}  # as in version 0.1
         for name, part in self._state().items():
             take_over(part, state[name])
         self.generator.set_state(state["generator"].cpu())
@@ -252,9 +257,9 @@ class Agent:
 
 
 def take_over(part: Any, state: Mapping[str, Any]) -> None:
-    """Load a state into a network, an optimiser or a temperature, as a copy and without its step sizes.
+    """Load a state into a network, an optimizer or a temperature, as a copy and without its step sizes.
 
-    torch's optimisers keep the tensors that they are given: two that load one state would go on updating the same moments.
+    torch's optimizers keep the tensors that they are given: two that load one state would go on updating the same moments.
     Step sizes are the configuration's, which may have changed since the state was saved.
     """
     groups = part.param_groups if isinstance(part, torch.optim.Optimizer) else []

@@ -84,7 +84,7 @@ class QCFQL(Agent):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed + 1)
             self.flow = self._make_flow().to(device)
-        self.flow_optimiser = self._adam(self.flow, config.learner.policy_rate)
+        self.flow_optimizer = self._adam(self.flow, config.learner.policy_lr)
         self._compiled_flow_matching = self.compute.prepare(self._flow_matching)
         self._compiled_actor_loss = self.compute.prepare(self._actor_loss)
 
@@ -101,7 +101,7 @@ class QCFQL(Agent):
         with torch.no_grad():
             cloned = self.flow(batch.observation, noise[0])
         value = self._value(self.critic, batch.observation, action)
-        scaled = losses.scale_value(value) if self.config.learner.value_scale else value
+        scaled = losses.scale_value(value) if self.config.learner.normalize_q else value
         distance = losses.chunk_distance(action, cloned, torch.ones_like(batch.mask))
         loss = losses.actor_loss(scaled, torch.zeros_like(value), distance, weight)
         return loss, value.detach().mean(), distance.detach().mean()
@@ -109,12 +109,10 @@ class QCFQL(Agent):
     def _update_policy(self, batch: Batch) -> Metrics:
         drawn = losses.draw_flow_matching(batch.chunk, self.generator)
         cloning = self._compiled_flow_matching(self.flow, batch, drawn)
-        losses.step(self.flow_optimiser, cloning, self.config.learner.gradient_clip)
+        losses.step(self.flow_optimizer, cloning, self.config.learner.max_grad_norm)
         self.critic.requires_grad_(False)
         noise = self.policy.draw(len(batch.chunk), self.generator)
-        weight = torch.full(
-            (), self.regularisation, device=self.device
-        )  # unlike torch.tensor it does not wait for a GPU
+        weight = torch.full((), self.bc_coef, device=self.device)  # unlike torch.tensor it does not wait for a GPU
         loss, value, distance = self._compiled_actor_loss(batch, noise, weight)
         self._step_policy(loss)
         self.critic.requires_grad_(True)
@@ -123,5 +121,5 @@ class QCFQL(Agent):
             "loss/actor": loss.detach(),
             "value/policy": value,
             "policy/distance_to_data": distance,
-            "policy/regularisation": weight,
+            "policy/regularization": weight,
         }

@@ -59,11 +59,11 @@ class Sac(Agent):
         excess = rollout.log_prob + self.policy.reference_entropy
         value = self._value(self.critic, batch.observation, rollout.action)
         distance = self._distance(batch, rollout, noise, drawn)
-        scaled = losses.scale_value(value) if self.config.learner.value_scale else value
+        scaled = losses.scale_value(value) if self.config.learner.normalize_q else value
         loss = losses.actor_loss(scaled, self.temperature * excess, distance, weight)
         return _ActorLoss(loss, value.detach(), excess.detach(), distance.detach())
 
-    def _draw_regulariser(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    def _draw_regularizer(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """Noise for :meth:`_distance` beyond that of the rollout."""
         return None
 
@@ -74,10 +74,8 @@ class Sac(Agent):
     def _update_policy(self, batch: Batch) -> Metrics:
         self.critic.requires_grad_(False)
         noise = self.policy.draw(len(batch.chunk), self.generator)
-        weight = torch.full(
-            (), self.regularisation, device=self.device
-        )  # unlike torch.tensor it does not wait for a GPU
-        actor = self._compiled_actor_loss(batch, noise, self._draw_regulariser(batch), weight)
+        weight = torch.full((), self.bc_coef, device=self.device)  # unlike torch.tensor it does not wait for a GPU
+        actor = self._compiled_actor_loss(batch, noise, self._draw_regularizer(batch), weight)
         self._step_policy(actor.loss)
         self.critic.requires_grad_(True)
         self._temperature.update(actor.excess)
@@ -87,7 +85,7 @@ class Sac(Agent):
             "policy/distance_to_data": actor.distance.mean(),
             "policy/excess_entropy": -actor.excess.mean(),
             "policy/temperature": self.temperature,
-            "policy/regularisation": weight,
+            "policy/regularization": weight,
         }
 
     def _state(self) -> dict[str, Any]:
@@ -95,9 +93,9 @@ class Sac(Agent):
 
 
 class SacFlow(Sac):
-    """Offline the flow clones (flow matching); online it is SAC's actor, held near the data by a regulariser.
+    """Offline the flow clones (flow matching); online it is SAC's actor, held near the data by a regularizer.
 
-    ``reference`` is the policy as cloning left it, for the regulariser ``same-noise``; it goes on cloning where the
+    ``reference`` is the policy as cloning left it, for the regularizer ``same-noise``; it goes on cloning where the
     configuration says so.
     """
 
@@ -106,13 +104,13 @@ class SacFlow(Sac):
     def __init__(self, robot: RobotSpec, config: TrainConfig, device: torch.device) -> None:
         super().__init__(robot, config, device)
         self.reference = copy.deepcopy(self.policy)
-        self.reference_optimiser = self._adam(self.reference, config.learner.policy_rate)
+        self.reference_optimizer = self._adam(self.reference, config.learner.policy_lr)
         self._compiled_flow_matching = self.compute.prepare(self._flow_matching)
 
     def begin_online(self) -> None:
         """Cloning is over: the reference is what the policy is now."""
         take_over(self.reference, self.policy.state_dict())
-        take_over(self.reference_optimiser, self.policy_optimiser.state_dict())
+        take_over(self.reference_optimizer, self.policy_optimizer.state_dict())
 
     def _update_policy_offline(self, batch: Batch) -> Metrics:
         drawn = losses.draw_flow_matching(batch.chunk, self.generator)
@@ -123,19 +121,19 @@ class SacFlow(Sac):
     def _update_policy(self, batch: Batch) -> Metrics:
         metrics = super()._update_policy(batch)
         learner = self.config.learner
-        if learner.regulariser == "same-noise" and learner.reference == "cloning":
+        if learner.bc_loss == "same-noise" and learner.reference == "cloning":
             drawn = losses.draw_flow_matching(batch.chunk, self.generator)
-            losses.step(self.reference_optimiser, self._compiled_flow_matching(self.reference, batch, drawn))
+            losses.step(self.reference_optimizer, self._compiled_flow_matching(self.reference, batch, drawn))
         return metrics
 
-    def _draw_regulariser(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        if self.config.learner.regulariser == "flow-matching":
+    def _draw_regularizer(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        if self.config.learner.bc_loss == "flow-matching":
             return losses.draw_flow_matching(batch.chunk, self.generator)
         return None
 
     def _distance(self, batch: Batch, rollout: Rollout, noise: Tensor, drawn: tuple[Tensor, Tensor] | None) -> Tensor:
-        """The configured regulariser: the paper's, or one of the two that keep modes apart."""
-        if self.config.learner.regulariser == "action":
+        """The configured regularizer: the paper's, or one of the two that keep modes apart."""
+        if self.config.learner.bc_loss == "action":
             return super()._distance(batch, rollout, noise, drawn)
         if drawn is not None:
             return self._flow_matching(self.policy, batch, drawn)

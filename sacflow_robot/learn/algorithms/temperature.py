@@ -15,7 +15,7 @@ from sacflow_robot.learn.config import LearnerConfig
 class Temperature:
     """alpha, and the rule by which it is learned.
 
-    The target entropy is ``-saturation_target`` nats per action dimension, measured from the policy's reference entropy
+    The target entropy is ``-target_entropy_per_dim`` nats per action dimension, measured from the policy's reference entropy
     (``path_entropy``). For a flow with fixed noise the difference between the two is what tanh costs. For one with a
     learned noise scale, and for a Gaussian (whose reference is 0, so that the target is SAC's -dim), it is an entropy.
 
@@ -27,9 +27,9 @@ class Temperature:
 
     def __init__(self, config: LearnerConfig, action_dim: int, device: torch.device) -> None:
         self._config = config
-        self._target = -config.saturation_target * action_dim
+        self._target = -config.target_entropy_per_dim * action_dim
         self.log = torch.tensor(math.log(config.initial_temperature), device=device, requires_grad=True)
-        self._optimiser = torch.optim.Adam([self.log], config.temperature_rate, betas=(config.adam_beta1, 0.999))
+        self._optimizer = torch.optim.Adam([self.log], config.alpha_lr, betas=(config.adam_beta1, 0.999))
 
     @property
     def value(self) -> Tensor:
@@ -42,15 +42,15 @@ class Temperature:
         """One step where it is learned; ``excess`` (B,) is log p plus the reference entropy."""
         if self._config.temperature != "learned":
             return
-        losses.step(self._optimiser, losses.temperature_loss(self.log, excess, self._target))
+        losses.step(self._optimizer, losses.temperature_loss(self.log, excess, self._target))
         low, high = (math.log(bound) for bound in self._config.temperature_bounds)
         with torch.no_grad():
             self.log.clamp_(low, high)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"log": self.log.detach(), "optimiser": self._optimiser.state_dict()}
+        return {"log": self.log.detach(), "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             self.log.copy_(state["log"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        self._optimizer.load_state_dict(state["optimizer"])

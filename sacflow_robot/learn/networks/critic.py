@@ -56,7 +56,7 @@ class Critic(nn.Module):
         self.net = nn.Sequential(*layers, _EnsembleLinear(members, inputs, 1))
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Values (E, B) of normalised observations (B, O) and flattened chunks (B, D).
+        """Values (E, B) of normalized observations (B, O) and flattened chunks (B, D).
 
         Where products are taken in half the precision, the last one is not: a value rounded to 8 bits would be noise in
         every target.

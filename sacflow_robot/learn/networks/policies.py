@@ -36,7 +36,7 @@ class OneStepPolicy(PolicyNetwork):
         return Rollout(squash_through(latent), latent, torch.zeros_like(latent[:, 0]))
 
     def _latent(self, observation: Tensor, noise: Tensor) -> Tensor:
-        latent: Tensor = self.net(torch.cat([self.normalise(observation), noise], -1))
+        latent: Tensor = self.net(torch.cat([self.normalize(observation), noise], -1))
         return latent.to(noise.dtype)
 
 
@@ -66,7 +66,7 @@ class GaussianPolicy(PolicyNetwork):
         return Rollout(squash_through(latent), latent, log_prob - squash_log_det(latent))
 
     def _moments(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        mean, raw = self.net(self.normalise(observation)).to(observation.dtype).chunk(2, -1)
+        mean, raw = self.net(self.normalize(observation)).to(observation.dtype).chunk(2, -1)
         low, high = LOG_NOISE_BOUNDS
         return mean, low + 0.5 * (high - low) * (raw.tanh() + 1)
 
@@ -113,7 +113,7 @@ class QC(nn.Module):
         many = repeat_rows(observation, self._candidates)
         # In a file, one row of what is committed may stand for all.
         chunks = self.policy(many, starts, *(repeat_rows(x + 0 * noise, self._candidates) for x in committed))
-        values = aggregate(self.critic(self.policy.normalise(many), chunks), self._how)
+        values = aggregate(self.critic(self.policy.normalize(many), chunks), self._how)
         return chunks.reshape(-1, self._candidates, noise.shape[-1]), values.reshape(-1, self._candidates)
 
 

@@ -1,4 +1,4 @@
-"""What every policy shares: squashing to action bounds, the observation normaliser, and the interface to learner and export.
+"""What every policy shares: squashing to action bounds, the observation normalizer, and the interface to learner and export.
 
 A policy's own variable is the latent u = atanh(RHO * a): what is fitted in pretraining is atanh(RHO * a_data), and what
 is played is tanh(u) / RHO, so the two agree exactly, also at the bounds (a = 1 is u = 1.83; without RHO it would be
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 RHO = 0.95
 _STD_FLOOR, _LIMIT = 1e-2, 10.0
-# From scratch the normaliser is fitted to random actions, which show little of where a policy will go: Hopper's falls last some
+# From scratch the normalizer is fitted to random actions, which show little of where a policy will go: Hopper's falls last some
 # 20 steps, and with the values above half of a learning Hopper's observations were beyond the limit.
 _EARLY_STD_FLOOR, _EARLY_LIMIT = 0.1, 100.0
 
@@ -71,7 +71,7 @@ class Rollout:
 
 
 class PolicyNetwork(nn.Module):
-    """Base of all policies: chunks from observations and noise, with the observation normaliser inside.
+    """Base of all policies: chunks from observations and noise, with the observation normalizer inside.
 
     Attributes:
         name: What kind it is; written into the policy file.
@@ -130,7 +130,7 @@ class PolicyNetwork(nn.Module):
         """:meth:`rollout` with noise of the generator's, fresh for every step, row and dimension."""
         return self.rollout(observation, self.draw(len(observation), generator, start))
 
-    def fit_normaliser(self, observations: Tensor, *, early: bool = False) -> None:
+    def fit_normalizer(self, observations: Tensor, *, early: bool = False) -> None:
         """Set mean and standard deviation from observations (N, O); dimensions that hardly vary keep a floor.
 
         ``early``: they are of random actions, and far less than a policy will see.
@@ -140,8 +140,8 @@ class PolicyNetwork(nn.Module):
         self.observation_std.copy_(observations.std(0, unbiased=False).clamp_min(floor))
         self.observation_limit.fill_(limit)
 
-    def normalise(self, observation: Tensor) -> Tensor:
-        """What the networks see (B, F): the observation (B, O) normalised, with rotation matrices for quaternions."""
+    def normalize(self, observation: Tensor) -> Tensor:
+        """What the networks see (B, F): the observation (B, O) normalized, with rotation matrices for quaternions."""
         scaled = (observation - self.observation_mean) / self.observation_std
         scaled = scaled.clamp(-self.observation_limit, self.observation_limit)
         if not self.quaternions:

@@ -28,7 +28,7 @@ class Velocity(nn.Module):
     """Interface of a velocity network."""
 
     def encode(self, observation: Tensor) -> Tensor:
-        """Context (B, C) from a normalised observation (B, O)."""
+        """Context (B, C) from a normalized observation (B, O)."""
         raise NotImplementedError
 
     def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class NoiseScale(nn.Module):
         nn.init.constant_(self.trunk.head.bias, math.atanh(2 * (math.log(start) - low) / (high - low) - 1))
 
     def encode(self, observation: Tensor) -> Tensor:
-        """Context (B, C) from a normalised observation (B, O)."""
+        """Context (B, C) from a normalized observation (B, O)."""
         return cast(Tensor, self.trunk.from_observation(observation))
 
     def forward(self, time: Tensor, action: Tensor, context: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ def make_velocity(name: str, observation_dim: int, action_dim: int, config: Flow
     return VELOCITIES[name](observation_dim, action_dim, config)
 
 
-def normalise_weights(module: nn.Module) -> None:
+def normalize_weights(module: nn.Module) -> None:
     """Give every linear layer a weight of direction and length (Salimans and Kingma, 2016).
 
     But for a layer that starts at zero, as the head of flow-g's gate does: it has no direction.
@@ -249,7 +249,7 @@ def normalise_weights(module: nn.Module) -> None:
 
 
 def fold_weights(module: nn.Module) -> None:
-    """Turn what :func:`normalise_weights` did back into plain weights of the same values."""
+    """Turn what :func:`normalize_weights` did back into plain weights of the same values."""
     for layer in module.modules():
         if nn.utils.parametrize.is_parametrized(layer):
             nn.utils.parametrize.remove_parametrizations(layer, "weight")

@@ -66,7 +66,7 @@ def check_replayable(robot: Robot, log_robot: RobotSpec, episode: Episode, origi
 
     Args:
         robot: The robot.
-        log_arm: Robot that the log is of.
+        log_robot: Robot that the log is of.
         episode: The episode.
         origin: Name of the log in the error.
 

@@ -26,7 +26,7 @@ _LOOK_S = 0.05
 
 @contextmanager
 def watched(switches: OperatorRequests) -> Iterator[None]:
-    """Say that requests are looked at while this lasts; afterwards end the program if that was asked for.
+    """Say that requests are looked at while this lasts; afterward end the program if that was asked for.
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM asked for it, and the robot is at rest.
@@ -55,7 +55,7 @@ class Session:
         recorder: Gets every step.
         chooser: Where actions come from; the policy, chunk by chunk, if None.
         info: What else to record about each episode; JSON values.
-        arm_wait_s: Longest wait for a person to enable the robot again (s).
+        enable_wait_s: Longest wait for a person to enable the robot again (s).
         tell: Where to say what a person has to know at once; must not wait.
         sleep: Waits so many seconds between two looks for requests.
     """
@@ -71,7 +71,7 @@ class Session:
         recorder: Recorder | None = None,
         chooser: ActionSource | None = None,
         info: Mapping[str, Any] | None = None,
-        robot_wait_s: float = 60.0,
+        enable_wait_s: float = 60.0,
         tell: Callable[[str], None] = lambda line: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -82,7 +82,7 @@ class Session:
         self.recorder = recorder
         self.chooser = chooser
         self.info = dict(info or {})
-        self.robot_wait_s = robot_wait_s
+        self.enable_wait_s = enable_wait_s
         self.tell = tell
         self._sleep = sleep
 
@@ -142,9 +142,9 @@ class Session:
             self.operator.report(self.safety)
             if self.operator.switches.ending:
                 return False
-            if waited_s > self.robot_wait_s:
+            if waited_s > self.enable_wait_s:
                 raise RobotError(
-                    f"nobody enabled the robot within {self.robot_wait_s:g} s of its stop: {self.safety.reason}"
+                    f"nobody enabled the robot within {self.enable_wait_s:g} s of its stop: {self.safety.reason}"
                 )
             self._sleep(_LOOK_S)
             waited_s += _LOOK_S

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.sensing import Sensors
-from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION, get_task
+from sacflow_robot.envs.tasks import METERS_PER_ACTION, RADIANS_PER_ACTION, get_task
 from sacflow_robot.episode import StepResult
 from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions, add_noise
 from sacflow_robot.robot.drivers.sim import measured_action, rotation_between, turned_by
@@ -26,7 +26,7 @@ from sacflow_robot.utils.seeding import Stream, random_stream
 
 Array = npt.NDArray[np.float64]
 _TICK, _COMMAND, _OBSERVATION = 1, 0, 2  # of events at one time, a command is taken up before the tick
-_SCALE = np.array([METRES_PER_ACTION] * 3 + [RADIANS_PER_ACTION] * 3)
+_SCALE = np.array([METERS_PER_ACTION] * 3 + [RADIANS_PER_ACTION] * 3)
 
 
 class World:

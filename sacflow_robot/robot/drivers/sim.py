@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.envs.registry import UserEnv, make_environment
-from sacflow_robot.envs.tasks import METRES_PER_ACTION, RADIANS_PER_ACTION
+from sacflow_robot.envs.tasks import METERS_PER_ACTION, RADIANS_PER_ACTION
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import DataError, RobotError, StoppedError, UsageError
 from sacflow_robot.robot.drivers.clock import MonotonicClock
@@ -95,7 +95,7 @@ class SimRobot:
 
 def measured_action(before: dict[str, FloatArray], after: dict[str, FloatArray], gripper: float) -> FloatArray:
     """Translation and rotation vector of the gripper from one observation to another, as an action (7,) would command them."""
-    moved = (after["robot0_eef_pos"] - before["robot0_eef_pos"]) / METRES_PER_ACTION
+    moved = (after["robot0_eef_pos"] - before["robot0_eef_pos"]) / METERS_PER_ACTION
     quats = (seen["robot0_eef_quat"].astype(np.float64) for seen in (before, after))
     return np.concatenate([moved, rotation_between(*quats) / RADIANS_PER_ACTION, [gripper]]).astype(np.float32)
 

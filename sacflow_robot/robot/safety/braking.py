@@ -25,7 +25,7 @@ class Motion:
 
     Attributes:
         period_s: T (s).
-        speed: V (N,), in metres or radians per second.
+        speed: V (N,), in meters or radians per second.
         change: D (N,): largest change of the velocity from one period to the next.
         bend: R (N,): largest change of that change.
     """

@@ -11,7 +11,7 @@ Array = npt.NDArray[np.float64]
 
 
 class Pose(NamedTuple):
-    """Position (3,) in metres and unit quaternion x y z w, of the end effector, in the frame of its observation."""
+    """Position (3,) in meters and unit quaternion x y z w, of the end effector, in the frame of its observation."""
 
     position: Array
     quat: Array

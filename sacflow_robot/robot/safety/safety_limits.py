@@ -109,7 +109,7 @@ class Axes:
 
     Attributes:
         index: Which entries of the action they are (N,).
-        scale: What 1.0 means there, in metres or radians (N,).
+        scale: What 1.0 means there, in meters or radians (N,).
         offset: What 0.0 means there (N,); zeros unless the axes are absolute.
         length: Which are lengths (N,), bool.
         absolute: Whether the action says where to be rather than how far to go in one period.

@@ -32,7 +32,7 @@ _STICKS = {1: (0, -1.0), 0: (1, -1.0), 4: (2, -1.0), 6: (3, -1.0), 7: (4, -1.0),
 _A, _B, _X, _Y, _BACK, _START, _GUIDE = 0, 1, 2, 3, 6, 7, 8
 
 _FULL_SPACEMOUSE = 350
-# The cap's axes are right, towards the person, down; the robot's forward, left, up. This is a rotation, so that turns map alike.
+# The cap's axes are right, toward the person, down; the robot's forward, left, up. This is a rotation, so that turns map alike.
 _CAP = ((1, -1.0), (0, -1.0), (2, -1.0))
 _SPACEMOUSES = ("0000256F:", "0000046D:0000C6")  # vendor, and vendor with the products of its time at Logitech
 
@@ -177,7 +177,7 @@ Y success, X failure, guide discard"""
             self._grip()
         elif number in (_X, _Y, _GUIDE):
             self._label = {_X: Label.FAILURE, _Y: Label.SUCCESS, _GUIDE: Label.DISCARD}[number]
-            self._say(f"episode labelled: {self._label}")
+            self._say(f"episode labeled: {self._label}")
 
 
 class SpaceMouse(HandheldDevice):

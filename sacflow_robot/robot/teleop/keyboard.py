@@ -180,7 +180,7 @@ class Keyboard:
         for key in _plain(keys):
             if key in _LABELS:
                 label = _LABELS[key]
-                self._say(f"episode labelled: {label}")
+                self._say(f"episode labeled: {label}")
             elif key in "\r\n":
                 enable = True
             elif not stop:

@@ -65,8 +65,8 @@ def test_resampled_actions_move_the_arm_as_those_of_the_other_rate(robot: RobotS
 
     moved, _ = drive(20, episode.commanded)
     expected, found = observations["robot0_eef_pos"][:: every[1]], moved["robot0_eef_pos"][:: every[0]]
-    travelled = np.abs(np.diff(expected, axis=0)).sum()
-    assert np.abs(np.diff(found, axis=0)).sum() == pytest.approx(travelled, rel=0.06), "the total motion is kept"
+    traveled = np.abs(np.diff(expected, axis=0)).sum()
+    assert np.abs(np.diff(found, axis=0)).sum() == pytest.approx(traveled, rel=0.06), "the total motion is kept"
     assert np.abs(found - expected).max() < 0.01
 
 

@@ -62,7 +62,7 @@ def test_what_is_only_seen_is_left_out_where_it_changes_nothing() -> None:
     lean = lean_model(env._suite)
     assert lean.nq == env.model.nq and lean.ngeom < env.model.ngeom / 2 and lean.nbuffer < env.model.nbuffer / 10
     damping = env.model.dof_damping.copy()
-    env.model.dof_damping[3] += 0.1  # as a randomised model has it
+    env.model.dof_damping[3] += 0.1  # as a randomized model has it
     whole = lean_model(env._suite)
     assert whole.ngeom == env.model.ngeom and whole.dof_damping[3] == damping[3] + 0.1
 

@@ -38,8 +38,8 @@ def batch(make_episode: Callable[..., Episode], robot: RobotSpec) -> ChunkBatch:
 
 
 def test_offline_updates_clone_and_leave_the_temperature_alone(robot: RobotSpec, batch: ChunkBatch) -> None:
-    """Trap 7: one loss per optimiser and step; the policy's offline step does not depend on the critic."""
-    agents = [tiny_agent(robot), tiny_agent(robot, critic_rate=0.1)]
+    """Trap 7: one loss per optimizer and step; the policy's offline step does not depend on the critic."""
+    agents = [tiny_agent(robot), tiny_agent(robot, critic_lr=0.1)]
     for _ in range(3):
         for agent in agents:
             agent.generator.manual_seed(agent.updates)
@@ -50,7 +50,7 @@ def test_offline_updates_clone_and_leave_the_temperature_alone(robot: RobotSpec,
 
 
 def test_cloning_reduces_its_loss(robot: RobotSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(robot, policy_rate=1e-3)
+    agent = tiny_agent(robot, policy_lr=1e-3)
     history = [float(agent.update_offline(batch)["loss/flow_matching"]) for _ in range(200)]
     assert np.mean(history[-20:]) < 0.8 * np.mean(history[:20])
 
@@ -61,7 +61,7 @@ def test_cloning_is_from_solved_episodes_where_there_are_some(robot: RobotSpec, 
     other = np.where(half[:, None, None], batch.actions, -batch.actions)
 
     def cloned(clone: str, solved: np.ndarray, actions: np.ndarray) -> list[torch.Tensor]:
-        agent = tiny_agent(robot, clone=clone, critic_rate=0.0)
+        agent = tiny_agent(robot, clone=clone, critic_lr=0.0)
         agent.update_offline(replace(batch, solved=solved, actions=actions))
         return list(agent.policy.parameters())
 
@@ -78,7 +78,7 @@ def test_cloning_is_from_solved_episodes_where_there_are_some(robot: RobotSpec, 
 
 @pytest.mark.parametrize("reference", ["frozen", "cloning"])
 def test_same_noise_measures_the_distance_to_the_clone(robot: RobotSpec, batch: ChunkBatch, reference: str) -> None:
-    agent = tiny_agent(robot, policy_delay=1, regulariser="same-noise", reference=reference, regularisation=0.5)
+    agent = tiny_agent(robot, policy_delay=1, bc_loss="same-noise", reference=reference, bc_coef=0.5)
     for _ in range(3):
         agent.update_offline(batch)
     agent.begin_online()
@@ -88,8 +88,8 @@ def test_same_noise_measures_the_distance_to_the_clone(robot: RobotSpec, batch: 
     assert agent.update_online(batch)["policy/distance_to_data"].item() > 0.0
     pairs = zip(agent.reference.parameters(), frozen, strict=True)
     assert all(torch.equal(now, then) for now, then in pairs) == (reference == "frozen")
-    alone = tiny_agent(robot, policy_delay=1, regulariser="same-noise", regularisation=0.0)
-    held = tiny_agent(robot, policy_delay=1, regulariser="same-noise", regularisation=100.0)
+    alone = tiny_agent(robot, policy_delay=1, bc_loss="same-noise", bc_coef=0.0)
+    held = tiny_agent(robot, policy_delay=1, bc_loss="same-noise", bc_coef=100.0)
     for other in (alone, held):
         other.begin_online()
         for _ in range(30):
@@ -98,35 +98,35 @@ def test_same_noise_measures_the_distance_to_the_clone(robot: RobotSpec, batch: 
     assert held.moved < alone.moved / 2  # type: ignore[attr-defined]
 
 
-def test_optimisers_share_nothing(robot: RobotSpec, batch: ChunkBatch) -> None:
+def test_optimizers_share_nothing(robot: RobotSpec, batch: ChunkBatch) -> None:
     """Trap 7 online: the actor's momentum is not the clone's, nor does an agent move the moments of the one it was loaded from."""
 
-    def moments(optimiser: torch.optim.Optimizer) -> set[int]:
-        return {part.data_ptr() for state in optimiser.state.values() for part in state.values()}
+    def moments(optimizer: torch.optim.Optimizer) -> set[int]:
+        return {part.data_ptr() for state in optimizer.state.values() for part in state.values()}
 
-    agent = tiny_agent(robot, policy_delay=1, regulariser="same-noise", reference="cloning", regularisation=0.5)
+    agent = tiny_agent(robot, policy_delay=1, bc_loss="same-noise", reference="cloning", bc_coef=0.5)
     for _ in range(3):
         agent.update_offline(batch)
     agent.begin_online()
-    assert not moments(agent.policy_optimiser) & moments(agent.reference_optimiser)
-    other = tiny_agent(robot, policy_delay=1, regulariser="same-noise", reference="cloning", regularisation=0.5)
+    assert not moments(agent.policy_optimizer) & moments(agent.reference_optimizer)
+    other = tiny_agent(robot, policy_delay=1, bc_loss="same-noise", reference="cloning", bc_coef=0.5)
     state = agent.state_dict()
-    state["reference_optimiser"] = state["policy_optimiser"]  # as saved by the releases in which they were shared
+    state["reference_optimizer"] = state["policy_optimizer"]  # as saved by the releases in which they were shared
     other.load_state_dict(state)
-    optimisers = [
-        a for one in (agent, other) for a in (one.policy_optimiser, one.reference_optimiser, one.critic_optimiser)
+    optimizers = [
+        a for one in (agent, other) for a in (one.policy_optimizer, one.reference_optimizer, one.critic_optimizer)
     ]
-    assert sum(len(moments(o)) for o in optimisers) == len(set.union(*map(moments, optimisers)))
+    assert sum(len(moments(o)) for o in optimizers) == len(set.union(*map(moments, optimizers)))
     agent.update_online(batch)
-    steps = {int(state["step"]) for o in optimisers[:2] for state in o.state.values()}
+    steps = {int(state["step"]) for o in optimizers[:2] for state in o.state.values()}
     assert steps == {4}, "each has made one of its own"
 
 
 def test_step_sizes_are_the_configurations(robot: RobotSpec, batch: ChunkBatch) -> None:
-    old, new = tiny_agent(robot), tiny_agent(robot, policy_rate=1e-5)
+    old, new = tiny_agent(robot), tiny_agent(robot, policy_lr=1e-5)
     old.update_offline(batch)
     new.load_state_dict(old.state_dict())
-    assert new.policy_optimiser.param_groups[0]["lr"] == 1e-5 != old.policy_optimiser.param_groups[0]["lr"]
+    assert new.policy_optimizer.param_groups[0]["lr"] == 1e-5 != old.policy_optimizer.param_groups[0]["lr"]
 
 
 @pytest.mark.parametrize("network", ["policy", "reference", "target_critic"])
@@ -138,13 +138,13 @@ def test_a_weight_anywhere_that_is_not_finite_is_noticed(robot: RobotSpec, netwo
     assert not agent.is_finite
 
 
-def test_flow_matching_as_the_regulariser_goes_on_cloning(robot: RobotSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(robot, policy_delay=1, regulariser="flow-matching", regularisation=10.0, policy_rate=1e-3)
+def test_flow_matching_as_the_regularizer_goes_on_cloning(robot: RobotSpec, batch: ChunkBatch) -> None:
+    agent = tiny_agent(robot, policy_delay=1, bc_loss="flow-matching", bc_coef=10.0, policy_lr=1e-3)
     losses = [float(agent.update_online(batch)["policy/distance_to_data"]) for _ in range(100)]
     assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])
 
 
-def test_what_the_critic_learns_towards(robot: RobotSpec, batch: ChunkBatch) -> None:
+def test_what_the_critic_learns_toward(robot: RobotSpec, batch: ChunkBatch) -> None:
     """r + discount (min or mean Q'(s', a') - alpha (log p(a') + reference)) over windows with a return, by hand."""
     for how in ("min", "mean"):
         agent = tiny_agent(robot, critic_aggregate=how, initial_temperature=1e-2)
@@ -153,11 +153,11 @@ def test_what_the_critic_learns_towards(robot: RobotSpec, batch: ChunkBatch) -> 
         noise = agent._draw_next(ours)
         with torch.no_grad():
             after = agent.policy.rollout(ours.next_observation, noise)
-            members = agent.target_critic(agent.policy.normalise(ours.next_observation), after.action)
+            members = agent.target_critic(agent.policy.normalize(ours.next_observation), after.action)
             value = members.min(0).values if how == "min" else members.mean(0)
             bonus = -1e-2 * (after.log_prob + agent.policy.reference_entropy)
             target = ours.reward + ours.discount * (value + bonus)
-            error = agent.critic(agent.policy.normalise(ours.observation), ours.chunk) - target
+            error = agent.critic(agent.policy.normalize(ours.observation), ours.chunk) - target
         loss, _ = agent._critic_loss(ours, noise)
         torch.testing.assert_close(loss, error[:, :16].square().mean())
         assert bonus.abs().max() > 1e-3, "it counts"
@@ -166,16 +166,16 @@ def test_what_the_critic_learns_towards(robot: RobotSpec, batch: ChunkBatch) -> 
 def test_value_scale_makes_the_pull_to_the_data_mean_the_same_for_any_reward(
     robot: RobotSpec, batch: ChunkBatch
 ) -> None:
-    def actor_loss(factor: float, *, value_scale: bool) -> float:
-        agent = tiny_agent(robot, value_scale=value_scale, temperature="zero")
+    def actor_loss(factor: float, *, normalize_q: bool) -> float:
+        agent = tiny_agent(robot, normalize_q=normalize_q, temperature="zero")
         critic = agent.critic.forward
         agent.critic.forward = lambda *args: factor * critic(*args)  # type: ignore[method-assign]
         ours = agent._on_device(batch)
         noise = agent.policy.draw(32, torch.Generator().manual_seed(0))
         return agent._actor_loss(ours, noise, None, torch.tensor(0.1)).loss.item()
 
-    assert actor_loss(1000.0, value_scale=True) == pytest.approx(actor_loss(100.0, value_scale=True), rel=1e-4)
-    assert actor_loss(1000.0, value_scale=False) != pytest.approx(actor_loss(100.0, value_scale=False), rel=1e-2)
+    assert actor_loss(1000.0, normalize_q=True) == pytest.approx(actor_loss(100.0, normalize_q=True), rel=1e-4)
+    assert actor_loss(1000.0, normalize_q=False) != pytest.approx(actor_loss(100.0, normalize_q=False), rel=1e-2)
 
 
 def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(
@@ -200,12 +200,12 @@ def test_policy_moves_only_every_policy_delay_and_critic_gets_no_actor_gradient(
 
 
 def test_actor_follows_the_critic(robot: RobotSpec, batch: ChunkBatch) -> None:
-    """With a critic that prefers larger actions and no regularisation, the actions grow."""
-    agent = tiny_agent(robot, regularisation=0.0, temperature="zero", policy_delay=1, critic_rate=0.0, policy_rate=1e-3)
+    """With a critic that prefers larger actions and no regularization, the actions grow."""
+    agent = tiny_agent(robot, bc_coef=0.0, temperature="zero", policy_delay=1, critic_lr=0.0, policy_lr=1e-3)
     agent.critic.forward = lambda observation, action: action.sum(-1).expand(2, -1)  # type: ignore[method-assign]
     observation = batch.observation[:8]
     noise = np.random.default_rng(0).standard_normal((8, 5, 7)).astype(np.float32)
-    agent.config = replace(agent.config, learner=replace(agent.config.learner, policy_average_rate=1.0))
+    agent.config = replace(agent.config, learner=replace(agent.config.learner, ema_rate=1.0))
     agent._average()
     start = agent.act(observation, noise).mean()
     for _ in range(40):
@@ -216,7 +216,7 @@ def test_actor_follows_the_critic(robot: RobotSpec, batch: ChunkBatch) -> None:
 def test_temperature_stays_within_its_bounds(robot: RobotSpec, batch: ChunkBatch) -> None:
     bounds = (5e-4, 2e-3)
     for target, limit in ((-100.0, bounds[1]), (100.0, bounds[0])):
-        agent = tiny_agent(robot, saturation_target=target, temperature_bounds=bounds, temperature_rate=0.1)
+        agent = tiny_agent(robot, target_entropy_per_dim=target, temperature_bounds=bounds, alpha_lr=0.1)
         for _ in range(30):
             agent.update_online(batch)
         assert agent.temperature.item() == pytest.approx(limit, rel=1e-4)
@@ -231,7 +231,7 @@ def test_zero_temperature_is_a_mode_of_its_own(robot: RobotSpec, batch: ChunkBat
 
 
 def test_target_critic_and_average_policy_lag(robot: RobotSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(robot, target_rate=0.25, policy_average_rate=0.25)
+    agent = tiny_agent(robot, tau=0.25, ema_rate=0.25)
     before = [p.clone() for p in agent.target_critic.parameters()]
     agent.update_offline(batch)
     for old, target, latest in zip(before, agent.target_critic.parameters(), agent.critic.parameters(), strict=True):
@@ -303,5 +303,5 @@ def test_compiled_updates_are_those_that_are_not(
     assert compiled.compute.compiled and not compiled.compute.note
     for a, b in zip(plain.policy.parameters(), compiled.policy.parameters(), strict=True):
         # Adam's first steps are of the sign of the gradient, which rounding turns where it is next to nothing.
-        moved = 4 * config.learner.policy_rate
+        moved = 4 * config.learner.policy_lr
         assert (a - b).abs().max() <= 2.1 * moved and (a - b).abs().mean() < 0.02 * moved

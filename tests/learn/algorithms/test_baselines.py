@@ -114,7 +114,7 @@ def test_the_best_of_several_has_no_actor_and_its_targets_grow_with_their_number
 def test_distillation_brings_the_one_step_policy_to_the_flow_of_the_same_noise(
     robot: RobotSpec, batch: ChunkBatch
 ) -> None:
-    agent = tiny_agent(robot, "qc-fql", regularisation=100.0, policy_rate=3e-3)
+    agent = tiny_agent(robot, "qc-fql", bc_coef=100.0, policy_lr=3e-3)
     distances = [float(agent.update_offline(batch)["policy/distance_to_data"]) for _ in range(200)]
     assert np.mean(distances[-10:]) < 0.75 * np.mean(distances[:10])
     before = weights(agent.flow)  # type: ignore[attr-defined]
@@ -135,8 +135,8 @@ def test_temperature_weighs_the_entropy_of_a_gaussian_and_of_a_flow_with_learned
                 temperature=temperature,
                 initial_temperature=0.5,
                 temperature_bounds=(0.1, 1.0),
-                policy_rate=3e-3,
-                regularisation=0.0,
+                policy_lr=3e-3,
+                bc_coef=0.0,
             )
             for _ in range(60):
                 metrics = agent.update_online(batch)
@@ -168,7 +168,7 @@ def test_best_of_picks_what_the_critic_prefers_when_exploring(robot: RobotSpec) 
 
 
 def test_clipping_limits_the_step_of_the_policy(robot: RobotSpec, batch: ChunkBatch) -> None:
-    agent = tiny_agent(robot, "bc", gradient_clip=1e-3)
+    agent = tiny_agent(robot, "bc", max_grad_norm=1e-3)
     agent.update_offline(batch)
     norm = torch.stack([p.grad.norm() for p in agent.policy.parameters() if p.grad is not None]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)

@@ -22,7 +22,7 @@ from sacflow_robot.learn.networks.velocity import (
     embed_time,
     fold_weights,
     make_velocity,
-    normalise_weights,
+    normalize_weights,
 )
 from sacflow_robot.learn.presets import preset
 
@@ -59,7 +59,7 @@ def test_the_rollout_is_a_residual_recurrent_network_on_the_action(name: str) ->
 
     class Cell(nn.Module):
         def forward(self, hidden: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-            state = policy.velocity.encode(policy.normalise(observation))  # at every step anew
+            state = policy.velocity.encode(policy.normalize(observation))  # at every step anew
             return hidden + policy.velocity(time, hidden, state) / CONFIG.euler_steps
 
     cell, hidden = Cell(), noise[0]
@@ -169,7 +169,7 @@ def test_a_step_of_flow_l_is_convex_and_its_gate_does_not_see_the_action() -> No
 
 
 def rollout_gradients(name: VelocityName, euler_steps: int) -> torch.Tensor:
-    """Norm of dL/dA_k, k = 0 to K, for a loss linear in A_K, at initialisation."""
+    """Norm of dL/dA_k, k = 0 to K, for a loss linear in A_K, at initialization."""
     torch.manual_seed(0)
     velocity = make_velocity(name, OBSERVATION, D, replace(preset("lift", name).flow, euler_steps=euler_steps))
     context = velocity.encode(torch.randn(64, OBSERVATION))
@@ -197,12 +197,12 @@ def test_flow_l_keeps_gradients_as_flat_as_flow_t_with_fewer_operations_than_flo
 
 
 @pytest.mark.parametrize("name", get_args(VelocityName))
-def test_normalised_weights_start_where_plain_ones_do(name: VelocityName) -> None:
+def test_normalized_weights_start_where_plain_ones_do(name: VelocityName) -> None:
     torch.manual_seed(0)
     velocity = make_velocity(name, OBSERVATION, D, CONFIG)
     observation, action, time = torch.randn(B, OBSERVATION), torch.randn(B, D), torch.rand(B, 1)
     before, state = velocity(time, action, velocity.encode(observation)), set(velocity.state_dict())
-    normalise_weights(velocity)
+    normalize_weights(velocity)
     torch.testing.assert_close(velocity(time, action, velocity.encode(observation)), before)
     assert any("parametrizations" in key for key in velocity.state_dict())
     fold_weights(velocity)

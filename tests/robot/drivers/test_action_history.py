@@ -42,7 +42,7 @@ def test_a_name_says_what_the_arm_is_like(tmp_path) -> None:  # type: ignore[no-
         ({"twin": "3", "model": "{}"}, UsageError, "both say what the robot is like"),
         ({"differs": "delay"}, UsageError, "give twin=SEED as well"),
         ({"twin": "three"}, UsageError, "expected a seed"),
-        ({"twin": "3", "differs": "colour"}, UnknownNameError, "colour"),
+        ({"twin": "3", "differs": "color"}, UnknownNameError, "color"),
         ({"twin": "3", "engine": "stock"}, UsageError, "compiled engine"),
         ({"model": '{"payload.mass": 1}'}, DataError, "lacks its unit"),
     ):

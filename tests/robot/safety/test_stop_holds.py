@@ -269,7 +269,7 @@ class StopMachine(RuleBasedStateMachine):
             human=self.person,
             recorder=self.disk,
             chooser=self.policy,
-            robot_wait_s=0.0,
+            enable_wait_s=0.0,
             sleep=lambda seconds: None,
         )
         self.loop: EpisodeLoop | None = None
@@ -644,7 +644,7 @@ def test_a_stop_wins_over_an_enabling_in_the_same_look() -> None:
 def test_a_stop_between_episodes_holds_until_a_later_request() -> None:
     robot, switches, person = made(), OperatorRequests(), Person()
     session = Session(
-        robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, human=person, robot_wait_s=0
+        robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, human=person, enable_wait_s=0
     )
     session._sleep = lambda seconds: None
     said: list[str] = []
@@ -878,7 +878,7 @@ def test_a_hold_while_an_episode_begins_waits_for_a_person() -> None:
 
 def test_a_hold_before_the_robot_was_ever_enabled_keeps_its_reason() -> None:
     robot, switches = made(), OperatorRequests()
-    session = Session(robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, robot_wait_s=0)
+    session = Session(robot, Policy(robot), SafetyFilter(MOTIONS, LIMITS), switches=switches, enable_wait_s=0)
     session._sleep = lambda seconds: None
     switches.hangup()
     with pytest.raises(RobotError, match="the terminal is gone"):

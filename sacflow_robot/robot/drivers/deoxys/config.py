@@ -44,7 +44,7 @@ class DeoxysConfig:
         base_pos_in_world: Where the arm's base is in the frame that the policy calls world (m); their axes agree.
         eef_pos_in_ee: Where the point that the policy calls the gripper is in libfranka's end-effector frame (m). The
             default goes from the Franka Hand's (0.1034 m from the flange) to robosuite's (0.097 m).
-        metres_per_action: What a translation of 1 commands per control period.
+        meters_per_action: What a translation of 1 commands per control period.
         radians_per_action: What a rotation of 1 commands per control period.
         translational_stiffness: Of OSC_POSE (1/s^2, the controller being decoupled by the mass).
         rotational_stiffness: Likewise.
@@ -75,7 +75,7 @@ class DeoxysConfig:
     objects: str = ""
     base_pos_in_world: tuple[float, ...] = (0.0, 0.0, 0.0)
     eef_pos_in_ee: tuple[float, ...] = (0.0, 0.0, -0.0064)
-    metres_per_action: float = 0.05
+    meters_per_action: float = 0.05
     radians_per_action: float = 0.5
     translational_stiffness: float = 150.0
     rotational_stiffness: float = 250.0
@@ -103,7 +103,7 @@ class DeoxysConfig:
             observations.append(ArraySpec("object", (sum(sizes),), unit, "world", quaternions=quaternions))
         if self.joints:
             observations.append(ArraySpec("robot0_joint_pos", (7,), "rad"))
-        metres, radians = f"{self.metres_per_action:g} m", f"{self.radians_per_action:g} rad"
+        meters, radians = f"{self.meters_per_action:g} m", f"{self.radians_per_action:g} rad"
         return RobotSpec(
             robot="Panda",
             task=self.task,
@@ -111,7 +111,7 @@ class DeoxysConfig:
             control_rate_hz=self.policy_rate_hz,
             observations=tuple(observations),
             action_names=("x", "y", "z", "rx", "ry", "rz", "gripper"),
-            action_units=(metres,) * 3 + (radians,) * 3 + ("closing",),
+            action_units=(meters,) * 3 + (radians,) * 3 + ("closing",),
             action_low=(-1.0,) * 7,
             action_high=(1.0,) * 7,
         )

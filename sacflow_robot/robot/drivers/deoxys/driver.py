@@ -258,7 +258,7 @@ class DeoxysRobot:
 
     @property
     def _scale(self) -> Array:
-        return np.repeat([self.config.metres_per_action, self.config.radians_per_action], 3)
+        return np.repeat([self.config.meters_per_action, self.config.radians_per_action], 3)
 
     def _send(self, delta: Array, closing: float = 0.0) -> None:
         assert self._wire is not None

@@ -4,7 +4,7 @@ A source publishes JSON on a ZeroMQ PUB socket, or is a function of ours to call
 
     {"poses": {"cube": [x, y, z, qx, qy, qz, qw]}, "solved": false}
 
-Positions in metres and orientations as unit quaternions x y z w, in the frame of the arm's base. ``solved``, whether the
+Positions in meters and orientations as unit quaternions x y z w, in the frame of the arm's base. ``solved``, whether the
 task is done, is for sources that can tell; without it a person labels episodes. The poses count as captured when they
 arrive, or ``"age_s"`` before, where the source says how old they were when it sent them.
 

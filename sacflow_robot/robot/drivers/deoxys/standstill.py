@@ -72,13 +72,13 @@ class Standstill:
         """What to say, once, of an arm that is not where it is held; empty if it is."""
         if self._pose is None:
             return ""
-        metres = float(np.linalg.norm(arm.position - self._pose[0]))
+        meters = float(np.linalg.norm(arm.position - self._pose[0]))
         radians = float(np.linalg.norm(vector_from_matrix(arm.rotation @ self._pose[1].T)))
-        if metres < _AWAY_M and radians < _AWAY_RAD:
+        if meters < _AWAY_M and radians < _AWAY_RAD:
             return ""
         self.end()
         self._may_latch = False
         return (
-            f"the arm moved by {1e3 * metres:.0f} mm and {radians:.2f} rad from where it was held; was it pushed, or is deoxys "
+            f"the arm moved by {1e3 * meters:.0f} mm and {radians:.2f} rad from where it was held; was it pushed, or is deoxys "
             "older than August 2023, which needs SACFLOW.ABSOLUTE_HOLD: false?"
         )

@@ -61,7 +61,7 @@ def last(arm: BareArm) -> tuple[bool, list[float]]:
 
 
 def test_without_the_setting_no_absolute_goal_is_ever_sent(config: DeoxysConfig, bare_arm: BareArm) -> None:
-    """deoxys before August 2023 would add its position to the current one: half a metre, for a place half a metre away."""
+    """deoxys before August 2023 would add its position to the current one: half a meter, for a place half a meter away."""
     robot = DeoxysRobot(replace(config, objects="", reset=""), cube)
     robot.connect()
     robot.begin(0)

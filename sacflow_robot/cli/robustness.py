@@ -1,4 +1,4 @@
-"""``sacflow-robot eval --perturb``: success against what may be different on a real arm."""
+"""``sacflow-robot eval --robustness``: success against what may be different on a real arm."""
 
 from __future__ import annotations
 

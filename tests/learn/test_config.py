@@ -68,7 +68,7 @@ def test_settings_of_flow_and_learner_are_checked(change: Callable[[], object], 
 
 
 def test_numbers_are_checked() -> None:
-    with pytest.raises(UsageError, match="--arms is 0; it must be at least 1"):
+    with pytest.raises(UsageError, match="--num-envs is 0; it must be at least 1"):
         TrainConfig(num_envs=0)
     with pytest.raises(UsageError, match="--online-steps is -1; it must be at least 0"):
         TrainConfig(online_steps=-1)

@@ -47,9 +47,9 @@ class Info(AgreementOptions):
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.cli import demo_source
         from sacflow_robot.data.formats.sources import kind_of, says_rate
         from sacflow_robot.data.summary import summarize
+        from sacflow_robot.learn import demo_source
 
         picture = self._picture()
         path = demo_source.locate(self.src)

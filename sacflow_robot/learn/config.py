@@ -339,6 +339,13 @@ ENVIRONMENT_OPTIONS = frozenset(
 """Options that mean nothing without an environment, whatever their value, as on the command line."""
 
 
+CHANGEABLE = (
+    "device", "threads", "compile", "precision", "replay-memory-gb", "learner.batch-size", "learner.best-of",
+    "learner.policy-lr", "learner.critic-lr", "learner.max-grad-norm",
+)  # fmt: skip
+"""Options that a resumed run takes other values of: what is saved has none of them in its shape."""
+
+
 def check_given(config: TrainConfig, given: Collection[str]) -> None:
     """Refuse options given on the command line that do nothing in this run.
 

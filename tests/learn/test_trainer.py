@@ -20,9 +20,11 @@ from sacflow_robot.errors import DataError, SacflowError, UsageError
 from sacflow_robot.learn import trainer as train
 from sacflow_robot.learn.algorithms.agent import Metrics
 from sacflow_robot.learn.config import FlowConfig, TrainConfig, extended
+from sacflow_robot.learn.exploration import uniform_actions
+from sacflow_robot.learn.metrics import read_metrics
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.progress import TrainingProgress
-from sacflow_robot.learn.run_folder import CHECKPOINT_LAYOUT, RunFolder, read_metrics
+from sacflow_robot.learn.run_folder import CHECKPOINT_LAYOUT, RunFolder
 from sacflow_robot.learn.trainer import Trainer
 from sacflow_robot.learn.training_guards import Interrupted
 
@@ -57,14 +59,14 @@ class _StopsAt:
     """Presses Ctrl-C, as it were, once the trainer has come that far."""
 
     def __init__(self, trainer: Trainer, offline: int, online: int) -> None:
-        check = trainer._check_stop
+        check = trainer.check_stop
 
         def watch() -> None:
-            if trainer.offline_steps >= offline and trainer.env_steps >= online:
-                trainer._stop = True
+            if trainer.done.offline_steps >= offline and trainer.env_steps >= online:
+                trainer.ask_to_stop()
             check()
 
-        trainer._check_stop = watch  # type: ignore[method-assign]
+        trainer.check_stop = watch  # type: ignore[method-assign]
 
 
 def assert_equal(a: object, b: object, where: str = "") -> None:
@@ -259,7 +261,7 @@ def test_from_scratch_acts_at_random_first_learns_then_and_resumes(tmp_path: Pat
 
 
 def test_random_actions_are_spread_evenly() -> None:
-    actions = train.uniform_actions(np.random.default_rng(0).standard_normal((20_000, 1, 1)).astype(np.float32))
+    actions = uniform_actions(np.random.default_rng(0).standard_normal((20_000, 1, 1)).astype(np.float32))
     counts = np.histogram(actions, bins=10, range=(-1, 1))[0]
     assert counts.sum() == 20_000 and (np.abs(counts - 2000) < 200).all()
 
@@ -287,7 +289,7 @@ def test_divergence_stops_the_run_at_the_update_it_happens_at(
         trainer.run()
     again = make_trainer(tmp_path / "run", pools, trainer.config)
     again.resume()
-    assert again.offline_steps == 5 and again.agent.is_finite, "the last good checkpoint"
+    assert again.done.offline_steps == 5 and again.agent.is_finite, "the last good checkpoint"
 
 
 def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,12 @@ import pytest
 from zarr.core.sync import sync
 
 from sacflow_robot.cli import main
-from sacflow_robot.cli.train import load_training_episodes
 from sacflow_robot.data.log.reader import EpisodeLog, write_log
 from sacflow_robot.data.log.repair import verify
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.training_data import load_training_episodes
 from sacflow_robot.spec import RobotSpec
 
 moto_server = pytest.importorskip("moto.server", reason="needs moto with its server")

@@ -1,4 +1,4 @@
-"""Demonstrations as commands name them: a path, or one of robomimic's public data sets."""
+"""Demonstrations by name: a path, an address, or one of robomimic's public data sets; and the robot that they are of."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sacflow_robot.cli import common
 from sacflow_robot.data.formats.agreement import AgreementOptions
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
 from sacflow_robot.errors import DataError, UsageError
+from sacflow_robot.utils.caches import cache_root
+from sacflow_robot.utils.console import transfer_bar
 
 if TYPE_CHECKING:
     from sacflow_robot.spec import RobotSpec
@@ -30,11 +31,11 @@ def locate(source: str) -> Path | str:
     named = parse_name(source)
     if named is None:
         return source if is_url(source) else Path(source)
-    with common.transfer_bar() as bar:
+    with transfer_bar() as bar:
         row = bar.add_task(source, total=None, visible=False)
         return fetch(
             *named,
-            common.cache_root() / "demos" / "robomimic",
+            cache_root() / "demos" / "robomimic",
             lambda present, total: bar.update(row, completed=present, total=total, visible=True),
         )
 

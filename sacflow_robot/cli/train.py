@@ -29,12 +29,7 @@ class Train:
         full: Take the published sizes and budgets, meant for a GPU, as defaults.
         config: The run's configuration.
         out: Run folder to make; by default the first free runs/<env>-<velocity>-s<seed>.
-        resume: Run folder to go on with; its own configuration then holds, and no option may say otherwise, but for where and
-            how it is computed, batch size, best-of, step sizes and clipping, for a run that ended with an error, and for a
-            larger total of --online-steps, which extends it. With --profile FILE
-            a copy of it (--out) goes on in simulation for --online-steps more, on robots drawn around that profile: one policy is
-            made to fit one measured robot. With --replay LOG a copy is fine-tuned on that log alone, without a simulator: no
-            robot moves, no state is read (settings chosen on Lift).
+        resume: Run folder to go on with; with --profile or --replay a copy of it is fitted to one robot (docs/learning.md).
         tune_updates: Updates for each step of the log when fine-tuning.
         json: Print one JSON object as the last line.
         unchanged: The run to resume goes on as what it is, and ``config`` is its own.
@@ -161,7 +156,7 @@ class Train:
             with common.evaluation_robots(config.env, len(seeds), config.env_engine, config.action_history) as envs:
                 final = common.evaluate_on([limited(each, config) for each in envs], policy, seeds)
         solved = sum(e.success for e in final)
-        cloning = trainer.evaluations[0] if trainer.evaluations else None
+        cloning = trainer.done.evaluations[0] if trainer.done.evaluations else None
         if cloning is not None and not config.from_scratch:
             out.print(f"cloning alone:  {common.describe_success(cloning.successes, cloning.episodes)}")
         mean_return = sum(float(e.rewards.sum()) for e in final) / len(final) if final else None

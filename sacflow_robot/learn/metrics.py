@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.learn.run_folder import RunFolder
+from sacflow_robot.learn.training_guards import diverged
 from sacflow_robot.utils.atomic_files import write_text
 from sacflow_robot.utils.intervals import wilson_interval
 
@@ -104,6 +106,7 @@ class MetricsWriter:
     def __init__(self, folder: RunFolder, keep_rows: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = folder
         kept = read_metrics(folder.metrics)[:keep_rows] if keep_rows else []
         self.rows = len(kept)
         text = io.StringIO()
@@ -117,7 +120,14 @@ class MetricsWriter:
         self._tensorboard = SummaryWriter(str(folder.path), purge_step=int(last) + 1 if last.isdigit() else None)
 
     def write(self, phase: str, updates: int, values: Mapping[str, Tensor | float]) -> None:
-        """Add one row; ``updates`` is the step axis of TensorBoard."""
+        """Add one row; ``updates`` is the step axis of TensorBoard.
+
+        Raises:
+            SacflowError: A value is not finite.
+        """
+        for name, value in values.items():
+            if not math.isfinite(float(value)):
+                raise diverged(name, updates, self._folder)
         row = {name: f"{float(value):.6g}" for name, value in values.items()}
         for counter in ("env_steps", "replay_steps"):
             if counter in values:

@@ -142,7 +142,7 @@ class PublishGate:
     def _measure(self, path: Path) -> Evaluation:
         """Success of a policy file on the gate's episodes; recorded like any evaluation."""
         self._trainer.evaluate("online", OnnxPolicy(path).infer)
-        return self._trainer.evaluations[-1]
+        return self._trainer.done.evaluations[-1]
 
     def _compare(self, result: Evaluation) -> None:
         """Raise SacflowError for a result that is worse than the best by more than chance explains."""

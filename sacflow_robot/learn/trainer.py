@@ -56,20 +56,10 @@ class Trainer:
         envs: Robots that training moves.
         eval_envs: Robots that evaluation moves; training episodes pause meanwhile.
         progress: What the user sees.
-
-    Attributes:
-        agent: The agent that learns.
-        buffer: What it learns from.
-        done: How far the run has come.
     """
 
     def __init__(
-        self,
-        config: TrainConfig,
-        folder: RunFolder,
-        envs: VectorEnv,
-        eval_envs: VectorEnv,
-        progress: TrainingProgress,
+        self, config: TrainConfig, folder: RunFolder, envs: VectorEnv, eval_envs: VectorEnv, progress: TrainingProgress
     ) -> None:
         self.config = config
         self.folder = folder
@@ -77,11 +67,10 @@ class Trainer:
         self._envs = envs
         self._eval_envs = eval_envs
         self.agent = make_agent(envs.spec, config, pick_device(config.device))
+        sizes = envs.spec, config.chunk_length, config.learner.discount, config.replay_capacity
         size = ReplayBuffer.size_bytes(envs.spec, config.chunk_length, config.replay_capacity)
         self._mapped = size > config.replay_memory_gb * 1e9
-        files = folder.path if self._mapped else None
-        discount = config.learner.discount
-        self.buffer = ReplayBuffer(envs.spec, config.chunk_length, discount, config.replay_capacity, files)
+        self.buffer = ReplayBuffer(*sizes, folder.path if self._mapped else None)
         self.done = Counters(normalized=not config.from_scratch)
         self._watch = FiniteWatch(self.agent.device, folder)
         self._rng = random_stream(config.seed, Stream.REPLAY)
@@ -93,17 +82,12 @@ class Trainer:
         self._stop = False
         self._metrics: MetricsWriter | None = None
         self._latest: dict[str, Tensor | float] = {}
-        self._shape = config.chunk_length, envs.spec.action_dim
         self._exploration = Exploration(self.agent, envs, config, folder)
 
     @property
     def spec(self) -> RobotSpec:
         """The robot that is learned for."""
         return self._envs.spec
-
-    @property
-    def evaluations(self) -> list[Evaluation]:
-        return self.done.evaluations
 
     @property
     def env_steps(self) -> int:
@@ -148,22 +132,19 @@ class Trainer:
         """
         state = self.folder.load_checkpoint(self.config, mapped=self._mapped)
         try:
-            self._restore(state, same_robots=same_robots)
+            self.agent.load_state_dict(state["agent"])
+            self.buffer.load_state_dict({k: v.numpy() for k, v in state["buffer"].items()})
+            self.done = Counters.from_json(state["progress"])
+            self._schedule.load_state_dict(self.done.schedule)
+            self._rng.bit_generator.state = self.done.rng
+            self._latest = {**self.done.latest_metrics}
+            if same_robots:
+                self._exploration.load_state_dict(state["rollouts"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise DataError(f"{self.folder.checkpoint} does not fit the run's config.yaml: {one_line(error)}") from None
         if self.folder.episodes.exists():
             with EpisodeLog.writer(self.folder.episodes, self.spec) as log:
                 log.truncate(self.done.logged)
-
-    def _restore(self, state: dict[str, Any], *, same_robots: bool) -> None:
-        self.agent.load_state_dict(state["agent"])
-        self.buffer.load_state_dict({k: v.numpy() for k, v in state["buffer"].items()})
-        self.done = Counters.from_json(state["progress"])
-        self._schedule.load_state_dict(self.done.schedule)
-        self._rng.bit_generator.state = self.done.rng
-        self._latest = {**self.done.latest_metrics}
-        if same_robots:
-            self._exploration.load_state_dict(state["rollouts"])
 
     def run(self) -> None:
         """Train to the end, or until Ctrl-C.
@@ -216,9 +197,9 @@ class Trainer:
                 self.save()
             self.check_stop()
         self._watch.read()
-        if self.env_steps == 0 and not self.evaluations:
+        if self.env_steps == 0 and not self.done.evaluations:
             self.agent.begin_online()
-        if not self.evaluations and self.config.eval_episodes:
+        if not self.done.evaluations and self.config.eval_episodes:
             self.evaluate("offline")
             self.save()
 
@@ -245,12 +226,9 @@ class Trainer:
         self.save()
 
     def learn(self, updates: int, *, warming_up: bool, newest: tuple[int, float] = (0, 0.0)) -> None:
-        """Update online; from scratch updates begin when the warm-up is over and there are steps to learn from.
+        """Update online, the critic alone while ``warming_up``; from scratch there are no updates until that is over.
 
-        Args:
-            updates: Number of updates.
-            warming_up: Whether only the critic learns.
-            newest: So many steps collected last, and the share of each batch that is drawn from those alone.
+        ``newest``: so many steps collected last, and the share of each batch that is drawn from those alone.
         """
         if not self.done.normalized:
             if warming_up or not len(self.buffer):
@@ -269,7 +247,7 @@ class Trainer:
         Args:
             steps: Number of steps.
             ended: Episodes that ended with them.
-            parts: What enters the replay buffer: those episodes, or, from scratch, completed parts of those in progress too.
+            parts: What enters the replay buffer: those episodes, or parts of them and of those in progress.
             warming_up: Whether the policy is as cloning left it.
         """
         done, config = self.done, self.config
@@ -296,31 +274,29 @@ class Trainer:
             act: What chooses chunks; by default the policy as it would be exported now.
         """
         seeds = range(CURVE_SEED, CURVE_SEED + self.config.eval_episodes)
+        shape = self.config.chunk_length, self.spec.action_dim
         episodes = []
-        for episode in rollout(self._eval_envs, self._shape, act or self.act, seeds):
+        for episode in rollout(self._eval_envs, shape, act or self.act, seeds):
             episodes.append(episode)
             self.check_stop()
         if not episodes:
             return
         scratch = self.config.from_scratch
         result = Evaluation.of(episodes, phase, self.env_steps)
-        self.evaluations.append(result)
+        self.done.evaluations.append(result)
         self._record(phase, result.figures)
         self.progress.evaluated(f"  {result.describe(from_scratch=scratch)}", result.success_rate)
         title = f"{self.config.env}, {self.agent.policy.name}"
-        draw_curve(self.evaluations, self.folder.curve, title, returns=scratch)
+        draw_curve(self.done.evaluations, self.folder.curve, title, returns=scratch)
 
     def record_since(self, updates_before: int) -> None:
-        """Write a row of metrics where a multiple of :data:`METRICS_EVERY` lies behind since so many updates."""
+        """Write a row of metrics if a multiple of :data:`METRICS_EVERY` updates was passed since."""
         if self.agent.updates // METRICS_EVERY > updates_before // METRICS_EVERY:
             self._record("online", self._latest)
 
     def _record(self, phase: str, values: Mapping[str, Tensor | float]) -> None:
         assert self._metrics is not None
-        for name, value in values.items():
-            if not np.isfinite(float(value)):
-                self._watch.read()
-                raise diverged(name, self.agent.updates, self.folder)
+        self._watch.read()  # names the first update with a number that is not finite
         common: dict[str, Tensor | float] = {
             "env_steps": self.env_steps,
             "wall_s": self.wall_s,
@@ -328,7 +304,7 @@ class Trainer:
         }
         if self.done.recent:
             common["train_success_rate"] = float(np.mean(self.done.recent))
-        self._metrics.write(phase, self.agent.updates, common | dict(values))
+        self._metrics.write(phase, self.agent.updates, {**common, **values})
 
     def save(self) -> None:
         """Bring the episode log and the checkpoint up to now, the log first: resuming cuts what is past its count."""
@@ -341,15 +317,19 @@ class Trainer:
                 log.extend(self._unlogged)
             self.done.logged += len(self._unlogged)
             self._unlogged = []
-        self.done.schedule = self._schedule.state_dict()
-        self.done.rng = self._rng.bit_generator.state
-        self.done.metric_rows = self._metrics.rows
-        self.done.latest_metrics = {name: float(value) for name, value in self._latest.items()}
-        state: dict[str, Any] = {
+        progress = replace(
+            self.done,
+            schedule=self._schedule.state_dict(),
+            rng=self._rng.bit_generator.state,
+            metric_rows=self._metrics.rows,
+            latest_metrics={name: float(value) for name, value in self._latest.items()},
+            wall_s=self.wall_s,
+        )
+        state = {
             "agent": self.agent.state_dict(),
             "buffer": {k: torch.from_numpy(np.asarray(v)) for k, v in self.buffer.state_dict().items()},
             "rollouts": self._exploration.state_dict(),
-            "progress": replace(self.done, wall_s=self.wall_s).to_json(),
+            "progress": progress.to_json(),
             "made_by": made_by(self.config),
         }
         self.folder.save_checkpoint(state)

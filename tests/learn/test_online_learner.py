@@ -148,7 +148,7 @@ def test_a_candidate_that_does_worse_is_refused(make: Make, tmp_path: Path, monk
     gate.publish()
 
     def evaluate(phase: str, act: object) -> None:
-        trainer.evaluations.append(Evaluation("online", 0, next(rates), 20, 50.0, 0.5))
+        trainer.done.evaluations.append(Evaluation("online", 0, next(rates), 20, 50.0, 0.5))
 
     monkeypatch.setattr(trainer, "evaluate", evaluate)
     gate = PublishGate(trainer, tmp_path / "log.zarr", tmp_path / "served.onnx")
@@ -179,7 +179,7 @@ def test_what_is_served_is_what_candidates_are_held_against(
     monkeypatch.setattr(learner.trainer, "evaluate", judge)
     learner.run()
     assert judged == [served, file_version(tmp_path / "served.onnx")], "what was served, then the candidate"
-    assert [(e.phase, e.episodes) for e in learner.trainer.evaluations] == [("online", 1)] * 2
+    assert [(e.phase, e.episodes) for e in learner.trainer.done.evaluations] == [("online", 1)] * 2
 
 
 def test_the_fault_switch_corrupts_one_candidate_and_leaves_the_learner_as_it_was(make: Make, tmp_path: Path) -> None:

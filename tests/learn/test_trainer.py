@@ -108,8 +108,8 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     parts.run()
 
     assert parts.env_steps == whole.env_steps >= 160
-    assert [replace(e) for e in parts.evaluations] == whole.evaluations
-    assert len(whole.evaluations) == 3
+    assert [replace(e) for e in parts.done.evaluations] == whole.done.evaluations
+    assert len(whole.done.evaluations) == 3
     assert_equal(parts.agent.state_dict(), whole.agent.state_dict(), "agent")
     for key, column in whole.buffer.state_dict().items():
         assert (column == parts.buffer.state_dict()[key]).all(), key
@@ -135,7 +135,7 @@ def test_a_run_extended_ends_bit_for_bit_where_a_longer_one_does(
     longer = make_trainer(tmp_path / "short", pools, extended(short.config, 160, "run"))
     longer.resume()
     longer.run()
-    assert longer.env_steps == whole.env_steps >= 160 and longer.evaluations == whole.evaluations
+    assert longer.env_steps == whole.env_steps >= 160 and longer.done.evaluations == whole.done.evaluations
     assert_equal(longer.agent.state_dict(), whole.agent.state_dict(), "agent")
     for key, column in whole.buffer.state_dict().items():
         assert (column == longer.buffer.state_dict()[key]).all(), key
@@ -253,7 +253,9 @@ def test_from_scratch_acts_at_random_first_learns_then_and_resumes(tmp_path: Pat
     whole, parts = trainers
     assert_equal(parts.agent.state_dict(), whole.agent.state_dict(), "agent")
     assert whole.agent.updates == pytest.approx(150, abs=30), "one a step after the warm-up"
-    assert whole.evaluations[-1].mean_return == whole.evaluations[-1].mean_steps - 1 > 0, "1 a step but the last"
+    assert whole.done.evaluations[-1].mean_return == whole.done.evaluations[-1].mean_steps - 1 > 0, (
+        "1 a step but the last"
+    )
     drawn = whole.buffer.sample(100, np.random.default_rng(0)).actions
     assert np.abs(drawn).max() <= 1
     with pytest.raises(DataError, match="empty"):

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Helpers of several commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def results(as_json: bool = False) -> Console:
-    """Where the answer to what a command was asked goes: stdout; with ``--json``, which has that for itself, stderr.
+    """Console for a command's results: stdout, or stderr with ``--json``, whose object alone goes to stdout.
 
     Where nobody looks at a terminal, tables are as wide as what they hold.
     """
@@ -134,7 +134,7 @@ def replay_hint(spec: RobotSpec, log: object, driver: str) -> str:
 
 
 def robot_hint(robot: RobotSpec) -> str:
-    """What to give ``run --robot`` for this robot: the simulated one, or a place to put the driver's name in."""
+    """Value of ``run --robot`` for this robot: the simulated one, or a place to put the driver's name in."""
     from sacflow_robot.envs.registry import environment_of
 
     env, history = environment_of(robot), history_of(robot)

@@ -26,7 +26,7 @@ _Work = Callable[["RunAll"], "Report"]
 
 @dataclass(frozen=True)
 class _Study:
-    """What all studies take.
+    """Options of all studies.
 
     Attributes:
         out: Folder for PNG, CSV and reading; by default docs/studies, where the documentation shows them.
@@ -159,7 +159,7 @@ class Likelihood(_Study):
 
 @dataclass(frozen=True)
 class _Trials(_Study):
-    """What studies on the task of two ways take.
+    """Options of studies on the task of two ways.
 
     Attributes:
         seeds: Seeds of each case.

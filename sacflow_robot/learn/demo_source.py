@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def locate(source: str) -> Path | str:
-    """The file or folder that a source names, or its address on an object store; ``robomimic:task/kind`` is downloaded once, with a progress bar.
+    """The path or address that a source names; ``robomimic:task/kind`` is downloaded once, with a progress bar.
 
     Raises:
         UnknownNameError: There is no such data set.
@@ -41,7 +41,7 @@ def locate(source: str) -> Path | str:
 
 
 class Recorded(NamedTuple):
-    """What demonstrations and logs say of themselves; None and 0 where they do not.
+    """Environment and history that demonstrations and logs name; None and 0 where they name none.
 
     Attributes:
         env: Environment that they are of, ``"none"`` for a robot that has none here.
@@ -53,7 +53,7 @@ class Recorded(NamedTuple):
 
 
 def what_recorded(sources: Sequence[str]) -> Recorded:
-    """What the first of the sources that says anything says; of ``auto`` and ``none`` none does.
+    """Environment and history of the first source that names one; ``auto`` and ``none`` do not.
 
     Raises:
         DataError: One cannot be read.
@@ -126,7 +126,7 @@ def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions
 def options_for(
     task_name: str, trim_idle: bool, agreement: AgreementOptions, robot: RobotSpec | None = None
 ) -> DemoOptions:
-    """How to read demonstrations of an environment; the simulator starts when observations must be regenerated.
+    """Options to read demonstrations of an environment; the simulator starts when observations must be regenerated.
 
     Args:
         task_name: Task, Gymnasium id, or environment of one's own.

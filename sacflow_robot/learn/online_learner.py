@@ -93,7 +93,7 @@ def learn_from_log(run_dir: Path, online: OnlineConfig, learner: dict[str, Any] 
 
 
 class LogCursor:
-    """How much of a log has been taken, kept in the run folder beside the checkpoint.
+    """Place in a log up to which it has been taken, kept in the run folder beside the checkpoint.
 
     Attributes:
         episodes: Episodes taken.
@@ -189,7 +189,7 @@ class OnlineLearner:
     def _learn(self) -> None:
         online, trainer, cursor = self.online, self.trainer, self._cursor
         if online.from_average:
-            trainer.agent.go_on_from_average()
+            trainer.agent.start_from_average()
         start = self.gate.begin()
         trainer.progress.say(f"following {online.log}{start}")
         # During the warm-up the policy stays what it is.

@@ -23,7 +23,7 @@ from sacflow_robot.spec import NO_ENVIRONMENT, RobotSpec
 from sacflow_robot.utils.atomic_files import check_output, write_text
 
 CHECKPOINT_LAYOUT = 4
-"""Counts up when a checkpoint's content changes, or what it means, so that another version's is refused by name and not by accident."""
+"""Counts up when the content of a checkpoint or its meaning changes, so that another version's is refused by name."""
 
 
 _PROFILES = "profile", "safety"
@@ -45,10 +45,15 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, env: str, robot: RobotSpec | None = None) -> None:
-        self.path, self._env, self.robot = path, env, robot
-        self.config, self.checkpoint = path / "config.yaml", path / "checkpoint.pt"
-        self.metrics, self.curve = path / "metrics.csv", path / "curve.png"
-        self.episodes, self.policy = path / "episodes.zarr", path / f"{_name_of(env, robot)}.onnx"
+        self.path = path
+        self.robot = robot
+        self.config = path / "config.yaml"
+        self.checkpoint = path / "checkpoint.pt"
+        self.metrics = path / "metrics.csv"
+        self.curve = path / "curve.png"
+        self.episodes = path / "episodes.zarr"
+        self.policy = path / f"{_name_of(env, robot)}.onnx"
+        self._env = env
 
     @staticmethod
     def check_free(path: Path | None) -> None:
@@ -253,7 +258,7 @@ def _read_robot(path: Path) -> RobotSpec:
 
 
 def made_by(config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint says of its origin."""
+    """Origin of a checkpoint."""
     return {
         "layout": CHECKPOINT_LAYOUT,
         "version": __version__,

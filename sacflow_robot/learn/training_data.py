@@ -146,7 +146,7 @@ def collect_demos(
 
 
 def demo_cache(task: str, quality: Quality, count: int, engine: Engine = "compiled") -> Path:
-    """Where ``train`` keeps the demonstrations that it collects itself.
+    """Path at which ``train`` keeps the demonstrations that it collects itself.
 
     The name holds a digest of the experts and the environment: another version of them does not reuse old episodes.
     """

@@ -54,7 +54,7 @@ def _envs(config: TrainConfig, count: int, draws: Draws | None) -> Iterator[Vect
 
 
 def training_draws(config: TrainConfig) -> Draws | None:
-    """How the training robots are drawn; None for the nominal robot.
+    """Randomization of the training robots; None for the nominal robot.
 
     Raises:
         UsageError, DataError: The profile cannot be used.

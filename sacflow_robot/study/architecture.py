@@ -48,7 +48,7 @@ _CALLS, _TURNS = 50, 7  # of one action, and repeats of which the median counts
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured.
+    """Settings of the study.
 
     Attributes:
         seeds: Seeds of each case.

@@ -50,7 +50,7 @@ _RANDOM_STEPS = 1000  # before the first update; an episode of HalfCheetah
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured.
+    """Settings of the study.
 
     Attributes:
         variants: Names in :data:`VARIANTS`.

@@ -42,7 +42,7 @@ _STDS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured.
+    """Settings of the study.
 
     Attributes:
         euler_steps: Numbers of steps K.

@@ -47,7 +47,7 @@ _MOST_PATHS = 60
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured.
+    """Settings of the study.
 
     Attributes:
         seeds: Seeds of each case.

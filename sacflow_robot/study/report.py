@@ -1,4 +1,4 @@
-"""What a study leaves behind: a picture, a table, and a paragraph made from the numbers."""
+"""Report of a study: a picture, a table, and a paragraph made from the numbers."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Path = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a run may cost.
+    """Size of a run.
 
     Attributes:
         demos: Demonstrations, the same for all runs.
@@ -44,7 +44,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """Result of a run.
 
     Attributes:
         agent: The agent, trained.

@@ -61,7 +61,7 @@ COMMANDS = {
     "log copy": ("log", "Copy", "copy an episode log, also to and from an object store"),
     "bench log": ("bench", "BenchLog", "what logging a step costs the control loop"),
     "bench replay": ("bench", "BenchReplay", "how fast the replay buffer draws batches"),
-    "bench loop": ("bench_loop", "BenchLoop", "how well the control loop keeps time, with everything running"),
+    "bench loop": ("bench", "BenchLoop", "how well the control loop keeps time, with everything running"),
     "bench sim": ("bench", "BenchSim", "control steps per second of the simulated tasks"),
     "bench train": ("bench", "BenchTrain", "updates per second of each algorithm and velocity"),
     "bench export": ("bench_export", "BenchExport", "size and microseconds of exported graphs, naive and folded"),

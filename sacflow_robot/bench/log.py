@@ -1,4 +1,4 @@
-"""Measures the episode log inside the control loop, at the loop's pace, with the keeper writing to the disk meanwhile."""
+"""Measure the episode log inside the control loop, at the loop's pace, with the keeper writing to the disk meanwhile."""
 
 from __future__ import annotations
 

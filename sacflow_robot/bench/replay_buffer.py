@@ -1,4 +1,4 @@
-"""How fast chunk batches are drawn: the replay buffer beside a plain NumPy gather and robomimic's own loader.
+"""Measure chunk batches per second: the replay buffer beside a plain NumPy gather and robomimic's own loader.
 
 The buffer and the gathers hold the same steps and take turns, many short ones each, so that whatever else the machine
 does meets all of them; a rate is that of the median turn. robomimic's loader is thousands of times slower than one turn

@@ -16,7 +16,7 @@ _EVAL_EPISODES, _EVAL_TURNS = 100, 5  # of bench sim
 
 @dataclass(frozen=True)
 class BenchLog(ResultOptions):
-    """What logging a step costs the control loop, and how long a large log takes to open.
+    """Measure the cost of logging a step in the control loop, and the time to open a large log.
 
     Attributes:
         seconds: Length of each measurement (s).
@@ -92,7 +92,7 @@ class BenchReplay(ResultOptions):
 
 @dataclass(frozen=True)
 class BenchLoop(ResultOptions):
-    """How well the control loop keeps time, with a server, a recorder and a simulated robot on its own clock beside it.
+    """Measure the timing of the control loop, with a server, a recorder and a simulated robot on its own clock beside it.
 
     Attributes:
         policy: Policy to serve; of a simulated task.

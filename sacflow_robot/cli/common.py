@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Output, progress and options that several commands share."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def console(stderr: bool = True) -> Console:
-    """Where progress and remarks go: stderr. Lines are not broken, so that paths can be copied."""
+    """Console for progress and remarks: stderr. Lines are not broken, so that paths can be copied."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def results(as_json: bool = False) -> Console:
-    """Where the answer to what a command was asked goes: stdout; with ``--json``, which has that for itself, stderr.
+    """Console for results: stdout, or stderr with ``--json``, whose object is alone on stdout.
 
-    Where nobody looks at a terminal, tables are as wide as what they hold.
+    Tables that are piped are as wide as their contents.
     """
     out = console(stderr=as_json)
     if not out.is_terminal:

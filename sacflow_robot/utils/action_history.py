@@ -32,7 +32,7 @@ def without_history(robot: RobotSpec) -> RobotSpec:
 
 
 def history_of(robot: RobotSpec) -> int:
-    """How many of its last actions a robot observes; 0 for none."""
+    """Number of past actions in a robot's observations; 0 for none."""
     return next((a.shape[0] for a in robot.observations if a.key == KEY and a.shape), 0)
 
 

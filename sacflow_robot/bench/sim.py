@@ -167,7 +167,7 @@ def measure_evaluation(policy: OnnxPolicy, episodes: int, turns: int) -> tuple[l
         for e, t in times.items()
     ]
     first, second = (ran[engine] for engine in engines)
-    same = all(np.array_equal(first[seed].commanded, second[seed].commanded) for seed in seeds)
+    same = all(np.array_equal(first[seed].action, second[seed].action) for seed in seeds)
     return rows, same
 
 

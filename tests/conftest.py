@@ -13,7 +13,7 @@ from hypothesis import settings
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.episode import Episode
-from sacflow_robot.export.to_onnx import export_policy, make_spec
+from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.spec import RobotSpec
@@ -53,7 +53,7 @@ def policy_file(robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> P
     torch.manual_seed(0)
     policy = FlowPolicy("flow-g", robot.observation_dim, 5 * robot.action_dim, TINY_FLOW)
     path = tmp_path_factory.mktemp("policy") / "lift.onnx"
-    export_policy(policy, make_spec(policy, robot, "flow-g", {"seed": 0}), path)
+    export_policy(policy, policy.make_spec(robot, {"seed": 0}), path)
     return path
 
 

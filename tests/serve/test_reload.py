@@ -16,7 +16,7 @@ import torch
 
 from sacflow_robot.export import metadata as policyfile
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.export.to_onnx import export_policy, make_spec
+from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.reload import Reloader
@@ -34,7 +34,7 @@ def export(robot: RobotSpec, tmp_path: Path) -> Export:
     def export(seed: int, name: str = "new.onnx", length: int = 5) -> Path:
         torch.manual_seed(seed)
         policy = FlowPolicy("flow-g", robot.observation_dim, length * robot.action_dim, TINY_FLOW)
-        export_policy(policy, make_spec(policy, robot, "flow-g", {"seed": seed}), tmp_path / name)
+        export_policy(policy, policy.make_spec(robot, {"seed": seed}), tmp_path / name)
         return tmp_path / name
 
     return export

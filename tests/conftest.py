@@ -72,8 +72,8 @@ def make_episode(robot: RobotSpec) -> Callable[..., Episode]:
         last = np.arange(steps) == steps - 1
         return Episode(
             observations=observations,
-            commanded=actions,
-            proposed=actions + 1,
+            action=actions,
+            policy_action=actions + 1,
             measured=np.full_like(actions, np.nan),
             source=np.zeros(steps, np.uint8),
             rewards=(last & success).astype(np.float32),

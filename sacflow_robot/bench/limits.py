@@ -1,4 +1,4 @@
-"""Most updates a second that a machine could make: by its arithmetic, its memory, and on a GPU its launches.
+"""Upper bounds on updates per second: by the machine's arithmetic, its memory, and on a GPU its kernel launches.
 
 Counted is what no fusion saves: the matrix products, each with its operands read and its result written once, and what the
 optimizers and running averages read and write. Measured are the machine's rates: a large matrix product, a large copy, and
@@ -24,7 +24,7 @@ _TURNS = 5
 
 
 class Work(NamedTuple):
-    """Work of one update: floating-point operations of its products, bytes to move, kernels launched (None: no GPU)."""
+    """Cost of one update: floating-point operations of its products, bytes to move, kernels launched (None: no GPU)."""
 
     operations: float
     bytes: float
@@ -58,7 +58,7 @@ def lowest_limit(work: Work, rates: Rates) -> Limit:
 
 
 def count_work(eager: Callable[[], object], fast: Callable[[], object], updates: int, device: torch.device) -> Work:
-    """Work of an update, averaged over ``updates`` of them.
+    """Cost of an update, averaged over ``updates`` of them.
 
     Args:
         eager: The update, not compiled; its products and optimizer steps are counted.

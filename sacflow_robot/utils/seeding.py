@@ -22,7 +22,7 @@ TRAINING_SEED = 1_000_000
 
 
 class Stream(IntEnum):
-    """What random numbers are for. An episode's seed alone decides several things: each draws from a stream of its own,
+    """Purposes of random numbers. An episode's seed alone decides several things: each draws from a stream of its own,
     and Gymnasium's draw of the episode's start from the seed itself, so that none repeats another."""
 
     POLICY_NOISE = 1

@@ -165,7 +165,7 @@ def test_an_environment_of_ones_own_trains_evaluates_and_runs(cart: Path, tmp_pa
     made, _ = did(capsys, *train, "--out", run, *SHORT, *options)
     assert made["env_steps"] >= 80 and 0 <= made["success_rate"] <= 1
     episode = EpisodeLog.open(run / "episodes.zarr").read(0)
-    assert np.array_equal(episode.observations["action_history"][2], episode.commanded[:2]), "online too"
+    assert np.array_equal(episode.observations["action_history"][2], episode.action[:2]), "online too"
     assert did(capsys, "train", "--resume", run, "--online-steps", 100)[0]["env_steps"] >= 100
     said = refused(capsys, 2, "train", "--resume", run, "--online-steps", 99)
     assert f"--online-steps 99 with --resume {run}, a run of 100: it is the new total, and cannot be less" in said
@@ -231,7 +231,7 @@ def test_train_takes_the_task_and_the_action_history_of_its_log(
             assert "action_history" not in episode.observations
             continue
         rows = episode.observations["action_history"]
-        assert rows.shape == (10, length, 7) and np.array_equal(rows[-1], episode.commanded[-length:])
+        assert rows.shape == (10, length, 7) and np.array_equal(rows[-1], episode.action[-length:])
 
 
 def test_hints_fit_the_robot(robot: RobotSpec) -> None:

@@ -185,8 +185,8 @@ def test_action_history_is_what_was_commanded_before(make_episode: Callable[...,
     episode = with_action_history(make_episode(6), 3)
     seen = episode.observations["action_history"]
     assert seen.shape == (7, 3, 7) and not seen[0].any()
-    assert np.array_equal(seen[1][-1], episode.commanded[0]) and not seen[1][:-1].any()
-    assert np.array_equal(seen[6], episode.commanded[3:6])
+    assert np.array_equal(seen[1][-1], episode.action[0]) and not seen[1][:-1].any()
+    assert np.array_equal(seen[6], episode.action[3:6])
     assert with_action_history(episode, 3) is episode and with_action_history(make_episode(2), 0).observations.keys()
     spec = common.robot_with_history(get_robot("lift"), 3)
     episode.check_fits(spec, "log")

@@ -36,6 +36,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/check_imports.py
+	$(BIN)/python .ci/check_links.py
+	$(BIN)/pylint --disable=all --enable=duplicate-code sacflow_robot tests benchmarks examples
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -8,7 +8,6 @@ unfinished are gone on with. Wall time is the run's own clock, so compare it bet
 from __future__ import annotations
 
 import csv
-import datetime
 import json
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator, PercentFormatter
 
-from sacflow_robot.bench.machine import machine
+from sacflow_robot.bench.machine import stamp
 from sacflow_robot.learn.run_folder import RunFolder, replace_text
 from sacflow_robot.utils.plot_style import COLORS, MARKERS, new_figure, save, tidy
 
@@ -166,8 +165,7 @@ class Results:
              "env_steps": curve.env_steps.tolist(), "wall_s": curve.wall_s.tolist(), "mean_steps": curve.mean_steps.tolist()}
             for (env, line, seed), curve in sorted(self.curves.items())
         ]  # fmt: skip
-        date = datetime.date.today().isoformat()
-        return json.dumps({"date": date, "machine": machine(), "options": self._options, "rows": rows})
+        return json.dumps({**stamp(), "options": self._options, "rows": rows})
 
 
 def train(folder: Path, options: str) -> None:

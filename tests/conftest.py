@@ -19,7 +19,7 @@ from sacflow_robot.cli import main
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.episode import Episode
-from sacflow_robot.export.to_onnx import export_policy, make_spec
+from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.spec import RobotSpec
@@ -59,7 +59,7 @@ def policy_file(robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> P
     torch.manual_seed(0)
     policy = FlowPolicy("flow-g", robot.observation_dim, 5 * robot.action_dim, TINY_FLOW)
     path = tmp_path_factory.mktemp("policy") / "lift.onnx"
-    export_policy(policy, make_spec(policy, robot, "flow-g", {"seed": 0}), path)
+    export_policy(policy, policy.make_spec(robot, {"seed": 0}), path)
     return path
 
 
@@ -78,8 +78,8 @@ def make_episode(robot: RobotSpec) -> Callable[..., Episode]:
         last = np.arange(steps) == steps - 1
         return Episode(
             observations=observations,
-            commanded=actions,
-            proposed=actions + 1,
+            action=actions,
+            policy_action=actions + 1,
             measured=np.full_like(actions, np.nan),
             source=np.zeros(steps, np.uint8),
             rewards=(last & success).astype(np.float32),

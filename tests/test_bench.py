@@ -49,7 +49,7 @@ def test_robomimic_reads_the_same_steps(robot: RobotSpec, tmp_path: Path) -> Non
     )
     assert len(read) == sum(map(len, episodes)) <= 400
     window = read[len(episodes[0]) + 7]
-    assert np.array_equal(window["actions"], episodes[1].commanded[7:12])
+    assert np.array_equal(window["actions"], episodes[1].action[7:12])
     for key in keys:
         assert np.array_equal(window["next_obs"][key], episodes[1].observations[key][8:13])
 

@@ -57,7 +57,7 @@ def test_the_whole_circle(program: Program, tmp_path: Path) -> None:
     for step in range(0, len(episode) - 5, 5):
         observation = {key: rows[step][None] for key, rows in episode.observations.items()}
         chunk = policy.infer(observation, chunk_noise((1, 5, 7), 30_001, step))[0]
-        assert np.array_equal(episode.proposed[step : step + 5], chunk)
+        assert np.array_equal(episode.policy_action[step : step + 5], chunk)
 
     replayed = program("replay", "episodes.zarr", "--episode", 1)
     assert replayed["max_state_deviation"] <= 1e-9

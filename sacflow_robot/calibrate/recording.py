@@ -117,7 +117,7 @@ def of_episode(robot: RobotSpec, episode: Episode) -> Recording:
         {key: rows[fresh] for key, rows in episode.observations.items()},
         episode.sent_ns,
         np.full(len(episode), VALID_PERIODS * robot.period_ns + _DELAY_NS, np.int64),
-        episode.commanded,
+        episode.action,
     )
 
 

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Output, progress and options that several commands share."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.table import Table
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
@@ -28,6 +30,7 @@ from sacflow_robot.interfaces import Policy, VectorEnv
 from sacflow_robot.spec import NO_ENVIRONMENT, Engine, RobotSpec
 from sacflow_robot.utils.action_history import history_of as history_of
 from sacflow_robot.utils.action_history import robot_with_history as robot_with_history
+from sacflow_robot.utils.atomic_files import write_text
 from sacflow_robot.utils.caches import cache_root as cache_root
 from sacflow_robot.utils.intervals import wilson_interval
 
@@ -48,14 +51,14 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def console(stderr: bool = True) -> Console:
-    """Where progress and remarks go: stderr. Lines are not broken, so that paths can be copied."""
+    """Console for progress and remarks: stderr. Lines are not broken, so that paths can be copied."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def results(as_json: bool = False) -> Console:
-    """Where the answer to what a command was asked goes: stdout; with ``--json``, which has that for itself, stderr.
+    """Console for results: stdout, or stderr with ``--json``, whose object is alone on stdout.
 
-    Where nobody looks at a terminal, tables are as wide as what they hold.
+    Tables that are piped are as wide as their contents.
     """
     out = console(stderr=as_json)
     if not out.is_terminal:
@@ -66,6 +69,38 @@ def results(as_json: bool = False) -> Console:
 def print_json(data: dict[str, Any]) -> None:
     """One JSON object on one line of stdout."""
     print(json.dumps(data), flush=True)
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """Options of commands that measure.
+
+    Attributes:
+        json: Print the result as one JSON object.
+        out: JSON file to write the result to as well.
+    """
+
+    json: bool = False
+    out: Path | None = None
+
+    def finish(self, result: dict[str, Any]) -> int:
+        """Write the result and print it, as the options say; returns the exit status."""
+        if self.out is not None:
+            write_text(self.out, json.dumps(result) + "\n")
+        if self.json:
+            print_json(result)
+        return 0
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> Table:
+    """A table of rows of the same names: texts on the left, numbers on the right, columns never broken."""
+    made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name, value in rows[0].items():
+        words = name.replace("_us", " us").replace("_", " ")
+        made.add_column(words, justify="left" if isinstance(value, str) else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*(value if isinstance(value, str) else f"{value:,}" for value in row.values()))
+    return made
 
 
 def progress_bar(noun: str) -> Progress:

@@ -454,7 +454,7 @@ def _cached_demos(config: TrainConfig) -> Path:
 
 def export_trainer(trainer: Trainer, path: Path) -> float:
     """Export the policy that a trainer ended with; see ``export_policy``."""
-    from sacflow_robot.export.to_onnx import export_agent
+    from sacflow_robot.learn.trained_run import export_agent
 
     return export_agent(trainer.agent, export_notes(trainer.config, trainer.offline_steps, trainer.env_steps), path)
 

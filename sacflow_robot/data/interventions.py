@@ -28,15 +28,15 @@ def _part(episode: Episode, first: int, end: int) -> Episode:
     columns: dict[str, Any] = {
         name: None if (column := getattr(episode, name)) is None else column[steps]
         for name in (
-            "commanded",
-            "proposed",
+            "action",
+            "policy_action",
             "measured",
             "source",
             "rewards",
             "terminated",
             *STEP_TIMES,
             "flags",
-            "human",
+            "intervention_action",
         )
     }
     return replace(

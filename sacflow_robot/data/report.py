@@ -188,9 +188,7 @@ def _gripper(axes: Axes, episodes: list[Episode], demos: DemoSet) -> None:
         return
     beside = axes.twinx() if fingers and len(dimensions) else axes
     if len(dimensions):
-        commands = [
-            [np.column_stack([_seconds(e)[:-1], e.commanded[:, dimensions[0]]]) for e in part] for part in parts
-        ]
+        commands = [[np.column_stack([_seconds(e)[:-1], e.action[:, dimensions[0]]]) for e in part] for part in parts]
         if fingers:
             _commands_beside(beside, [line for lines in commands for line in lines])
         else:
@@ -216,7 +214,7 @@ def _commands_beside(axes: Axes, lines: list[npt.NDArray[Any]]) -> None:
 def _actions(part: Any, demos: DemoSet) -> None:
     """One histogram per action dimension, over the controller's range."""
     robot = demos.robot
-    actions = np.concatenate([e.commanded for e in demos.episodes])
+    actions = np.concatenate([e.action for e in demos.episodes])
     columns = min(robot.action_dim, 8)
     axes = part.subplots(-(-robot.action_dim // columns), columns, sharey=True, squeeze=False).ravel()
     low, high = robot.action_bounds

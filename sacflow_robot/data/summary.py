@@ -84,7 +84,7 @@ def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
     """Per array of an episode: name, shape of a row, type, unit, and the range over all episodes and dimensions."""
     arrays: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
     for episode in demos.episodes:
-        arrays["action"].append(episode.commanded)
+        arrays["action"].append(episode.action)
         for spec in demos.robot.observations:
             arrays[spec.key].append(episode.observations[spec.key])
         for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS):
@@ -109,7 +109,7 @@ def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
 def idle_steps(episode: Episode, robot: RobotSpec) -> npt.NDArray[np.bool_]:
     """Which steps (T,) command nothing new: no motion (of a controller of positions, no other one) and the same grip."""
     low, high = robot.action_bounds
-    actions = episode.commanded / np.where(np.isfinite(high - low), (high - low) / 2, 1)
+    actions = episode.action / np.where(np.isfinite(high - low), (high - low) / 2, 1)
     changes = np.abs(np.diff(actions, axis=0, prepend=actions[:1]))
     changes[0] = np.inf if "delta" not in robot.controller else changes[0]
     gripper = gripper_dimensions(robot)
@@ -122,7 +122,7 @@ def duplicates(episodes: list[Episode]) -> list[list[int]]:
     """Groups of episodes with the very same actions, by index."""
     groups: dict[bytes, list[int]] = defaultdict(list)
     for i, episode in enumerate(episodes):
-        groups[episode.commanded.tobytes()].append(i)
+        groups[episode.action.tobytes()].append(i)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -132,5 +132,5 @@ def _saturated_share(episodes: list[Episode], robot: RobotSpec) -> float | None:
     if not motion.any():
         return None
     low, high = robot.action_bounds
-    actions = np.concatenate([e.commanded for e in episodes])
+    actions = np.concatenate([e.action for e in episodes])
     return float(np.mean(((actions <= low) | (actions >= high))[:, motion]))

@@ -15,11 +15,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from sacflow_robot.errors import DataError, PolicyFileError, one_line
 from sacflow_robot.spec import FloatArray, PolicySpec
+
+WeightsKind = Literal["float32", "float16", "bf16", "int8"]
+"""How a file keeps its weights; see export/quantize.py."""
 
 SPEC_KEY = "sacflow_robot.spec"
 FINGERPRINT_KEY = "sacflow_robot.fingerprint"

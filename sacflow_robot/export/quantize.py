@@ -18,7 +18,7 @@ import torch
 from onnx import numpy_helper
 
 from sacflow_robot.errors import ExportError
-from sacflow_robot.learn.config import WeightsKind
+from sacflow_robot.export.metadata import WeightsKind
 
 _HALVES = {"float16": (torch.float16, onnx.TensorProto.FLOAT16), "bf16": (torch.bfloat16, onnx.TensorProto.BFLOAT16)}
 _BLOCK = 32

@@ -17,9 +17,6 @@ VelocityName = Literal["flow-g", "flow-t", "flow-l", "mlp"]
 
 AlgorithmName = Literal["sac-flow", "bc", "qc", "qc-fql", "rlpd", "sac"]
 
-WeightsKind = Literal["float32", "float16", "bf16", "int8"]
-"""How an exported policy's weights are kept; see learn/weights.py."""
-
 LOG_NOISE_BOUNDS = (-5.0, 2.0)
 """Range of a learned log sigma, as published."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.networks.folded import FoldedFlow
 from sacflow_robot.learn.networks.policy import PolicyNetwork, Rollout, squash, squash_log_det, squash_through
 from sacflow_robot.learn.networks.velocity import NoiseScale, make_velocity, normalize_weights
 
@@ -77,6 +78,9 @@ class FlowPolicy(PolicyNetwork):
         for i in range(self.euler_steps):
             latent = latent + self.velocity(_time(i * dt, latent), latent, context) * dt
         return squash(latent)
+
+    def twin(self, *, prefix: bool) -> FoldedFlow:
+        return FoldedFlow(self, self.velocity, with_prefix=prefix)
 
     def rollout(self, observation: Tensor, noise: Tensor) -> Rollout:
         """Noise-augmented rollout with its path density (paper, section 4.2).

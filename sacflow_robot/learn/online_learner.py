@@ -19,8 +19,8 @@ from sacflow_robot.envs.collector import Chunker
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
 from sacflow_robot.export.metadata import file_version
-from sacflow_robot.export.to_onnx import export_agent
 from sacflow_robot.learn.run_folder import Evaluation, RunFolder, replace_text
+from sacflow_robot.learn.trained_run import export_agent
 from sacflow_robot.learn.trainer import METRICS_EVERY, Trainer
 from sacflow_robot.spec import FloatArray
 from sacflow_robot.utils.action_history import KEY, with_action_history

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from sacflow_robot.export import metadata as policyfile
-from sacflow_robot.export.to_onnx import export_policy, make_spec
+from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import FlowConfig, VelocityName
 from sacflow_robot.learn.flow import FlowPolicy
@@ -196,7 +196,7 @@ def action_cost(velocity: str, flow: FlowConfig, robot: RobotSpec, chunk_length:
             by_torch = _microseconds(lambda: policy(observation, noise))
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "policy.onnx"
-            export_policy(policy, make_spec(policy, robot, velocity, {}), path)
+            export_policy(policy, policy.make_spec(robot), path)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 4
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

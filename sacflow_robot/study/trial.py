@@ -125,9 +125,9 @@ def run_trial(
         "mean_steps": float(np.mean([len(e) for e in episodes if e.success])) if any(solved) else float("nan"),
         "action_distance": action_distance(
             np.concatenate([p[:-1] for p in paths]),
-            np.concatenate([e.commanded for e in episodes]),
+            np.concatenate([e.action for e in episodes]),
             np.concatenate([e.observations["position"][:-1] for e in demos]),
-            np.concatenate([e.commanded for e in demos]),
+            np.concatenate([e.action for e in demos]),
         ),
     }
     assert isinstance(trainer.agent, SacFlow)

@@ -10,7 +10,7 @@ from sacflow_robot.spec import FloatArray
 
 
 class Stream(IntEnum):
-    """What random numbers are for. An episode's seed alone decides several things: each draws from a stream of its own,
+    """Purposes of random numbers. An episode's seed alone decides several things: each draws from a stream of its own,
     and Gymnasium's draw of the episode's start from the seed itself, so that none repeats another."""
 
     POLICY_NOISE = 1

@@ -63,7 +63,7 @@ class Caption:
         color = SOURCE_COLORS[source]
         left = width - _MARGIN - _PITCH * self._robot.action_dim
         draw.line((left - 2, middle, width - _MARGIN, middle), (*_FAINT, 120))
-        for i, value in enumerate(self._episode.commanded[step]):
+        for i, value in enumerate(self._episode.action[step]):
             bound = self._robot.action_high[i] if value > 0 else -self._robot.action_low[i]
             length = round(_HALF * float(np.clip(abs(value) / bound, 0, 1))) if bound > 0 else 0
             top, foot = (middle - length, middle) if value > 0 else (middle, middle + length)

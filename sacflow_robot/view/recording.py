@@ -5,7 +5,7 @@ done on it; the last row has an observation alone.
 
     camera/<name>                         pictures
     world/eef, world/objects/<name>       poses, with the path of each
-    action/<dimension>/{proposed, human, commanded, measured}
+    action/<dimension>/{policy_action, intervention_action, action, measured}
     joints/<name>, observation/<key>/<i>, reward, source, flags, timing/<name>_ms
     events                                who takes over when, flags, the end
     episode                               what the log says of the whole episode
@@ -32,9 +32,9 @@ from sacflow_robot.view.blueprint import make_blueprint
 
 _JPEG_QUALITY = 80
 _PARTS = {
-    "proposed": (150, 155, 162),
-    "human": (80, 200, 120),
-    "commanded": (86, 156, 255),
+    "policy_action": (150, 155, 162),
+    "intervention_action": (80, 200, 120),
+    "action": (86, 156, 255),
     "measured": (255, 176, 46),
 }
 _AXES = [[255, 80, 80], [80, 200, 120], [86, 156, 255]]

@@ -216,7 +216,7 @@ def test_logged_episodes_are_recordings_too(tmp_path: Path, spec: RobotSpec) -> 
     episode = builder.build(seed=2)
     write_log(tmp_path / "log.zarr", spec, [episode])
     (read,) = read_log(tmp_path / "log.zarr")
-    assert np.array_equal(read.actions, episode.commanded) and (np.diff(read.time_ns) > 0).all()
+    assert np.array_equal(read.actions, episode.action) and (np.diff(read.time_ns) > 0).all()
     untimed = EpisodeBuilder(StepResult(start.observation), period_ns=50_000_000)
     untimed.add(StepResult(start.observation), push)
     with pytest.raises(DataError, match="does not say when its actions were sent"):

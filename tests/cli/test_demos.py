@@ -50,7 +50,7 @@ def test_there_and_back(capsys: Capture, log: Path, tmp_path: Path, env: Robosui
     assert run("demos", "convert", tmp_path / "b.lerobot", tmp_path / "c.zarr") == 0
     before, after = EpisodeLog.open(log), EpisodeLog.open(tmp_path / "c.zarr")
     for mine, theirs in zip(before.episodes(), after.episodes(), strict=True):
-        assert np.array_equal(mine.commanded, theirs.commanded) and mine.info == theirs.info
+        assert np.array_equal(mine.action, theirs.action) and mine.info == theirs.info
     for path in (tmp_path / "a.hdf5", tmp_path / "b.lerobot", tmp_path / "c.zarr"):
         found, _ = load_training_episodes(TrainConfig(demos=str(path)))
         assert [len(e) for e in found] == [3, 5, 3]

@@ -26,7 +26,7 @@ from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.learn.trainer import Trainer
 
-SHIPPED = Path(__file__).parents[1] / "calibration" / "franka_twin.yaml"
+SHIPPED = Path(__file__).parents[2] / "calibration" / "franka_twin.yaml"
 
 
 def test_resume_takes_a_log_and_nothing_else_that_the_run_has_already(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_action_history_is_what_was_commanded_before(make_episode: Callable[...,
     episode = with_action_history(make_episode(6), 3)
     seen = episode.observations["action_history"]
     assert seen.shape == (7, 3, 7) and not seen[0].any()
-    assert np.array_equal(seen[1][-1], episode.commanded[0]) and not seen[1][:-1].any()
-    assert np.array_equal(seen[6], episode.commanded[3:6])
+    assert np.array_equal(seen[1][-1], episode.action[0]) and not seen[1][:-1].any()
+    assert np.array_equal(seen[6], episode.action[3:6])
     assert with_action_history(episode, 3) is episode and with_action_history(make_episode(2), 0).observations.keys()
     spec = common.robot_with_history(get_robot("lift"), 3)
     episode.check_fits(spec, "log")

@@ -158,7 +158,7 @@ def run_with(
 def check_logged(run: EpisodeRun, log: Path) -> None:
     """All that was commanded is in the log, in one episode, whatever failed on the way."""
     (episode,) = EpisodeLog.open(log).episodes()
-    assert np.array_equal(episode.commanded, run.episode.commanded)
+    assert np.array_equal(episode.action, run.episode.action)
     assert np.array_equal(episode.source, run.episode.source)
 
 
@@ -176,7 +176,7 @@ def test_a_killed_server(robot: EndingRobot, server: Server, tmp_path: Path) -> 
     assert (flags[source == Source.HOLD] & StepFlag.HELD).all()
     enabled = int(np.flatnonzero(source == Source.HOLD)[-1]) + 1
     assert (source[enabled:] == Source.POLICY).all() and len(source) - enabled > 10, "enabled again, it goes on"
-    still = run.episode.commanded[missing + 6 : enabled, :6]
+    still = run.episode.action[missing + 6 : enabled, :6]
     assert len(still) and np.abs(still).max() == 0
     check_logged(run, tmp_path / "a.zarr")
 

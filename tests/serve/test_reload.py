@@ -17,7 +17,7 @@ import torch
 
 from sacflow_robot.export import metadata as policyfile
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.export.to_onnx import export_policy, make_spec
+from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.reload import Reloader
@@ -40,7 +40,7 @@ def exported(robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> Call
         torch.manual_seed(seed)
         policy = FlowPolicy("flow-g", robot.observation_dim, length * robot.action_dim, TINY_FLOW)
         path = folder / f"{seed}-{length}.onnx"
-        export_policy(policy, make_spec(policy, robot, "flow-g", {"seed": seed}), path)
+        export_policy(policy, policy.make_spec(robot, {"seed": seed}), path)
         return path.read_bytes()
 
     return exported

@@ -145,7 +145,7 @@ def test_hdf5_is_flushed_by_nobody_but_us(tmp_path: Path, demos: DemoSet, monkey
     assert list(tmp_path.iterdir()) == []
     write_demos(tmp_path / "a.hdf5", demos)
     with h5py.File(tmp_path / "a.hdf5") as file:
-        assert np.array_equal(file["data/demo_1/actions"], demos.episodes[1].commanded)
+        assert np.array_equal(file["data/demo_1/actions"], demos.episodes[1].action)
 
 
 def test_a_repair_that_fails_leaves_nothing(

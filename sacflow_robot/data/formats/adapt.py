@@ -33,7 +33,7 @@ _POSE_DIMS = 6
 _NEAR_M = 0.15  # an absolute goal lies this near the pose that it moves from, in the median
 _NEAR_RAD = 0.6
 _TURNED_RAD = 1.8  # of an orientation from the identity, far enough to tell it from a delta's
-_ACTIONS = ("commanded", "proposed", "measured", "human")
+_ACTIONS = ("action", "policy_action", "measured", "intervention_action")
 
 # robosuite's OSC: stiffness in 1/s^2, critically damped. Its goal lies an action ahead of the pose that the robot has.
 _STIFFNESS = 150.0
@@ -164,11 +164,11 @@ def _rescaled(episode: Episode, claims: Claims, robot: RobotSpec, losses: Losses
 
 def _bounded(episode: Episode, robot: RobotSpec, losses: Losses) -> Episode:
     """With the commanded actions within the robot's range, which some of them may have left."""
-    clipped = np.clip(episode.commanded, *robot.action_bounds)
-    beyond = float((np.abs(clipped - episode.commanded) > 1e-4).any(axis=1).mean())
+    clipped = np.clip(episode.action, *robot.action_bounds)
+    beyond = float((np.abs(clipped - episode.action) > 1e-4).any(axis=1).mean())
     if beyond:
         losses.remark("some converted actions are beyond the controller's range and are clipped")
-    return replace(episode, commanded=clipped)
+    return replace(episode, action=clipped)
 
 
 def resample(episode: Episode, from_hz: float, robot: RobotSpec, losses: Losses) -> Episode:
@@ -190,11 +190,11 @@ def resample(episode: Episode, from_hz: float, robot: RobotSpec, losses: Losses)
     }
     columns: dict[str, Any] = {
         name: _resampled_actions(getattr(episode, name), rows, from_hz, robot)
-        for name in ("commanded", "proposed", "human")
+        for name in ("action", "policy_action", "intervention_action")
         if getattr(episode, name) is not None
     }
-    columns["commanded"] = np.clip(columns["commanded"], *robot.action_bounds)
-    columns["measured"] = np.full_like(columns["commanded"], np.nan)
+    columns["action"] = np.clip(columns["action"], *robot.action_bounds)
+    columns["measured"] = np.full_like(columns["action"], np.nan)
     unknown: dict[str, Any] = dict.fromkeys((*STEP_TIMES, "flags"))
     last = np.arange(steps) == steps - 1
     info = {key: value for key, value in episode.info.items() if key != FIRST_SUCCESS}

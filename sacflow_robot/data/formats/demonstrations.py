@@ -49,7 +49,7 @@ class Column(NamedTuple):
 
 
 STEP_COLUMNS = (
-    Column("proposed", "proposed", "proposed", "float32", vector=True),
+    Column("policy_action", "policy_action", "policy_action", "float32", vector=True),
     Column("measured", "measured", "measured", "float32", vector=True),
     Column("source", "source", "source", "uint8"),
     Column("rewards", "rewards", "next.reward", "float32"),
@@ -57,7 +57,7 @@ STEP_COLUMNS = (
     Column("truncated", "truncated", "next.truncated", "bool"),
     *(Column(name, name, name, "int64") for name in STEP_TIMES),
     Column("flags", "flags", "flags", "uint8"),
-    Column("human", "human", "human", "float32", vector=True),
+    Column("intervention_action", "intervention_action", "intervention_action", "float32", vector=True),
 )
 """One row per step (T, ...), beside the commanded action."""
 
@@ -181,8 +181,8 @@ def human_episode(
     if len(solving) and solving[0] < steps - 1:
         info[FIRST_SUCCESS] = int(solving[0])
     known: dict[str, Any] = {
-        "commanded": np.clip(actions, *robot.action_bounds),
-        "proposed": actions,
+        "action": np.clip(actions, *robot.action_bounds),
+        "policy_action": actions,
         "measured": np.full_like(actions, np.nan),
         "source": np.full(steps, Source.HUMAN, np.uint8),
         "terminated": last & ends_solved,

@@ -37,7 +37,7 @@ def gripper_disagreement(episodes: Sequence[Episode], robot: RobotSpec) -> str |
         return None
     against = moves = commands = 0
     for episode in episodes:
-        closing = episode.commanded[:, dimensions[0]]
+        closing = episode.action[:, dimensions[0]]
         change = np.diff(finger_width(episode))
         moving = np.abs(change) > _MOVES_M
         against += int(((closing > 0) & (change > 0) & moving).sum() + ((closing < 0) & (change < 0) & moving).sum())

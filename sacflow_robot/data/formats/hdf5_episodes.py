@@ -21,6 +21,7 @@ from sacflow_robot.data.formats.demonstrations import (
 )
 from sacflow_robot.data.formats.outcomes import Outcome, Recorded
 from sacflow_robot.data.formats.quaternions import check_unit, check_w_last
+from sacflow_robot.data.log.columns import stored_name
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
@@ -224,7 +225,7 @@ def has_joint_actions(demo: h5py.Group) -> bool:
 def share_beyond(episode: Episode, robot: RobotSpec) -> float:
     """Share of the steps whose action is beyond the controller's range."""
     low, high = robot.action_bounds
-    return float(((episode.proposed < low) | (episode.proposed > high)).any(axis=1).mean())
+    return float(((episode.policy_action < low) | (episode.policy_action > high)).any(axis=1).mean())
 
 
 def has_absolute_actions(demo: h5py.Group, robot: RobotSpec) -> bool:
@@ -255,15 +256,16 @@ def own_episode(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses)
     actions = _actions(demo, robot, origin, losses)
     columns: dict[str, Any] = {}
     for column in STEP_COLUMNS:
-        if column.hdf5 in demo or column.attribute not in OPTIONAL:
-            columns[column.attribute] = column.typed(demo[column.hdf5][()])
+        name = stored_name(column.hdf5, demo)
+        if name in demo or column.attribute not in OPTIONAL:
+            columns[column.attribute] = column.typed(demo[name][()])
     for column in OBSERVATION_COLUMNS:
         if column.hdf5 in demo or column.attribute not in OPTIONAL:
             whole = np.concatenate([demo[column.hdf5][()], demo[f"last/{column.hdf5}"][()]])
             columns[column.attribute] = column.typed(whole)
     info = json.loads(demo.attrs["info"])
     observations = _observations(demo, robot, origin, losses, len(actions))
-    return human_episode(observations, actions, robot, **columns, commanded=actions, info=info)
+    return human_episode(observations, actions, robot, **columns, action=actions, info=info)
 
 
 def _observations(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses, steps: int) -> dict[str, FloatArray]:

@@ -1,6 +1,6 @@
 """Demonstrations as a robomimic low-dim HDF5 file.
 
-robomimic's layout, plus what an episode has beyond it: datasets ``proposed``, ``measured``, ``source``, ``truncated``,
+robomimic's layout, plus what an episode has beyond it: datasets ``policy_action``, ``measured``, ``source``, ``truncated``,
 ``time_ns`` and the group ``last`` (state and time after the last step) in each demonstration, its attribute ``info``,
 and the robot in an attribute of ``data``. ``dones`` are the steps that ended the task, never a mere time limit.
 """
@@ -55,7 +55,7 @@ def write_hdf5(path: Path, demos: DemoSet) -> None:
 def _write_episode(group: h5py.Group, episode: Episode) -> None:
     group.attrs["num_samples"] = len(episode)
     group.attrs["info"] = json.dumps(dict(episode.info))
-    group["actions"] = episode.commanded
+    group["actions"] = episode.action
     for column in STEP_COLUMNS:
         values = getattr(episode, column.attribute)
         if values is not None:

@@ -43,6 +43,7 @@ from sacflow_robot.data.formats.lerobot_files import (
 from sacflow_robot.data.formats.lerobot_frames import check_order, to_array
 from sacflow_robot.data.formats.outcomes import Recorded
 from sacflow_robot.data.formats.timestamps import capture_times, check_frames
+from sacflow_robot.data.log.columns import stored_name
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import FloatArray, RobotSpec
@@ -204,7 +205,7 @@ def _wanted(dataset: Dataset, layout: Layout, losses: Losses, *, whole: bool) ->
     """The features to read; the others are noted as lost."""
     known = {_action_name(dataset), "next.reward", "next.success", *(f for f, _ in layout.values())}
     if whole:
-        known |= {column.lerobot for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS)}
+        known |= {stored_name(column.lerobot, dataset.features) for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS)}
     else:
         losses.remark("the observation after the last action is not in the dataset and repeats the one before it")
     others = [f for f in dataset.features.values() if f.name not in {*known, *BOOKKEEPING, "next.done"}]
@@ -315,14 +316,15 @@ def _own(frames: _Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> E
     }
     whole: dict[str, Any] = {}
     for column in STEP_COLUMNS:
-        if column.lerobot in columns:
-            whole[column.attribute] = column.typed(columns[column.lerobot])
-    if np.isnan(whole.get("human", np.nan)).all():  # a person acted in other episodes only
-        whole.pop("human", None)
+        name = stored_name(column.lerobot, columns)
+        if name in columns:
+            whole[column.attribute] = column.typed(columns[name])
+    if np.isnan(whole.get("intervention_action", np.nan)).all():  # a person acted in other episodes only
+        whole.pop("intervention_action", None)
     for column in OBSERVATION_COLUMNS:
         if column.lerobot in columns:
             after = np.asarray([row[f"last/{column.lerobot}"]])
             parts = column.typed(columns[column.lerobot]), column.typed(after)
             whole[column.attribute] = np.concatenate(parts)
-    commanded = columns["action"].reshape(-1, robot.action_dim).astype(np.float32, copy=False)
-    return human_episode(observations, commanded, robot, **whole, commanded=commanded, info=json.loads(row["info"]))
+    action = columns["action"].reshape(-1, robot.action_dim).astype(np.float32, copy=False)
+    return human_episode(observations, action, robot, **whole, action=action, info=json.loads(row["info"]))

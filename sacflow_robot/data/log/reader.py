@@ -3,9 +3,9 @@
 Layout (Zarr format 2). One row per step under ``data/``, one row per episode under ``meta/``:
 
     data/<observation key>      observation before the step      data/state      simulator state before the step
-    data/action                 commanded action                 data/time_ns    capture time of the observation
-    data/proposed, measured, source, reward, terminated, truncated
-    data/received_ns, inferred_ns, sent_ns, flags, human                      since version 2
+    data/action                 action sent                      data/time_ns    capture time of the observation
+    data/policy_action, measured, source, reward, terminated, truncated
+    data/received_ns, inferred_ns, sent_ns, flags, intervention_action        since version 2
     meta/episode_ends           exclusive end row of each episode, cumulative
     meta/last_<key>             the observation, state and time after the episode's last step
     meta/info                   the episode's info as JSON bytes
@@ -37,10 +37,12 @@ from sacflow_robot.data.log.columns import (
     FORMAT,
     STEP_COLUMNS,
     VERSION,
+    current_name,
     episode_columns,
     parse_attributes,
     parse_info,
     step_columns,
+    stored_name,
     whole_ends,
 )
 from sacflow_robot.data.log.lock import LogLock
@@ -321,7 +323,7 @@ class EpisodeLog:
         if array.shape[0] < stop:
             raise DataError(f"{name} is shorter than meta/episode_ends says")
         size, rest = array.chunks[0], ["0"] * (array.ndim - 1)
-        present = remote.names(self.path, name)
+        present = remote.names(self.path, array.path)
         for chunk in range(first // size, -(-stop // size)):
             file = ".".join([str(chunk), *rest])
             if file not in present:
@@ -329,10 +331,11 @@ class EpisodeLog:
         return np.asarray(array[first:stop])
 
     def arrays(self, group: str) -> list[str]:
-        """Names of the arrays in a group."""
+        """Names of the arrays in a group, those of version 0.1 replaced by today's."""
         parent = self._root[group]
         assert isinstance(parent, zarr.Group)
-        return [f"{group}/{key}" for key in sorted(parent.array_keys())]
+        keys = sorted(parent.array_keys())
+        return [f"{group}/{current_name(key, keys)}" for key in keys]
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -341,7 +344,7 @@ class EpisodeLog:
 
     def has(self, name: str) -> bool:
         """Whether there is an array of that name, e.g. ``data/state``."""
-        return name in self._root
+        return stored_name(name, self._root) in self._root
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of an array, its rows first."""
@@ -354,7 +357,7 @@ class EpisodeLog:
     def _array(self, name: str) -> zarr.Array[Any]:
         """The array of that name; looking one up costs a read of its metadata, so it is kept."""
         if name not in self._arrays:
-            array = self._root[name]
+            array = self._root[stored_name(name, self._root)]
             assert isinstance(array, zarr.Array)
             self._arrays[name] = array
         return self._arrays[name]

@@ -294,7 +294,7 @@ class StepRecorder:
             return name, dtype.base, dtype.shape, start, start + dtype.itemsize
 
         self._places = [place(a.key) for a in self._robot.observations]
-        self._actions = [place(name) for name in ("action", "proposed", "measured", "human")]
+        self._actions = [place(name) for name in ("action", "policy_action", "measured", "intervention_action")]
         self._state = place("state") if state_size else None
         self._finite = [self._finite_check("<f4", layout.finite_floats, self._actions[0][3])]
         if self._state is not None:
@@ -333,7 +333,7 @@ class StepRecorder:
         """
         ring = self._ring
         assert ring is not None
-        result, action, time_ns, proposed, source, flags, received_ns, inferred_ns, sent_ns, human = step
+        result, action, time_ns, policy_action, source, flags, received_ns, inferred_ns, sent_ns, by_hand = step
         memory, place = ring.map, index % ring.capacity
         base = HEADER_BYTES + place * self._layout.bytes
         # fmt: off
@@ -342,11 +342,11 @@ class StepRecorder:
             result.reward, source, flags, result.terminated, result.truncated,
         )
         # fmt: on
-        measured, (acted, asked, done, by_hand) = result.measured, self._actions
-        _copy(memory, base, action, acted)
-        _copy(memory, base, action if proposed is None else proposed, asked)
+        measured, (sent, asked, done, intervened) = result.measured, self._actions
+        _copy(memory, base, action, sent)
+        _copy(memory, base, action if policy_action is None else policy_action, asked)
         _copy(memory, base, self._unmeasured if measured is None else measured, done)
-        _copy(memory, base, self._unmeasured if human is None else human, by_hand)
+        _copy(memory, base, self._unmeasured if by_hand is None else by_hand, intervened)
         for array in self._places:
             _copy(memory, base, result.observation[array[0]], array)
         if self._state is not None:

@@ -54,11 +54,11 @@ def _check_arrays(log: EpisodeLog) -> Iterator[Problem]:
         f"meta/last_{key}": of for key, of in expected.items()
     }
     action = (np.dtype(np.float32), (log.robot.action_dim,))
-    names |= {f"data/{key}": action for key in ("action", "proposed", "measured")}
+    names |= {f"data/{key}": action for key in ("action", "policy_action", "measured")}
     others = [*(f"data/{key}" for key in STEP_COLUMNS if f"data/{key}" not in names), "meta/info"]
-    if log.has("data/human"):  # logs begun before it was kept lack it
-        names["data/human"] = action
-    flat = [f"data/{key}" for key in FILLS if key != "human"]
+    if log.has("data/intervention_action"):  # logs begun before it was kept lack it
+        names["data/intervention_action"] = action
+    flat = [f"data/{key}" for key in FILLS if key != "intervention_action"]
     if any(map(log.has, flat)):
         others += flat
     if not log.ends:
@@ -98,8 +98,8 @@ def _check_episodes(log: EpisodeLog) -> Iterator[Problem]:
 
 def _complaints(log: EpisodeLog, episode: Episode) -> Iterator[str]:
     low, high = log.robot.action_bounds
-    if (episode.commanded < low).any() or (episode.commanded > high).any():
-        yield "commanded actions are beyond the robot's bounds"
+    if (episode.action < low).any() or (episode.action > high).any():
+        yield "actions are beyond the robot's bounds"
     if (np.diff(episode.time_ns) <= 0).any():
         yield "time_ns does not increase"
     order = [getattr(episode, name) for name in STEP_TIMES]

@@ -64,7 +64,9 @@ class Layout:
     def __init__(self, robot: RobotSpec, state_size: int) -> None:
         arrays = {a.key: (np.dtype(a.dtype).str, a.shape) for a in robot.observations}
         floats = {key: of for key, of in arrays.items() if of[0] == "<f4"}
-        actions = dict.fromkeys(("action", "proposed", "measured", "human"), ("<f4", (robot.action_dim,)))
+        actions = dict.fromkeys(
+            ("action", "policy_action", "measured", "intervention_action"), ("<f4", (robot.action_dim,))
+        )
         state = {"state": ("<f8", (state_size,))} if state_size else {}
         # What must be finite lies side by side, so that one look finds a NaN in any of it.
         self.finite = {"action": actions.pop("action"), **floats}

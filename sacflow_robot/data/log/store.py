@@ -32,7 +32,7 @@ import numcodecs
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.log.columns import FILLS, Columns, whole_ends
+from sacflow_robot.data.log.columns import FILLS, Columns, current_name, whole_ends
 from sacflow_robot.errors import DataError, LogWriteError, one_line
 
 WRITING = ".writing"
@@ -56,11 +56,15 @@ class Store:
     def _load(self) -> None:
         """Take the arrays as they are committed."""
         try:
-            self._arrays = {
-                f"{group}/{folder.name}": _Array(folder, json.loads((folder / ".zarray").read_text()))
+            folders = {
+                f"{group}/{folder.name}": folder
                 for group in ("data", "meta")
                 for folder in sorted((self.path / group).iterdir())
                 if (folder / ".zarray").exists()
+            }
+            self._arrays = {
+                current_name(name, folders): _Array(folder, json.loads((folder / ".zarray").read_text()))
+                for name, folder in folders.items()
             }
             self.ends = whole_ends(self._arrays["meta/episode_ends"].read().tolist())
             self.position: dict[str, Any] = {}
@@ -169,11 +173,12 @@ class Store:
         if not self._writing.exists():
             return
         self._link()
-        for name, array in self._arrays.items():
-            put(array.folder / ".zarray", self._written[name], self._writing)
+        for array in self._arrays.values():
+            put(array.folder / ".zarray", self._written[array.stored_name], self._writing)
+        kept = {array.folder for array in self._arrays.values()}
         for group in ("data", "meta"):
             for folder in (self.path / group).iterdir():
-                if f"{group}/{folder.name}" not in self._arrays and folder.is_dir():
+                if folder not in kept and folder.is_dir():
                     shutil.rmtree(folder)
         # Whoever finds this half done must not take the journal for steps that are yet to be committed.
         for file in (*self._writing.glob("journal.*"), self._writing / "session"):
@@ -189,13 +194,13 @@ class Store:
         taken = [int(p.name) for p in self._writing.iterdir() if p.name.isdigit()]
         self._commits = max(taken, default=0)
         self._swap(self.position)
-        for name, array in self._arrays.items():
-            self._point(name, array)
+        for array in self._arrays.values():
+            self._point(array)
         self._linked = True
         self._prune(self._commits - 1)
 
-    def _point(self, name: str, array: _Array) -> None:
-        target = f"../../{WRITING}/commit/{name.replace('/', '.')}"
+    def _point(self, array: _Array) -> None:
+        target = f"../../{WRITING}/commit/{array.stored_name}"
         file = array.folder / ".zarray"
         if file.is_symlink():
             return
@@ -209,14 +214,15 @@ class Store:
         folder = self._writing / f"{self._commits + 1:06}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        written = {name: json.dumps(array.describe(), indent=4).encode() for name, array in self._arrays.items()}
+        arrays = self._arrays.values()
+        written = {array.stored_name: json.dumps(array.describe(), indent=4).encode() for array in arrays}
         for name, content in written.items():
-            _write_through(folder / name.replace("/", "."), content)
+            _write_through(folder / name, content)
         _write_through(folder / "position", json.dumps(dict(position)).encode())
         sync_folder(folder)
         if self._linked:
-            for name, array in self._arrays.items():
-                self._point(name, array)
+            for array in arrays:
+                self._point(array)
         link = self._writing / "commit.next"
         link.unlink(missing_ok=True)
         link.symlink_to(folder.name)
@@ -240,7 +246,9 @@ class _Array:
     """One array: what is on disk, and rows on their way there."""
 
     def __init__(self, folder: Path, description: dict[str, Any]) -> None:
-        self.folder, self._description = folder, description
+        self.folder = folder
+        self.stored_name = f"{folder.parent.name}.{folder.name}"
+        self._description = description
         self.rows: int = description["shape"][0]
         self._shape, self._dtype = tuple(description["chunks"]), np.dtype(description["dtype"])
         codec = description["compressor"]

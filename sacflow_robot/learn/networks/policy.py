@@ -8,11 +8,15 @@ infinite). A policy fitted to raw actions and played through tanh would turn a g
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sacflow_robot.export.graph import ExportablePolicy
+from sacflow_robot.spec import PolicySpec, RobotSpec
 
 RHO = 0.95
 _STD_FLOOR, _LIMIT = 1e-2, 10.0
@@ -70,7 +74,7 @@ class Rollout:
     log_prob: Tensor
 
 
-class PolicyNetwork(nn.Module):
+class PolicyNetwork(ExportablePolicy):
     """Base of all policies: chunks from observations and noise, with the observation normalizer inside.
 
     Attributes:
@@ -108,6 +112,18 @@ class PolicyNetwork(nn.Module):
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
         """Actions (B, D) as evaluated and exported, for raw observations (B, O) and noise (B, D)."""
         raise NotImplementedError
+
+    def make_spec(self, robot: RobotSpec, notes: Mapping[str, Any] | None = None) -> PolicySpec:
+        """The contract of this policy on a robot."""
+        return PolicySpec(
+            robot=robot,
+            chunk_length=self.action_dim // robot.action_dim,
+            euler_steps=self.euler_steps,
+            velocity=self.name,
+            observation_mean=tuple(self.observation_mean.tolist()),
+            observation_std=tuple(self.observation_std.tolist()),
+            notes=notes or {},
+        )
 
     def rollout(self, observation: Tensor, noise: Tensor) -> Rollout:
         """Sample of the policy as trained, for raw observations (B, O) and what :meth:`draw` drew."""

@@ -29,7 +29,7 @@ MakeEpisode = Callable[..., Episode]
 def assert_same(a: Episode, b: Episode) -> None:
     for key, column in a.observations.items():
         assert np.array_equal(column, b.observations[key])
-    for name in ("commanded", "proposed", "source", "rewards", "terminated", "truncated", "time_ns", "states"):
+    for name in ("action", "policy_action", "source", "rewards", "terminated", "truncated", "time_ns", "states"):
         assert np.array_equal(getattr(a, name), getattr(b, name)), name
     assert np.array_equal(a.measured, b.measured, equal_nan=True)
     assert dict(a.info) == dict(b.info)

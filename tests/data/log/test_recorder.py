@@ -67,7 +67,15 @@ def write_episodes(log: StepRecorder, done: Callable[[], None]) -> None:
         for step in range(1, STEPS + 1):
             commanded = np.array([episode, step], np.float32) / 20
             human = commanded / 2 if step > 1 else None
-            log.append(Step(result(episode, step, step == STEPS), commanded, 1000 + step, sent_ns=step, human=human))
+            log.append(
+                Step(
+                    result(episode, step, step == STEPS),
+                    commanded,
+                    1000 + step,
+                    sent_ns=step,
+                    intervention_action=human,
+                )
+            )
             done()
         log.end({"note": "whole"})
         done()
@@ -83,10 +91,10 @@ def assert_are_the_written(episodes: list[Episode], at_least: int) -> None:
         assert np.array_equal(episode.observations["pos"][:, :2], np.stack([np.full(count + 1, index), steps], 1))
         assert (episode.observations["image"] == (7 * steps + index)[:, None, None, None]).all()
         assert np.array_equal(episode.states, np.stack([np.full(count + 1, index), steps], 1))
-        assert np.allclose(episode.commanded * 20, np.stack([np.full(count, index), steps[1:]], 1))
-        if episode.human is not None:
-            assert np.isnan(episode.human[0]).all()
-            assert np.array_equal(episode.human[1:], episode.commanded[1:] / 2)
+        assert np.allclose(episode.action * 20, np.stack([np.full(count, index), steps[1:]], 1))
+        if episode.intervention_action is not None:
+            assert np.isnan(episode.intervention_action[0]).all()
+            assert np.array_equal(episode.intervention_action[1:], episode.action[1:] / 2)
         assert np.array_equal(episode.sent_ns, steps[1:]) and np.array_equal(episode.time_ns, 1000 + steps)
         assert episode.terminated[-1] == (count == STEPS) and episode.truncated[-1] == (count < STEPS)
         whole = {"seed": index, "success": True, "note": "whole"}
@@ -435,7 +443,7 @@ def test_arrays_of_another_layout_or_type_are_kept_as_what_the_log_declares(tmp_
     (episode,) = EpisodeLog.open(tmp_path / "log.zarr").episodes()
     assert np.array_equal(episode.observations["image"][1], image[::-1])
     assert np.array_equal(episode.observations["image"][2], image.transpose(1, 0, 2))
-    assert episode.observations["pos"][1].tolist() == [0, 1, 2] and episode.commanded.tolist() == [[0.5, -0.5], [1, 1]]
+    assert episode.observations["pos"][1].tolist() == [0, 1, 2] and episode.action.tolist() == [[0.5, -0.5], [1, 1]]
 
 
 def test_what_killed_writers_left_is_repaired_without_touching_it(tmp_path: Path) -> None:
@@ -493,7 +501,7 @@ def test_closing_before_the_keeper_has_finished_takes_nothing_from_it(tmp_path: 
     keepers[0].process.wait(60)
     episodes = list(EpisodeLog.open(path).episodes())
     assert len(episodes) == EPISODES * (1 + before)
-    assert all(episode.human is not None for episode in episodes)
+    assert all(episode.intervention_action is not None for episode in episodes)
 
 
 @pytest.mark.parametrize("recorder", [StepRecorder, MendingRecorder])

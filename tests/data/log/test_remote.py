@@ -61,7 +61,7 @@ def test_logs_go_to_an_object_store_and_back(
     write_log(url, robot, episodes)
     log = EpisodeLog.open(url)
     assert log.robot == robot and [len(e) for e in log.episodes()] == [4, 7]
-    assert (log.read(1).commanded == episodes[1].commanded).all() and dict(log.read(0).info) == dict(episodes[0].info)
+    assert (log.read(1).action == episodes[1].action).all() and dict(log.read(0).info) == dict(episodes[0].info)
     assert verify(url) == []
     with pytest.raises(UsageError, match="exists already"):
         write_log(url, robot, episodes)

@@ -57,7 +57,7 @@ def test_a_lost_chunk_costs_its_episodes_only(log: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("damage", "where", "what"),
     [
-        (lambda log: (log / "data" / "proposed" / "1.0").write_bytes(b"junk"), "episode 2", ""),
+        (lambda log: (log / "data" / "policy_action" / "1.0").write_bytes(b"junk"), "episode 2", ""),
         (lambda log: shutil.rmtree(log / "data" / "sent_ns"), "data/sent_ns", "is missing"),
         (lambda log: resize(log / "data" / "reward", 4400), "data/reward", "has 4400 rows, expected 4500"),
         (lambda log: resize(log / "data" / "reward", 5000), "data/reward", "has 5000 rows, expected 4500"),
@@ -86,7 +86,7 @@ def test_values_that_make_no_sense_are_named(make_episode: MakeEpisode, robot: R
     sound = make_episode(5)
     times = np.arange(5) * 50_000_000
     for change, what in (
-        ({"commanded": sound.commanded * 3}, "beyond the robot's bounds"),
+        ({"action": sound.action * 3}, "beyond the robot's bounds"),
         ({"time_ns": sound.time_ns[::-1].copy()}, "time_ns does not increase"),
         ({"received_ns": times[::-1].copy()}, "received_ns goes back"),
         ({"received_ns": times + 9, "sent_ns": times + 3}, "out of order"),

@@ -173,7 +173,7 @@ class Cell(RuleBasedStateMachine):
             for number, episode in episodes.items():
                 steps, ended = self.expected[number]
                 assert episode.observations["pos"].tolist() == [[number, i] for i in range(steps + 1)]
-                assert np.array_equal(episode.commanded[:, 0] * 1000, np.arange(1, steps + 1))
+                assert np.array_equal(episode.action[:, 0] * 1000, np.arange(1, steps + 1))
                 assert bool(episode.info.get("ended")) == ended
 
 

@@ -88,9 +88,9 @@ def test_the_simulator_reproduces_every_state_and_shows_where_it_does_not(
 def test_limits_hold_in_the_simulator_too(robot: SimRobot, demonstration: Episode) -> None:
     bound = np.full(7, 0.1, np.float32)
     result = replay_episode(robot, demonstration, limits=(-bound, bound))
-    beyond = (np.abs(demonstration.commanded) > 0.1).any(axis=1)
+    beyond = (np.abs(demonstration.action) > 0.1).any(axis=1)
     assert result.limited_steps == beyond.sum() > 0
-    assert np.array_equal(result.commanded, np.clip(demonstration.commanded, -bound, bound))
+    assert np.array_equal(result.commanded, np.clip(demonstration.action, -bound, bound))
     assert result.max_state_deviation is not None and result.max_state_deviation > 1e-3
 
 
@@ -120,8 +120,8 @@ def test_another_arm_gets_limited_commands_and_is_compared_by_what_it_sees(
     seen["robot0_eef_quat"] *= -1  # the same rotations
     device, bound = Robot(replace(episode, observations=seen), robot), np.full(7, 0.5, np.float32)
     result = replay_episode(device, episode, limits=(-bound, bound))
-    assert np.array_equal(np.stack(device.commands), np.clip(episode.commanded, -0.5, 0.5))
-    assert result.limited_steps == (np.abs(episode.commanded) > 0.5).any(axis=1).sum()
+    assert np.array_equal(np.stack(device.commands), np.clip(episode.action, -0.5, 0.5))
+    assert result.limited_steps == (np.abs(episode.action) > 0.5).any(axis=1).sum()
     assert result.max_state_deviation is None and result.states is None
     assert result.observation_deviation["robot0_eef_pos"] == pytest.approx(0.25)
     assert result.observation_deviation["robot0_eef_quat"] == result.observation_deviation["object"] == 0

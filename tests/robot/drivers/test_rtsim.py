@@ -24,7 +24,7 @@ from sacflow_robot.robot.safety.filter import SafetyFilter, State
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 from sacflow_robot.spec import FloatArray, Observation
 
-LIFT = Path(__file__).parents[2] / "policies" / "lift.onnx"
+LIFT = Path(__file__).parents[3] / "policies" / "lift.onnx"
 MS = 1_000_000
 
 
@@ -77,7 +77,7 @@ def test_the_virtual_clock_repeats_itself_and_delays_move_what_they_should(polic
     once, again = (run_episode(virtual(query), policy, 30_002, policy_version="v").episode for _ in range(2))
     for key, rows in once.observations.items():
         assert np.array_equal(rows, again.observations[key])
-    assert np.array_equal(once.commanded, again.commanded) and np.array_equal(once.time_ns, again.time_ns)
+    assert np.array_equal(once.action, again.action) and np.array_equal(once.time_ns, again.time_ns)
     assert once.received_ns is not None
     ages = (once.received_ns[1:] - once.time_ns[1:-1]) / MS
     assert ages.min() >= 20 and np.median(ages) > 25, "delay and jitter show in the capture times"
@@ -104,7 +104,7 @@ def test_both_clocks_play_the_same_events_in_the_same_order(policy: OnnxPolicy) 
         robot.close()
     for key, rows in wanted.observations.items():
         assert np.array_equal(rows, run.episode.observations[key]), key
-    assert np.array_equal(wanted.commanded, run.episode.commanded)
+    assert np.array_equal(wanted.action, run.episode.action)
     assert np.array_equal(np.diff(wanted.time_ns), np.diff(run.episode.time_ns).round(-6))
 
 
@@ -190,7 +190,7 @@ def test_a_server_that_goes_leaves_the_arm_in_hold_within_two_periods_and_it_goe
     assert said[0] == "hold: no action came (it is gone)" and "enabled" in said
     flags, held = run.episode.flags, [t for t, source in enumerate(run.episode.source) if source == 3]
     assert flags is not None and held[0] == 9, "the first step without an action is no step of the policy's"
-    assert np.abs(run.episode.commanded[held, :6]).max() == 0, "without limits of acceleration it is at rest at once"
+    assert np.abs(run.episode.action[held, :6]).max() == 0, "without limits of acceleration it is at rest at once"
     assert run.episode.success
 
 

@@ -806,7 +806,7 @@ def test_a_program_that_is_stuck_is_interrupted_by_one_signal(monkeypatch: pytes
 
 def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episode], spec_: RobotSpec) -> None:
     episode = make_episode(60, states=False)
-    episode = replace(episode, commanded=np.full_like(episode.commanded, 0.5))
+    episode = replace(episode, action=np.full_like(episode.action, 0.5))
     robot = made(spec_)
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     switches = OperatorRequests()

@@ -18,7 +18,7 @@ from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
 
 from .bare_arm import BareArm  # isort: skip
 
-SHIPPED = Path(__file__).parents[3] / "launch" / "deoxys_twin.yml"
+SHIPPED = Path(__file__).parents[4] / "launch" / "deoxys_twin.yml"
 
 
 @pytest.fixture

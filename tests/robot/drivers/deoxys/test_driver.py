@@ -40,7 +40,7 @@ from sacflow_robot.robot.drivers.registry import make_robot
 pytestmark = pytest.mark.realtime
 
 UP = np.array([0, 0, 1, 0, 0, 0, -1], np.float32)
-SHIPPED = Path(__file__).parents[3] / "launch" / "deoxys_twin.yml"
+SHIPPED = Path(__file__).parents[4] / "launch" / "deoxys_twin.yml"
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_bench_sim_reports_ratios(
     command = ["bench", "sim", "--tasks", "lift", "--workers", "1", "--policy", str(policy_file), "--json"]
     assert main([*command, "--out", str(out)]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result == json.loads(out.read_text()) and {"date", "machine", "load_before"} < set(result)
+    assert result == json.loads(out.read_text()) and {"date", "machine", "load_1min"} < set(result)
     assert result["ratios"] == [{"task": "lift", "workers": 1, "of_stock": 4.3, "of_physics": 0.86}]
     assert result["evaluation"]["of_stock"] == 4.5 and result["evaluation"]["same_actions"] is True
     assert main(["bench", "sim", "--tasks", "lfit"]) == main(["bench", "sim", "--turns", "0"]) == 2

@@ -260,7 +260,7 @@ def test_launch_stops_the_others_when_one_fails(tmp_path: Path) -> None:
 def test_episodes_on_evaluation_seeds_are_not_trained_on(
     capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
-    """Trap 10."""
+    """Success on seeds that the learner has seen says nothing."""
     log, out = tmp_path / "log.zarr", tmp_path / "out"
     for seed in (10_000, 10_099, 20_049):
         write_log(log, robot, [make_episode(3, seed=1), make_episode(3, seed=seed)])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
+from sacflow_robot.cli import main
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.episode import Episode
@@ -91,3 +97,47 @@ def make_episode(robot_spec: RobotSpec) -> Callable[..., Episode]:
         )
 
     return make
+
+
+class Program:
+    """The command line in an empty folder; run in this process, which has imported already what takes seconds to import.
+
+    Attributes:
+        said: What the last command wrote to stderr.
+        served: What the last server wrote to stderr.
+    """
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._folder = folder
+        self._capsys = capsys
+        self.said = ""
+        self.served = ""
+
+    def __call__(self, *words: object) -> dict[str, Any]:
+        """Run a command that must succeed; returns its JSON object."""
+        status = main([*map(str, words), "--json"])
+        captured = self._capsys.readouterr()
+        self.said = captured.err
+        assert status == 0, self.said
+        result: dict[str, Any] = json.loads(captured.out.splitlines()[-1])
+        return result
+
+    @contextmanager
+    def serving(self, policy: str, *options: str) -> Iterator[str]:
+        """Serve a policy file in a process of its own; yields the address."""
+        command = [sys.executable, "-m", "sacflow_robot", "serve", "--policy", policy, "--bind", "tcp://127.0.0.1:*"]
+        server = subprocess.Popen([*command, *options], cwd=self._folder, stderr=subprocess.PIPE, text=True)
+        try:
+            assert server.stderr is not None
+            yield server.stderr.readline().split(" at ")[-1].strip()
+        finally:
+            server.terminate()
+            self.served = server.communicate()[1]
+
+
+@pytest.fixture
+def program(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SACFLOW_ROBOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return Program(tmp_path, capsys)

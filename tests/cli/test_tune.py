@@ -26,7 +26,7 @@ from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.learn.trainer import Trainer
 
-SHIPPED = Path(__file__).parents[1] / "calibration" / "franka_twin.yaml"
+SHIPPED = Path(__file__).parents[2] / "calibration" / "franka_twin.yaml"
 
 
 def test_resume_takes_a_log_and_nothing_else_that_the_run_has_already(tmp_path: Path) -> None:

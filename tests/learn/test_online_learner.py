@@ -42,6 +42,12 @@ def pools() -> Iterator[tuple[SubprocVectorEnv, SubprocVectorEnv]]:
         yield envs, eval_robots
 
 
+@pytest.fixture
+def ready_export(policy_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publish a file that is there already, where it does not matter what is published: exporting one takes seconds."""
+    monkeypatch.setattr(follow, "export_agent", lambda agent, notes, path: path.write_bytes(policy_file.read_bytes()))
+
+
 Make = Callable[..., FollowingTrainer]
 
 
@@ -106,6 +112,7 @@ def test_it_learns_from_a_growing_log_and_publishes(
     assert again.env_steps == sum(map(len, demos)), "no episode is taken twice"
 
 
+@pytest.mark.usefixtures("ready_export")
 def test_a_run_from_scratch_learns_from_the_log_as_well(
     make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]
 ) -> None:
@@ -188,6 +195,7 @@ def test_a_candidate_that_the_server_would_refuse_is_refused(make: Make, tmp_pat
     assert trainer.refused == 1 and not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob(".*.onnx"))
 
 
+@pytest.mark.usefixtures("ready_export")
 def test_ctrl_c_saves_what_was_taken(make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]) -> None:
     log_of(tmp_path, robot, demos[:2])
     trainer = make()
@@ -205,6 +213,7 @@ def test_ctrl_c_saves_what_was_taken(make: Make, tmp_path: Path, robot: RobotSpe
     assert again.env_steps == sum(map(len, demos))
 
 
+@pytest.mark.usefixtures("ready_export")
 def test_an_arm_that_is_far_ahead_is_followed_with_what_is_newest(
     make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +235,7 @@ def test_a_run_that_was_stopped_while_cloning_is_not_followed(make: Make) -> Non
         trainer.run()
 
 
+@pytest.mark.usefixtures("ready_export")
 def test_another_log_or_a_broken_note_is_said(
     make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]
 ) -> None:

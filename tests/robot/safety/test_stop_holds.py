@@ -46,7 +46,7 @@ from sacflow_robot.robot.safety.safety_limits import Box, SafetyLimits
 from sacflow_robot.robot.teleop.intervention import Label, TeleopSignal
 from sacflow_robot.spec import ArraySpec, FloatArray, Observation, PolicySpec, RobotSpec
 
-EXAMPLES = int(os.environ.get("SACFLOW_STOP_EXAMPLES", "2000")) // 3 + 1
+EXAMPLES = int(os.environ.get("SACFLOW_STOP_EXAMPLES", "400")) // 3 + 1
 PERIOD = 50_000_000
 MS = 1_000_000
 SPEED, ACCELERATION = 0.5, 4.0

@@ -206,7 +206,7 @@ def test_a_log_names_its_environment_and_nothing_is_imported_because_a_file_says
 
 
 def test_eval_takes_the_policys_own_task_and_names_another(capsys: Capture) -> None:
-    policies = Path(__file__).parents[1] / "policies"
+    policies = Path(__file__).parents[2] / "policies"
     assert did(capsys, "eval", "--policy", policies / "can.onnx", "--episodes", 1)[0]["episodes"] == 1
     said = refused(capsys, 1, "eval", "--policy", policies / "can.onnx", "--env", "lift")
     assert "does not fit lift" in said and "it is of can, leave out --env lift" in said

@@ -28,7 +28,7 @@ from sacflow_robot.learn.trainer import Trainer
 from sacflow_robot.learn.training_envs import training_draws, training_envs
 from sacflow_robot.utils.action_history import with_action_history
 
-SHIPPED = Path(__file__).parents[1] / "calibration" / "franka_twin.yaml"
+SHIPPED = Path(__file__).parents[2] / "calibration" / "franka_twin.yaml"
 
 
 def test_resume_takes_a_log_and_nothing_else_that_the_run_has_already(tmp_path: Path) -> None:

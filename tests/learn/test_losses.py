@@ -16,7 +16,6 @@ from sacflow_robot.spec import RobotSpec
 
 
 def test_temperature_rises_when_entropy_is_below_target() -> None:
-    """Trap 1."""
     for entropy, target, rises in ((-50.0, -35.0, True), (-20.0, -35.0, False)):
         log_temperature = torch.tensor(-5.0, requires_grad=True)
         losses.temperature_loss(log_temperature, torch.full((8,), -entropy), target).backward()

@@ -104,8 +104,8 @@ def test_all_differences_are_named_at_once(robot: RobotSpec) -> None:
 
 
 @pytest.mark.parametrize("robot", ["panda", "franka", "Franka Emika Panda", "unknown", None])
-def test_one_robot_has_many_names(spec: RobotSpec, robot: str | None) -> None:
-    assert disagreements(Claims(robot=robot), spec, AgreementOptions()) == []
+def test_one_robot_has_many_names(robot_spec: RobotSpec, robot: str | None) -> None:
+    assert disagreements(Claims(robot=robot), robot_spec, AgreementOptions()) == []
 
 
 def test_a_robots_own_specification(robot: RobotSpec) -> None:

@@ -24,9 +24,7 @@ from sacflow_robot.robot.safety.filter import SafetyFilter, State
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 from sacflow_robot.spec import FloatArray, Observation
 
-pytestmark = pytest.mark.realtime
-
-LIFT = Path(__file__).parents[2] / "policies" / "lift.onnx"
+LIFT = Path(__file__).parents[3] / "policies" / "lift.onnx"
 MS = 1_000_000
 
 
@@ -85,6 +83,7 @@ def test_the_virtual_clock_repeats_itself_and_delays_move_what_they_should(polic
     assert ages.min() >= 20 and np.median(ages) > 25, "delay and jitter show in the capture times"
 
 
+@pytest.mark.realtime
 def test_both_clocks_play_the_same_events_in_the_same_order(policy: OnnxPolicy) -> None:
     """Margins are a quarter of a tick, 12 ms: where this machine was busier than that, the episode is played again.
 
@@ -234,14 +233,21 @@ def test_an_emergency_stop_ends_the_episode_and_is_latched(policy: OnnxPolicy) -
         robot.command(np.zeros(7, np.float32), robot.clock.now_ns() + 100 * MS)
 
 
-@pytest.fixture
-def process_robot() -> Iterator[ProcessRobot]:
+@pytest.fixture(scope="module")
+def running_robot() -> Iterator[ProcessRobot]:
     robot = ProcessRobot("lift")
-    robot.connect()
     yield robot
     robot.close()
 
 
+@pytest.fixture
+def process_robot(running_robot: ProcessRobot) -> ProcessRobot:
+    """A connected robot; its process is started anew only where a test has killed it."""
+    running_robot.connect()
+    return running_robot
+
+
+@pytest.mark.realtime
 def test_an_arm_whose_process_dies_is_an_error_and_can_be_connected_again(process_robot: ProcessRobot) -> None:
     process_robot.begin(1)
     assert process_robot.pid is not None
@@ -268,6 +274,7 @@ def seen_after(robot: ProcessRobot, seconds: float) -> dict[str, FloatArray]:
     return robot.observe().observation
 
 
+@pytest.mark.realtime
 def test_what_fails_in_the_process_is_told_and_it_lives_on(process_robot: ProcessRobot) -> None:
     process_robot.begin(1)
     process_robot._send({"do": "begin", "seed": "seven", "episode": 1})
@@ -277,6 +284,7 @@ def test_what_fails_in_the_process_is_told_and_it_lives_on(process_robot: Proces
     seen_after(process_robot, 0.1)
 
 
+@pytest.mark.realtime
 def test_after_a_stop_nothing_moves_before_it_is_connected(process_robot: ProcessRobot) -> None:
     process_robot.begin(1)
     until_ns = process_robot.clock.now_ns() + 10**10
@@ -303,6 +311,7 @@ def test_after_a_stop_nothing_moves_before_it_is_connected(process_robot: Proces
     assert moved["robot0_eef_pos"][0] - after["robot0_eef_pos"][0] > 0.005
 
 
+@pytest.mark.realtime
 def test_commands_that_came_in_time_count_though_the_arm_was_kept_waiting_for_a_core(
     process_robot: ProcessRobot,
 ) -> None:

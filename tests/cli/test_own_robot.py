@@ -31,7 +31,8 @@ Capture = pytest.CaptureFixture[str]
 ENVIRONMENT = '''
 """A cart on a rail, to be brought to its mark."""
 import numpy as np
-from sacflow_robot.spec import RobotSpec, ArraySpec, StepResult
+from sacflow_robot.episode import StepResult
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
 class Cart:
     robot = RobotSpec("Cart", "to the mark", "velocity", 10.0, (ArraySpec("away", (1,), "m"),), ("v",), ("0.5 m/s",), (-1.0,), (1.0,))

@@ -193,7 +193,8 @@ class Copy:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.data.log.reader import EpisodeLog, write_log
+        from sacflow_robot.data.log.episode_writer import write_log
+        from sacflow_robot.data.log.reader import EpisodeLog
         from sacflow_robot.data.log.remote import is_url
 
         if not is_url(self.out):

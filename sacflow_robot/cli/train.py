@@ -426,7 +426,7 @@ def check_seeds(episodes: Sequence[Episode], config: TrainConfig, path: Path | s
 
 
 def _cached_demos(config: TrainConfig) -> Path:
-    from sacflow_robot.data.log.reader import write_log
+    from sacflow_robot.data.log.episode_writer import write_log
     from sacflow_robot.envs.tasks import get_robot
     from sacflow_robot.learn.trainer import TRAINING_SEED
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.data.interventions import human_parts
-from sacflow_robot.data.log.reader import EpisodeLog
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.data.replay_buffer import ChunkBatch, Origin, ReplayBuffer
 from sacflow_robot.envs.collector import Rollouts, rollout
 from sacflow_robot.episode import Episode
@@ -144,7 +144,7 @@ class Trainer:
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise DataError(f"{self.folder.checkpoint} does not fit the run's config.yaml: {one_line(error)}") from None
         if self.folder.episodes.exists():
-            with EpisodeLog.writer(self.folder.episodes, self._envs.spec) as log:
+            with EpisodeWriter(self.folder.episodes, self._envs.spec) as log:
                 log.truncate(self._logged)
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -343,7 +343,7 @@ class Trainer:
         if not self.agent.is_finite:
             raise self._diverged("a weight")
         if self._unlogged:
-            with EpisodeLog.writer(self.folder.episodes, self._envs.spec) as log:
+            with EpisodeWriter(self.folder.episodes, self._envs.spec) as log:
                 log.extend(self._unlogged)
             self._logged += len(self._unlogged)
             self._unlogged = []

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from sacflow_robot.cli.follow import check_policy
-from sacflow_robot.data.log.reader import EpisodeLog
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.envs.vector_env import SubprocVectorEnv, collect
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, PolicyFileError, SacflowError, UsageError
@@ -72,7 +72,7 @@ def make(
 
 
 def log_of(path: Path, robot: RobotSpec, episodes: list[Episode]) -> None:
-    with EpisodeLog.writer(path / "log.zarr", robot) as log:
+    with EpisodeWriter(path / "log.zarr", robot) as log:
         log.extend(episodes)
 
 

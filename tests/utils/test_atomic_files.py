@@ -16,7 +16,8 @@ import pytest
 from sacflow_robot.cli import main
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoSet
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, UsageError
 from sacflow_robot.spec import RobotSpec

@@ -133,7 +133,7 @@ def whole_ends(ends: list[int]) -> list[int]:
     """Ends of whole episodes: an interrupted append can leave zeros behind them, as room made but not filled.
 
     Raises:
-        DataError: They are not increasing; such a log must be mended by hand, and not be written to.
+        DataError: They are not increasing; such a log must be repaired, and not be written to.
     """
     while ends and ends[-1] == 0:
         ends = ends[:-1]

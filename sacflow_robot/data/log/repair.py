@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from sacflow_robot.data.log.columns import FILLS, STEP_COLUMNS
+from sacflow_robot.data.log.episode_writer import EpisodeWriter, new_log
 from sacflow_robot.data.log.lock import LogLock
-from sacflow_robot.data.log.reader import EpisodeLog, new_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.ring import Layout, Ring
 from sacflow_robot.data.log.store import WRITING, Store
 from sacflow_robot.data.log.write_ahead_log import Assembler, Session, waiting
@@ -222,7 +223,7 @@ def _left_behind(path: Path, log: EpisodeLog) -> Iterator[Episode]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "log.zarr"
-            EpisodeLog.writer(target, log.robot).close()
+            EpisodeWriter(target, log.robot).close()
             assembler = Assembler(Store(target), layout, session.token)
             for records in waiting(path, layout, ring, first):
                 assembler.feed(records)

@@ -1,4 +1,4 @@
-"""Steps on their way from the control loop to the keeper: fixed-size records in a ring in shared memory.
+"""Steps on their way from the control loop to the log writer: fixed-size records in a ring in shared memory.
 
 One process writes, one reads, neither waits for the other. A record counts once the writer has raised ``published``,
 which it does last; its place may be reused once the reader has raised ``drained``. The ring is a file on tmpfs, so it

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.log.columns import FILLS, STEP_COLUMNS
+from sacflow_robot.data.log.columns import FILLS, OLD_NAMES, STEP_COLUMNS
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import ArraySpec, RobotSpec
 
@@ -24,7 +24,7 @@ _MARGIN = 0.05
 
 _GREATEST = 1e30
 
-_RESERVED = {*STEP_COLUMNS, *FILLS, "time_ns", "state"}
+_RESERVED = {*STEP_COLUMNS, *FILLS, *OLD_NAMES.values(), "time_ns", "state"}
 """Columns of an episode log, whose names no observation can take."""
 
 _UNITS = {

@@ -40,7 +40,7 @@ def locate(source: str) -> Path | str:
 
 
 class Recorded(NamedTuple):
-    """What demonstrations and logs say of themselves; None and 0 where they do not.
+    """Environment and history as demonstrations and logs say; None and 0 where they do not.
 
     Attributes:
         env: Environment that they are of, ``"none"`` for a robot that has none here.
@@ -52,7 +52,7 @@ class Recorded(NamedTuple):
 
 
 def what_recorded(sources: Sequence[str]) -> Recorded:
-    """What the first of the sources that says anything says; of ``auto`` and ``none`` none does.
+    """Ask the sources in order for their environment; ``auto`` and ``none`` have none.
 
     Raises:
         DataError: One cannot be read.
@@ -125,7 +125,7 @@ def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions
 def options_for(
     task_name: str, trim_idle: bool, agreement: AgreementOptions, robot: RobotSpec | None = None
 ) -> DemoOptions:
-    """How to read demonstrations of an environment; the simulator starts when observations must be regenerated.
+    """Options for reading demonstrations of an environment; the simulator starts when observations must be regenerated.
 
     Args:
         task_name: Task, Gymnasium id, or environment of one's own.

@@ -77,7 +77,7 @@ def adapt(episode: Episode, claims: Claims, robot: RobotSpec, options: Agreement
 
 
 def follows_poses(actions: FloatArray, observations: dict[str, FloatArray]) -> bool:
-    """Whether actions (T, A) are absolute end-effector poses: their orientations follow the robot's (T + 1 rows).
+    """Return True if actions (T, A) are absolute end-effector poses: their orientations follow the robot's (T + 1 rows).
 
     A gripper that points down is half a turn from the identity, and a delta is near it, so that the two cannot be
     confused; positions need not be in the observations' frame.
@@ -159,7 +159,7 @@ def _rescaled(episode: Episode, claims: Claims, robot: RobotSpec, losses: Losses
 
 
 def _bounded(episode: Episode, robot: RobotSpec, losses: Losses) -> Episode:
-    """With the commanded actions within the robot's range, which some of them may have left."""
+    """Clip the actions to the robot's range."""
     clipped = np.clip(episode.action, *robot.action_bounds)
     beyond = float((np.abs(clipped - episode.action) > 1e-4).any(axis=1).mean())
     if beyond:

@@ -1,4 +1,4 @@
-"""What a file of demonstrations says of itself, against the robot and task that it is to serve.
+"""Compare what a file of demonstrations says of itself with the robot and task that it is to serve.
 
 A file is believed only where it agrees: a reader states what the file says (:class:`Claims`) and calls
 :func:`check_agreement`, which refuses every difference by name and says which option resolves it.
@@ -27,7 +27,7 @@ _UNSAID = {"", "unknown", "none", "null"}
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementOptions:
-    """What the user vouches for, and what may be converted, where a file and its task differ.
+    """Options for files that differ from their task: facts that the user states, and conversions that are allowed.
 
     Attributes:
         resample: Bring demonstrations of another control rate to the task's.
@@ -66,7 +66,7 @@ class AgreementOptions:
 
 @dataclass(frozen=True)
 class Controller:
-    """What a file says of the controller that interprets its actions; None where it does not say.
+    """Controller of a file's actions, as the file says; None where it does not say.
 
     Attributes:
         kind: Its name, as robosuite spells it: ``OSC_POSE``, ``JOINT_VELOCITY``, ...
@@ -91,7 +91,7 @@ class Controller:
 
 @dataclass(frozen=True)
 class Claims:
-    """What a file says of its robot, rate and controller; None where it does not say.
+    """Robot, rate and controller, as a file says; None where it does not say.
 
     Attributes:
         robot: Robot that recorded it.
@@ -107,7 +107,7 @@ class Claims:
 
 
 def claims_of_robot(robot: RobotSpec) -> Claims:
-    """What a file written here says, by the robot in it."""
+    """Claims of a file written here, by the robot in it."""
     return Claims(robot.robot, robot.control_rate_hz, controller_of(robot))
 
 
@@ -120,7 +120,7 @@ def controller_of(robot: RobotSpec) -> Controller:
 
 
 def action_scale(robot: RobotSpec) -> tuple[float, ...] | None:
-    """What an action of 1 commands, per leading dimension whose unit is a number and m or rad; None if there is none."""
+    """Motion that an action of 1 commands, per leading dimension whose unit is a number and m or rad; None if there is none."""
     scale = []
     for unit in robot.action_units:
         found = re.fullmatch(r"([0-9.eE+-]+) (m|rad)(/s)?", unit)
@@ -131,7 +131,7 @@ def action_scale(robot: RobotSpec) -> tuple[float, ...] | None:
 
 
 def same_robot(mine: str, theirs: str) -> bool:
-    """Whether two names are one robot's: ``Panda``, ``panda`` and ``franka``."""
+    """Return True if two names are one robot's: ``Panda``, ``panda`` and ``franka``."""
     return _plain(mine) == _plain(theirs)
 
 
@@ -214,7 +214,7 @@ def _rate(said: float | None, robot: RobotSpec, options: AgreementOptions) -> st
 
 
 def same_rate(mine: float, theirs: float) -> bool:
-    """Whether two control rates (Hz) are one."""
+    """Return True if two control rates (Hz) agree within 1 %."""
     return abs(mine - theirs) <= _SAME_RATE * theirs
 
 
@@ -243,7 +243,7 @@ def _controller(said: Controller | None, robot: RobotSpec, options: AgreementOpt
 
 
 def same_scale(said: Controller, robot: RobotSpec) -> bool:
-    """Whether an action commands the same motion under a file's controller and the task's, as far as both say."""
+    """Return True if an action commands the same motion under a file's controller and the task's, as far as both say."""
     expected = action_scale(robot)
     if said.scale is None or expected is None:
         return True

@@ -125,7 +125,7 @@ def capture_times(seconds: npt.NDArray[Any], rate_hz: float) -> npt.NDArray[np.i
 
 
 def _rounding(seconds: npt.NDArray[Any]) -> float:
-    """How far rounding, of float32 above all, moves a difference of two timestamps (s)."""
+    """Largest error from rounding, of float32 above all, in a difference of two timestamps (s)."""
     return 2 * float(np.spacing(np.abs(seconds).max()))
 
 

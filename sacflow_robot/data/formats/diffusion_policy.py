@@ -34,7 +34,7 @@ def recorded_robot(path: Path) -> tuple[RobotSpec | None, str | None]:
 
 
 def has_observations(path: Path) -> bool:
-    """Whether it holds observations, as every store does."""
+    """Return True: every store holds observations."""
     return True
 
 

@@ -130,7 +130,7 @@ def _episodes(
 def _outcomes(
     path: Path, data: h5py.Group, names: Sequence[str], claims: Claims, options: DemoOptions, losses: Losses
 ) -> dict[str, Outcome]:
-    """What came of the demonstrations that have observations; the states of the others tell."""
+    """Outcomes of the demonstrations that have observations; those of the others follow from their states."""
     steps = {name: check_rows(data[name], f"{path}, {name}") for name in names}
     told = [name for name in names if "obs" in data[name]]
     recorded = [recorded_outcome(data[name], options, f"{path}, {name}") for name in told]
@@ -139,7 +139,7 @@ def _outcomes(
 
 
 def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOptions, losses: Losses) -> Claims:
-    """What a file from elsewhere says, or its times and actions show, of robot, rate and controller."""
+    """Robot, rate and controller of a file from elsewhere, as it says or its times and actions show."""
     claims = said_claims(path, data)
     said, shown, most_rows = claims.rate_hz, None, 0
     agrees = said is not None and same_rate(said, options.robot.control_rate_hz)
@@ -163,7 +163,7 @@ def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOpt
 
 
 def _has_joint_actions(demo: h5py.Group) -> bool:
-    """Whether a demonstration's actions are joint positions, whatever its file says of them: they follow the robot's joints.
+    """Return True if a demonstration's actions are joint positions, whatever its file says: they follow the robot's joints.
 
     Some joints of a robot are more than a radian from zero, where no delta of the tool is.
     """
@@ -180,7 +180,7 @@ def _has_joint_actions(demo: h5py.Group) -> bool:
 
 
 def _has_absolute_actions(demo: h5py.Group, robot: RobotSpec) -> bool:
-    """Whether a demonstration's actions are absolute poses, whatever its file says of them."""
+    """Return True if a demonstration's actions are absolute poses, whatever its file says."""
     actions, quats = demo["actions"], demo.get(f"obs/{EEF_QUAT}")
     if quats is None or actions.ndim != 2 or actions.shape[1] != robot.action_dim or quats.shape != (len(actions), 4):
         return False
@@ -207,7 +207,7 @@ def _as_converted(demos: DemoSet) -> DemoSet:
 
 
 def _attributes(data: h5py.Group) -> dict[str, Any]:
-    """What else the file says about all of its demonstrations, such as a raw file's ``env_info``."""
+    """Other attributes of the file, such as a raw file's ``env_info``."""
     values = {key: value.decode() if isinstance(value, bytes) else value for key, value in data.attrs.items()}
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
     return {k: v for k, v in plain.items() if isinstance(v, str | int | float) and k not in ("total", "env_args", OURS)}

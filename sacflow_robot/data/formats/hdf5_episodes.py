@@ -51,7 +51,7 @@ class States(NamedTuple):
 
 
 def check_rows(demo: h5py.Group, origin: str) -> int:
-    """How many actions a demonstration has, all of its known arrays having as many rows.
+    """Number of actions of a demonstration, checked against the rows of its other arrays.
 
     Raises:
         DataError: One has more or fewer, or robomimic's ``num_samples`` says another number.
@@ -106,7 +106,7 @@ def observe_states(rows: npt.NDArray[np.float64], options: DemoOptions) -> State
 
 
 def recorded_outcome(demo: h5py.Group, options: DemoOptions, origin: str) -> Recorded:
-    """What a demonstration of robomimic's or a raw one says of its outcome."""
+    """Outcome of a robomimic or raw demonstration, as recorded."""
 
     def solved_states() -> Flags | None:
         try:
@@ -162,7 +162,7 @@ def raw_episode(demo: h5py.Group, robot: RobotSpec, options: DemoOptions, origin
 
 
 def _idle(actions: FloatArray, fingers: npt.NDArray[np.float64]) -> Flags:
-    """Which of T steps command nothing and move no finger; finger positions are (T + 1, 2)."""
+    """Mask (T,) of the steps that command nothing and move no finger; finger positions are (T + 1, 2)."""
     commands_motion = np.abs(actions[:, :_ARM_DIMS]).max(1) > 0
     gripper_changes = np.diff(actions[:, -1], prepend=actions[:1, -1]) != 0
     moves = np.abs(np.diff(fingers, axis=0)).max(1) > _STILL

@@ -1,4 +1,4 @@
-"""What an HDF5 file of demonstrations says of its task, robot, rate and controller."""
+"""Read the task, robot, rate and controller from the header of an HDF5 file of demonstrations."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def recorded_robot(path: Path) -> tuple[RobotSpec | None, str | None]:
 
 
 def has_observations(path: Path) -> bool:
-    """Whether a file's demonstrations hold observations.
+    """Return True if a file's demonstrations hold observations.
 
     Raises:
         DataError: It cannot be read.
@@ -110,7 +110,7 @@ def infer_robot(path: Path, rate_hz: float | None = None) -> RobotSpec:
 
 
 def said_claims(path: Path, data: h5py.Group) -> Claims:
-    """What a file's ``env_args`` (robomimic) or ``env_info`` (raw robosuite) say; nothing where there are none."""
+    """Claims of a file's ``env_args`` (robomimic) or ``env_info`` (raw robosuite); empty where there are none."""
     name = "env_args" if "env_args" in data.attrs else "env_info"
     if name not in data.attrs:
         return Claims()
@@ -142,7 +142,7 @@ def text_of(value: Any) -> str | None:
 
 
 def claims_of_env(kwargs: Mapping[str, Any]) -> Claims:
-    """What ``env_kwargs`` (robomimic) or ``env_info`` (raw robosuite) say, in the forms of robosuite 1.0 to 1.5.
+    """Claims of ``env_kwargs`` (robomimic) or ``env_info`` (raw robosuite), in the forms of robosuite 1.0 to 1.5.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: They have another form.

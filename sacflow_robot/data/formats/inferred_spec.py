@@ -20,7 +20,7 @@ UNKNOWN = "unknown"
 """Unit, controller or robot of which a data set says nothing."""
 
 _MARGIN = 0.05
-"""How far beyond the recorded values an action may go, as a share of their range."""
+"""Margin by which an action may go beyond the recorded values, as a share of their range."""
 
 _GREATEST = 1e30
 
@@ -97,7 +97,7 @@ def infer_spec(
 
 
 def describe_unit(unit: str) -> str:
-    """What an action of 1 is, for a reader."""
+    """Describe what an action of 1 is."""
     return "unit unknown" if unit == UNKNOWN else f"1 = {unit}"
 
 

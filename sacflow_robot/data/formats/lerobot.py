@@ -74,7 +74,7 @@ def recorded_robot(path: Path) -> tuple[RobotSpec | None, str | None]:
 
 
 def has_observations(path: Path) -> bool:
-    """Whether it holds observations, as every dataset does."""
+    """Return True: every dataset holds observations."""
     return True
 
 
@@ -157,7 +157,7 @@ def _action_name(dataset: Dataset) -> str:
 
 
 def _observation_features(dataset: Dataset) -> list[Feature]:
-    """What the robot observes, but for images."""
+    """Features that the robot observes, without images."""
     known = {*_ACTIONS, *_OUTCOMES, *BOOKKEEPING}
     numeric = [f for f in dataset.features.values() if f.is_numeric and f.name not in known and "/" not in f.name]
     named = [f for f in numeric if f.name.startswith("observation")]
@@ -165,7 +165,7 @@ def _observation_features(dataset: Dataset) -> list[Feature]:
 
 
 def _layout(dataset: Dataset, robot: RobotSpec) -> dict[str, tuple[str, list[int] | None]]:
-    """Where the robot's observations are.
+    """Find the feature of each of the robot's observations.
 
     Raises:
         DataError: One of them is nowhere, or the actions do not fit.

@@ -71,7 +71,7 @@ def _kind_of_folder(path: Path) -> str:
 
 
 def _is_log(attributes: Path) -> bool:
-    """Whether a store's attributes are an episode log's, or damaged, which the log's own reader tells best."""
+    """Return True if a store's attributes are an episode log's, or damaged, which the log's own reader reports best."""
     try:
         found = json.loads(attributes.read_text())
         return isinstance(found, dict) and "format" in found
@@ -144,7 +144,7 @@ def demo_spec(path: Path | str, rate_hz: float | None = None) -> RobotSpec:
 
 
 def can_infer(path: Path | str) -> bool:
-    """Whether a source holds observations; raw robosuite files hold states, of which the task's simulator makes some.
+    """Return True if a source holds observations; raw robosuite files hold states, of which the task's simulator makes some.
 
     Raises:
         DataError: It cannot be read.
@@ -154,7 +154,7 @@ def can_infer(path: Path | str) -> bool:
 
 
 def says_rate(path: Path | str) -> bool:
-    """Whether a source says its control rate; UMI's stores, for one, do not.
+    """Return True if a source says its control rate; UMI's stores, for one, do not.
 
     Raises:
         DataError: It cannot be read.

@@ -225,7 +225,7 @@ class EpisodeLog:
         return dict(self._root.attrs)
 
     def has(self, name: str) -> bool:
-        """Whether there is an array of that name, e.g. ``data/state``."""
+        """Return True if there is an array of that name, e.g. ``data/state``."""
         return stored_name(name, self._root) in self._root
 
     def shape(self, name: str) -> tuple[int, ...]:

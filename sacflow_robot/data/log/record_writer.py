@@ -67,7 +67,7 @@ class RecordWriter:
     def _finite_check(
         self, dtype: str, count: int, start: int
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], bytearray]:
-        """What must be finite in each record, room for the answer, and that room as bytes, which are quickly searched."""
+        """View of what must be finite in each record, room for the answer, and that room as bytes, which are quickly searched."""
         memory = bytearray(count)
         return self._ring.columns(dtype, count, start), np.frombuffer(memory, np.bool_), memory
 

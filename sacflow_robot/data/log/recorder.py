@@ -40,7 +40,7 @@ _STEP = int(Kind.STEP)
 
 
 class Process(Protocol):
-    """What is needed of the log writer's process."""
+    """Process of the log writer, as far as the recorder needs it."""
 
     def poll(self) -> int | None: ...
     def wait(self, timeout: float | None = None) -> int: ...
@@ -249,7 +249,7 @@ class StepRecorder:
         self._solved |= result.terminated if result.success is None else result.success
 
     def _free(self, count: int) -> bool:
-        """Whether the ring has places for that many records, besides one for the episode's end."""
+        """Return True if the ring has places for that many records, besides one for the episode's end."""
         assert self._ring is not None
         if self._count + count > self._room_until:
             self._room_until = self._ring.drained + self._ring.capacity - 1

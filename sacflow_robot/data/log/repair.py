@@ -1,4 +1,4 @@
-"""What is wrong with a log, and what of it can be saved."""
+"""Check a log, and save what can be read of a damaged one."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _check_writing(log: EpisodeLog) -> Iterator[Problem]:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a process has the log open for writing."""
+    """Return True if a process has the log open for writing."""
     lock = LogLock(path)
     try:
         written = not lock.acquire()

@@ -181,7 +181,7 @@ def test_a_conversion_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     targets = {
-        ".zarr": ("sacflow_robot.data.log.reader.EpisodeLog.extend", fail),
+        ".zarr": ("sacflow_robot.data.log.episode_writer.EpisodeWriter.extend", fail),
         ".hdf5": ("sacflow_robot.data.formats.hdf5_writer._write_episode", fail),
         ".lerobot": ("sacflow_robot.data.formats.lerobot_writer._write_json", fail),
     }

@@ -28,7 +28,7 @@ _ANY_RATE = 1.0  # Hz; what episodes of which no rate is known are read at, for 
 
 @dataclass(frozen=True)
 class Info(AgreementOptions):
-    """What demonstrations hold: a table, and a page of plots.
+    """Describe demonstrations: a table, and a page of plots.
 
     Attributes:
         src: Episode log, LeRobotDataset or diffusion_policy store (folders), UMI's .zarr.zip, robomimic or raw robosuite
@@ -74,7 +74,7 @@ class Info(AgreementOptions):
         return 0
 
     def _picture(self) -> Path | None:
-        """Where to draw; refused before anything is read."""
+        """Path of the picture to draw; refused before anything is read."""
         from sacflow_robot.data.robomimic_download import parse_name
 
         if self.plots == "none":

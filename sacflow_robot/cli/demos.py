@@ -35,7 +35,7 @@ class Collect:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.data.log.reader import write_log
+        from sacflow_robot.data.log.episode_writer import write_log
         from sacflow_robot.envs.experts.expert import make_expert
         from sacflow_robot.envs.tasks import get_task
         from sacflow_robot.learn.training_data import collect_demos

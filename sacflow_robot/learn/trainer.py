@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.data.interventions import human_parts
-from sacflow_robot.data.log.reader import EpisodeLog
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.data.replay_buffer import Origin, ReplayBuffer
 from sacflow_robot.envs.collector import Chunker, rollout
 from sacflow_robot.episode import Episode
@@ -143,7 +143,7 @@ class Trainer:
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise DataError(f"{self.folder.checkpoint} does not fit the run's config.yaml: {one_line(error)}") from None
         if self.folder.episodes.exists():
-            with EpisodeLog.writer(self.folder.episodes, self.spec) as log:
+            with EpisodeWriter(self.folder.episodes, self.spec) as log:
                 log.truncate(self.done.logged)
 
     def run(self) -> None:
@@ -313,7 +313,7 @@ class Trainer:
         if not self.agent.is_finite:
             raise diverged("a weight", self.agent.updates, self.folder)
         if self._unlogged:
-            with EpisodeLog.writer(self.folder.episodes, self.spec) as log:
+            with EpisodeWriter(self.folder.episodes, self.spec) as log:
                 log.extend(self._unlogged)
             self.done.logged += len(self._unlogged)
             self._unlogged = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sacflow_robot.data.formats.demonstrations import DemoOptions
 from sacflow_robot.data.formats.sources import load_demos
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.data.robomimic_download import parse_name
 from sacflow_robot.envs.registry import why_no_environment
 from sacflow_robot.envs.tasks import get_robot

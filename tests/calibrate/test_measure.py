@@ -18,7 +18,7 @@ from sacflow_robot.calibrate.predict import Predictors, make_windows
 from sacflow_robot.calibrate.problem import DELAY
 from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, of_episode, read_log, record
 from sacflow_robot.cli import main
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.envs.randomization import FRANKA
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.episode import EpisodeBuilder, Step, StepResult

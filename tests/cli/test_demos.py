@@ -14,7 +14,8 @@ import pytest
 from sacflow_robot.cli import main
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoSet
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode
 from sacflow_robot.errors import SpecMismatchError, UnknownNameError, UsageError

@@ -13,7 +13,8 @@ import pytest
 
 from sacflow_robot.cli import common, main
 from sacflow_robot.cli.train import Train
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.envs.registry import NoRobots, UserEnv, environment_of
 from sacflow_robot.envs.tasks import get_robot
 from sacflow_robot.envs.vector_env import make_vector_env

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from sacflow_robot.cli import common, main
 from sacflow_robot.cli.train import Train
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.envs.tasks import get_robot
 from sacflow_robot.envs.vector_env import collect
 from sacflow_robot.episode import Episode

@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from sacflow_robot.data.log.reader import EpisodeLog
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.envs.collector import Chunker
 from sacflow_robot.envs.vector_env import SubprocVectorEnv, collect
 from sacflow_robot.episode import Episode
@@ -80,7 +80,7 @@ def make(
 
 
 def log_of(path: Path, robot: RobotSpec, episodes: list[Episode]) -> None:
-    with EpisodeLog.writer(path / "log.zarr", robot) as log:
+    with EpisodeWriter(path / "log.zarr", robot) as log:
         log.extend(episodes)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.replay_buffer import ChunkBatch
 from sacflow_robot.envs.vector_env import SubprocVectorEnv, collect
@@ -174,7 +175,7 @@ def test_training_episodes_are_logged_and_resuming_cuts_what_was_lost(
     episodes = list(log.episodes())
     assert len(episodes) == 2 and all(e.states is not None for e in episodes)
     assert min(e.info["seed"] for e in episodes) >= 1_000_000, "never an evaluation seed"
-    with EpisodeLog.writer(log.path, log.robot) as writer:  # as if killed between log and checkpoint
+    with EpisodeWriter(log.path, log.robot) as writer:  # as if killed between log and checkpoint
         writer.append(episodes[0])
     make_trainer(tmp_path / "run", pools, config).resume()
     assert len(EpisodeLog.open(log.path)) == 2

@@ -11,14 +11,13 @@ from sacflow_robot.data.formats.agreement import (
     Controller,
     action_scale,
     check_agreement,
-    check_log_times,
     check_robot,
-    check_times,
     claims_of_robot,
     controller_of,
     disagreements,
 )
-from sacflow_robot.data.formats.env_args import claims_of_env
+from sacflow_robot.data.formats.checks import check_log_times, check_times
+from sacflow_robot.data.formats.hdf5_header import claims_of_env
 from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
 from sacflow_robot.spec import RobotSpec
 

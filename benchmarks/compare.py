@@ -26,7 +26,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator, PercentFormatter
 
 from sacflow_robot.bench.machine import stamp
-from sacflow_robot.learn.run_folder import RunFolder, replace_text
+from sacflow_robot.learn.run_folder import RunFolder
+from sacflow_robot.utils.atomic_files import write_text
 from sacflow_robot.utils.plot_style import COLORS, MARKERS, new_figure, save, tidy
 
 _SCRATCH = {
@@ -156,7 +157,7 @@ class Results:
             self.curves[key] = read_curve(folder, self._value)
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                replace_text(self._path, self.text() + "\n")
+                write_text(self._path, self.text() + "\n")
 
     def text(self) -> str:
         """All of it, as one JSON object."""

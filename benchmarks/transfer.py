@@ -27,7 +27,7 @@ import numpy as np
 from delays import LocalClient
 
 from sacflow_robot.bench.machine import stamp
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.robot.control.action_queue import ActionQueue

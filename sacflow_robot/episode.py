@@ -1,13 +1,9 @@
-"""Episode: the one data type that goes round the circle.
-
-It stands beside ``spec`` rather than inside ``data`` because every room makes or takes episodes, and rooms do not
-import each other.
-"""
+"""Episode: the one data type that every package makes or takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
 
@@ -25,7 +21,7 @@ LOOP_CLOCK = "monotonic of the robot's computer"
 
 
 class Source(IntEnum):
-    """Who chose the action of a step."""
+    """Source of a step's action."""
 
     POLICY = 0
     HUMAN = 1
@@ -34,7 +30,7 @@ class Source(IntEnum):
 
 
 class StepFlag(IntFlag):
-    """What was out of the ordinary about a step; bits of one byte."""
+    """Unusual facts about a step; bits of one byte."""
 
     LATE = 1  # the action was not ready within one control period of the observation it follows
     CLIPPED = 2  # action differs from policy_action, because of the robot's bounds or the profile's limits
@@ -46,7 +42,7 @@ class StepFlag(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of one action, or of starting an episode (then with reward 0).
+    """Outcome of one action, or of starting an episode (then with reward 0).
 
     Attributes:
         observation: Observation after the step, unbatched.
@@ -183,17 +179,29 @@ class Episode:
 
     @property
     def success(self) -> bool:
-        """Whether the task was solved; sparse tasks end the episode when they are."""
+        """True if the task was solved; sparse tasks end the episode then."""
         return bool(self.info.get("success", self.terminated[-1]))
 
     @property
     def paced(self) -> bool:
-        """Whether its times are to be those of the control rate.
+        """True if its times should be those of the control rate.
 
         Those of a robot in lockstep are not, for its time stands still between commands; what control loops recorded before
         they said so may be of either kind.
         """
         return not self.info.get("lockstep", self.info.get("clock") == LOOP_CLOCK)
+
+    def cut(self, first: int, stop: int) -> Episode:
+        """Steps first to stop - 1 as an episode of their own, truncated unless the task ended with the last of them."""
+        columns: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, np.ndarray):  # those of observations have a row more than those of steps
+                columns[f.name] = value[first : stop + len(value) - len(self)]
+        observations = {key: rows[first : stop + 1] for key, rows in self.observations.items()}
+        truncated = columns.pop("truncated").copy()
+        truncated[-1] |= not columns["terminated"][-1]
+        return replace(self, observations=observations, truncated=truncated, **columns)
 
     def check_fits(self, robot: RobotSpec, origin: str) -> None:
         """Raise DataError, naming ``origin``, unless the arrays have the robot's keys, shapes and action dimension."""
@@ -221,7 +229,8 @@ class EpisodeBuilder:
     def __init__(self, start: StepResult, time_ns: int = 0, period_ns: int | None = None) -> None:
         self._observations = {key: [value] for key, value in start.observation.items()}
         self._states = None if start.state is None else [start.state]
-        self._times, self._period_ns = [time_ns], period_ns
+        self._times = [time_ns]
+        self._period_ns = period_ns
         self._steps: list[Step] = []
         self._solved = False
 

@@ -42,8 +42,14 @@ TINY_FLOW = FlowConfig(width=32, depth=2, gate_width=16)
 
 
 @pytest.fixture(scope="session")
-def robot() -> RobotSpec:
+def robot_spec() -> RobotSpec:
     return get_task("lift").robot
+
+
+@pytest.fixture(scope="session")
+def robot(robot_spec: RobotSpec) -> RobotSpec:
+    """The same, where a module has no robot of its own."""
+    return robot_spec
 
 
 @pytest.fixture(scope="session")
@@ -61,27 +67,27 @@ def env() -> Iterator[RobosuiteEnv]:
 
 
 @pytest.fixture(scope="session")
-def policy_file(robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def policy_file(robot_spec: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained flow-g policy."""
     torch.manual_seed(0)
-    policy = FlowPolicy("flow-g", robot.observation_dim, 5 * robot.action_dim, TINY_FLOW)
+    policy = FlowPolicy("flow-g", robot_spec.observation_dim, 5 * robot_spec.action_dim, TINY_FLOW)
     path = tmp_path_factory.mktemp("policy") / "lift.onnx"
-    export_policy(policy, policy.make_spec(robot, {"seed": 0}), path)
+    export_policy(policy, policy.make_spec(robot_spec, {"seed": 0}), path)
     return path
 
 
 @pytest.fixture
-def make_episode(robot: RobotSpec) -> Callable[..., Episode]:
+def make_episode(robot_spec: RobotSpec) -> Callable[..., Episode]:
     """Episodes of made-up numbers; observation t starts with the number t, so that windows can be recognized."""
 
     def make(steps: int, *, success: bool = True, seed: int = 0, states: bool = True) -> Episode:
         rng = np.random.default_rng(seed)
         observations = {
-            a.key: rng.standard_normal((steps + 1, *a.shape)).astype(np.float32) for a in robot.observations
+            a.key: rng.standard_normal((steps + 1, *a.shape)).astype(np.float32) for a in robot_spec.observations
         }
         observations["robot0_eef_pos"][:, 0] = np.arange(steps + 1)
         observations["robot0_eef_pos"][:, 1] = seed
-        actions = rng.uniform(-1, 1, (steps, robot.action_dim)).astype(np.float32)
+        actions = rng.uniform(-1, 1, (steps, robot_spec.action_dim)).astype(np.float32)
         last = np.arange(steps) == steps - 1
         return Episode(
             observations=observations,

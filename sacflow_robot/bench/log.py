@@ -1,4 +1,4 @@
-"""Measure the episode log inside the control loop, at the loop's pace, with the keeper writing to the disk meanwhile."""
+"""Measure the episode log inside the control loop, at the loop's pace, with the log writer writing to the disk meanwhile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.data.log.ring import Layout
 from sacflow_robot.episode import Episode, EpisodeBuilder, Step, StepResult

@@ -1,5 +1,5 @@
 """Measure the timing of the control loop, with everything running: a policy server, a simulated robot on its own clock
-and the log's keeper, each in a process of its own, and the safety filter with limits of every kind."""
+and the log writer, each in a process of its own, and the safety filter with limits of every kind."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Recording:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-            robot = RobotSpec.from_dict(json.loads(str(found.pop("arm"))))
+            robot = RobotSpec.from_dict(json.loads(str(found.pop("robot" if "robot" in found else "arm"))))  # 0.1: arm
             seen = {n.removeprefix("observation."): found.pop(n) for n in list(found) if n.startswith("observation.")}
             return Recording(robot, observations=seen, **found)
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -21,7 +21,7 @@ from sacflow_robot.spec import FloatArray, RobotSpec
 
 
 class Origin(IntEnum):
-    """Where an episode in the buffer comes from. All but those collected are kept for good."""
+    """Origin of an episode in the buffer. All but those collected are kept for good."""
 
     DEMOS = 0
     REPLAY = 1  # logs of earlier runs

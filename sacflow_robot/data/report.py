@@ -124,7 +124,7 @@ def _over_episodes(axes: Axes, episodes: list[Episode]) -> None:
 
 
 def _evenly(episodes: list[Episode]) -> list[Episode]:
-    """As many episodes as a plot of traces bears, from all over the set."""
+    """Pick at most as many episodes as a plot of traces bears, from all over the set."""
     count = min(_MOST_TRACES, len(episodes))
     return [episodes[i] for i in np.unique(np.linspace(0, len(episodes) - 1, count).astype(int))]
 
@@ -179,7 +179,7 @@ def _over_time(axes: Axes, episodes: list[Episode], key: str, dimension: int, ti
 
 
 def _gripper(axes: Axes, episodes: list[Episode], demos: DemoSet) -> None:
-    """How far the fingers are apart and, beside it, what is commanded; each where it is known."""
+    """Plot the distance between the fingers and the gripper's command, each where it is known."""
     dimensions = np.flatnonzero(gripper_dimensions(demos.robot))
     parts = [part for _, _, part in _split(episodes)]
     fingers = FINGERS in episodes[0].observations
@@ -233,4 +233,4 @@ def _actions(part: Any, demos: DemoSet) -> None:
     axes[0].set_ylim(50 / len(actions), 150)
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel("% of steps (log)", fontsize=9)
-    part.suptitle("commanded actions", fontsize=11)
+    part.suptitle("actions sent", fontsize=11)

@@ -33,7 +33,7 @@ def linear(layer: Any) -> Affine:
 
 
 def after_norm(norm: Any) -> Affine:
-    """What a layer norm does when it has normalized."""
+    """Scale and shift of a layer norm."""
     return Affine(torch.diag(norm.weight), norm.bias)
 
 
@@ -47,7 +47,8 @@ class Product(nn.Module):
 
     def __init__(self, affine: Affine) -> None:
         super().__init__()
-        self.weight, self.bias = constant(affine.weight), constant(affine.bias)
+        self.weight = constant(affine.weight)
+        self.bias = constant(affine.bias)
 
     def forward(self, x: Tensor, added: Tensor | None = None, alpha: float = 1, beta: float = 1) -> Tensor:
         return torch.addmm(self.bias if added is None else added, x, self.weight, beta=beta, alpha=alpha)

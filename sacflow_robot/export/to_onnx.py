@@ -48,7 +48,6 @@ def export_policy(
         ExportError: The difference exceeds 1e-5 with weights in float32, or the file cannot be written.
     """
     plain = copy.deepcopy(policy).to("cpu").eval()
-    _join_normalized_weights(plain)
     twin = plain.twin(prefix=prefix) if isinstance(plain, ExportablePolicy) else plain
     trained = ExportedGraph(plain, spec.robot, spec.chunk_length).eval()
     graph = ExportedGraph(twin, spec.robot, spec.chunk_length).eval()
@@ -81,13 +80,6 @@ def export_policy(
         raise ExportError(f"cannot write {path}: {error.strerror or error}") from None
     except (ValueError, RuntimeError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
         raise ExportError(f"the policy cannot be exported: {one_line(error)}; {path} not written") from None
-
-
-def _join_normalized_weights(module: nn.Module) -> None:
-    """Turn weights of direction and length (weight norm) back into plain ones of the same values."""
-    for layer in module.modules():
-        if nn.utils.parametrize.is_parametrized(layer):
-            nn.utils.parametrize.remove_parametrizations(layer, "weight")
 
 
 def to_onnx(graph: ExportedGraph, spec: PolicySpec) -> onnx.ModelProto:

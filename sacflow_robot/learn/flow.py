@@ -56,7 +56,9 @@ class FlowPolicy(PolicyNetwork):
     ) -> None:
         super().__init__(observation_dim, action_dim, quaternions)
         self.velocity = make_velocity(velocity, self.feature_dim, action_dim, config)
-        self.name, self.euler_steps, self.noise_scale = velocity, config.euler_steps, config.noise_scale
+        self.name = velocity
+        self.euler_steps = config.euler_steps
+        self.noise_scale = config.noise_scale
         self._last_step_only = config.entropy == "last-step"
         reference = step_entropy if self._last_step_only else path_entropy
         self.reference_entropy = reference(action_dim, config.euler_steps, config.noise_scale)

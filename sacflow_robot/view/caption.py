@@ -10,7 +10,7 @@ from sacflow_robot.episode import Episode, Source
 from sacflow_robot.spec import RobotSpec
 
 CAPTION_HEIGHT = 40
-"""What it adds to a picture's height, in pixels."""
+"""Height that it adds to a picture, in pixels."""
 
 _MARGIN, _TEXT = 14, 15
 _INK, _FAINT, _STRIP = (245, 245, 245), (150, 155, 162), (28, 31, 36)

@@ -48,7 +48,7 @@ _TIMES = {"received_ns": "received", "inferred_ns": "inferred", "sent_ns": "sent
 
 @dataclass(frozen=True)
 class SceneColumns:
-    """What a simulator makes of an episode's states; empty where there is none.
+    """Columns that a simulator makes of an episode's states; empty where there is none.
 
     Attributes:
         joints: Per joint its positions (T + 1,), rad or m.
@@ -189,7 +189,7 @@ class _Exporter:
             self._scalars(f"timing/{name}_ms", values, f"{name} (ms)")
 
     def _timings(self) -> dict[str, npt.NDArray[np.float64]]:
-        """What a step's times say (T,), in milliseconds: its period, and how long after its observation things happened."""
+        """Spans of each step (T,), ms: its period, and the times of its events after its observation."""
         episode = self._episode
         spans = {"period": np.diff(episode.time_ns) / 1e6}
         for column, name in _TIMES.items():

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from sacflow_robot.cli import main
-from sacflow_robot.cli.train import load_training_episodes
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoSet
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode
 from sacflow_robot.errors import SpecMismatchError, UnknownNameError, UsageError
 from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.training_data import load_training_episodes
 from sacflow_robot.spec import RobotSpec
 
 Capture = pytest.CaptureFixture[str]

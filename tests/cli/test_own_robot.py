@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from sacflow_robot.cli import common, main
-from sacflow_robot.cli.train import Train, load_training_episodes
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.cli.train import Train
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.envs.registry import NoRobots, UserEnv, environment_of
 from sacflow_robot.envs.tasks import get_robot
 from sacflow_robot.envs.vector_env import make_vector_env
@@ -22,6 +23,7 @@ from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.run_folder import RunFolder
+from sacflow_robot.learn.training_data import load_training_episodes
 from sacflow_robot.spec import ArraySpec, RobotSpec
 from sacflow_robot.utils.action_history import with_action_history
 

@@ -16,7 +16,7 @@ import pytest
 import rerun as rr
 
 from sacflow_robot.cli import main
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.envs.vector_env import demonstrate
 from sacflow_robot.episode import Episode
 from sacflow_robot.robot.conformance import FakeRobot

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from sacflow_robot.cli import COMMANDS, GROUPS, main
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.episode import Episode
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml

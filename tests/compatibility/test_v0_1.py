@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from sacflow_robot.serve.policy import OnnxPolicy
 
 from sacflow_robot.calibrate.profile import load_profile
 from sacflow_robot.cli import main
 from sacflow_robot.data.log import EpisodeLog
 from sacflow_robot.episode import Episode, Source
 from sacflow_robot.serve.client import PolicyClient
-from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
 
 OLD = Path(__file__).parent / "v0_1"

@@ -14,7 +14,8 @@ import zarr
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
 from sacflow_robot.data.formats.sources import load_demos
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import EpisodeWriter, write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.data.log.repair import repair, verify
 from sacflow_robot.episode import Episode, Step, StepResult
@@ -58,7 +59,7 @@ def test_an_old_log_is_read_checked_repaired_and_copied(
 
 
 def test_an_old_log_is_appended_to(old_log: Path, episode: Episode, robot: RobotSpec) -> None:
-    with EpisodeLog.writer(old_log, robot) as log:
+    with EpisodeWriter(old_log, robot) as log:
         log.append(episode)
     start = StepResult({key: rows[0] for key, rows in episode.observations.items()}, state=episode.states[0])
     with StepRecorder(old_log, robot) as recorder:

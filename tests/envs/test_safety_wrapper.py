@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacflow_robot.cli.train import limited
 from sacflow_robot.envs.collector import rollout
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.safety_wrapper import LimitedEnv, LimitedVectorEnv
 from sacflow_robot.envs.vector_env import make_vector_env
 from sacflow_robot.errors import UsageError
 from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.training_envs import limited
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import Box, SafetyLimits
 

@@ -18,7 +18,7 @@ import pytest
 
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder
-from sacflow_robot.data.log.resilient_recorder import MendingRecorder
+from sacflow_robot.data.log.resilient_recorder import ResilientRecorder
 from sacflow_robot.episode import Source, StepFlag, StepResult
 from sacflow_robot.robot.control.action_queue import ActionQueue
 from sacflow_robot.robot.control.loop import EpisodeRun, run_episode
@@ -141,7 +141,7 @@ def run_with(
     with PolicyClient(server.address, 5.0, swap="episode") as client:
         robot.connect()
         version, safety = client.begin_episode(1), SafetyFilter(robot.spec, LIMITS)
-        with MendingRecorder(open_log) as recorder:
+        with ResilientRecorder(open_log) as recorder:
             run = run_episode(
                 *(robot, client, 1),
                 policy_version=version,
@@ -185,7 +185,7 @@ def test_a_killed_recorder(robot: EndingRobot, server: Server, tmp_path: Path) -
     killed: list[int] = []
 
     def kill(log: StepRecorder) -> None:
-        killed.append(log._keeper.pid)  # type: ignore[union-attr]
+        killed.append(log._writer.pid)  # type: ignore[union-attr]
         os.kill(killed[0], signal.SIGKILL)
 
     run, said = run_with(robot, server, tmp_path / "b.zarr", 12, kill, lambda: None)

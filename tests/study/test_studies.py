@@ -69,7 +69,7 @@ def test_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_gradient_norms_are_autograds(tmp_path: Path) -> None:
     setup = gradients.Setup(("mlp",), (3,), 1, (0,), "Hopper-v5", partial(_gymnasium_robots, "Hopper-v5"))
-    config = gradients._config(gradients._Cell(setup, "mlp", 3, 0))
+    config = gradients._config(setup, gradients._Case("mlp", 3, 0))
     agent: Any = make_agent(setup.make_vector_env(1).spec, config, torch.device("cpu"))
     observation = torch.randn(1, 11, generator=torch.Generator().manual_seed(0))
     norms, total = gradients.gradient_norms(agent, observation, torch.Generator().manual_seed(1))

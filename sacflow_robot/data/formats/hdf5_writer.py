@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from sacflow_robot.data.formats.demonstrations import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
-from sacflow_robot.data.formats.hdf5 import OURS
+from sacflow_robot.data.formats.hdf5_header import OURS
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, one_line
 

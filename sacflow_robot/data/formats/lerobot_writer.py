@@ -168,7 +168,7 @@ def _features(columns: Columns, demos: DemoSet) -> dict[str, dict[str, Any]]:
 
 
 def _files(frames: list[Columns], chunks_size: int, most_bytes: float) -> Iterator[tuple[int, int, int, int]]:
-    """Which episodes go into which file: chunk, file, first episode, and the one after the last."""
+    """Divide the episodes into files: chunk, file, first episode, and the one after the last."""
     first, size, number = 0, 0, 0
     for i, columns in enumerate(frames):
         weight = sum(values.nbytes for values in columns.values())

@@ -29,22 +29,22 @@ class Names(Protocol):
 
 
 # Columns that files of version 0.1 keep under another name.
-_OLD_NAMES = {"policy_action": "proposed", "intervention_action": "human"}
+OLD_NAMES = {"policy_action": "proposed", "intervention_action": "human"}
 
 
 def stored_name(name: str, stored: Names) -> str:
     """Name under which a file that holds these names keeps a column, e.g. ``data/policy_action``."""
     group, slash, column = name.rpartition("/")
-    if column not in _OLD_NAMES or name in stored:
+    if column not in OLD_NAMES or name in stored:
         return name
-    old = f"{group}{slash}{_OLD_NAMES[column]}"
+    old = f"{group}{slash}{OLD_NAMES[column]}"
     return old if old in stored else name
 
 
 def current_name(name: str, stored: Names) -> str:
     """Name of the column that a file with these names keeps under a name; the inverse of :func:`stored_name`."""
     group, slash, column = name.rpartition("/")
-    new = next((f"{group}{slash}{new}" for new, old in _OLD_NAMES.items() if old == column), name)
+    new = next((f"{group}{slash}{new}" for new, old in OLD_NAMES.items() if old == column), name)
     return name if new in stored else new
 
 
@@ -133,7 +133,7 @@ def whole_ends(ends: list[int]) -> list[int]:
     """Ends of whole episodes: an interrupted append can leave zeros behind them, as room made but not filled.
 
     Raises:
-        DataError: They are not increasing; such a log must be mended by hand, and not be written to.
+        DataError: They are not increasing; such a log must be repaired, and not be written to.
     """
     while ends and ends[-1] == 0:
         ends = ends[:-1]

@@ -1,4 +1,4 @@
-"""What is wrong with a log, and what of it can be saved."""
+"""Check a log, and save what can be read of a damaged one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from sacflow_robot.data.log.columns import FILLS, STEP_COLUMNS
+from sacflow_robot.data.log.episode_writer import EpisodeWriter, new_log
 from sacflow_robot.data.log.lock import LogLock
-from sacflow_robot.data.log.reader import EpisodeLog, new_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.ring import Layout, Ring
 from sacflow_robot.data.log.store import WRITING, Store
 from sacflow_robot.data.log.write_ahead_log import Assembler, Session, waiting
@@ -129,7 +130,7 @@ def _check_writing(log: EpisodeLog) -> Iterator[Problem]:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a process has the log open for writing."""
+    """Return True if a process has the log open for writing."""
     lock = LogLock(path)
     try:
         written = not lock.acquire()
@@ -222,7 +223,7 @@ def _left_behind(path: Path, log: EpisodeLog) -> Iterator[Episode]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "log.zarr"
-            EpisodeLog.writer(target, log.robot).close()
+            EpisodeWriter(target, log.robot).close()
             assembler = Assembler(Store(target), layout, session.token)
             for records in waiting(path, layout, ring, first):
                 assembler.feed(records)

@@ -80,7 +80,7 @@ class FoldedFlow(ExportablePolicy):
 
 
 def _times(layer: Any, steps: int) -> Tensor:
-    """What a layer makes of the times of all steps (K, width), in float64."""
+    """A layer applied to the times of all steps (K, width), in float64."""
     times = torch.arange(steps, dtype=torch.float64)[:, None] / steps
     return cast(Tensor, embed_time(times) @ layer.weight.detach().double().T)
 
@@ -94,7 +94,8 @@ class _FirstLayers(nn.Module):
         times = torch.cat([_times(trunk.from_time, steps) for trunk in trunks], -1) + missing @ from_action.weight
         from_features = read.then(beside(*(linear(trunk.from_observation) for trunk in trunks)))
         from_features.bias = from_features.bias + times[0]
-        self.from_features, self.from_action = Product(from_features), Product(from_action)
+        self.from_features = Product(from_features)
+        self.from_action = Product(from_action)
         self.since_first = nn.ParameterList(constant(time - times[0]) for time in times)
 
     def forward(self, i: int, latent: Tensor, context: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class _FoldedMlp(FoldedVelocity):
         missing = torch.arange(steps + 1)[:, None] * head.bias * defer
         self.first = _FirstLayers([trunk], steps, read, missing[:steps])
         self.hidden = nn.ModuleList(Product(linear(layer)) for layer in trunk.hidden)
-        self.head, self._defer = Product(head), defer
+        self.head = Product(head)
         self.added = constant(missing[-1]) if defer else None
 
     def encode(self, features: Tensor) -> Sequence[Tensor]:
@@ -136,9 +137,11 @@ class _FoldedFlowG(FoldedVelocity):
         head = linear(candidate.head)
         self.first = _FirstLayers([candidate, gate], steps, read, head.bias.expand(steps, -1))
         self.hidden = nn.ModuleList(Product(linear(layer)) for layer in candidate.hidden)
-        self.head, self.gate = Product(head), Product(linear(gate.head))
+        self.head = Product(head)
+        self.gate = Product(linear(gate.head))
         self.short = self.added = constant(head.bias)
-        self._dt, self._split = 1 / steps, [len(candidate.head.weight.T), len(gate.head.weight.T)]
+        self._dt = 1 / steps
+        self._split = [len(candidate.head.weight.T), len(gate.head.weight.T)]
 
     def encode(self, features: Tensor) -> Sequence[Tensor]:
         return [self.first.from_features(features)]
@@ -161,7 +164,8 @@ class _FoldedFlowT(FoldedVelocity):
     def __init__(self, velocity: Any, steps: int, read: Affine, defer: bool) -> None:
         super().__init__()
         first, _, second = velocity.from_observation
-        self.from_features, self.state = Product(read.then(linear(first))), Product(linear(second))
+        self.from_features = Product(read.then(linear(first)))
+        self.state = Product(linear(second))
         self.cross, parts = Product(beside(*map(self._from_state, velocity.layers))), []
         for layer in velocity.layers:
             value, out = layer.self_attention
@@ -177,13 +181,14 @@ class _FoldedFlowT(FoldedVelocity):
         missing = torch.arange(steps + 1)[:, None] * to_action.bias * defer
         from_action = linear(velocity.from_action)
         times = _times(velocity.from_time, steps) + from_action.bias + missing[:steps] @ from_action.weight
-        self.from_action, self.head = Product(from_action), Product(to_action)
+        self.from_action = Product(from_action)
+        self.head = Product(to_action)
         self.times = nn.ParameterList(constant(time) for time in times)
         self.added = constant(missing[-1]) if defer else None
 
     @staticmethod
     def _from_state(layer: Any) -> Affine:
-        """What the token gets in one layer whatever it is: cross-attention, and the bias of self-attention."""
+        """The part of one layer that does not depend on the token: cross-attention, and the bias of self-attention."""
         norm, value, out = layer.cross_attention
         own_value, own_out = layer.self_attention
         own = after_norm(layer.self_norm).then(linear(own_value)).then(linear(own_out))
@@ -236,11 +241,12 @@ class _FoldedFlowL(FoldedVelocity):
         self.gates = Product(beside(*(self._at(gate, order) for order in orders)))
         self.others = Product(beside(scale, *shifts, *(self._at(offset, order) for order in orders)))
         rank, size = len(scale.bias), len(gate.bias) // TIME_ORDERS
-        self._split, self._steps, self._rate = [rank] * (1 + steps) + [size] * steps, steps, velocity._steps / steps
+        self._split = [rank] * (1 + steps) + [size] * steps
+        self._steps = steps
+        self._rate = velocity._steps / steps
         self._trained_steps = velocity._steps
-        self.from_action, self.to_action = (
-            Product(Affine(layer.weight.T)) for layer in (velocity.from_action, velocity.to_action)
-        )
+        self.from_action = Product(Affine(velocity.from_action.weight.T))
+        self.to_action = Product(Affine(velocity.to_action.weight.T))
 
     @staticmethod
     def _at(expansion: Affine, order: Tensor) -> Affine:

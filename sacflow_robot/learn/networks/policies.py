@@ -94,7 +94,9 @@ class QC(ExportablePolicy):
     def __init__(self, policy: PolicyNetwork, critic: Critic, candidates: int, how: str) -> None:
         super().__init__()
         self.policy: PolicyNetwork | FoldedFlow = policy
-        self.critic, self._candidates, self._how = critic, candidates, how
+        self.critic = critic
+        self._candidates = candidates
+        self._how = how
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(candidates, policy.action_dim, policy.action_dim, generator=generator)
         turns, upper = torch.linalg.qr(drawn)

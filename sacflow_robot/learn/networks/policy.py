@@ -1,4 +1,4 @@
-"""What every policy shares: squashing to action bounds, the observation normalizer, and the interface to learner and export.
+"""Base of all policies: squashing to action bounds, the observation normalizer, and the interface to learner and export.
 
 A policy's own variable is the latent u = atanh(RHO * a): what is fitted in pretraining is atanh(RHO * a_data), and what
 is played is tanh(u) / RHO, so the two agree exactly, also at the bounds (a = 1 is u = 1.83; without RHO it would be
@@ -131,7 +131,7 @@ class PolicyNetwork(ExportablePolicy):
 
     @property
     def noise_count(self) -> int:
-        """How many vectors of noise (B, D) a sample takes."""
+        """Vectors of noise (B, D) that a sample takes."""
         return 1
 
     def draw(self, batch: int, generator: torch.Generator, start: Tensor | None = None) -> Tensor:
@@ -157,7 +157,7 @@ class PolicyNetwork(ExportablePolicy):
         self.observation_limit.fill_(limit)
 
     def normalize(self, observation: Tensor) -> Tensor:
-        """What the networks see (B, F): the observation (B, O) normalized, with rotation matrices for quaternions."""
+        """Features (B, F) of an observation (B, O): normalized, with rotation matrices for quaternions."""
         scaled = (observation - self.observation_mean) / self.observation_std
         scaled = scaled.clamp(-self.observation_limit, self.observation_limit)
         if not self.quaternions:

@@ -20,7 +20,7 @@ from sacflow_robot.data.formats import lerobot_writer
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, end_at_success
 from sacflow_robot.data.formats.sources import load_episodes, read_demos, recorded_robot
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.episode import STEP_TIMES, Episode
 from sacflow_robot.errors import DataError, LogWriteError, SpecMismatchError, UsageError
 from sacflow_robot.spec import ArraySpec, RobotSpec
@@ -181,7 +181,7 @@ def test_a_conversion_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     targets = {
-        ".zarr": ("sacflow_robot.data.log.reader.EpisodeLog.extend", fail),
+        ".zarr": ("sacflow_robot.data.log.episode_writer.EpisodeWriter.extend", fail),
         ".hdf5": ("sacflow_robot.data.formats.hdf5_writer._write_episode", fail),
         ".lerobot": ("sacflow_robot.data.formats.lerobot_writer._write_json", fail),
     }

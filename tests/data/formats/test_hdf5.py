@@ -12,7 +12,7 @@ import pytest
 
 from sacflow_robot.data.formats.demonstrations import DemoOptions
 from sacflow_robot.data.formats.sources import load_episodes, read_demos
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import Episode, Source
 from sacflow_robot.errors import DataError, SpecMismatchError

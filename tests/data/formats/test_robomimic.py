@@ -110,7 +110,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path = demonstrations(tmp_path / "a.hdf5", kwargs())
     with h5py.File(path, "a") as file:
         del file["data/demo_1/actions"]
-    with pytest.raises(DataError, match=r"a\.hdf5 cannot be read as a robomimic file"):
+    with pytest.raises(DataError, match=r"a\.hdf5 cannot be read as demonstrations"):
         demo_spec(path)
     with h5py.File(path, "a") as file:
         del file["data/demo_0/obs"], file["data/demo_1"]

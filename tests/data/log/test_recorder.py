@@ -24,10 +24,11 @@ import pytest
 
 from sacflow_robot.data.log import log_writer as keeper
 from sacflow_robot.data.log import store
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.data.log.reader import EpisodeLog
-from sacflow_robot.data.log.recorder import StepRecorder, start_keeper
+from sacflow_robot.data.log.recorder import StepRecorder, start_writer
 from sacflow_robot.data.log.repair import repair, verify
-from sacflow_robot.data.log.resilient_recorder import MendingRecorder
+from sacflow_robot.data.log.resilient_recorder import ResilientRecorder
 from sacflow_robot.data.log.ring import HEADER
 from sacflow_robot.episode import Episode, Source, Step, StepFlag, StepResult
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
@@ -265,7 +266,7 @@ def test_each_file_operation_of_a_commit_may_be_the_last(
                 (os, "fdatasync"),
             ):
                 monkeypatch.setattr(module, name, counted(getattr(module, name)))
-            log = EpisodeLog.writer(path, ROBOT)
+            log = EpisodeWriter(path, ROBOT)
             log.append(log.read(0))
             log.truncate(2)
             log.close()
@@ -466,7 +467,7 @@ class Slow:
     """A keeper that does not finish in time."""
 
     def __init__(self, log: Path, token: str) -> None:
-        self.process = start_keeper(log, token)
+        self.process = start_writer(log, token)
 
     def poll(self) -> int | None:
         return self.process.poll()
@@ -496,9 +497,9 @@ def test_closing_before_the_keeper_has_finished_takes_nothing_from_it(tmp_path: 
     assert all(episode.intervention_action is not None for episode in episodes)
 
 
-@pytest.mark.parametrize("recorder", [StepRecorder, MendingRecorder])
+@pytest.mark.parametrize("recorder", [StepRecorder, ResilientRecorder])
 def test_whoever_is_interrupted_leaves_a_slow_keeper_to_finish_alone(
-    tmp_path: Path, recorder: type[StepRecorder] | type[MendingRecorder]
+    tmp_path: Path, recorder: type[StepRecorder] | type[ResilientRecorder]
 ) -> None:
     keepers: list[Forked] = []
 
@@ -511,7 +512,7 @@ def test_whoever_is_interrupted_leaves_a_slow_keeper_to_finish_alone(
 
     with (
         pytest.raises(KeyboardInterrupt),
-        opened() if recorder is StepRecorder else MendingRecorder(opened) as log,
+        opened() if recorder is StepRecorder else ResilientRecorder(opened) as log,
     ):
         log.begin(result(0, 0), 0, {})
         os.kill(keepers[0].pid, signal.SIGSTOP)  # a disk that hangs; it would be waited for two minutes
@@ -531,7 +532,7 @@ def test_a_journal_without_its_session_is_kept(tmp_path: Path) -> None:
     journal.parent.mkdir()
     journal.write_bytes(b"steps")
     with pytest.raises(DataError, match="has a journal and has lost the session"):
-        EpisodeLog.writer(path, ROBOT)
+        EpisodeWriter(path, ROBOT)
     assert journal.read_bytes() == b"steps"
 
 
@@ -550,7 +551,7 @@ def test_a_kill_while_the_leftovers_are_removed_repeats_no_episode(
     recorder = StepRecorder(path, ROBOT, Forked)
     recorder.begin(result(0, 0), 1000, {"seed": 0})
     recorder.append(Step(result(0, 1), np.zeros(2, np.float32), 1001))
-    os.kill(recorder._keeper.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    os.kill(recorder._writer.pid, signal.SIGKILL)  # type: ignore[union-attr]
     with monkeypatch.context() as patch:
         patch.setattr(store.shutil, "rmtree", removes_the_commit_and_dies)
         with contextlib.suppress(LogWriteError):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from sacflow_robot.cli import main
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.repair import repair, verify
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError

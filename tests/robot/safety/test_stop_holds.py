@@ -719,10 +719,10 @@ def test_the_filter_caps_the_speed_of_a_caller_in_haste() -> None:
 
 
 @pytest.mark.parametrize("spec", [MOTIONS, POSITIONS], ids=["motions", "positions"])
-def test_values_that_freeze_hold_the_robot_with_the_reason(spec: RobotSpec) -> None:
-    robot, limits = made(spec), replace(LIMITS, workspace=None)
+def test_values_that_freeze_hold_the_robot_with_the_reason(robot_spec: RobotSpec) -> None:
+    robot, limits = made(robot_spec), replace(LIMITS, workspace=None)
     said = run(
-        robot, [1.0, 0.0, 0.0], {10: lambda: setattr(robot, "fault", "frozen")}, safety=SafetyFilter(spec, limits)
+        robot, [1.0, 0.0, 0.0], {10: lambda: setattr(robot, "fault", "frozen")}, safety=SafetyFilter(robot_spec, limits)
     )
     assert said[0].startswith("hold: the observed values have not changed for 0.")
     assert "were commanded: they are frozen, or the robot is blocked" in said[0]

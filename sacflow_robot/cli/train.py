@@ -372,7 +372,7 @@ def load_training_episodes(config: TrainConfig, robot: RobotSpec | None = None) 
         DataError: Something cannot be read or does not fit.
     """
     from sacflow_robot.cli import demo_source
-    from sacflow_robot.data.formats.sources import load_demos
+    from sacflow_robot.data.formats.sources import load_demos, with_recorded_history
     from sacflow_robot.data.robomimic_download import parse_name
 
     options = demo_source.options_for(config.env, config.trim_idle, config, robot)
@@ -390,7 +390,7 @@ def load_training_episodes(config: TrainConfig, robot: RobotSpec | None = None) 
         raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG, or --from-scratch")
 
     def load(path: Path | str, options: DemoOptions) -> list[Episode]:
-        read = load_demos(path, demo_source.with_recorded_history(options, path))
+        read = load_demos(path, with_recorded_history(options, path))
         found = [with_action_history(e, config.action_history) for e in read.episodes]
         check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))

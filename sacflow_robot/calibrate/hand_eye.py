@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.errors import DataError, UsageError
+from sacflow_robot.utils.rotations import matrix_to_vector
 
 Array = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
@@ -92,7 +93,7 @@ def measure_handeye(
     import cv2
 
     seen = _board_poses(images, grips, camera, distortion, board)
-    turn = max((_angle(a[0][1].T @ b[0][1]) for a in seen for b in seen), default=0.0)
+    turn = max((float(np.linalg.norm(matrix_to_vector(a[0][1].T @ b[0][1]))) for a in seen for b in seen), default=0.0)
     if turn < _LEAST_TURN_RAD:
         raise DataError(
             f"the gripper turns by {turn:.2f} rad at most between the pictures; at least {_LEAST_TURN_RAD} are needed"
@@ -110,7 +111,7 @@ def measure_handeye(
     spreads = [solve(seen[:i] + seen[i + 1 :]) for i in range(len(seen))]
     scale = np.sqrt((len(seen) - 1) / len(seen))
     away = np.array([p - position for _, p in spreads])
-    turned = np.array([_vector(rotation.T @ r) for r, _ in spreads])
+    turned = np.array([matrix_to_vector(rotation.T @ r) for r, _ in spreads])
     error, corners = _reprojection(seen, rotation, position, camera, distortion)
     if error > _WORST_PX:
         raise DataError(
@@ -118,7 +119,7 @@ def measure_handeye(
             "are pictures and poses of the same moments, and the board's measures right?"
         )
     return HandEye(
-        *(position, _vector(rotation)),
+        *(position, matrix_to_vector(rotation)),
         *(scale * np.sqrt(np.sum(away**2, axis=0)), scale * np.sqrt(np.sum(turned**2, axis=0))),
         *(error, corners),
     )
@@ -175,13 +176,3 @@ def _reprojection(
         corners.append((points, made.astype(np.float64)))
         squares.append(np.sum((points - made) ** 2, axis=1))
     return float(np.sqrt(np.mean(np.concatenate(squares)))), corners
-
-
-def _vector(rotation: Array) -> Array:
-    import cv2
-
-    return np.asarray(cv2.Rodrigues(rotation)[0], np.float64).reshape(3)
-
-
-def _angle(rotation: Array) -> float:
-    return float(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1)))

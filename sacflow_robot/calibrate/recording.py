@@ -93,7 +93,7 @@ class Recording:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-            robot = RobotSpec.from_dict(json.loads(str(found.pop("arm"))))
+            robot = RobotSpec.from_dict(json.loads(str(found.pop("robot" if "robot" in found else "arm"))))
             seen = {n.removeprefix("observation."): found.pop(n) for n in list(found) if n.startswith("observation.")}
             return Recording(robot, observations=seen, **found)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -176,7 +176,7 @@ class Excitation:
         pose = observation["robot0_eef_pos"].astype(np.float64), observation["robot0_eef_quat"].astype(np.float64)
         if self._pose is None:
             self._pose = pose
-        turned = rotation_between(self._pose[1][None], pose[1][None])[0]
+        turned = rotation_between(self._pose[1], pose[1])
         return np.concatenate([(pose[0] - self._pose[0]) / _NEAR_M, turned / _NEAR_RAD])
 
 

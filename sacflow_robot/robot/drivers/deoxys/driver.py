@@ -20,12 +20,12 @@ from sacflow_robot.robot.drivers.deoxys.listener import Listener, News
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
 from sacflow_robot.robot.drivers.deoxys.objects import ObjectSource, Sighting, load_source
 from sacflow_robot.robot.drivers.deoxys.observation import ObservationBuilder
-from sacflow_robot.robot.drivers.deoxys.poses import Array, vector_from_matrix
 from sacflow_robot.robot.drivers.deoxys.standstill import Standstill
 from sacflow_robot.robot.drivers.deoxys.states import ArmState, fault_of
 from sacflow_robot.robot.drivers.deoxys.wire import DeoxysWire
-from sacflow_robot.robot.drivers.registry import Options, check_options
+from sacflow_robot.robot.drivers.options import Options, check_options
 from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.utils.rotations import Array, matrix_to_vector
 
 _IDLE_COMMANDS, _IDLE_EVERY_S = 20, 0.05
 """deoxys's client sends so many no-control messages before it changes the controller."""
@@ -373,7 +373,7 @@ class DeoxysRobot:
         if self._before is None:
             return None
         before, closing = self._before
-        turned = vector_from_matrix(arm.rotation @ before.rotation.T)
+        turned = matrix_to_vector(arm.rotation @ before.rotation.T)
         moved = np.concatenate([arm.position - before.position, turned]) / self._scale
         return np.append(moved, closing).astype(np.float32)
 

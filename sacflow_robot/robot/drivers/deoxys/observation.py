@@ -7,9 +7,9 @@ import numpy as np
 from sacflow_robot.errors import RobotError
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, split_part
 from sacflow_robot.robot.drivers.deoxys.objects import Sighting
-from sacflow_robot.robot.drivers.deoxys.poses import Array, quaternion_from_matrix
 from sacflow_robot.robot.drivers.deoxys.states import ArmState, GripperState
 from sacflow_robot.spec import FloatArray
+from sacflow_robot.utils.rotations import Array, from_matrix
 
 
 class ObservationBuilder:
@@ -35,7 +35,7 @@ class ObservationBuilder:
         """
         world = np.array(self.config.base_pos_in_world)
         eef = arm.position + arm.rotation @ np.array(self.config.eef_pos_in_ee) + world
-        quaternion = quaternion_from_matrix(arm.rotation)
+        quaternion = from_matrix(arm.rotation)
         # q and -q are one rotation; without jumps within an episode.
         largest = quaternion[np.abs(quaternion).argmax()]
         if (largest if self._quaternion is None else quaternion @ self._quaternion) < 0:

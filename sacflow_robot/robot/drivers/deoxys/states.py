@@ -11,7 +11,7 @@ from sacflow_robot.errors import WireError
 from sacflow_robot.robot.drivers.deoxys import messages
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
 from sacflow_robot.robot.drivers.deoxys.objects import Sighting, checked
-from sacflow_robot.robot.drivers.deoxys.poses import Array
+from sacflow_robot.utils.rotations import Array
 
 _STILL_M = 2e-4  # between two gripper states at 40 Hz; what moves makes ten times that
 

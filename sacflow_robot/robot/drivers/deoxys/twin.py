@@ -30,7 +30,7 @@ from sacflow_robot.errors import SacflowError, UsageError, WireError, one_line
 from sacflow_robot.robot.drivers.deoxys import messages, objects
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.drivers.deoxys.messages import Controller, Interpolator, RobotMode
-from sacflow_robot.robot.drivers.deoxys.poses import Array, matrix_from_vector, vector_from_matrix
+from sacflow_robot.utils.rotations import Array, matrix_to_vector, vector_to_matrix
 
 EMPTY_LOOKS = 20
 """Looks without a command after which the arm stops."""
@@ -308,7 +308,7 @@ class FrankaTwin:
     def _aim(self, goal: Array, is_delta: bool, command: Any) -> None:
         """A goal from where the end effector is now, or a pose in base, which deoxys takes since August 2023."""
         position, rotation = self.plant.ee_pose()
-        turned = matrix_from_vector(goal[3:])
+        turned = vector_to_matrix(goal[3:])
         self._start = position, rotation
         self._goal = (position + goal[:3], turned @ rotation) if is_delta else (goal[:3], turned)
         fraction = max(_LEAST_FRACTION, command.traj_interpolator_time_fraction)
@@ -321,7 +321,7 @@ class FrankaTwin:
             return
         share = min(1.0, self._since_goal_s / self._reach_s) if self._reach_s else 1.0
         (p0, r0), (p1, r1) = self._start, self._goal
-        turn = matrix_from_vector(share * vector_from_matrix(r1 @ r0.T))
+        turn = vector_to_matrix(share * matrix_to_vector(r1 @ r0.T))
         self.plant.set_goal(p0 + share * (p1 - p0), turn @ r0)
         if share >= 1.0:
             self._start = None

@@ -20,7 +20,7 @@ from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import DataError, RobotError, StaleStateError, StoppedError, UsageError, one_line
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
-from sacflow_robot.robot.drivers.registry import Options, check_options
+from sacflow_robot.robot.drivers.options import Options, check_options
 from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
 JOINTS = "joint_pos"

@@ -11,7 +11,7 @@ from sacflow_robot.robot.conformance import check_robot
 from sacflow_robot.robot.drivers.action_history import HistoryRobot
 from sacflow_robot.robot.drivers.registry import make_robot
 
-GANTRY = Path(__file__).parents[2] / "examples" / "my_robot" / "driver.py"
+GANTRY = Path(__file__).parents[3] / "examples" / "my_robot" / "driver.py"
 MODULE = """
 import my_helper
 from sacflow_robot.envs.tasks import get_task

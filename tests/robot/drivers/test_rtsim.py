@@ -26,7 +26,7 @@ from sacflow_robot.spec import FloatArray, Observation
 
 pytestmark = pytest.mark.realtime
 
-LIFT = Path(__file__).parents[2] / "policies" / "lift.onnx"
+LIFT = Path(__file__).parents[3] / "policies" / "lift.onnx"
 MS = 1_000_000
 
 
@@ -327,7 +327,7 @@ def test_commands_that_came_in_time_count_though_the_arm_was_kept_waiting_for_a_
 def test_names_and_options_are_checked(tmp_path: Path) -> None:
     (tmp_path / "link.yaml").write_text("obs_delay_ms: 40\njitter_ms: 5\n")
     robot = make_robot(f"rtsim:lift?file={tmp_path / 'link.yaml'}&jitter_ms=7&clock=virtual")
-    assert isinstance(robot, VirtualRobot) and (robot.link.obs_delay_ms, robot.link.jitter_ms) == (40, 7)
+    assert isinstance(robot, VirtualRobot) and (robot.options.obs_delay_ms, robot.options.jitter_ms) == (40, 7)
     for name, error, message in (
         ("rtsim:lift?delay=4", UnknownNameError, "valid names: clock, clock_drift_ppm, clock_offset_ms, cmd_delay_ms"),
         ("rtsim:lift?obs_drop=1.5", UsageError, "expected a share"),
@@ -338,4 +338,4 @@ def test_names_and_options_are_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             make_robot(name)
-    assert replace(robot.link).tick_ns == 10 * MS
+    assert replace(robot.options).tick_ns == 10 * MS

@@ -9,13 +9,15 @@ READY := $(VENV)/.ready
 train: $(READY)
 	$(BIN)/sacflow-robot train --env lift $(ARGS)
 
-# Two processes, each of which comes to hold 3 GB; a file's tests stay together, for they share what they set up. Then those
-# that keep to a clock, with nothing beside them. Pytest returns 5 where ARGS leave one of the two nothing to do.
+# First all tests that keep to no clock, in two processes, each of which comes to hold 3 GB; a file's tests stay together, for
+# they share what they set up. Then the tests marked realtime, with nothing beside them. Neither part has tests marked gpu or
+# slow. Pytest returns 5 where ARGS leave one of the two parts nothing to do.
 test: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile -m "not gpu and not slow and not realtime" $(ARGS) || test $$? -eq 5
 	$(BIN)/pytest -m "realtime and not gpu and not slow" $(ARGS) || test $$? -eq 5
 
-# A cell of real processes that learns while it runs, and every algorithm compiled: some ten minutes.
+# All tests marked slow: a cell of real processes that learns while it runs, every algorithm compiled, the whole of bench and of
+# the studies, 200 kills of a process that writes a log. Some fifteen minutes.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow $(ARGS)
 
@@ -24,8 +26,7 @@ test-gpu: $(READY)
 
 # The properties of the safety filter with 10,000 cases each, and 100,000 runs of the state machine of stops: some 40 minutes.
 test-safety: $(READY)
-	SACFLOW_SAFETY_CASES=10000 SACFLOW_STOP_EXAMPLES=100000 $(BIN)/pytest --timeout 7200 \
-	  tests/robot/test_safety.py tests/robot/test_stopping.py tests/robot/test_stop_holds.py $(ARGS)
+	SACFLOW_SAFETY_CASES=10000 SACFLOW_STOP_EXAMPLES=100000 $(BIN)/pytest --timeout 7200 tests/robot/safety $(ARGS)
 
 # Every task, 50 episodes of 200 steps with random, expert and extreme actions, on both engines: some 10 minutes.
 test-sim: $(READY)
@@ -36,6 +37,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/check_imports.py
+	$(BIN)/python .ci/check_links.py
+	$(BIN)/pylint --disable=all --enable=duplicate-code sacflow_robot tests benchmarks examples
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -8,7 +8,6 @@ unfinished are gone on with. Wall time is the run's own clock, so compare it bet
 from __future__ import annotations
 
 import csv
-import datetime
 import json
 import shutil
 import subprocess
@@ -26,8 +25,9 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator, PercentFormatter
 
-from sacflow_robot.bench.machine import machine
-from sacflow_robot.learn.run_folder import RunFolder, replace_text
+from sacflow_robot.bench.machine import stamp
+from sacflow_robot.learn.run_folder import RunFolder
+from sacflow_robot.utils.atomic_files import write_text
 from sacflow_robot.utils.plot_style import COLORS, MARKERS, new_figure, save, tidy
 
 _SCRATCH = {
@@ -157,7 +157,7 @@ class Results:
             self.curves[key] = read_curve(folder, self._value)
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                replace_text(self._path, self.text() + "\n")
+                write_text(self._path, self.text() + "\n")
 
     def text(self) -> str:
         """All of it, as one JSON object."""
@@ -166,8 +166,7 @@ class Results:
              "env_steps": curve.env_steps.tolist(), "wall_s": curve.wall_s.tolist(), "mean_steps": curve.mean_steps.tolist()}
             for (env, line, seed), curve in sorted(self.curves.items())
         ]  # fmt: skip
-        date = datetime.date.today().isoformat()
-        return json.dumps({"date": date, "machine": machine(), "options": self._options, "rows": rows})
+        return json.dumps({**stamp(), "options": self._options, "rows": rows})
 
 
 def train(folder: Path, options: str) -> None:

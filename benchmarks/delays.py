@@ -103,7 +103,7 @@ def measure(
         solved, steps = solved + episode.success, steps + len(episode)
         assert episode.flags is not None
         joined = (episode.flags[1:] & StepFlag.CHUNK_START) != 0
-        jumps.append(np.abs(np.diff(episode.proposed[:, :6], axis=0))[joined].mean(axis=1))
+        jumps.append(np.abs(np.diff(episode.policy_action[:, :6], axis=0))[joined].mean(axis=1))
     low, high = wilson_interval(solved, len(seeds))
     return {
         "episodes": len(seeds), "successes": solved, "success_rate": solved / len(seeds), "ci95_low": round(low, 4),

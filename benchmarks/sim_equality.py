@@ -7,7 +7,6 @@ median one does; contacts amplify rounding.
 
 from __future__ import annotations
 
-import datetime
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from sacflow_robot.bench.machine import machine
+from sacflow_robot.bench.machine import stamp
 from sacflow_robot.envs.fast.compare import KINDS, TOLERANCE, Comparer, Comparison, Kind
 from sacflow_robot.envs.tasks import TASKS
 from sacflow_robot.envs.vector_env import core_count
@@ -55,9 +54,7 @@ def main() -> int:
             fine &= bool(row["step_deviation_max"] < TOLERANCE and row["alike"])
             rows.append({"task": task, "actions": kind, **row})
             print(rows[-1], file=sys.stderr)
-    text = json.dumps(
-        {"date": datetime.date.today().isoformat(), "machine": machine(), "steps": config.steps, "rows": rows}
-    )
+    text = json.dumps({**stamp(), "steps": config.steps, "rows": rows})
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(text + "\n")

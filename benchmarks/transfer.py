@@ -16,7 +16,6 @@ twin is what the three calibrations say, which move it for a minute.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
@@ -27,8 +26,8 @@ from typing import Any
 import numpy as np
 from delays import LocalClient
 
-from sacflow_robot.bench.machine import machine
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.bench.machine import stamp
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.robot.control.action_queue import ActionQueue
@@ -193,8 +192,7 @@ def report(out: Path, results: Path) -> None:
         for a, b in pairs
     }
     found = {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine(),
+        **stamp(),
         "nominal_on_nominal": nominal,
         "differences": differences,
         "rows": rows,

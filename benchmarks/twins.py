@@ -10,7 +10,6 @@ printed too. Hidden values are looked at only to score what was measured.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sacflow_robot.bench.machine import machine
+from sacflow_robot.bench.machine import stamp
 from sacflow_robot.calibrate.dynamics import Fit, identify
 from sacflow_robot.calibrate.gap import measure_gap
 from sacflow_robot.calibrate.latency import measure_latency
@@ -166,11 +165,6 @@ def score_causes(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"twins": len(rows), "named_right": len(rows) - len(wrong), "wrong": wrong}
 
 
-def said_by() -> dict[str, Any]:
-    """When and where a score was made."""
-    return {"date": datetime.date.today().isoformat(), "machine": machine()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["recover", "causes"])
@@ -192,7 +186,7 @@ def main() -> None:
             file.write(json.dumps(rows[-1]) + "\n")
         print({k: v for k, v in rows[-1].items() if k != "parameters"}, flush=True)
     score = score_recover(rows) if given.what == "recover" else score_causes(rows)
-    given.out.with_suffix(".json").write_text(json.dumps({**score, **said_by()}, indent=1) + "\n")
+    given.out.with_suffix(".json").write_text(json.dumps({**score, **stamp()}, indent=1) + "\n")
     print(json.dumps(score))
 
 

@@ -1,13 +1,9 @@
-"""Episode: the one data type that goes round the circle.
-
-It stands beside ``spec`` rather than inside ``data`` because every room makes or takes episodes, and rooms do not
-import each other.
-"""
+"""Episode: the one data type that every package makes or takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, IntFlag
 from typing import Any, NamedTuple
 
@@ -25,7 +21,7 @@ LOOP_CLOCK = "monotonic of the robot's computer"
 
 
 class Source(IntEnum):
-    """Who chose the commanded action of a step."""
+    """Source of a step's action."""
 
     POLICY = 0
     HUMAN = 1
@@ -34,10 +30,10 @@ class Source(IntEnum):
 
 
 class StepFlag(IntFlag):
-    """What was out of the ordinary about a step; bits of one byte."""
+    """Unusual facts about a step; bits of one byte."""
 
     LATE = 1  # the action was not ready within one control period of the observation it follows
-    CLIPPED = 2  # commanded differs from proposed, because of the robot's bounds or the profile's limits
+    CLIPPED = 2  # action differs from policy_action, because of the robot's bounds or the profile's limits
     HELD = 4  # no fresh action was there; the last one, or a standstill, was commanded
     CHUNK_START = 8  # first action of a newly inferred chunk
     OBS_INVALID = 16  # the observation that the step led to held NaN or infinity; the one before stands in its place
@@ -46,7 +42,7 @@ class StepFlag(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of one action, or of starting an episode (then with reward 0).
+    """Outcome of one action, or of starting an episode (then with reward 0).
 
     Attributes:
         observation: Observation after the step, unbatched.
@@ -87,27 +83,27 @@ class Step(NamedTuple):
 
     Attributes:
         result: What came of the action.
-        commanded: Action sent to the robot (A,), float32.
+        action: Action sent to the robot (A,), float32.
         time_ns: Capture time of the result's observation (ns).
-        proposed: Action that the policy asked for (A,); the commanded one if None.
-        source: Who chose the commanded action.
+        policy_action: Action that the policy asked for (A,); the one sent if None.
+        source: Who chose the action.
         flags: Bits of :class:`StepFlag`.
         received_ns: When the observation that the action follows reached the loop (ns).
         inferred_ns: When the policy's answer that the action is from reached the loop (ns).
         sent_ns: When the action was sent to the robot (ns).
-        human: Action that a person asked for (A,), before the safety filter; None while nobody has taken over.
+        intervention_action: Action that a person asked for (A,), before the safety filter; None while nobody intervenes.
     """
 
     result: StepResult
-    commanded: FloatArray
+    action: FloatArray
     time_ns: int
-    proposed: FloatArray | None = None
+    policy_action: FloatArray | None = None
     source: int = Source.POLICY
     flags: int = StepFlag.UNKNOWN
     received_ns: int = UNKNOWN_TIME
     inferred_ns: int = UNKNOWN_TIME
     sent_ns: int = UNKNOWN_TIME
-    human: FloatArray | None = None
+    intervention_action: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -116,9 +112,9 @@ class Episode:
 
     Attributes:
         observations: Per key (T + 1, ...), float32 or what the robot declares, e.g. uint8 for images; the last row is the observation after the last step.
-        commanded: Actions sent to the robot (T, A), float32; what a learner trains on.
-        proposed: Actions that the policy asked for (T, A), float32, before any clipping or takeover; where it asked for
-            none, the commanded ones.
+        action: Actions sent to the robot (T, A), float32; what a learner trains on.
+        policy_action: Actions that the policy asked for (T, A), float32, before any clipping or intervention; where it
+            asked for none, the ones sent.
         measured: What the robot did (T, A), float32, NaN where the robot could not tell.
         source: Who chose each action (T,), uint8 values of :class:`Source`.
         rewards: (T,), float32.
@@ -131,8 +127,8 @@ class Episode:
         inferred_ns: When the policy's answer that each action is from reached the loop (T,), likewise.
         sent_ns: When each action was sent to the robot (T,), likewise.
         flags: Bits of :class:`StepFlag` (T,), uint8, or None.
-        human: Actions that a person asked for (T, A), float32, before the safety filter, NaN where nobody had taken over;
-            None where that holds for every step.
+        intervention_action: Actions that a person asked for (T, A), float32, before the safety filter, NaN where nobody
+            intervened; None where that holds for every step.
         info: Seed, success, policy version, clock and whatever else describes the whole episode; JSON values.
 
     Raises:
@@ -140,8 +136,8 @@ class Episode:
     """
 
     observations: Mapping[str, FloatArray]
-    commanded: FloatArray
-    proposed: FloatArray
+    action: FloatArray
+    policy_action: FloatArray
     measured: FloatArray
     source: npt.NDArray[np.uint8]
     rewards: FloatArray
@@ -154,14 +150,14 @@ class Episode:
     inferred_ns: npt.NDArray[np.int64] | None = None
     sent_ns: npt.NDArray[np.int64] | None = None
     flags: npt.NDArray[np.uint8] | None = None
-    human: FloatArray | None = None
+    intervention_action: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        steps = len(self.commanded)
+        steps = len(self.action)
         if steps == 0:
             raise DataError("an episode without steps cannot be used; skip it")
-        told = "proposed", "measured", "source", "rewards", "terminated", "truncated", *STEP_TIMES, "flags", "human"
-        for name in told:
+        told = "policy_action", "measured", "source", "rewards", "terminated", "truncated", *STEP_TIMES, "flags"
+        for name in (*told, "intervention_action"):
             column = getattr(self, name)
             if column is not None and len(column) != steps:
                 raise DataError(f"episode column {name!r} has {len(column)} rows, expected {steps}")
@@ -173,33 +169,45 @@ class Episode:
                 raise DataError(f"episode column {name!r} has {len(array)} rows, expected {steps + 1}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise DataError(f"episode column {name!r} holds NaN or infinity")
-        if not (np.isfinite(self.commanded).all() and np.isfinite(self.rewards).all()):
+        if not (np.isfinite(self.action).all() and np.isfinite(self.rewards).all()):
             raise DataError("episode actions or rewards hold NaN or infinity")
         if self.terminated[:-1].any() or self.truncated[:-1].any():
             raise DataError("an episode may end only at its last step")
 
     def __len__(self) -> int:
-        return len(self.commanded)
+        return len(self.action)
 
     @property
     def success(self) -> bool:
-        """Whether the task was solved; sparse tasks end the episode when they are."""
+        """True if the task was solved; sparse tasks end the episode then."""
         return bool(self.info.get("success", self.terminated[-1]))
 
     @property
     def paced(self) -> bool:
-        """Whether its times are to be those of the control rate.
+        """True if its times should be those of the control rate.
 
         Those of a robot in lockstep are not, for its time stands still between commands; what control loops recorded before
         they said so may be of either kind.
         """
         return not self.info.get("lockstep", self.info.get("clock") == LOOP_CLOCK)
 
+    def cut(self, first: int, stop: int) -> Episode:
+        """Steps first to stop - 1 as an episode of their own, truncated unless the task ended with the last of them."""
+        columns: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, np.ndarray):  # those of observations have a row more than those of steps
+                columns[f.name] = value[first : stop + len(value) - len(self)]
+        observations = {key: rows[first : stop + 1] for key, rows in self.observations.items()}
+        truncated = columns.pop("truncated").copy()
+        truncated[-1] |= not columns["terminated"][-1]
+        return replace(self, observations=observations, truncated=truncated, **columns)
+
     def check_fits(self, robot: RobotSpec, origin: str) -> None:
         """Raise DataError, naming ``origin``, unless the arrays have the robot's keys, shapes and action dimension."""
-        if self.commanded.shape[1:] != (robot.action_dim,):
+        if self.action.shape[1:] != (robot.action_dim,):
             raise DataError(
-                f"{origin}: actions have {self.commanded.shape[1]} dimensions, task {robot.task!r} takes {robot.action_dim}"
+                f"{origin}: actions have {self.action.shape[1]} dimensions, task {robot.task!r} takes {robot.action_dim}"
             )
         for spec in robot.observations:
             if spec.key not in self.observations:
@@ -221,7 +229,8 @@ class EpisodeBuilder:
     def __init__(self, start: StepResult, time_ns: int = 0, period_ns: int | None = None) -> None:
         self._observations = {key: [value] for key, value in start.observation.items()}
         self._states = None if start.state is None else [start.state]
-        self._times, self._period_ns = [time_ns], period_ns
+        self._times = [time_ns]
+        self._period_ns = period_ns
         self._steps: list[Step] = []
         self._solved = False
 
@@ -229,15 +238,15 @@ class EpisodeBuilder:
         return len(self._steps)
 
     def actions(self, action_dim: int) -> FloatArray:
-        """Commanded actions so far (T, A)."""
-        return np.array([step.commanded for step in self._steps], np.float32).reshape(-1, action_dim)
+        """Actions sent so far (T, A)."""
+        return np.array([step.action for step in self._steps], np.float32).reshape(-1, action_dim)
 
     def add(
         self,
         result: StepResult,
-        commanded: FloatArray,
+        action: FloatArray,
         *,
-        proposed: FloatArray | None = None,
+        policy_action: FloatArray | None = None,
         source: Source = Source.POLICY,
         time_ns: int | None = None,
     ) -> None:
@@ -246,7 +255,7 @@ class EpisodeBuilder:
             if self._period_ns is None:
                 raise DataError("a step of a robot with a clock came without a time")
             time_ns = self._times[-1] + self._period_ns
-        self.append(Step(result, commanded, time_ns, proposed, source))
+        self.append(Step(result, action, time_ns, policy_action, source))
 
     def append(self, step: Step) -> None:
         """Add one step with its whole story."""
@@ -272,14 +281,16 @@ class EpisodeBuilder:
         results = [step.result for step in steps]
         truncated = np.array([r.truncated for r in results], bool)
         truncated[-1] |= not results[-1].terminated
-        nothing = np.full_like(steps[0].commanded, np.nan)
+        nothing = np.full_like(steps[0].action, np.nan)
         times = {name: np.array([getattr(s, name) for s in steps], np.int64) for name in STEP_TIMES}
         flags = np.array([s.flags for s in steps], np.uint8)
-        human = np.stack([nothing if s.human is None else s.human for s in steps]).astype(np.float32)
+        by_policy = [s.action if s.policy_action is None else s.policy_action for s in steps]
+        by_person = [nothing if s.intervention_action is None else s.intervention_action for s in steps]
+        intervened = np.stack(by_person).astype(np.float32)
         return Episode(
             observations={k: _kept(np.stack(v[first:])) for k, v in self._observations.items()},
-            commanded=np.stack([s.commanded for s in steps]).astype(np.float32),
-            proposed=np.stack([s.commanded if s.proposed is None else s.proposed for s in steps]).astype(np.float32),
+            action=np.stack([s.action for s in steps]).astype(np.float32),
+            policy_action=np.stack(by_policy).astype(np.float32),
             measured=np.stack([nothing if r.measured is None else r.measured for r in results]).astype(np.float32),
             source=np.array([s.source for s in steps], np.uint8),
             rewards=np.array([r.reward for r in results], np.float32),
@@ -288,7 +299,7 @@ class EpisodeBuilder:
             time_ns=np.array(self._times[first:], np.int64),
             states=None if self._states is None else np.stack(self._states[first:]).astype(np.float64),
             info={"success": self._solved, **info},
-            **known_columns(times | {"flags": flags, "human": human}),
+            **known_columns({**times, "flags": flags, "intervention_action": intervened}),
         )
 
 
@@ -297,7 +308,7 @@ def known_columns(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDAr
     unknown = {"flags": StepFlag.UNKNOWN}
 
     def known(name: str, rows: npt.NDArray[Any]) -> bool:
-        if name == "human":
+        if name == "intervention_action":
             return not np.isnan(rows).all()
         return bool((rows != unknown.get(name, UNKNOWN_TIME)).any())
 

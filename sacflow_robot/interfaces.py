@@ -53,7 +53,7 @@ class Robot(Protocol):
 
     @property
     def lockstep(self) -> bool:
-        """Whether time stands still between commands."""
+        """True if time stands still between commands."""
         ...
 
     @property

@@ -64,7 +64,7 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """What a robot offers and accepts.
+    """Observations that a robot gives and actions that it takes.
 
     Attributes:
         robot: Robot and gripper, e.g. ``"Panda"``.
@@ -98,7 +98,7 @@ class RobotSpec:
 
     @property
     def quaternions(self) -> tuple[int, ...]:
-        """Where in the flattened observation a unit quaternion starts."""
+        """Indices in the flattened observation at which a unit quaternion starts."""
         starts = np.cumsum([0, *(array.size for array in self.observations)])
         return tuple(int(s) + q for s, a in zip(starts, self.observations, strict=False) for q in a.quaternions)
 
@@ -114,7 +114,7 @@ class RobotSpec:
 
     @property
     def has_unit_actions(self) -> bool:
-        """Whether every action dimension goes from -1 to 1, as networks put them out."""
+        """True if every action dimension goes from -1 to 1, the range of network outputs."""
         return set(self.action_low) == {-1.0} and set(self.action_high) == {1.0}
 
     @property
@@ -273,7 +273,7 @@ class RobotSpec:
 
 
 def all_finite(array: npt.NDArray[Any]) -> bool:
-    """Whether no entry is NaN or infinite; on the small arrays of a control loop in half the time of ``all()``."""
+    """True if no entry is NaN or infinite; on the small arrays of a control loop in half the time of ``all()``."""
     return b"\0" not in np.isfinite(array).tobytes()
 
 
@@ -299,7 +299,7 @@ def _brief(array: ArraySpec | None) -> str:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """What a policy file promises; stored in the ONNX metadata.
+    """Contract of a policy file; stored in the ONNX metadata.
 
     Attributes:
         robot: The robot it was trained on.

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
+from sacflow_robot.cli import main
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.episode import Episode
-from sacflow_robot.export.to_onnx import export_policy, make_spec
+from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.spec import RobotSpec
@@ -29,8 +35,14 @@ TINY_FLOW = FlowConfig(width=32, depth=2, gate_width=16)
 
 
 @pytest.fixture(scope="session")
-def robot() -> RobotSpec:
+def robot_spec() -> RobotSpec:
     return get_task("lift").robot
+
+
+@pytest.fixture(scope="session")
+def robot(robot_spec: RobotSpec) -> RobotSpec:
+    """The same, where a module has no robot of its own."""
+    return robot_spec
 
 
 @pytest.fixture(scope="session")
@@ -48,32 +60,32 @@ def env() -> Iterator[RobosuiteEnv]:
 
 
 @pytest.fixture(scope="session")
-def policy_file(robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def policy_file(robot_spec: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained flow-g policy."""
     torch.manual_seed(0)
-    policy = FlowPolicy("flow-g", robot.observation_dim, 5 * robot.action_dim, TINY_FLOW)
+    policy = FlowPolicy("flow-g", robot_spec.observation_dim, 5 * robot_spec.action_dim, TINY_FLOW)
     path = tmp_path_factory.mktemp("policy") / "lift.onnx"
-    export_policy(policy, make_spec(policy, robot, "flow-g", {"seed": 0}), path)
+    export_policy(policy, policy.make_spec(robot_spec, {"seed": 0}), path)
     return path
 
 
 @pytest.fixture
-def make_episode(robot: RobotSpec) -> Callable[..., Episode]:
+def make_episode(robot_spec: RobotSpec) -> Callable[..., Episode]:
     """Episodes of made-up numbers; observation t starts with the number t, so that windows can be recognized."""
 
     def make(steps: int, *, success: bool = True, seed: int = 0, states: bool = True) -> Episode:
         rng = np.random.default_rng(seed)
         observations = {
-            a.key: rng.standard_normal((steps + 1, *a.shape)).astype(np.float32) for a in robot.observations
+            a.key: rng.standard_normal((steps + 1, *a.shape)).astype(np.float32) for a in robot_spec.observations
         }
         observations["robot0_eef_pos"][:, 0] = np.arange(steps + 1)
         observations["robot0_eef_pos"][:, 1] = seed
-        actions = rng.uniform(-1, 1, (steps, robot.action_dim)).astype(np.float32)
+        actions = rng.uniform(-1, 1, (steps, robot_spec.action_dim)).astype(np.float32)
         last = np.arange(steps) == steps - 1
         return Episode(
             observations=observations,
-            commanded=actions,
-            proposed=actions + 1,
+            action=actions,
+            policy_action=actions + 1,
             measured=np.full_like(actions, np.nan),
             source=np.zeros(steps, np.uint8),
             rewards=(last & success).astype(np.float32),
@@ -85,3 +97,47 @@ def make_episode(robot: RobotSpec) -> Callable[..., Episode]:
         )
 
     return make
+
+
+class Program:
+    """The command line in an empty folder; run in this process, which has imported already what takes seconds to import.
+
+    Attributes:
+        said: What the last command wrote to stderr.
+        served: What the last server wrote to stderr.
+    """
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._folder = folder
+        self._capsys = capsys
+        self.said = ""
+        self.served = ""
+
+    def __call__(self, *words: object) -> dict[str, Any]:
+        """Run a command that must succeed; returns its JSON object."""
+        status = main([*map(str, words), "--json"])
+        captured = self._capsys.readouterr()
+        self.said = captured.err
+        assert status == 0, self.said
+        result: dict[str, Any] = json.loads(captured.out.splitlines()[-1])
+        return result
+
+    @contextmanager
+    def serving(self, policy: str, *options: str) -> Iterator[str]:
+        """Serve a policy file in a process of its own; yields the address."""
+        command = [sys.executable, "-m", "sacflow_robot", "serve", "--policy", policy, "--bind", "tcp://127.0.0.1:*"]
+        server = subprocess.Popen([*command, *options], cwd=self._folder, stderr=subprocess.PIPE, text=True)
+        try:
+            assert server.stderr is not None
+            yield server.stderr.readline().split(" at ")[-1].strip()
+        finally:
+            server.terminate()
+            self.served = server.communicate()[1]
+
+
+@pytest.fixture
+def program(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SACFLOW_ROBOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return Program(tmp_path, capsys)

@@ -3,19 +3,14 @@ running, logging, replaying, training on what was logged."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.utils.seeding import chunk_noise
+from tests.conftest import Program
 
 TINY = [
     "--offline-steps",
@@ -39,22 +34,7 @@ TINY = [
 ]
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Any:
-    environment = {**os.environ, "SACFLOW_ROBOT_CACHE": str(tmp_path / "cache"), "COLUMNS": "200"}
-
-    def run(*words: object) -> dict[str, Any]:
-        command = [sys.executable, "-m", "sacflow_robot", *map(str, words), "--json"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=170)
-        assert done.returncode == 0, done.stderr
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return result
-
-    return run
-
-
-@pytest.mark.timeout(180)
-def test_the_whole_circle(program: Any, tmp_path: Path) -> None:
+def test_the_whole_circle(program: Program, tmp_path: Path) -> None:
     collected = program("demos", "collect", "--env", "lift", "--episodes", 4, "--out", "d.zarr")
     assert collected["episodes"] == 4
 
@@ -66,24 +46,8 @@ def test_the_whole_circle(program: Any, tmp_path: Path) -> None:
     evaluated = program("eval", "--policy", "run/lift.onnx", "--env", "lift", "--episodes", 2, "--seed", 30_000)
     assert evaluated["episodes"] == 2 and len(evaluated["ci95"]) == 2
 
-    command = [
-        sys.executable,
-        "-m",
-        "sacflow_robot",
-        "serve",
-        "--policy",
-        "run/lift.onnx",
-        "--bind",
-        "tcp://127.0.0.1:*",
-    ]
-    server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    try:
-        assert server.stderr is not None
-        address = server.stderr.readline().split(" at ")[-1].strip()
+    with program.serving("run/lift.onnx") as address:
         ran = program("run", "--robot", "sim:lift", "--server", address, "--episodes", 2, "--log", "episodes.zarr")
-    finally:
-        server.terminate()
-        server.communicate()
     assert ran["episodes"] == 2
     # The same seeds and the same noise: served over the network, the policy does what it does in this process.
     assert ran["successes"] == evaluated["successes"]
@@ -93,7 +57,7 @@ def test_the_whole_circle(program: Any, tmp_path: Path) -> None:
     for step in range(0, len(episode) - 5, 5):
         observation = {key: rows[step][None] for key, rows in episode.observations.items()}
         chunk = policy.infer(observation, chunk_noise((1, 5, 7), 30_001, step))[0]
-        assert np.array_equal(episode.proposed[step : step + 5], chunk)
+        assert np.array_equal(episode.policy_action[step : step + 5], chunk)
 
     replayed = program("replay", "episodes.zarr", "--episode", 1)
     assert replayed["max_state_deviation"] <= 1e-9

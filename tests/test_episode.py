@@ -20,12 +20,12 @@ def test_builder_keeps_the_last_observation_and_the_whole_story_of_an_action(rob
 
     builder = EpisodeBuilder(result(0), time_ns=5)
     proposed, commanded = np.full(7, 2, np.float32), np.ones(7, np.float32)
-    builder.add(result(1), commanded, proposed=proposed, time_ns=6)
+    builder.add(result(1), commanded, policy_action=proposed, time_ns=6)
     builder.add(result(2, True), commanded, source=Source.HUMAN, time_ns=7)
     episode = builder.build(seed=4)
     assert episode.observations["object"][:, 0].tolist() == [0, 1, 2]
     assert episode.states is not None and episode.states[-1, 0] == 2
-    assert episode.proposed[0, 0] == 2 and episode.commanded[0, 0] == 1
+    assert episode.policy_action[0, 0] == 2 and episode.action[0, 0] == 1
     assert episode.source.tolist() == [Source.POLICY, Source.HUMAN]
     assert episode.time_ns.tolist() == [5, 6, 7]
     assert episode.terminated.tolist() == [False, True] and not episode.truncated.any()
@@ -46,10 +46,10 @@ def test_an_episode_that_just_stops_is_truncated(robot: RobotSpec) -> None:
 
 def test_inconsistent_episodes_are_refused(make_episode: MakeEpisode, robot: RobotSpec) -> None:
     good = make_episode(4)
-    bad = good.commanded.copy()
+    bad = good.action.copy()
     bad[1, 0] = np.nan
     with pytest.raises(DataError, match="NaN"):
-        replace(good, commanded=bad)
+        replace(good, action=bad)
     with pytest.raises(DataError, match="'rewards' has 3 rows, expected 4"):
         replace(good, rewards=good.rewards[:3])
     with pytest.raises(DataError, match="'time_ns' has 4 rows, expected 5"):
@@ -57,4 +57,4 @@ def test_inconsistent_episodes_are_refused(make_episode: MakeEpisode, robot: Rob
     with pytest.raises(DataError, match="only at its last step"):
         replace(good, truncated=np.array([True, False, False, False]))
     with pytest.raises(DataError, match=r"demo: actions have 3 dimensions, task 'lift' takes 7"):
-        replace(good, commanded=good.commanded[:, :3]).check_fits(robot, "demo")
+        replace(good, action=good.action[:, :3]).check_fits(robot, "demo")

@@ -19,8 +19,10 @@ from torch import nn
 
 from sacflow_robot.bench.naive import NaiveFlow
 from sacflow_robot.export import metadata as policyfile
-from sacflow_robot.export.to_onnx import ExportedGraph, export_policy, make_spec, to_onnx
-from sacflow_robot.learn.config import VelocityName, WeightsKind
+from sacflow_robot.export.graph import ExportedGraph
+from sacflow_robot.export.metadata import WeightsKind
+from sacflow_robot.export.to_onnx import export_policy, to_onnx
+from sacflow_robot.learn.config import VelocityName
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.spec import FloatArray, RobotSpec
@@ -92,13 +94,13 @@ def measure(robot: RobotSpec, velocity: VelocityName, euler_steps: Sequence[int]
 
 def _variants(policy: FlowPolicy, robot: RobotSpec, euler_steps: Sequence[int], folder: Path) -> Iterator[_Variant]:
     def spec(of: FlowPolicy) -> Any:
-        return make_spec(of, robot, of.name, {"untrained": True})
+        return of.make_spec(robot, {"untrained": True})
 
     unfolded: dict[str, nn.Module] = {"naive": NaiveFlow(policy), "as trained": policy}
     for name, module in unfolded.items():
         graph = ExportedGraph(module, robot, policy.action_dim // robot.action_dim).eval()
         path = folder / f"{name}.onnx"
-        onnx.save(to_onnx(graph, spec(policy), prefix=False), path)
+        onnx.save(to_onnx(graph, spec(policy)), path)
         yield _Variant(name, policy, path)
     for weights in get_args(WeightsKind):
         path = folder / f"{weights}.onnx"

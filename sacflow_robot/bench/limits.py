@@ -1,4 +1,4 @@
-"""How many updates a second a machine could make at most: by its arithmetic, its memory, and on a GPU its launches.
+"""Upper bounds on updates per second: by the machine's arithmetic, its memory, and on a GPU its kernel launches.
 
 Counted is what no fusion saves: the matrix products, each with its operands read and its result written once, and what the
 optimizers and running averages read and write. Measured are the machine's rates: a large matrix product, a large copy, and
@@ -24,7 +24,7 @@ _TURNS = 5
 
 
 class Work(NamedTuple):
-    """What one update does: floating-point operations of its products, bytes to move, kernels launched (None: no GPU)."""
+    """Cost of one update: floating-point operations of its products, bytes to move, kernels launched (None: no GPU)."""
 
     operations: float
     bytes: float
@@ -32,7 +32,7 @@ class Work(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What a machine does a second: operations in products, bytes copied (read and written), kernels (None: no GPU)."""
+    """Rates of a machine per second: operations in products, bytes copied (read and written), kernels (None: no GPU)."""
 
     operations: float
     bytes: float
@@ -58,7 +58,7 @@ def lowest_limit(work: Work, rates: Rates) -> Limit:
 
 
 def count_work(eager: Callable[[], object], fast: Callable[[], object], updates: int, device: torch.device) -> Work:
-    """What an update does, averaged over ``updates`` of them.
+    """Cost of an update, averaged over ``updates`` of them.
 
     Args:
         eager: The update, not compiled; its products and optimizer steps are counted.

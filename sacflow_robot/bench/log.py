@@ -1,20 +1,17 @@
-"""Measures the episode log inside the control loop, at the loop's pace, with the keeper writing to the disk meanwhile."""
+"""Measure the episode log inside the control loop, at the loop's pace, with the log writer writing to the disk meanwhile."""
 
 from __future__ import annotations
 
-import datetime
-import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sacflow_robot.bench.machine import machine
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.data.log.ring import Layout
 from sacflow_robot.episode import Episode, EpisodeBuilder, Step, StepResult
@@ -30,36 +27,24 @@ PAYLOADS = {
 }
 
 
-@dataclass(frozen=True)
-class LogBench:
-    """Latencies in microseconds, one row for each rate and payload; the day, the machine, how busy that was."""
-
-    date: str
-    machine: str
-    load_1min: float
-    rows: list[dict[str, Any]]
-    open_10k_episodes_s: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def bench_log(seconds: float, least_steps: int, folder: Path | None = None) -> LogBench:
+def bench_log(seconds: float, least_steps: int, folder: Path | None = None) -> dict[str, Any]:
     """Measure every rate with every payload, then the opening of a log of 10 000 episodes.
+
+    Returns:
+        ``rows``, with latencies in microseconds, and ``open_10k_episodes_s``.
 
     Raises:
         LogWriteError: The disk is full or too slow for one of the rates.
     """
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch)
-        load = os.getloadavg()[0]
         rows = [
             _measure(path / f"{hz}-{name[:2]}.zarr", hz, name, max(least_steps, round(seconds * hz)))
             for name in PAYLOADS
             for hz in RATES_HZ
         ]
         opening = _measure_opening(path / "10k.zarr")
-    return LogBench(datetime.date.today().isoformat(), machine(), load, rows, opening)
+    return {"rows": rows, "open_10k_episodes_s": opening}
 
 
 def _robot(hz: int, payload: str) -> RobotSpec:

@@ -1,5 +1,5 @@
-"""Measures how well the control loop keeps time, with everything running: a policy server, a simulated robot on its own clock
-and the log's keeper, each in a process of its own, and the safety filter with limits of every kind."""
+"""Measure the timing of the control loop, with everything running: a policy server, a simulated robot on its own clock
+and the log writer, each in a process of its own, and the safety filter with limits of every kind."""
 
 from __future__ import annotations
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 
 def machine() -> str:
@@ -24,3 +26,8 @@ def machine() -> str:
 def present_load() -> float | None:
     """Processes that wanted a core in the last minute, on average; None where the system does not say."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def stamp() -> dict[str, Any]:
+    """Date, machine and present load, with which a result begins. Call it before measuring, which is load itself."""
+    return {"date": datetime.date.today().isoformat(), "machine": machine(), "load_1min": present_load()}

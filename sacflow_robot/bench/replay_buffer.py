@@ -1,4 +1,4 @@
-"""How fast chunk batches are drawn: the replay buffer beside a plain NumPy gather and robomimic's own loader.
+"""Measure chunk batches per second: the replay buffer beside a plain NumPy gather and robomimic's own loader.
 
 The buffer and the gathers hold the same steps and take turns, many short ones each, so that whatever else the machine
 does meets all of them; a rate is that of the median turn. robomimic's loader is thousands of times slower than one turn
@@ -54,7 +54,7 @@ def measure_buffers(robot: RobotSpec, steps: int, turns: int, folder: Path) -> l
     gather, take = _gathers(
         np.concatenate([rows[:-1] for rows in flat]),
         np.concatenate([rows[1:] for rows in flat]),
-        np.concatenate([e.commanded for e in episodes]),
+        np.concatenate([e.action for e in episodes]),
         np.concatenate([e.rewards for e in episodes]),
     )
     rngs = [np.random.default_rng(0) for _ in range(2)]
@@ -149,8 +149,8 @@ def made_up_episodes(robot: RobotSpec, steps: int) -> list[Episode]:
                 observations={
                     a.key: rng.standard_normal((length + 1, *a.shape), np.float32) for a in robot.observations
                 },
-                commanded=actions,
-                proposed=actions,
+                action=actions,
+                policy_action=actions,
                 measured=actions,
                 source=np.zeros(length, np.uint8),
                 rewards=last.astype(np.float32),
@@ -174,7 +174,7 @@ def write_robomimic(path: Path, episodes: Sequence[Episode]) -> None:
         for i, episode in enumerate(episodes):
             demo = data.create_group(f"demo_{i}")
             demo.attrs["num_samples"] = len(episode)
-            demo["actions"], demo["rewards"] = episode.commanded, episode.rewards
+            demo["actions"], demo["rewards"] = episode.action, episode.rewards
             demo["dones"] = episode.terminated.astype(np.int64)
             for key, rows in episode.observations.items():
                 demo[f"obs/{key}"], demo[f"next_obs/{key}"] = rows[:-1], rows[1:]

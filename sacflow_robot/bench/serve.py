@@ -177,7 +177,7 @@ def untrained_twin(path: Path, velocity: str, out: Path) -> Path:
     """
     import torch
 
-    from sacflow_robot.export.to_onnx import export_policy, make_spec
+    from sacflow_robot.export.to_onnx import export_policy
     from sacflow_robot.learn.flow import FlowPolicy
     from sacflow_robot.learn.presets import preset
 
@@ -186,7 +186,7 @@ def untrained_twin(path: Path, velocity: str, out: Path) -> Path:
     size = spec.chunk_length * spec.robot.action_dim
     flow = preset(spec.robot.task, velocity).flow
     policy = FlowPolicy(velocity, spec.robot.observation_dim, size, flow)
-    export_policy(policy, make_spec(policy, spec.robot, velocity, {"untrained": True}), out)
+    export_policy(policy, policy.make_spec(spec.robot, {"untrained": True}), out)
     return out
 
 

@@ -1,4 +1,4 @@
-"""How hard a robot is pulled where chunks meet: simulated Lift in lockstep, chunks on a made-up network with a known delay."""
+"""Measure jumps of the action where chunks meet: simulated Lift in lockstep, chunks on a made-up network with a known delay."""
 
 from __future__ import annotations
 
@@ -126,5 +126,5 @@ def _play(
 
 
 def has_gripper_position(path: Path) -> bool:
-    """Whether seams can be measured with this policy."""
+    """True if seams can be measured with this policy."""
     return any(array.key == _EEF for array in OnnxPolicy(path).spec.robot.observations)

@@ -142,7 +142,7 @@ class Evaluation:
 
 
 def measure_evaluation(policy: OnnxPolicy, episodes: int, turns: int) -> tuple[list[Evaluation], bool]:
-    """How long episodes take under either engine, in turns, and whether their actions are equal to the last bit."""
+    """Time episodes under either engine, in turns, and compare their actions to the last bit."""
     task = policy.spec.robot.task
     engines: tuple[Engine, ...] = get_args(Engine)
     times: dict[Engine, list[float]] = {engine: [] for engine in engines}
@@ -167,7 +167,7 @@ def measure_evaluation(policy: OnnxPolicy, episodes: int, turns: int) -> tuple[l
         for e, t in times.items()
     ]
     first, second = (ran[engine] for engine in engines)
-    same = all(np.array_equal(first[seed].commanded, second[seed].commanded) for seed in seeds)
+    same = all(np.array_equal(first[seed].action, second[seed].action) for seed in seeds)
     return rows, same
 
 
@@ -181,7 +181,7 @@ class _Native:
         self._lock = threading.Lock()
 
     def prepare(self, engine: BenchEngine, worker: int, actions: Any, turn: int) -> Callable[[], Any]:
-        """What is to be timed."""
+        """Return the function to be timed."""
         with self._lock:
             start = self._env.draw_start(np.random.default_rng(turn))
             if (engine, worker) not in self._envs:

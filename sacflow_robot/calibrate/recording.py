@@ -93,7 +93,7 @@ class Recording:
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-            robot = RobotSpec.from_dict(json.loads(str(found.pop("robot" if "robot" in found else "arm"))))
+            robot = RobotSpec.from_dict(json.loads(str(found.pop("robot" if "robot" in found else "arm"))))  # 0.1: arm
             seen = {n.removeprefix("observation."): found.pop(n) for n in list(found) if n.startswith("observation.")}
             return Recording(robot, observations=seen, **found)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -117,7 +117,7 @@ def of_episode(robot: RobotSpec, episode: Episode) -> Recording:
         {key: rows[fresh] for key, rows in episode.observations.items()},
         episode.sent_ns,
         np.full(len(episode), VALID_PERIODS * robot.period_ns + _DELAY_NS, np.int64),
-        episode.commanded,
+        episode.action,
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line: the one place that wires rooms together.
+"""The command line: parse, call, print.
 
 Each command is a frozen dataclass with a ``run`` method in a module of its own, imported only when it is called, so
 that ``serve --help`` does not wait for torch.
@@ -61,7 +61,7 @@ COMMANDS = {
     "log copy": ("log", "Copy", "copy an episode log, also to and from an object store"),
     "bench log": ("bench", "BenchLog", "what logging a step costs the control loop"),
     "bench replay": ("bench", "BenchReplay", "how fast the replay buffer draws batches"),
-    "bench loop": ("bench_loop", "BenchLoop", "how well the control loop keeps time, with everything running"),
+    "bench loop": ("bench", "BenchLoop", "how well the control loop keeps time, with everything running"),
     "bench sim": ("bench", "BenchSim", "control steps per second of the simulated tasks"),
     "bench train": ("bench", "BenchTrain", "updates per second of each algorithm and velocity"),
     "bench export": ("bench_export", "BenchExport", "size and microseconds of exported graphs, naive and folded"),
@@ -196,7 +196,7 @@ def _check_given_once(name: str, arguments: Sequence[str]) -> None:
 
 
 def _first_complaint(box: str, name: str) -> str:
-    """What tyro draws a box around, as one line."""
+    """Extract tyro's first complaint from its box, as one line."""
     box = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     # Where stdout takes ASCII only, there is no frame: the title and a line of dashes stand above.
@@ -209,7 +209,7 @@ def _first_complaint(box: str, name: str) -> str:
 
 
 def missing(error: ImportError) -> str:
-    """What to do about a package that is not installed, or that is and can't be imported, in a line."""
+    """Name the extra that installs a missing package, or why an installed one cannot be imported."""
     module = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError):
         return f"{module} is installed but cannot be imported: {one_line(error)}"

@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 from sacflow_robot.cli import common
 from sacflow_robot.errors import UsageError
-from sacflow_robot.learn.config import VelocityName, WeightsKind
+from sacflow_robot.export.metadata import WeightsKind
+from sacflow_robot.learn.config import VelocityName
 from sacflow_robot.utils.atomic_files import check_output, write_text
 
 
@@ -46,7 +47,7 @@ class BenchExport:
         from sacflow_robot.bench import export
         from sacflow_robot.bench.machine import machine, present_load
         from sacflow_robot.envs.tasks import get_task
-        from sacflow_robot.export.to_onnx import ExportOptions
+        from sacflow_robot.learn.trained_run import ExportOptions
 
         check_output(self.out)
         if not self.velocities or self.bursts < 1 or self.episodes < 1:
@@ -82,8 +83,8 @@ class BenchExport:
     def _success(self, run_dir: Path) -> list[dict[str, Any]]:
         from rich.table import Table
 
-        from sacflow_robot.cli.export import TrainedRun
-        from sacflow_robot.export.to_onnx import ExportOptions
+        from sacflow_robot.cli.export import success_of
+        from sacflow_robot.learn.trained_run import ExportOptions, TrainedRun
 
         trained, rows = TrainedRun(run_dir), []
         kinds = [ExportOptions(weights) for weights in get_args(WeightsKind)]
@@ -94,7 +95,7 @@ class BenchExport:
             path = Path(folder) / "policy.onnx"
             for options in (*kinds, *(ExportOptions(euler_steps=steps) for steps in self.euler_steps)):
                 row = trained.export(options, path)
-                row |= trained.evaluate(path, self.episodes)
+                row |= success_of(trained.config, path, self.episodes)
                 rows.append({name: value for name, value in row.items() if name not in ("policy", "version")})
                 success = common.describe_success(row["successes"], self.episodes)
                 figures = row["weights"], str(row["euler_steps"]), f"{row['bytes']:,}", f"{row['max_action_error']:.1e}"

@@ -1,26 +1,17 @@
-"""What several commands share."""
+"""Output, progress and options that several commands share."""
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.table import Table
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
@@ -28,34 +19,21 @@ from sacflow_robot.interfaces import Policy, VectorEnv
 from sacflow_robot.spec import NO_ENVIRONMENT, Engine, RobotSpec
 from sacflow_robot.utils.action_history import history_of as history_of
 from sacflow_robot.utils.action_history import robot_with_history as robot_with_history
-from sacflow_robot.utils.caches import cache_root as cache_root
+from sacflow_robot.utils.atomic_files import write_text
+from sacflow_robot.utils.console import console as console
+from sacflow_robot.utils.console import progress_bar as progress_bar
 from sacflow_robot.utils.intervals import wilson_interval
+from sacflow_robot.utils.seeding import EVAL_SEED as EVAL_SEED
+from sacflow_robot.utils.seeding import RUN_SEED as RUN_SEED
 
 if TYPE_CHECKING:
-    from sacflow_robot.envs.experts.demonstrator_style import Quality
     from sacflow_robot.serve.client import Keys
-
-EVAL_SEED, RUN_SEED = 10_000, 30_000
-"""First seeds of ``eval`` and ``run``. They differ because runs are logged and learned from; the curve's evaluations
-begin at 20 000, demonstrations and training at 1 000 000."""
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose complaints are one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def console(stderr: bool = True) -> Console:
-    """Where progress and remarks go: stderr. Lines are not broken, so that paths can be copied."""
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def results(as_json: bool = False) -> Console:
-    """Where the answer to what a command was asked goes: stdout; with ``--json``, which has that for itself, stderr.
+    """Console for results: stdout, or stderr with ``--json``, whose object is alone on stdout.
 
-    Where nobody looks at a terminal, tables are as wide as what they hold.
+    Tables that are piped are as wide as their contents.
     """
     out = console(stderr=as_json)
     if not out.is_terminal:
@@ -68,29 +46,36 @@ def print_json(data: dict[str, Any]) -> None:
     print(json.dumps(data), flush=True)
 
 
-def progress_bar(noun: str) -> Progress:
-    """A bar that counts ``noun``, with a success rate in ``{task.fields[success]}``."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn(noun),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[success]}"),
-        console=console(),
-    )
+@dataclass(frozen=True)
+class ResultOptions:
+    """Options of commands that measure.
+
+    Attributes:
+        json: Print the result as one JSON object.
+        out: JSON file to write the result to as well.
+    """
+
+    json: bool = False
+    out: Path | None = None
+
+    def finish(self, result: dict[str, Any]) -> int:
+        """Write the result and print it, as the options say; returns the exit status."""
+        if self.out is not None:
+            write_text(self.out, json.dumps(result) + "\n")
+        if self.json:
+            print_json(result)
+        return 0
 
 
-def transfer_bar() -> Progress:
-    """A bar for a download."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console(),
-    )
+def table(rows: Sequence[Mapping[str, object]]) -> Table:
+    """A table of rows of the same names: texts on the left, numbers on the right, columns never broken."""
+    made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name, value in rows[0].items():
+        words = name.replace("_us", " us").replace("_", " ")
+        made.add_column(words, justify="left" if isinstance(value, str) else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*(value if isinstance(value, str) else f"{value:,}" for value in row.values()))
+    return made
 
 
 def describe_success(successes: int, episodes: int) -> str:
@@ -147,43 +132,6 @@ def evaluate_on(envs: Sequence[VectorEnv], policy: Policy, seeds: Sequence[int])
     return episodes
 
 
-def collect_demos(
-    task: str, quality: Quality, count: int, first_seed: int, engine: Engine = "compiled"
-) -> list[Episode]:
-    """Demonstrations of the scripted expert, collected on all cores with a progress bar."""
-    from sacflow_robot.envs.vector_env import collect, core_count
-
-    with progress_bar("episodes") as bar:
-        row = bar.add_task("collecting", total=count, success="")
-        solved = 0
-
-        def show(episode: Episode) -> None:
-            nonlocal solved
-            solved += episode.success
-            bar.update(row, advance=1)
-            bar.update(row, success=f"success {solved / bar.tasks[0].completed:.0%}")
-
-        seeds = range(first_seed, first_seed + count)
-        return collect(task, quality, seeds, min(core_count(), max(count, 1)), show, engine)
-
-
-def demo_cache(task: str, quality: Quality, count: int, engine: Engine = "compiled") -> Path:
-    """Where ``train`` keeps the demonstrations that it collects itself.
-
-    The name holds a digest of the experts and the environment: another version of them does not reuse old episodes.
-    """
-    from sacflow_robot.envs import experts, robosuite_env, tasks
-    from sacflow_robot.envs import fast as compiled
-
-    digest = hashlib.sha256()
-    modules = sorted(Path(str(experts.__file__)).parent.glob("*.py"))
-    if engine == "compiled":
-        modules += sorted(Path(str(compiled.__file__)).parent.glob("*.py"))
-    for module in (*modules, Path(str(robosuite_env.__file__)), Path(str(tasks.__file__))):
-        digest.update(module.read_bytes())
-    return cache_root() / "demos" / f"{task}-{quality}-{count}-{digest.hexdigest()[:10]}.zarr"
-
-
 def client_keys(own: Path | None, server: Path | None) -> Keys | None:
     """Keys of a client, from its options --key and --server-key; None where there are neither.
 
@@ -221,7 +169,7 @@ def replay_hint(spec: RobotSpec, log: object, driver: str) -> str:
 
 
 def robot_hint(robot: RobotSpec) -> str:
-    """What to give ``run --robot`` for this robot: the simulated one, or a place to put the driver's name in."""
+    """Value of ``run --robot`` for this robot: the simulated one, or a place to put the driver's name in."""
     from sacflow_robot.envs.registry import environment_of
 
     env, history = environment_of(robot), history_of(robot)

@@ -28,7 +28,7 @@ _ANY_RATE = 1.0  # Hz; what episodes of which no rate is known are read at, for 
 
 @dataclass(frozen=True)
 class Info(AgreementOptions):
-    """What demonstrations hold: a table, and a page of plots.
+    """Describe demonstrations: a table, and a page of plots.
 
     Attributes:
         src: Episode log, LeRobotDataset or diffusion_policy store (folders), UMI's .zarr.zip, robomimic or raw robosuite
@@ -47,9 +47,9 @@ class Info(AgreementOptions):
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.cli import demo_source
         from sacflow_robot.data.formats.sources import kind_of, says_rate
         from sacflow_robot.data.summary import summarize
+        from sacflow_robot.learn import demo_source
 
         picture = self._picture()
         path = demo_source.locate(self.src)
@@ -74,7 +74,7 @@ class Info(AgreementOptions):
         return 0
 
     def _picture(self) -> Path | None:
-        """Where to draw; refused before anything is read."""
+        """Path of the picture to draw; refused before anything is read."""
         from sacflow_robot.data.robomimic_download import parse_name
 
         if self.plots == "none":

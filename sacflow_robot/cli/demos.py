@@ -35,9 +35,10 @@ class Collect:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.data.log.reader import write_log
+        from sacflow_robot.data.log.episode_writer import write_log
         from sacflow_robot.envs.experts.expert import make_expert
         from sacflow_robot.envs.tasks import get_task
+        from sacflow_robot.learn.training_data import collect_demos
 
         if self.episodes < 1 or self.seed < 0:
             raise UsageError("--episodes must be at least 1 and --seed not negative")
@@ -46,7 +47,7 @@ class Collect:
         if self.out.exists():
             raise UsageError(f"{self.out} exists already; give another --out or remove it")
         check_output(self.out)
-        episodes = common.collect_demos(self.env, self.quality, self.episodes, self.seed, self.env_engine)
+        episodes = collect_demos(self.env, self.quality, self.episodes, self.seed, self.env_engine)
         write_log(self.out, robot, episodes)
         solved, steps = sum(e.success for e in episodes), sum(map(len, episodes))
         common.results(self.json).print(

@@ -16,7 +16,7 @@ _PACKAGES = ("numpy", "onnxruntime", "pyzmq", "zarr", "mujoco", "robosuite", "gy
 
 @dataclass(frozen=True)
 class Doctor:
-    """What works on this machine: versions, the accelerator, the simulator, off-screen rendering.
+    """Check what works on this machine: versions, the accelerator, the simulator, off-screen rendering.
 
     Attributes:
         json: Print the result as one JSON object.

@@ -79,7 +79,7 @@ class Eval:
         return 0
 
     def _environment(self, policy: OnnxPolicy) -> str:
-        """Where to measure the policy: where it is to be, or in the task that it was made for."""
+        """Environment to evaluate in: the one given, or the one that the policy was made for."""
         from sacflow_robot.envs.registry import check_environment, environment_of, why_no_environment
 
         robot = policy.spec.robot

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import tyro
 
 from sacflow_robot.cli import common
-from sacflow_robot.episode import Episode, Source, StepFlag
+from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, UsageError, one_line
 from sacflow_robot.utils.atomic_files import check_output
 
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Info:
-    """What an episode log holds; reading it all also checks it.
+    """Print what an episode log holds; reading all of it also checks it.
 
     Attributes:
         log: Episode log: a folder, or an address such as s3://bucket/episodes.zarr.
@@ -40,7 +38,13 @@ class Info:
         from rich.text import Text
 
         from sacflow_robot.data.log.reader import EpisodeLog
-        from sacflow_robot.data.summary import describe_rate, measured_rate
+        from sacflow_robot.data.summary import (
+            count_flags,
+            count_sources,
+            describe_rate,
+            measured_rate,
+            successes_by_version,
+        )
 
         check_output(self.plot, "--plot", parents=False)
         if self.plot is not None:
@@ -49,20 +53,10 @@ class Info:
         episodes = list(log.episodes())
         rate = measured_rate(episodes)
         solved = sum(e.success for e in episodes)
-        sources: Counter[str] = Counter()
-        for episode in episodes:
-            values, counts = np.unique(episode.source, return_counts=True)
-            sources.update({_source_name(int(v)): int(n) for v, n in zip(values, counts, strict=True)})
-        flags: Counter[str] = Counter()
-        for episode in episodes:
-            if episode.flags is not None:
-                flags.update({str(f.name).lower(): int((episode.flags & f != 0).sum()) for f in StepFlag})
+        sources = count_sources(episodes)
+        flags = count_flags(episodes)
         cut = sum(bool(e.info.get("interrupted")) for e in episodes)
-        by_version: dict[str, list[bool]] = {}  # in the order of their first episodes
-        for episode in episodes:
-            if "policy_version" in episode.info:
-                by_version.setdefault(str(episode.info["policy_version"]), []).append(episode.success)
-        versions = sorted(by_version)
+        by_version = successes_by_version(episodes)
         lengths = [len(e) for e in episodes]
         robot = log.robot
         rows = {
@@ -97,10 +91,10 @@ class Info:
                     **common.success_json(solved, len(episodes)),
                     "steps": log.steps,
                     "rate": {"nominal_hz": robot.control_rate_hz, **rate},
-                    "sources": dict(sources),
-                    "flags": dict(flags),
+                    "sources": sources,
+                    "flags": flags,
                     "interrupted": cut,
-                    "policies": versions,
+                    "policies": sorted(by_version),
                     "by_policy": [
                         {"policy_version": version, **common.success_json(sum(solved_by), len(solved_by))}
                         for version, solved_by in by_version.items()
@@ -193,7 +187,8 @@ class Copy:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.data.log.reader import EpisodeLog, write_log
+        from sacflow_robot.data.log.episode_writer import write_log
+        from sacflow_robot.data.log.reader import EpisodeLog
         from sacflow_robot.data.log.remote import is_url
 
         if not is_url(self.out):
@@ -216,10 +211,3 @@ def _print_problems(problems: list[Problem], heading: str, as_json: bool) -> Non
     for problem in problems:
         table.add_row(Text(problem.where, "bold"), Text(problem.what))
     common.results(as_json).print(table)
-
-
-def _source_name(value: int) -> str:
-    try:
-        return Source(value).name.lower()
-    except ValueError:
-        return f"unknown ({value})"

@@ -156,7 +156,7 @@ class Replay:
         written = {}
         drawing = env is not None and (self.video is not None or self.rerun is not None) and _can_draw(env)
         if self.video is not None and drawing and env is not None and result is not None:
-            shown = replace(episode, commanded=result.commanded, states=result.states, info={"success": result.success})
+            shown = replace(episode, action=result.commanded, states=result.states, info={"success": result.success})
             _write_video(self.video, env, robot, shown, title)
             written["video"] = self.video
         if self.rerun is not None:

@@ -160,13 +160,13 @@ class Run:
     @contextmanager
     def _recorder(self, path: Path, robot: RobotSpec, lockstep: bool) -> Iterator[Recorder]:
         from sacflow_robot.data.log.recorder import StepRecorder
-        from sacflow_robot.data.log.resilient_recorder import MendingRecorder
+        from sacflow_robot.data.log.resilient_recorder import ResilientRecorder
 
         if lockstep:  # it outruns any disk, and can wait
             with StepRecorder(path, robot, patience_s=_LOCKSTEP_PATIENCE_S) as log:
                 yield log
         else:
-            with MendingRecorder(lambda: StepRecorder(path, robot)) as mending:
+            with ResilientRecorder(lambda: StepRecorder(path, robot)) as mending:
                 yield mending
 
     def _report(self, robot: Robot, client: PolicyClient, runs: list[EpisodeRun]) -> None:

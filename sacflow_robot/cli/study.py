@@ -6,7 +6,7 @@ import datetime
 import platform
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,17 @@ from sacflow_robot.errors import UsageError
 if TYPE_CHECKING:
     from sacflow_robot.interfaces import VectorEnv
     from sacflow_robot.study.report import Report
+    from sacflow_robot.study.runs import RunAll
 
-_Work = Callable[[int, Callable[[], None]], "Report"]
+_Work = Callable[["RunAll"], "Report"]
 
 
 @dataclass(frozen=True)
 class _Study:
-    """What all studies take.
+    """Options of all studies.
 
     Attributes:
-        out: Folder for PNG, CSV and reading; by default studies/<name>.
+        out: Folder for PNG, CSV and reading; by default docs/studies, where the documentation shows them.
         seed: First seed.
         full: Take the published sizes and budgets, meant for a GPU.
         workers: Processes at once; by default one for each core.
@@ -59,15 +60,21 @@ class _Study:
             words.append(f"--{name}" if value is True else f"--{name} {shlex.join(map(str, values))}")
         return words
 
-    def _carry_out(self, name: str, cases: int, work: _Work) -> int:
+    def _carry_out(self, name: str, work: _Work) -> int:
         """Run the study, write its files, say what they say."""
         from sacflow_robot.envs.vector_env import core_count
         from sacflow_robot.study.report import make_folder
+        from sacflow_robot.study.runs import in_parallel
 
-        folder, began = make_folder(self.out or Path("studies") / name), time.monotonic()
+        folder, began = make_folder(self.out or Path("docs/studies")), time.monotonic()
         with common.progress_bar("cases") as bar:
-            row = bar.add_task(name, total=cases, success="")
-            report = work(self.workers or core_count(), lambda: bar.advance(row))
+            row = bar.add_task(name, total=0, success="")
+
+            def run_all(work: Callable[[Any], Any], cells: Sequence[Any]) -> list[Any]:
+                bar.update(row, total=(bar.tasks[row].total or 0) + len(cells))
+                return in_parallel(work, cells, self.workers or core_count(), lambda: bar.advance(row))
+
+            report = work(run_all)
         wall_s = time.monotonic() - began
         command = common.command_line("study", name, *self._given())
         made_by = (
@@ -126,7 +133,7 @@ class Gradients(_Study):
             full=self.full,
             device=self._device,
         )
-        return self._carry_out("gradients", gradients.case_count(setup), partial(gradients.study_gradients, setup))
+        return self._carry_out("gradients", partial(gradients.study_gradients, setup))
 
 
 @dataclass(frozen=True)
@@ -147,13 +154,12 @@ class Likelihood(_Study):
             raise UsageError(f"--samples is {samples}; it must be at least 1000")
         self._check()
         setup = likelihood.Setup(samples=samples, seed=self.seed)
-        work = partial(likelihood.study_likelihood, setup)
-        return self._carry_out("likelihood", likelihood.case_count(setup), work)
+        return self._carry_out("likelihood", partial(likelihood.study_likelihood, setup))
 
 
 @dataclass(frozen=True)
 class _Trials(_Study):
-    """What studies on the task of two ways take.
+    """Options of studies on the task of two ways.
 
     Attributes:
         seeds: Seeds of each case.
@@ -210,8 +216,7 @@ class Architecture(_Trials):
             euler_steps=self.euler_steps,
         )
         self._check(widths=min(self.widths, default=0), euler_steps=min(self.euler_steps, default=0))
-        work = partial(architecture.study_architecture, setup)
-        return self._carry_out("architecture", architecture.case_count(setup), work)
+        return self._carry_out("architecture", partial(architecture.study_architecture, setup))
 
 
 @dataclass(frozen=True)
@@ -219,11 +224,10 @@ class Regularization(_Trials):
     """The three regularizers and three schedules on a task whose demonstrations show two ways."""
 
     def run(self) -> int:
-        from sacflow_robot.study import regularization as regularization
+        from sacflow_robot.study import regularization
 
         setup = regularization.Setup(range(self.seed, self.seed + self.seeds), self._budget())
-        work = partial(regularization.study_regularization, setup)
-        return self._carry_out("regularization", regularization.case_count(setup), work)
+        return self._carry_out("regularization", partial(regularization.study_regularization, setup))
 
 
 def _gymnasium_robots(env: str, count: int) -> VectorEnv:

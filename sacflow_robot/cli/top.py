@@ -64,7 +64,7 @@ class Top:
 
 
 def table(address: str, now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Group:
-    """What a look shows; rates since the look before."""
+    """Table of one look at the server; rates since the look before."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -96,7 +96,7 @@ def table(address: str, now: Mapping[str, Any], before: Mapping[str, Any] | None
 
 
 def _reload_line(last: Mapping[str, Any] | None) -> list[str]:
-    """What came of the last new policy file, in words."""
+    """Outcome of the last reload, in words."""
     if last is None:
         return []
     if last["result"] == "refused":

@@ -1,13 +1,12 @@
-"""What a person did in the middle of a policy's episodes, as demonstrations."""
+"""Turn a person's interventions in a policy's episodes into demonstrations."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from sacflow_robot.episode import STEP_TIMES, Episode, Source
+from sacflow_robot.episode import Episode, Source
 
 
 def human_parts(episode: Episode) -> list[Episode]:
@@ -17,34 +16,5 @@ def human_parts(episode: Episode) -> list[Episode]:
     of their own. It is a success if the episode is.
     """
     human = np.concatenate([[False], episode.source == Source.HUMAN, [False]])
-    edges = np.flatnonzero(human[1:] != human[:-1]).reshape(-1, 2)
-    return [_part(episode, int(first), int(end)) for first, end in edges]
-
-
-def _part(episode: Episode, first: int, end: int) -> Episode:
-    steps, states = slice(first, end), slice(first, end + 1)
-    truncated = episode.truncated[steps].copy()
-    truncated[-1] |= not episode.terminated[end - 1]
-    columns: dict[str, Any] = {
-        name: None if (column := getattr(episode, name)) is None else column[steps]
-        for name in (
-            "commanded",
-            "proposed",
-            "measured",
-            "source",
-            "rewards",
-            "terminated",
-            *STEP_TIMES,
-            "flags",
-            "human",
-        )
-    }
-    return replace(
-        episode,
-        observations={key: rows[states] for key, rows in episode.observations.items()},
-        truncated=truncated,
-        time_ns=episode.time_ns[states],
-        states=None if episode.states is None else episode.states[states],
-        info={**episode.info, "taken_over_at": first},
-        **columns,
-    )
+    edges = np.flatnonzero(human[1:] != human[:-1]).reshape(-1, 2).tolist()
+    return [replace(episode.cut(first, stop), info={**episode.info, "taken_over_at": first}) for first, stop in edges]

@@ -21,7 +21,7 @@ from sacflow_robot.spec import FloatArray, RobotSpec
 
 
 class Origin(IntEnum):
-    """Where an episode in the buffer comes from. All but those collected are kept for good."""
+    """Origin of an episode in the buffer. All but those collected are kept for good."""
 
     DEMOS = 0
     REPLAY = 1  # logs of earlier runs
@@ -132,7 +132,7 @@ class ReplayBuffer:
         episode.check_fits(self._robot, "replay buffer")
         steps = len(episode)
         low, high = self._robot.action_bounds
-        if (episode.commanded < low).any() or (episode.commanded > high).any():
+        if (episode.action < low).any() or (episode.action > high).any():
             raise DataError(
                 "an episode's actions are beyond the robot's bounds; log what was commanded, after clipping"
             )
@@ -245,7 +245,7 @@ class ReplayBuffer:
         columns = self._columns
         columns["observation"][rows] = flat[:-1]
         columns["next_observation"][rows] = flat[np.arange(steps) + length]
-        columns["action"][rows] = self._robot.to_unit(episode.commanded)
+        columns["action"][rows] = self._robot.to_unit(episode.action)
         columns["reward"][rows] = reward
         columns["discount"][rows] = np.where(ended & reaches_end, 0.0, self._gamma**length)
         columns["length"][rows] = length

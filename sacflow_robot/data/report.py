@@ -124,7 +124,7 @@ def _over_episodes(axes: Axes, episodes: list[Episode]) -> None:
 
 
 def _evenly(episodes: list[Episode]) -> list[Episode]:
-    """As many episodes as a plot of traces bears, from all over the set."""
+    """Pick at most as many episodes as a plot of traces bears, from all over the set."""
     count = min(_MOST_TRACES, len(episodes))
     return [episodes[i] for i in np.unique(np.linspace(0, len(episodes) - 1, count).astype(int))]
 
@@ -179,7 +179,7 @@ def _over_time(axes: Axes, episodes: list[Episode], key: str, dimension: int, ti
 
 
 def _gripper(axes: Axes, episodes: list[Episode], demos: DemoSet) -> None:
-    """How far the fingers are apart and, beside it, what is commanded; each where it is known."""
+    """Plot the distance between the fingers and the gripper's command, each where it is known."""
     dimensions = np.flatnonzero(gripper_dimensions(demos.robot))
     parts = [part for _, _, part in _split(episodes)]
     fingers = FINGERS in episodes[0].observations
@@ -188,9 +188,7 @@ def _gripper(axes: Axes, episodes: list[Episode], demos: DemoSet) -> None:
         return
     beside = axes.twinx() if fingers and len(dimensions) else axes
     if len(dimensions):
-        commands = [
-            [np.column_stack([_seconds(e)[:-1], e.commanded[:, dimensions[0]]]) for e in part] for part in parts
-        ]
+        commands = [[np.column_stack([_seconds(e)[:-1], e.action[:, dimensions[0]]]) for e in part] for part in parts]
         if fingers:
             _commands_beside(beside, [line for lines in commands for line in lines])
         else:
@@ -216,7 +214,7 @@ def _commands_beside(axes: Axes, lines: list[npt.NDArray[Any]]) -> None:
 def _actions(part: Any, demos: DemoSet) -> None:
     """One histogram per action dimension, over the controller's range."""
     robot = demos.robot
-    actions = np.concatenate([e.commanded for e in demos.episodes])
+    actions = np.concatenate([e.action for e in demos.episodes])
     columns = min(robot.action_dim, 8)
     axes = part.subplots(-(-robot.action_dim // columns), columns, sharey=True, squeeze=False).ravel()
     low, high = robot.action_bounds
@@ -235,4 +233,4 @@ def _actions(part: Any, demos: DemoSet) -> None:
     axes[0].set_ylim(50 / len(actions), 150)
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel("% of steps (log)", fontsize=9)
-    part.suptitle("commanded actions", fontsize=11)
+    part.suptitle("actions sent", fontsize=11)

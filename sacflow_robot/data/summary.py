@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sacflow_robot.data.formats.demonstrations import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
 from sacflow_robot.data.formats.gripper import gripper_dimensions, gripper_disagreement
-from sacflow_robot.episode import NOMINAL_CLOCK, Episode, Source
+from sacflow_robot.episode import NOMINAL_CLOCK, Episode, Source, StepFlag
 from sacflow_robot.spec import RobotSpec
 
 _STILL = 1e-3  # of an action's range: what is commanded below this is no motion
@@ -27,7 +27,7 @@ def summarize(demos: DemoSet) -> dict[str, Any]:
         "steps_per_episode": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
         "rate": {"nominal_hz": robot.control_rate_hz, **measured_rate(episodes)},
         "sources": count_sources(episodes),
-        "policies": sorted({str(e.info["policy_version"]) for e in episodes if "policy_version" in e.info}),
+        "policies": sorted(successes_by_version(episodes)),
         "returns": {name: float(f([e.rewards.sum() for e in episodes])) for name, f in _RANGE.items()},
         "keys": describe_keys(demos),
         "idle_share": float(np.mean(np.concatenate([idle_steps(e, robot) for e in episodes]))),
@@ -80,11 +80,26 @@ def count_sources(episodes: list[Episode]) -> dict[str, int]:
     return dict(counts)
 
 
+def count_flags(episodes: list[Episode]) -> dict[str, int]:
+    """Steps by what was unusual about them; empty where no episode keeps flags."""
+    kept = [episode.flags for episode in episodes if episode.flags is not None]
+    return {str(flag.name).lower(): sum(int((each & flag != 0).sum()) for each in kept) for flag in StepFlag if kept}
+
+
+def successes_by_version(episodes: list[Episode]) -> dict[str, list[bool]]:
+    """Successes of each policy version, in the order of their first episodes."""
+    found: dict[str, list[bool]] = {}
+    for episode in episodes:
+        if "policy_version" in episode.info:
+            found.setdefault(str(episode.info["policy_version"]), []).append(episode.success)
+    return found
+
+
 def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
     """Per array of an episode: name, shape of a row, type, unit, and the range over all episodes and dimensions."""
     arrays: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
     for episode in demos.episodes:
-        arrays["action"].append(episode.commanded)
+        arrays["action"].append(episode.action)
         for spec in demos.robot.observations:
             arrays[spec.key].append(episode.observations[spec.key])
         for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS):
@@ -107,9 +122,9 @@ def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
 
 
 def idle_steps(episode: Episode, robot: RobotSpec) -> npt.NDArray[np.bool_]:
-    """Which steps (T,) command nothing new: no motion (of a controller of positions, no other one) and the same grip."""
+    """Mask (T,) of the steps that command nothing new: no motion (of a controller of positions, no other one) and the same grip."""
     low, high = robot.action_bounds
-    actions = episode.commanded / np.where(np.isfinite(high - low), (high - low) / 2, 1)
+    actions = episode.action / np.where(np.isfinite(high - low), (high - low) / 2, 1)
     changes = np.abs(np.diff(actions, axis=0, prepend=actions[:1]))
     changes[0] = np.inf if "delta" not in robot.controller else changes[0]
     gripper = gripper_dimensions(robot)
@@ -122,7 +137,7 @@ def duplicates(episodes: list[Episode]) -> list[list[int]]:
     """Groups of episodes with the very same actions, by index."""
     groups: dict[bytes, list[int]] = defaultdict(list)
     for i, episode in enumerate(episodes):
-        groups[episode.commanded.tobytes()].append(i)
+        groups[episode.action.tobytes()].append(i)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -132,5 +147,5 @@ def _saturated_share(episodes: list[Episode], robot: RobotSpec) -> float | None:
     if not motion.any():
         return None
     low, high = robot.action_bounds
-    actions = np.concatenate([e.commanded for e in episodes])
+    actions = np.concatenate([e.action for e in episodes])
     return float(np.mean(((actions <= low) | (actions >= high))[:, motion]))

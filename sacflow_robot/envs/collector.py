@@ -70,7 +70,7 @@ class Rollouts:
         for i, results in received.items():
             steps += len(results)
             for result, action, asked in zip(results, commanded[i], self._chunks[i], strict=False):
-                self._builders[i].add(result, action, proposed=asked)
+                self._builders[i].add(result, action, policy_action=asked)
             self._latest[i] = results[-1]
             self._cut(i, results[-1].ended)
             if results[-1].ended:

@@ -62,12 +62,12 @@ class UserEnv:
                 f"environment {name!r} cannot be made: {type(error).__name__}: {one_line(error)}"
             ) from None
         lacking = [method for method in ("begin", "command") if not callable(getattr(self._env, method, None))]
-        if lacking or not isinstance(getattr(self._env, "arm", None), RobotSpec):
-            missing = " and ".join(
-                [*lacking, *["robot"] * (not isinstance(getattr(self._env, "robot", None), RobotSpec))]
-            )
+        if not isinstance(getattr(self._env, "robot", None), RobotSpec):
+            lacking.append("robot")
+        if lacking:
             raise UsageError(
-                f"environment {name!r} lacks {missing}; it needs robot (an RobotSpec), begin(seed) and command(action)"
+                f"environment {name!r} lacks {' and '.join(lacking)}; "
+                "it needs robot (a RobotSpec), begin(seed) and command(action)"
             )
         self._name = name
 

@@ -1,4 +1,4 @@
-"""Whether a policy file's graph is what its specification says: names, types and shapes of what goes in and comes out."""
+"""Check of a policy file's graph against its specification: names, types and shapes of inputs and outputs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _differences(what: str, wanted: dict[str, tuple[str, tuple[int, ...]]], ther
 
 
 def _fits(declared: list[int | str | None], shape: tuple[int, ...]) -> bool:
-    """Whether a declared shape admits (B, *shape) for every B; names and None stand for any extent."""
+    """True if a declared shape admits (B, *shape) for every B; names and None stand for any extent."""
     if not declared:
         return True  # nothing is declared
     batch, *rest = declared

@@ -1,4 +1,4 @@
-"""What a policy file carries besides its graph, in the ONNX metadata.
+"""ONNX metadata of a policy file.
 
 Inputs of the graph: one per observation key (B, *shape) float32, and ``noise`` (B, H, A) float32. Output: ``actions``
 (B, H, A) float32 in the robot's units. B is dynamic. Optional inputs, of flow policies: ``prefix`` (B, H, A) float32, actions,
@@ -15,11 +15,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from sacflow_robot.errors import DataError, PolicyFileError, one_line
 from sacflow_robot.spec import FloatArray, PolicySpec
+
+WeightsKind = Literal["float32", "float16", "bf16", "int8"]
+"""Format of a file's weights; see export/quantize.py."""
 
 SPEC_KEY = "sacflow_robot.spec"
 FINGERPRINT_KEY = "sacflow_robot.fingerprint"
@@ -49,7 +53,7 @@ def tolerance(spec: PolicySpec) -> float:
 
 
 def is_mask(mask: FloatArray) -> bool:
-    """Whether these finite values (B, H) can be a ``prefix_mask``: 1 where a step is committed, 0 elsewhere, or between."""
+    """True if these finite values (B, H) can be a ``prefix_mask``: 1 where a step is committed, 0 elsewhere, or between."""
     return bool(mask.min() >= 0 and mask.max() <= 1)
 
 

@@ -28,7 +28,7 @@ _INT8_RUNTIME, _INT8_OPERATOR = (1, 22), b"MatMulNBits"  # with 8 bits
 
 @dataclass(frozen=True)
 class Engine:
-    """How ONNX Runtime computes.
+    """Engine of ONNX Runtime.
 
     Attributes:
         provider: ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
@@ -48,8 +48,8 @@ class Engine:
 class OnnxPolicy:
     """A policy from an ONNX file, on ONNX Runtime.
 
-    Loading checks the file against itself: its fingerprint, its graph's inputs and outputs, and its golden vectors, which the graph must reproduce on the
-    engine chosen, to 1e-5 (with int8 weights to the error that they were measured to make).
+    Loading checks the file against itself: its fingerprint, its graph's inputs and outputs, and its golden vectors, which the
+    graph must reproduce on the engine chosen, to 1e-5 (with int8 weights to the error measured at export).
 
     Args:
         path: The file.
@@ -96,7 +96,8 @@ class OnnxPolicy:
             check_graph(self._session, self.spec)
         except PolicyFileError as error:
             raise PolicyFileError(f"{path}: {error}; export it again") from None
-        self.version, self.fingerprint = policyfile.content_version(content), stated
+        self.version = policyfile.content_version(content)
+        self.fingerprint = stated
         inputs = (*self._session.get_inputs(), *self._session.get_overridable_initializers())
         self.takes_prefix = {policyfile.PREFIX, policyfile.PREFIX_MASK} <= {i.name for i in inputs}
         self._self_test(path, golden)
@@ -125,7 +126,7 @@ class OnnxPolicy:
     def check(
         self, observation: Mapping[str, Any], noise: Any, prefix: Any = None, prefix_mask: Any = None
     ) -> dict[str, FloatArray]:
-        """What the graph takes, from observations (B, ...), noise (B, H, A), and what is committed; see :meth:`infer`.
+        """Inputs of the graph from observations (B, ...), noise (B, H, A), and what is committed; see :meth:`infer`.
 
         Raises:
             InvalidValueError: An input has a wrong shape or holds NaN or infinity; or this policy takes no prefix.
@@ -211,7 +212,8 @@ class OnnxPolicy:
         allowed = policyfile.tolerance(self.spec)
         if not difference <= allowed:
             raise PolicyFileError(
-                f"{path} fails its self-test: golden vectors differ by {difference:.1e}, allowed is {allowed:.0e}; the file is damaged, or this ONNX Runtime computes differently"
+                f"{path} fails its self-test: golden vectors differ by {difference:.1e}, allowed is {allowed:.0e}; "
+                f"the file is damaged, or this ONNX Runtime computes differently"
             )
 
 

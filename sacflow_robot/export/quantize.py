@@ -18,7 +18,7 @@ import torch
 from onnx import numpy_helper
 
 from sacflow_robot.errors import ExportError
-from sacflow_robot.learn.config import WeightsKind
+from sacflow_robot.export.metadata import WeightsKind
 
 _HALVES = {"float16": (torch.float16, onnx.TensorProto.FLOAT16), "bf16": (torch.bfloat16, onnx.TensorProto.BFLOAT16)}
 _BLOCK = 32
@@ -94,7 +94,7 @@ def _to_int8(model: onnx.ModelProto) -> None:
 def _int8_product(
     node: onnx.NodeProto, matrix: Array, options: dict[str, float], values: Arrays, made: Arrays
 ) -> list[onnx.NodeProto]:
-    """What computes alpha x W + beta C as ``node`` does, with W (in, out) in int8."""
+    """Nodes that compute alpha x W + beta C as ``node`` does, with W (in, out) in int8."""
     alpha, beta = options.get("alpha", 1.0), options.get("beta", 1.0)
     name, out = f"{node.input[1]}_int8_{node.output[0]}" if alpha != 1 else f"{node.input[1]}_int8", node.output[0]
     codes, scales = _blocks(alpha * matrix)

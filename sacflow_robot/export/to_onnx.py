@@ -1,4 +1,4 @@
-"""Export of a policy as one ONNX graph: a flow with its K Euler steps unrolled, the best of N with the critic inside."""
+"""Export of a torch policy as one checked ONNX file."""
 
 from __future__ import annotations
 
@@ -8,158 +8,38 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sacflow_robot.errors import ExportError, UsageError, one_line
+from sacflow_robot.errors import ExportError, one_line
 from sacflow_robot.export import metadata as policyfile
-from sacflow_robot.export.fuse import FoldedFlow
+from sacflow_robot.export.graph import ExportablePolicy, ExportedGraph
+from sacflow_robot.export.metadata import WeightsKind
 from sacflow_robot.export.quantize import store_weights
-from sacflow_robot.learn.algorithms.agent import Agent
-from sacflow_robot.learn.config import WeightsKind
-from sacflow_robot.learn.flow import FlowPolicy
-from sacflow_robot.learn.networks.policies import QC, GaussianPolicy
-from sacflow_robot.learn.networks.policy import PolicyNetwork
-from sacflow_robot.learn.networks.velocity import fold_weights
-from sacflow_robot.spec import FloatArray, PolicySpec, RobotSpec
+from sacflow_robot.spec import FloatArray, PolicySpec
 from sacflow_robot.utils.atomic_files import replacing
 
 _CHECKED_BATCHES = (1, 7, 64)
 _OPSET = 20
-_MOST = 100
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to choose when a trained policy is exported.
-
-    Attributes:
-        weights: How to keep the weights.
-        euler_steps: K; None for that of the training.
-        best_of: Chunks among which the critic picks one; None for that of the training.
-        prefix: Whether a flow takes what is committed already.
-    """
-
-    weights: WeightsKind = "float32"
-    euler_steps: int | None = None
-    best_of: int | None = None
-    prefix: bool = True
-
-    def __post_init__(self) -> None:
-        for name, value in ("euler-steps", self.euler_steps), ("best-of", self.best_of):
-            if value is not None and not 1 <= value <= _MOST:
-                raise UsageError(f"--{name} is {value}; it must be from 1 to {_MOST}")
-
-
-class ExportedGraph(nn.Module):
-    """The policy as its file sees it: observation arrays and noise in, what is committed where it takes that, chunks out."""
-
-    over_steps: Tensor
-    middle: Tensor
-    half_range: Tensor
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, policy: nn.Module, robot: RobotSpec, chunk_length: int) -> None:
-        super().__init__()
-        self.policy, self._keys, self._shape = policy, len(robot.observations), (-1, chunk_length, robot.action_dim)
-        over_steps = torch.eye(chunk_length).repeat_interleave(robot.action_dim, 1)
-        self.register_buffer("over_steps", over_steps)  # (H, D): a product with it is cheaper than repeating entries
-        self._scaled = not robot.has_unit_actions
-        for name, values in zip(
-            ("middle", "half_range", "low", "high"), (*robot.action_scale, *robot.action_bounds), strict=True
-        ):
-            self.register_buffer(name, torch.from_numpy(values) if self._scaled else None)
-
-    def forward(self, *arrays: Tensor) -> Tensor:
-        """Actions (B, H, A) from one array (B, *shape) per observation key, noise (B, H, A), prefix and its mask (B, H)."""
-        actions: Tensor = self.policy(*self._flat(arrays))
-        actions = actions.reshape(self._shape)
-        if not self._scaled:
-            return actions
-        actions = torch.minimum(torch.maximum(self.middle + self.half_range * actions, self.low), self.high)
-        committed = arrays[self._keys + 1 :]
-        if not committed:
-            return actions
-        prefix, mask = committed  # scaled there and back it would differ in its last bit
-        return torch.where(mask.unsqueeze(-1) > 0, prefix, actions)
-
-    def margin(self, *arrays: Tensor) -> Tensor:
-        """By how much the action chosen is better than the next (B,), where there is a choice; else infinity."""
-        if not isinstance(self.policy, QC):
-            return torch.full(arrays[0].shape[:1], torch.inf)
-        _, values = self.policy.candidates(*self._flat(arrays))
-        best = values.topk(2, -1).values
-        return best[:, 0] - best[:, 1]
-
-    def _flat(self, arrays: Sequence[Tensor]) -> list[Tensor]:
-        observation, (noise, *committed) = arrays[: self._keys], arrays[self._keys :]
-        flat = [torch.cat([x.flatten(1) for x in observation], -1), noise.flatten(1)]
-        if committed:
-            prefix, mask = committed
-            prefix = (prefix - self.middle) / self.half_range if self._scaled else prefix
-            flat += [prefix.flatten(1), mask @ self.over_steps]
-        return flat
-
-
-def export_agent(agent: Agent, notes: Mapping[str, Any], path: Path, options: ExportOptions | None = None) -> float:
-    """Write what an agent acts with to ``path``; see :func:`export_policy`.
-
-    Raises:
-        ExportError: As :func:`export_policy`.
-        UsageError: The agent has no such policy.
-    """
-    options = options or ExportOptions()
-    policy, learner = copy.deepcopy(agent.average_policy), agent.config.learner
-    if options.euler_steps is not None:
-        if not isinstance(policy, FlowPolicy):
-            raise UsageError(
-                f"--euler-steps is {options.euler_steps}, but a {policy.name} policy has none; leave it out"
-            )
-        policy.euler_steps = options.euler_steps
-    best_of = learner.best_of if options.best_of is None else options.best_of
-    if best_of > 1 and (agent.config.algo == "bc" or isinstance(policy, GaussianPolicy)):
-        why = (
-            "learns no critic that could choose" if agent.config.algo == "bc" else "plays its mean, the only candidate"
-        )
-        raise UsageError(f"--best-of is {best_of}, but {agent.config.algo} {why}; leave it out")
-    more = {"best_of": best_of} if best_of > 1 else {}
-    exported = policy if best_of == 1 else QC(policy, agent.target_critic, best_of, learner.critic_aggregate)
-    spec = make_spec(policy, agent.commanded_robot, policy.name, {**notes, **more})
-    return export_policy(exported, spec, path, weights=options.weights, prefix=options.prefix)
-
-
-def make_spec(policy: PolicyNetwork, robot: RobotSpec, velocity: str, notes: Mapping[str, Any]) -> PolicySpec:
-    """The contract of a policy."""
-    return PolicySpec(
-        robot=robot,
-        chunk_length=policy.action_dim // robot.action_dim,
-        euler_steps=policy.euler_steps,
-        velocity=velocity,
-        observation_mean=tuple(policy.observation_mean.tolist()),
-        observation_std=tuple(policy.observation_std.tolist()),
-        notes=notes,
-    )
 
 
 def export_policy(
     policy: nn.Module, spec: PolicySpec, path: Path, *, weights: WeightsKind = "float32", prefix: bool = True
 ) -> float:
-    """Write the policy to ``path``, folded (see learn/folded.py), complete or not at all.
+    """Write a policy to ``path``, whole or not at all, checked against torch.
 
     Args:
-        policy: The policy to export: a ``PolicyNetwork``, or the best of several of its samples.
+        policy: Raw observations (B, O) and noise (B, D) to actions (B, D); an :class:`ExportablePolicy` gives its twin.
         spec: Its contract; weights other than float32 are noted in it, with their error.
         path: File to write, replaced if it exists.
         weights: How to keep the weights.
-        prefix: Whether a flow is to take what is committed already; other policies never do.
+        prefix: Whether a policy that can take what is committed already does.
 
     Returns:
         Largest absolute difference between ONNX Runtime and torch at batch 1, 7 and 64, where an action's half range is 1.
@@ -168,26 +48,24 @@ def export_policy(
         ExportError: The difference exceeds 1e-5 with weights in float32, or the file cannot be written.
     """
     plain = copy.deepcopy(policy).to("cpu").eval()
-    fold_weights(plain)
-    folded = _folded(plain, prefix)
-    prefix = folded is not plain and prefix
-    made = (ExportedGraph(p, spec.robot, spec.chunk_length).eval() for p in (plain, folded))
-    graphs = _Graphs(next(made), next(made), prefix)
+    twin = plain.twin(prefix=prefix) if isinstance(plain, ExportablePolicy) else plain
+    trained = ExportedGraph(plain, spec.robot, spec.chunk_length).eval()
+    graph = ExportedGraph(twin, spec.robot, spec.chunk_length).eval()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        model = to_onnx(graphs.folded, spec, prefix)
-        worst = _compare(graphs, spec, model, _CHECKED_BATCHES)
+        model = to_onnx(graph, spec)
+        worst = _compare(trained, graph, spec, model, _CHECKED_BATCHES)
         if not worst <= policyfile.TOLERANCE:
             raise ExportError(
                 f"ONNX Runtime differs from torch by {worst:.2e}, allowed is {policyfile.TOLERANCE:.0e}; {path} not written"
             )
         if weights != "float32":
             model = store_weights(model, weights)
-            worst = _compare(graphs, spec, model, (*_CHECKED_BATCHES, 1024))
+            worst = _compare(trained, graph, spec, model, (*_CHECKED_BATCHES, 1024))
             if not worst < np.inf:
                 raise ExportError(f"with weights in {weights} the policy puts out NaN or infinity; {path} not written")
             spec = replace(spec, notes={**spec.notes, "weights": weights, "max_action_error": worst})
-        golden = _inputs(graphs.folded, spec, 4, prefix)
+        golden = _inputs(graph, spec, 4, prefix=graph.takes_prefix)
         golden[policyfile.ACTIONS] = _open(model).run(None, golden)[0]
         metadata = {
             policyfile.SPEC_KEY: spec.to_json(),
@@ -204,28 +82,9 @@ def export_policy(
         raise ExportError(f"the policy cannot be exported: {one_line(error)}; {path} not written") from None
 
 
-class _Graphs(NamedTuple):
-    """The policy as it was trained, and folded."""
-
-    plain: ExportedGraph
-    folded: ExportedGraph
-    prefix: bool
-
-
-def _folded(policy: nn.Module, prefix: bool) -> nn.Module:
-    """The policy folded, where it is a flow or the best of one's samples; else itself."""
-    if isinstance(policy, FlowPolicy):
-        return FoldedFlow(policy, with_prefix=prefix)
-    if isinstance(policy, QC) and isinstance(policy.policy, FlowPolicy):
-        best = copy.deepcopy(policy)
-        best.policy = FoldedFlow(policy.policy, with_prefix=prefix)
-        return best
-    return policy
-
-
-def to_onnx(graph: ExportedGraph, spec: PolicySpec, prefix: bool) -> onnx.ModelProto:
-    """The graph as ONNX, without metadata; with ``prefix`` it takes what is committed, and need not be given it."""
-    example = _random_inputs(spec, 2, prefix)
+def to_onnx(graph: ExportedGraph, spec: PolicySpec) -> onnx.ModelProto:
+    """The graph as ONNX, without metadata; a prefix that it takes is optional."""
+    example = _random_inputs(spec, 2, graph.takes_prefix)
     batch = torch.export.Dim("batch", min=1)
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -249,7 +108,7 @@ def to_onnx(graph: ExportedGraph, spec: PolicySpec, prefix: bool) -> onnx.ModelP
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer):
         if hasattr(value, "metadata_props"):
             del value.metadata_props[:]
-    if prefix:
+    if graph.takes_prefix:
         _make_optional(model, spec)
     return model
 
@@ -289,12 +148,12 @@ def _random_inputs(spec: PolicySpec, batch: int, prefix: bool) -> dict[str, Floa
 
 
 @torch.no_grad()
-def _inputs(graph: ExportedGraph, spec: PolicySpec, batch: int, prefix: bool) -> dict[str, FloatArray]:
-    """Random inputs for which rounding decides no choice between candidates: of more than enough, the clearest."""
-    if not isinstance(graph.policy, QC):
-        return _random_inputs(spec, batch, prefix)
+def _inputs(graph: ExportedGraph, spec: PolicySpec, batch: int, *, prefix: bool) -> dict[str, FloatArray]:
+    """Random inputs for which rounding decides no choice between candidates: the clearest of more than enough."""
     many = _random_inputs(spec, 8 * batch, prefix)
     margin = graph.margin(*map(torch.from_numpy, many.values()))
+    if margin is None:
+        return _random_inputs(spec, batch, prefix)
     clearest = margin.argsort(descending=True)[:batch].sort().values.numpy()
     return {name: x[clearest] for name, x in many.items()}
 
@@ -311,13 +170,15 @@ def _open(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _compare(graphs: _Graphs, spec: PolicySpec, model: onnx.ModelProto, batches: Sequence[int]) -> float:
-    """Largest difference of the file's actions from the trained policy's and, given a prefix, the folded one's in torch."""
+def _compare(
+    trained: ExportedGraph, graph: ExportedGraph, spec: PolicySpec, model: onnx.ModelProto, batches: Sequence[int]
+) -> float:
+    """Largest difference of the file's actions from the trained policy's and, given a prefix, from those of its twin."""
     session, worst = _open(model), 0.0
-    cases = [(graphs.plain, False), *([(graphs.folded, True)] if graphs.prefix else [])]
+    cases = [(trained, False), *([(graph, True)] if graph.takes_prefix else [])]
     for batch in batches:
-        for graph, prefix in cases:
-            inputs = _inputs(graph, spec, batch, prefix)
-            difference = policyfile.action_error(spec, session.run(None, inputs)[0], _run_torch(graph, inputs))
+        for original, prefix in cases:
+            inputs = _inputs(original, spec, batch, prefix=prefix)
+            difference = policyfile.action_error(spec, session.run(None, inputs)[0], _run_torch(original, inputs))
             worst = max(worst, difference) if np.isfinite(difference) else float("inf")
     return worst

@@ -59,7 +59,7 @@ class ProcessPlan:
 
     @property
     def ready_at_end(self) -> bool:
-        """Whether the next process waits for its end."""
+        """True if the next process waits for its end."""
         return self.ready == "end"
 
 

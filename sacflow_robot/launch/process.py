@@ -29,7 +29,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 class State(Enum):
-    """What a process is doing."""
+    """State of a supervised process."""
 
     WAITING = "waiting"  # for those before it
     STARTING = "starting"  # running, not ready yet
@@ -69,7 +69,7 @@ class SupervisedProcess:
 
     @property
     def uptime_s(self) -> float:
-        """How long it has been running, or ran (s)."""
+        """Time it has been running, or ran (s)."""
         if not self._began:
             return 0.0
         return (time.monotonic() if self.pid is not None else self._ended) - self._began
@@ -79,7 +79,7 @@ class SupervisedProcess:
         return list(self._lines)[-count:]
 
     def needless(self) -> bool:
-        """Whether what it would make is there; then it counts as done."""
+        """True if its result exists already; then it counts as done."""
         if self.plan.unless is None or not Path(self.plan.unless).exists():
             return False
         self.state, self.status = State.DONE, 0
@@ -128,7 +128,7 @@ class SupervisedProcess:
             self.state = State.FAILED
 
     def overdue(self) -> bool:
-        """Whether it has not become ready in time."""
+        """True if it has not become ready in time."""
         return self.state is State.STARTING and self.uptime_s > self.plan.ready_within_s
 
     def ask_to_stop(self) -> None:

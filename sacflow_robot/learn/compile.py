@@ -1,4 +1,4 @@
-"""How the update is computed: compiled or not, in float32 or in bfloat16 with float32 weights; and on which device."""
+"""Computation of the update: compiled or not, in float32 or in bfloat16 with float32 weights; and the device."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ make 45 a second in bfloat16 where they make 25 as they come (qc 10 where 4, rlp
 class Compute:
     """Prepares losses for a device.
 
-    What is left to ``auto`` depends on the device and the run's sizes alone, so that a run that is resumed goes on as it was:
-    everywhere on a GPU, as CUDA graphs; on a CPU compiled where there are many updates, and in bfloat16 only where batch and
-    networks are large and it multiplies matrices of it in hardware.
+    ``auto`` depends on the device and the run's sizes alone, so that a resumed run goes on as it was: on a GPU everything, as
+    CUDA graphs; on a CPU compiled where there are many updates, and in bfloat16 where batch and networks are large and the
+    hardware multiplies it.
 
     Attributes:
         compiled: Whether losses are compiled; turns false when the compiler fails.
         precision: ``float32`` or ``bfloat16``.
-        note: Why it is not as was asked for, in a line; empty if it is.
+        note: Reason for which it is not as configured, in a line; empty if it is.
 
     Args:
         config: The run's configuration.
@@ -44,8 +44,8 @@ class Compute:
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self._device = device
-        gpu, learner = device.type == "cuda", config.learner
-        large = learner.batch_size * learner.critic_width >= _LARGE
+        gpu = device.type == "cuda"
+        large = config.learner.batch_size * config.learner.critic_width >= _LARGE
         pays = gpu or config.updates >= _MANY_UPDATES
         self.compiled = config.compile == "on" or (config.compile == "auto" and pays)
         kept = compiler_cache("compiled") if self.compiled else None
@@ -62,7 +62,7 @@ class Compute:
             )
 
     def prepare(self, loss: Callable[_P, _T]) -> Callable[_P, _T]:
-        """The same function, as fast as was asked for. It must not draw random numbers: it may be called twice."""
+        """The same function, compiled and in the precision chosen. It must not draw random numbers: it may be called twice."""
 
         def plain(*args: _P.args, **kwargs: _P.kwargs) -> _T:
             if self.precision == "float32":
@@ -106,7 +106,7 @@ def _own(result: _T) -> _T:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, the processor's, or one of the GPU's several kinds."""
+    """True for an error that says that memory ran out: Python's, the processor's, or one of the GPU's kinds."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     said = ("allocate memory", "out of memory", "ALLOC_FAILED")
@@ -114,7 +114,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 faster than of float32: with AMX, or AVX-512's bf16 instructions."""
+    """True if this CPU multiplies bfloat16 faster than float32: with AMX, or AVX-512's bf16 instructions."""
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 

@@ -17,34 +17,24 @@ VelocityName = Literal["flow-g", "flow-t", "flow-l", "mlp"]
 
 AlgorithmName = Literal["sac-flow", "bc", "qc", "qc-fql", "rlpd", "sac"]
 
-WeightsKind = Literal["float32", "float16", "bf16", "int8"]
-"""How an exported policy's weights are kept; see learn/weights.py."""
-
 LOG_NOISE_BOUNDS = (-5.0, 2.0)
 """Range of a learned log sigma, as published."""
 
 
 @dataclass(frozen=True)
 class FlowConfig:
-    """The flow policy.
+    """The flow policy; docs/learning.md says how its options were chosen.
 
     Attributes:
-        width: Hidden width of the velocity (mlp, candidate of flow-g, token of flow-t, observation encoder of flow-l), or of a
-            Gaussian.
-        depth: Hidden layers (mlp, candidate of flow-g, observation encoder of flow-l, Gaussian) or decoder layers (flow-t).
-        gate_width: Hidden width of flow-g's gate, of what flow-l computes from the action, and of a learned sigma's head.
+        width: Hidden width of the velocity, or of a Gaussian.
+        depth: Hidden layers of the velocity (flow-t: decoder layers), or of a Gaussian.
+        gate_width: Hidden width of flow-g's gate, of flow-l's action path, and of a learned sigma's head.
         euler_steps: K.
-        noise: Noise of the rollout in training: ``fixed``, one sigma; or ``learned``, a head for log sigma(t, A, s).
-        noise_scale: sigma of the noise-augmented rollout; sigma * sqrt(1 / K) a step. Training only, none at evaluation.
-            Where sigma is learned, what it starts as, and what the target entropy is measured from.
-        entropy: What the entropy term counts: the ``path`` of the noise, as published; or the ``last-step`` alone, a lower
-            bound of the action's entropy. A learned sigma meets a path's target with noise in the first steps, which the
-            flow then forgets, and leaves next to none in the action.
-        drift: Correct the rollout's drift for the noise, so that its marginals stay those of the flow without noise
-            (exactly so for a fixed noise scale and a velocity that flow matching has fitted). Off from scratch: there the
-            policy without noise, which is what is exported, would be another than the one that is trained.
-        weight_norm: Normalize the weights of the velocity's linear layers (another cure for exploding gradients, for
-            comparison).
+        noise: Noise of the rollout in training: one fixed sigma, or a learned sigma(t, A, s).
+        noise_scale: sigma of the training rollout, sigma * sqrt(1 / K) a step; start of a learned one.
+        entropy: Entropy that counts: of the noise path, as published, or of its last step, a lower bound.
+        drift: Correct the drift for the noise, so that marginals stay those of a fitted flow; off from scratch.
+        weight_norm: Normalize the weights of the velocity's linear layers, for comparison.
     """
 
     width: int = 256
@@ -69,7 +59,7 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Losses and optimization.
+    """Losses and optimization; docs/learning.md says how its options were chosen.
 
     Attributes:
         batch_size: Chunks per update.
@@ -80,40 +70,26 @@ class LearnerConfig:
         critic_width: Hidden width of each critic.
         critic_depth: Hidden layers of each critic.
         num_critics: Number of critics.
-        critic_aggregate: How critics are combined in targets and in the actor loss.
+        critic_aggregate: Combination of the critics in targets and in the actor loss.
         utd_ratio: Critic updates per environment step online (UTD).
         policy_delay: Critic updates per policy update online.
-        warmup_steps: Environment steps online during which only the critic learns, from what cloning alone does; until
-            then it knows demonstrations only and would mislead the policy.
-        clone: Episodes that the policy is fitted to: all, or solved ones only (all while there are none). The critic
-            learns from all.
-        bc_loss: What holds the policy near the data online: ``action``, the paper's ||a - a_data||^2 summed over the
-            chunk's H*A dimensions, which pulls toward the mean of the ways that the data show; ``flow-matching``, the
-            loss that the policy is cloned with, a mean over dimensions, so that it takes a beta H*A times as large; or
-            ``same-noise``, the squared distance, summed as in the first, to what a second flow makes of the same noise.
-            Offline, cloning is all.
-        reference: That second flow: ``frozen``, the policy as cloning left it; or ``cloning``, one that goes on from there and
-            does nothing but clone what is in the replay buffer, so that what the policy has found out does not pull it back.
+        warmup_steps: Environment steps online during which only the critic learns.
+        clone: Episodes that the policy is fitted to: all, or solved ones (all while there are none).
+        bc_loss: Regularizer: squared distance to the data (action), the cloning loss, or distance to a second flow.
+        reference: That second flow: the policy as cloning left it (frozen), or one that goes on cloning.
         bc_coef: beta, weight of the regularizer in the actor loss.
-        bc_schedule: constant; linear, from beta after the warm-up to ``bc_coef_final`` at the end; or
-            adaptive, which lowers it while recent episodes are better than those of cloning alone, and raises it, up to
-            beta, while they are worse.
-        bc_coef_final: Where a linear weight ends, and how low an adaptive one goes, a thousandth of beta at least.
-        normalize_q: Divide the critic's value in the actor loss by its mean size over the batch (TD3+BC's and FQL's way),
-            so that beta means the same for short tasks and long ones.
-        temperature: learned within the bounds, fixed where it starts, or zero. With a fixed noise scale it weighs a
-            penalty on saturated actions; a learned noise scale makes it weigh an entropy (learn/flow.py says why).
-        initial_temperature: Where the temperature starts.
+        bc_schedule: constant; linear to ``bc_coef_final``; or adaptive, lower while episodes beat those of cloning.
+        bc_coef_final: End of a linear weight, and lower limit of an adaptive one (a thousandth of beta at least).
+        normalize_q: Divide the critic's value in the actor loss by its mean size over the batch (TD3+BC, FQL).
+        temperature: learned within the bounds, fixed where it starts, or zero.
+        initial_temperature: Start of the temperature.
         alpha_lr: Adam step size of the temperature.
-        temperature_bounds: Range that a learned temperature is kept in.
-        target_entropy_per_dim: Nats per action dimension that the policy's entropy may be below its reference (the entropy of
-            a flow's noise, 0 for a Gaussian) before a learned temperature rises; with a fixed noise scale, what tanh costs.
-        best_of: Chunks among which the critic picks one when acting, and in the policy exported; 1 leaves the critic out.
-            qc picks so in its targets too.
+        temperature_bounds: Range of a learned temperature.
+        target_entropy_per_dim: Nats per action dimension below the reference at which a learned temperature rises.
+        best_of: Chunks among which the critic picks one when acting and in the exported policy; 1 leaves it out.
         adam_beta1: Adam's first beta; 0.5 is published for training from scratch.
         max_grad_norm: Largest norm of the policy's gradient; none does not limit it.
-        ema_rate: Share of the policy that enters the averaged policy at each update; the averaged policy
-            is what acts, is evaluated and is exported. 1 turns averaging off.
+        ema_rate: Share of the policy that enters its average, which acts and is exported; 1 turns averaging off.
     """
 
     batch_size: int = 256
@@ -177,47 +153,33 @@ class TrainConfig(AgreementOptions):
     """Train a flow policy offline to online, and export it.
 
     Attributes:
-        env: Task, any Gymnasium id, or an environment of one's own as MODULE:CLASS or FILE.py:CLASS; the defaults of all other
-            options are its preset. Left out, it is that of the demonstrations or logs, where there is one here, and lift
-            without any. none: there is no environment, and the robot is that of the logs; learning is from them alone.
-        algo: Learning algorithm: sac-flow; bc, flow matching alone; qc, the best of several chunks of a cloned flow; qc-fql,
-            a one-step policy distilled from it; rlpd and sac, a Gaussian with and without demonstrations.
+        env: Task, Gymnasium id, MODULE:CLASS or FILE.py:CLASS; none: logs alone; by default that of the data, or lift.
+        algo: sac-flow; bc; qc, the best of several chunks; qc-fql, a one-step policy; rlpd and sac, a Gaussian.
         velocity: Velocity network of a flow.
         from_scratch: Learn without demonstrations: random actions during the warm-up, then SAC.
-        demos: Demonstrations: auto collects them once and keeps them; none; an episode log, a LeRobotDataset, a raw
-            robosuite or a robomimic low-dim HDF5 file; or robomimic:<task>/<ph|mh>, downloaded once.
+        demos: auto (collected once), none, an episode log, LeRobotDataset or HDF5 file, or robomimic:<task>/<ph|mh>.
         demo_quality: Quality of the expert that auto collects from.
         demo_episodes: Episodes that auto collects.
         trim_idle: Drop the steps of raw robosuite demonstrations that command nothing and move no finger.
         replay: Episode logs to learn from besides: folders, or addresses such as s3://bucket/episodes.zarr.
         offline_steps: Updates on the demonstrations before going online.
-        online_steps: Environment steps to learn from online, in total. With --resume a larger number than the run's extends
-            it: it goes on as a run of that many steps would have, but for a linear regularization schedule, which then ends
-            later, and for one more evaluation where it had ended.
+        online_steps: Environment steps to learn from online, in total; with --resume a larger number extends the run.
         seed: Seed of everything random in the run.
         device: auto, cpu, cuda or cuda:N.
-        compile: Compile the update: on, off, or auto, which does on a GPU, and on a CPU for runs of 10,000 updates and more.
-        precision: float32; bfloat16, which multiplies in it and keeps weights in float32; or auto, which takes bfloat16 on
-            a GPU, and for all but small networks and batches on a CPU with instructions for it.
+        compile: Compile the update: on, off, or auto: on a GPU, and on a CPU for runs of 10,000 updates and more.
+        precision: float32; bfloat16 products on float32 weights; or auto: bfloat16 where the hardware gains by it.
         chunk_length: H, actions per chunk, executed open loop.
-        replay_capacity: Environment steps that the replay buffer holds. The demonstrations and logs given at the start
-            stay in it for good; of what the run collects, the oldest goes first.
-        replay_memory_gb: Memory that the replay buffer may take. A larger one is kept in files in the run folder, which
-            take their whole size on its disk at the start and are gone when the run ends.
-        demo_ratio: Share of each batch that is drawn from the demonstrations; 0.5 without logs is RLPD's symmetric
-            sampling. None draws them in proportion to their steps.
-        replay_ratio: The same for the logs given with --replay. What the run collects makes up the rest.
-        threads: Cores that the learner computes on. More than one pays for wide networks on an otherwise idle machine;
-            where cores are shared, threads that wait for each other are slower than one alone.
+        replay_capacity: Environment steps in the replay buffer; the oldest collected go first, data given stays.
+        replay_memory_gb: Memory that the replay buffer may take; a larger one is kept in files in the run folder.
+        demo_ratio: Share of each batch from the demonstrations (RLPD: 0.5); none: in proportion to their steps.
+        replay_ratio: The same for the logs given with --replay.
+        threads: Cores that the learner computes on; more than one pays for wide networks on an idle machine.
         num_envs: Simulated robots stepped at once.
         env_engine: What steps them: compiled, or robosuite's own (stock).
-        safety: Calibration profile under whose safety limits the simulated robots move, in training and evaluation: the policy
-            learns under the limits that it will meet.
-        randomize: Draw every training episode's robot anew: profile, around what --profile measured, with its uncertainty; wide,
-            anywhere in plain ranges; or none. The draw is logged with the episode.
+        safety: Calibration profile whose safety limits hold in training and evaluation.
+        randomize: Robot of each training episode: drawn around ``profile``, from wide ranges, or nominal (none).
         profile: Calibration profile of ``randomize``.
-        action_history: Actions commanded before that the policy sees with each observation: where delays make what it sees
-            depend on what it did, they tell what is under way.
+        action_history: Last actions that the policy sees with each observation, which helps where delays are long.
         eval_episodes: Episodes per evaluation during the run.
         eval_every: Environment steps between evaluations online.
         final_eval_episodes: Episodes of the final evaluation, on seeds that were used for nothing else.
@@ -340,6 +302,13 @@ ENVIRONMENT_OPTIONS = frozenset(
     {"num-envs", "env-engine", "eval-every", "demo-quality", "demo-episodes", "profile", "safety", "randomize"}
 )
 """Options that mean nothing without an environment, whatever their value, as on the command line."""
+
+
+CHANGEABLE = (
+    "device", "threads", "compile", "precision", "replay-memory-gb", "learner.batch-size", "learner.best-of",
+    "learner.policy-lr", "learner.critic-lr", "learner.max-grad-norm",
+)  # fmt: skip
+"""Options that a resumed run takes other values of: what is saved has none of them in its shape."""
 
 
 def check_given(config: TrainConfig, given: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from sacflow_robot.learn.run_folder import Evaluation
+from sacflow_robot.learn.metrics import Evaluation
 from sacflow_robot.utils.intervals import wilson_interval
 from sacflow_robot.utils.plot_style import BLUE, VERMILION, new_figure, save, tidy
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sacflow_robot.learn.config import FlowConfig
+from sacflow_robot.learn.networks.folded import FoldedFlow
 from sacflow_robot.learn.networks.policy import PolicyNetwork, Rollout, squash, squash_log_det, squash_through
 from sacflow_robot.learn.networks.velocity import NoiseScale, make_velocity, normalize_weights
 
@@ -55,7 +56,9 @@ class FlowPolicy(PolicyNetwork):
     ) -> None:
         super().__init__(observation_dim, action_dim, quaternions)
         self.velocity = make_velocity(velocity, self.feature_dim, action_dim, config)
-        self.name, self.euler_steps, self.noise_scale = velocity, config.euler_steps, config.noise_scale
+        self.name = velocity
+        self.euler_steps = config.euler_steps
+        self.noise_scale = config.noise_scale
         self._last_step_only = config.entropy == "last-step"
         reference = step_entropy if self._last_step_only else path_entropy
         self.reference_entropy = reference(action_dim, config.euler_steps, config.noise_scale)
@@ -77,6 +80,9 @@ class FlowPolicy(PolicyNetwork):
         for i in range(self.euler_steps):
             latent = latent + self.velocity(_time(i * dt, latent), latent, context) * dt
         return squash(latent)
+
+    def twin(self, *, prefix: bool) -> FoldedFlow:
+        return FoldedFlow(self, self.velocity, with_prefix=prefix)
 
     def rollout(self, observation: Tensor, noise: Tensor) -> Rollout:
         """Noise-augmented rollout with its path density (paper, section 4.2).

@@ -35,27 +35,27 @@ def draw_flow_matching(chunk: Tensor, generator: torch.Generator) -> tuple[Tenso
     return noise, torch.rand(len(chunk), 1, generator=generator, device=chunk.device)
 
 
-def critic_target(reward: Tensor, discount: Tensor, next_value: Tensor, next_penalty: Tensor) -> Tensor:
-    """sum_{j<H} gamma^j r_j + gamma^H mask (Q'(s', a') - alpha log p(a')), all (B,).
+def td_target(reward: Tensor, discount: Tensor, next_q: Tensor, next_alpha_log_p: Tensor) -> Tensor:
+    """y = sum_{j<H} gamma^j r_j + gamma^H mask (Q'(s', a') - alpha log p(a')), all (B,).
 
     ``reward`` already is the discounted sum and ``discount`` gamma^H times the mask; the discount is applied nowhere
-    else. ``next_penalty`` is alpha log p, measured from the path entropy.
+    else. log p is measured from the path entropy.
     """
-    return reward + discount * (next_value - next_penalty)
+    return reward + discount * (next_q - next_alpha_log_p)
 
 
-def critic_loss(values: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Squared error of each critic (E, B) to the target (B,), averaged over windows that have a return."""
-    error = (values - target).square() * valid
-    return error.sum() / (valid.sum().clamp_min(1) * len(values))
+def critic_loss(q: Tensor, y: Tensor, valid: Tensor) -> Tensor:
+    """(Q_e(s, a) - y)^2 of each critic (E, B) to the target (B,), averaged over windows that have a return."""
+    error = (q - y).square() * valid
+    return error.sum() / (valid.sum().clamp_min(1) * len(q))
 
 
-def actor_loss(value: Tensor, penalty: Tensor, distance: Tensor, regularization: float | Tensor) -> Tensor:
+def actor_loss(q: Tensor, alpha_log_p: Tensor, distance: Tensor, beta: float | Tensor) -> Tensor:
     """alpha log p - Q(s, a) + beta R, averaged over the batch; all arguments (B,), or () for an R that is a mean already.
 
     R is ||a - a_data||^2 in the paper.
     """
-    return (penalty - value + regularization * distance).mean()
+    return (alpha_log_p - q + beta * distance).mean()
 
 
 def chunk_distance(chunk: Tensor, other: Tensor, mask: Tensor) -> Tensor:
@@ -63,18 +63,18 @@ def chunk_distance(chunk: Tensor, other: Tensor, mask: Tensor) -> Tensor:
     return ((chunk - other).square() * mask).sum(-1)
 
 
-def scale_value(value: Tensor) -> Tensor:
-    """Values (B,) over their mean size, which gets no gradient (TD3+BC, arXiv 2106.06860, eq. 5)."""
-    return value / value.detach().abs().mean().clamp_min(_SMALLEST_VALUE)
+def normalize_q(q: Tensor) -> Tensor:
+    """Q (B,) over their mean size, which gets no gradient (TD3+BC, arXiv 2106.06860, eq. 5)."""
+    return q / q.detach().abs().mean().clamp_min(_SMALLEST_VALUE)
 
 
-def temperature_loss(log_temperature: Tensor, excess_log_prob: Tensor, target_entropy: float) -> Tensor:
+def temperature_loss(log_alpha: Tensor, excess_log_prob: Tensor, target_entropy: float) -> Tensor:
     """alpha (H - H_target) by its gradient: entropy below the target raises alpha.
 
     ``excess_log_prob`` (B,) is log p plus the path entropy, and ``target_entropy`` is measured from that too.
     """
     entropy = -excess_log_prob.detach().mean()
-    return log_temperature.exp() * (entropy - target_entropy)
+    return log_alpha.exp() * (entropy - target_entropy)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

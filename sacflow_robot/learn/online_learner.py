@@ -1,89 +1,126 @@
-"""Learning from a log that grows while a robot runs, and publishing what comes of it, if it is fit to be served."""
+"""Learning from a log that grows while a robot runs, and publishing the policy that comes of it."""
 
 from __future__ import annotations
 
-import csv
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from sacflow_robot.data.log.reader import EpisodeLog
-from sacflow_robot.data.replay_buffer import ChunkBatch
-from sacflow_robot.envs.collector import Chunker
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, SacflowError, UsageError, one_line
-from sacflow_robot.export.metadata import file_version
-from sacflow_robot.export.to_onnx import export_agent
-from sacflow_robot.learn.run_folder import Evaluation, RunFolder, replace_text
-from sacflow_robot.learn.trainer import METRICS_EVERY, Trainer
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.learn.progress import TrainingProgress
+from sacflow_robot.learn.publish_gate import PublishGate
+from sacflow_robot.learn.run_folder import RunFolder
+from sacflow_robot.learn.trainer import Trainer
+from sacflow_robot.learn.training_data import check_seeds
+from sacflow_robot.learn.training_envs import training_envs
+from sacflow_robot.spec import NO_ENVIRONMENT
 from sacflow_robot.utils.action_history import KEY, with_action_history
-from sacflow_robot.utils.intervals import difference_interval
+from sacflow_robot.utils.atomic_files import write_text
 
 _POLL_S = 1.0
 _SLICE = 20  # updates between two looks at the log, and at Ctrl-C
 _MOST_AT_ONCE = 100
 _MOST_OWED = 10
-_MOST_REFUSED = 3
+_GATE_EPISODES = 30
 
 
 @dataclass(frozen=True)
-class FollowConfig:
+class OnlineConfig:
     """Learn from a growing episode log, and publish.
 
     Attributes:
         log: Episode log that a robot's run appends to; waited for where there is none yet.
-        publish: Policy file to replace, the one being served.
+        publish: Policy file to replace, the one being served; None for the run folder's own.
         publish_every: Environment steps taken from the log between two candidates.
-        gate_episodes: Simulated episodes that a candidate is held against the best policy published with, on seeds that are
-            used for nothing else; 0 leaves it to the export's own tests and to the server's.
+        gate_episodes: Simulated episodes that compare a candidate with the best policy published, on seeds that are used for
+            nothing else. 0 leaves it to the export's own tests and to the server's; None: 30, 0 without an environment.
         stop_after: End once so many environment steps have been learned from; None goes on until stopped.
         log_share: Share of each batch that comes from the log alone, once there is something; 0 leaves it to its size.
         from_average: Begin from the averaged policy, which made the log, and not from the latest.
-        inject_bad_candidate: A fault switch: of the candidate of this number, counted from 1, the weights are corrupted. 0 for none.
+        inject_bad_candidate: A fault switch: number of the candidate, from 1, whose weights are corrupted. 0 for none.
     """
 
     log: Path
-    publish: Path
+    publish: Path | None = None
     publish_every: int = 1000
-    gate_episodes: int = 30
+    gate_episodes: int | None = None
     stop_after: int | None = None
     log_share: float = 0.0
     from_average: bool = False
     inject_bad_candidate: int = 0
 
+    def __post_init__(self) -> None:
+        if self.publish_every < 1 or (self.gate_episodes or 0) < 0 or self.inject_bad_candidate < 0:
+            raise UsageError(
+                "--publish-every must be at least 1, --gate-episodes and --inject-bad-candidate not negative"
+            )
+
+
+def learn_from_log(run_dir: Path, online: OnlineConfig, learner: dict[str, Any] | None = None) -> OnlineLearner:
+    """Go on with a run from a log.
+
+    Args:
+        run_dir: The run folder, in which learning goes on.
+        online: The log, and where to publish.
+        learner: Fields of ``LearnerConfig`` in place of the run's own.
+
+    Raises:
+        Interrupted: Ctrl-C was pressed and the run has been saved.
+        UsageError: Gate episodes for a run without an environment.
+        DataError: There is no run, or the log cannot be read or does not fit.
+        SacflowError: Several candidates in a row were refused.
+    """
+    folder, config = RunFolder.open(run_dir)
+    gate = online.gate_episodes
+    if gate is None:
+        gate = 0 if config.env == NO_ENVIRONMENT else _GATE_EPISODES
+    if gate and config.env == NO_ENVIRONMENT:
+        raise UsageError(f"--gate-episodes is {gate}, but {run_dir} is a run without an environment; leave it out")
+    folder.claim()
+    config = replace(config, learner=replace(config.learner, **learner or {}), eval_episodes=gate, num_envs=1)
+    if config.compile == "auto":  # a robot is being moved meanwhile, and compiling takes every core for up to a minute
+        config = replace(config, compile="off")
+    with training_envs(config, folder.robot) as (envs, eval_envs), TrainingProgress() as progress:
+        trainer = Trainer(config, folder, envs, eval_envs, progress)
+        trainer.resume(same_robots=False)  # they are not moved any more
+        online_learner = OnlineLearner(trainer, online)
+        online_learner.run()
+    return online_learner
+
 
 class LogCursor:
-    """How much of a log has been taken, kept in the run folder beside the checkpoint.
+    """Place in a log up to which it has been taken, kept in the run folder beside the checkpoint.
 
     Attributes:
         episodes: Episodes taken.
         learned: Environment steps' worth of updates done.
+
+    Raises:
+        DataError: The note in the run folder cannot be read.
     """
 
     def __init__(self, folder: RunFolder, log: Path) -> None:
-        self._file, self._log = folder.path / "followed.json", log
-        self.episodes, self.learned = 0, 0.0
+        self._file = folder.path / "followed.json"
+        self._log = log
+        self.episodes = 0
+        self.learned = 0.0
         try:
             kept = json.loads(self._file.read_text())
             if kept["log"] == str(log.resolve()):
-                self.episodes, self.learned = int(kept["episodes"]), float(kept["learned"])
+                self.episodes = int(kept["episodes"])
+                self.learned = float(kept["learned"])
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self._file} cannot be read: {one_line(error)}; remove it to take the log anew") from None
 
     def save(self) -> None:
-        replace_text(
-            self._file,
-            json.dumps({"log": str(self._log.resolve()), "episodes": self.episodes, "learned": self.learned}),
-        )
+        note = {"log": str(self._log.resolve()), "episodes": self.episodes, "learned": self.learned}
+        write_text(self._file, json.dumps(note))
 
     def take(self) -> list[Episode]:
         """Episodes that have ended since, oldest first, at most ``_MOST_AT_ONCE``.
@@ -104,231 +141,107 @@ class LogCursor:
         return found
 
 
-class FollowingTrainer(Trainer):
-    """A training run that goes on from its checkpoint with what a robot logs, instead of moving robots of its own.
-
-    What it publishes has passed a gate: every weight finite; the exported graph the same as the network, by the golden
-    vectors that it carries; ``accept``; and, with gate episodes, a success that is not worse than that of the best file
-    published: a candidate is refused where the 95 % interval of the difference lies below zero. What is measured is the files
-    themselves, that which is being served at the start included, and not what a checkpoint says. Learning goes on after a
-    refusal, and three in a row end the run with an error. The checkpoint is the state last published, so that a run that went
-    wrong goes on from there when it is started again, with the episodes logged since. ``candidates.csv`` in the run folder
-    has a line for each candidate.
+class OnlineLearner:
+    """Drives a trainer with the episodes that a robot logs, instead of robots of its own, and publishes candidates.
 
     Every episode enters the replay buffer as soon as it has ended. With a robot slower than the learner, each step is followed
     by its updates; with one that is faster, the learner does what it can, always from the newest too, and what it owes
     beyond ten candidates' worth is forgotten. Warm-up and candidates count steps by the updates done for them.
 
-    Set ``follow``, ``accept``, ``load_policy`` and ``check`` before :meth:`run`.
+    The checkpoint is the state last published, so that a run that went wrong goes on from there when it is started again,
+    with the episodes logged since.
+
+    Args:
+        trainer: The run, resumed from its checkpoint.
+        online: The log, and where to publish.
 
     Attributes:
-        follow: What to follow and where to publish.
-        accept: Raises SacflowError for a candidate file that must not be served.
-        load_policy: What a policy file chooses.
-        check: Raises SacflowError for an episode that must not be learned from.
-        published: Candidates published, in this session.
-        refused: Candidates refused, in this session.
+        gate: What publishes candidates, and counts them.
     """
 
-    follow: FollowConfig
-    accept: Callable[[Path], None]
-    load_policy: Callable[[Path], Chunker]
-    check: Callable[[Episode], None]
-    published = refused = 0
-    _log_steps = 0  # of the log, taken in this session
-    _refused_in_row = 0
-    _taken: LogCursor | None = None
-    _best: Evaluation | None = None
-    _judged: Chunker | None = None  # what is being evaluated, if not the network
+    def __init__(self, trainer: Trainer, online: OnlineConfig) -> None:
+        self.trainer = trainer
+        self.online = online
+        publish = online.publish or trainer.folder.policy
+        self.gate = PublishGate(trainer, online.log, publish, online.inject_bad_candidate)
+        self._cursor = LogCursor(trainer.folder, online.log)
+        self._log_steps = 0  # of the log, taken in this session
 
-    def act(self, observation: dict[str, FloatArray], noise: FloatArray) -> FloatArray:
-        return super().act(observation, noise) if self._judged is None else self._judged(observation, noise)
-
-    def _offline(self) -> None:
-        """That lies behind.
+    def run(self) -> None:
+        """Learn until ``stop_after``, or until Ctrl-C.
 
         Raises:
-            UsageError: It does not.
+            Interrupted: Ctrl-C was pressed and the run has been saved.
+            UsageError: The run was stopped while cloning.
+            DataError: The log cannot be read or does not fit.
+            SacflowError: Several candidates in a row were refused.
         """
-        if self.offline_steps < self.config.offline_steps:
+        trainer = self.trainer
+        done, total = trainer.done.offline_steps, trainer.config.offline_steps
+        if done < total:
             raise UsageError(
-                f"{self.folder.path} was stopped while cloning, after {self.offline_steps:,} of {self.config.offline_steps:,} "
-                f"updates; finish it first with train --resume {self.folder.path}"
+                f"{trainer.folder.path} was stopped while cloning, after {done:,} of {total:,} updates; finish it first with "
+                f"train --resume {trainer.folder.path}"
             )
+        with trainer.session(self._save):
+            self._learn()
 
-    def _online(self) -> None:
-        follow = self.follow
-        taken = self._taken = LogCursor(self.folder, follow.log)
-        if follow.from_average:
-            self.agent.go_on_from_average()
-        if not follow.publish.exists():
-            self._publish()
-        elif follow.gate_episodes:
-            self._best = self._gate_result(follow.publish)
-        of = "" if self._best is None else f" from {_rate(self._best)}"
-        self._progress.say(f"following {follow.log}{of}")
+    def _learn(self) -> None:
+        online, trainer, cursor = self.online, self.trainer, self._cursor
+        if online.from_average:
+            trainer.agent.start_from_average()
+        start = self.gate.begin()
+        trainer.progress.say(f"following {online.log}{start}")
         # During the warm-up the policy stays what it is.
-        next_at = max(taken.learned, float(self.config.learner.warmup_steps)) + follow.publish_every
-        per_step = self.config.learner.utd_ratio
+        next_at = max(cursor.learned, float(trainer.config.learner.warmup_steps)) + online.publish_every
         while True:
-            new = [self._as_observed(episode) for episode in taken.take()]
-            for episode in new:
-                self.check(episode)
-                self._take(len(episode), [episode])
-                self._log_steps += len(episode)
-            self._unlogged = []  # they are in a log already
-            self._updates_owed = min(self._updates_owed, _MOST_OWED * follow.publish_every * per_step)
-            updates = min(int(self._updates_owed), _SLICE)
-            self._learn_slice(updates)
-            taken.learned += updates / per_step if per_step else 0.0
-            all_taken = not new and self._updates_owed < 1
-            done = follow.stop_after is not None and self.env_steps >= follow.stop_after and all_taken
-            if done or taken.learned >= next_at:
-                next_at = taken.learned + follow.publish_every
-                self._publish()
+            found = self._take_new()
+            self._update()
+            all_taken = not found and trainer.done.updates_owed < 1
+            done = online.stop_after is not None and trainer.env_steps >= online.stop_after and all_taken
+            if done or cursor.learned >= next_at:
+                next_at = cursor.learned + online.publish_every
+                # Cloning alone has made the policy of the warm-up, which goes on unchanged.
+                self.gate.publish(replace_published=not self._warming_up)
                 self._save()
             if done:
                 return
-            self._say_what_failed()
-            self._check_stop()
+            trainer.check_stop()
             if all_taken:
                 time.sleep(_POLL_S)
 
-    def _as_observed(self, episode: Episode) -> Episode:
-        """An episode with as long an action history as the policy sees, where it was recorded with one."""
-        return with_action_history(episode, self.config.action_history) if KEY in episode.observations else episode
-
-    def _pieces(self, ended: list[Episode]) -> list[Episode]:
-        return ended
-
-    def _sample(self) -> ChunkBatch:
-        newest = self._log_steps, self.follow.log_share
-        return self.buffer.sample(self.config.learner.batch_size, self._rng, self._shares, newest)
-
     @property
     def _warming_up(self) -> bool:
-        return self._taken is not None and self._taken.learned < self.config.learner.warmup_steps
+        return self._cursor.learned < self.trainer.config.learner.warmup_steps
 
-    def _learn_slice(self, updates: int) -> None:
-        before = self.agent.updates
-        self._learn(updates)
-        self._updates_owed -= updates
-        if self.agent.updates // METRICS_EVERY > before // METRICS_EVERY:
-            self._record("online", self._latest)
+    def _take_new(self) -> bool:
+        """Move what the log has got into the replay buffer; whether that was anything."""
+        trainer = self.trainer
+        found = self._cursor.take()
+        for episode in found:
+            if KEY in episode.observations:  # as long a history as the policy sees
+                episode = with_action_history(episode, trainer.config.action_history)
+            episode.check_fits(trainer.spec, str(self.online.log))
+            check_seeds([episode], trainer.config, self.online.log)
+            trainer.take(len(episode), [episode], [episode], warming_up=self._warming_up)
+            self._log_steps += len(episode)
+        return bool(found)
+
+    def _update(self) -> None:
+        """Do some of the updates owed."""
+        trainer, counters = self.trainer, self.trainer.done
+        per_step = trainer.config.learner.utd_ratio
+        counters.updates_owed = min(counters.updates_owed, _MOST_OWED * self.online.publish_every * per_step)
+        updates = min(int(counters.updates_owed), _SLICE)
+        before = trainer.agent.updates
+        newest = self._log_steps, self.online.log_share
+        trainer.learn(updates, warming_up=self._warming_up, newest=newest)
+        counters.updates_owed -= updates
+        trainer.record_since(before)
+        self._cursor.learned += updates / per_step if per_step else 0.0
 
     def _save(self) -> None:
-        if self._refused_in_row:
+        if self.gate.refused_in_row:
             return
-        super()._save()
-        if self._taken is not None:
-            self._taken.save()
-
-    def _publish(self) -> None:
-        """Put the present policy in the place of the published one, if it is fit to be."""
-        path = self.follow.publish
-        if self._warming_up and path.exists():
-            return  # cloning alone has made it, and goes on unchanged
-        candidate = path.with_name(f".{path.stem}.candidate.onnx")
-        result, version, reason = None, "", ""
-        try:
-            with self._spoilt():
-                if not all(bool(weight.isfinite().all()) for weight in self.agent.exported.parameters()):
-                    raise SacflowError("a weight is not finite")
-                export_agent(self.agent, self._notes(), candidate)
-            version = file_version(candidate)
-            self.accept(candidate)
-            if self.follow.gate_episodes:
-                result = self._gate_result(candidate)
-                self._compare(result)
-            candidate.replace(path)
-        except (SacflowError, OSError) as error:
-            reason = one_line(error)
-        finally:
-            candidate.unlink(missing_ok=True)
-        self._note(version, result, reason)
-        if reason:
-            self._refuse(version, reason)
-            return
-        self.published, self._refused_in_row = self.published + 1, 0
-        if result is not None and (self._best is None or result.success_rate >= self._best.success_rate):
-            self._best = result
-        of = "" if result is None else f", {_rate(result)}"
-        steps, updates = self.env_steps, self.agent.updates
-        self._progress.say(f"  published version {version} after {steps:,} steps and {updates:,} updates{of}")
-
-    def _refuse(self, version: str, reason: str) -> None:
-        self.refused, self._refused_in_row = self.refused + 1, self._refused_in_row + 1
-        named = f"candidate {version}" if version else "candidate"
-        self._progress.say(f"  {named} refused after {self.env_steps:,} steps: {reason}")
-        if self._refused_in_row >= _MOST_REFUSED:
-            raise SacflowError(
-                f"{_MOST_REFUSED} candidates in a row were refused; start again to go on from the one published last"
-            )
-
-    def _compare(self, result: Evaluation) -> None:
-        """Raise SacflowError for a result that is worse than the best by more than chance explains."""
-        best = self._best
-        if best is None:
-            return
-        _, high = difference_interval(result.successes, result.episodes, best.successes, best.episodes)
-        if high < 0:
-            raise SacflowError(f"{_rate(result)}, worse than {_rate(best)}")
-
-    @contextmanager
-    def _spoilt(self) -> Iterator[None]:
-        """The fault switch: while this lasts, the weights of the candidate to be spoilt are."""
-        if self.follow.inject_bad_candidate != self.published + self.refused + 1:
-            yield
-            return
-        weights = list(self.agent.exported.parameters())
-        kept = [weight.detach().clone() for weight in weights]
-        try:
-            with torch.no_grad():
-                for weight in weights:
-                    weight.copy_(weight.flatten().flip(0).view_as(weight))
-            yield
-        finally:
-            with torch.no_grad():
-                for weight, before in zip(weights, kept, strict=True):
-                    weight.copy_(before)
-
-    def _note(self, version: str, result: Evaluation | None, reason: str) -> None:
-        """A line about a candidate, in ``candidates.csv``."""
-        path = self.folder.path / "candidates.csv"
-        row = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "version": version,
-            "env_steps": self.env_steps,
-            "updates": self.agent.updates,
-            "successes": "" if result is None else result.successes,
-            "episodes": "" if result is None else result.episodes,
-            "outcome": "refused" if reason else "published",
-            "reason": reason,
-        }
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if not file.tell():
-                writer.writeheader()
-            writer.writerow(row)
-
-    def _gate_result(self, path: Path) -> Evaluation:
-        """Success of a policy file on the gate's episodes; recorded like any evaluation."""
-        self._judged = self.load_policy(path)
-        try:
-            self._evaluate("online")
-        finally:
-            self._judged = None
-        return self.evaluations[-1]
-
-    def _notes(self) -> dict[str, object]:
-        return {
-            "algo": self.config.algo,
-            "seed": self.config.seed,
-            "offline_steps": self.offline_steps,
-            "online_steps": self.env_steps,
-            "followed": str(self.follow.log),
-        }
-
-
-def _rate(result: Evaluation) -> str:
-    return f"success {result.successes}/{result.episodes}"
+        self.trainer.save()
+        self._cursor.save()

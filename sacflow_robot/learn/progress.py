@@ -1,4 +1,4 @@
-"""What a person sees while training runs; written to stderr, so that stdout carries results alone."""
+"""Progress of training on the terminal; on stderr, so that stdout carries results alone."""
 
 from __future__ import annotations
 

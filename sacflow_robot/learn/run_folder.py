@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import itertools
 import json
 import os
@@ -12,69 +10,20 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sacflow_robot import __version__
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
 from sacflow_robot.spec import NO_ENVIRONMENT, RobotSpec
-from sacflow_robot.utils.atomic_files import check_output, replacing
-
-COLUMNS = (
-    "phase",
-    "updates",
-    "env_steps",
-    "wall_s",
-    "success_rate",
-    "success_low",
-    "success_high",
-    "mean_steps",
-    "mean_return",
-    "train_success_rate",
-    "replay_steps",
-    "loss/flow_matching",
-    "loss/critic",
-    "loss/actor",
-    "value/data",
-    "value/policy",
-    "policy/distance_to_data",
-    "policy/excess_entropy",
-    "policy/temperature",
-    "policy/regularization",
-)
+from sacflow_robot.utils.atomic_files import check_output, write_text
 
 CHECKPOINT_LAYOUT = 4
-"""Counts up when a checkpoint's content changes, or what it means, so that another version's is refused by name and not by accident."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Success of a policy on held-out seeds.
-
-    Attributes:
-        phase: ``offline`` or ``online``.
-        env_steps: Environment steps learned from online so far.
-        successes: Episodes solved.
-        episodes: Episodes run.
-        mean_steps: Mean episode length.
-        mean_return: Mean sum of rewards.
-    """
-
-    phase: str
-    env_steps: int
-    successes: int
-    episodes: int
-    mean_steps: float
-    mean_return: float
-
-    @property
-    def success_rate(self) -> float:
-        return self.successes / self.episodes if self.episodes else float("nan")
+"""Counts up when the content of a checkpoint or its meaning changes, so that another version's is refused by name."""
 
 
 _PROFILES = "profile", "safety"
@@ -96,10 +45,15 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, env: str, robot: RobotSpec | None = None) -> None:
-        self.path, self._env, self.robot = path, env, robot
-        self.config, self.checkpoint = path / "config.yaml", path / "checkpoint.pt"
-        self.metrics, self.curve = path / "metrics.csv", path / "curve.png"
-        self.episodes, self.policy = path / "episodes.zarr", path / f"{_name_of(env, robot)}.onnx"
+        self.path = path
+        self.robot = robot
+        self.config = path / "config.yaml"
+        self.checkpoint = path / "checkpoint.pt"
+        self.metrics = path / "metrics.csv"
+        self.curve = path / "curve.png"
+        self.episodes = path / "episodes.zarr"
+        self.policy = path / f"{_name_of(env, robot)}.onnx"
+        self._env = env
 
     @staticmethod
     def check_free(path: Path | None) -> None:
@@ -135,7 +89,7 @@ class RunFolder:
             folder.claim()
             RunFolder.check_free(path)  # another process may have made it meanwhile
             if robot is not None:
-                replace_text(path / _ROBOT, robot.to_json())
+                write_text(path / _ROBOT, robot.to_json())
             folder.write_config(config)
         except OSError as error:
             raise UsageError(f"cannot make the run folder {path or 'runs'}: {one_line(error)}") from None
@@ -228,9 +182,9 @@ class RunFolder:
                         text = Path(given).read_text()
                     except (OSError, UnicodeDecodeError) as error:
                         raise DataError(f"--{name} {given} cannot be read: {one_line(error)}") from None
-                    replace_text(own, text)
+                    write_text(own, text)
                 kept[name] = own.name
-        replace_text(self.config, to_yaml(replace(config, **kept)))
+        write_text(self.config, to_yaml(replace(config, **kept)))
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint in one step.
@@ -304,7 +258,7 @@ def _read_robot(path: Path) -> RobotSpec:
 
 
 def made_by(config: TrainConfig) -> dict[str, Any]:
-    """What a checkpoint says of its origin."""
+    """Origin of a checkpoint."""
     return {
         "layout": CHECKPOINT_LAYOUT,
         "version": __version__,
@@ -312,55 +266,6 @@ def made_by(config: TrainConfig) -> dict[str, Any]:
         "algorithm": config.algo,
         "policy": config.velocity,
     }
-
-
-class MetricsWriter:
-    """Writes rows to ``metrics.csv`` and TensorBoard.
-
-    Args:
-        folder: The run folder.
-        keep_rows: Rows of an existing file to keep when a run goes on; later ones belong to work that was lost.
-    """
-
-    def __init__(self, folder: RunFolder, keep_rows: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        kept = read_metrics(folder.metrics)[:keep_rows] if keep_rows else []
-        self.rows = len(kept)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(kept)
-        replace_text(folder.metrics, text.getvalue())
-        self._file = folder.metrics.open("a", newline="")
-        self._csv = csv.DictWriter(self._file, COLUMNS)
-        last = kept[-1].get("updates", "") if kept else ""
-        self._tensorboard = SummaryWriter(str(folder.path), purge_step=int(last) + 1 if last.isdigit() else None)
-
-    def write(self, phase: str, updates: int, values: Mapping[str, Tensor | float]) -> None:
-        """Add one row; ``updates`` is the step axis of TensorBoard."""
-        row = {name: f"{float(value):.6g}" for name, value in values.items()}
-        for counter in ("env_steps", "replay_steps"):
-            if counter in values:
-                row[counter] = str(int(values[counter]))
-        self._csv.writerow({"phase": phase, "updates": updates, **row})
-        self._file.flush()
-        self.rows += 1
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name if "/" in name else f"run/{name}", float(value), updates)
-
-    def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Rows of a ``metrics.csv``."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name.replace("regularisation", "regularization"): value for name, value in row.items()} for row in rows]
 
 
 def _make_numbered(base: Path) -> Path:
@@ -374,9 +279,3 @@ def _make_numbered(base: Path) -> Path:
         except FileExistsError:
             continue
     raise AssertionError("unreachable")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
-    with replacing(path) as partial:
-        partial.write_text(text, newline="")

@@ -16,7 +16,7 @@ _SAME = 1e-6  # returns closer than that are equal but for rounding
 
 
 class RegularizationSchedule:
-    """Answers the paper's question when a policy may leave the data: while it does better than the data's clone.
+    """Weight beta of the regularizer; the adaptive one lets a policy leave the data while it does better than the clone.
 
     The adaptive weight compares discounted returns of episodes, so that solving a task sooner counts. What cloning alone
     does is known from the episodes of the warm-up, in which the policy does not change yet and explores with the same
@@ -28,9 +28,11 @@ class RegularizationSchedule:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        self._config, learner = config, config.learner
+        learner = config.learner
+        self._config = config
         self._kind = learner.bc_schedule
-        self._high, self._low = learner.bc_coef, max(learner.bc_coef_final, learner.bc_coef / 1000)
+        self._high = learner.bc_coef
+        self._low = max(learner.bc_coef_final, learner.bc_coef / 1000)
         self._adaptive = self._high
         self._cloned: list[float] = []
         self._recent: deque[float] = deque(maxlen=_RECENT)
@@ -68,5 +70,6 @@ class RegularizationSchedule:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
-        self._adaptive, self._cloned = float(state["adaptive"]), list(state["cloned"])
+        self._adaptive = float(state["adaptive"])
+        self._cloned = list(state["cloned"])
         self._recent.extend(state["recent"])

@@ -1,4 +1,4 @@
-"""What stops a run, said in one line each."""
+"""Guards that stop a run, each with a message of one line."""
 
 from __future__ import annotations
 
@@ -36,33 +36,39 @@ def diverged(what: str, update: int, folder: RunFolder) -> SacflowError:
 
 
 class FiniteWatch:
-    """Finds the first number that is not finite among what every update reports.
+    """Raises an error at the first number that is not finite among what every update reports.
 
-    On a GPU the reports are read back together, every so many updates, so that it is not waited for at each.
+    On a GPU the reports are read back together, every so many updates, so that each does not wait for it.
 
     Args:
         device: Where the numbers are.
+        folder: Of the run, for the message.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, folder: RunFolder) -> None:
         self._at_once = device.type != "cuda"
+        self._folder = folder
         self._unread: list[tuple[int, list[str], Tensor]] = []
 
-    def add(self, update: int, values: Mapping[str, Tensor]) -> tuple[str, int] | None:
-        """Take the report of an update; returns as :meth:`read`, where it is time to."""
+    def add(self, update: int, values: Mapping[str, Tensor]) -> None:
+        """Take the report of an update, and :meth:`read` where it is time to."""
         if values:
             self._unread.append((update, list(values), torch.stack([v.detach() for v in values.values()]).isfinite()))
-        return self.read() if self._at_once or len(self._unread) >= _READ_EVERY else None
+        if self._at_once or len(self._unread) >= _READ_EVERY:
+            self.read()
 
-    def read(self) -> tuple[str, int] | None:
-        """The first name that was not finite, in the order of computation, and its update; None while all were."""
+    def read(self) -> None:
+        """Look at the reports since the last time, in the order of computation.
+
+        Raises:
+            SacflowError: A number was not finite; it names the first and its update.
+        """
         unread, self._unread = self._unread, []
         if unread and not bool(torch.cat([finite for *_, finite in unread]).all()):
             for update, names, finite in unread:
                 for name, fine in zip(names, finite.tolist(), strict=True):
                     if not fine:
-                        return name, update
-        return None
+                        raise diverged(name, update, self._folder)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 from sacflow_robot.export import metadata as policyfile
-from sacflow_robot.export.to_onnx import export_policy, make_spec
+from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import FlowConfig, VelocityName
 from sacflow_robot.learn.flow import FlowPolicy
@@ -31,7 +32,7 @@ from sacflow_robot.spec import RobotSpec
 from sacflow_robot.study.architecture_figure import BIAS, RATE, VELOCITIES, WIDTH, K, by, draw, factors
 from sacflow_robot.study.gradients import gradient_norms
 from sacflow_robot.study.report import Report, geometric_mean, listed
-from sacflow_robot.study.runs import in_parallel
+from sacflow_robot.study.runs import RunAll
 from sacflow_robot.study.trial import Budget, run_trial, trial_config
 
 WIDTHS, STEPS = (32, 128, 256), (1, 4, 16)
@@ -47,7 +48,7 @@ _CALLS, _TURNS = 50, 7  # of one action, and repeats of which the median counts
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured.
+    """Settings of the study.
 
     Attributes:
         seeds: Seeds of each case.
@@ -79,13 +80,6 @@ class _Case:
         return FlowConfig(width=self.width, depth=2, gate_width=gate, euler_steps=self.euler_steps)
 
 
-@dataclass(frozen=True)
-class _Cell:
-    setup: Setup
-    case: _Case
-    seed: int
-
-
 def _cases(setup: Setup) -> list[_Case]:
     """Each case once."""
     cases = [_Case(cast(VelocityName, v), width=w) for v in VELOCITIES for w in setup.widths]
@@ -96,23 +90,18 @@ def _cases(setup: Setup) -> list[_Case]:
     return list(dict.fromkeys(cases))
 
 
-def case_count(setup: Setup) -> int:
-    """How often ``advance`` will be called."""
-    return len(_cases(setup)) * (len(setup.seeds) + 1)
-
-
-def study_architecture(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
+def study_architecture(setup: Setup, run_all: RunAll) -> Report:
     """Train every case, then measure costs one after the other, with nothing else running."""
     cases = _cases(setup)
-    trained = in_parallel(_train, [_Cell(setup, c, s) for c in cases for s in setup.seeds], workers, advance)
+    runs = [(case, seed) for case in cases for seed in setup.seeds]
+    trained = run_all(partial(_train, setup.budget), runs)
     costs: dict[_Case, tuple[float, float]] = {}
     for case in cases:
         plain = replace(case, gate=None)  # costs what it costs whatever its gate starts at
         if plain not in costs:
             costs[plain] = action_cost(plain.velocity, plain.flow, setup.robot, setup.chunk_length)
-        advance()
     rows = []
-    for (case, seed), figures in zip([(c, s) for c in cases for s in setup.seeds], trained, strict=True):
+    for (case, seed), figures in zip(runs, trained, strict=True):
         torch_us, onnx_us = costs[replace(case, gate=None)]
         rows.append(_row(case, seed, figures, torch_us, onnx_us))
     rows += [
@@ -143,14 +132,11 @@ def _row(case: _Case, seed: int, figures: dict[str, float], torch_us: float, onn
     }
 
 
-def _train(cell: _Cell) -> dict[str, float]:
-    case, budget = cell.case, cell.setup.budget
-    config = trial_config(budget, cell.seed, case.flow, bc_loss="same-noise", bc_coef=1.0)
-    config = replace(config, velocity=case.velocity)
-    learner = replace(config.learner, bc_schedule="adaptive")
-    outcome = run_trial(
-        replace(config, learner=learner), budget, prepare=lambda agent: start_gate(cast(SacFlow, agent), case.gate)
-    )
+def _train(budget: Budget, run: tuple[_Case, int]) -> dict[str, float]:
+    case, seed = run
+    learner = {"bc_loss": "same-noise", "bc_coef": 1.0, "bc_schedule": "adaptive"}
+    config = replace(trial_config(budget, seed, case.flow, **learner), velocity=case.velocity)
+    outcome = run_trial(config, budget, prepare=lambda agent: start_gate(cast(SacFlow, agent), case.gate))
     generator = outcome.agent.generator
     chosen = torch.from_numpy(outcome.observations[:: max(1, len(outcome.observations) // 512)]).to(
         outcome.agent.device
@@ -196,7 +182,7 @@ def action_cost(velocity: str, flow: FlowConfig, robot: RobotSpec, chunk_length:
             by_torch = _microseconds(lambda: policy(observation, noise))
         with tempfile.TemporaryDirectory() as name:
             path = Path(name) / "policy.onnx"
-            export_policy(policy, make_spec(policy, robot, velocity, {}), path)
+            export_policy(policy, policy.make_spec(robot), path)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 4
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -15,7 +15,7 @@ from sacflow_robot.utils.plot_style import BLUE, GRAY, GREEN, MARKERS, ORANGE, V
 
 VELOCITIES = ("mlp", "flow-g", "flow-t", "flow-l")
 WIDTH, K, BIAS, RATE = 128, 4, 5.0, 0.07
-"""What is held where a factor is not varied: width, steps, bias of flow-g's gate, rate of flow-l at the start."""
+"""Values of the factors that are not varied: width, steps, bias of flow-g's gate, rate of flow-l at the start."""
 
 _COLORS = dict(zip(VELOCITIES, (VERMILION, BLUE, GREEN, ORANGE), strict=True))
 _MARKERS = dict(zip(VELOCITIES, MARKERS, strict=False))

@@ -1,4 +1,4 @@
-"""How large the actor loss's gradient is at each step of the rollout, by velocity network and number of steps.
+"""Size of the actor loss's gradient at each step of the rollout, by velocity network and number of steps.
 
 The rollout is a recurrent network whose hidden state is the action: A_{k+1} = A_k + v(t_k, A_k, s) / K + noise. What is
 measured is ||dL/dA_k||, k = 0 (the noise) to K (the action before squashing), of the actor loss's value term L = -Q: the norm
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.critic import aggregate
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.study.report import Report, geometric_mean, listed
-from sacflow_robot.study.runs import in_parallel, train
+from sacflow_robot.study.runs import RunAll, train
 from sacflow_robot.utils.plot_style import COLORS, MARKERS, new_figure, tidy
 
 # name: velocity, largest norm of the policy's gradient, weight norm
@@ -49,15 +50,15 @@ _RANDOM_STEPS = 1000  # before the first update; an episode of HalfCheetah
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured.
+    """Settings of the study.
 
     Attributes:
         variants: Names in :data:`VARIANTS`.
         euler_steps: Numbers of steps K.
         updates: Updates of SAC from scratch, one for each environment step, after which it is measured again.
         seeds: Seeds of each case.
-        env: Gymnasium id that ``make_arms`` makes.
-        make_robots: Makes that many robots.
+        env: Gymnasium id that ``make_vector_env`` makes.
+        make_vector_env: Makes that many robots.
         full: Take the published network sizes and batch.
         device: Where to compute.
     """
@@ -72,7 +73,7 @@ class Setup:
     device: str = "cpu"
 
 
-def study_gradients(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
+def study_gradients(setup: Setup, run_all: RunAll) -> Report:
     """Measure at initialization and after ``setup.updates`` updates.
 
     Raises:
@@ -81,17 +82,12 @@ def study_gradients(setup: Setup, workers: int, advance: Callable[[], None]) -> 
     for name in setup.variants:
         if name not in VARIANTS:
             raise UnknownNameError("variant", name, VARIANTS)
-    cells = [_Cell(setup, v, k, s) for k in setup.euler_steps for v in setup.variants for s in setup.seeds]
-    cells.sort(key=lambda cell: -cell.euler_steps)  # the slowest first, so that none is left alone at the end
-    rows = [row for part in in_parallel(_measure, cells, workers, advance) for row in part]
+    cases = [_Case(v, k, s) for k in setup.euler_steps for v in setup.variants for s in setup.seeds]
+    cases.sort(key=lambda case: -case.euler_steps)  # the slowest first, so that none is left alone at the end
+    rows = [row for part in run_all(partial(_measure, setup), cases) for row in part]
     order = {name: i for i, name in enumerate(setup.variants)}
     rows.sort(key=lambda r: (r["updates"], r["euler_steps"], order[r["variant"]], r["seed"], r["k"]))
     return Report("gradients", rows, _draw(rows, setup), _read(rows, setup))
-
-
-def case_count(setup: Setup) -> int:
-    """How often ``advance`` will be called."""
-    return len(setup.variants) * len(setup.euler_steps) * len(setup.seeds)
 
 
 def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
@@ -130,45 +126,43 @@ def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generat
 
 
 @dataclass(frozen=True)
-class _Cell:
-    setup: Setup
+class _Case:
     variant: str
     euler_steps: int
     seed: int
 
 
-def _config(cell: _Cell) -> TrainConfig:
-    velocity, clip, weight_norm = VARIANTS[cell.variant]
-    setup = cell.setup
+def _config(setup: Setup, case: _Case) -> TrainConfig:
+    velocity, clip, weight_norm = VARIANTS[case.variant]
     base = preset(setup.env, velocity, from_scratch=True, full=setup.full)
     learner = replace(base.learner, max_grad_norm=clip, policy_delay=1, warmup_steps=_RANDOM_STEPS)
     if not setup.full:
         learner = replace(learner, batch_size=64, critic_width=128)
     return replace(
         base,
-        seed=cell.seed,
+        seed=case.seed,
         device=setup.device,
         compile="off",
         precision="float32",
         online_steps=_RANDOM_STEPS + setup.updates,
         eval_episodes=0,
-        flow=replace(base.flow, euler_steps=cell.euler_steps, weight_norm=weight_norm, drift=False),
+        flow=replace(base.flow, euler_steps=case.euler_steps, weight_norm=weight_norm, drift=False),
         learner=learner,
     )
 
 
-def _measure(cell: _Cell) -> list[dict[str, Any]]:
-    config = _config(cell)
-    envs = cell.setup.make_vector_env(1)
+def _measure(setup: Setup, case: _Case) -> list[dict[str, Any]]:
+    config = _config(setup, case)
+    envs = setup.make_vector_env(1)
     trainer, finished = train(config, envs)
     observations = torch.from_numpy(trainer.buffer.observations())
     device = trainer.agent.device
     fresh = make_agent(envs.spec, config, device)
     fresh.fit_normalizer(observations[:_RANDOM_STEPS].numpy())
-    agents = [(0, fresh), (cell.setup.updates, trainer.agent)] if finished else [(0, fresh)]
+    agents = [(0, fresh), (setup.updates, trainer.agent)] if finished else [(0, fresh)]
     rows: list[dict[str, Any]] = []
     for updates, agent in agents:
-        generator = torch.Generator().manual_seed(cell.seed)
+        generator = torch.Generator().manual_seed(case.seed)
         measured = []
         for _ in range(_DRAWS):
             chosen = torch.randint(len(observations), (_ROWS,), generator=generator)
@@ -178,9 +172,9 @@ def _measure(cell: _Cell) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "updates": updates,
-                    "euler_steps": cell.euler_steps,
-                    "variant": cell.variant,
-                    "seed": cell.seed,
+                    "euler_steps": case.euler_steps,
+                    "variant": case.variant,
+                    "seed": case.seed,
                     "k": k,
                     "action_gradient": norm,
                     "of_last": norm / norms[-1],
@@ -246,7 +240,8 @@ def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
         spread[variant] = float(curve.max() / curve.min())
         parts.append(f"{geometric_mean(ratios):.2g} for {variant}")
     runs = {(r["variant"], r["euler_steps"], r["seed"]) for r in rows if r["updates"] == last}
-    lost = case_count(setup) - len(runs)
+    cases = len(setup.variants) * len(setup.euler_steps) * len(setup.seeds)
+    lost = cases - len(runs)
     flattest = min(spread, key=lambda name: spread[name])
     order = sorted(spread, key=lambda name: spread[name])
     text = (
@@ -262,5 +257,5 @@ def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
         beside = "flatter than" if light < gated else "not flatter than"
         text += f" Flow-L is {how} Flow-T ({light:.3g} against {token:.3g}) and {beside} Flow-G ({gated:.3g})."
     if lost:
-        text += f" {lost} of {case_count(setup)} runs diverged."
+        text += f" {lost} of {cases} runs diverged."
     return text

@@ -22,7 +22,7 @@ from sacflow_robot.learn.networks.policy import squash_log_det
 from sacflow_robot.study.likelihood_figure import EXACT, FROM_TARGET, MASS, OF_PATHS, OFF, PATH, SHOWN, draw, pick
 from sacflow_robot.study.paths import follow, path_log_density
 from sacflow_robot.study.report import Report
-from sacflow_robot.study.runs import in_parallel
+from sacflow_robot.study.runs import RunAll
 from sacflow_robot.study.targets import (
     GAUSSIAN,
     MIXTURE,
@@ -42,7 +42,7 @@ _STDS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured.
+    """Settings of the study.
 
     Attributes:
         euler_steps: Numbers of steps K.
@@ -57,14 +57,9 @@ class Setup:
     seed: int = 0
 
 
-def case_count(setup: Setup) -> int:
-    """How often ``advance`` will be called."""
-    return len(_parts(setup))
-
-
-def study_likelihood(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
+def study_likelihood(setup: Setup, run_all: RunAll) -> Report:
     """Check normalization, marginals, divergences and entropies."""
-    rows = [row for part in in_parallel(_rows, _parts(setup), workers, advance) for row in part]
+    rows = [row for part in run_all(_rows, _parts(setup)) for row in part]
     steps, sigma = SHOWN
     shown = {
         "no noise": _ends(MIXTURE, steps, sigma, drift=False, setup=setup, noiseless=True),

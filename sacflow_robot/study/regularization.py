@@ -1,9 +1,10 @@
-"""What each regularizer, with each schedule of its weight, keeps of data that shows two ways of doing a task."""
+"""Two ways of doing a task in the data: what each regularizer, with each schedule of its weight, keeps of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from matplotlib.patches import Circle
 
 from sacflow_robot.study import two_ways
 from sacflow_robot.study.report import Report, listed
-from sacflow_robot.study.runs import in_parallel
-from sacflow_robot.study.trial import DEMO_SEED, Budget, Path, run_trial, trial_config
+from sacflow_robot.study.runs import RunAll
+from sacflow_robot.study.trial import Budget, Path, run_trial, trial_config
 from sacflow_robot.utils.plot_style import (
     BLACK,
     BLUE,
@@ -28,6 +29,7 @@ from sacflow_robot.utils.plot_style import (
     new_figure,
     tidy,
 )
+from sacflow_robot.utils.seeding import TRAINING_SEED
 
 BC_LOSSES = {"action": 1.0, "flow-matching": 1.0, "same-noise": 1.0}
 """Regularizer and the weight that it starts with. The weights do not compare: flow-matching's loss is a mean over the chunk's
@@ -45,7 +47,7 @@ _MOST_PATHS = 60
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured.
+    """Settings of the study.
 
     Attributes:
         seeds: Seeds of each case.
@@ -57,8 +59,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class _Cell:
-    setup: Setup
+class _Case:
     regularizer: str  # or "cloning": the offline phase alone
     schedule: str
     seed: int
@@ -73,39 +74,30 @@ class _Result:
     agent: dict[str, Any] | None
 
 
-def case_count(setup: Setup) -> int:
-    """How often ``advance`` will be called."""
-    return (len(BC_LOSSES) * len(SCHEDULES) + 1) * len(setup.seeds)
-
-
-def study_regularization(setup: Setup, workers: int, advance: Callable[[], None]) -> Report:
+def study_regularization(setup: Setup, run_all: RunAll) -> Report:
     """Clone once for each seed, and go on from that clone with every pair of regularizer and schedule."""
-    clones = in_parallel(_measure, [_Cell(setup, "cloning", "-", seed) for seed in setup.seeds], workers, advance)
+    measure = partial(_measure, setup.budget)
+    clones = run_all(measure, [_Case("cloning", "-", seed) for seed in setup.seeds])
     start = dict(zip(setup.seeds, clones, strict=True))
     pairs = [(regularizer, schedule) for regularizer in BC_LOSSES for schedule in SCHEDULES]
-    cells = [_Cell(setup, *pair, seed, start[seed].agent) for pair in pairs for seed in setup.seeds]
-    results = [*clones, *in_parallel(_measure, cells, workers, advance)]
+    cases = [_Case(*pair, seed, start[seed].agent) for pair in pairs for seed in setup.seeds]
+    results = [*clones, *run_all(measure, cases)]
     rows = [result.row for result in results]
     return Report("regularization", rows, _draw(results, setup), _read(rows))
 
 
-def _measure(cell: _Cell) -> _Result:
-    cloning, budget = cell.regularizer == "cloning", cell.setup.budget
+def _measure(budget: Budget, case: _Case) -> _Result:
+    cloning = case.regularizer == "cloning"
     if cloning:
-        config = replace(trial_config(budget, cell.seed), online_steps=0)
+        config = replace(trial_config(budget, case.seed), online_steps=0)
     else:
-        weight = BC_LOSSES[cell.regularizer]
-        more: dict[str, Any] = {
-            "bc_loss": cell.regularizer,
-            "bc_schedule": cell.schedule,
-            "bc_coef": weight,
-        }
-        config = trial_config(budget, cell.seed, **more)
-    outcome = run_trial(config, budget, cell.cloned)
+        weight = BC_LOSSES[case.regularizer]
+        config = trial_config(budget, case.seed, bc_loss=case.regularizer, bc_schedule=case.schedule, bc_coef=weight)
+    outcome = run_trial(config, budget, case.cloned)
     row = {
-        "bc_loss": cell.regularizer,
-        "schedule": cell.schedule,
-        "seed": cell.seed,
+        "bc_loss": case.regularizer,
+        "schedule": case.schedule,
+        "seed": case.seed,
         **outcome.figures,
         "last_weight": outcome.agent.bc_coef,
         "finished": int(outcome.finished),
@@ -128,7 +120,7 @@ def _draw(results: Sequence[_Result], setup: Setup) -> Figure:
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.75, 1], wspace=0.02)
     left, right = parts
     grid: Any = left.subplots(len(BC_LOSSES), len(SCHEDULES), sharex=True, sharey=True)
-    demos = two_ways.demonstrate(range(DEMO_SEED, DEMO_SEED + min(setup.budget.demos, _MOST_PATHS)))
+    demos = two_ways.demonstrate(range(TRAINING_SEED, TRAINING_SEED + min(setup.budget.demos, _MOST_PATHS)))
     shown = {(r.row["bc_loss"], r.row["schedule"]): r for r in results if r.row["seed"] == setup.seeds[0]}
     for i, regularizer in enumerate(BC_LOSSES):
         for j, schedule in enumerate(SCHEDULES):

@@ -1,4 +1,4 @@
-"""What a study leaves behind: a picture, a table, and a paragraph made from the numbers."""
+"""Report of a study: a picture, a table, and a paragraph made from the numbers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sacflow_robot.errors import UsageError
-from sacflow_robot.learn.run_folder import replace_text
-from sacflow_robot.utils.atomic_files import check_output
+from sacflow_robot.utils.atomic_files import check_output, write_text
 from sacflow_robot.utils.plot_style import save
 
 Row = Mapping[str, str | int | float]
@@ -48,8 +47,8 @@ class Report:
         writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in self.rows)
-        replace_text(paths["csv"], text.getvalue())
-        replace_text(paths["md"], f"{self.reading}\n\n{made_by}\n")
+        write_text(paths["csv"], text.getvalue())
+        write_text(paths["md"], f"{self.reading}\n\n{made_by}\n")
         return paths
 
 

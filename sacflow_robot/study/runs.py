@@ -1,4 +1,4 @@
-"""Training runs for studies: the product's own training loop, quietly, in a folder that is thrown away; many at once."""
+"""Training runs for studies: the usual training loop, quietly, in a temporary folder; many at once."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def train(
             prepare(trainer.agent)
         if cloned is not None:
             trainer.agent.load_state_dict(dict(cloned))
-            trainer.offline_steps = config.offline_steps
+            trainer.done.offline_steps = config.offline_steps
         try:
             trainer.run()
         except SacflowError as error:
@@ -116,6 +116,12 @@ def train(
                 raise
             return trainer, False
         return trainer, True
+
+
+class RunAll(Protocol):
+    """``in_parallel`` with its workers and its progress bar, as studies are given it."""
+
+    def __call__(self, work: Callable[[_Cell], _Result], cells: Sequence[_Cell]) -> list[_Result]: ...
 
 
 def in_parallel(

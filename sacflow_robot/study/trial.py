@@ -15,15 +15,15 @@ from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig
 from sacflow_robot.study import two_ways
 from sacflow_robot.study.runs import LocalVectorEnv, train
+from sacflow_robot.utils.seeding import EVAL_SEED, TRAINING_SEED
 
-DEMO_SEED, EVAL_SEED = 1_000_000, 10_000
 _ENVS, _NEIGHBORS = 8, 10
 Path = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a run may cost.
+    """Size of a run.
 
     Attributes:
         demos: Demonstrations, the same for all runs.
@@ -44,7 +44,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run.
+    """Result of a run.
 
     Attributes:
         agent: The agent, trained.
@@ -111,7 +111,7 @@ def run_trial(
         cloned: State of an agent to go on from instead of cloning.
         prepare: Called with the agent before its first update.
     """
-    demos = two_ways.demonstrate(range(DEMO_SEED, DEMO_SEED + budget.demos))
+    demos = two_ways.demonstrate(range(TRAINING_SEED, TRAINING_SEED + budget.demos))
     envs = LocalVectorEnv([two_ways.TwoWays() for _ in range(_ENVS)])
     trainer, finished = train(config, envs, demos, cloned, prepare)
     shape = config.chunk_length, envs.spec.action_dim
@@ -125,9 +125,9 @@ def run_trial(
         "mean_steps": float(np.mean([len(e) for e in episodes if e.success])) if any(solved) else float("nan"),
         "action_distance": action_distance(
             np.concatenate([p[:-1] for p in paths]),
-            np.concatenate([e.commanded for e in episodes]),
+            np.concatenate([e.action for e in episodes]),
             np.concatenate([e.observations["position"][:-1] for e in demos]),
-            np.concatenate([e.commanded for e in demos]),
+            np.concatenate([e.action for e in demos]),
         ),
     }
     assert isinstance(trainer.agent, SacFlow)

@@ -32,7 +32,7 @@ def without_history(robot: RobotSpec) -> RobotSpec:
 
 
 def history_of(robot: RobotSpec) -> int:
-    """How many of its last actions a robot observes; 0 for none."""
+    """Number of past actions in a robot's observations; 0 for none."""
     return next((a.shape[0] for a in robot.observations if a.key == KEY and a.shape), 0)
 
 
@@ -52,7 +52,7 @@ def with_action_history(episode: Episode, length: int) -> Episode:
     others = {key: rows for key, rows in episode.observations.items() if key != KEY}
     if not length:
         return episode if held is None else replace(episode, observations=others)
-    before = np.concatenate([np.zeros((length, episode.commanded.shape[1]), np.float32), episode.commanded])
+    before = np.concatenate([np.zeros((length, episode.action.shape[1]), np.float32), episode.action])
     rows = np.stack([before[t : t + length] for t in range(len(episode) + 1)])
     if held is not None and np.array_equal(held, rows):
         return episode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,9 @@ def check_output(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name beside the file, of the same suffix, to write to; takes the file's place if all goes well and is removed if not.
+    """A name beside the file or folder, of the same suffix, to write to.
+
+    What is there takes the final name if all goes well, and is removed if not.
 
     Raises:
         OSError: The folder takes no file.
@@ -61,6 +64,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     finally:
+        shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
@@ -74,3 +78,39 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text(text, newline="")
+
+
+def put(file: Path, content: bytes, scratch: Path) -> None:
+    """Replace a file at once, its content on the disk first, by way of a folder of the same file system.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
+    partial = scratch / "partial"
+    write_through(partial, content)
+    partial.replace(file)
+
+
+def write_through(file: Path, content: bytes) -> None:
+    """Write a file and wait until the disk holds it.
+
+    Raises:
+        OSError: The disk is full or failing.
+    """
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fdatasync(stream.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk holds the names in a folder.
+
+    Raises:
+        OSError: The disk is failing.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

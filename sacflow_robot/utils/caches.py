@@ -47,7 +47,7 @@ def compiler_cache(name: str) -> Path | None:
 
 
 def can_write(folder: Path) -> bool:
-    """Whether a folder is there or can be made, takes files, and has room on its disk."""
+    """True if a folder exists or can be made, takes files, and has room on its disk."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -73,7 +73,7 @@ def lend_folders() -> None:
 
 
 def _may_write(variable: str, name: str) -> bool:
-    """Whether one of the user's folders can be written or made; it is not made."""
+    """True if one of the user's folders can be written or made; it is not made."""
     try:
         folder = _user_folder(variable, name)
     except RuntimeError:

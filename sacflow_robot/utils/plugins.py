@@ -12,12 +12,12 @@ from sacflow_robot.errors import SacflowError, UsageError, one_line
 
 
 def is_file_name(module: str) -> bool:
-    """Whether the part before the colon names a Python file and not a module."""
+    """True if the part before the colon names a Python file and not a module."""
     return module.endswith(".py")
 
 
 def has_module(module: str) -> bool:
-    """Whether there is such a Python file or, installed or in the working folder, such a module."""
+    """True if there is such a Python file or, installed or in the working folder, such a module."""
     if is_file_name(module):
         return True
     if not all(part.isidentifier() for part in module.split(".")):

@@ -8,9 +8,21 @@ import numpy as np
 
 from sacflow_robot.spec import FloatArray
 
+EVAL_SEED = 10_000
+"""First seed of ``eval`` and of a run's last evaluation."""
+
+CURVE_SEED = 20_000
+"""First seed of the evaluations during training."""
+
+RUN_SEED = 30_000
+"""First seed of ``run``, whose episodes are logged and learned from."""
+
+TRAINING_SEED = 1_000_000
+"""Training and demonstrations use seeds from here on only; evaluation uses seeds below."""
+
 
 class Stream(IntEnum):
-    """What random numbers are for. An episode's seed alone decides several things: each draws from a stream of its own,
+    """Purposes of random numbers. An episode's seed alone decides several things: each draws from a stream of its own,
     and Gymnasium's draw of the episode's start from the seed itself, so that none repeats another."""
 
     POLICY_NOISE = 1

@@ -1,1 +1,1 @@
-"""What people look at: videos, and recordings for the Rerun viewer."""
+"""Videos, and recordings for the Rerun viewer."""

@@ -1,4 +1,4 @@
-"""How the Rerun viewer lays out an episode."""
+"""Layout of an episode in the Rerun viewer."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from sacflow_robot.episode import Episode, Source
 from sacflow_robot.spec import RobotSpec
 
 CAPTION_HEIGHT = 40
-"""What it adds to a picture's height, in pixels."""
+"""Height that it adds to a picture, in pixels."""
 
 _MARGIN, _TEXT = 14, 15
 _INK, _FAINT, _STRIP = (245, 245, 245), (150, 155, 162), (28, 31, 36)
@@ -63,7 +63,7 @@ class Caption:
         color = SOURCE_COLORS[source]
         left = width - _MARGIN - _PITCH * self._robot.action_dim
         draw.line((left - 2, middle, width - _MARGIN, middle), (*_FAINT, 120))
-        for i, value in enumerate(self._episode.commanded[step]):
+        for i, value in enumerate(self._episode.action[step]):
             bound = self._robot.action_high[i] if value > 0 else -self._robot.action_low[i]
             length = round(_HALF * float(np.clip(abs(value) / bound, 0, 1))) if bound > 0 else 0
             top, foot = (middle - length, middle) if value > 0 else (middle, middle + length)

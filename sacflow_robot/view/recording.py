@@ -5,7 +5,7 @@ done on it; the last row has an observation alone.
 
     camera/<name>                         pictures
     world/eef, world/objects/<name>       poses, with the path of each
-    action/<dimension>/{proposed, human, commanded, measured}
+    action/<dimension>/{policy_action, intervention_action, action, measured}
     joints/<name>, observation/<key>/<i>, reward, source, flags, timing/<name>_ms
     events                                who takes over when, flags, the end
     episode                               what the log says of the whole episode
@@ -32,9 +32,9 @@ from sacflow_robot.view.blueprint import make_blueprint
 
 _JPEG_QUALITY = 80
 _PARTS = {
-    "proposed": (150, 155, 162),
-    "human": (80, 200, 120),
-    "commanded": (86, 156, 255),
+    "policy_action": (150, 155, 162),
+    "intervention_action": (80, 200, 120),
+    "action": (86, 156, 255),
     "measured": (255, 176, 46),
 }
 _AXES = [[255, 80, 80], [80, 200, 120], [86, 156, 255]]
@@ -48,7 +48,7 @@ _TIMES = {"received_ns": "received", "inferred_ns": "inferred", "sent_ns": "sent
 
 @dataclass(frozen=True)
 class SceneColumns:
-    """What a simulator makes of an episode's states; empty where there is none.
+    """Columns that a simulator makes of an episode's states; empty where there is none.
 
     Attributes:
         joints: Per joint its positions (T + 1,), rad or m.
@@ -189,7 +189,7 @@ class _Exporter:
             self._scalars(f"timing/{name}_ms", values, f"{name} (ms)")
 
     def _timings(self) -> dict[str, npt.NDArray[np.float64]]:
-        """What a step's times say (T,), in milliseconds: its period, and how long after its observation things happened."""
+        """Spans of each step (T,), ms: its period, and the times of its events after its observation."""
         episode = self._episode
         spans = {"period": np.diff(episode.time_ns) / 1e6}
         for column, name in _TIMES.items():

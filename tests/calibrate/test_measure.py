@@ -18,7 +18,7 @@ from sacflow_robot.calibrate.predict import Predictors, make_windows
 from sacflow_robot.calibrate.problem import DELAY
 from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, of_episode, read_log, record
 from sacflow_robot.cli import main
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.envs.randomization import FRANKA
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.episode import EpisodeBuilder, Step, StepResult
@@ -179,7 +179,7 @@ def test_commands_on_a_recording(
     assert main(["gap", "--log", "absent.npz", "--profile", str(SHIPPED)]) == 1
 
 
-def test_an_excitation_run_keeps_to_its_limits(spec: RobotSpec) -> None:
+def test_an_excitation_run_keeps_to_its_limits(robot_spec: RobotSpec) -> None:
     robot = make_robot("rtsim:lift?clock=virtual")
     robot.connect()
     with pytest.raises(UsageError, match="from 7 to 120"):
@@ -191,7 +191,7 @@ def test_an_excitation_run_keeps_to_its_limits(spec: RobotSpec) -> None:
     seen = made.observations["robot0_eef_pos"]
     assert (seen > np.array(box.low) - 0.01).all() and (seen < np.array(box.high) + 0.01).all()
     with pytest.raises(UsageError, match="stands still"):
-        record(SimRobot("lift"), SafetyFilter(spec), Excitation(spec, 8.0, 1), 1)
+        record(SimRobot("lift"), SafetyFilter(robot_spec), Excitation(robot_spec, 8.0, 1), 1)
     robot.close()
     late = make_robot("rtsim:lift?clock=virtual&obs_delay_ms=700")
     late.connect()
@@ -216,7 +216,7 @@ def test_logged_episodes_are_recordings_too(tmp_path: Path, spec: RobotSpec) -> 
     episode = builder.build(seed=2)
     write_log(tmp_path / "log.zarr", spec, [episode])
     (read,) = read_log(tmp_path / "log.zarr")
-    assert np.array_equal(read.actions, episode.commanded) and (np.diff(read.time_ns) > 0).all()
+    assert np.array_equal(read.actions, episode.action) and (np.diff(read.time_ns) > 0).all()
     untimed = EpisodeBuilder(StepResult(start.observation), period_ns=50_000_000)
     untimed.add(StepResult(start.observation), push)
     with pytest.raises(DataError, match="does not say when its actions were sent"):

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from sacflow_robot.cli import main
-from sacflow_robot.cli.train import load_training_episodes
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoSet
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode
 from sacflow_robot.errors import SpecMismatchError, UnknownNameError, UsageError
 from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.training_data import load_training_episodes
 from sacflow_robot.spec import RobotSpec
 
 Capture = pytest.CaptureFixture[str]
@@ -50,7 +51,7 @@ def test_there_and_back(capsys: Capture, log: Path, tmp_path: Path, env: Robosui
     assert run("demos", "convert", tmp_path / "b.lerobot", tmp_path / "c.zarr") == 0
     before, after = EpisodeLog.open(log), EpisodeLog.open(tmp_path / "c.zarr")
     for mine, theirs in zip(before.episodes(), after.episodes(), strict=True):
-        assert np.array_equal(mine.commanded, theirs.commanded) and mine.info == theirs.info
+        assert np.array_equal(mine.action, theirs.action) and mine.info == theirs.info
     for path in (tmp_path / "a.hdf5", tmp_path / "b.lerobot", tmp_path / "c.zarr"):
         found, _ = load_training_episodes(TrainConfig(demos=str(path)))
         assert [len(e) for e in found] == [3, 5, 3]

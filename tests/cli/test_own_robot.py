@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from sacflow_robot.cli import common, main
-from sacflow_robot.cli.train import Train, load_training_episodes
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.cli.train import Train
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.envs.registry import NoRobots, UserEnv, environment_of
 from sacflow_robot.envs.tasks import get_robot
 from sacflow_robot.envs.vector_env import make_vector_env
@@ -22,6 +23,7 @@ from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.run_folder import RunFolder
+from sacflow_robot.learn.training_data import load_training_episodes
 from sacflow_robot.spec import ArraySpec, RobotSpec
 from sacflow_robot.utils.action_history import with_action_history
 
@@ -164,7 +166,7 @@ def test_an_environment_of_ones_own_trains_evaluates_and_runs(cart: Path, tmp_pa
     made, _ = did(capsys, *train, "--out", run, *SHORT, *options)
     assert made["env_steps"] >= 80 and 0 <= made["success_rate"] <= 1
     episode = EpisodeLog.open(run / "episodes.zarr").read(0)
-    assert np.array_equal(episode.observations["action_history"][2], episode.commanded[:2]), "online too"
+    assert np.array_equal(episode.observations["action_history"][2], episode.action[:2]), "online too"
     assert did(capsys, "train", "--resume", run, "--online-steps", 100)[0]["env_steps"] >= 100
     said = refused(capsys, 2, "train", "--resume", run, "--online-steps", 99)
     assert f"--online-steps 99 with --resume {run}, a run of 100: it is the new total, and cannot be less" in said
@@ -205,7 +207,7 @@ def test_a_log_names_its_environment_and_nothing_is_imported_because_a_file_says
 
 
 def test_eval_takes_the_policys_own_task_and_names_another(capsys: Capture) -> None:
-    policies = Path(__file__).parents[1] / "policies"
+    policies = Path(__file__).parents[2] / "policies"
     assert did(capsys, "eval", "--policy", policies / "can.onnx", "--episodes", 1)[0]["episodes"] == 1
     said = refused(capsys, 1, "eval", "--policy", policies / "can.onnx", "--env", "lift")
     assert "does not fit lift" in said and "it is of can, leave out --env lift" in said
@@ -230,7 +232,7 @@ def test_train_takes_the_task_and_the_action_history_of_its_log(
             assert "action_history" not in episode.observations
             continue
         rows = episode.observations["action_history"]
-        assert rows.shape == (10, length, 7) and np.array_equal(rows[-1], episode.commanded[-length:])
+        assert rows.shape == (10, length, 7) and np.array_equal(rows[-1], episode.action[-length:])
 
 
 def test_hints_fit_the_robot(robot: RobotSpec) -> None:

@@ -16,7 +16,7 @@ import pytest
 import rerun as rr
 
 from sacflow_robot.cli import main
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.envs.vector_env import demonstrate
 from sacflow_robot.episode import Episode
 from sacflow_robot.robot.conformance import FakeRobot
@@ -112,7 +112,7 @@ def test_a_physical_arm_gets_the_commands_within_its_profile(
     )
     result, messages = replay(capsys, log, "--robot", "fake:0", "--profile", profile)
     sent = np.stack(device.commands)
-    assert np.array_equal(sent[:, :3], np.clip(demonstration.commanded[:, :3], -0.2, 0.2)) and device.closed
+    assert np.array_equal(sent[:, :3], np.clip(demonstration.action[:, :3], -0.2, 0.2)) and device.closed
     assert result["limited_steps"] > 0 and result["max_state_deviation"] is None
     furthest = np.abs(demonstration.observations["robot0_eef_pos"]).max()
     assert result["max_observation_deviation"]["robot0_eef_pos"] == pytest.approx(furthest)
@@ -147,7 +147,7 @@ def test_a_recording_without_a_simulator_and_what_is_not_installed(tmp_path: Pat
     assert done.returncode == 0 and "the simulator is not installed" in done.stderr, done.stderr
     assert json.loads(done.stdout)["replayed"] is False
     schema = rr.dataframe.load_recording(tmp_path / "a.rrd").schema()
-    assert "/action/x/commanded" in {column.entity_path for column in schema.component_columns()}
+    assert "/action/x/action" in {column.entity_path for column in schema.component_columns()}
     for module, option, file, extra in (("rerun", "--rerun", "b.rrd", "viz"), ("av", "--video", "b.mp4", "sim")):
         blocked = f"import sys; sys.modules[{module!r}] = None; "
         done = limited_python(f"{blocked}{call}{option!r}, {file!r}]))", tmp_path)

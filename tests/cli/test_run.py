@@ -19,7 +19,7 @@ from sacflow_robot.episode import Source
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
 
-POLICY = Path(__file__).parents[1] / "policies" / "lift.onnx"
+POLICY = Path(__file__).parents[2] / "policies" / "lift.onnx"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -71,6 +71,6 @@ def test_a_person_takes_over_and_labels_from_the_terminal(tmp_path: Path) -> Non
     episode = EpisodeLog.open(tmp_path / "log.zarr").read(0)
     assert episode.info["label"] == "failure" and not episode.info["success"]
     human = episode.source == Source.HUMAN
-    assert episode.human is not None, "what the person asked for is kept beside what was sent"
-    assert np.array_equal(np.isfinite(episode.human).all(axis=1), human)
+    assert episode.intervention_action is not None, "what the person asked for is kept beside what was sent"
+    assert np.array_equal(np.isfinite(episode.intervention_action).all(axis=1), human)
     assert human.any() and human[np.flatnonzero(human)[0] :].all(), "who took over has the robot until the end"

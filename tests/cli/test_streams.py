@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sacflow_robot.cli import main
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.spec import RobotSpec
 

@@ -18,7 +18,7 @@ from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
 
-POLICY = Path(__file__).parents[1] / "policies" / "lift.onnx"
+POLICY = Path(__file__).parents[2] / "policies" / "lift.onnx"
 PROGRAM = [sys.executable, "-m", "sacflow_robot"]
 
 

@@ -14,8 +14,9 @@ import torch
 from rich.console import Console
 
 from sacflow_robot.cli import common, main
-from sacflow_robot.cli.train import Train, training_draws, training_robots, with_action_history
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.cli.train import Train
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.envs.tasks import get_robot
 from sacflow_robot.envs.vector_env import collect
 from sacflow_robot.episode import Episode
@@ -25,8 +26,10 @@ from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig, f
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.learn.trainer import Trainer
+from sacflow_robot.learn.training_envs import training_draws, training_envs
+from sacflow_robot.utils.action_history import with_action_history
 
-SHIPPED = Path(__file__).parents[1] / "calibration" / "franka_twin.yaml"
+SHIPPED = Path(__file__).parents[2] / "calibration" / "franka_twin.yaml"
 
 
 def test_resume_takes_a_log_and_nothing_else_that_the_run_has_already(tmp_path: Path) -> None:
@@ -58,9 +61,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     demos = collect("lift", "proficient", range(1_000_000, 1_000_010), 2, lambda _: None)
     demos = [with_action_history(episode, 2) for episode in demos]
     run = RunFolder.create(folder / "run", tiny)
-    draws = training_draws(tiny)
-    with training_robots(tiny, 1, draws) as envs, training_robots(tiny, 1, draws) as eval_robots:
-        trainer = Trainer(tiny, run, envs, eval_robots, TrainingProgress(Console(quiet=True)))
+    with training_envs(tiny) as (envs, eval_envs):
+        trainer = Trainer(tiny, run, envs, eval_envs, TrainingProgress(Console(quiet=True)))
         trainer.load(demos[:2])
         trainer.run()
         write_log(folder / "real.zarr", envs.spec, demos[2:])
@@ -184,8 +186,8 @@ def test_action_history_is_what_was_commanded_before(make_episode: Callable[...,
     episode = with_action_history(make_episode(6), 3)
     seen = episode.observations["action_history"]
     assert seen.shape == (7, 3, 7) and not seen[0].any()
-    assert np.array_equal(seen[1][-1], episode.commanded[0]) and not seen[1][:-1].any()
-    assert np.array_equal(seen[6], episode.commanded[3:6])
+    assert np.array_equal(seen[1][-1], episode.action[0]) and not seen[1][:-1].any()
+    assert np.array_equal(seen[6], episode.action[3:6])
     assert with_action_history(episode, 3) is episode and with_action_history(make_episode(2), 0).observations.keys()
     spec = common.robot_with_history(get_robot("lift"), 3)
     episode.check_fits(spec, "log")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import shutil
 import signal
 import socket
@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from sacflow_robot.cli import COMMANDS, GROUPS, main
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.episode import Episode
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
@@ -110,7 +111,7 @@ def test_unknown_names_list_the_valid_ones(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_bad_options_are_said_in_one_line_without_a_frame(encoding: str) -> None:
+def test_bad_options_are_said_in_one_line_without_a_frame(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser draws a frame around what it says, in dashes where the terminal takes ASCII only."""
     for words, message in (
         (("eval",), "missing: --policy PATH Policy file. (required)"),
@@ -124,10 +125,13 @@ def test_bad_options_are_said_in_one_line_without_a_frame(encoding: str) -> None
             "Error parsing --episodes: invalid literal for int() with base 10: 'many'",
         ),
     ):
-        command = [sys.executable, "-m", "sacflow_robot", *words]
-        said = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": encoding})
-        assert said.returncode == 2 and said.stdout == ""
-        assert said.stderr == f"sacflow-robot: error: {message}; see 'sacflow-robot eval --help'\n"
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2)]
+        with monkeypatch.context() as patch:
+            for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+                patch.setattr(sys, name, stream)
+            assert main(words) == 2
+        out, err = (stream.buffer.getvalue().decode() for stream in streams)  # type: ignore[attr-defined]
+        assert not out and err == f"sacflow-robot: error: {message}; see 'sacflow-robot eval --help'\n"
 
 
 def test_bad_use_of_each_command(
@@ -257,7 +261,7 @@ def test_launch_stops_the_others_when_one_fails(tmp_path: Path) -> None:
 def test_episodes_on_evaluation_seeds_are_not_trained_on(
     capsys: Capture, tmp_path: Path, make_episode: Callable[..., Episode], robot: RobotSpec
 ) -> None:
-    """Trap 10."""
+    """Success on seeds that the learner has seen says nothing."""
     log, out = tmp_path / "log.zarr", tmp_path / "out"
     for seed in (10_000, 10_099, 20_049):
         write_log(log, robot, [make_episode(3, seed=1), make_episode(3, seed=seed)])
@@ -266,6 +270,7 @@ def test_episodes_on_evaluation_seeds_are_not_trained_on(
         shutil.rmtree(log)
 
 
+@pytest.mark.slow
 def test_a_launched_cell_runs_and_ends(policy_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "cell.yaml"
     file.write_text(

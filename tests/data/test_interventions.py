@@ -14,10 +14,10 @@ from sacflow_robot.spec import RobotSpec
 def test_the_stretches_that_a_person_had_the_arm(make_episode: Callable[..., Episode]) -> None:
     source = np.array([0, 1, 1, 1, 0, 3, 1, 1], np.uint8)
     human = np.where(source[:, None] == 1, np.arange(8.0)[:, None], np.nan).astype(np.float32).repeat(7, axis=1)
-    episode = replace(make_episode(8), source=source, human=human)
+    episode = replace(make_episode(8), source=source, intervention_action=human)
     first, last = human_parts(episode)
-    assert first.human is not None and first.human[:, 0].tolist() == [1, 2, 3]
-    assert np.array_equal(first.commanded, episode.commanded[1:4]) and len(first.time_ns) == 4
+    assert first.intervention_action is not None and first.intervention_action[:, 0].tolist() == [1, 2, 3]
+    assert np.array_equal(first.action, episode.action[1:4]) and len(first.time_ns) == 4
     assert first.observations["robot0_eef_pos"][:, 0].tolist() == [1, 2, 3, 4]
     assert first.truncated[-1] and not first.terminated.any() and first.success
     assert last.terminated[-1] and not last.truncated[-1] and last.info["taken_over_at"] == 6

@@ -65,7 +65,7 @@ def test_damaged_files(kind: str, tmp_path: Path) -> None:
             assert RobotSpec.from_dict(json.loads(robot.to_json())) == robot
             options = DemoOptions(robot, "", sparse_rewards=False, agreement=AgreementOptions(rate=30))
             demos = read_demos(path, options)
-            assert all(np.isfinite(e.commanded).all() for e in demos.episodes)
+            assert all(np.isfinite(e.action).all() for e in demos.episodes)
             outcomes["read"] += 1
         except SacflowError as error:
             assert str(path) in str(error) and "\n" not in str(error)

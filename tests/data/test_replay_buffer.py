@@ -38,7 +38,7 @@ def test_windows_stay_within_their_episode_and_the_ring(
         episode = made[which]
         valid = min(H, len(episode) - start)
         assert batch.valid[row].tolist() == [j < valid for j in range(H)]
-        assert np.array_equal(batch.actions[row, :valid], episode.commanded[start : start + valid])
+        assert np.array_equal(batch.actions[row, :valid], episode.action[start : start + valid])
         assert (np.abs(batch.actions[row, valid:]) <= 1).all()
         assert batch.next_observation[row, 0] == start + valid
         assert batch.next_observation[row, 1] == which
@@ -93,7 +93,7 @@ class _Plain:
             episode, step = self.rows[row]
             valid = min(H, len(episode) - step)
             window[valid:] = rng.uniform(-1, 1, (H - valid, self.robot.action_dim))
-            window[:valid] = episode.commanded[step : step + valid]
+            window[:valid] = episode.action[step : step + valid]
             rewards = episode.rewards[step : step + valid].astype(np.float64)
             ended = episode.success and step + valid == len(episode)
             flat = self.robot.flatten(episode.observations)
@@ -303,7 +303,7 @@ def test_actions_beyond_the_bounds_are_refused(make_episode: MakeEpisode, robot:
     episode = make_episode(3)
     buffer = ReplayBuffer(robot, H, GAMMA, capacity=5)
     with pytest.raises(DataError, match="beyond the robot's bounds"):
-        buffer.append(replace(episode, commanded=episode.proposed))
+        buffer.append(replace(episode, action=episode.policy_action))
 
 
 def test_bad_use(make_episode: MakeEpisode, robot: RobotSpec) -> None:

@@ -27,7 +27,7 @@ def test_figures(make_episode: Callable[..., Episode], robot: RobotSpec) -> None
     assert figures["returns"] == {"min": 0, "mean": pytest.approx(2 / 3), "max": 1}
     keys = {key["key"]: key for key in figures["keys"]}
     assert keys["object"]["shape"] == [10] and keys["object"]["dtype"] == "float32"
-    actions = np.concatenate([e.commanded for e in demos.episodes])
+    actions = np.concatenate([e.action for e in demos.episodes])
     assert (keys["action"]["min"], keys["action"]["max"]) == (actions.min(), actions.max())
     assert "measured" not in keys and keys["states"]["shape"] == [32] and keys["source"]["max"] == 1
     assert keys["robot0_eef_pos"]["unit"] == "m in world"
@@ -54,9 +54,9 @@ def test_a_gripper_that_disagrees_with_its_command(make_episode: Callable[..., E
         closing = np.where(np.arange(40) < 20, 1, -1).astype(np.float32)
         half = (0.04 - np.r_[0, np.cumsum(closing)] * travel / 2).astype(np.float32)
         observations = {**episode.observations, "robot0_gripper_qpos": np.column_stack([half, -half])}
-        commanded = episode.commanded.copy()
+        commanded = episode.action.copy()
         commanded[:, 6] = sign * closing
-        return gripper_disagreement([replace(episode, observations=observations, commanded=commanded)], robot)
+        return gripper_disagreement([replace(episode, observations=observations, action=commanded)], robot)
 
     assert disagreement(1) is None
     assert "in 100% of the steps that move the fingers they go against the command" in (disagreement(-1) or "")
@@ -69,7 +69,7 @@ def test_idle_steps_command_nothing_new(make_episode: Callable[..., Episode], ro
     actions = np.zeros((5, 7), np.float32)
     actions[:, 6] = -1, -1, 1, 1, 1
     actions[4, 2] = 0.5
-    episode = replace(make_episode(5), commanded=actions)
+    episode = replace(make_episode(5), action=actions)
     assert idle_steps(episode, robot).tolist() == [True, True, False, True, False]
     positions = replace(robot, controller="joint positions")
     assert idle_steps(episode, positions).tolist() == [False, True, False, True, False]
@@ -77,7 +77,7 @@ def test_idle_steps_command_nothing_new(make_episode: Callable[..., Episode], ro
 
 def test_duplicates_are_the_same_actions_to_the_bit(make_episode: Callable[..., Episode]) -> None:
     one, other = make_episode(3), make_episode(3, seed=1)
-    nearly = replace(one, commanded=np.nextafter(one.commanded, np.float32(2)))
+    nearly = replace(one, action=np.nextafter(one.action, np.float32(2)))
     assert duplicates([one, other, nearly]) == []
     assert duplicates([one, other, nearly, one, other]) == [[0, 3], [1, 4]]
 

@@ -114,7 +114,7 @@ def test_parts_are_the_episode_cut_where_it_was_complete(envs: VectorEnv) -> Non
             rollouts = Rollouts(envs, SHAPE, [], part_steps=20)
             rollouts.load_state_dict(state)
     assert {len(part) for part in parts[:-1]} == {20} and sum(map(len, parts)) == len(whole[0])
-    for name in ("commanded", "rewards", "terminated", "time_ns"):
+    for name in ("action", "rewards", "terminated", "time_ns"):
         cut = [getattr(part, name)[: len(part)] for part in parts]
         assert np.array_equal(np.concatenate(cut), getattr(whole[0], name)[: len(whole[0])])
     for key, column in whole[0].observations.items():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import sacflow_robot
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.envs.vector_env import demonstrate
 

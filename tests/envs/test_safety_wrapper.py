@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacflow_robot.cli.train import limited
 from sacflow_robot.envs.collector import rollout
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.safety_wrapper import LimitedEnv, LimitedVectorEnv
 from sacflow_robot.envs.vector_env import make_vector_env
 from sacflow_robot.errors import UsageError
 from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.training_envs import limited
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import Box, SafetyLimits
 
@@ -45,13 +45,15 @@ def test_arms_that_learn_move_within_the_limits_and_learn_from_what_was_commande
         episodes = list(rollout(made, (5, 7), choose, range(3)))
         assert len(episodes) == 3
         for episode in episodes:
-            speed = episode.commanded[:, :3]  # one per 0.05 m and 0.05 s: meters per second
+            speed = episode.action[:, :3]  # one per 0.05 m and 0.05 s: meters per second
             assert np.abs(speed).max() <= 0.3 + 1e-6
             assert np.abs(np.diff(speed, axis=0)).max() <= 1.5 * 0.05 + 1e-6
-            assert np.abs(episode.proposed).max() == 1 and not np.array_equal(episode.proposed, episode.commanded)
+            assert np.abs(episode.policy_action).max() == 1 and not np.array_equal(
+                episode.policy_action, episode.action
+            )
             # What was commanded, without a filter, leads to the same states.
             replayed.begin({0: int(episode.info["seed"])})
-            replayed.send({0: episode.commanded})
+            replayed.send({0: episode.action})
             (results,) = replayed.receive().values()
             assert np.array_equal(results[-1].state, episode.states[-1])  # type: ignore[index,arg-type]
 

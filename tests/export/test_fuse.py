@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sacflow_robot.bench.naive import NaiveFlow
-from sacflow_robot.export.fuse import FoldedFlow
 from sacflow_robot.learn.config import FlowConfig, VelocityName
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.policy import squash, unsquash
@@ -44,7 +43,7 @@ def test_the_same_function(velocity: VelocityName, quaternions: tuple[int, ...])
     policy = make_policy(velocity, quaternions)
     for steps in (1, 4, 8):
         policy.euler_steps = steps
-        folded, for_prefix = FoldedFlow(policy), FoldedFlow(policy, with_prefix=True)
+        folded, for_prefix = policy.twin(prefix=False), policy.twin(prefix=True)
         for batch in (1, 7, 64):
             seen, noise = observations(batch), torch.randn(batch, D)
             expected, nothing = policy(seen, noise), torch.zeros(batch, D)
@@ -87,14 +86,14 @@ def test_what_is_committed_comes_back_and_the_rest_flows_beside_it(
     seen = torch.randn(batch, OBSERVATION, generator=drawn)
     noise, prefix = (torch.randn(batch, D, generator=drawn) for _ in range(2))
     held = torch.tensor(masks).repeat_interleave(A, 1)
-    chunk = FoldedFlow(policy, with_prefix=True)(seen, noise, prefix, held)
+    chunk = policy.twin(prefix=True)(seen, noise, prefix, held)
     assert torch.equal(chunk[held == 1], prefix[held == 1])
     torch.testing.assert_close(chunk, by_hand(policy, seen, noise, prefix, held), atol=2e-5, rtol=0)
 
 
 def test_the_rest_of_a_chunk_depends_on_what_is_committed() -> None:
     policy = make_policy("flow-g")
-    folded, held = FoldedFlow(policy, with_prefix=True), torch.zeros(1, D)
+    folded, held = policy.twin(prefix=True), torch.zeros(1, D)
     held[:, :A] = 1
     seen, noise = torch.randn(1, OBSERVATION), torch.randn(1, D)
     low, high = (folded(seen, noise, torch.full((1, D), value), held) for value in (-0.9, 0.9))

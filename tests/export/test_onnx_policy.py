@@ -16,7 +16,7 @@ import torch
 from sacflow_robot.errors import InvalidValueError, PolicyFileError
 from sacflow_robot.export import metadata as policyfile
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.export.to_onnx import export_policy, make_spec
+from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.serve.reload import Reloader
@@ -258,7 +258,7 @@ def test_a_policy_without_a_prefix_serves_as_before(robot: RobotSpec, tmp_path: 
     flow = FlowPolicy(
         "flow-g", robot.observation_dim, 5 * robot.action_dim, FlowConfig(width=32, depth=2, gate_width=16)
     )
-    export_policy(flow, make_spec(flow, robot, "flow-g", {}), tmp_path / "plain.onnx", prefix=False)
+    export_policy(flow, flow.make_spec(robot), tmp_path / "plain.onnx", prefix=False)
     policy = OnnxPolicy(tmp_path / "plain.onnx")
     assert not policy.takes_prefix
     noise, seen = chunk_noise((2, 5, 7), 1), observation(policy, 2)

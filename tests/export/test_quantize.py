@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from sacflow_robot.errors import ExportError, PolicyFileError
+from sacflow_robot.export.metadata import WeightsKind
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.export.to_onnx import export_policy, make_spec
-from sacflow_robot.learn.config import FlowConfig, VelocityName, WeightsKind
+from sacflow_robot.export.to_onnx import export_policy
+from sacflow_robot.learn.config import FlowConfig, VelocityName
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.critic import Critic
 from sacflow_robot.learn.networks.policies import QC
@@ -43,7 +44,7 @@ def files(robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> Files:
 def write(
     policy: FlowPolicy, robot: RobotSpec, path: Path, weights: WeightsKind, exported: nn.Module | None = None
 ) -> float:
-    return export_policy(exported or policy, make_spec(policy, robot, policy.name, {}), path, weights=weights)
+    return export_policy(exported or policy, policy.make_spec(robot), path, weights=weights)
 
 
 @pytest.mark.parametrize("weights", MOST)

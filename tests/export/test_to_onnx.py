@@ -12,6 +12,7 @@ import torch
 from sacflow_robot.errors import ExportError
 from sacflow_robot.export import metadata as policyfile
 from sacflow_robot.export import to_onnx as export
+from sacflow_robot.export.graph import ExportedGraph
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
@@ -30,7 +31,7 @@ def make_policy(robot: RobotSpec, velocity: str) -> FlowPolicy:
 @pytest.mark.parametrize("velocity", ["flow-g", "flow-t", "flow-l", "mlp"])
 def test_graph_equals_torch_at_any_batch(velocity: str, robot: RobotSpec, tmp_path: Path) -> None:
     policy, path = make_policy(robot, velocity), tmp_path / "lift.onnx"
-    spec = export.make_spec(policy, robot, velocity, {"seed": 1})
+    spec = policy.make_spec(robot, {"seed": 1})
     assert export.export_policy(policy, spec, path) <= 1e-5
     session = onnxruntime.InferenceSession(path)
     assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [
@@ -57,7 +58,7 @@ def test_normalized_weights_are_folded_and_a_learned_noise_stays_out(robot: Robo
         torch.manual_seed(0)
         policy = FlowPolicy("flow-g", robot.observation_dim, 5 * robot.action_dim, replace(FLOW, **changes))
         path = tmp_path / f"{name}.onnx"
-        assert export.export_policy(policy, export.make_spec(policy, robot, "flow-g", {}), path) <= 1e-5
+        assert export.export_policy(policy, policy.make_spec(robot), path) <= 1e-5
         sizes[name] = sum(len(weight.raw_data) for weight in onnx.load(path).graph.initializer)
     assert sizes["plain"] == sizes["other"]
 
@@ -66,13 +67,13 @@ def test_a_policy_that_differs_is_not_left_behind(
     robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = make_policy(robot, "mlp")
-    spec = export.make_spec(policy, robot, "mlp", {})
+    spec = policy.make_spec(robot)
     path = tmp_path / "lift.onnx"
     path.write_bytes(b"an older policy")
     to_onnx = export.to_onnx
 
-    def damaged(graph: export.ExportedGraph, spec: PolicySpec, prefix: bool) -> onnx.ModelProto:
-        model = to_onnx(graph, spec, prefix)
+    def damaged(graph: ExportedGraph, spec: PolicySpec) -> onnx.ModelProto:
+        model = to_onnx(graph, spec)
         weight = max(model.graph.initializer, key=lambda t: len(t.raw_data))
         values = np.frombuffer(weight.raw_data, np.float32).copy()
         values[0] += 0.1
@@ -88,7 +89,7 @@ def test_a_policy_that_differs_is_not_left_behind(
 
 def test_a_policy_of_nans_is_not_exported(robot: RobotSpec, tmp_path: Path) -> None:
     policy = make_policy(robot, "mlp")
-    spec = export.make_spec(policy, robot, "mlp", {})
+    spec = policy.make_spec(robot)
     with torch.no_grad():
         next(policy.velocity.parameters()).fill_(float("nan"))
     with pytest.raises(ExportError, match="differs from torch by inf"):
@@ -100,7 +101,7 @@ def test_an_unwritable_place(robot: RobotSpec, tmp_path: Path) -> None:
     policy = make_policy(robot, "mlp")
     (tmp_path / "file").write_text("")
     with pytest.raises(ExportError, match="cannot write"):
-        export.export_policy(policy, export.make_spec(policy, robot, "mlp", {}), tmp_path / "file" / "lift.onnx")
+        export.export_policy(policy, policy.make_spec(robot), tmp_path / "file" / "lift.onnx")
 
 
 def test_the_file_says_nothing_about_the_machine(policy_file: Path) -> None:
@@ -111,7 +112,7 @@ def test_the_file_says_nothing_about_the_machine(policy_file: Path) -> None:
 
 def test_spec_travels(robot: RobotSpec) -> None:
     policy = make_policy(robot, "flow-g")
-    spec = export.make_spec(policy, robot, "flow-g", {})
+    spec = policy.make_spec(robot)
     assert (spec.chunk_length, spec.euler_steps, spec.noise_shape) == (5, 3, (5, 7))
     assert spec.observation_mean == pytest.approx(policy.observation_mean.tolist())
     assert replace(spec, notes={"a": 1}).fingerprint != spec.fingerprint
@@ -121,8 +122,8 @@ def test_a_file_for_an_arm_with_other_bounds_acts_in_its_units(robot: RobotSpec,
     low, high = np.linspace(-180, 0, 7), np.linspace(20, 90, 7)
     own = replace(robot, action_low=tuple(low), action_high=tuple(high))
     policy, half, center = make_policy(robot, "flow-g"), (high - low) / 2, (high + low) / 2
-    export.export_policy(policy, export.make_spec(policy, robot, "flow-g", {}), tmp_path / "plain.onnx")
-    export.export_policy(policy, export.make_spec(policy, own, "flow-g", {}), tmp_path / "own.onnx")
+    export.export_policy(policy, policy.make_spec(robot), tmp_path / "plain.onnx")
+    export.export_policy(policy, policy.make_spec(own), tmp_path / "own.onnx")
     plain, scaled = OnnxPolicy(tmp_path / "plain.onnx"), OnnxPolicy(tmp_path / "own.onnx")
     assert scaled.takes_prefix
     rng = np.random.default_rng(0)

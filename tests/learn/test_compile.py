@@ -48,7 +48,8 @@ def test_what_is_chosen_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(replace(full, compile="off", precision="float32"), GPU) == (False, "float32")
 
 
-def test_half_precision_is_near_and_values_losses_and_weights_stay_single() -> None:
+@pytest.mark.parametrize("compiled", ["off", pytest.param("on", marks=pytest.mark.slow)])
+def test_half_precision_is_near_and_values_losses_and_weights_stay_single(compiled: str) -> None:
     torch.manual_seed(0)
     critic, seen, chunk = Critic(64, 8, 64, 2, 2), torch.randn(32, 64), torch.randn(32, 8)
 
@@ -57,8 +58,8 @@ def test_half_precision_is_near_and_values_losses_and_weights_stay_single() -> N
         assert values.dtype == torch.float32 and len(values.unique()) == 64, "not rounded to 8 bits"
         return (values - 1).square().mean()
 
-    exact = make(precision="float32").prepare(loss)(seen, chunk)
-    near = make(precision="bfloat16").prepare(loss)(seen, chunk)
+    exact = make(compile=compiled, precision="float32").prepare(loss)(seen, chunk)
+    near = make(compile=compiled, precision="bfloat16").prepare(loss)(seen, chunk)
     near.backward()
     assert near.dtype == torch.float32
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in critic.parameters())  # type: ignore[union-attr]

@@ -23,7 +23,7 @@ CONFIG = FlowConfig(width=16, depth=2, gate_width=8, euler_steps=4, noise_scale=
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=8))
 def test_what_is_fitted_is_what_is_played(values: list[float]) -> None:
-    """Trap 5: a data action of 1, e.g. of a gripper, comes back as 1 and not as tanh(1) = 0.76."""
+    """A data action of 1, e.g. of a gripper, comes back as 1 and not as tanh(1) = 0.76."""
     action = torch.tensor(values)
     torch.testing.assert_close(squash(unsquash(action)), action, atol=1e-6, rtol=0)
 
@@ -147,7 +147,7 @@ def test_the_last_step_of_a_fixed_noise_is_measured_from_its_own_entropy() -> No
 
 
 def test_noise_is_fresh_for_every_step_row_and_dimension() -> None:
-    """Trap 4: noise from one key at every step is a constant offset; one scalar for a batch is no noise."""
+    """Noise from one key at every step is a constant offset; one scalar for a batch is no noise."""
     velocity = Recorded()
     policy = policy_with(velocity, noise_scale=1.0)
     rollout = policy.sample(torch.zeros(64, 2), torch.Generator().manual_seed(0))
@@ -264,7 +264,7 @@ def test_path_entropy_is_the_mean_negative_log_density() -> None:
     rollout = policy.sample(torch.zeros(20_000, 2), torch.Generator().manual_seed(0))
     without_squash = -(rollout.log_prob + squash_log_det(rollout.latent)).mean().item()
     assert without_squash == pytest.approx(path_entropy(3, 4, 0.1), abs=0.05)
-    assert path_entropy(35, 4, 0.1) < -170  # trap 2
+    assert path_entropy(35, 4, 0.1) < -170
     published = math.exp(-0.5 * math.log(2 * math.pi * math.e) * 5 / 4) * 2
     assert path_entropy(35, 4, published) == pytest.approx(0, abs=1e-9) and published == pytest.approx(0.34, abs=0.01)
 

@@ -16,7 +16,6 @@ from sacflow_robot.spec import RobotSpec
 
 
 def test_temperature_rises_when_entropy_is_below_target() -> None:
-    """Trap 1."""
     for entropy, target, rises in ((-50.0, -35.0, True), (-20.0, -35.0, False)):
         log_temperature = torch.tensor(-5.0, requires_grad=True)
         losses.temperature_loss(log_temperature, torch.full((8,), -entropy), target).backward()
@@ -28,7 +27,7 @@ def test_critic_target_by_hand() -> None:
     """H = 2, gamma = 0.9: r_0 + 0.9 r_1 + 0.81 (Q' - alpha log p), and nothing after success."""
     reward = torch.tensor([0.5 + 0.9 * 2.0, 1.0])
     discount = torch.tensor([0.81, 0.0])
-    target = losses.critic_target(reward, discount, torch.tensor([3.0, 99.0]), torch.tensor([0.2, 99.0]))
+    target = losses.td_target(reward, discount, torch.tensor([3.0, 99.0]), torch.tensor([0.2, 99.0]))
     assert target.tolist() == pytest.approx([2.3 + 0.81 * 2.8, 1.0])
 
 
@@ -99,7 +98,7 @@ def test_chunked_targets_by_hand_around_the_ends_of_episodes(
         buffer.append(make_episode(steps, success=success))
         batch = buffer.sample(200, np.random.default_rng(0))
         starts = batch.observation[:, 0].astype(int)
-        target = losses.critic_target(
+        target = losses.td_target(
             torch.from_numpy(batch.reward), torch.from_numpy(batch.discount), torch.full((200,), 8.0), torch.zeros(200)
         )
         assert set(starts) == set(range(steps))

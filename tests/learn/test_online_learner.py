@@ -11,18 +11,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from sacflow_robot.cli.follow import check_policy
-from sacflow_robot.data.log.reader import EpisodeLog
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
+from sacflow_robot.envs.collector import Chunker
 from sacflow_robot.envs.vector_env import SubprocVectorEnv, collect
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, PolicyFileError, SacflowError, UsageError
 from sacflow_robot.export.metadata import file_version
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.learn import online_learner as follow
+from sacflow_robot.learn import online_learner, publish_gate
 from sacflow_robot.learn.config import FlowConfig, TrainConfig
-from sacflow_robot.learn.online_learner import FollowConfig, FollowingTrainer
+from sacflow_robot.learn.metrics import Evaluation
+from sacflow_robot.learn.online_learner import OnlineConfig, OnlineLearner
 from sacflow_robot.learn.progress import TrainingProgress
-from sacflow_robot.learn.run_folder import Evaluation, RunFolder
+from sacflow_robot.learn.publish_gate import check_policy
+from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.learn.trainer import Trainer
 from sacflow_robot.learn.training_guards import Interrupted
 from sacflow_robot.spec import RobotSpec
@@ -38,11 +40,18 @@ def demos() -> list[Episode]:
 
 @pytest.fixture(scope="module")
 def pools() -> Iterator[tuple[SubprocVectorEnv, SubprocVectorEnv]]:
-    with SubprocVectorEnv("lift", 1) as envs, SubprocVectorEnv("lift", 1) as eval_robots:
-        yield envs, eval_robots
+    with SubprocVectorEnv("lift", 1) as envs, SubprocVectorEnv("lift", 1) as eval_envs:
+        yield envs, eval_envs
 
 
-Make = Callable[..., FollowingTrainer]
+@pytest.fixture
+def ready_export(policy_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publish a file that is there already, where it does not matter what is published: exporting one takes seconds."""
+    content = policy_file.read_bytes()
+    monkeypatch.setattr(publish_gate, "export_agent", lambda agent, notes, path: path.write_bytes(content))
+
+
+Make = Callable[..., OnlineLearner]
 
 
 @pytest.fixture
@@ -53,179 +62,198 @@ def make(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Make:
     """Followers of ``log.zarr`` that go on from one short run."""
-    monkeypatch.setattr(follow, "_POLL_S", 0.01)
+    monkeypatch.setattr(online_learner, "_POLL_S", 0.01)
     quiet = TrainingProgress(Console(quiet=True))
     first = Trainer(TINY, RunFolder.create(tmp_path / "run", TINY), *pools, quiet)
     first.load(demos)
     first.run()
 
-    def made(gate_episodes: int = 0, stop_after: int | None = None) -> FollowingTrainer:
+    def made(gate_episodes: int = 0, stop_after: int | None = None, inject_bad_candidate: int = 0) -> OnlineLearner:
         folder, config = RunFolder.open(tmp_path / "run")
-        trainer = FollowingTrainer(replace(config, eval_episodes=gate_episodes), folder, *pools, quiet)
-        trainer.follow = FollowConfig(tmp_path / "log.zarr", tmp_path / "served.onnx", 30, gate_episodes, stop_after)
-        trainer.accept, trainer.check = check_policy, lambda episode: None
-        trainer.load_policy = lambda path: OnnxPolicy(path).infer
+        trainer = Trainer(replace(config, eval_episodes=gate_episodes), folder, *pools, quiet)
         trainer.resume(same_robots=False)
-        return trainer
+        log, served = tmp_path / "log.zarr", tmp_path / "served.onnx"
+        online = OnlineConfig(log, served, 30, gate_episodes, stop_after, inject_bad_candidate=inject_bad_candidate)
+        return OnlineLearner(trainer, online)
 
     return made
 
 
 def log_of(path: Path, robot: RobotSpec, episodes: list[Episode]) -> None:
-    with EpisodeLog.writer(path / "log.zarr", robot) as log:
+    with EpisodeWriter(path / "log.zarr", robot) as log:
         log.extend(episodes)
 
 
+def for_each_episode(monkeypatch: pytest.MonkeyPatch, call: Callable[[], None]) -> None:
+    """Call something when an episode of the log is taken, where its seed is checked."""
+    monkeypatch.setattr(online_learner, "check_seeds", lambda episodes, config, log: call())
+
+
 def test_it_learns_from_a_growing_log_and_publishes(
-    make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]
+    make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_of(tmp_path, robot, demos[:1])
-    trainer = make(stop_after=len(demos[0]) + len(demos[1]))
-    grown = False
+    learner = make(stop_after=len(demos[0]) + len(demos[1]))
+    trainer, grown = learner.trainer, False
 
-    def grow(episode: Episode) -> None:
+    def grow() -> None:
         nonlocal grown
         if not grown:  # while it is being followed
             log_of(tmp_path, robot, demos[1:2])
             grown = True
 
-    trainer.check = grow
+    for_each_episode(monkeypatch, grow)
     before = trainer.agent.updates
-    trainer.run()
+    learner.run()
     assert trainer.env_steps == len(demos[0]) + len(demos[1])
     assert trainer.agent.updates - before == int(trainer.env_steps * TINY.learner.utd_ratio)
-    assert trainer.published >= 2 and trainer.refused == 0, "first what there was, then what was learned"
+    assert learner.gate.published >= 2 and learner.gate.refused == 0, "first what there was, then what was learned"
     policy = OnnxPolicy(tmp_path / "served.onnx")
     assert policy.spec.notes["online_steps"] == trainer.env_steps
     assert not list(tmp_path.glob(".*candidate*")), "no candidate is left"
 
-    again = make(stop_after=trainer.env_steps)
     log_of(tmp_path, robot, demos[2:])
-    again.follow = replace(again.follow, stop_after=trainer.env_steps + 1)
+    again = make(stop_after=trainer.env_steps + 1)
     again.run()
-    assert again.env_steps == sum(map(len, demos)), "no episode is taken twice"
+    assert again.trainer.env_steps == sum(map(len, demos)), "no episode is taken twice"
 
 
+@pytest.mark.usefixtures("ready_export")
 def test_a_run_from_scratch_learns_from_the_log_as_well(
     make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]
 ) -> None:
     log_of(tmp_path, robot, demos[:1])
-    trainer = make(stop_after=len(demos[0]))
+    learner = make(stop_after=len(demos[0]))
+    trainer = learner.trainer
     trainer.config = replace(trainer.config, from_scratch=True, demos="none", offline_steps=0)
     before = len(trainer.buffer)
-    trainer.run()
+    learner.run()
     assert len(trainer.buffer) == before + len(demos[0])
 
 
 def test_a_candidate_whose_weights_are_broken_is_refused(
-    make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]
+    make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make(stop_after=len(demos[0]))
-    trainer._publish()
+    learner = make(stop_after=len(demos[0]))
+    learner.gate.publish()
     served = file_version(tmp_path / "served.onnx")
     log_of(tmp_path, robot, demos[:1])
 
-    def corrupt(episode: Episode) -> None:
+    def corrupt() -> None:
         with torch.no_grad():
-            next(trainer.agent.average_policy.parameters()).view(-1)[0] = float("nan")
+            next(learner.trainer.agent.average_policy.parameters()).view(-1)[0] = float("nan")
 
-    trainer.check = corrupt
-    trainer.run()
-    assert trainer.published == 1 and trainer.refused >= 1
+    for_each_episode(monkeypatch, corrupt)
+    learner.run()
+    assert learner.gate.published == 1 and learner.gate.refused >= 1
     assert file_version(tmp_path / "served.onnx") == served
-    assert make().agent.is_finite, "the checkpoint is not of the broken one"
+    assert make().trainer.agent.is_finite, "the checkpoint is not of the broken one"
 
 
-def test_a_candidate_that_does_worse_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, rates = make(gate_episodes=20), iter([12, 11, 2, 3, 20, 19, 14, 14, 14])
-    trainer.load_policy = lambda path: trainer.act
+@pytest.mark.usefixtures("ready_export")
+def test_a_candidate_that_does_worse_is_refused(
+    make: Make, tmp_path: Path, policy_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, rates = make(gate_episodes=20), iter([12, 11, 2, 3, 20, 19, 14, 14, 14])
+    trainer, gate = learner.trainer, learner.gate
+    (tmp_path / "served.onnx").write_bytes(policy_file.read_bytes())
 
-    def evaluate(phase: str) -> None:
-        trainer.evaluations.append(Evaluation("online", 0, next(rates), 20, 50.0, 0.5))
+    def evaluate(phase: str, act: object) -> None:
+        trainer.done.evaluations.append(Evaluation("online", 0, next(rates), 20, 50.0, 0.5))
 
-    monkeypatch.setattr(trainer, "_evaluate", evaluate)
-    monkeypatch.setattr(follow, "export_agent", lambda agent, notes, path: path.write_bytes(b"a policy"))
-    trainer.accept = lambda path: None
-    trainer._best = trainer._gate_result(tmp_path / "served.onnx")
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    assert gate.begin() == " from success 12/20"
     for published, refused in ((1, 0), (1, 1), (1, 2), (2, 2), (3, 2), (3, 3), (3, 4)):
-        trainer._publish()
-        assert (trainer.published, trainer.refused) == (published, refused)
+        gate.publish()
+        assert (gate.published, gate.refused) == (published, refused)
     with pytest.raises(SacflowError, match="3 candidates in a row were refused"):
-        trainer._publish()
+        gate.publish()
     with (tmp_path / "run" / "candidates.csv").open(newline="") as file:
         told = [(row["outcome"], row["successes"], row["reason"]) for row in csv.DictReader(file)]
     assert told[4] == ("published", "19", ""), "one failure after none is no evidence"
     assert told[5] == ("refused", "14", "success 14/20, worse than success 20/20"), "of the best, not of the last"
 
 
-def test_what_is_served_is_what_candidates_are_held_against(make: Make, tmp_path: Path) -> None:
-    make()._publish()
-    trainer, judged = make(gate_episodes=1, stop_after=0), []
-    trainer.load_policy = lambda path: judged.append(path.name) or OnnxPolicy(path).infer  # type: ignore[func-returns-value]
-    trainer.run()
-    assert judged == ["served.onnx", ".served.candidate.onnx"]
-    assert [(e.phase, e.episodes) for e in trainer.evaluations] == [("online", 1)] * 2
+def test_what_is_served_is_what_candidates_are_held_against(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make().gate.publish()
+    learner, judged = make(gate_episodes=1, stop_after=0), []
+    evaluate = learner.trainer.evaluate
+
+    def judge(phase: str, act: Chunker) -> None:
+        judged.append(act.__self__.version)  # type: ignore[attr-defined]
+        evaluate(phase, act)
+
+    served = file_version(tmp_path / "served.onnx")
+    monkeypatch.setattr(learner.trainer, "evaluate", judge)
+    learner.run()
+    assert judged == [served, file_version(tmp_path / "served.onnx")], "what was served, then the candidate"
+    assert [(e.phase, e.episodes) for e in learner.trainer.done.evaluations] == [("online", 1)] * 2
 
 
-def test_the_fault_switch_spoils_one_candidate_and_leaves_the_learner_as_it_was(make: Make, tmp_path: Path) -> None:
-    trainer, versions = make(), []
-    trainer.follow = replace(trainer.follow, inject_bad_candidate=2)
+def test_the_fault_switch_corrupts_one_candidate_and_leaves_the_learner_as_it_was(make: Make, tmp_path: Path) -> None:
+    gate, versions = make(inject_bad_candidate=2).gate, []
     for _ in range(3):
-        trainer._publish()
+        gate.publish()
         versions.append(file_version(tmp_path / "served.onnx"))
     assert versions[0] == versions[2] != versions[1]
 
 
-def test_a_candidate_that_the_server_would_refuse_is_refused(make: Make, tmp_path: Path) -> None:
-    trainer = make()
+def test_a_candidate_that_the_server_would_refuse_is_refused(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = make().gate
 
     def refuse(path: Path) -> None:
         assert path.exists() and path.parent == tmp_path, "on the same disk, so that it replaces in one step"
         raise PolicyFileError("no")
 
-    trainer.accept = refuse
-    trainer._publish()
-    assert trainer.refused == 1 and not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob(".*.onnx"))
+    monkeypatch.setattr(publish_gate, "check_policy", refuse)
+    gate.publish()
+    assert gate.refused == 1 and not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob(".*.onnx"))
 
 
-def test_ctrl_c_saves_what_was_taken(make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]) -> None:
+@pytest.mark.usefixtures("ready_export")
+def test_ctrl_c_saves_what_was_taken(
+    make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
     log_of(tmp_path, robot, demos[:2])
-    trainer = make()
-
-    def stop(episode: Episode) -> None:
-        trainer._stop = True
-
-    trainer.check = stop
+    learner = make()
+    for_each_episode(monkeypatch, learner.trainer.ask_to_stop)
     with pytest.raises(Interrupted):
-        trainer.run()
+        learner.run()
     log_of(tmp_path, robot, demos[2:])
+    for_each_episode(monkeypatch, lambda: None)
     again = make(stop_after=sum(map(len, demos)))
-    assert again.env_steps == len(demos[0]) + len(demos[1])
+    assert again.trainer.env_steps == len(demos[0]) + len(demos[1])
     again.run()
-    assert again.env_steps == sum(map(len, demos))
+    assert again.trainer.env_steps == sum(map(len, demos))
 
 
-def test_an_arm_that_is_far_ahead_is_followed_with_what_is_newest(
+@pytest.mark.usefixtures("ready_export")
+def test_a_robot_that_is_far_ahead_is_followed_with_what_is_newest(
     make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_of(tmp_path, robot, demos)
-    monkeypatch.setattr(follow, "_MOST_OWED", 1)
-    trainer = make(stop_after=sum(map(len, demos)))
-    before = trainer.agent.updates
-    trainer.run()
-    assert trainer.env_steps == sum(map(len, demos)), "everything is in the buffer"
-    assert trainer.agent.updates - before == int(30 * TINY.learner.utd_ratio), "and the rest forgotten"
+    monkeypatch.setattr(online_learner, "_MOST_OWED", 1)
+    learner = make(stop_after=sum(map(len, demos)))
+    before = learner.trainer.agent.updates
+    learner.run()
+    assert learner.trainer.env_steps == sum(map(len, demos)), "everything is in the buffer"
+    assert learner.trainer.agent.updates - before == int(30 * TINY.learner.utd_ratio), "and the rest forgotten"
 
 
 def test_a_run_that_was_stopped_while_cloning_is_not_followed(make: Make) -> None:
-    trainer = make()
-    trainer.offline_steps = 3
+    learner = make()
+    learner.trainer.done.offline_steps = 3
     with pytest.raises(
         UsageError, match=r"stopped while cloning, after 3 of 4 updates; finish it first with train --resume"
     ):
-        trainer.run()
+        learner.run()
 
 
+@pytest.mark.usefixtures("ready_export")
 def test_another_log_or_a_broken_note_is_said(
     make: Make, tmp_path: Path, robot: RobotSpec, demos: list[Episode]
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.replay_buffer import ChunkBatch
 from sacflow_robot.envs.vector_env import SubprocVectorEnv, collect
@@ -20,9 +21,11 @@ from sacflow_robot.errors import DataError, SacflowError, UsageError
 from sacflow_robot.learn import trainer as train
 from sacflow_robot.learn.algorithms.agent import Metrics
 from sacflow_robot.learn.config import FlowConfig, TrainConfig, extended
+from sacflow_robot.learn.exploration import uniform_actions
+from sacflow_robot.learn.metrics import read_metrics
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.progress import TrainingProgress
-from sacflow_robot.learn.run_folder import CHECKPOINT_LAYOUT, RunFolder, read_metrics
+from sacflow_robot.learn.run_folder import CHECKPOINT_LAYOUT, RunFolder
 from sacflow_robot.learn.trainer import Trainer
 from sacflow_robot.learn.training_guards import Interrupted
 
@@ -57,14 +60,14 @@ class _StopsAt:
     """Presses Ctrl-C, as it were, once the trainer has come that far."""
 
     def __init__(self, trainer: Trainer, offline: int, online: int) -> None:
-        check = trainer._check_stop
+        check = trainer.check_stop
 
         def watch() -> None:
-            if trainer.offline_steps >= offline and trainer.env_steps >= online:
-                trainer._stop = True
+            if trainer.done.offline_steps >= offline and trainer.env_steps >= online:
+                trainer.ask_to_stop()
             check()
 
-        trainer._check_stop = watch  # type: ignore[method-assign]
+        trainer.check_stop = watch  # type: ignore[method-assign]
 
 
 def assert_equal(a: object, b: object, where: str = "") -> None:
@@ -106,8 +109,8 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_uninterrupted_one_does(
     parts.run()
 
     assert parts.env_steps == whole.env_steps >= 160
-    assert [replace(e) for e in parts.evaluations] == whole.evaluations
-    assert len(whole.evaluations) == 3
+    assert [replace(e) for e in parts.done.evaluations] == whole.done.evaluations
+    assert len(whole.done.evaluations) == 3
     assert_equal(parts.agent.state_dict(), whole.agent.state_dict(), "agent")
     for key, column in whole.buffer.state_dict().items():
         assert (column == parts.buffer.state_dict()[key]).all(), key
@@ -133,7 +136,7 @@ def test_a_run_extended_ends_bit_for_bit_where_a_longer_one_does(
     longer = make_trainer(tmp_path / "short", pools, extended(short.config, 160, "run"))
     longer.resume()
     longer.run()
-    assert longer.env_steps == whole.env_steps >= 160 and longer.evaluations == whole.evaluations
+    assert longer.env_steps == whole.env_steps >= 160 and longer.done.evaluations == whole.done.evaluations
     assert_equal(longer.agent.state_dict(), whole.agent.state_dict(), "agent")
     for key, column in whole.buffer.state_dict().items():
         assert (column == longer.buffer.state_dict()[key]).all(), key
@@ -172,7 +175,7 @@ def test_training_episodes_are_logged_and_resuming_cuts_what_was_lost(
     episodes = list(log.episodes())
     assert len(episodes) == 2 and all(e.states is not None for e in episodes)
     assert min(e.info["seed"] for e in episodes) >= 1_000_000, "never an evaluation seed"
-    with EpisodeLog.writer(log.path, log.robot) as writer:  # as if killed between log and checkpoint
+    with EpisodeWriter(log.path, log.robot) as writer:  # as if killed between log and checkpoint
         writer.append(episodes[0])
     make_trainer(tmp_path / "run", pools, config).resume()
     assert len(EpisodeLog.open(log.path)) == 2
@@ -251,7 +254,9 @@ def test_from_scratch_acts_at_random_first_learns_then_and_resumes(tmp_path: Pat
     whole, parts = trainers
     assert_equal(parts.agent.state_dict(), whole.agent.state_dict(), "agent")
     assert whole.agent.updates == pytest.approx(150, abs=30), "one a step after the warm-up"
-    assert whole.evaluations[-1].mean_return == whole.evaluations[-1].mean_steps - 1 > 0, "1 a step but the last"
+    assert whole.done.evaluations[-1].mean_return == whole.done.evaluations[-1].mean_steps - 1 > 0, (
+        "1 a step but the last"
+    )
     drawn = whole.buffer.sample(100, np.random.default_rng(0)).actions
     assert np.abs(drawn).max() <= 1
     with pytest.raises(DataError, match="empty"):
@@ -259,7 +264,7 @@ def test_from_scratch_acts_at_random_first_learns_then_and_resumes(tmp_path: Pat
 
 
 def test_random_actions_are_spread_evenly() -> None:
-    actions = train.uniform_actions(np.random.default_rng(0).standard_normal((20_000, 1, 1)).astype(np.float32))
+    actions = uniform_actions(np.random.default_rng(0).standard_normal((20_000, 1, 1)).astype(np.float32))
     counts = np.histogram(actions, bins=10, range=(-1, 1))[0]
     assert counts.sum() == 20_000 and (np.abs(counts - 2000) < 200).all()
 
@@ -287,7 +292,7 @@ def test_divergence_stops_the_run_at_the_update_it_happens_at(
         trainer.run()
     again = make_trainer(tmp_path / "run", pools, trainer.config)
     again.resume()
-    assert again.offline_steps == 5 and again.agent.is_finite, "the last good checkpoint"
+    assert again.done.offline_steps == 5 and again.agent.is_finite, "the last good checkpoint"
 
 
 def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,16 +45,24 @@ def test_divergence_names_term_step_and_checkpoint(tmp_path: Path) -> None:
     assert str(diverged("loss/critic", 7, folder)).endswith(f"is kept, and --resume {tmp_path} takes these")
 
 
-def test_the_first_number_that_is_not_finite_is_found_with_its_update() -> None:
+def test_the_first_number_that_is_not_finite_is_found_with_its_update(tmp_path: Path) -> None:
     fine, nan, inf = (torch.tensor(x) for x in (1.0, math.nan, math.inf))
-    watch = FiniteWatch(torch.device("cpu"))
-    assert watch.add(6, {"loss/critic": fine, "loss/actor": fine}) is None and watch.add(7, {}) is None
-    assert watch.add(8, {"loss/critic": fine, "loss/actor": inf, "value/policy": nan}) == ("loss/actor", 8)
-    late = FiniteWatch(torch.device("cuda"))  # reads back together; the numbers themselves may be anywhere
+    watch = FiniteWatch(torch.device("cpu"), RunFolder(tmp_path, "lift"))
+    watch.add(6, {"loss/critic": fine, "loss/actor": fine})
+    watch.add(7, {})
+    with pytest.raises(SacflowError, match=r"loss/actor is not finite at update 8"):
+        watch.add(8, {"loss/critic": fine, "loss/actor": inf, "value/policy": nan})
+    late = FiniteWatch(
+        torch.device("cuda"), RunFolder(tmp_path, "lift")
+    )  # reads back together, wherever the numbers are
     for update in range(1, 100):
-        assert late.add(update, {"loss/critic": nan if update >= 7 else fine}) is None
-    assert late.add(100, {"loss/critic": nan}) == ("loss/critic", 7)
-    assert late.add(101, {"loss/critic": inf}) is None and late.read() == ("loss/critic", 101) and late.read() is None
+        late.add(update, {"loss/critic": nan if update >= 7 else fine})
+    with pytest.raises(SacflowError, match=r"loss/critic is not finite at update 7"):
+        late.add(100, {"loss/critic": nan})
+    late.add(101, {"loss/critic": inf})
+    with pytest.raises(SacflowError, match=r"loss/critic is not finite at update 101"):
+        late.read()
+    late.read()
 
 
 def test_the_first_ctrl_c_asks_and_the_second_acts() -> None:

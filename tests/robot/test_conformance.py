@@ -17,10 +17,8 @@ from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.conformance import FakeRobot, check_robot
 from sacflow_robot.robot.drivers import registry as drivers
 from sacflow_robot.robot.drivers.registry import DRIVERS, make_robot
-from sacflow_robot.robot.drivers.rtsim import ProcessRobot
+from sacflow_robot.robot.drivers.rtsim import ProcessRobot, VirtualClock
 from sacflow_robot.spec import FloatArray, RobotSpec
-
-pytestmark = pytest.mark.realtime
 
 
 @pytest.mark.parametrize(
@@ -91,6 +89,8 @@ class Shaken(Mortal):
         super().stop()
 
 
+@pytest.mark.slow  # it starts the process six times
+@pytest.mark.realtime
 def test_an_arm_in_a_process_of_its_own_keeps_the_contract_even_when_that_is_gone() -> None:
     def kill(robot: Robot) -> None:
         assert isinstance(robot, ProcessRobot) and robot.pid is not None
@@ -100,7 +100,7 @@ def test_an_arm_in_a_process_of_its_own_keeps_the_contract_even_when_that_is_gon
 
 
 def test_the_kit_finds_what_breaks_the_contract(robot: RobotSpec) -> None:
-    check_robot(lambda: Checked(robot))
+    check_robot(lambda: Checked(robot, VirtualClock()))
     for driver, complaint in (
         (FakeRobot, "was taken; raise InvalidValueError"),
         (Deaf, "a stopped robot took a command"),
@@ -110,20 +110,18 @@ def test_the_kit_finds_what_breaks_the_contract(robot: RobotSpec) -> None:
         (Ghost, "a closed robot was observed"),
     ):
         with pytest.raises(AssertionError, match=complaint):
-            check_robot(lambda driver=driver: driver(robot))
+            check_robot(lambda driver=driver: driver(robot, VirtualClock()))
 
 
-def test_the_kit_finds_an_arm_that_is_lost_unseen(silent: RobotSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sacflow_robot.robot.conformance._LOSS_SEEN_S", 0.2)
-
+def test_the_kit_finds_an_arm_that_is_lost_unseen(robot: RobotSpec) -> None:
     def lose(robot: Robot) -> None:
         robot.lost = True  # type: ignore[attr-defined]
 
-    check_robot(lambda: Mortal(silent), lose=lose)
+    check_robot(lambda: Mortal(robot, VirtualClock()), lose=lose)
     with pytest.raises(AssertionError, match="after the robot was lost, observe still goes on"):
-        check_robot(lambda: Mortal(silent), lose=lambda robot: None)
+        check_robot(lambda: Mortal(robot, VirtualClock()), lose=lambda robot: None)
     with pytest.raises(AssertionError, match="after the robot was lost: stop raised RobotError: nothing to stop"):
-        check_robot(lambda: Shaken(silent), lose=lose)
+        check_robot(lambda: Shaken(robot, VirtualClock()), lose=lose)
 
 
 def test_installed_and_not_installed_know_the_same_drivers() -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,8 @@ import pytest
 
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder
-from sacflow_robot.data.log.resilient_recorder import MendingRecorder
-from sacflow_robot.episode import Source, StepFlag
+from sacflow_robot.data.log.resilient_recorder import ResilientRecorder
+from sacflow_robot.episode import Source, StepFlag, StepResult
 from sacflow_robot.robot.control.action_queue import ActionQueue
 from sacflow_robot.robot.control.loop import EpisodeRun, run_episode
 from sacflow_robot.robot.control.operator_requests import OperatorRequests
@@ -39,8 +39,26 @@ LIMITS = SafetyLimits(
     speed_m_per_s=(0.15,) * 3, acceleration_m_per_s2=(3.0,) * 3, max_observation_age_s=0.5, hold_to_stop_s=60.0
 )
 
+AFTERWARDS = 30  # steps that an episode goes on for once the robot is enabled again
 
-LONG = RtsimOptions(horizon_s=120)
+
+class EndingRobot(ProcessRobot):
+    """Ends its episode a while after ``enabled`` was said, so that none is longer than what happens in it."""
+
+    def __init__(self) -> None:
+        super().__init__("lift", RtsimOptions(horizon_s=120))
+        self.end_ns = 0
+
+    def begin(self, seed: int) -> StepResult:
+        self.end_ns = 0
+        return super().begin(seed)
+
+    def observe(self) -> StepResult:
+        seen = super().observe()
+        return replace(seen, truncated=True) if 0 < self.end_ns < self.clock.now_ns() else seen
+
+    def end_after(self, steps: int) -> None:
+        self.end_ns = self.clock.now_ns() + steps * PERIOD
 
 
 class Server:
@@ -73,8 +91,20 @@ def server() -> Iterator[Server]:
     made.kill()
 
 
+@pytest.fixture(scope="module")
+def robot() -> Iterator[EndingRobot]:
+    made = EndingRobot()
+    yield made
+    made.close()
+
+
 def run_with(
-    server: Server, log: Path, at_step: int, fail: Callable[[StepRecorder], None], mend: Callable[[], None]
+    robot: EndingRobot,
+    server: Server,
+    log: Path,
+    at_step: int,
+    fail: Callable[[StepRecorder], None],
+    mend: Callable[[], None],
 ) -> tuple[EpisodeRun, list[tuple[int, str]]]:
     """An episode in which something fails; a person mends it, and enables the robot once it is at rest. Returns what was said, and
     when."""
@@ -91,6 +121,8 @@ def run_with(
 
     def tell(line: str) -> None:
         said.append((time.monotonic_ns(), line))
+        if line == "enabled":
+            robot.end_after(AFTERWARDS)
         if line.startswith(("hold", "cannot enable")):
             threading.Thread(target=person).start()
 
@@ -106,10 +138,10 @@ def run_with(
                 said.append((time.monotonic_ns(), "failed"))
             return super().step(*arguments, **named)
 
-    with PolicyClient(server.address, 5.0, swap="episode") as client, closing(ProcessRobot("lift", LONG)) as robot:
+    with PolicyClient(server.address, 5.0, swap="episode") as client:
         robot.connect()
         version, safety = client.begin_episode(1), SafetyFilter(robot.spec, LIMITS)
-        with MendingRecorder(open_log) as recorder:
+        with ResilientRecorder(open_log) as recorder:
             run = run_episode(
                 *(robot, client, 1),
                 policy_version=version,
@@ -126,12 +158,12 @@ def run_with(
 def check_logged(run: EpisodeRun, log: Path) -> None:
     """All that was commanded is in the log, in one episode, whatever failed on the way."""
     (episode,) = EpisodeLog.open(log).episodes()
-    assert np.array_equal(episode.commanded, run.episode.commanded)
+    assert np.array_equal(episode.action, run.episode.action)
     assert np.array_equal(episode.source, run.episode.source)
 
 
-def test_a_killed_server(server: Server, tmp_path: Path) -> None:
-    run, said = run_with(server, tmp_path / "a.zarr", 12, lambda log: server.kill(), server.start)
+def test_a_killed_server(robot: EndingRobot, server: Server, tmp_path: Path) -> None:
+    run, said = run_with(robot, server, tmp_path / "a.zarr", 12, lambda log: server.kill(), server.start)
     lines = [line for _, line in said]
     assert lines[0] == "failed" and lines[1].startswith("hold: no action came") and "enabled" in lines
     after = lines[lines.index("enabled") :]
@@ -144,19 +176,19 @@ def test_a_killed_server(server: Server, tmp_path: Path) -> None:
     assert (flags[source == Source.HOLD] & StepFlag.HELD).all()
     enabled = int(np.flatnonzero(source == Source.HOLD)[-1]) + 1
     assert (source[enabled:] == Source.POLICY).all() and len(source) - enabled > 10, "enabled again, it goes on"
-    still = run.episode.commanded[missing + 6 : enabled, :6]
+    still = run.episode.action[missing + 6 : enabled, :6]
     assert len(still) and np.abs(still).max() == 0
     check_logged(run, tmp_path / "a.zarr")
 
 
-def test_a_killed_recorder(server: Server, tmp_path: Path) -> None:
+def test_a_killed_recorder(robot: EndingRobot, server: Server, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill(log: StepRecorder) -> None:
-        killed.append(log._keeper.pid)  # type: ignore[union-attr]
+        killed.append(log._writer.pid)  # type: ignore[union-attr]
         os.kill(killed[0], signal.SIGKILL)
 
-    run, said = run_with(server, tmp_path / "b.zarr", 12, kill, lambda: None)
+    run, said = run_with(robot, server, tmp_path / "b.zarr", 12, kill, lambda: None)
     lines = [line for _, line in said]
     assert killed and any(
         line.startswith("hold: step not logged: the process that writes the log has died") for line in lines
@@ -165,19 +197,10 @@ def test_a_killed_recorder(server: Server, tmp_path: Path) -> None:
     check_logged(run, tmp_path / "b.zarr")
 
 
-def test_a_killed_network(server: Server, tmp_path: Path) -> None:
-    robot: list[ProcessRobot] = []
-
-    class Cut(ProcessRobot):
-        def begin(self, seed):  # type: ignore[no-untyped-def]
-            robot.append(self)
-            return super().begin(seed)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[__name__], "ProcessRobot", Cut)
-        run, said = run_with(
-            server, tmp_path / "c.zarr", 12, lambda log: robot[0].network(True), lambda: robot[0].network(False)
-        )
+def test_a_killed_network(robot: EndingRobot, server: Server, tmp_path: Path) -> None:
+    run, said = run_with(
+        robot, server, tmp_path / "c.zarr", 12, lambda log: robot.network(True), lambda: robot.network(False)
+    )
     lines = [line for _, line in said]
     assert lines[0] == "failed" and lines[1].startswith("hold: the last observation is")
     assert said[1][0] - said[0][0] <= (0.5 + 0.1) * 1e9 + 2 * PERIOD, "the age that is allowed, then the patience"

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from sacflow_robot.export import metadata as policyfile
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.export.to_onnx import export_policy, make_spec
+from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.reload import Reloader
@@ -29,12 +30,26 @@ from tests.serve.test_crash import observation
 Export = Callable[..., Path]
 
 
-@pytest.fixture
-def export(robot: RobotSpec, tmp_path: Path) -> Export:
-    def export(seed: int, name: str = "new.onnx", length: int = 5) -> Path:
+@pytest.fixture(scope="module")
+def exported(robot: RobotSpec, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], bytes]:
+    """Content of the file of an untrained policy, made once: it takes seconds."""
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def exported(seed: int, length: int) -> bytes:
         torch.manual_seed(seed)
         policy = FlowPolicy("flow-g", robot.observation_dim, length * robot.action_dim, TINY_FLOW)
-        export_policy(policy, make_spec(policy, robot, "flow-g", {"seed": seed}), tmp_path / name)
+        path = folder / f"{seed}-{length}.onnx"
+        export_policy(policy, policy.make_spec(robot, {"seed": seed}), path)
+        return path.read_bytes()
+
+    return exported
+
+
+@pytest.fixture
+def export(exported: Callable[[int, int], bytes], tmp_path: Path) -> Export:
+    def export(seed: int, name: str = "new.onnx", length: int = 5) -> Path:
+        (tmp_path / name).write_bytes(exported(seed, length))
         return tmp_path / name
 
     return export

@@ -69,7 +69,7 @@ def test_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_gradient_norms_are_autograds(tmp_path: Path) -> None:
     setup = gradients.Setup(("mlp",), (3,), 1, (0,), "Hopper-v5", partial(_gymnasium_robots, "Hopper-v5"))
-    config = gradients._config(gradients._Cell(setup, "mlp", 3, 0))
+    config = gradients._config(setup, gradients._Case("mlp", 3, 0))
     agent: Any = make_agent(setup.make_vector_env(1).spec, config, torch.device("cpu"))
     observation = torch.randn(1, 11, generator=torch.Generator().manual_seed(0))
     norms, total = gradients.gradient_norms(agent, observation, torch.Generator().manual_seed(1))
@@ -90,6 +90,7 @@ def test_gradient_norms_are_autograds(tmp_path: Path) -> None:
     assert norms[0].item() == pytest.approx(np.linalg.norm(slope), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_likelihood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result, rows = study(capsys, tmp_path, "likelihood", "--samples", "2000")
     expected = ["part", "target", "euler_steps", "noise_scale", "drift", "std", "value", "standard_error", "expected"]
@@ -132,6 +133,7 @@ def test_the_divergence_of_euler_steps_is_the_same_by_quadrature_and_in_closed_f
     assert likelihood.divergence_of_steps(twice, 4) == pytest.approx(closed, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_regularization(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result, rows = study(capsys, tmp_path, "regularization", *TINY)
     measures = ["success_rate", "rarer_way", "mean_steps", "action_distance", "last_weight", "finished"]
@@ -142,6 +144,7 @@ def test_regularization(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "cloning" in result["reading"] and "constant" in result["reading"]
 
 
+@pytest.mark.slow
 def test_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, rows = study(capsys, tmp_path, "architecture", *TINY, "--widths", "128", "--euler-steps", "4")
     measures = ["success_rate", "mean_steps", "gradient_ratio", "finished", "torch_us", "onnx_us", "heads_difference"]

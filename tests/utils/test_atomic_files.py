@@ -16,7 +16,7 @@ import pytest
 from sacflow_robot.cli import main
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoSet
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import EpisodeWriter, write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, UsageError
 from sacflow_robot.spec import RobotSpec
@@ -145,21 +145,21 @@ def test_hdf5_is_flushed_by_nobody_but_us(tmp_path: Path, demos: DemoSet, monkey
     assert list(tmp_path.iterdir()) == []
     write_demos(tmp_path / "a.hdf5", demos)
     with h5py.File(tmp_path / "a.hdf5") as file:
-        assert np.array_equal(file["data/demo_1/actions"], demos.episodes[1].commanded)
+        assert np.array_equal(file["data/demo_1/actions"], demos.episodes[1].action)
 
 
 def test_a_repair_that_fails_leaves_nothing(
     tmp_path: Path, demos: DemoSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_log(tmp_path / "a.zarr", demos.robot, demos.episodes)
-    real, count = EpisodeLog.append, iter(range(10))
+    real, count = EpisodeWriter.append, iter(range(10))
 
-    def append(log: EpisodeLog, episode: Episode) -> None:
+    def append(log: EpisodeWriter, episode: Episode) -> None:
         if next(count) == 2:
             raise LogWriteError("No space left on device")
         real(log, episode)
 
-    monkeypatch.setattr(EpisodeLog, "append", append)
+    monkeypatch.setattr(EpisodeWriter, "append", append)
     assert main(["log", "repair", str(tmp_path / "a.zarr"), "--out", str(tmp_path / "b.zarr")]) == 1
     assert "No space left" in capsys.readouterr().err
     assert [f.name for f in tmp_path.iterdir() if f.suffix != ".lock"] == ["a.zarr"]

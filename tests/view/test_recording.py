@@ -48,7 +48,7 @@ def episode(make_episode: Callable[..., Episode]) -> Episode:
     made = make_episode(6)
     source = np.array([0, 0, 1, 1, 0, 0], np.uint8)
     times = np.array([3, 50, 100, 161, 200, 250, 300]) * 1_000_000
-    return replace(made, measured=made.commanded / 2, source=source, time_ns=times)
+    return replace(made, measured=made.action / 2, source=source, time_ns=times)
 
 
 def test_every_logged_column_comes_back(episode: Episode, robot: RobotSpec, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_every_logged_column_comes_back(episode: Episode, robot: RobotSpec, tmp_
     write_recording(path, robot, episode, "lift, episode 0")
     back = ReadBack(path)
     for i, name in enumerate(robot.action_names):
-        for part in ("proposed", "commanded", "measured"):
+        for part in ("policy_action", "action", "measured"):
             assert back.curve(f"/action/{name}/{part}") == pytest.approx(getattr(episode, part)[:, i], abs=0)
     assert back.curve("/reward") == episode.rewards.tolist()
     assert back.curve("/source") == episode.source.tolist()
@@ -70,7 +70,7 @@ def test_every_logged_column_comes_back(episode: Episode, robot: RobotSpec, tmp_
     translations = list(back.rows("/world/eef", "Translation3D").values())
     assert np.array_equal(translations, episode.observations["robot0_eef_pos"])
     assert np.array_equal(back.static("/world/paths/eef", "LineStrip3D")[0], episode.observations["robot0_eef_pos"])
-    by_time = back.rows("/action/x/commanded", index="time")
+    by_time = back.rows("/action/x/action", index="time")
     assert list(by_time) == pytest.approx(episode.time_ns[:-1] - episode.time_ns[0], abs=1)
     events = back.rows("/events", "Text")
     assert events == {0: "policy acts", 2: "human acts", 4: "policy acts", 6: "terminated, solved"}
@@ -83,11 +83,13 @@ def test_what_a_person_asked_for_is_shown_where_one_took_over(
     episode: Episode, robot: RobotSpec, tmp_path: Path
 ) -> None:
     human = np.where(episode.source[:, None] == 1, 0.25, np.nan).repeat(7, axis=1).astype(np.float32)
-    write_recording(tmp_path / "a.rrd", robot, replace(episode, human=human), "lift")
+    write_recording(tmp_path / "a.rrd", robot, replace(episode, intervention_action=human), "lift")
     write_recording(tmp_path / "b.rrd", robot, episode, "lift")
     for i, name in enumerate(robot.action_names):
-        assert np.array_equal(ReadBack(tmp_path / "a.rrd").curve(f"/action/{name}/human"), human[:, i], equal_nan=True)
-    assert not [entity for entity in ReadBack(tmp_path / "b.rrd").entities if entity.endswith("human")]
+        assert np.array_equal(
+            ReadBack(tmp_path / "a.rrd").curve(f"/action/{name}/intervention_action"), human[:, i], equal_nan=True
+        )
+    assert not [entity for entity in ReadBack(tmp_path / "b.rrd").entities if entity.endswith("intervention_action")]
 
 
 def test_what_a_simulator_adds(episode: Episode, robot: RobotSpec, tmp_path: Path) -> None:

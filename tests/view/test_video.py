@@ -57,5 +57,5 @@ def test_the_caption_says_where_it_is_and_leaves_the_picture_alone(
     column = slice(640 - 14 - 13 + 2, 640 - 14 - 13 + 7)
     blue = (drawn[0][:, column, 2].astype(int) - drawn[0][:, column, 0] > 100).all(axis=1)
     above, below = blue[485:499].sum(), blue[502:515].sum()
-    value = episode.commanded[0, -1]
+    value = episode.action[0, -1]
     assert (above > below) == (value > 0) and max(above, below) == pytest.approx(11 * abs(value), abs=2)

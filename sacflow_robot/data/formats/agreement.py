@@ -1,4 +1,4 @@
-"""What a file of demonstrations says of itself, against the robot and task that it is to serve.
+"""Compare what a file of demonstrations says of itself with the robot and task that it is to serve.
 
 A file is believed only where it agrees: a reader states what the file says (:class:`Claims`) and calls
 :func:`check_agreement`, which refuses every difference by name and says which option resolves it.
@@ -7,21 +7,17 @@ A file is believed only where it agrees: a reader states what the file says (:cl
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
+from sacflow_robot.errors import SpecMismatchError, UsageError
 from sacflow_robot.spec import RobotSpec
 
 RewardKind = Literal["auto", "sparse", "-1/0", "dense"]
 
 _SAME_RATE = 0.01  # relative; 29.97 and 30 frames per second are one rate
-_SAME_PACE = 0.15  # relative; how far the median period of the times may be from the nominal one
-_ENOUGH = 5  # periods; fewer say little of a rate
 _SAME_SCALE = 1e-3  # relative
 
 _ONE_ROBOT = {"franka": "panda", "frankapanda": "panda", "frankaemikapanda": "panda", "frankaemika": "panda"}
@@ -31,7 +27,7 @@ _UNSAID = {"", "unknown", "none", "null"}
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementOptions:
-    """What the user vouches for, and what may be converted, where a file and its task differ.
+    """Options for files that differ from their task: facts that the user states, and conversions that are allowed.
 
     Attributes:
         resample: Bring demonstrations of another control rate to the task's.
@@ -70,7 +66,7 @@ class AgreementOptions:
 
 @dataclass(frozen=True)
 class Controller:
-    """What a file says of the controller that interprets its actions; None where it does not say.
+    """Controller of a file's actions, as the file says; None where it does not say.
 
     Attributes:
         kind: Its name, as robosuite spells it: ``OSC_POSE``, ``JOINT_VELOCITY``, ...
@@ -95,7 +91,7 @@ class Controller:
 
 @dataclass(frozen=True)
 class Claims:
-    """What a file says of its robot, rate and controller; None where it does not say.
+    """Robot, rate and controller, as a file says; None where it does not say.
 
     Attributes:
         robot: Robot that recorded it.
@@ -111,7 +107,7 @@ class Claims:
 
 
 def claims_of_robot(robot: RobotSpec) -> Claims:
-    """What a file written here says, by the robot in it."""
+    """Claims of a file written here, by the robot in it."""
     return Claims(robot.robot, robot.control_rate_hz, controller_of(robot))
 
 
@@ -124,7 +120,7 @@ def controller_of(robot: RobotSpec) -> Controller:
 
 
 def action_scale(robot: RobotSpec) -> tuple[float, ...] | None:
-    """What an action of 1 commands, per leading dimension whose unit is a number and m or rad; None if there is none."""
+    """Motion that an action of 1 commands, per leading dimension whose unit is a number and m or rad; None if there is none."""
     scale = []
     for unit in robot.action_units:
         found = re.fullmatch(r"([0-9.eE+-]+) (m|rad)(/s)?", unit)
@@ -135,7 +131,7 @@ def action_scale(robot: RobotSpec) -> tuple[float, ...] | None:
 
 
 def same_robot(mine: str, theirs: str) -> bool:
-    """Whether two names are one robot's: ``Panda``, ``panda`` and ``franka``."""
+    """Return True if two names are one robot's: ``Panda``, ``panda`` and ``franka``."""
     return _plain(mine) == _plain(theirs)
 
 
@@ -218,7 +214,7 @@ def _rate(said: float | None, robot: RobotSpec, options: AgreementOptions) -> st
 
 
 def same_rate(mine: float, theirs: float) -> bool:
-    """Whether two control rates (Hz) are one."""
+    """Return True if two control rates (Hz) agree within 1 %."""
     return abs(mine - theirs) <= _SAME_RATE * theirs
 
 
@@ -247,78 +243,10 @@ def _controller(said: Controller | None, robot: RobotSpec, options: AgreementOpt
 
 
 def same_scale(said: Controller, robot: RobotSpec) -> bool:
-    """Whether an action commands the same motion under a file's controller and the task's, as far as both say."""
+    """Return True if an action commands the same motion under a file's controller and the task's, as far as both say."""
     expected = action_scale(robot)
     if said.scale is None or expected is None:
         return True
     length = min(len(said.scale), len(expected))
     near = np.allclose(said.scale[:length], expected[:length], rtol=_SAME_SCALE, atol=0)
     return bool(near and not np.any(said.offset or 0))
-
-
-def check_times(
-    seconds: Sequence[float] | npt.NDArray[np.float64], rate_hz: float | None, origin: str, *, repeats: bool = False
-) -> float | None:
-    """Refuse times that cannot be those of an episode recorded at its rate.
-
-    Args:
-        seconds: Capture time of each row (T,), s.
-        rate_hz: Nominal rate; None where none is said.
-        origin: Names file and episode in messages.
-        repeats: Let a time repeat, as in a log where the sensor was late.
-
-    Returns:
-        The measured rate (Hz), from the median period; None where there is none.
-
-    Raises:
-        DataError: They are not finite, all alike, repeat, run backwards, or contradict the rate.
-    """
-    times = np.asarray(seconds, np.float64)
-    if wrong := np.flatnonzero(~np.isfinite(times)).tolist():
-        raise DataError(f"{origin}, step {wrong[0]}: its timestamp is {times[wrong[0]]}; expected seconds")
-    periods = np.diff(times)
-    if len(periods) > 1 and not periods.any():
-        raise DataError(f"{origin}: its timestamps are all {times[0]:g} s; expected times that increase")
-    if wrong := np.flatnonzero(periods < 0 if repeats else periods <= 0).tolist():
-        step = wrong[0]
-        how = "runs backwards" if periods[step] < 0 else "repeats"
-        raise DataError(
-            f"{origin}, step {step + 1}: its timestamp {how} ({times[step]:.6g} s, then {times[step + 1]:.6g} s); "
-            f"put the rows in order, or leave the episode out"
-        )
-    return check_pace(periods, rate_hz, origin)
-
-
-def check_log_times(origin: str, times_ns: Sequence[npt.NDArray[np.int64]], rate_hz: float | None) -> None:
-    """Refuse the times of a log's episodes, each (T + 1,), unless they increase, at about the control rate altogether.
-
-    A loop may be late, so that a few episodes alone say little of its rate. Of a robot in lockstep they say nothing of it,
-    and ``rate_hz`` is None.
-
-    Raises:
-        DataError: They do not.
-    """
-    periods = []
-    for i, times in enumerate(times_ns):
-        seconds = (times - times[0]) / 1e9
-        check_times(seconds, None, f"{origin}, episode {i}", repeats=True)
-        periods.append(np.diff(seconds))
-    if periods:
-        check_pace(np.concatenate(periods), rate_hz, origin)
-
-
-def check_pace(periods: npt.NDArray[np.float64], rate_hz: float | None, origin: str) -> float | None:
-    """The measured rate (Hz) of periods (s), from their median; None where they are none, or mostly 0.
-
-    Raises:
-        DataError: It is not the nominal rate, of which enough periods tell.
-    """
-    middle = float(np.median(periods)) if len(periods) else 0.0
-    if middle <= 0:
-        return None
-    if rate_hz is not None and len(periods) >= _ENOUGH and abs(1 / middle - rate_hz) > _SAME_PACE * rate_hz:
-        raise DataError(
-            f"{origin}: its timestamps are {1 / middle:.4g} Hz apart, and the file says {rate_hz:g} Hz; one of the two "
-            f"is wrong, correct it in the file"
-        )
-    return 1 / middle

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +11,9 @@ import zarr
 
 from sacflow_robot.data.formats.demonstrations import DemoSet
 from sacflow_robot.data.formats.sources import LOG_ABOUT, kind_to_write
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.errors import LogWriteError, UsageError, one_line, reason_of
-from sacflow_robot.utils.atomic_files import check_output
+from sacflow_robot.utils.atomic_files import check_output, replacing
 
 
 def check_free(path: Path) -> None:
@@ -45,27 +43,22 @@ def write_demos(path: Path, demos: DemoSet, kind: str | None = None) -> DemoSet:
     if kind != "hdf5" and demos.model_files:
         demos.losses.leave_out("model_file")
         demos = replace(demos, model_files=[])
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "zarr":
-            _write_log(partial, demos)
-        elif kind == "hdf5":
-            from sacflow_robot.data.formats.hdf5_writer import write_hdf5
+        with replacing(path) as partial:
+            if kind == "zarr":
+                _write_log(partial, demos)
+            elif kind == "hdf5":
+                from sacflow_robot.data.formats.hdf5_writer import write_hdf5
 
-            write_hdf5(partial, demos)
-        else:
-            from sacflow_robot.data.formats.lerobot_writer import write_lerobot
+                write_hdf5(partial, demos)
+            else:
+                from sacflow_robot.data.formats.lerobot_writer import write_lerobot
 
-            write_lerobot(partial, demos)
-        check_free(path)
-        partial.rename(path)
+                write_lerobot(partial, demos)
+            check_free(path)
     except (OSError, LogWriteError) as error:  # the writers name the partial file, which nobody will find
         raise LogWriteError(f"cannot write {path}: {one_line(reason_of(error))}; nothing is left of it") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            partial.unlink()
     return demos
 
 

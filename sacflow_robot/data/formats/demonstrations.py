@@ -49,7 +49,7 @@ class Column(NamedTuple):
 
 
 STEP_COLUMNS = (
-    Column("proposed", "proposed", "proposed", "float32", vector=True),
+    Column("policy_action", "policy_action", "policy_action", "float32", vector=True),
     Column("measured", "measured", "measured", "float32", vector=True),
     Column("source", "source", "source", "uint8"),
     Column("rewards", "rewards", "next.reward", "float32"),
@@ -57,7 +57,7 @@ STEP_COLUMNS = (
     Column("truncated", "truncated", "next.truncated", "bool"),
     *(Column(name, name, name, "int64") for name in STEP_TIMES),
     Column("flags", "flags", "flags", "uint8"),
-    Column("human", "human", "human", "float32", vector=True),
+    Column("intervention_action", "intervention_action", "intervention_action", "float32", vector=True),
 )
 """One row per step (T, ...), beside the commanded action."""
 
@@ -73,7 +73,7 @@ OPTIONAL = {f.name for f in fields(Episode) if f.default is None}
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """How to read demonstrations.
+    """Options for reading demonstrations.
 
     Attributes:
         robot: Robot and task that they must fit.
@@ -94,7 +94,7 @@ class DemoOptions:
 
 @dataclass
 class Losses:
-    """What reading or writing a format could not keep, by column; for one line to the user."""
+    """Record of what reading or writing a format could not keep, by column; for one line to the user."""
 
     left_out: dict[str, None] = field(default_factory=dict)  # ordered, each once
     rounded: dict[str, None] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class DemoSet:
     losses: Losses = field(default_factory=Losses)
 
     def about(self) -> dict[str, Any]:
-        """What there is to say beside the episodes, as JSON values; what formats keep under a name of their own."""
+        """Facts beside the episodes, as JSON values, which formats keep under a name of their own."""
         found = {"env_args": self.env_args, "attributes": dict(self.attributes), "masks": dict(self.masks)}
         return {key: value for key, value in found.items() if value}
 
@@ -181,8 +181,8 @@ def human_episode(
     if len(solving) and solving[0] < steps - 1:
         info[FIRST_SUCCESS] = int(solving[0])
     known: dict[str, Any] = {
-        "commanded": np.clip(actions, *robot.action_bounds),
-        "proposed": actions,
+        "action": np.clip(actions, *robot.action_bounds),
+        "policy_action": actions,
         "measured": np.full_like(actions, np.nan),
         "source": np.full(steps, Source.HUMAN, np.uint8),
         "terminated": last & ends_solved,
@@ -199,13 +199,9 @@ def end_at_success(episode: Episode) -> Episode:
     if not isinstance(solved, int) or not 0 <= solved < len(episode) - 1:
         return episode
     steps = solved + 1
-    cut: dict[str, Any] = {}
-    for f in fields(episode):
-        value = getattr(episode, f.name)
-        if isinstance(value, np.ndarray):
-            cut[f.name] = value[: steps + len(value) - len(episode)]
-    cut["observations"] = {key: rows[: steps + 1] for key, rows in episode.observations.items()}
-    cut["terminated"] = np.arange(steps) == steps - 1
-    cut["truncated"] = np.zeros(steps, bool)
-    cut["info"] = {key: value for key, value in episode.info.items() if key != FIRST_SUCCESS}
-    return replace(episode, **cut)
+    return replace(
+        episode.cut(0, steps),
+        terminated=np.arange(steps) == steps - 1,
+        truncated=np.zeros(steps, bool),
+        info={key: value for key, value in episode.info.items() if key != FIRST_SUCCESS},
+    )

@@ -14,18 +14,28 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.data.formats.agreement import Claims, check_agreement
+from sacflow_robot.data.formats.checks import capture_times, check_frames
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, Losses
 from sacflow_robot.data.formats.diffusion_policy_files import UMI_ACTION, Store, open_store
 from sacflow_robot.data.formats.foreign_episodes import ForeignEpisode, make_episodes
 from sacflow_robot.data.formats.inferred_spec import UNKNOWN, infer_spec, observation_key
 from sacflow_robot.data.formats.outcomes import Recorded
-from sacflow_robot.data.formats.timestamps import capture_times, check_frames
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 _SAME_RATE = 5e-4  # relative; NTSC's 59.94 Hz is not 60
 
 _FILE_CLOCK = "timestamps of the store, from the start of the episode"
+
+
+def recorded_robot(path: Path) -> tuple[RobotSpec | None, str | None]:
+    """Nothing: no store names its robot, or its task."""
+    return None, None
+
+
+def has_observations(path: Path) -> bool:
+    """Return True: every store holds observations."""
+    return True
 
 
 def infer_robot(path: Path, rate_hz: float | None = None) -> RobotSpec:
@@ -74,7 +84,7 @@ def recorded_rate(path: Path) -> float | None:
         return _recorded_rate(store)
 
 
-def read_diffusion_policy(path: Path, options: DemoOptions) -> DemoSet:
+def read(path: Path, options: DemoOptions) -> DemoSet:
     """Every episode of a store.
 
     Raises:

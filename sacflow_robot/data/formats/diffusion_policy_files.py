@@ -32,7 +32,7 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Array:
-    """What the metadata of one array under ``data/`` says."""
+    """Metadata of one array under ``data/``."""
 
     key: str
     shape: tuple[int, ...]
@@ -71,7 +71,7 @@ class Store:
             raise DataError(f"{self.path}: data/{key} cannot be read ({one_line(error)}); is it complete?") from None
 
     def absent_chunks(self, key: str) -> int:
-        """How many of an array's chunks are not there, of those whose absence is not its whole content."""
+        """Number of an array's chunks that are missing; 0 where all are."""
         array = self.root[f"data/{key}"]
         assert isinstance(array, zarr.Array)
         present = array.nchunks_initialized

@@ -10,9 +10,9 @@ import numpy as np
 
 from sacflow_robot.data.formats.adapt import adapt, follows_poses, robot_of_file
 from sacflow_robot.data.formats.agreement import Claims, Controller, check_agreement, controller_of
+from sacflow_robot.data.formats.checks import check_unit
 from sacflow_robot.data.formats.demonstrations import DemoOptions, Losses, human_episode
 from sacflow_robot.data.formats.outcomes import Outcome, Recorded, judge_outcomes
-from sacflow_robot.data.formats.quaternions import check_unit
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import FloatArray

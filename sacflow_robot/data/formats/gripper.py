@@ -1,4 +1,4 @@
-"""Whether a gripper does what its command says."""
+"""Compare a gripper's commands with what its fingers do."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _AGAINST = 0.8
 
 
 def gripper_dimensions(robot: RobotSpec) -> npt.NDArray[np.bool_]:
-    """Which action dimensions (A,) are the gripper's, by their names."""
+    """Mask (A,) of the action dimensions that are the gripper's, by their names."""
     return np.array(["gripper" in name for name in robot.action_names], bool)
 
 
 def finger_width(episode: Episode) -> npt.NDArray[np.float64]:
-    """How far the fingers are apart (T + 1,), m."""
+    """Distance between the fingers (T + 1,), m."""
     width: npt.NDArray[np.float64] = np.ptp(episode.observations[FINGERS].astype(np.float64), axis=1)
     return width
 
@@ -37,7 +37,7 @@ def gripper_disagreement(episodes: Sequence[Episode], robot: RobotSpec) -> str |
         return None
     against = moves = commands = 0
     for episode in episodes:
-        closing = episode.commanded[:, dimensions[0]]
+        closing = episode.action[:, dimensions[0]]
         change = np.diff(finger_width(episode))
         moving = np.abs(change) > _MOVES_M
         against += int(((closing > 0) & (change > 0) & moving).sum() + ((closing < 0) & (change < 0) & moving).sum())

@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 
-from sacflow_robot.data.formats.adapt import adapt, robot_of_file
+from sacflow_robot.data.formats.adapt import EEF_QUAT, adapt, follows_poses, robot_of_file
 from sacflow_robot.data.formats.agreement import (
     AgreementOptions,
     Claims,
@@ -23,99 +23,78 @@ from sacflow_robot.data.formats.agreement import (
     same_robot,
 )
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, Losses
-from sacflow_robot.data.formats.env_args import claims_of_env
 from sacflow_robot.data.formats.hdf5_episodes import (
     check_rows,
-    has_absolute_actions,
-    has_joint_actions,
     measured_rate,
     own_episode,
     raw_episode,
     read_rows,
     recorded_outcome,
     robomimic_episode,
-    share_beyond,
+)
+from sacflow_robot.data.formats.hdf5_header import (
+    OURS,
+    env_name,
+    has_observations,
+    infer_robot,
+    open_demonstrations,
+    own_robot,
+    recorded_rate,
+    recorded_robot,
+    said_claims,
+    text_of,
 )
 from sacflow_robot.data.formats.outcomes import Outcome, judge_outcomes
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, one_line
+from sacflow_robot.errors import DataError
 from sacflow_robot.spec import RobotSpec
 
-OURS = "sacflow_robot"
-"""Attribute of ``data`` in files written here: JSON with the robot. Such files hold whole episodes."""
+__all__ = ["has_observations", "infer_robot", "read", "recorded_rate", "recorded_robot"]
 
-# What h5py and numpy raise on a file that is damaged or something else.
-_UNREADABLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
+_JOINT_COUNT = 7
+_JOINTS = slice(1, 1 + _JOINT_COUNT)
+_NEAR_JOINTS_RAD = 0.3  # a joint goal lies this near the joints that it moves from, in the median
+_BENT_RAD = 1.5
 
 _LOOKED_AT = 5  # demonstrations whose actions are looked at for what they mean
 
 
-class Header(NamedTuple):
-    """What a file says about its task.
-
-    Attributes:
-        env_name: robosuite's name of the task, if the file names one.
-        robot: The robot, if the file was written here.
-    """
-
-    env_name: str | None
-    robot: RobotSpec | None
-
-
-def read_header(path: Path) -> Header:
-    """Which task the file holds demonstrations of.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            data = _demonstrations(file, path)
-            return Header(_env_name(path, data), _robot(data))
-    except _UNREADABLE as error:
-        raise _incomplete(path, error) from None
-
-
-def read_hdf5(path: Path, options: DemoOptions) -> DemoSet:
+def read(path: Path, options: DemoOptions) -> DemoSet:
     """Every demonstration of a raw robosuite file (states and actions) or a robomimic low-dim file (observations too).
 
     Raises:
         DataError: The file cannot be read, is of another task, contradicts itself, or its arrays do not fit.
         SpecMismatchError: It does not agree with the robot and task, and no option resolves that.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            data = _demonstrations(file, path)
-            names = sorted(data, key=_demo_number)
-            for name in names:
-                if "actions" not in data[name]:
-                    raise DataError(f"{path}, {name} has no actions; expected a robosuite or robomimic file")
-            found, losses = _robot(data), Losses()
-            if found is None:
-                _check_task(path, _env_name(path, data), options.env_name)
-                claims = _claims(path, data, names, options, losses)
-                check_agreement(str(path), claims, options.robot, options.agreement)
-            else:
-                check_agreement(f"{path}: env_args", _said(path, data), found, AgreementOptions())
-                claims = check_robot(str(path), found, options.robot, options.agreement)
-            recorded = _episodes(path, data, names, found, claims, options, losses)
-            episodes = [adapt(each, claims, options.robot, options.agreement, losses) for each in recorded]
-            for name, episode in zip(names, episodes, strict=True):
-                episode.check_fits(options.robot, f"{path}, {name}")
-            models = [_text(data[name].attrs.get("model_file")) for name in names]
-            demos = DemoSet(
-                robot=options.robot,
-                episodes=episodes,
-                env_args=json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else None,
-                attributes=_attributes(data),
-                masks=_masks(file, names, losses),
-                model_files=models if any(models) else [],
-                losses=losses,
-            )
-            converted = any(one is not other for one, other in zip(recorded, episodes, strict=True))
-            return _as_converted(demos) if converted or _is_vouched_for(claims, options) else demos
-    except _UNREADABLE as error:
-        raise _incomplete(path, error) from None
+    with open_demonstrations(path) as data:
+        names = sorted(data, key=_demo_number)
+        for name in names:
+            if "actions" not in data[name]:
+                raise DataError(f"{path}, {name} has no actions; expected a robosuite or robomimic file")
+        found, losses = own_robot(data), Losses()
+        if found is None:
+            _check_task(path, env_name(path, data), options.env_name)
+            claims = _claims(path, data, names, options, losses)
+            check_agreement(str(path), claims, options.robot, options.agreement)
+        else:
+            check_agreement(f"{path}: env_args", said_claims(path, data), found, AgreementOptions())
+            claims = check_robot(str(path), found, options.robot, options.agreement)
+        recorded = _episodes(path, data, names, found, claims, options, losses)
+        episodes = [adapt(each, claims, options.robot, options.agreement, losses) for each in recorded]
+        for name, episode in zip(names, episodes, strict=True):
+            episode.check_fits(options.robot, f"{path}, {name}")
+        models = [text_of(data[name].attrs.get("model_file")) for name in names]
+        demos = DemoSet(
+            robot=options.robot,
+            episodes=episodes,
+            env_args=json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else None,
+            attributes=_attributes(data),
+            masks=_masks(data.file, names, losses),
+            model_files=models if any(models) else [],
+            losses=losses,
+        )
+        converted = any(one is not other for one, other in zip(recorded, episodes, strict=True))
+        return _as_converted(demos) if converted or _is_vouched_for(claims, options) else demos
 
 
 def _episodes(
@@ -143,7 +122,7 @@ def _episodes(
         except DataError as error:
             raise error if str(error).startswith(origin) else DataError(f"{origin}: {error}") from None
         episodes.append(episode)
-    if found is None and (beyond := np.mean([share_beyond(each, robot) for each in episodes])):
+    if found is None and (beyond := np.mean([_share_beyond(each, robot) for each in episodes])):
         losses.remark(f"{beyond:.1%} of the steps command beyond the controller's range, which clips them")
     return episodes
 
@@ -151,7 +130,7 @@ def _episodes(
 def _outcomes(
     path: Path, data: h5py.Group, names: Sequence[str], claims: Claims, options: DemoOptions, losses: Losses
 ) -> dict[str, Outcome]:
-    """What came of the demonstrations that have observations; the states of the others tell."""
+    """Outcomes of the demonstrations that have observations; those of the others follow from their states."""
     steps = {name: check_rows(data[name], f"{path}, {name}") for name in names}
     told = [name for name in names if "obs" in data[name]]
     recorded = [recorded_outcome(data[name], options, f"{path}, {name}") for name in told]
@@ -160,8 +139,8 @@ def _outcomes(
 
 
 def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOptions, losses: Losses) -> Claims:
-    """What a file from elsewhere says, or its times and actions show, of robot, rate and controller."""
-    claims = _said(path, data)
+    """Robot, rate and controller of a file from elsewhere, as it says or its times and actions show."""
+    claims = said_claims(path, data)
     said, shown, most_rows = claims.rate_hz, None, 0
     agrees = said is not None and same_rate(said, options.robot.control_rate_hz)
     for name in names:
@@ -176,25 +155,42 @@ def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOpt
     elif shown is not None and not agrees and abs(shown - said) > 0.1 * said:
         losses.remark(f"the file says {said:g} Hz, which is believed, though its states are {shown:.4g} Hz apart")
     controller = claims.controller or Controller()
-    if controller.delta is not False and any(has_absolute_actions(data[n], options.robot) for n in names[:_LOOKED_AT]):
+    if controller.delta is not False and any(_has_absolute_actions(data[n], options.robot) for n in names[:_LOOKED_AT]):
         claims = replace(claims, controller=replace(controller, delta=False, seen=True))
-    elif controller_of(options.robot).delta and any(has_joint_actions(data[n]) for n in names[:_LOOKED_AT]):
+    elif controller_of(options.robot).delta and any(_has_joint_actions(data[n]) for n in names[:_LOOKED_AT]):
         claims = replace(claims, controller=Controller(kind="joint positions", seen=True))
     return claims
 
 
-def _said(path: Path, data: h5py.Group) -> Claims:
-    """What a file's ``env_args`` (robomimic) or ``env_info`` (raw robosuite) say; nothing where there are none."""
-    name = "env_args" if "env_args" in data.attrs else "env_info"
-    if name not in data.attrs:
-        return Claims()
-    try:
-        said = json.loads(data.attrs[name])
-        return claims_of_env(said.get("env_kwargs", {}) if name == "env_args" else said)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: attribute {name} does not describe a robosuite environment ({one_line(error)})"
-        ) from None
+def _has_joint_actions(demo: h5py.Group) -> bool:
+    """Return True if a demonstration's actions are joint positions, whatever its file says: they follow the robot's joints.
+
+    Some joints of a robot are more than a radian from zero, where no delta of the tool is.
+    """
+    actions, joints = demo["actions"], demo.get("obs/robot0_joint_pos")
+    if joints is None and "states" in demo and demo["states"].ndim == 2:
+        joints = demo["states"][:, _JOINTS]
+    if joints is None or actions.ndim != 2 or joints.ndim != 2 or joints.shape[1] != _JOINT_COUNT:
+        return False
+    if actions.shape[1] < _JOINT_COUNT or len(actions) != len(joints):
+        return False
+    rows = np.asarray(joints, np.float64)
+    apart = np.abs(actions[:, :_JOINT_COUNT] - rows).max(axis=1)
+    return bool(np.median(apart) < _NEAR_JOINTS_RAD and np.median(np.abs(rows).max(axis=1)) > _BENT_RAD)
+
+
+def _has_absolute_actions(demo: h5py.Group, robot: RobotSpec) -> bool:
+    """Return True if a demonstration's actions are absolute poses, whatever its file says."""
+    actions, quats = demo["actions"], demo.get(f"obs/{EEF_QUAT}")
+    if quats is None or actions.ndim != 2 or actions.shape[1] != robot.action_dim or quats.shape != (len(actions), 4):
+        return False
+    return follows_poses(actions[()], {EEF_QUAT: np.concatenate([quats[()], quats[-1:]])})
+
+
+def _share_beyond(episode: Episode, robot: RobotSpec) -> float:
+    """Share of the steps whose action is beyond the controller's range."""
+    low, high = robot.action_bounds
+    return float(((episode.policy_action < low) | (episode.policy_action > high)).any(axis=1).mean())
 
 
 def _is_vouched_for(claims: Claims, options: DemoOptions) -> bool:
@@ -210,36 +206,8 @@ def _as_converted(demos: DemoSet) -> DemoSet:
     return replace(demos, env_args=None, attributes=attributes)
 
 
-def _incomplete(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} cannot be read as demonstrations ({one_line(error)}); is it complete?")
-
-
-def _demonstrations(file: h5py.File, path: Path) -> h5py.Group:
-    if not isinstance(file.get("data"), h5py.Group) or not len(file["data"]):
-        raise DataError(f"{path} has no group 'data' with demonstrations; expected a robosuite or robomimic file")
-    return file["data"]
-
-
-def _text(value: Any) -> str | None:
-    return value.decode() if isinstance(value, bytes) else None if value is None else str(value)
-
-
-def _robot(data: h5py.Group) -> RobotSpec | None:
-    return RobotSpec.from_dict(json.loads(data.attrs[OURS])["arm"]) if OURS in data.attrs else None
-
-
-def _env_name(path: Path, data: h5py.Group) -> str | None:
-    """Both layouts name the task: raw files in ``env``, robomimic's in the JSON ``env_args``."""
-    if "env_args" not in data.attrs:
-        return _text(data.attrs.get("env"))
-    try:
-        return str(json.loads(data.attrs["env_args"])["env_name"])
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path}: attribute env_args is not robomimic's JSON with an env_name") from None
-
-
 def _attributes(data: h5py.Group) -> dict[str, Any]:
-    """What else the file says about all of its demonstrations, such as a raw file's ``env_info``."""
+    """Other attributes of the file, such as a raw file's ``env_info``."""
     values = {key: value.decode() if isinstance(value, bytes) else value for key, value in data.attrs.items()}
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
     return {k: v for k, v in plain.items() if isinstance(v, str | int | float) and k not in ("total", "env_args", OURS)}
@@ -257,7 +225,7 @@ def _masks(file: h5py.File, names: Sequence[str], losses: Losses) -> Mapping[str
     index = {name: i for i, name in enumerate(names)}
     found: dict[str, list[int]] = {}
     for key, rows in file.get("mask", {}).items():
-        members = [_text(name) or "" for name in rows[()].ravel()]
+        members = [text_of(name) or "" for name in rows[()].ravel()]
         if missing := [name for name in members if name not in index]:
             losses.remark(f"mask {key!r} names {', '.join(missing[:3])}, which the file does not hold")
         found[key] = [index[name] for name in members if name in index]

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.formats.adapt import EEF_POS, EEF_QUAT, follows_poses
-from sacflow_robot.data.formats.agreement import check_times
+from sacflow_robot.data.formats.adapt import EEF_POS
+from sacflow_robot.data.formats.checks import check_times, check_unit, check_w_last
 from sacflow_robot.data.formats.demonstrations import (
     OBSERVATION_COLUMNS,
     OPTIONAL,
@@ -20,7 +20,7 @@ from sacflow_robot.data.formats.demonstrations import (
     human_episode,
 )
 from sacflow_robot.data.formats.outcomes import Outcome, Recorded
-from sacflow_robot.data.formats.quaternions import check_unit, check_w_last
+from sacflow_robot.data.log.columns import stored_name
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
@@ -30,11 +30,6 @@ from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 _STILL = 1e-3
 _FINGERS = slice(8, 10)  # in a state: time, 7 robot joints, 2 fingers, ...
 _ARM_DIMS = 6
-_JOINT_COUNT = 7
-_JOINTS = slice(1, 1 + _JOINT_COUNT)
-_NEAR_JOINTS_RAD = 0.3  # a joint goal lies this near the joints that it moves from, in the median
-_BENT_RAD = 1.5
-
 _SAME_PLACE = 0.03  # m; observations may lag behind each other by a physics step
 _SAME_FRAME = 0.005  # m; likewise
 
@@ -56,7 +51,7 @@ class States(NamedTuple):
 
 
 def check_rows(demo: h5py.Group, origin: str) -> int:
-    """How many actions a demonstration has, all of its known arrays having as many rows.
+    """Number of actions of a demonstration, checked against the rows of its other arrays.
 
     Raises:
         DataError: One has more or fewer, or robomimic's ``num_samples`` says another number.
@@ -111,7 +106,7 @@ def observe_states(rows: npt.NDArray[np.float64], options: DemoOptions) -> State
 
 
 def recorded_outcome(demo: h5py.Group, options: DemoOptions, origin: str) -> Recorded:
-    """What a demonstration of robomimic's or a raw one says of its outcome."""
+    """Outcome of a robomimic or raw demonstration, as recorded."""
 
     def solved_states() -> Flags | None:
         try:
@@ -167,7 +162,7 @@ def raw_episode(demo: h5py.Group, robot: RobotSpec, options: DemoOptions, origin
 
 
 def _idle(actions: FloatArray, fingers: npt.NDArray[np.float64]) -> Flags:
-    """Which of T steps command nothing and move no finger; finger positions are (T + 1, 2)."""
+    """Mask (T,) of the steps that command nothing and move no finger; finger positions are (T + 1, 2)."""
     commands_motion = np.abs(actions[:, :_ARM_DIMS]).max(1) > 0
     gripper_changes = np.diff(actions[:, -1], prepend=actions[:1, -1]) != 0
     moves = np.abs(np.diff(fingers, axis=0)).max(1) > _STILL
@@ -204,37 +199,6 @@ def robomimic_episode(
     )
 
 
-def has_joint_actions(demo: h5py.Group) -> bool:
-    """Whether a demonstration's actions are joint positions, whatever its file says of them: they follow the robot's joints.
-
-    Some joints of a robot are more than a radian from zero, where no delta of the tool is.
-    """
-    actions, joints = demo["actions"], demo.get("obs/robot0_joint_pos")
-    if joints is None and "states" in demo and demo["states"].ndim == 2:
-        joints = demo["states"][:, _JOINTS]
-    if joints is None or actions.ndim != 2 or joints.ndim != 2 or joints.shape[1] != _JOINT_COUNT:
-        return False
-    if actions.shape[1] < _JOINT_COUNT or len(actions) != len(joints):
-        return False
-    rows = np.asarray(joints, np.float64)
-    apart = np.abs(actions[:, :_JOINT_COUNT] - rows).max(axis=1)
-    return bool(np.median(apart) < _NEAR_JOINTS_RAD and np.median(np.abs(rows).max(axis=1)) > _BENT_RAD)
-
-
-def share_beyond(episode: Episode, robot: RobotSpec) -> float:
-    """Share of the steps whose action is beyond the controller's range."""
-    low, high = robot.action_bounds
-    return float(((episode.proposed < low) | (episode.proposed > high)).any(axis=1).mean())
-
-
-def has_absolute_actions(demo: h5py.Group, robot: RobotSpec) -> bool:
-    """Whether a demonstration's actions are absolute poses, whatever its file says of them."""
-    actions, quats = demo["actions"], demo.get(f"obs/{EEF_QUAT}")
-    if quats is None or actions.ndim != 2 or actions.shape[1] != robot.action_dim or quats.shape != (len(actions), 4):
-        return False
-    return follows_poses(actions[()], {EEF_QUAT: np.concatenate([quats[()], quats[-1:]])})
-
-
 def _turn_around(observations: dict[str, FloatArray], losses: Losses) -> None:
     """The cube's position relative to the gripper, where the file has the gripper's relative to the cube.
 
@@ -255,15 +219,16 @@ def own_episode(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses)
     actions = _actions(demo, robot, origin, losses)
     columns: dict[str, Any] = {}
     for column in STEP_COLUMNS:
-        if column.hdf5 in demo or column.attribute not in OPTIONAL:
-            columns[column.attribute] = column.typed(demo[column.hdf5][()])
+        name = stored_name(column.hdf5, demo)
+        if name in demo or column.attribute not in OPTIONAL:
+            columns[column.attribute] = column.typed(demo[name][()])
     for column in OBSERVATION_COLUMNS:
         if column.hdf5 in demo or column.attribute not in OPTIONAL:
             whole = np.concatenate([demo[column.hdf5][()], demo[f"last/{column.hdf5}"][()]])
             columns[column.attribute] = column.typed(whole)
     info = json.loads(demo.attrs["info"])
     observations = _observations(demo, robot, origin, losses, len(actions))
-    return human_episode(observations, actions, robot, **columns, commanded=actions, info=info)
+    return human_episode(observations, actions, robot, **columns, action=actions, info=info)
 
 
 def _observations(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses, steps: int) -> dict[str, FloatArray]:

@@ -1,6 +1,6 @@
 """Demonstrations as a robomimic low-dim HDF5 file.
 
-robomimic's layout, plus what an episode has beyond it: datasets ``proposed``, ``measured``, ``source``, ``truncated``,
+robomimic's layout, plus what an episode has beyond it: datasets ``policy_action``, ``measured``, ``source``, ``truncated``,
 ``time_ns`` and the group ``last`` (state and time after the last step) in each demonstration, its attribute ``info``,
 and the robot in an attribute of ``data``. ``dones`` are the steps that ended the task, never a mere time limit.
 """
@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from sacflow_robot.data.formats.demonstrations import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
-from sacflow_robot.data.formats.hdf5 import OURS
+from sacflow_robot.data.formats.hdf5_header import OURS
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, one_line
 
@@ -55,7 +55,7 @@ def write_hdf5(path: Path, demos: DemoSet) -> None:
 def _write_episode(group: h5py.Group, episode: Episode) -> None:
     group.attrs["num_samples"] = len(episode)
     group.attrs["info"] = json.dumps(dict(episode.info))
-    group["actions"] = episode.commanded
+    group["actions"] = episode.action
     for column in STEP_COLUMNS:
         values = getattr(episode, column.attribute)
         if values is not None:

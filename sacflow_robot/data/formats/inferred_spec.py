@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.log.columns import FILLS, STEP_COLUMNS
+from sacflow_robot.data.log.columns import FILLS, OLD_NAMES, STEP_COLUMNS
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import ArraySpec, RobotSpec
 
@@ -20,11 +20,11 @@ UNKNOWN = "unknown"
 """Unit, controller or robot of which a data set says nothing."""
 
 _MARGIN = 0.05
-"""How far beyond the recorded values an action may go, as a share of their range."""
+"""Margin by which an action may go beyond the recorded values, as a share of their range."""
 
 _GREATEST = 1e30
 
-_RESERVED = {*STEP_COLUMNS, *FILLS, "time_ns", "state"}
+_RESERVED = {*STEP_COLUMNS, *FILLS, *OLD_NAMES.values(), "time_ns", "state"}
 """Columns of an episode log, whose names no observation can take."""
 
 _UNITS = {
@@ -97,7 +97,7 @@ def infer_spec(
 
 
 def describe_unit(unit: str) -> str:
-    """What an action of 1 is, for a reader."""
+    """Describe what an action of 1 is."""
     return "unit unknown" if unit == UNKNOWN else f"1 = {unit}"
 
 

@@ -2,7 +2,7 @@
 
 For a task, observations are found by name: a feature ``observation.<key>`` (or ``<key>``), else the dimensions of any
 feature that are called ``<key>_0``, ``<key>_1``, ..., as in what is written here. For any other robot the observations
-are the dataset's own, see :func:`infer_arm`. Images and videos are left out.
+are the dataset's own, see :func:`infer_robot`. Images and videos are left out.
 
 Datasets written here hold whole episodes: the robot, env_args and masks in ``meta/sacflow_robot.json``, and in each row
 of ``meta/episodes`` the episode's info and what follows its last step, under ``last/``.
@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.data.formats.adapt import adapt
 from sacflow_robot.data.formats.agreement import AgreementOptions, Claims, check_agreement, check_robot
+from sacflow_robot.data.formats.checks import capture_times
 from sacflow_robot.data.formats.demonstrations import (
     OBSERVATION_COLUMNS,
     STEP_COLUMNS,
@@ -36,13 +37,12 @@ from sacflow_robot.data.formats.lerobot_files import (
     UNREADABLE,
     VISUAL,
     Dataset,
-    EpisodeRow,
     Feature,
     open_dataset,
 )
-from sacflow_robot.data.formats.lerobot_frames import check_order, to_array
+from sacflow_robot.data.formats.lerobot_frames import Frames, origin_of, read_frames
 from sacflow_robot.data.formats.outcomes import Recorded
-from sacflow_robot.data.formats.timestamps import capture_times, check_frames
+from sacflow_robot.data.log.columns import stored_name
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import FloatArray, RobotSpec
@@ -59,29 +59,35 @@ Layout = Mapping[str, tuple[str, list[int] | None]]
 """Per observation key, the feature that holds it and which of its dimensions; None for all."""
 
 
-class _Frames(NamedTuple):
-    """One episode: its columns, its row of the episodes table, and what is said of it in messages."""
-
-    columns: Mapping[str, npt.NDArray[Any]]
-    row: EpisodeRow
-    fps: float
-
-
-def read_robot(path: Path) -> RobotSpec | None:
-    """The robot that a dataset written here was recorded with; None for one from elsewhere.
+def recorded_robot(path: Path) -> tuple[RobotSpec | None, str | None]:
+    """The robot that a dataset written here was recorded with; None for one from elsewhere. It names no robosuite task.
 
     Raises:
         DataError: It cannot be read.
     """
     try:
-        return RobotSpec.from_dict(json.loads((path / OURS).read_text())["arm"])
+        return RobotSpec.from_dict(json.loads((path / OURS).read_text())["arm"]), None
     except FileNotFoundError:
-        return None
+        return None, None
     except UNREADABLE as error:
         raise _damaged(path, error) from None
 
 
-def infer_robot(path: Path) -> RobotSpec:
+def has_observations(path: Path) -> bool:
+    """Return True: every dataset holds observations."""
+    return True
+
+
+def recorded_rate(path: Path) -> float | None:
+    """The dataset's frames per second.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return open_dataset(path).fps
+
+
+def infer_robot(path: Path, rate_hz: float | None = None) -> RobotSpec:
     """The specification of the robot of a dataset from elsewhere.
 
     Its observations are the features ``observation.*`` that are no images, or all that are neither actions nor outcomes
@@ -103,7 +109,7 @@ def infer_robot(path: Path) -> RobotSpec:
             observations={observation_key(f.name): f.shape for f in _observation_features(dataset)},
             actions=(
                 frames.columns[action.name].reshape(frames.row.length, -1).astype(np.float64)
-                for frames in _frames(dataset, [action.name])
+                for frames in read_frames(dataset, [action.name])
             ),
             action_names=action.names,
         )
@@ -111,20 +117,21 @@ def infer_robot(path: Path) -> RobotSpec:
         raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from None
 
 
-def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
+def read(path: Path, options: DemoOptions) -> DemoSet:
     """Every episode of a dataset.
 
     Raises:
         DataError: It cannot be read, is of another version, or lacks what the task needs.
         SpecMismatchError: It was written here, of another robot.
     """
-    robot, dataset, losses = read_robot(path), open_dataset(path), Losses()
+    robot, _ = recorded_robot(path)
+    dataset, losses = open_dataset(path), Losses()
     if robot is None:  # before its features, which differ if the robot does
         check_agreement(str(path), _claims(dataset), options.robot, options.agreement)
     try:
         layout = _layout(dataset, options.robot)
         episodes_of = _plain if robot is None else _whole
-        frames = _frames(dataset, _wanted(dataset, layout, losses, whole=robot is not None))
+        frames = read_frames(dataset, _wanted(dataset, layout, losses, whole=robot is not None))
         episodes = episodes_of(dataset, frames, layout, options, losses)
         about = _about(dataset) if robot is None else json.loads((path / OURS).read_text())["about"]
         return DemoSet(options.robot, episodes, losses=losses, **about)
@@ -134,10 +141,6 @@ def read_lerobot(path: Path, options: DemoOptions) -> DemoSet:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read as a LeRobotDataset ({one_line(error)}); is it complete?")
-
-
-def _origin(dataset: Dataset, row: EpisodeRow) -> str:
-    return f"{dataset.path / row.file}, episode {row.index}"
 
 
 def _claims(dataset: Dataset) -> Claims:
@@ -154,7 +157,7 @@ def _action_name(dataset: Dataset) -> str:
 
 
 def _observation_features(dataset: Dataset) -> list[Feature]:
-    """What the robot observes, but for images."""
+    """Features that the robot observes, without images."""
     known = {*_ACTIONS, *_OUTCOMES, *BOOKKEEPING}
     numeric = [f for f in dataset.features.values() if f.is_numeric and f.name not in known and "/" not in f.name]
     named = [f for f in numeric if f.name.startswith("observation")]
@@ -162,7 +165,7 @@ def _observation_features(dataset: Dataset) -> list[Feature]:
 
 
 def _layout(dataset: Dataset, robot: RobotSpec) -> dict[str, tuple[str, list[int] | None]]:
-    """Where the robot's observations are.
+    """Find the feature of each of the robot's observations.
 
     Raises:
         DataError: One of them is nowhere, or the actions do not fit.
@@ -204,7 +207,7 @@ def _wanted(dataset: Dataset, layout: Layout, losses: Losses, *, whole: bool) ->
     """The features to read; the others are noted as lost."""
     known = {_action_name(dataset), "next.reward", "next.success", *(f for f, _ in layout.values())}
     if whole:
-        known |= {column.lerobot for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS)}
+        known |= {stored_name(column.lerobot, dataset.features) for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS)}
     else:
         losses.remark("the observation after the last action is not in the dataset and repeats the one before it")
     others = [f for f in dataset.features.values() if f.name not in {*known, *BOOKKEEPING, "next.done"}]
@@ -212,29 +215,6 @@ def _wanted(dataset: Dataset, layout: Layout, losses: Losses, *, whole: bool) ->
     if cameras := [f.name for f in others if f.dtype in VISUAL]:
         losses.remark(f"images are left out: {', '.join(cameras)}")
     return [name for name in dataset.features if name in known]
-
-
-def _frames(dataset: Dataset, wanted: list[str]) -> Iterator[_Frames]:
-    """Episodes in order, once what numbers and times their frames was found to agree.
-
-    Raises:
-        DataError: It does not, or files are missing or damaged; the message names file, episode and frame.
-    """
-    numbering = [name for name in BOOKKEEPING if name in dataset.features and name != "task_index"]
-    names = list(dict.fromkeys([*numbering, *wanted]))
-    least_index = 0
-    for row, table in dataset.frames(names):
-        try:
-            columns = {name: to_array(table[name], dataset.features[name]) for name in names}
-            flat = {name: columns[name].reshape(len(columns[name])) for name in numbering}
-            check_order(flat, row, least_index)
-        except DataError as error:
-            raise DataError(f"{_origin(dataset, row)}, {error}") from None
-        if "timestamp" in flat:
-            check_frames(flat["timestamp"], dataset.fps, _origin(dataset, row))
-        if "index" in flat:
-            least_index = int(flat["index"][-1]) + 1
-        yield _Frames(columns, row, dataset.fps)
 
 
 def _observation(
@@ -249,14 +229,14 @@ def _observation(
 
 
 def _plain(
-    dataset: Dataset, episodes: Iterator[_Frames], layout: Layout, options: DemoOptions, losses: Losses
+    dataset: Dataset, episodes: Iterator[Frames], layout: Layout, options: DemoOptions, losses: Losses
 ) -> list[Episode]:
     """Episodes of which only the published features are known."""
     found = [_foreign(dataset, frames, layout, options.robot, losses) for frames in episodes]
     return make_episodes(str(dataset.path), found, _claims(dataset), options, losses)
 
 
-def _foreign(dataset: Dataset, frames: _Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> ForeignEpisode:
+def _foreign(dataset: Dataset, frames: Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> ForeignEpisode:
     columns, row = frames.columns, frames.row
     observations = {}
     for spec in robot.observations:
@@ -268,7 +248,7 @@ def _foreign(dataset: Dataset, frames: _Frames, layout: Layout, robot: RobotSpec
     recorded = _recorded_times(frames)
     task = "; ".join(row.tasks) or robot.task
     return ForeignEpisode(
-        origin=_origin(dataset, row),
+        origin=origin_of(dataset, row),
         observations=observations,
         actions=losses.to_float32(columns[action].reshape(-1, robot.action_dim), action),
         outcome=Recorded(rewards, flat["next.success"].astype(bool) if "next.success" in flat else None),
@@ -277,7 +257,7 @@ def _foreign(dataset: Dataset, frames: _Frames, layout: Layout, robot: RobotSpec
     )
 
 
-def _recorded_times(frames: _Frames) -> dict[str, Any]:
+def _recorded_times(frames: Frames) -> dict[str, Any]:
     """Capture times, where the dataset has others than its rate says."""
     if "timestamp" not in frames.columns:
         return {}
@@ -286,16 +266,16 @@ def _recorded_times(frames: _Frames) -> dict[str, Any]:
 
 
 def _whole(
-    dataset: Dataset, episodes: Iterator[_Frames], layout: Layout, options: DemoOptions, losses: Losses
+    dataset: Dataset, episodes: Iterator[Frames], layout: Layout, options: DemoOptions, losses: Losses
 ) -> list[Episode]:
     """Episodes written here, every column of them."""
-    robot = read_robot(dataset.path)
+    robot, _ = recorded_robot(dataset.path)
     assert robot is not None  # such a dataset holds it
     check_agreement(f"{dataset.path}/{INFO}", _claims(dataset), robot, AgreementOptions())
     claims = check_robot(str(dataset.path), robot, options.robot, options.agreement)
     found = []
     for frames in episodes:
-        origin = _origin(dataset, frames.row)
+        origin = origin_of(dataset, frames.row)
         try:
             episode = _own(frames, layout, robot, losses)
         except DataError as error:
@@ -305,7 +285,7 @@ def _whole(
     return found
 
 
-def _own(frames: _Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> Episode:
+def _own(frames: Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> Episode:
     """An episode written here."""
     columns, row = frames.columns, frames.row.row
     last = {name: np.asarray([row[f"last/{name}"]]) for name in {feature for feature, _ in layout.values()}}
@@ -315,14 +295,15 @@ def _own(frames: _Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> E
     }
     whole: dict[str, Any] = {}
     for column in STEP_COLUMNS:
-        if column.lerobot in columns:
-            whole[column.attribute] = column.typed(columns[column.lerobot])
-    if np.isnan(whole.get("human", np.nan)).all():  # a person acted in other episodes only
-        whole.pop("human", None)
+        name = stored_name(column.lerobot, columns)
+        if name in columns:
+            whole[column.attribute] = column.typed(columns[name])
+    if np.isnan(whole.get("intervention_action", np.nan)).all():  # a person acted in other episodes only
+        whole.pop("intervention_action", None)
     for column in OBSERVATION_COLUMNS:
         if column.lerobot in columns:
             after = np.asarray([row[f"last/{column.lerobot}"]])
             parts = column.typed(columns[column.lerobot]), column.typed(after)
             whole[column.attribute] = np.concatenate(parts)
-    commanded = columns["action"].reshape(-1, robot.action_dim).astype(np.float32, copy=False)
-    return human_episode(observations, commanded, robot, **whole, commanded=commanded, info=json.loads(row["info"]))
+    action = columns["action"].reshape(-1, robot.action_dim).astype(np.float32, copy=False)
+    return human_episode(observations, action, robot, **whole, action=action, info=json.loads(row["info"]))

@@ -23,7 +23,7 @@ from sacflow_robot.errors import DataError, one_line
 
 INFO = "meta/info.json"
 OLDER_INFO = "meta_data/info.json"
-"""Where versions before 2.0 had it."""
+"""Its place in versions before 2.0."""
 
 VISUAL = ("video", "image")
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -35,7 +35,7 @@ _V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CHUNKS_SIZE = 1000
 
 UNREADABLE = (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, pa.ArrowException)
-"""What reading damaged files raises."""
+"""Errors that reading damaged files raises."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """What the episodes table says of one episode.
+    """Entry of the episodes table for one episode.
 
     Attributes:
         index: Its number.
@@ -86,7 +86,7 @@ class EpisodeRow:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What ``meta/`` says.
+    """Contents of ``meta/``.
 
     Attributes:
         path: Folder of the dataset.

@@ -1,25 +1,58 @@
-"""Columns of a LeRobotDataset's frames as arrays, and whether the bookkeeping among them agrees with the rest.
-
-Every message names the frame; the caller names the file and the episode.
-"""
+"""Frames of a LeRobotDataset's episodes as arrays, once the columns that number and time them agree."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sacflow_robot.data.formats.lerobot_files import INFO, EpisodeRow, Feature
+from sacflow_robot.data.formats.checks import check_frames
+from sacflow_robot.data.formats.lerobot_files import BOOKKEEPING, INFO, Dataset, EpisodeRow, Feature
 from sacflow_robot.errors import DataError
 
 Columns = Mapping[str, npt.NDArray[Any]]
 
 
-def to_array(column: pa.ChunkedArray, feature: Feature) -> npt.NDArray[Any]:
+class Frames(NamedTuple):
+    """One episode: its columns, its row of the episodes table, and what is said of it in messages."""
+
+    columns: Mapping[str, npt.NDArray[Any]]
+    row: EpisodeRow
+    fps: float
+
+
+def origin_of(dataset: Dataset, row: EpisodeRow) -> str:
+    return f"{dataset.path / row.file}, episode {row.index}"
+
+
+def read_frames(dataset: Dataset, wanted: list[str]) -> Iterator[Frames]:
+    """Episodes in order, once what numbers and times their frames was found to agree.
+
+    Raises:
+        DataError: It does not, or files are missing or damaged; the message names file, episode and frame.
+    """
+    numbering = [name for name in BOOKKEEPING if name in dataset.features and name != "task_index"]
+    names = list(dict.fromkeys([*numbering, *wanted]))
+    least_index = 0
+    for row, table in dataset.frames(names):
+        try:
+            columns = {name: _to_array(table[name], dataset.features[name]) for name in names}
+            flat = {name: columns[name].reshape(len(columns[name])) for name in numbering}
+            _check_order(flat, row, least_index)
+        except DataError as error:
+            raise DataError(f"{origin_of(dataset, row)}, {error}") from None
+        if "timestamp" in flat:
+            check_frames(flat["timestamp"], dataset.fps, origin_of(dataset, row))
+        if "index" in flat:
+            least_index = int(flat["index"][-1]) + 1
+        yield Frames(columns, row, dataset.fps)
+
+
+def _to_array(column: pa.ChunkedArray, feature: Feature) -> npt.NDArray[Any]:
     """A feature of T frames: (T,) where a frame holds one value, else (T, size).
 
     Raises:
@@ -62,7 +95,7 @@ def _wrong_width(feature: Feature, frame: int, found: int) -> DataError:
     return DataError(f"frame {frame}: {feature.name} has {found} values, expected {feature.size} as {INFO} says")
 
 
-def check_order(columns: Columns, row: EpisodeRow, least_index: int) -> None:
+def _check_order(columns: Columns, row: EpisodeRow, least_index: int) -> None:
     """Refuse frames that are not those of the episode, in order, as the columns that number them say.
 
     Args:

@@ -2,7 +2,7 @@
 
 Features: an observation called ``observation.*`` is a feature of that name. Of the others, ``object`` is
 ``observation.environment_state``, and the rest joined is ``observation.state``, as LeRobot's policies expect them;
-``action`` is the commanded one; ``next.reward``, ``next.done`` and ``next.success`` are
+``action`` is the one sent; ``next.reward``, ``next.done`` and ``next.success`` are
 LeRobot's own. What an episode has beyond these stands beside them (see :mod:`sacflow_robot.data.formats.demonstrations` for names, and
 :mod:`sacflow_robot.data.formats.lerobot` for what follows an episode's last step).
 
@@ -78,14 +78,14 @@ def write_lerobot(
 
 
 def _columns_of_all(demos: DemoSet) -> set[str]:
-    """Features beyond LeRobot's own that every episode has; ``measured`` only if some robot could tell, and ``human``, which is
-    NaN where there is none, if a person acted in any."""
+    """Features beyond LeRobot's own that every episode has; ``measured`` only if some robot could tell, and
+    ``intervention_action``, NaN where there is none, if a person acted in any."""
     present = set()
     for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS):
         having = [getattr(episode, column.attribute) is not None for episode in demos.episodes]
         if column.attribute == "measured" and all(np.isnan(e.measured).all() for e in demos.episodes):
             continue
-        if all(having) or (column.attribute == "human" and any(having)):
+        if all(having) or (column.attribute == "intervention_action" and any(having)):
             present.add(column.lerobot)
         elif any(having):
             demos.losses.leave_out(f"{column.lerobot} (not every episode has it)")
@@ -123,13 +123,13 @@ def _episode_columns(episode: Episode, robot: RobotSpec, optional: set[str]) -> 
     for feature, keys in _joined(robot).items():
         rows = np.concatenate([episode.observations[key].reshape(len(episode) + 1, -1) for key in keys], axis=1)
         columns[feature], last[feature] = rows[:-1], rows[-1]
-    columns["action"] = episode.commanded
+    columns["action"] = episode.action
     ends = np.arange(len(episode)) == len(episode) - 1
     columns["next.done"], columns["next.success"] = ends, ends & episode.success
     for column in STEP_COLUMNS:
         if column.lerobot in optional:
             known = getattr(episode, column.attribute)
-            columns[column.lerobot] = np.full_like(episode.commanded, np.nan) if known is None else known
+            columns[column.lerobot] = np.full_like(episode.action, np.nan) if known is None else known
     for column in OBSERVATION_COLUMNS:
         if column.lerobot in optional:
             values = getattr(episode, column.attribute)
@@ -154,7 +154,9 @@ def _features(columns: Columns, demos: DemoSet) -> dict[str, dict[str, Any]]:
     robot = demos.robot
     sizes = {a.key: a.size for a in robot.observations}
     recorded = json.loads(str(demos.attributes.get(FEATURE_NAMES, "{}")))
-    names: dict[str, list[str]] = {key: list(robot.action_names) for key in ("action", "proposed", "measured", "human")}
+    names: dict[str, list[str]] = {
+        key: list(robot.action_names) for key in ("action", "policy_action", "measured", "intervention_action")
+    }
     for feature, keys in _joined(robot).items():
         own = [name for key in keys for name in dimension_names(key, sizes[key])]
         theirs = recorded.get(feature, ())
@@ -166,7 +168,7 @@ def _features(columns: Columns, demos: DemoSet) -> dict[str, dict[str, Any]]:
 
 
 def _files(frames: list[Columns], chunks_size: int, most_bytes: float) -> Iterator[tuple[int, int, int, int]]:
-    """Which episodes go into which file: chunk, file, first episode, and the one after the last."""
+    """Divide the episodes into files: chunk, file, first episode, and the one after the last."""
     first, size, number = 0, 0, 0
     for i, columns in enumerate(frames):
         weight = sum(values.nbytes for values in columns.values())

@@ -1,4 +1,4 @@
-"""Which steps of a recorded episode solved its task, whatever rewards its file keeps.
+"""Tell which steps of a recorded episode solved its task, from the rewards or whatever else its file keeps.
 
 Files keep rewards of four kinds: sparse (1 once solved, else 0), -1/0 (0 once solved, else -1), dense (shaped, positive
 on the way), or none. The tasks here reward 1 once solved and 0 before, so that all of them become that, and what was
@@ -25,7 +25,7 @@ _WAY_OUT = "give --reward sparse, --reward -1/0, or --reward dense --success-abo
 
 
 class Recorded(NamedTuple):
-    """What a file says of the outcome of one episode of T steps; None where it says nothing.
+    """Outcome of one episode of T steps, as a file says; None where it says nothing.
 
     Attributes:
         rewards: (T,).
@@ -42,7 +42,7 @@ class Recorded(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of the steps of one episode.
+    """Outcome of the steps of one episode.
 
     Attributes:
         rewards: (T,) float32, as the task gives them.

@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from sacflow_robot.data.formats.adapt import adapt
-from sacflow_robot.data.formats.agreement import check_log_times, check_robot
+from sacflow_robot.data.formats.agreement import check_robot
+from sacflow_robot.data.formats.checks import check_log_times
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, Losses, end_at_success
 from sacflow_robot.data.formats.gripper import gripper_disagreement
 from sacflow_robot.data.log import remote
@@ -69,7 +71,7 @@ def _kind_of_folder(path: Path) -> str:
 
 
 def _is_log(attributes: Path) -> bool:
-    """Whether a store's attributes are an episode log's, or damaged, which the log's own reader tells best."""
+    """Return True if a store's attributes are an episode log's, or damaged, which the log's own reader reports best."""
     try:
         found = json.loads(attributes.read_text())
         return isinstance(found, dict) and "format" in found
@@ -91,6 +93,31 @@ def kind_to_write(path: Path, kind: str | None = None) -> str:
     return kind
 
 
+class _Format(Protocol):
+    """Functions that the module of each format offers, but for episode logs, which hold all of it themselves."""
+
+    def recorded_robot(self, path: Path) -> tuple[RobotSpec | None, str | None]: ...
+    def infer_robot(self, path: Path, rate_hz: float | None = None) -> RobotSpec: ...
+    def has_observations(self, path: Path) -> bool: ...
+    def recorded_rate(self, path: Path) -> float | None: ...
+    def read(self, path: Path, options: DemoOptions) -> DemoSet: ...
+
+
+def _format(kind: str) -> _Format:
+    """The module of a format, imported late: h5py and pyarrow take a while."""
+    if kind == "hdf5":
+        from sacflow_robot.data.formats import hdf5
+
+        return hdf5
+    if kind == "lerobot":
+        from sacflow_robot.data.formats import lerobot
+
+        return lerobot
+    from sacflow_robot.data.formats import diffusion_policy
+
+    return diffusion_policy
+
+
 def recorded_robot(path: Path | str) -> tuple[RobotSpec | None, str | None]:
     """The robot that a source was recorded with, and robosuite's name of its task; None where it does not say.
 
@@ -98,19 +125,7 @@ def recorded_robot(path: Path | str) -> tuple[RobotSpec | None, str | None]:
         DataError: It cannot be read.
     """
     kind = kind_of(path)
-    if kind == "zarr":
-        return EpisodeLog.open(path).robot, None
-    path = Path(path)
-    if kind == "diffusion_policy":
-        return None, None
-    if kind == "lerobot":
-        from sacflow_robot.data.formats.lerobot import read_robot
-
-        return read_robot(path), None
-    from sacflow_robot.data.formats.hdf5 import read_header
-
-    header = read_header(path)
-    return header.robot, header.env_name
+    return (EpisodeLog.open(path).robot, None) if kind == "zarr" else _format(kind).recorded_robot(Path(path))
 
 
 def demo_spec(path: Path | str, rate_hz: float | None = None) -> RobotSpec:
@@ -124,50 +139,27 @@ def demo_spec(path: Path | str, rate_hz: float | None = None) -> RobotSpec:
         DataError: It cannot be read, or has no actions or observations that can be used.
         UsageError: Neither it nor ``rate_hz`` says the control rate.
     """
-    if (recorded := recorded_robot(path)[0]) is not None:
-        return recorded
-    kind, path = kind_of(path), Path(path)
-    if kind == "lerobot":
-        from sacflow_robot.data.formats import lerobot
-
-        return lerobot.infer_robot(path)
-    if kind == "diffusion_policy":
-        from sacflow_robot.data.formats import diffusion_policy
-
-        return diffusion_policy.infer_robot(path, rate_hz)
-    from sacflow_robot.data.formats import robomimic
-
-    return robomimic.infer_robot(path, rate_hz)
+    recorded, _ = recorded_robot(path)
+    return recorded or _format(kind_of(path)).infer_robot(Path(path), rate_hz)
 
 
 def can_infer(path: Path | str) -> bool:
-    """Whether a source holds observations; raw robosuite files hold states, of which the task's simulator makes some.
+    """Return True if a source holds observations; raw robosuite files hold states, of which the task's simulator makes some.
 
     Raises:
         DataError: It cannot be read.
     """
-    if kind_of(path) != "hdf5":
-        return True
-    from sacflow_robot.data.formats import robomimic
-
-    return robomimic.has_observations(Path(path))
+    kind = kind_of(path)
+    return kind == "zarr" or _format(kind).has_observations(Path(path))
 
 
 def says_rate(path: Path | str) -> bool:
-    """Whether a source says its control rate; UMI's stores, for one, do not.
+    """Return True if a source says its control rate; UMI's stores, for one, do not.
 
     Raises:
         DataError: It cannot be read.
     """
-    if recorded_robot(path)[0] is not None or kind_of(path) == "lerobot":
-        return True
-    if kind_of(path) == "diffusion_policy":
-        from sacflow_robot.data.formats import diffusion_policy
-
-        return diffusion_policy.recorded_rate(Path(path)) is not None
-    from sacflow_robot.data.formats import robomimic
-
-    return robomimic.recorded_rate(Path(path)) is not None
+    return recorded_robot(path)[0] is not None or _format(kind_of(path)).recorded_rate(Path(path)) is not None
 
 
 def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
@@ -179,20 +171,7 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
         UnknownNameError: It has no such subset.
     """
     kind = kind_of(path)
-    if kind == "zarr":
-        demos = _read_log(path, options)
-    elif kind == "hdf5":
-        from sacflow_robot.data.formats.hdf5 import read_hdf5
-
-        demos = read_hdf5(Path(path), options)
-    elif kind == "lerobot":
-        from sacflow_robot.data.formats.lerobot import read_lerobot
-
-        demos = read_lerobot(Path(path), options)
-    else:
-        from sacflow_robot.data.formats.diffusion_policy import read_diffusion_policy
-
-        demos = read_diffusion_policy(Path(path), options)
+    demos = _read_log(path, options) if kind == "zarr" else _format(kind).read(Path(path), options)
     if not demos.episodes:
         raise DataError(f"{path} holds no episodes")
     if options.agreement.filter_key is not None:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,37 @@ Columns = dict[str, npt.NDArray[Any]]
 FORMAT, VERSION = "sacflow-robot episodes", 2
 INFO_BYTES = 1024
 
+
+class Names(Protocol):
+    """Names of the columns in a file."""
+
+    def __contains__(self, name: str, /) -> bool: ...
+
+
+# Columns that files of version 0.1 keep under another name.
+OLD_NAMES = {"policy_action": "proposed", "intervention_action": "human"}
+
+
+def stored_name(name: str, stored: Names) -> str:
+    """Name under which a file that holds these names keeps a column, e.g. ``data/policy_action``."""
+    group, slash, column = name.rpartition("/")
+    if column not in OLD_NAMES or name in stored:
+        return name
+    old = f"{group}{slash}{OLD_NAMES[column]}"
+    return old if old in stored else name
+
+
+def current_name(name: str, stored: Names) -> str:
+    """Name of the column that a file with these names keeps under a name; the inverse of :func:`stored_name`."""
+    group, slash, column = name.rpartition("/")
+    new = next((f"{group}{slash}{new}" for new, old in OLD_NAMES.items() if old == column), name)
+    return name if new in stored else new
+
+
 # Column of the log: attribute of Episode
 STEP_COLUMNS = {
-    "action": "commanded",
-    "proposed": "proposed",
+    "action": "action",
+    "policy_action": "policy_action",
     "measured": "measured",
     "source": "source",
     "reward": "rewards",
@@ -36,12 +63,12 @@ STEP_COLUMNS = {
 FILLS: dict[str, float] = {
     **dict.fromkeys(STEP_TIMES, UNKNOWN_TIME),
     "flags": int(StepFlag.UNKNOWN),
-    "human": float("nan"),
+    "intervention_action": float("nan"),
 }
 
 STEP_DTYPES = {
     "action": "<f4",
-    "proposed": "<f4",
+    "policy_action": "<f4",
     "measured": "<f4",
     "source": "|u1",
     "reward": "<f4",
@@ -51,7 +78,7 @@ STEP_DTYPES = {
     "state": "<f8",
     **dict.fromkeys(STEP_TIMES, "<i8"),
     "flags": "|u1",
-    "human": "<f4",
+    "intervention_action": "<f4",
 }
 
 
@@ -64,7 +91,7 @@ def step_columns(episode: Episode, robot: RobotSpec) -> Columns:
         columns["state"] = episode.states[:-1]
     for key, fill in FILLS.items():
         known = getattr(episode, key)
-        shape = episode.commanded.shape if key == "human" else (len(episode),)
+        shape = episode.action.shape if key == "intervention_action" else (len(episode),)
         columns[key] = np.full(shape, fill) if known is None else known
     return {key: np.asarray(rows, STEP_DTYPES.get(key, rows.dtype)) for key, rows in columns.items()}
 
@@ -106,7 +133,7 @@ def whole_ends(ends: list[int]) -> list[int]:
     """Ends of whole episodes: an interrupted append can leave zeros behind them, as room made but not filled.
 
     Raises:
-        DataError: They are not increasing; such a log must be mended by hand, and not be written to.
+        DataError: They are not increasing; such a log must be repaired, and not be written to.
     """
     while ends and ends[-1] == 0:
         ends = ends[:-1]

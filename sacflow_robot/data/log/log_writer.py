@@ -18,14 +18,14 @@ import numpy as np
 from sacflow_robot.data.log.columns import read_robot
 from sacflow_robot.data.log.ring import Kind, Layout, Ring
 from sacflow_robot.data.log.store import WRITING, Store
-from sacflow_robot.data.log.write_ahead_log import Assembler, Journal, Session
+from sacflow_robot.data.log.write_ahead_log import Assembler, Session, WriteAheadLog
 from sacflow_robot.errors import DataError, SacflowError, one_line
 
 _TICK_S, _SYNC_S = 0.01, 0.4
 _BLOCK_BYTES = 8 << 20
 
 
-class Keeper:
+class LogWriter:
     """Drains one ring into one log.
 
     Args:
@@ -38,19 +38,19 @@ class Keeper:
         self._ring = ring
         layout = Layout(read_robot(log), session.state_size)
         self._block = max(1, min(ring.capacity // 4, _BLOCK_BYTES // layout.bytes))
-        self._journal = Journal(log / WRITING)
+        self._journal = WriteAheadLog(log / WRITING)
         self._store = Store(log)
         self._assembler = Assembler(self._store, layout, session.token)
         self._synced_at = time.monotonic()
         self._take_over(log / WRITING, layout)
 
     def _take_over(self, writing: Path, layout: Layout) -> None:
-        """Bring in what a keeper before this one had in its journal.
+        """Bring in what a log writer before this one had in its journal.
 
         Raises:
             DataError: The journal lacks records that are no longer in the ring.
         """
-        for records in Journal.read(writing, layout, self._assembler.next):
+        for records in WriteAheadLog.read(writing, layout, self._assembler.next):
             self._assembler.feed(records)
             self._ring.beat()
         if self._assembler.next < self._ring.drained:
@@ -111,7 +111,7 @@ def main(log: Path, token: str, parent: int) -> int:
         ring = Ring.attach(Path(session.ring), token, Layout(read_robot(log), session.state_size))
         if ring is None or Session.read(log) != session:  # somebody else has recovered the log meanwhile
             return 1
-        Keeper(log, ring, session).run(parent)
+        LogWriter(log, ring, session).run(parent)
     except (OSError, SacflowError) as error:
         if ring is not None:
             ring.error = one_line(error)

@@ -3,29 +3,24 @@
 Layout (Zarr format 2). One row per step under ``data/``, one row per episode under ``meta/``:
 
     data/<observation key>      observation before the step      data/state      simulator state before the step
-    data/action                 commanded action                 data/time_ns    capture time of the observation
-    data/proposed, measured, source, reward, terminated, truncated
-    data/received_ns, inferred_ns, sent_ns, flags, human                      since version 2
+    data/action                 action sent                      data/time_ns    capture time of the observation
+    data/policy_action, measured, source, reward, terminated, truncated
+    data/received_ns, inferred_ns, sent_ns, flags, intervention_action        since version 2
     meta/episode_ends           exclusive end row of each episode, cumulative
     meta/last_<key>             the observation, state and time after the episode's last step
     meta/info                   the episode's info as JSON bytes
 
 :mod:`sacflow_robot.data.log.store` says how it is written so that every array is as long as the last end at any instant;
-:mod:`sacflow_robot.data.log.recorder` logs step by step.
+:mod:`sacflow_robot.data.log.episode_writer` appends whole episodes, :mod:`sacflow_robot.data.log.recorder` steps.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -34,21 +29,18 @@ import zarr
 from sacflow_robot.data.log import remote
 from sacflow_robot.data.log.columns import (
     FILLS,
-    FORMAT,
     STEP_COLUMNS,
-    VERSION,
-    episode_columns,
+    current_name,
     parse_attributes,
     parse_info,
-    step_columns,
+    stored_name,
     whole_ends,
 )
 from sacflow_robot.data.log.lock import LogLock
-from sacflow_robot.data.log.store import WRITING, Store, create_store, put
+from sacflow_robot.data.log.store import WRITING
 from sacflow_robot.data.log.write_ahead_log import recover
 from sacflow_robot.episode import Episode, known_columns
-from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line, reason_of
-from sacflow_robot.spec import RobotSpec
+from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 
 _BLOCK_BYTES = 64 << 20
 _LOOKS, _LOOK_AGAIN_S = 40, 0.05  # a busy machine may stop a closing writer between two files
@@ -62,15 +54,13 @@ _DAMAGE = (
 
 
 class EpisodeLog:
-    """An episode log. Use :meth:`open` to read and :meth:`writer` to append whole episodes."""
+    """An episode log, open for reading; make one with :meth:`open`."""
 
     def __init__(
         self, path: Path | str, root: zarr.Group, ends: Callable[[EpisodeLog], list[int]] | None = None
     ) -> None:
         self.path, self._root = path, root
-        self._lock: LogLock | None = None
         self._arrays: dict[str, zarr.Array[Any]] = {}
-        self._store: Store | None = None
         self._written = False  # whether it was being written to when it was opened
         try:
             self.version, self.robot = parse_attributes(dict(root.attrs), path)
@@ -120,42 +110,6 @@ class EpisodeLog:
                 time.sleep(_LOOK_AGAIN_S)
         raise AssertionError
 
-    @staticmethod
-    def writer(path: Path | str, robot: RobotSpec) -> EpisodeLog:
-        """Open for appending, making the log when there is none. Close it, or use it as a context manager.
-
-        Raises:
-            DataError: The path holds something else, or episodes of a different robot.
-            LogWriteError: The log cannot be made there, or another process is appending to it.
-        """
-        if remote.is_url(path):
-            raise UsageError(f"{path} is on an object store, which holds finished logs only; write to a folder")
-        path = Path(path)
-        lock = _acquire(path)
-        try:
-            if not path.exists():
-                create_store(lock.folder, {"format": FORMAT, "version": VERSION, "arm": json.loads(robot.to_json())})
-                lock.lock_folder()
-            elif (path / WRITING).exists():
-                recover(path, EpisodeLog.open(path, heal=False).robot)
-            log = EpisodeLog.open(path, heal=False)
-            different = log.robot.differences(robot)
-            if different:
-                raise DataError(f"{path} holds episodes of another robot ({'; '.join(different)}); give another path")
-            log._lock, log._store = lock, Store(path)
-            if log.version < VERSION:
-                put(path / ".zattrs", json.dumps({**log.attributes, "version": VERSION}).encode(), path)
-            return log
-        except BaseException as error:
-            lock.release()
-            if isinstance(error, OSError):
-                raise LogWriteError(f"cannot write at {path}: {one_line(error)}") from None
-            raise
-
-    def hand_over(self) -> None:
-        """Leave the arrays to another process; what is left here is the lock that keeps others out until ``close``."""
-        self._store = None
-
     def __len__(self) -> int:
         """Number of whole episodes."""
         return len(self.ends)
@@ -171,52 +125,6 @@ class EpisodeLog:
         if not self.ends:
             return None
         return int(self.shape("data/state")[1]) if self.has("data/state") else 0
-
-    def append(self, episode: Episode) -> None:
-        """Append one episode; see :meth:`extend`."""
-        self.extend([episode])
-
-    def extend(self, episodes: Iterable[Episode]) -> None:
-        """Append whole episodes at once; either all of them count afterward, or none.
-
-        Raises:
-            DataError: An episode does not fit the log.
-            LogWriteError: The disk is full or failing; what was logged before is intact.
-        """
-        if self._store is None:
-            raise UsageError(f"{self.path} is open for reading only")
-        try:
-            for episode in episodes:
-                episode.check_fits(self.robot, str(self.path))
-                self._store.stage("data", step_columns(episode, self.robot))
-                self._store.end_episodes(np.array([len(episode)]), episode_columns(episode, self.robot))
-            self._store.commit()
-        except BaseException as error:
-            self._store.rollback()
-            if isinstance(error, OSError):
-                raise LogWriteError(
-                    f"episode not logged: {one_line(error)}; the {len(self)} episodes in {self.path} are intact, "
-                    "free some space"
-                ) from None
-            raise
-        self.ends = self._store.ends
-        self._arrays.clear()
-
-    def truncate(self, count: int) -> None:
-        """Keep the first ``count`` episodes only.
-
-        Raises:
-            LogWriteError: The disk is full or failing; all of them are kept.
-        """
-        if self._store is None:
-            raise UsageError(f"{self.path} is open for reading only")
-        try:
-            self._store.truncate(count)
-        except OSError as error:
-            self._store.rollback()
-            raise LogWriteError(f"cannot shorten {self.path}: {one_line(error)}; it is as it was") from None
-        self.ends = self._store.ends
-        self._arrays.clear()
 
     def read(self, index: int) -> Episode:
         """Read one episode; negative indices count from the end.
@@ -241,30 +149,6 @@ class EpisodeLog:
                 stop += 1
             yield from self._read(first, stop)
             first = stop
-
-    def close(self) -> None:
-        """Make the log an ordinary Zarr store, and let other processes append.
-
-        Raises:
-            LogWriteError: The disk is failing; what was appended counts.
-        """
-        if self._lock is None:
-            return
-        lock, self._lock, store, self._store = self._lock, None, self._store, None
-        try:
-            if store is not None:
-                store.close()
-        except OSError as error:
-            raise LogWriteError(f"cannot finish {self.path}: {one_line(error)}; its episodes are intact") from None
-        finally:
-            lock.release()
-
-    def __enter__(self) -> EpisodeLog:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        with contextlib.suppress(*() if error is None else (LogWriteError,)):  # what went wrong first is to be heard
-            self.close()
 
     def _read(self, first: int, stop: int) -> list[Episode]:
         """Episodes first to stop - 1; looks again where a writer may have closed the log between two files."""
@@ -321,7 +205,7 @@ class EpisodeLog:
         if array.shape[0] < stop:
             raise DataError(f"{name} is shorter than meta/episode_ends says")
         size, rest = array.chunks[0], ["0"] * (array.ndim - 1)
-        present = remote.names(self.path, name)
+        present = remote.names(self.path, array.path)
         for chunk in range(first // size, -(-stop // size)):
             file = ".".join([str(chunk), *rest])
             if file not in present:
@@ -329,10 +213,11 @@ class EpisodeLog:
         return np.asarray(array[first:stop])
 
     def arrays(self, group: str) -> list[str]:
-        """Names of the arrays in a group."""
+        """Names of the arrays in a group, those of version 0.1 replaced by today's."""
         parent = self._root[group]
         assert isinstance(parent, zarr.Group)
-        return [f"{group}/{key}" for key in sorted(parent.array_keys())]
+        keys = sorted(parent.array_keys())
+        return [f"{group}/{current_name(key, keys)}" for key in keys]
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -340,8 +225,8 @@ class EpisodeLog:
         return dict(self._root.attrs)
 
     def has(self, name: str) -> bool:
-        """Whether there is an array of that name, e.g. ``data/state``."""
-        return name in self._root
+        """Return True if there is an array of that name, e.g. ``data/state``."""
+        return stored_name(name, self._root) in self._root
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of an array, its rows first."""
@@ -354,7 +239,7 @@ class EpisodeLog:
     def _array(self, name: str) -> zarr.Array[Any]:
         """The array of that name; looking one up costs a read of its metadata, so it is kept."""
         if name not in self._arrays:
-            array = self._root[name]
+            array = self._root[stored_name(name, self._root)]
             assert isinstance(array, zarr.Array)
             self._arrays[name] = array
         return self._arrays[name]
@@ -362,19 +247,6 @@ class EpisodeLog:
 
 def _recorded_ends(log: EpisodeLog) -> list[int]:
     return whole_ends(log.rows("meta/episode_ends", 0, log.shape("meta/episode_ends")[0]).tolist())
-
-
-def _acquire(path: Path) -> LogLock:
-    """The lock of whoever may write to a log."""
-    lock = LogLock(path)
-    try:
-        lock.folder.parent.mkdir(parents=True, exist_ok=True)
-        taken = lock.acquire(_LOCK_PATIENCE_S)
-    except OSError as error:
-        raise LogWriteError(f"cannot write at {path}: {one_line(error)}") from None
-    if not taken:
-        raise LogWriteError(f"{path} is being written by another process; give another path")
-    return lock
 
 
 def _heal(path: Path) -> None:
@@ -395,47 +267,3 @@ def _heal(path: Path) -> None:
 
 def _damaged(path: Path | str, error: Exception) -> DataError:
     return DataError(f"{path} is damaged: {one_line(error)}; see log verify, and log repair")
-
-
-def write_log(path: Path | str, robot: RobotSpec, episodes: Iterable[Episode]) -> None:
-    """Write a new log with these episodes, under its final name only once it is whole.
-
-    Args:
-        path: Folder, or address on an object store, e.g. ``s3://bucket/episodes.zarr``.
-        robot: The robot that the episodes are of.
-        episodes: The episodes; taken one by one.
-
-    Raises:
-        UsageError: Something is at the path already.
-        LogWriteError: It cannot be written there.
-    """
-    if remote.is_url(path):
-        remote.check_absent(str(path))
-        with tempfile.TemporaryDirectory() as folder:
-            write_log(Path(folder) / "log.zarr", robot, episodes)
-            remote.upload(Path(folder) / "log.zarr", str(path))
-        return
-    with new_log(Path(path), robot) as log:
-        log.extend(episodes)
-
-
-@contextlib.contextmanager
-def new_log(path: Path, robot: RobotSpec) -> Iterator[EpisodeLog]:
-    """A new log to append to, which stands at ``path`` once all has gone well, or not at all.
-
-    Raises:
-        UsageError: Something is at the path already.
-        LogWriteError: It cannot be written there.
-    """
-    if path.exists():
-        raise UsageError(f"{path} exists already; give another path or remove it")
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with EpisodeLog.writer(partial, robot) as log:
-            yield log
-        partial.rename(path)
-    except (OSError, LogWriteError) as error:  # the writer names the partial log, which nobody will find
-        raise LogWriteError(f"cannot write {path}: {one_line(reason_of(error))}; nothing is left of it") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.with_name(f".{partial.name}.lock").unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 
 
 def is_url(path: Path | str) -> bool:
-    """Whether this is an address of an object store and not a path."""
+    """Return True for an address of an object store, False for a path."""
     return "://" in str(path)
 
 

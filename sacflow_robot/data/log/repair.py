@@ -1,4 +1,4 @@
-"""What is wrong with a log, and what of it can be saved."""
+"""Check a log, and save what can be read of a damaged one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from sacflow_robot.data.log.columns import FILLS, STEP_COLUMNS
+from sacflow_robot.data.log.episode_writer import EpisodeWriter, new_log
 from sacflow_robot.data.log.lock import LogLock
-from sacflow_robot.data.log.reader import EpisodeLog, new_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.ring import Layout, Ring
 from sacflow_robot.data.log.store import WRITING, Store
 from sacflow_robot.data.log.write_ahead_log import Assembler, Session, waiting
@@ -54,11 +55,11 @@ def _check_arrays(log: EpisodeLog) -> Iterator[Problem]:
         f"meta/last_{key}": of for key, of in expected.items()
     }
     action = (np.dtype(np.float32), (log.robot.action_dim,))
-    names |= {f"data/{key}": action for key in ("action", "proposed", "measured")}
+    names |= {f"data/{key}": action for key in ("action", "policy_action", "measured")}
     others = [*(f"data/{key}" for key in STEP_COLUMNS if f"data/{key}" not in names), "meta/info"]
-    if log.has("data/human"):  # logs begun before it was kept lack it
-        names["data/human"] = action
-    flat = [f"data/{key}" for key in FILLS if key != "human"]
+    if log.has("data/intervention_action"):  # logs begun before it was kept lack it
+        names["data/intervention_action"] = action
+    flat = [f"data/{key}" for key in FILLS if key != "intervention_action"]
     if any(map(log.has, flat)):
         others += flat
     if not log.ends:
@@ -98,8 +99,8 @@ def _check_episodes(log: EpisodeLog) -> Iterator[Problem]:
 
 def _complaints(log: EpisodeLog, episode: Episode) -> Iterator[str]:
     low, high = log.robot.action_bounds
-    if (episode.commanded < low).any() or (episode.commanded > high).any():
-        yield "commanded actions are beyond the robot's bounds"
+    if (episode.action < low).any() or (episode.action > high).any():
+        yield "actions are beyond the robot's bounds"
     if (np.diff(episode.time_ns) <= 0).any():
         yield "time_ns does not increase"
     order = [getattr(episode, name) for name in STEP_TIMES]
@@ -129,7 +130,7 @@ def _check_writing(log: EpisodeLog) -> Iterator[Problem]:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a process has the log open for writing."""
+    """Return True if a process has the log open for writing."""
     lock = LogLock(path)
     try:
         written = not lock.acquire()
@@ -222,7 +223,7 @@ def _left_behind(path: Path, log: EpisodeLog) -> Iterator[Episode]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "log.zarr"
-            EpisodeLog.writer(target, log.robot).close()
+            EpisodeWriter(target, log.robot).close()
             assembler = Assembler(Store(target), layout, session.token)
             for records in waiting(path, layout, ring, first):
                 assembler.feed(records)

@@ -17,7 +17,7 @@ _STALLED_S, _WAIT_S = 10.0, 0.005
 _CATCH_UP = 8  # steps handed over with each new one, while older ones wait: little time for the control loop
 
 
-class MendingRecorder:
+class ResilientRecorder:
     """A :class:`~sacflow_robot.spec.Recorder` for robots that move on their own time.
 
     When the log fails, ``append`` raises LogWriteError once. From then on it keeps steps: in shared memory, where they survive
@@ -105,7 +105,7 @@ class MendingRecorder:
                     self._write_end()
         self._log.close(*(() if within_s is None else (within_s,)))
 
-    def __enter__(self) -> MendingRecorder:
+    def __enter__(self) -> ResilientRecorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

@@ -1,4 +1,4 @@
-"""Steps on their way from the control loop to the keeper: fixed-size records in a ring in shared memory.
+"""Steps on their way from the control loop to the log writer: fixed-size records in a ring in shared memory.
 
 One process writes, one reads, neither waits for the other. A record counts once the writer has raised ``published``,
 which it does last; its place may be reused once the reader has raised ``drained``. The ring is a file on tmpfs, so it
@@ -45,7 +45,7 @@ _LEAST_BYTES, _MOST_BYTES, _SECONDS = 1 << 20, 1 << 29, 4.0
 
 
 class Kind(IntEnum):
-    """What a record holds."""
+    """Kind of a record."""
 
     BEGIN = 1  # the episode's info so far
     START = 2  # the observation that the episode starts with
@@ -54,7 +54,7 @@ class Kind(IntEnum):
 
 
 class Layout:
-    """How one record lies in memory: one dtype for steps and starts, one of the same size for infos.
+    """Layout of a record in memory: one dtype for steps and starts, one of the same size for infos.
 
     Args:
         robot: The robot whose observations and actions it holds.
@@ -64,7 +64,9 @@ class Layout:
     def __init__(self, robot: RobotSpec, state_size: int) -> None:
         arrays = {a.key: (np.dtype(a.dtype).str, a.shape) for a in robot.observations}
         floats = {key: of for key, of in arrays.items() if of[0] == "<f4"}
-        actions = dict.fromkeys(("action", "proposed", "measured", "human"), ("<f4", (robot.action_dim,)))
+        actions = dict.fromkeys(
+            ("action", "policy_action", "measured", "intervention_action"), ("<f4", (robot.action_dim,))
+        )
         state = {"state": ("<f8", (state_size,))} if state_size else {}
         # What must be finite lies side by side, so that one look finds a NaN in any of it.
         self.finite = {"action": actions.pop("action"), **floats}
@@ -193,7 +195,7 @@ class Ring:
 
     @property
     def closed(self) -> bool:
-        """Whether the writer will publish no more."""
+        """True once the writer publishes no more."""
         return bool(self._header["closed"][0])
 
     @closed.setter
@@ -206,12 +208,12 @@ class Ring:
 
     @property
     def quiet(self) -> bool:
-        """Whether the reader has not said for a second that it is alive, or has failed."""
+        """True if the reader has not said for a second that it is alive, or has failed."""
         return monotonic_ns() - self.words[BEAT] > QUIET_NS
 
     @property
     def error(self) -> str:
-        """Why the reader stopped; empty while all is well."""
+        """Reason why the reader stopped; empty while all is well."""
         return bytes(self._header["error"][0]).decode(errors="replace")
 
     @error.setter
@@ -243,7 +245,7 @@ class Ring:
 
 
 def _places(log: Path) -> tuple[Path, Path]:
-    """Where a log's ring may be, the best place first."""
+    """Paths of a log's ring, the best one first."""
     name = f"sacflow-{hashlib.sha256(str(log.resolve()).encode()).hexdigest()[:16]}.ring"
     return _TMPFS / name, log / ".writing" / name
 

@@ -22,23 +22,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numcodecs
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.log.columns import FILLS, Columns, whole_ends
+from sacflow_robot.data.log.columns import FILLS, Columns, current_name, whole_ends
+from sacflow_robot.data.log.stored_array import StoredArray, describe_array
 from sacflow_robot.errors import DataError, LogWriteError, one_line
+from sacflow_robot.utils import atomic_files
+from sacflow_robot.utils.atomic_files import put, replacing, sync_folder
 
 WRITING = ".writing"
-
-_CHUNK_BYTES, _CHUNK_ROWS = 2_000_000, 4096
-_COMPRESSOR = {"id": "zstd", "level": 1}
 
 
 class Store:
@@ -56,11 +54,15 @@ class Store:
     def _load(self) -> None:
         """Take the arrays as they are committed."""
         try:
-            self._arrays = {
-                f"{group}/{folder.name}": _Array(folder, json.loads((folder / ".zarray").read_text()))
+            folders = {
+                f"{group}/{folder.name}": folder
                 for group in ("data", "meta")
                 for folder in sorted((self.path / group).iterdir())
                 if (folder / ".zarray").exists()
+            }
+            self._arrays = {
+                current_name(name, folders): StoredArray(folder, json.loads((folder / ".zarray").read_text()))
+                for name, folder in folders.items()
             }
             self.ends = whole_ends(self._arrays["meta/episode_ends"].read().tolist())
             self.position: dict[str, Any] = {}
@@ -116,7 +118,7 @@ class Store:
             folder = self.path / group / key
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            self._arrays[f"{group}/{key}"] = _Array(folder, _describe(columns[key]))
+            self._arrays[f"{group}/{key}"] = StoredArray(folder, describe_array(columns[key]))
             if key in extra:
                 self._arrays[f"{group}/{key}"].append(extra[key], self._writing)
         for key, values in columns.items():
@@ -169,11 +171,12 @@ class Store:
         if not self._writing.exists():
             return
         self._link()
-        for name, array in self._arrays.items():
-            put(array.folder / ".zarray", self._written[name], self._writing)
+        for array in self._arrays.values():
+            put(array.folder / ".zarray", self._written[array.stored_name], self._writing)
+        kept = {array.folder for array in self._arrays.values()}
         for group in ("data", "meta"):
             for folder in (self.path / group).iterdir():
-                if f"{group}/{folder.name}" not in self._arrays and folder.is_dir():
+                if folder not in kept and folder.is_dir():
                     shutil.rmtree(folder)
         # Whoever finds this half done must not take the journal for steps that are yet to be committed.
         for file in (*self._writing.glob("journal.*"), self._writing / "session"):
@@ -189,13 +192,13 @@ class Store:
         taken = [int(p.name) for p in self._writing.iterdir() if p.name.isdigit()]
         self._commits = max(taken, default=0)
         self._swap(self.position)
-        for name, array in self._arrays.items():
-            self._point(name, array)
+        for array in self._arrays.values():
+            self._point(array)
         self._linked = True
         self._prune(self._commits - 1)
 
-    def _point(self, name: str, array: _Array) -> None:
-        target = f"../../{WRITING}/commit/{name.replace('/', '.')}"
+    def _point(self, array: StoredArray) -> None:
+        target = f"../../{WRITING}/commit/{array.stored_name}"
         file = array.folder / ".zarray"
         if file.is_symlink():
             return
@@ -209,14 +212,15 @@ class Store:
         folder = self._writing / f"{self._commits + 1:06}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        written = {name: json.dumps(array.describe(), indent=4).encode() for name, array in self._arrays.items()}
+        arrays = self._arrays.values()
+        written = {array.stored_name: json.dumps(array.describe(), indent=4).encode() for array in arrays}
         for name, content in written.items():
-            _write_through(folder / name.replace("/", "."), content)
-        _write_through(folder / "position", json.dumps(dict(position)).encode())
+            atomic_files.write_through(folder / name, content)
+        atomic_files.write_through(folder / "position", json.dumps(dict(position)).encode())
         sync_folder(folder)
         if self._linked:
-            for name, array in self._arrays.items():
-                self._point(name, array)
+            for array in arrays:
+                self._point(array)
         link = self._writing / "commit.next"
         link.unlink(missing_ok=True)
         link.symlink_to(folder.name)
@@ -236,147 +240,21 @@ class Store:
             array.remove_surplus()
 
 
-class _Array:
-    """One array: what is on disk, and rows on their way there."""
-
-    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
-        self.folder, self._description = folder, description
-        self.rows: int = description["shape"][0]
-        self._shape, self._dtype = tuple(description["chunks"]), np.dtype(description["dtype"])
-        codec = description["compressor"]
-        self._codec = None if codec is None else numcodecs.get_codec(codec)
-        if description["filters"] or description["order"] != "C" or self._shape[1:] != tuple(description["shape"][1:]):
-            raise ValueError(f"{folder.name} is not laid out as this program lays arrays out")
-        self._tail: npt.NDArray[Any] | None = None  # the chunk that the next row goes into
-        self._dirty, self._surplus = False, True
-
-    def describe(self) -> dict[str, Any]:
-        return {**self._description, "shape": [self.rows, *self._shape[1:]]}
-
-    def fits(self, values: npt.NDArray[Any]) -> bool:
-        return values.shape[1:] == self._shape[1:] and values.dtype == self._dtype
-
-    def cut(self, rows: int) -> None:
-        self._surplus = True
-        self.rows, self._tail, self._dirty = rows, None, False
-
-    def read(self) -> npt.NDArray[Any]:
-        chunks = [self._read_chunk(i) for i in range(-(-self.rows // self._shape[0]))]
-        rows: npt.NDArray[Any] = np.concatenate([*chunks, np.empty((0, *self._shape[1:]), self._dtype)])[: self.rows]
-        return rows
-
-    def read_staged(self) -> npt.NDArray[Any]:
-        """All rows, those on their way included."""
-        whole = self.rows // self._shape[0]
-        chunks = [self._read_chunk(i) for i in range(whole)]
-        rows: npt.NDArray[Any] = np.concatenate([*chunks, self._load_tail()[: self.rows % self._shape[0]]])
-        return rows
-
-    def append(self, values: npt.NDArray[Any], scratch: Path) -> None:
-        while len(values):
-            tail, at = self._load_tail(), self.rows % self._shape[0]
-            count = min(len(values), self._shape[0] - at)
-            tail[at : at + count] = values[:count]
-            self._dirty, values = True, values[count:]
-            if at + count == self._shape[0]:
-                self._write_tail(self.rows // self._shape[0], scratch)
-                self._tail = None
-            self.rows += count
-
-    def flush(self, scratch: Path) -> None:
-        if self._dirty and self._tail is not None:
-            self._write_tail(self.rows // self._shape[0], scratch)
-
-    def remove_surplus(self) -> None:
-        if self._surplus:
-            for file in self.folder.iterdir():
-                head = file.name.partition(".")[0]
-                if head.isdigit() and int(head) * self._shape[0] >= self.rows:
-                    file.unlink()
-            self._surplus = False
-
-    def _load_tail(self) -> npt.NDArray[Any]:
-        if self._tail is None:
-            at = self.rows % self._shape[0]
-            self._tail = np.zeros(self._shape, self._dtype)
-            if at:
-                self._tail[:at] = self._read_chunk(self.rows // self._shape[0])[:at]
-        return self._tail
-
-    def _read_chunk(self, number: int) -> npt.NDArray[Any]:
-        data = self._file(number).read_bytes()
-        raw = data if self._codec is None else self._codec.decode(data)
-        chunk: npt.NDArray[Any] = np.frombuffer(raw, self._dtype).reshape(self._shape)
-        return chunk
-
-    def _write_tail(self, number: int, scratch: Path) -> None:
-        assert self._tail is not None
-        data = self._tail.tobytes() if self._codec is None else self._codec.encode(self._tail)
-        put(self._file(number), bytes(data), scratch)
-        self._dirty = False
-
-    def _file(self, number: int) -> Path:
-        return self.folder / ".".join([str(number), *["0"] * (len(self._shape) - 1)])
-
-
-def _describe(like: npt.NDArray[Any]) -> dict[str, Any]:
-    """The ``.zarray`` of an empty array for rows like these (N, ...)."""
-    row_bytes = max(1, like.dtype.itemsize * int(np.prod(like.shape[1:])))
-    rows = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
-    return {
-        "shape": [0, *like.shape[1:]],
-        "chunks": [rows, *like.shape[1:]],
-        "dtype": like.dtype.str,
-        "fill_value": False if like.dtype == bool else 0,
-        "order": "C",
-        "filters": None,
-        "dimension_separator": ".",
-        "compressor": _COMPRESSOR,
-        "zarr_format": 2,
-    }
-
-
 def create_store(path: Path, attributes: Mapping[str, Any]) -> None:
     """Make a log without episodes beside its final name, then move it there.
 
     Raises:
         LogWriteError: It cannot be made there.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     group = json.dumps({"zarr_format": 2}).encode()
     try:
-        (partial / "meta" / "episode_ends").mkdir(parents=True)
-        (partial / "data").mkdir()
-        for folder in (partial, partial / "data", partial / "meta"):
-            _write_through(folder / ".zgroup", group)
-        _write_through(partial / ".zattrs", json.dumps(dict(attributes), indent=4).encode())
-        ends = json.dumps(_describe(np.zeros(0, np.int64)), indent=4).encode()
-        _write_through(partial / "meta" / "episode_ends" / ".zarray", ends)
-        partial.rename(path)
+        with replacing(path) as partial:
+            (partial / "meta" / "episode_ends").mkdir(parents=True)
+            (partial / "data").mkdir()
+            for folder in (partial, partial / "data", partial / "meta"):
+                atomic_files.write_through(folder / ".zgroup", group)
+            atomic_files.write_through(partial / ".zattrs", json.dumps(dict(attributes), indent=4).encode())
+            ends = json.dumps(describe_array(np.zeros(0, np.int64)), indent=4).encode()
+            atomic_files.write_through(partial / "meta" / "episode_ends" / ".zarray", ends)
     except OSError as error:
         raise LogWriteError(f"cannot make an episode log at {path}: {one_line(error)}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def put(file: Path, content: bytes, scratch: Path) -> None:
-    """Replace a file at once, by way of the folder ``scratch`` of the same file system."""
-    partial = scratch / "partial"
-    _write_through(partial, content)
-    partial.replace(file)
-
-
-def _write_through(file: Path, content: bytes) -> None:
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fdatasync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the disk hold the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""From records to episodes: what the keeper does while steps arrive, and what recovery does with what it left behind.
+"""From records to episodes: what the log writer does while steps arrive, and what recovery does with what it left behind.
 
 Beside the arrays, ``.writing`` holds ``session`` (where the ring is) and ``journal.N``: records from number N on, as they
 came, each with a checksum. Every record up to a commit's ``position`` is in the arrays; the later ones are in the
@@ -17,9 +17,10 @@ import numpy as np
 
 from sacflow_robot.data.log.columns import Columns
 from sacflow_robot.data.log.ring import Kind, Layout, Records, Ring, checksum
-from sacflow_robot.data.log.store import WRITING, Store, put, sync_folder
+from sacflow_robot.data.log.store import WRITING, Store
 from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import RobotSpec
+from sacflow_robot.utils.atomic_files import put, sync_folder
 
 _BLOCK_BYTES = 8 << 20
 
@@ -60,7 +61,7 @@ class Session:
             raise DataError(f"the session of {log} cannot be read: {one_line(error)}") from None
 
 
-class Journal:
+class WriteAheadLog:
     """The records of one episode after another, appended to a file that begins anew with each episode."""
 
     def __init__(self, folder: Path) -> None:
@@ -87,7 +88,7 @@ class Journal:
             os.fdatasync(self._file)
 
     def begin_anew(self) -> None:
-        """Forget what was written, by a keeper before this one too: it is committed."""
+        """Forget what was written, by a log writer before this one too: it is committed."""
         self.close()
         for file in self._folder.glob("journal.*"):
             file.unlink()
@@ -179,7 +180,7 @@ class Assembler:
 
 def waiting(log: Path, layout: Layout, ring: Ring | None, first: int) -> Iterator[Records]:
     """Records that a log's dead writers left in journal and ring, from number ``first`` on."""
-    for block in Journal.read(log / WRITING, layout, first):
+    for block in WriteAheadLog.read(log / WRITING, layout, first):
         yield block
         first = int(block["index"][-1]) + 1
     if ring is None:
@@ -209,7 +210,7 @@ def recover(log: Path, robot: RobotSpec) -> None:
         layout = Layout(robot, session.state_size)
         ring = Ring.attach(Path(session.ring), session.token, layout)
     try:
-        if not (log / WRITING).exists():  # the keeper was alive and has finished
+        if not (log / WRITING).exists():  # the log writer was alive and has finished
             return
         store = Store(log)
         if session is not None:

@@ -1,7 +1,7 @@
-"""What all algorithms share: networks, optimizers, averages, the critic's update, acting, and saving.
+"""Base of all algorithms: networks, optimizers, averages, the critic's update, acting, and saving.
 
-An algorithm is a subclass (learn/sac_flow.py, learn/baselines.py; by name in learn/algorithms.py) that says which policy
-it has, what a state is worth to it, and how the policy is updated.
+An algorithm is a subclass (sac_flow.py, baselines.py; by name in registry.py) that says which policy it has, what a state
+is worth to it, and how the policy is updated.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ class Agent:
 
     def __init__(self, robot: RobotSpec, config: TrainConfig, device: torch.device) -> None:
         if set(robot.action_low) != {-1.0} or set(robot.action_high) != {1.0}:
-            raise UsageError(f"arm {robot.robot!r} takes actions beyond -1 to 1; give it a driver that scales them")
-        self.robot, self.config, self.device = robot, config, device
+            raise UsageError(f"robot {robot.robot!r} takes actions beyond -1 to 1; give it a driver that scales them")
+        self.robot = robot
+        self.config = config
+        self.device = device
         self.commanded_robot = robot  # the one that is commanded, whose actions may have bounds of their own
         learner = config.learner
         self.action_dim = config.chunk_length * robot.action_dim
@@ -102,7 +104,7 @@ class Agent:
         return self.policy.draw(len(batch.chunk), self.generator)
 
     def _next_value(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """What the state after each window is worth (B,), and what is to be deducted from it (B,)."""
+        """Value of the state after each window (B,), and what is to be deducted from it (B,)."""
         action = self.policy.rollout(batch.next_observation, noise).action
         value = self._value(self.target_critic, batch.next_observation, action)
         return value, torch.zeros_like(value)
@@ -165,7 +167,7 @@ class Agent:
     def begin_online(self) -> None:
         """The offline phase is over."""
 
-    def go_on_from_average(self) -> None:
+    def start_from_average(self) -> None:
         """Have the policy go on from the averaged one, which is what was exported and has acted."""
         self.policy.load_state_dict(self.average_policy.state_dict())
 
@@ -177,7 +179,7 @@ class Agent:
 
     def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            target = losses.critic_target(batch.reward, batch.discount, *self._next_value(batch, noise))
+            target = losses.td_target(batch.reward, batch.discount, *self._next_value(batch, noise))
         values = self.critic(self.policy.normalize(batch.observation), batch.chunk)
         return losses.critic_loss(values, target, batch.critic_valid), values.detach().mean()
 
@@ -227,7 +229,7 @@ class Agent:
 
     @property
     def is_finite(self) -> bool:
-        """Whether every weight is a finite number; false once training has diverged."""
+        """True while every weight is a finite number; false once training has diverged."""
         weights = (weight for network in self._networks().values() for weight in network.parameters())
         return all(bool(weight.isfinite().all()) for weight in weights)
 

@@ -17,7 +17,7 @@ from sacflow_robot.learn.networks.policy import PolicyNetwork
 from sacflow_robot.spec import RobotSpec
 
 
-class BehaviourCloning(Agent):
+class BehaviorCloning(Agent):
     """Flow matching, offline and online; what is collected is cloned too, as ``clone`` says. No critic is learned."""
 
     policy: Any  # a FlowPolicy
@@ -47,7 +47,7 @@ class BehaviourCloning(Agent):
         return {"loss/flow_matching": loss.detach()}
 
 
-class BestOfN(BehaviourCloning):
+class BestOfN(BehaviorCloning):
     """QC (arXiv 2507.07969): the flow clones; of N of its chunks the critic picks one, in targets and when acting.
 
     Q(s, a) = sum gamma^j r_j + gamma^H Q'(s', a*),  a* = argmax over N samples of Q(s', a).
@@ -101,7 +101,7 @@ class QCFQL(Agent):
         with torch.no_grad():
             cloned = self.flow(batch.observation, noise[0])
         value = self._value(self.critic, batch.observation, action)
-        scaled = losses.scale_value(value) if self.config.learner.normalize_q else value
+        scaled = losses.normalize_q(value) if self.config.learner.normalize_q else value
         distance = losses.chunk_distance(action, cloned, torch.ones_like(batch.mask))
         loss = losses.actor_loss(scaled, torch.zeros_like(value), distance, weight)
         return loss, value.detach().mean(), distance.detach().mean()

@@ -6,14 +6,14 @@ import torch
 
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.learn.algorithms.agent import Agent
-from sacflow_robot.learn.algorithms.baselines import QCFQL, BehaviourCloning, BestOfN
+from sacflow_robot.learn.algorithms.baselines import QCFQL, BehaviorCloning, BestOfN
 from sacflow_robot.learn.algorithms.sac_flow import GaussianSac, Rlpd, SacFlow
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.spec import RobotSpec
 
 ALGORITHMS: dict[str, type[Agent]] = {
     "sac-flow": SacFlow,
-    "bc": BehaviourCloning,
+    "bc": BehaviorCloning,
     "qc": BestOfN,
     "qc-fql": QCFQL,
     "rlpd": Rlpd,

@@ -59,7 +59,7 @@ class Sac(Agent):
         excess = rollout.log_prob + self.policy.reference_entropy
         value = self._value(self.critic, batch.observation, rollout.action)
         distance = self._distance(batch, rollout, noise, drawn)
-        scaled = losses.scale_value(value) if self.config.learner.normalize_q else value
+        scaled = losses.normalize_q(value) if self.config.learner.normalize_q else value
         loss = losses.actor_loss(scaled, self.temperature * excess, distance, weight)
         return _ActorLoss(loss, value.detach(), excess.detach(), distance.detach())
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sacflow_robot.export.fuse import FoldedFlow
+from sacflow_robot.export.graph import ExportablePolicy
 from sacflow_robot.learn.config import LOG_NOISE_BOUNDS, FlowConfig
 from sacflow_robot.learn.networks.critic import Critic, aggregate
+from sacflow_robot.learn.networks.folded import FoldedFlow
 from sacflow_robot.learn.networks.policy import PolicyNetwork, Rollout, squash, squash_log_det, squash_through
 
 
@@ -71,7 +73,7 @@ class GaussianPolicy(PolicyNetwork):
         return mean, low + 0.5 * (high - low) * (raw.tanh() + 1)
 
 
-class QC(nn.Module):
+class QC(ExportablePolicy):
     """Of N actions of a policy, the one that the critic values most; called and exported as the policy itself.
 
     One noise z (B, D) makes all N: candidate n starts from R_n z, with fixed orthogonal matrices R_n drawn at random and
@@ -87,11 +89,14 @@ class QC(nn.Module):
     """
 
     turns: Tensor
+    picks = True
 
     def __init__(self, policy: PolicyNetwork, critic: Critic, candidates: int, how: str) -> None:
         super().__init__()
         self.policy: PolicyNetwork | FoldedFlow = policy
-        self.critic, self._candidates, self._how = critic, candidates, how
+        self.critic = critic
+        self._candidates = candidates
+        self._how = how
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(candidates, policy.action_dim, policy.action_dim, generator=generator)
         turns, upper = torch.linalg.qr(drawn)
@@ -106,6 +111,20 @@ class QC(nn.Module):
         """Actions (B, D) for raw observations (B, O), noise (B, D), and what else the policy takes, each (B, D)."""
         chunks, values = self.candidates(observation, noise, *committed)
         return pick_best(chunks, values)
+
+    @property
+    def takes_prefix(self) -> bool:  # type: ignore[override]
+        return self.policy.takes_prefix
+
+    def twin(self, *, prefix: bool) -> QC:
+        twin = copy.deepcopy(self)
+        twin.policy = self.policy.twin(prefix=prefix)  # type: ignore[assignment]
+        return twin
+
+    def margin(self, observation: Tensor, noise: Tensor, *committed: Tensor) -> Tensor:
+        _, values = self.candidates(observation, noise, *committed)
+        best = values.topk(2, -1).values
+        return best[:, 0] - best[:, 1]
 
     def candidates(self, observation: Tensor, noise: Tensor, *committed: Tensor) -> tuple[Tensor, Tensor]:
         """Chunks (B, N, D) and their values (B, N)."""

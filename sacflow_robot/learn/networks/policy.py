@@ -1,4 +1,4 @@
-"""What every policy shares: squashing to action bounds, the observation normalizer, and the interface to learner and export.
+"""Base of all policies: squashing to action bounds, the observation normalizer, and the interface to learner and export.
 
 A policy's own variable is the latent u = atanh(RHO * a): what is fitted in pretraining is atanh(RHO * a_data), and what
 is played is tanh(u) / RHO, so the two agree exactly, also at the bounds (a = 1 is u = 1.83; without RHO it would be
@@ -8,11 +8,15 @@ infinite). A policy fitted to raw actions and played through tanh would turn a g
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sacflow_robot.export.graph import ExportablePolicy
+from sacflow_robot.spec import PolicySpec, RobotSpec
 
 RHO = 0.95
 _STD_FLOOR, _LIMIT = 1e-2, 10.0
@@ -70,7 +74,7 @@ class Rollout:
     log_prob: Tensor
 
 
-class PolicyNetwork(nn.Module):
+class PolicyNetwork(ExportablePolicy):
     """Base of all policies: chunks from observations and noise, with the observation normalizer inside.
 
     Attributes:
@@ -109,13 +113,25 @@ class PolicyNetwork(nn.Module):
         """Actions (B, D) as evaluated and exported, for raw observations (B, O) and noise (B, D)."""
         raise NotImplementedError
 
+    def make_spec(self, robot: RobotSpec, notes: Mapping[str, Any] | None = None) -> PolicySpec:
+        """The contract of this policy on a robot."""
+        return PolicySpec(
+            robot=robot,
+            chunk_length=self.action_dim // robot.action_dim,
+            euler_steps=self.euler_steps,
+            velocity=self.name,
+            observation_mean=tuple(self.observation_mean.tolist()),
+            observation_std=tuple(self.observation_std.tolist()),
+            notes=notes or {},
+        )
+
     def rollout(self, observation: Tensor, noise: Tensor) -> Rollout:
         """Sample of the policy as trained, for raw observations (B, O) and what :meth:`draw` drew."""
         raise NotImplementedError
 
     @property
     def noise_count(self) -> int:
-        """How many vectors of noise (B, D) a sample takes."""
+        """Vectors of noise (B, D) that a sample takes."""
         return 1
 
     def draw(self, batch: int, generator: torch.Generator, start: Tensor | None = None) -> Tensor:
@@ -141,7 +157,7 @@ class PolicyNetwork(nn.Module):
         self.observation_limit.fill_(limit)
 
     def normalize(self, observation: Tensor) -> Tensor:
-        """What the networks see (B, F): the observation (B, O) normalized, with rotation matrices for quaternions."""
+        """Features (B, F) of an observation (B, O): normalized, with rotation matrices for quaternions."""
         scaled = (observation - self.observation_mean) / self.observation_std
         scaled = scaled.clamp(-self.observation_limit, self.observation_limit)
         if not self.quaternions:

@@ -246,10 +246,3 @@ def normalize_weights(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear) and bool(layer.weight.any(-1).all()):
             nn.utils.parametrizations.weight_norm(layer)
-
-
-def fold_weights(module: nn.Module) -> None:
-    """Turn what :func:`normalize_weights` did back into plain weights of the same values."""
-    for layer in module.modules():
-        if nn.utils.parametrize.is_parametrized(layer):
-            nn.utils.parametrize.remove_parametrizations(layer, "weight")

@@ -150,7 +150,7 @@ def replay_episode(
     due = start_ns + np.append(due, due[-1] + spec.period_ns)
     sender.begin(result, start_ns)
     try:
-        for step, logged in enumerate(episode.commanded):
+        for step, logged in enumerate(episode.action):
             if result.ended and not simulated:
                 break
             if offsets_ns is not None or not robot.lockstep:

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sacflow_robot.data.formats.adapt import adapt, follows_poses, resample, robot_of_file
+from sacflow_robot.data.formats.adapt import adapt, follows_poses, robot_of_file
 from sacflow_robot.data.formats.agreement import AgreementOptions, Claims, Controller
 from sacflow_robot.data.formats.demonstrations import Losses, human_episode
+from sacflow_robot.data.formats.resample import resample
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
@@ -61,9 +62,9 @@ def test_resampled_actions_move_the_arm_as_those_of_the_other_rate(robot: RobotS
         assert np.allclose(episode.observations[key][:: every[0]], rows[:: every[1]], atol=1e-6), key
     assert np.allclose(np.linalg.norm(episode.observations["robot0_eef_quat"], axis=1), 1)
     assert episode.states is not None and np.allclose(episode.states[:: every[0]], states[:: every[1]])
-    assert set(np.unique(episode.commanded[:, 6])) == {-1, 1}, "the gripper's command is never a mean"
+    assert set(np.unique(episode.action[:, 6])) == {-1, 1}, "the gripper's command is never a mean"
 
-    moved, _ = drive(20, episode.commanded)
+    moved, _ = drive(20, episode.action)
     expected, found = observations["robot0_eef_pos"][:: every[1]], moved["robot0_eef_pos"][:: every[0]]
     traveled = np.abs(np.diff(expected, axis=0)).sum()
     assert np.abs(np.diff(found, axis=0)).sum() == pytest.approx(traveled, rel=0.06), "the total motion is kept"
@@ -83,12 +84,12 @@ def test_absolute_goals_become_the_deltas_that_they_were(robot: RobotSpec) -> No
         claims, losses = Claims(controller=Controller("OSC_POSE", delta=False)), Losses()
         rewards = np.zeros(len(actions), np.float32)
         own = human_episode(observations, actions, robot_of_file(claims, robot), rewards=rewards)
-        assert np.array_equal(own.commanded, actions), "absolute goals are not clipped to the range of deltas"
+        assert np.array_equal(own.action, actions), "absolute goals are not clipped to the range of deltas"
         episode = adapt(own, claims, robot, AgreementOptions(controller_map=True), losses)
-        assert np.allclose(episode.commanded, deltas, atol=1e-4)
+        assert np.allclose(episode.action, deltas, atol=1e-4)
         assert str(losses) == "absolute goals became deltas from the robot's poses"
 
-    elsewhere = replace(own, commanded=own.commanded + np.float32(1))
+    elsewhere = replace(own, action=own.action + np.float32(1))
     with pytest.raises(DataError, match=r"goals lie 1\.7 m"):
         adapt(elsewhere, claims, robot, AgreementOptions(controller_map=True), Losses())
 
@@ -105,11 +106,11 @@ def test_another_scale_commands_the_same_motion(robot: RobotSpec) -> None:
     claims, losses = Claims(controller=Controller("OSC_POSE", True, scale)), Losses()
     before = episode_of(robot, 6)
     after = adapt(before, claims, robot, AgreementOptions(controller_map=True), losses)
-    assert np.allclose(after.commanded[:, :3] * 0.05, before.commanded[:, :3] * 0.02)
-    assert np.allclose(after.commanded[:, 3:6] * 0.5, before.commanded[:, 3:6] * 0.1)
-    assert np.array_equal(after.commanded[:, 6], before.commanded[:, 6]) and "clipped" not in str(losses)
+    assert np.allclose(after.action[:, :3] * 0.05, before.action[:, :3] * 0.02)
+    assert np.allclose(after.action[:, 3:6] * 0.5, before.action[:, 3:6] * 0.1)
+    assert np.array_equal(after.action[:, 6], before.action[:, 6]) and "clipped" not in str(losses)
     wide = Claims(controller=Controller("OSC_POSE", True, (0.2,) * 6))
-    assert np.abs(adapt(before, wide, robot, AgreementOptions(controller_map=True), losses).commanded).max() == 1
+    assert np.abs(adapt(before, wide, robot, AgreementOptions(controller_map=True), losses).action).max() == 1
     assert "beyond the controller's range and are clipped" in str(losses)
     same = adapt(before, Claims("Panda", 20, Controller("OSC_POSE", True)), robot, AgreementOptions(), losses)
     assert same is before
@@ -135,14 +136,14 @@ def test_the_last_actions_are_those_of_the_new_rate(robot: RobotSpec) -> None:
     own = with_action_history(episode_of(replace(robot, control_rate_hz=10.0), 8), 3)
     found = resample(own, 10, remembering, Losses())
     history = found.observations["action_history"]
-    assert history.shape == (17, 3, 7) and np.array_equal(history[5], found.commanded[2:5]) and not history[0].any()
+    assert history.shape == (17, 3, 7) and np.array_equal(history[5], found.action[2:5]) and not history[0].any()
 
 
 def test_positions_are_interpolated_and_unknown_controllers_refused(robot: RobotSpec) -> None:
     joints = replace(robot, controller="joint position", action_names=tuple("abcdefg"))
     ramp = np.repeat(np.arange(10, dtype=np.float32)[:, None], 7, axis=1) / 10
-    own = replace(episode_of(joints, 10), commanded=ramp, proposed=ramp)
-    found = resample(own, 10, joints, Losses()).commanded[:, 0]
+    own = replace(episode_of(joints, 10), action=ramp, policy_action=ramp)
+    found = resample(own, 10, joints, Losses()).action[:, 0]
     assert np.allclose(found[1::2], ramp[:, 0]) and np.allclose(found[2::2], (ramp[:-1, 0] + ramp[1:, 0]) / 2)
     unknown = replace(robot, controller="as the environment's, rescaled to [-1, 1]")
     with pytest.raises(DataError, match="cannot be resampled"):

@@ -11,14 +11,13 @@ from sacflow_robot.data.formats.agreement import (
     Controller,
     action_scale,
     check_agreement,
-    check_log_times,
     check_robot,
-    check_times,
     claims_of_robot,
     controller_of,
     disagreements,
 )
-from sacflow_robot.data.formats.env_args import claims_of_env
+from sacflow_robot.data.formats.checks import check_log_times, check_times
+from sacflow_robot.data.formats.hdf5_header import claims_of_env
 from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
 from sacflow_robot.spec import RobotSpec
 
@@ -104,8 +103,8 @@ def test_all_differences_are_named_at_once(robot: RobotSpec) -> None:
 
 
 @pytest.mark.parametrize("robot", ["panda", "franka", "Franka Emika Panda", "unknown", None])
-def test_one_robot_has_many_names(spec: RobotSpec, robot: str | None) -> None:
-    assert disagreements(Claims(robot=robot), spec, AgreementOptions()) == []
+def test_one_robot_has_many_names(robot_spec: RobotSpec, robot: str | None) -> None:
+    assert disagreements(Claims(robot=robot), robot_spec, AgreementOptions()) == []
 
 
 def test_a_robots_own_specification(robot: RobotSpec) -> None:

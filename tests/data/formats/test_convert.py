@@ -20,7 +20,7 @@ from sacflow_robot.data.formats import lerobot_writer
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, end_at_success
 from sacflow_robot.data.formats.sources import load_episodes, read_demos, recorded_robot
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.episode import STEP_TIMES, Episode
 from sacflow_robot.errors import DataError, LogWriteError, SpecMismatchError, UsageError
 from sacflow_robot.spec import ArraySpec, RobotSpec
@@ -58,8 +58,8 @@ def episodes(draw: st.DrawFn, *, states: int, timed: bool) -> Episode:
     terminated = end & draw(st.booleans())
     return Episode(
         observations={a.key: rows(steps + 1, *a.shape, **FLOAT32) for a in ROBOT.observations},
-        commanded=rows(steps, 1, **FLOAT32),
-        proposed=rows(steps, 1, dtype=np.float32, elements=st.floats(width=32)),
+        action=rows(steps, 1, **FLOAT32),
+        policy_action=rows(steps, 1, dtype=np.float32, elements=st.floats(width=32)),
         measured=np.full((steps, 1), np.nan, np.float32) if draw(st.booleans()) else rows(steps, 1, **FLOAT32),
         source=rows(steps, dtype=np.uint8),
         rewards=rows(steps, **FLOAT32),
@@ -68,7 +68,7 @@ def episodes(draw: st.DrawFn, *, states: int, timed: bool) -> Episode:
         time_ns=draw(st.integers(0, 2**61)) + np.cumsum(rows(steps + 1, dtype=np.int64, elements=PERIODS_NS)),
         states=rows(steps + 1, states, **FLOAT64) if states else None,
         **{name: rows(steps, dtype=np.int64, elements=st.integers(0, 2**62)) for name in STEP_TIMES if timed},
-        **({"human": rows(steps, 1, **FLOAT32)} if draw(st.booleans()) else {}),
+        **({"intervention_action": rows(steps, 1, **FLOAT32)} if draw(st.booleans()) else {}),
         **({"flags": rows(steps, dtype=np.uint8, elements=st.integers(0, 15))} if timed else {}),
         info=draw(
             st.dictionaries(st.text(max_size=5), st.booleans() | st.integers() | st.text(max_size=9), max_size=3)
@@ -181,7 +181,7 @@ def test_a_conversion_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     targets = {
-        ".zarr": ("sacflow_robot.data.log.reader.EpisodeLog.extend", fail),
+        ".zarr": ("sacflow_robot.data.log.episode_writer.EpisodeWriter.extend", fail),
         ".hdf5": ("sacflow_robot.data.formats.hdf5_writer._write_episode", fail),
         ".lerobot": ("sacflow_robot.data.formats.lerobot_writer._write_json", fail),
     }
@@ -197,7 +197,7 @@ def test_names_that_say_no_format(make_episode: Callable[..., Episode], robot: R
     with pytest.raises(UsageError, match=r"end its name in \.zarr, \.hdf5, \.h5, \.lerobot, or give --to"):
         write_demos(tmp_path / "demos", demos)
     write_demos(tmp_path / "demos", demos, "lerobot")
-    assert load_episodes(tmp_path / "demos", DemoOptions(robot, "Lift"))[0].commanded.shape == (3, 7)
+    assert load_episodes(tmp_path / "demos", DemoOptions(robot, "Lift"))[0].action.shape == (3, 7)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -214,7 +214,7 @@ def test_learning_ends_an_episode_at_its_first_success(make_episode: Callable[..
     cut = end_at_success(replace(whole, info={"success": True, "first_success": 2}))
     assert len(cut) == 3 and cut.terminated.tolist() == [False, False, True] and not cut.truncated.any()
     assert cut.info == {"success": True}
-    for name in ("commanded", "proposed", "rewards", "source"):
+    for name in ("action", "policy_action", "rewards", "source"):
         assert np.array_equal(getattr(cut, name), getattr(whole, name)[:3])
     assert np.array_equal(cut.time_ns, whole.time_ns[:4])
     for key, rows in whole.observations.items():
@@ -229,14 +229,14 @@ def test_raw_robosuite_becomes_every_format(human_demos: Path, env: Any, robot: 
         for episode, name in zip(demos.episodes, ("demo_1", "demo_2", "demo_3"), strict=True):
             demo = file["data"][name]
             assert np.array_equal(episode.states, demo["states"][()])  # type: ignore[arg-type]
-            assert np.array_equal(episode.proposed, demo["actions"][:-1].astype(np.float32))
+            assert np.array_equal(episode.policy_action, demo["actions"][:-1].astype(np.float32))
     learned = load_episodes(human_demos, raw)
     assert [len(e) for e in learned] == [471, 499, 381]
     for suffix in SUFFIXES:
         path = tmp_path / f"human{suffix}"
         write_demos(path, demos)
         for found, expected in zip(load_episodes(path, DemoOptions(robot, "Lift")), learned, strict=True):
-            assert np.array_equal(found.commanded, expected.commanded) and np.array_equal(found.states, expected.states)  # type: ignore[arg-type]
+            assert np.array_equal(found.action, expected.action) and np.array_equal(found.states, expected.states)  # type: ignore[arg-type]
         assert read_demos(path, DemoOptions(robot, "Lift")).attributes["repository_version"] == "1.4.0"
 
 

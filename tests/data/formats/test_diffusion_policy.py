@@ -17,7 +17,7 @@ from sacflow_robot.data.formats.agreement import AgreementOptions
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
 from sacflow_robot.data.formats.sources import demo_spec, kind_of, read_demos, says_rate
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
 from sacflow_robot.spec import RobotSpec
@@ -89,7 +89,7 @@ def test_a_real_robots_store(tmp_path: Path) -> None:
     ]
     assert [len(e) for e in demos.episodes] == [5, 7]
     for episode, rows in zip(demos.episodes, (slice(0, 5), slice(5, 12)), strict=True):
-        assert np.array_equal(episode.commanded, arrays["action"][rows].astype(np.float32))
+        assert np.array_equal(episode.action, arrays["action"][rows].astype(np.float32))
         found = episode.observations["robot_joint"]
         assert np.array_equal(found[:-1], arrays["robot_joint"][rows].astype(np.float32))
         assert np.array_equal(found[-1], found[-2])
@@ -115,7 +115,7 @@ def test_umis_zip_is_read_where_it_is(robots: int, tmp_path: Path) -> None:
     assert robot.action_names[:3] == ("robot0_eef_pos_0", "robot0_eef_pos_1", "robot0_eef_pos_2")
     assert robot.action_units == (("m",) * 3 + ("rad",) * 3 + ("m",)) * robots
     for episode, rows in zip(demos.episodes, (slice(0, 5), slice(5, 12)), strict=True):
-        assert np.array_equal(episode.commanded, poses[rows][1:])
+        assert np.array_equal(episode.action, poses[rows][1:])
         assert np.array_equal(episode.observations["robot0_gripper_width"], arrays["robot0_gripper_width"][rows])
     said = str(demos.losses)
     assert "images are left out: camera0_rgb" in said and "robot0_demo_start_pose" in said and "no 'action'" in said
@@ -147,7 +147,7 @@ def test_a_codec_that_is_not_installed(tmp_path: Path) -> None:
     demos = read(path, rate=60)
     assert "images are left out: camera0_rgb (imagecodecs_jpegxl)" in str(demos.losses)
     for one, other in zip(plain.episodes, demos.episodes, strict=True):
-        assert np.array_equal(one.commanded, other.commanded)
+        assert np.array_equal(one.action, other.action)
     unknown_codec(path, "robot0_eef_pos")
     with pytest.raises(DataError, match=r"data/robot0_eef_pos cannot be read .*imagecodecs_jpegxl"):
         read(path, rate=60)
@@ -175,7 +175,7 @@ def test_pusht(tmp_path: Path) -> None:
         found = read(tmp_path / name)
         assert found.robot == first.robot
         for one, other, rows in zip(first.episodes, found.episodes, (slice(0, 5), slice(5, 12)), strict=True):
-            assert np.array_equal(other.commanded, arrays["action"][rows])
+            assert np.array_equal(other.action, arrays["action"][rows])
             assert np.array_equal(other.observations["observation.state"][:-1], arrays["state"][rows])
             assert np.array_equal(one.observations["keypoint"], other.observations["keypoint"])
 

@@ -12,7 +12,7 @@ import pytest
 
 from sacflow_robot.data.formats.demonstrations import DemoOptions
 from sacflow_robot.data.formats.sources import load_episodes, read_demos
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import Episode, Source
 from sacflow_robot.errors import DataError, SpecMismatchError
@@ -59,7 +59,7 @@ def test_robomimic_low_dim(robot: RobotSpec, options: DemoOptions, tmp_path: Pat
     with h5py.File(path) as file:
         for i, episode in enumerate(episodes):
             demo = file[f"data/demo_{i}"]
-            assert np.array_equal(episode.commanded, demo["actions"][()].astype(np.float32))
+            assert np.array_equal(episode.action, demo["actions"][()].astype(np.float32))
             for key, rows in episode.observations.items():
                 assert np.array_equal(rows[:-1], demo["obs"][key][()].astype(np.float32))
                 assert np.array_equal(rows[-1], demo["next_obs"][key][-1].astype(np.float32))
@@ -131,7 +131,7 @@ def test_masks_and_other_attributes_are_read(robot: RobotSpec, options: DemoOpti
 def test_actions_are_clipped_to_the_controllers_range(robot: RobotSpec, options: DemoOptions, tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "a.hdf5", robot, [2], actions=np.full((2, 7), 3.75))
     episode = load_episodes(path, options)[0]
-    assert episode.commanded.max() == 1 and episode.proposed.max() == 3.75
+    assert episode.action.max() == 1 and episode.policy_action.max() == 3.75
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_human_demonstrations(human_demos: Path, robot: RobotSpec, env: Robosuit
     assert all(e.success for e in whole + trimmed)
     for long, short in zip(whole, trimmed, strict=True):
         assert len(short) < len(long) / 2
-        moving = np.abs(long.commanded[:, :6]).max(1) > 0
-        assert (np.abs(short.commanded[:, :6]).max(1) > 0).sum() == moving.sum(), "every commanded motion is kept"
-        assert np.abs(short.commanded).max() <= 1
+        moving = np.abs(long.action[:, :6]).max(1) > 0
+        assert (np.abs(short.action[:, :6]).max(1) > 0).sum() == moving.sum(), "every commanded motion is kept"
+        assert np.abs(short.action).max() <= 1
         assert short.states is not None and long.states is not None
         assert np.array_equal(short.states[-1], long.states[-1])
         # Observations are those of the states, key by key.

@@ -137,8 +137,8 @@ def test_absolute_actions_are_seen_and_mapped(write: Write, options: Options, kw
     demos = read_demos(path, options(controller_map=True))
     episode = demos.episodes[0]
     moved = np.diff(episode.observations["robot0_eef_pos"], axis=0) / 0.05
-    assert np.allclose(episode.commanded[:, :3], moved, atol=1e-3)
-    assert np.allclose(episode.commanded[:, 3:6], 0, atol=1e-3), "the goal was to keep the orientation"
+    assert np.allclose(episode.action[:, :3], moved, atol=1e-3)
+    assert np.allclose(episode.action[:, 3:6], 0, atol=1e-3), "the goal was to keep the orientation"
     assert demos.env_args is None, "what described the absolute controller does not go on"
 
 
@@ -299,7 +299,7 @@ def test_one_subset_of_a_file(write: Write, options: Options) -> None:
     whole, train = read_demos(path, options()), read_demos(path, options(filter_key="train"))
     assert "mask 'valid' names demo_9, which the file does not hold" in str(whole.losses)
     assert len(train.episodes) == 1 and train.masks == {"both": [0], "train": [0], "valid": []}
-    assert np.array_equal(train.episodes[0].commanded, whole.episodes[1].commanded)
+    assert np.array_equal(train.episodes[0].action, whole.episodes[1].action)
     with pytest.raises(UnknownNameError, match="valid names: both, train, valid"):
         read_demos(path, options(filter_key="test"))
     with pytest.raises(DataError, match="names no subsets; leave out --filter-key train"):

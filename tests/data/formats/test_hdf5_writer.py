@@ -44,7 +44,7 @@ def test_layout(file: Path, episodes: list[Episode]) -> None:
             assert demo.attrs["num_samples"] == len(episode) and demo.attrs["model_file"] == "<mujoco/>"
             assert episode.states is not None
             assert np.array_equal(demo["states"], episode.states[:-1]) and demo["states"].dtype == np.float64
-            assert np.array_equal(demo["actions"], episode.commanded)
+            assert np.array_equal(demo["actions"], episode.action)
             assert np.array_equal(demo["rewards"], episode.rewards)
             assert np.array_equal(demo["dones"], episode.terminated) and demo["dones"].dtype == np.int64
             for key, rows in episode.observations.items():
@@ -82,7 +82,7 @@ def test_robomimics_own_dataset_reads_it(
                 episode, t = (episodes[0], index) if index < 6 else (episodes[2], index - 6)
                 sequence = dataset[index]
                 window = np.minimum(np.arange(t, t + 3), len(episode) - 1)
-                assert np.array_equal(sequence["actions"], episode.commanded[window])
+                assert np.array_equal(sequence["actions"], episode.action[window])
                 assert np.array_equal(sequence["dones"], episode.terminated[window])
                 assert episode.states is not None
                 states = np.float32(episode.states[window])  # robomimic's cache is float32

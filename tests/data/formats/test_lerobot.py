@@ -126,7 +126,7 @@ def test_frames(dataset: Path, episodes: list[Episode]) -> None:
     assert table["next.done"].to_pylist() == [t == n - 1 for n in lengths for t in range(n)]
     assert np.flatnonzero(table["next.success"].to_numpy()).tolist() == [3, 11]
     actions = np.array(table["action"].to_pylist(), np.float32)
-    assert np.array_equal(actions, np.concatenate([e.commanded for e in episodes]))
+    assert np.array_equal(actions, np.concatenate([e.action for e in episodes]))
     keys = "robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"
     state = np.concatenate([np.concatenate([e.observations[key][:-1] for key in keys], axis=1) for e in episodes])
     assert np.array_equal(np.array(table["observation.state"].to_pylist(), np.float32), state)
@@ -150,7 +150,7 @@ def test_episodes(dataset: Path, episodes: list[Episode]) -> None:
             "meta/episodes/file_index": 0,
         }
         assert {key: row[key] for key in expected} == expected
-        assert np.allclose(row["stats/action/mean"], episodes[i].commanded.mean(0, dtype=np.float64))
+        assert np.allclose(row["stats/action/mean"], episodes[i].action.mean(0, dtype=np.float64))
         assert row["stats/action/count"] == [len(episodes[i])]
         assert row["stats/index/min"] == [expected["dataset_from_index"]]
 
@@ -164,7 +164,7 @@ def test_tasks(dataset: Path) -> None:
 
 def test_stats(dataset: Path, episodes: list[Episode]) -> None:
     stats = read_json(dataset / "meta" / "stats.json")
-    actions = np.concatenate([e.commanded for e in episodes]).astype(np.float64)
+    actions = np.concatenate([e.action for e in episodes]).astype(np.float64)
     names = {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
     assert all(each.keys() == names for each in stats.values())
     expected = {"min": actions.min(0), "max": actions.max(0), "mean": actions.mean(0), "std": actions.std(0)}
@@ -225,7 +225,7 @@ def test_a_dataset_from_elsewhere(robot: RobotSpec, options: DemoOptions, tmp_pa
     assert [len(e) for e in demos.episodes] == [4, 5] and [e.success for e in demos.episodes] == [True, False]
     assert "left out: battery" in str(demos.losses) and "repeats the one before" in str(demos.losses)
     second = demos.episodes[1]
-    assert np.array_equal(second.proposed, columns["action"][4:]) and np.abs(second.commanded).max() <= 1
+    assert np.array_equal(second.policy_action, columns["action"][4:]) and np.abs(second.action).max() <= 1
     assert np.array_equal(second.observations["object"], columns["observation.object"][[4, 5, 6, 7, 8, 8]])
     assert [len(e) for e in load_episodes(path, options)] == [3, 5], "learning ends at the first success"
 

@@ -56,7 +56,7 @@ def test_any_robots_dataset(version: str, tmp_path: Path) -> None:
     assert [(a.key, a.shape, a.unit) for a in robot.observations] == [("observation.state", (6,), "unknown")]
     for i, episode in enumerate(demos.episodes):
         rows = slice(ends[i], ends[i + 1])
-        assert np.array_equal(episode.commanded, frames["action"][rows]), "bit for bit, nothing clipped"
+        assert np.array_equal(episode.action, frames["action"][rows]), "bit for bit, nothing clipped"
         assert np.array_equal(episode.observations["observation.state"][:-1], frames["observation.state"][rows])
         assert episode.info["task"] == recorded.task(i)
         assert np.array_equal(episode.time_ns, np.round(np.arange(len(episode) + 1) * 1e9 / 30))
@@ -358,7 +358,7 @@ def test_absolute_poses_are_no_deltas(robot: RobotSpec, tmp_path: Path) -> None:
     with pytest.raises(SpecMismatchError, match=r"absolute poses, the task expects OSC_POSE delta .*--controller-map"):
         read_demos(path, DemoOptions(robot, "Lift"))
     demos = read_demos(path, DemoOptions(robot, "Lift", agreement=AgreementOptions(controller_map=True)))
-    assert np.abs(demos.episodes[0].commanded[:, :3] - 0.02 / 0.05).max() < 1e-5
+    assert np.abs(demos.episodes[0].action[:, :3] - 0.02 / 0.05).max() < 1e-5
 
 
 def test_rewards_that_do_not_say_success(robot: RobotSpec, tmp_path: Path) -> None:

@@ -78,11 +78,11 @@ def test_a_task_that_is_not_known_here(tmp_path: Path) -> None:
     assert "obs/agentview_image" in str(demos.losses)
     with h5py.File(path) as file:
         for i, episode in enumerate(demos.episodes):
-            assert np.array_equal(episode.commanded, file[f"data/demo_{i}/actions"][()].astype(np.float32))
+            assert np.array_equal(episode.action, file[f"data/demo_{i}/actions"][()].astype(np.float32))
             assert np.array_equal(episode.observations["gripper"][:4, 0], np.arange(4))
     write_demos(tmp_path / "b.lerobot", demos)
     again = read_demos(tmp_path / "b.lerobot", DemoOptions(demo_spec(tmp_path / "b.lerobot"), ""))
-    assert again.robot == robot and np.array_equal(again.episodes[1].commanded, demos.episodes[1].commanded)
+    assert again.robot == robot and np.array_equal(again.episodes[1].action, demos.episodes[1].action)
 
 
 def test_controllers(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path = demonstrations(tmp_path / "a.hdf5", kwargs())
     with h5py.File(path, "a") as file:
         del file["data/demo_1/actions"]
-    with pytest.raises(DataError, match=r"a\.hdf5 cannot be read as a robomimic file"):
+    with pytest.raises(DataError, match=r"a\.hdf5 cannot be read as demonstrations"):
         demo_spec(path)
     with h5py.File(path, "a") as file:
         del file["data/demo_0/obs"], file["data/demo_1"]

@@ -14,7 +14,7 @@ from sacflow_robot.data.formats.agreement import AgreementOptions
 from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
 from sacflow_robot.data.formats.sources import load_demos, read_demos
-from sacflow_robot.data.log.reader import write_log
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError, UnknownNameError
 from sacflow_robot.spec import RobotSpec
@@ -29,7 +29,7 @@ def options(robot: RobotSpec, **agreement: Any) -> DemoOptions:
 def test_a_log_of_another_rate_or_robot(make_episode: Make, robot: RobotSpec, tmp_path: Path) -> None:
     theirs = replace(robot, robot="UR5e", control_rate_hz=10.0)
     episode = make_episode(6)
-    episode = replace(episode, time_ns=2 * episode.time_ns, commanded=np.full_like(episode.commanded, 0.5))
+    episode = replace(episode, time_ns=2 * episode.time_ns, action=np.full_like(episode.action, 0.5))
     write_log(tmp_path / "a.zarr", theirs, [episode])
     with pytest.raises(SpecMismatchError, match=r"robot UR5e.*--as-robot Panda\); the file says 10 Hz.*--resample"):
         read_demos(tmp_path / "a.zarr", options(robot))
@@ -37,7 +37,7 @@ def test_a_log_of_another_rate_or_robot(make_episode: Make, robot: RobotSpec, tm
     (found,) = demos.episodes
     assert demos.robot == robot and len(found) == 12 and found.success
     assert np.diff(found.time_ns).tolist() == [50_000_000] * 12
-    assert np.allclose(found.commanded[:, :6], found.commanded[0, 0]) and 0.4 < found.commanded[0, 0] < 0.5
+    assert np.allclose(found.action[:, :6], found.action[0, 0]) and 0.4 < found.action[0, 0] < 0.5
     assert "left out: flags" not in str(demos.losses) and "resampled from 10 to 20 Hz" in str(demos.losses)
 
 

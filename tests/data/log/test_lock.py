@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.data.log.repair import is_being_written
@@ -46,7 +47,7 @@ def test_a_log_has_one_writer_by_any_name(tmp_path: Path, monkeypatch: pytest.Mo
         other, log = other_name(kind, log, monkeypatch), log
         first, second = other, log
     else:
-        EpisodeLog.writer(log, ROBOT).close()
+        EpisodeWriter(log, ROBOT).close()
         first, second = log, other_name(kind, log, monkeypatch)
     with StepRecorder(first, ROBOT, Forked) as recorder:
         recorder.begin(result(0, 0), 1000, {})
@@ -54,19 +55,19 @@ def test_a_log_has_one_writer_by_any_name(tmp_path: Path, monkeypatch: pytest.Mo
         for name in (first, second):
             assert is_being_written(name)
             with pytest.raises(LogWriteError, match="is being written by another process; give another path"):
-                EpisodeLog.writer(name, ROBOT)
+                EpisodeWriter(name, ROBOT)
         EpisodeLog.open(second)  # a reader does not take the living writer for a dead one
         recorder.append(Step(result(0, 2), ONE, 1002))
     assert [len(e) for e in EpisodeLog.open(second).episodes()] == [2]
     with StepRecorder(second, ROBOT, Forked), pytest.raises(LogWriteError, match="is being written"):
-        EpisodeLog.writer(first, ROBOT)
+        EpisodeWriter(first, ROBOT)
 
 
 def test_the_folder_that_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    EpisodeLog.writer(tmp_path / "a.zarr", ROBOT).close()
+    EpisodeWriter(tmp_path / "a.zarr", ROBOT).close()
     monkeypatch.chdir(tmp_path / "a.zarr")
-    with EpisodeLog.writer(Path(), ROBOT), pytest.raises(LogWriteError, match="is being written"):
-        EpisodeLog.writer(tmp_path / "a.zarr", ROBOT)
+    with EpisodeWriter(Path(), ROBOT), pytest.raises(LogWriteError, match="is being written"):
+        EpisodeWriter(tmp_path / "a.zarr", ROBOT)
 
 
 @pytest.mark.parametrize("new", [False, True])
@@ -74,13 +75,13 @@ def test_a_mount_of_the_log_elsewhere(tmp_path: Path, new: bool) -> None:
     log, mounted = tmp_path / "a.zarr", tmp_path / "mounts" / "b.zarr"
     mounted.mkdir(parents=True)
     if not new:
-        EpisodeLog.writer(log, ROBOT).close()
-    with EpisodeLog.writer(log, ROBOT):
+        EpisodeWriter(log, ROBOT).close()
+    with EpisodeWriter(log, ROBOT):
         if os.geteuid() != 0 or subprocess.run(["mount", "--bind", log, mounted], check=False).returncode:
             pytest.skip("root alone can mount")
         try:
             with pytest.raises(LogWriteError, match="is being written"):
-                EpisodeLog.writer(mounted, ROBOT)
+                EpisodeWriter(mounted, ROBOT)
         finally:
             subprocess.run(["umount", mounted], check=True)
 
@@ -91,9 +92,9 @@ def test_a_killed_writer_locks_nobody_out(
     (tmp_path / "link.zarr").symlink_to(tmp_path / "a.zarr")
     pid = os.fork()
     if pid == 0:
-        EpisodeLog.writer(tmp_path / "a.zarr", robot)
+        EpisodeWriter(tmp_path / "a.zarr", robot)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
-    with EpisodeLog.writer(tmp_path / "link.zarr", robot) as log:
+    with EpisodeWriter(tmp_path / "link.zarr", robot) as log:
         log.append(make_episode(5))
     assert np.array_equal(EpisodeLog.open(tmp_path / "a.zarr").ends, [5])

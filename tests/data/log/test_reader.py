@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import zarr
 
-from sacflow_robot.data.log import store
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import EpisodeWriter, write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.repair import verify
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
 from sacflow_robot.spec import RobotSpec
+from sacflow_robot.utils import atomic_files
 
 MakeEpisode = Callable[..., Episode]
 
@@ -29,7 +30,7 @@ MakeEpisode = Callable[..., Episode]
 def assert_same(a: Episode, b: Episode) -> None:
     for key, column in a.observations.items():
         assert np.array_equal(column, b.observations[key])
-    for name in ("commanded", "proposed", "source", "rewards", "terminated", "truncated", "time_ns", "states"):
+    for name in ("action", "policy_action", "source", "rewards", "terminated", "truncated", "time_ns", "states"):
         assert np.array_equal(getattr(a, name), getattr(b, name)), name
     assert np.array_equal(a.measured, b.measured, equal_nan=True)
     assert dict(a.info) == dict(b.info)
@@ -38,10 +39,10 @@ def assert_same(a: Episode, b: Episode) -> None:
 def test_episodes_come_back_bit_for_bit(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> None:
     episodes = [make_episode(n, seed=n, success=n % 2 == 0) for n in (3, 1, 300, 7)]
     path = tmp_path / "log.zarr"
-    with EpisodeLog.writer(path, robot) as log:
+    with EpisodeWriter(path, robot) as log:
         log.append(episodes[0])
         log.extend(episodes[1:3])
-    with EpisodeLog.writer(path, robot) as log:
+    with EpisodeWriter(path, robot) as log:
         log.append(episodes[3])
     log = EpisodeLog.open(path)
     assert len(log) == 4 and log.steps == 311
@@ -50,8 +51,6 @@ def test_episodes_come_back_bit_for_bit(make_episode: MakeEpisode, robot: RobotS
     assert_same(episodes[3], log.read(-1))
     with pytest.raises(UsageError, match="episodes 0 to 3, there is no episode 4"):
         log.read(4)
-    with pytest.raises(UsageError, match="reading only"):
-        log.append(episodes[0])
 
 
 def test_layout_is_what_diffusion_policy_reads(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> None:
@@ -76,10 +75,11 @@ import resource, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import numpy as np
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.errors import LogWriteError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-log = EpisodeLog.writer(Path({str(path)!r}), EpisodeLog.open(Path({str(path)!r})).arm)
+log = EpisodeWriter(Path({str(path)!r}), EpisodeLog.open(Path({str(path)!r})).robot)
 episode = log.read(0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 try:
@@ -90,7 +90,7 @@ except LogWriteError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "the 1 episodes in" in done.stdout and "are intact" in done.stdout
     assert_same(EpisodeLog.open(path).read(0), make_episode(5))
-    with EpisodeLog.writer(path, robot) as log:
+    with EpisodeWriter(path, robot) as log:
         log.append(make_episode(8))
     assert [len(e) for e in EpisodeLog.open(path).episodes()] == [5, 8]
 
@@ -99,7 +99,7 @@ def test_a_disk_that_fills_at_any_write_costs_no_episode(
     make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every single file that an append writes fails once, and stays failing, as on a full disk."""
-    real = store._write_through
+    real = atomic_files.write_through
     before = [make_episode(3, seed=1), make_episode(4, seed=2)]
     for allowed in range(1000):
         path = tmp_path / f"log{allowed}.zarr"
@@ -111,19 +111,19 @@ def test_a_disk_that_fills_at_any_write_costs_no_episode(
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(*args, **options)
 
-        with EpisodeLog.writer(path, robot) as log:
-            monkeypatch.setattr(store, "_write_through", put)
+        with EpisodeWriter(path, robot) as log:
+            monkeypatch.setattr(atomic_files, "write_through", put)
             try:
                 log.append(make_episode(5, seed=3))
                 failed = False
             except LogWriteError as error:
                 assert "the 2 episodes in" in str(error)
                 failed = True
-            monkeypatch.setattr(store, "_write_through", real)
+            monkeypatch.setattr(atomic_files, "write_through", real)
         expected = before if failed else [*before, make_episode(5, seed=3)]
         for episode, again in zip(expected, EpisodeLog.open(path).episodes(), strict=True):
             assert_same(episode, again)
-        with EpisodeLog.writer(path, robot) as log:
+        with EpisodeWriter(path, robot) as log:
             log.append(make_episode(2, seed=4))
         again = list(EpisodeLog.open(path).episodes())
         assert_same(again[0], before[0])
@@ -138,7 +138,7 @@ def test_episodes_with_and_without_states_do_not_mix(
     make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path
 ) -> None:
     path = tmp_path / "log.zarr"
-    with EpisodeLog.writer(path, robot) as log:
+    with EpisodeWriter(path, robot) as log:
         log.append(make_episode(3))
         with pytest.raises(DataError, match=r"differ from those in .* in state; log them to another path"):
             log.append(make_episode(3, states=False))
@@ -153,9 +153,10 @@ def test_a_killed_writer_loses_no_finished_episode(make_episode: MakeEpisode, ro
     write_log(path, robot, [make_episode(20)])
     code = f"""
 from pathlib import Path
+from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.data.log.reader import EpisodeLog
 path = Path({str(path)!r})
-log = EpisodeLog.writer(path, EpisodeLog.open(path).arm)
+log = EpisodeWriter(path, EpisodeLog.open(path).robot)
 episode = log.read(0)
 while True:
     log.append(episode)
@@ -174,7 +175,7 @@ while True:
     assert len(log) in (acknowledged, acknowledged + 1)
     for episode in log.episodes():
         assert_same(episode, make_episode(20))
-    with EpisodeLog.writer(path, robot) as writer:
+    with EpisodeWriter(path, robot) as writer:
         writer.append(make_episode(3, seed=1))
     assert_same(EpisodeLog.open(path).read(-1), make_episode(3, seed=1))
 
@@ -187,7 +188,7 @@ def test_rows_past_the_last_end_are_ignored_and_overwritten(
     column = zarr.open_group(path, mode="r+", zarr_format=2)["data/action"]
     column.resize((9, 7))
     column[5:] = 9.0
-    with EpisodeLog.writer(path, robot) as log:
+    with EpisodeWriter(path, robot) as log:
         assert_same(log.read(0), make_episode(5))
         log.append(make_episode(2, seed=1))
     assert_same(EpisodeLog.open(path).read(1), make_episode(2, seed=1))
@@ -205,14 +206,14 @@ def test_a_log_whose_ends_are_damaged_is_not_written_to(
         else:
             zarr.open_group(path, mode="r+", zarr_format=2)["meta/episode_ends"][:] = damage
         with pytest.raises(DataError, match="damaged"):
-            EpisodeLog.writer(path, robot)
+            EpisodeWriter(path, robot)
         assert before == sorted((p, p.read_bytes()) for p in (path / "data").rglob("*") if p.is_file())
         shutil.rmtree(path)
 
 
 def test_truncate_keeps_the_first_episodes(make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
-    with EpisodeLog.writer(path, robot) as log:
+    with EpisodeWriter(path, robot) as log:
         log.extend([make_episode(n) for n in (3, 4, 5)])
         log.truncate(1)
         log.append(make_episode(6))
@@ -231,7 +232,7 @@ def test_logs_of_version_1_are_read_and_gain_the_new_columns(
     assert_same(EpisodeLog.open(path).read(0), make_episode(5))
     assert EpisodeLog.open(path).read(0).sent_ns is None and verify(path) == []
     timed = replace(make_episode(4), sent_ns=np.arange(4), flags=np.array([1, 2, 0, 8], np.uint8))
-    with EpisodeLog.writer(path, robot) as log:
+    with EpisodeWriter(path, robot) as log:
         log.append(timed)
     assert verify(path) == [] and EpisodeLog.open(path).version == 2
     first, second, third = EpisodeLog.open(path).episodes()
@@ -253,11 +254,11 @@ def test_bad_places_are_one_clear_line(make_episode: MakeEpisode, robot: RobotSp
         EpisodeLog.open(tmp_path / "other.zarr")
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="not an episode log"):
-        EpisodeLog.writer(tmp_path / "file", robot)
-    with EpisodeLog.writer(path, robot), pytest.raises(LogWriteError, match="another process"):
-        EpisodeLog.writer(path, robot)
+        EpisodeWriter(tmp_path / "file", robot)
+    with EpisodeWriter(path, robot), pytest.raises(LogWriteError, match="another process"):
+        EpisodeWriter(path, robot)
     with pytest.raises(DataError, match="robot: Panda, UR5e"):
-        EpisodeLog.writer(path, replace(robot, robot="UR5e"))
+        EpisodeWriter(path, replace(robot, robot="UR5e"))
     with pytest.raises(UsageError, match="exists already"):
         write_log(path, robot, [make_episode(2)])
     assert [p.name for p in tmp_path.glob("*partial*")] == []
@@ -285,7 +286,7 @@ def test_damage_is_reported(make_episode: MakeEpisode, robot: RobotSpec, tmp_pat
 def test_a_disk_that_fills_while_a_log_is_shortened_leaves_it_whole(
     make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, episodes = store._write_through, [make_episode(3, seed=seed) for seed in range(3)]
+    real, episodes = atomic_files.write_through, [make_episode(3, seed=seed) for seed in range(3)]
     for allowed in range(1000):
         path = tmp_path / f"log{allowed}.zarr"
         write_log(path, robot, episodes)
@@ -296,15 +297,15 @@ def test_a_disk_that_fills_while_a_log_is_shortened_leaves_it_whole(
                 raise OSError(errno.ENOSPC, "No space left on device")
             return real(*args, **options)
 
-        with EpisodeLog.writer(path, robot) as log:
-            monkeypatch.setattr(store, "_write_through", put)
+        with EpisodeWriter(path, robot) as log:
+            monkeypatch.setattr(atomic_files, "write_through", put)
             failed = False
             try:
                 log.truncate(1)
             except LogWriteError as error:
                 assert "it is as it was" in str(error)
                 failed = True
-            monkeypatch.setattr(store, "_write_through", real)
+            monkeypatch.setattr(atomic_files, "write_through", real)
             assert len(log) == (3 if failed else 1)
             log.append(make_episode(2, seed=4))
         lengths = [len(e) for e in EpisodeLog.open(path).episodes()]

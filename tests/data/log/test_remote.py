@@ -11,12 +11,13 @@ import pytest
 from zarr.core.sync import sync
 
 from sacflow_robot.cli import main
-from sacflow_robot.cli.train import load_training_episodes
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import EpisodeWriter, write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.repair import verify
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.training_data import load_training_episodes
 from sacflow_robot.spec import RobotSpec
 
 moto_server = pytest.importorskip("moto.server", reason="needs moto with its server")
@@ -61,12 +62,12 @@ def test_logs_go_to_an_object_store_and_back(
     write_log(url, robot, episodes)
     log = EpisodeLog.open(url)
     assert log.robot == robot and [len(e) for e in log.episodes()] == [4, 7]
-    assert (log.read(1).commanded == episodes[1].commanded).all() and dict(log.read(0).info) == dict(episodes[0].info)
+    assert (log.read(1).action == episodes[1].action).all() and dict(log.read(0).info) == dict(episodes[0].info)
     assert verify(url) == []
     with pytest.raises(UsageError, match="exists already"):
         write_log(url, robot, episodes)
     with pytest.raises(UsageError, match="finished logs only"):
-        EpisodeLog.writer(url, robot)
+        EpisodeWriter(url, robot)
     assert main(["log", "info", url, "--json"]) == 0
     assert '"episodes": 2' in capsys.readouterr().out
     demos, logged = load_training_episodes(TrainConfig(demos="none", replay=(url,)))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from sacflow_robot.cli import main
-from sacflow_robot.data.log.reader import EpisodeLog, write_log
+from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.repair import repair, verify
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
@@ -57,7 +58,7 @@ def test_a_lost_chunk_costs_its_episodes_only(log: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("damage", "where", "what"),
     [
-        (lambda log: (log / "data" / "proposed" / "1.0").write_bytes(b"junk"), "episode 2", ""),
+        (lambda log: (log / "data" / "policy_action" / "1.0").write_bytes(b"junk"), "episode 2", ""),
         (lambda log: shutil.rmtree(log / "data" / "sent_ns"), "data/sent_ns", "is missing"),
         (lambda log: resize(log / "data" / "reward", 4400), "data/reward", "has 4400 rows, expected 4500"),
         (lambda log: resize(log / "data" / "reward", 5000), "data/reward", "has 5000 rows, expected 4500"),
@@ -86,7 +87,7 @@ def test_values_that_make_no_sense_are_named(make_episode: MakeEpisode, robot: R
     sound = make_episode(5)
     times = np.arange(5) * 50_000_000
     for change, what in (
-        ({"commanded": sound.commanded * 3}, "beyond the robot's bounds"),
+        ({"action": sound.action * 3}, "beyond the robot's bounds"),
         ({"time_ns": sound.time_ns[::-1].copy()}, "time_ns does not increase"),
         ({"received_ns": times[::-1].copy()}, "received_ns goes back"),
         ({"received_ns": times + 9, "sent_ns": times + 3}, "out of order"),

@@ -21,14 +21,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from sacflow_robot.data.log import recorder, ring, store
+from sacflow_robot.data.log import recorder, ring
 from sacflow_robot.data.log import write_ahead_log as journal
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder
-from sacflow_robot.data.log.resilient_recorder import MendingRecorder
+from sacflow_robot.data.log.resilient_recorder import ResilientRecorder
 from sacflow_robot.episode import Step, StepResult
 from sacflow_robot.errors import LogWriteError
 from sacflow_robot.spec import ArraySpec, RobotSpec
+from sacflow_robot.utils import atomic_files
 from tests.data.log.test_recorder import Forked, send
 
 ROBOT = RobotSpec(
@@ -71,8 +72,8 @@ class Disk:
 def disk_that_may_be_full() -> Iterator[Disk]:
     disk = Disk()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_write_through", disk.checked(store._write_through))
-        patch.setattr(journal.Journal, "write", disk.checked(journal.Journal.write))
+        patch.setattr(atomic_files, "write_through", disk.checked(atomic_files.write_through))
+        patch.setattr(journal.WriteAheadLog, "write", disk.checked(journal.WriteAheadLog.write))
         patch.setattr(StepRecorder, "_check_disk", disk.checked(StepRecorder._check_disk))
         patch.setattr(ring, "_LEAST_BYTES", 1)
         for module in (ring, recorder):
@@ -95,7 +96,7 @@ class Cell(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.log = MendingRecorder(lambda: StepRecorder(self.path, ROBOT, self.start))
+        self.log = ResilientRecorder(lambda: StepRecorder(self.path, ROBOT, self.start))
 
     def start(self, log: Path, token: str) -> Forked:
         self.keepers.append(Forked(log, token))
@@ -173,7 +174,7 @@ class Cell(RuleBasedStateMachine):
             for number, episode in episodes.items():
                 steps, ended = self.expected[number]
                 assert episode.observations["pos"].tolist() == [[number, i] for i in range(steps + 1)]
-                assert np.array_equal(episode.commanded[:, 0] * 1000, np.arange(1, steps + 1))
+                assert np.array_equal(episode.action[:, 0] * 1000, np.arange(1, steps + 1))
                 assert bool(episode.info.get("ended")) == ended
 
 
@@ -191,7 +192,7 @@ def written(path: Path) -> list[int]:
 def test_a_try_at_mending_on_a_full_disk_holds_no_lock_and_loses_nothing(tmp_path: Path, then: str) -> None:
     path = tmp_path / "log.zarr"
     with disk_that_may_be_full() as disk:
-        log = MendingRecorder(lambda: StepRecorder(path, ROBOT, Forked))
+        log = ResilientRecorder(lambda: StepRecorder(path, ROBOT, Forked))
         log.begin(result(0, 0), 1000, {})
         disk.full = True
         told = []
@@ -223,7 +224,7 @@ def test_a_try_at_mending_on_a_full_disk_holds_no_lock_and_loses_nothing(tmp_pat
 def test_what_shared_memory_holds_outlives_a_process_that_ends_on_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
     with disk_that_may_be_full() as disk:
-        log = MendingRecorder(lambda: StepRecorder(path, ROBOT, Forked))
+        log = ResilientRecorder(lambda: StepRecorder(path, ROBOT, Forked))
         log.begin(result(0, 0), 1000, {})
         disk.full = True
         for number in range(1, RING - 2):
@@ -243,7 +244,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         pytest.skip("a small disk can be mounted by root alone")
     try:
         path, filler = tmp_path / "log.zarr", tmp_path / "filler"
-        log = MendingRecorder(lambda: StepRecorder(path, ROBOT, Forked))
+        log = ResilientRecorder(lambda: StepRecorder(path, ROBOT, Forked))
         log.begin(result(0, 0), 1000, {})
         filler.write_bytes(bytes(shutil.disk_usage(tmp_path).free - 4096))
         for number in range(1, 201):

@@ -91,6 +91,6 @@ def test_a_machine_whose_shared_memory_is_read_only(tmp_path: Path, options: str
     command = ["unshare", "-m", "sh", "-c", run, "sh", sys.executable, "-c", LOCKS, str(tmp_path / "a.zarr")]
     if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"]).returncode:
         pytest.skip("root alone can mount")
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr
     assert done.stdout == "['1', '2']\n"

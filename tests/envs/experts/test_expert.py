@@ -22,10 +22,10 @@ def test_mixed_demonstrations_are_good_but_not_perfect_and_reproducible() -> Non
     assert 14 <= solved <= 23
     lengths = [len(e) for e in episodes]
     assert max(lengths) > 2 * min(lengths), "demonstrators differ in speed"
-    assert all((e.source == Source.EXPERT).all() and np.abs(e.commanded).max() <= 1 for e in episodes)
+    assert all((e.source == Source.EXPERT).all() and np.abs(e.action).max() <= 1 for e in episodes)
     assert all(e.info["expert"] == "mixed" for e in episodes)
     again = demonstrate("lift", "mixed", 5)
-    assert np.array_equal(again.commanded, episodes[5].commanded)
+    assert np.array_equal(again.action, episodes[5].action)
     assert np.array_equal(again.states, episodes[5].states)
 
 

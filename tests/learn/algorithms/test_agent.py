@@ -38,7 +38,7 @@ def batch(make_episode: Callable[..., Episode], robot: RobotSpec) -> ChunkBatch:
 
 
 def test_offline_updates_clone_and_leave_the_temperature_alone(robot: RobotSpec, batch: ChunkBatch) -> None:
-    """Trap 7: one loss per optimizer and step; the policy's offline step does not depend on the critic."""
+    """One loss per optimizer and step; the policy's offline step does not depend on the critic."""
     agents = [tiny_agent(robot), tiny_agent(robot, critic_lr=0.1)]
     for _ in range(3):
         for agent in agents:
@@ -99,7 +99,7 @@ def test_same_noise_measures_the_distance_to_the_clone(robot: RobotSpec, batch: 
 
 
 def test_optimizers_share_nothing(robot: RobotSpec, batch: ChunkBatch) -> None:
-    """Trap 7 online: the actor's momentum is not the clone's, nor does an agent move the moments of the one it was loaded from."""
+    """The actor's momentum is not the clone's, nor does an agent move the moments of the one it was loaded from."""
 
     def moments(optimizer: torch.optim.Optimizer) -> set[int]:
         return {part.data_ptr() for state in optimizer.state.values() for part in state.values()}

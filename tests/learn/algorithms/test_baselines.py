@@ -16,10 +16,10 @@ from sacflow_robot.data.replay_buffer import ChunkBatch, ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.export.to_onnx import export_agent
 from sacflow_robot.learn.algorithms.agent import Agent
 from sacflow_robot.learn.algorithms.registry import ALGORITHMS, make_agent
 from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig
+from sacflow_robot.learn.trained_run import export_agent
 from sacflow_robot.spec import RobotSpec
 
 LEARNER = LearnerConfig(critic_width=32, critic_depth=2, batch_size=32, policy_delay=1)

@@ -82,9 +82,9 @@ def test_a_chunk_is_played_open_loop_and_its_story_recorded(robot: SimRobot, pol
     for (_, noise), step in zip(fixed.calls, (0, 5), strict=True):
         assert np.array_equal(noise, chunk_noise((1, 5, 7), 21, step))
     episode = run.episode
-    assert episode.proposed[:, 2] == pytest.approx([0.1, 0.2, 0.3, 0.4, 3.0, 0.1, 0.2])
-    assert episode.commanded[:, 2] == pytest.approx([0.1, 0.2, 0.25, 0.25, 0.25, 0.1, 0.2])
-    assert np.array_equal(episode.commanded, np.stack(wrapped.commands))
+    assert episode.policy_action[:, 2] == pytest.approx([0.1, 0.2, 0.3, 0.4, 3.0, 0.1, 0.2])
+    assert episode.action[:, 2] == pytest.approx([0.1, 0.2, 0.25, 0.25, 0.25, 0.1, 0.2])
+    assert np.array_equal(episode.action, np.stack(wrapped.commands))
     assert episode.measured[1:5, 2].min() > 0.02 and episode.truncated[-1]
     assert (np.diff(episode.time_ns) > 0).all()
     info = dict(episode.info)

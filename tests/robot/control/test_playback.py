@@ -88,19 +88,19 @@ def test_the_simulator_reproduces_every_state_and_shows_where_it_does_not(
 def test_limits_hold_in_the_simulator_too(robot: SimRobot, demonstration: Episode) -> None:
     bound = np.full(7, 0.1, np.float32)
     result = replay_episode(robot, demonstration, limits=(-bound, bound))
-    beyond = (np.abs(demonstration.commanded) > 0.1).any(axis=1)
+    beyond = (np.abs(demonstration.action) > 0.1).any(axis=1)
     assert result.limited_steps == beyond.sum() > 0
-    assert np.array_equal(result.commanded, np.clip(demonstration.commanded, -bound, bound))
+    assert np.array_equal(result.commanded, np.clip(demonstration.action, -bound, bound))
     assert result.max_state_deviation is not None and result.max_state_deviation > 1e-3
 
 
 def test_commands_are_sent_at_their_logged_times_and_lateness_does_not_add_up(
-    make_episode: Callable[..., Episode], robot: RobotSpec
+    make_episode: Callable[..., Episode], robot_spec: RobotSpec
 ) -> None:
     episode, clock = make_episode(8), FakeClock()
     times = np.array([0, 50, 120, 150, 210, 260, 290, 340, 400]) * MS
     episode = replace(episode, time_ns=times)
-    device = Robot(episode, robot, clock)
+    device = Robot(episode, robot_spec, clock)
     device.slow_step = 2  # takes 130 ms, so that steps 3 and 4 are late and step 5 is not
     result = replay_episode(device, episode, offsets_ns=sending_offsets(episode))
     start_ns = device.sent_ns[0]
@@ -112,39 +112,40 @@ def test_commands_are_sent_at_their_logged_times_and_lateness_does_not_add_up(
 
 
 def test_another_arm_gets_limited_commands_and_is_compared_by_what_it_sees(
-    make_episode: Callable[..., Episode], robot: RobotSpec
+    make_episode: Callable[..., Episode], robot_spec: RobotSpec
 ) -> None:
     episode = make_episode(6, states=False)
     seen = {key: rows.copy() for key, rows in episode.observations.items()}
     seen["robot0_eef_pos"][4, 2] += 0.25
     seen["robot0_eef_quat"] *= -1  # the same rotations
-    device, bound = Robot(replace(episode, observations=seen), robot), np.full(7, 0.5, np.float32)
+    device, bound = Robot(replace(episode, observations=seen), robot_spec), np.full(7, 0.5, np.float32)
     result = replay_episode(device, episode, limits=(-bound, bound))
-    assert np.array_equal(np.stack(device.commands), np.clip(episode.commanded, -0.5, 0.5))
-    assert result.limited_steps == (np.abs(episode.commanded) > 0.5).any(axis=1).sum()
+    assert np.array_equal(np.stack(device.commands), np.clip(episode.action, -0.5, 0.5))
+    assert result.limited_steps == (np.abs(episode.action) > 0.5).any(axis=1).sum()
     assert result.max_state_deviation is None and result.states is None
     assert result.observation_deviation["robot0_eef_pos"] == pytest.approx(0.25)
     assert result.observation_deviation["robot0_eef_quat"] == result.observation_deviation["object"] == 0
 
 
 def test_an_arm_that_ends_the_episode_is_sent_nothing_more(
-    make_episode: Callable[..., Episode], robot: RobotSpec
+    make_episode: Callable[..., Episode], robot_spec: RobotSpec
 ) -> None:
     episode = make_episode(6, states=False)
-    device = Robot(episode, robot)
+    device = Robot(episode, robot_spec)
     device.ends_after = 2
     result = replay_episode(device, episode)
     assert result.steps == len(device.commands) == 2
     assert set(result.observation_deviation.values()) == {0.0}
 
 
-def test_an_episode_that_does_not_fit_is_refused(make_episode: Callable[..., Episode], robot: RobotSpec) -> None:
+def test_an_episode_that_does_not_fit_is_refused(make_episode: Callable[..., Episode], robot_spec: RobotSpec) -> None:
     episode = make_episode(3)
-    other = replace(robot, control_rate_hz=10.0, robot="UR5e")
+    other = replace(robot_spec, control_rate_hz=10.0, robot="UR5e")
     with pytest.raises(
-        SpecMismatchError, match=r"x\.zarr does not .* \(robot, log\): robot: Panda, UR5e; control_rate_hz: 20.0, 10.0"
+        SpecMismatchError,
+        match=r"x\.zarr does not .* \(robot, log\): robot: Panda, UR5e; control_rate_hz: 20.0, 10.0",
     ):
-        check_replayable(Robot(episode, robot), other, episode, "x.zarr")
+        check_replayable(Robot(episode, robot_spec), other, episode, "x.zarr")
 
 
 def test_times_come_from_the_sending_where_it_is_known(make_episode: Callable[..., Episode]) -> None:

@@ -418,7 +418,7 @@ def test_the_loop_drives_it_through_the_safety_filter_and_holds_it_where_it_stan
     limits = SafetyLimits(turn_rad_per_s=(1.0,), max_observation_age_s=5, max_action_age_s=5)
     safety = SafetyFilter(robot.spec, limits)
     run = run_episode(robot, policy, 0, policy_version="v", safety=safety, chooser=ActionSource(), most_steps=40)
-    commanded = run.episode.commanded
+    commanded = run.episode.action
     assert np.allclose(commanded[0], [0.1, -0.2, 0.0], atol=1e-6), "no action came: where it stands, gripper included"
     per_period = np.abs(np.diff(commanded[:, :2], axis=0)) * np.radians(100)
     assert 0.009 < per_period.max() <= 0.01 + 1e-6, "1 rad/s in periods of 10 ms"

@@ -24,8 +24,6 @@ from sacflow_robot.robot.safety.filter import SafetyFilter, State
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 from sacflow_robot.spec import FloatArray, Observation
 
-pytestmark = pytest.mark.realtime
-
 LIFT = Path(__file__).parents[3] / "policies" / "lift.onnx"
 MS = 1_000_000
 
@@ -79,12 +77,13 @@ def test_the_virtual_clock_repeats_itself_and_delays_move_what_they_should(polic
     once, again = (run_episode(virtual(query), policy, 30_002, policy_version="v").episode for _ in range(2))
     for key, rows in once.observations.items():
         assert np.array_equal(rows, again.observations[key])
-    assert np.array_equal(once.commanded, again.commanded) and np.array_equal(once.time_ns, again.time_ns)
+    assert np.array_equal(once.action, again.action) and np.array_equal(once.time_ns, again.time_ns)
     assert once.received_ns is not None
     ages = (once.received_ns[1:] - once.time_ns[1:-1]) / MS
     assert ages.min() >= 20 and np.median(ages) > 25, "delay and jitter show in the capture times"
 
 
+@pytest.mark.realtime
 def test_both_clocks_play_the_same_events_in_the_same_order(policy: OnnxPolicy) -> None:
     """Margins are a quarter of a tick, 12 ms: where this machine was busier than that, the episode is played again.
 
@@ -105,7 +104,7 @@ def test_both_clocks_play_the_same_events_in_the_same_order(policy: OnnxPolicy) 
         robot.close()
     for key, rows in wanted.observations.items():
         assert np.array_equal(rows, run.episode.observations[key]), key
-    assert np.array_equal(wanted.commanded, run.episode.commanded)
+    assert np.array_equal(wanted.action, run.episode.action)
     assert np.array_equal(np.diff(wanted.time_ns), np.diff(run.episode.time_ns).round(-6))
 
 
@@ -191,7 +190,7 @@ def test_a_server_that_goes_leaves_the_arm_in_hold_within_two_periods_and_it_goe
     assert said[0] == "hold: no action came (it is gone)" and "enabled" in said
     flags, held = run.episode.flags, [t for t, source in enumerate(run.episode.source) if source == 3]
     assert flags is not None and held[0] == 9, "the first step without an action is no step of the policy's"
-    assert np.abs(run.episode.commanded[held, :6]).max() == 0, "without limits of acceleration it is at rest at once"
+    assert np.abs(run.episode.action[held, :6]).max() == 0, "without limits of acceleration it is at rest at once"
     assert run.episode.success
 
 
@@ -234,14 +233,21 @@ def test_an_emergency_stop_ends_the_episode_and_is_latched(policy: OnnxPolicy) -
         robot.command(np.zeros(7, np.float32), robot.clock.now_ns() + 100 * MS)
 
 
-@pytest.fixture
-def process_robot() -> Iterator[ProcessRobot]:
+@pytest.fixture(scope="module")
+def running_robot() -> Iterator[ProcessRobot]:
     robot = ProcessRobot("lift")
-    robot.connect()
     yield robot
     robot.close()
 
 
+@pytest.fixture
+def process_robot(running_robot: ProcessRobot) -> ProcessRobot:
+    """A connected robot; its process is started anew only where a test has killed it."""
+    running_robot.connect()
+    return running_robot
+
+
+@pytest.mark.realtime
 def test_an_arm_whose_process_dies_is_an_error_and_can_be_connected_again(process_robot: ProcessRobot) -> None:
     process_robot.begin(1)
     assert process_robot.pid is not None
@@ -268,6 +274,7 @@ def seen_after(robot: ProcessRobot, seconds: float) -> dict[str, FloatArray]:
     return robot.observe().observation
 
 
+@pytest.mark.realtime
 def test_what_fails_in_the_process_is_told_and_it_lives_on(process_robot: ProcessRobot) -> None:
     process_robot.begin(1)
     process_robot._send({"do": "begin", "seed": "seven", "episode": 1})
@@ -277,6 +284,7 @@ def test_what_fails_in_the_process_is_told_and_it_lives_on(process_robot: Proces
     seen_after(process_robot, 0.1)
 
 
+@pytest.mark.realtime
 def test_after_a_stop_nothing_moves_before_it_is_connected(process_robot: ProcessRobot) -> None:
     process_robot.begin(1)
     until_ns = process_robot.clock.now_ns() + 10**10
@@ -303,6 +311,7 @@ def test_after_a_stop_nothing_moves_before_it_is_connected(process_robot: Proces
     assert moved["robot0_eef_pos"][0] - after["robot0_eef_pos"][0] > 0.005
 
 
+@pytest.mark.realtime
 def test_commands_that_came_in_time_count_though_the_arm_was_kept_waiting_for_a_core(
     process_robot: ProcessRobot,
 ) -> None:

@@ -20,7 +20,7 @@ from sacflow_robot.robot.safety.filter import SafetyFilter, State
 from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
 from sacflow_robot.spec import ArraySpec, RobotSpec
 
-CASES = int(os.environ.get("SACFLOW_SAFETY_CASES", "500"))
+CASES = int(os.environ.get("SACFLOW_SAFETY_CASES", "150"))
 ROBOT = get_task("lift").robot
 PERIOD = ROBOT.period_ns
 GENTLE = SafetyLimits(

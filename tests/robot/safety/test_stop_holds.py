@@ -46,7 +46,7 @@ from sacflow_robot.robot.safety.safety_limits import Box, SafetyLimits
 from sacflow_robot.robot.teleop.intervention import Label, TeleopSignal
 from sacflow_robot.spec import ArraySpec, FloatArray, Observation, PolicySpec, RobotSpec
 
-EXAMPLES = int(os.environ.get("SACFLOW_STOP_EXAMPLES", "2000")) // 3 + 1
+EXAMPLES = int(os.environ.get("SACFLOW_STOP_EXAMPLES", "400")) // 3 + 1
 PERIOD = 50_000_000
 MS = 1_000_000
 SPEED, ACCELERATION = 0.5, 4.0
@@ -719,10 +719,10 @@ def test_the_filter_caps_the_speed_of_a_caller_in_haste() -> None:
 
 
 @pytest.mark.parametrize("spec", [MOTIONS, POSITIONS], ids=["motions", "positions"])
-def test_values_that_freeze_hold_the_robot_with_the_reason(spec: RobotSpec) -> None:
-    robot, limits = made(spec), replace(LIMITS, workspace=None)
+def test_values_that_freeze_hold_the_robot_with_the_reason(robot_spec: RobotSpec) -> None:
+    robot, limits = made(robot_spec), replace(LIMITS, workspace=None)
     said = run(
-        robot, [1.0, 0.0, 0.0], {10: lambda: setattr(robot, "fault", "frozen")}, safety=SafetyFilter(spec, limits)
+        robot, [1.0, 0.0, 0.0], {10: lambda: setattr(robot, "fault", "frozen")}, safety=SafetyFilter(robot_spec, limits)
     )
     assert said[0].startswith("hold: the observed values have not changed for 0.")
     assert "were commanded: they are frozen, or the robot is blocked" in said[0]
@@ -806,7 +806,7 @@ def test_a_program_that_is_stuck_is_interrupted_by_one_signal(monkeypatch: pytes
 
 def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episode], spec_: RobotSpec) -> None:
     episode = make_episode(60, states=False)
-    episode = replace(episode, commanded=np.full_like(episode.commanded, 0.5))
+    episode = replace(episode, action=np.full_like(episode.action, 0.5))
     robot = made(spec_)
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     switches = OperatorRequests()

@@ -10,15 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zmq
 
+from sacflow_robot.envs.panda_plant import PandaPlant
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config
 from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
 
 from .bare_arm import BareArm  # isort: skip
 
-SHIPPED = Path(__file__).parents[3] / "launch" / "deoxys_twin.yml"
+SHIPPED = Path(__file__).parents[4] / "launch" / "deoxys_twin.yml"
 
 
 @pytest.fixture
@@ -39,9 +41,21 @@ def config() -> DeoxysConfig:
     )
 
 
+@pytest.fixture(scope="session")
+def plant() -> Iterator[PandaPlant]:
+    """What all twins move: it takes a second to build, and an instant to reset."""
+    made = PandaPlant("lift")
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def twin(config: DeoxysConfig) -> Iterator[FrankaTwin]:
+def twin(config: DeoxysConfig, plant: PandaPlant, monkeypatch: pytest.MonkeyPatch) -> Iterator[FrankaTwin]:
     """A twin that nobody drives forward; ``live`` does."""
+    plant.begin(0)
+    plant.set_stiffness(np.full(3, 150.0), np.full(3, 150.0))
+    monkeypatch.setattr("sacflow_robot.robot.drivers.deoxys.twin.PandaPlant", lambda task: plant)
+    monkeypatch.setattr(plant, "close", lambda: None)
     made = FrankaTwin(config)
     yield made
     made.close()

@@ -40,11 +40,13 @@ from sacflow_robot.utils.rotations import from_matrix, matrix_to_vector, vector_
 pytestmark = pytest.mark.realtime
 
 UP = np.array([0, 0, 1, 0, 0, 0, -1], np.float32)
-SHIPPED = Path(__file__).parents[3] / "launch" / "deoxys_twin.yml"
+SHIPPED = Path(__file__).parents[4] / "launch" / "deoxys_twin.yml"
 
 
 @pytest.fixture
-def robot(config: DeoxysConfig, live: FrankaTwin) -> Iterator[DeoxysRobot]:
+def robot(config: DeoxysConfig, live: FrankaTwin, monkeypatch: pytest.MonkeyPatch) -> Iterator[DeoxysRobot]:
+    """A connected robot; connecting sends 6 idle messages where deoxys sends 20, which takes it a second."""
+    monkeypatch.setattr("sacflow_robot.robot.drivers.deoxys.driver._IDLE_COMMANDS", 6)
     made = DeoxysRobot(config)
     made.connect()
     yield made

@@ -1,4 +1,4 @@
-"""Demonstrations as commands name them: a path, or one of robomimic's public data sets."""
+"""Demonstrations by name: a path, an address, or one of robomimic's public data sets; and the robot that they are of."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sacflow_robot.cli import common
 from sacflow_robot.data.formats.agreement import AgreementOptions
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
 from sacflow_robot.errors import DataError, UsageError
+from sacflow_robot.utils.caches import cache_root
+from sacflow_robot.utils.console import transfer_bar
 
 if TYPE_CHECKING:
     from sacflow_robot.spec import RobotSpec
 
 
 def locate(source: str) -> Path | str:
-    """The file or folder that a source names, or its address on an object store; ``robomimic:task/kind`` is downloaded once, with a progress bar.
+    """The path or address that a source names; ``robomimic:task/kind`` is downloaded once, with a progress bar.
 
     Raises:
         UnknownNameError: There is no such data set.
@@ -30,17 +31,17 @@ def locate(source: str) -> Path | str:
     named = parse_name(source)
     if named is None:
         return source if is_url(source) else Path(source)
-    with common.transfer_bar() as bar:
+    with transfer_bar() as bar:
         row = bar.add_task(source, total=None, visible=False)
         return fetch(
             *named,
-            common.cache_root() / "demos" / "robomimic",
+            cache_root() / "demos" / "robomimic",
             lambda present, total: bar.update(row, completed=present, total=total, visible=True),
         )
 
 
 class Recorded(NamedTuple):
-    """What demonstrations and logs say of themselves; None and 0 where they do not.
+    """Environment and history that demonstrations and logs name; None and 0 where they name none.
 
     Attributes:
         env: Environment that they are of, ``"none"`` for a robot that has none here.
@@ -52,7 +53,7 @@ class Recorded(NamedTuple):
 
 
 def what_recorded(sources: Sequence[str]) -> Recorded:
-    """What the first of the sources that says anything says; of ``auto`` and ``none`` none does.
+    """Environment and history of the first source that names one; ``auto`` and ``none`` do not.
 
     Raises:
         DataError: One cannot be read.
@@ -125,7 +126,7 @@ def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions
 def options_for(
     task_name: str, trim_idle: bool, agreement: AgreementOptions, robot: RobotSpec | None = None
 ) -> DemoOptions:
-    """How to read demonstrations of an environment; the simulator starts when observations must be regenerated.
+    """Options to read demonstrations of an environment; the simulator starts when observations must be regenerated.
 
     Args:
         task_name: Task, Gymnasium id, or environment of one's own.

@@ -1,0 +1,83 @@
+"""Robots that a run trains and evaluates on: drawn and limited as its configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sacflow_robot.calibrate.profile import load_profile
+from sacflow_robot.envs.registry import NoRobots
+from sacflow_robot.envs.safety_wrapper import LimitedVectorEnv
+from sacflow_robot.envs.vector_env import core_count, make_vector_env
+from sacflow_robot.errors import UsageError
+from sacflow_robot.interfaces import VectorEnv
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.robot.safety.filter import SafetyFilter
+from sacflow_robot.spec import RobotSpec
+
+if TYPE_CHECKING:
+    from sacflow_robot.envs.randomized_env import Draws
+
+
+@contextmanager
+def training_envs(config: TrainConfig, robot: RobotSpec | None = None) -> Iterator[tuple[VectorEnv, VectorEnv]]:
+    """Environments to train in, ``num_envs`` of them, and to evaluate in, one for each core that has an episode.
+
+    Args:
+        config: The run's configuration.
+        robot: The robot of a run without an environment: it is the spec of both, and none can be moved.
+
+    Raises:
+        UsageError, DataError: A profile cannot be used, or the environment cannot be made.
+    """
+    if robot is not None:
+        yield NoRobots(robot), NoRobots(robot)
+        return
+    draws = training_draws(config)
+    evaluated = max(1, min(core_count(), config.eval_episodes))
+    with _envs(config, config.num_envs, draws) as envs, _envs(config, evaluated, draws) as eval_envs:
+        yield envs, eval_envs
+
+
+@contextmanager
+def _envs(config: TrainConfig, count: int, draws: Draws | None) -> Iterator[VectorEnv]:
+    if draws is None:
+        with make_vector_env(config.env, count, config.env_engine, history=config.action_history) as made:
+            yield limited(made, config)
+        return
+    from sacflow_robot.envs.randomized_env import RandomizedVectorEnv
+
+    with RandomizedVectorEnv(config.env, count, draws) as drawn:
+        yield limited(drawn, config)
+
+
+def training_draws(config: TrainConfig) -> Draws | None:
+    """Randomization of the training robots; None for the nominal robot.
+
+    Raises:
+        UsageError, DataError: The profile cannot be used.
+    """
+    if config.randomize == "none":
+        return None
+    from sacflow_robot.envs.randomized_env import Draws
+
+    measured = load_profile(Path(config.profile)).measured if config.randomize == "profile" else {}
+    return Draws(config.randomize, measured, history=config.action_history)
+
+
+def limited(envs: VectorEnv, config: TrainConfig) -> VectorEnv:
+    """The robots under the safety limits of the profile that the configuration names, if it does.
+
+    Raises:
+        UsageError: The profile has none, or the robot is not one that a safety filter knows.
+        DataError: It cannot be read.
+    """
+    if config.safety is None:
+        return envs
+    profile = load_profile(Path(config.safety))
+    if profile.safety is None:
+        raise UsageError(f"--safety {config.safety}: the profile has no section 'safety'")
+    limits = profile.safety_limits(envs.spec)
+    return LimitedVectorEnv(envs, lambda: SafetyFilter(envs.spec, limits))

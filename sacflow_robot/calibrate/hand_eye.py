@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
-from sacflow_robot.errors import DataError, UsageError
-from sacflow_robot.utils.rotations import matrix_to_vector
+from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.utils.rotations import matrix_to_vector, vector_to_matrix
 
 Array = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
@@ -69,6 +71,60 @@ class HandEye:
     spread_rad: Array
     reprojection_px: float
     corners: list[tuple[Array, Array]]
+
+    def measured(self) -> dict[str, tuple[Array, Array]]:
+        """Value and one standard deviation of each quantity of a profile, by name."""
+        return {
+            "hand_eye.camera_position_m": (self.position_m, self.spread_m),
+            "hand_eye.camera_rotation_rad": (self.rotation_rad, self.spread_rad),
+            "hand_eye.reprojection_error_px": (np.array([self.reprojection_px]), np.zeros(1)),
+        }
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a board in the gripper.
+
+    Attributes:
+        images: Gray pictures.
+        grips: The gripper's pose at each: position (3,) m and rotation (3, 3) in base.
+        camera: The camera's matrix (3, 3), px.
+        distortion: Its distortion (5,), OpenCV's.
+    """
+
+    images: list[Image]
+    grips: list[tuple[Array, Array]]
+    camera: Array
+    distortion: Array
+
+
+def read_pictures(folder: Path) -> Pictures:
+    """Read the pictures of a folder and its poses.yaml: ``camera_matrix_px``, ``distortion`` and ``pictures``.
+
+    Each entry of ``pictures`` has ``file``, ``grip_position_m`` (3) and ``grip_rotation_rad`` (rotation vector in base, 3).
+
+    Raises:
+        DataError: One of the files cannot be read.
+    """
+    import cv2
+
+    try:
+        told = yaml.safe_load((folder / "poses.yaml").read_text())
+        camera, distortion = (np.array(told[n], np.float64) for n in ("camera_matrix_px", "distortion"))
+        images: list[Image] = []
+        grips: list[tuple[Array, Array]] = []
+        for entry in told["pictures"]:
+            image = cv2.imread(str(folder / entry["file"]), cv2.IMREAD_GRAYSCALE)
+            if image is None:
+                raise DataError(f"{folder / entry['file']} is no picture that OpenCV reads")
+            images.append(np.asarray(image, np.uint8))
+            turn = vector_to_matrix(np.array(entry["grip_rotation_rad"], np.float64).reshape(3))
+            grips.append((np.array(entry["grip_position_m"], np.float64), turn))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder}/poses.yaml cannot be read: {one_line(error)}; see 'calibrate handeye --help'"
+        ) from None
+    return Pictures(images, grips, camera, distortion)
 
 
 def measure_handeye(

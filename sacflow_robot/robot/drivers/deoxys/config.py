@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from sacflow_robot.errors import DataError, one_line
+from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.robot.drivers.options import Options, check_options
 from sacflow_robot.spec import ArraySpec, RobotSpec
+from sacflow_robot.utils.rotations import Array
 
 _OURS = "SACFLOW"
 _PART = re.compile(r"(?P<between>gripper_to_)?(?P<object>\w+?)_(?P<what>pos|quat)")
@@ -88,6 +91,11 @@ class DeoxysConfig:
     reset: str = ""
 
     @property
+    def action_scale(self) -> Array:
+        """Meters and radians that an action of 1 commands (6,)."""
+        return np.repeat([self.meters_per_action, self.radians_per_action], 3)
+
+    @property
     def arm(self) -> RobotSpec:
         """What the arm offers and accepts: robosuite's Panda under OSC_POSE delta control, by robomimic's keys."""
         observations = [
@@ -158,6 +166,22 @@ def load_config(path: Path | str) -> DeoxysConfig:
         raise DataError(f"deoxys file {path} lacks {error}; it needs PC.IP, NUC.IP and NUC's four ports") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"deoxys file {path}: {one_line(error)}") from None
+
+
+def with_options(config: DeoxysConfig, options: Options) -> DeoxysConfig:
+    """The configuration with the options of a robot's name in place of the file's.
+
+    Raises:
+        UnknownNameError: There is no such option.
+        UsageError: A value is none.
+    """
+    switches = "joints", "arm_stamps"
+    check_options("deoxys", options, ["task", "nuc_ip", "pc_ip", *switches])
+    for name in switches:
+        if options.get(name, "0") not in ("0", "1"):
+            raise UsageError(f"deoxys: {name} is {options[name]!r}, expected 0 or 1")
+    values: dict[str, Any] = {name: text == "1" if name in switches else text for name, text in options.items()}
+    return replace(config, **values)
 
 
 def _ours(section: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

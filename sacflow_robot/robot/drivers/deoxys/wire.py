@@ -178,7 +178,7 @@ class DeoxysWire(Heard):
             if gripper is not None:
                 self._gripper_commands.send(gripper)
 
-    def receive(self, wait_s: float) -> None:
+    def receive(self, wait_s: float = 0.005) -> None:
         """Wait for news at most that long, and keep it."""
         for socket, _ in self._poller.poll(round(wait_s * 1e3)):
             data, now = socket.recv(), time.monotonic_ns()

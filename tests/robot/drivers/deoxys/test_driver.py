@@ -71,7 +71,7 @@ def height(robot: DeoxysRobot) -> float:
 
 
 def test_it_is_the_arm_that_policies_are_trained_on(config: DeoxysConfig) -> None:
-    assert config.arm.differences(get_task("lift").arm) == []
+    assert config.arm.differences(get_task("lift").robot) == []
 
 
 def test_the_conformance_kit(config: DeoxysConfig, live: FrankaTwin) -> None:

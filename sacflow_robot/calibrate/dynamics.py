@@ -1,4 +1,4 @@
-"""System identification: the robot model whose predictions fit a recording best, and what the recording can't tell.
+"""System identification: the robot model whose predictions fit a recording best, and which parameters it does not identify.
 
 Bounded least squares (SciPy) over windows of a recording. Each parameter has a weak prior, as wide as what is physically
 plausible, that keeps in place what the data can't tell. What the data can tell is read off the curvature at the end.
@@ -42,7 +42,7 @@ _STEPS = (4, 4), (2, 2)  # most evaluations over each, windows being weighed ane
 
 @dataclass(frozen=True)
 class Fit:
-    """What came of an identification.
+    """Result of an identification.
 
     Attributes:
         model: The robot model found, with the values before in the place of what the data can't tell.
@@ -124,7 +124,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class FitData:
-    """What a robot is identified from.
+    """Data from which a robot is identified.
 
     Attributes:
         windows: Pieces of the recordings.

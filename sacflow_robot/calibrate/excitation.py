@@ -25,7 +25,7 @@ _NEAR_M, _NEAR_RAD, _TURN_SHARE = 0.04, 0.15, 0.4
 
 
 class Excitation:
-    """What an excitation run commands: rest, then bursts of steps in random directions with rests in between.
+    """Commands of an excitation run: rest, then bursts of steps in random directions with rests in between.
 
     Steps are drawn back to where the run began, so that the robot stays near it; how far, the safety filter decides.
 
@@ -75,7 +75,7 @@ class Excitation:
         return action
 
     def _away(self, observation: Observation) -> Array:
-        """How far the gripper is from where it was first seen (6,), in units that a random step is to be stronger than."""
+        """Distance of the gripper from where it was first seen (6,), in units that a random step is to be stronger than."""
         pose = observation["robot0_eef_pos"].astype(np.float64), observation["robot0_eef_quat"].astype(np.float64)
         if self._pose is None:
             self._pose = pose

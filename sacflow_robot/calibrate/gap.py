@@ -1,4 +1,4 @@
-"""Why a robot does not do what the simulator says: logged commands replayed, and how much of the error each cause explains.
+"""The gap between a robot and its simulator: logged commands replayed, and the share of the error that each cause explains.
 
 The error is that of the gripper's position as the control loop had it. Each cause is fitted alone, with the few numbers that
 it has; what share of the squared error it takes away is what it explains. Shares of causes that look alike overlap.
@@ -49,7 +49,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Gap:
-    """What the report says.
+    """The report.
 
     Attributes:
         rmse_m: Root mean square of the gripper's error (m).

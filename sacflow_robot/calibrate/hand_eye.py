@@ -1,4 +1,4 @@
-"""Where a camera is, from pictures of a ChArUco board in the gripper (camera beside the robot): OpenCV does the geometry."""
+"""Pose of a camera, from pictures of a ChArUco board in the gripper (camera beside the robot): OpenCV does the geometry."""
 
 from __future__ import annotations
 

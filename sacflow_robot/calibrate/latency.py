@@ -1,4 +1,4 @@
-"""How late observations and commands are, from an excitation run, without a model of the robot.
+"""Delays of observations and commands, from an excitation run, without a model of the robot.
 
 Observations say when they were captured. A command's delay is read off the moment at which each motion after a rest begins.
 Whatever holds the robot at its goal, a new goal is a step of force: readings leave what they did before with an acceleration
@@ -44,7 +44,7 @@ class Latency:
         command_s: From sending to acting (B,), one per motion.
         command_mean_s: That of all motions together.
         command_spread_s: Its standard error, or the round trip's, where the clocks differ.
-        unsure_s: One standard deviation of delays each way; larger where two clocks differ, for only their sum is told then.
+        unsure_s: One standard deviation of delays each way; larger where two clocks differ, for only their sum is known then.
         times: Of the figure's rows after each command's sending, by the arrival of the fastest observation (R,).
         seen: How far each motion has come (B, R), less what went on before, in units of its first acceleration (s^2).
         fitted: The same of what is fitted (R,).

@@ -1,4 +1,4 @@
-"""What the sensors add to the truth, from a robot at rest: noise, resolution, lost samples, and biases where two sensors see one thing."""
+"""Errors of the sensors, from a robot at rest: noise, resolution, lost samples, and biases where two sensors see one thing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Forward = Callable[[Array], tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class Noise:
-    """What is known of the sensors.
+    """Errors of the sensors.
 
     Attributes:
         values: By name, ``sensors.<key>.<quantity>``, and one standard deviation of each.

@@ -1,4 +1,4 @@
-"""What a robot of a given model would have done: logged commands played into the simulator, window by window.
+"""Motion of a robot of a given model: logged commands played into the simulator, window by window.
 
 A window begins in the state that was observed there, so that what a model gets wrong adds up over a second or two and not
 over an episode. A pure delay of commands moves a window's whole prediction in time, and is applied to the result.
@@ -96,7 +96,7 @@ class Predictor:
         self._env.set_robot_model(model.part("controller", "joints", "payload"))
 
     def predict(self, window: Window, delay_s: float) -> Predicted:
-        """What is observed if commands are acted on that much after they were sent."""
+        """Predict observations where commands are acted on ``delay_s`` after they were sent."""
         state = self._home.copy()
         data, model = self._env.data, self._env.model
         mujoco.mj_resetData(model, data)

@@ -18,13 +18,13 @@ Array = npt.NDArray[np.float64]
 Times = npt.NDArray[np.int64]
 
 LOOK_NS = 2_000_000
-"""How often an excitation run looks for a new observation."""
+"""An excitation run looks for a new observation this often."""
 
 AHEAD_NS, LATEST_NS = 2_000_000, 1_000_000_000  # observations out of this range are by another clock than the loop's
 
 
 def validity_ns(robot: RobotSpec) -> int:
-    """How long a recorded command is valid (ns): as in the control loop, and 0.4 s for those that take long on their way.
+    """Validity of a recorded command (ns): as in the control loop, and 0.4 s for those that take long on their way.
 
     A robot whose loop dies holds that much later.
     """
@@ -119,7 +119,7 @@ def of_episode(robot: RobotSpec, episode: Episode) -> Recording:
 
 
 def is_other_clock(late_ns: int) -> bool:
-    """Whether an observation that seems to arrive so late (ns; negative: before its capture) is by another clock than the loop's."""
+    """True if an observation that seems to arrive so late (ns; negative: before its capture) is by another clock than the loop's."""
     return not -AHEAD_NS <= late_ns <= LATEST_NS
 
 

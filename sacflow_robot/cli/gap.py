@@ -12,7 +12,7 @@ from sacflow_robot.utils.atomic_files import check_output
 
 @dataclass(frozen=True)
 class GapReport:
-    """Why a robot does not do what the simulator says: replay a log's commands in the simulator, and rank the causes.
+    """Rank the causes of the difference between a robot and its simulator: replay a log's commands in the simulator.
 
     Attributes:
         log: Episode log of a robot that moves on its own time, or a recording of calibrate (.npz).

@@ -29,7 +29,7 @@ _ROW_SUBSTEPS = 5  # an observation every 10 ms
 
 @dataclass(frozen=True)
 class Draws:
-    """How the robot of an episode is chosen.
+    """Choice of the robot of an episode.
 
     Attributes:
         mode: ``none``: always ``model``; ``wide``: anything in a twin's ranges; ``profile``: around the measured values.
@@ -173,7 +173,7 @@ class RandomizedVectorEnv:
         return len(self._envs)
 
     def about(self, index: int) -> dict[str, Any]:
-        """What to log of a robot's episode: its draw."""
+        """Entries of the log for a robot's episode: its draw."""
         return {"arm_model": self._envs[index].model.to_json()}
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:

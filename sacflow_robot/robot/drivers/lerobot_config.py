@@ -16,7 +16,7 @@ from sacflow_robot.errors import DataError, UsageError, one_line
 
 
 class LeRobot(Protocol):
-    """What this driver uses of ``lerobot.robots.Robot``."""
+    """The part of ``lerobot.robots.Robot`` that the driver uses."""
 
     @property
     def observation_features(self) -> Mapping[str, Any]: ...
@@ -41,7 +41,7 @@ class LeRobot(Protocol):
 
 @dataclass(frozen=True)
 class LeRobotConfig:
-    """What LeRobot's own configuration does not say.
+    """Settings that LeRobot's own configuration lacks.
 
     Attributes:
         joints: Per action feature of the robot, lowest and highest position, in LeRobot's unit. An action of -1 and 1

@@ -52,7 +52,7 @@ def make_robot(name: str, engine: Engine = "compiled") -> Robot:
 
 
 def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
-    """What makes the robot of that name, found without making it.
+    """Find the function that makes the robot of that name.
 
     Raises:
         UnknownNameError: No such driver.

@@ -48,7 +48,7 @@ class VirtualClock:
 
 
 class _Robot:
-    """What both clocks share."""
+    """A robot by either clock."""
 
     lockstep = False
 

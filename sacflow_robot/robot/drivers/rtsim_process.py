@@ -42,7 +42,7 @@ def main(task: str, engine: str, port: str, options: str, parent: str) -> None:
 
 
 class _Server:
-    """Plays the plant's events, and does what the driver says; what fails in either is told to the driver, and held at."""
+    """Plays the plant's events and obeys the driver; reports failures of either to the driver and stands still."""
 
     def __init__(self, plant: Plant, socket: zmq.Socket[Any]) -> None:
         self._plant, self._socket = plant, socket

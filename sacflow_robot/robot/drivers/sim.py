@@ -49,7 +49,7 @@ class SimRobot:
 
     @property
     def engine(self) -> Engine:
-        """What does step it."""
+        """The engine that steps it, or what took its place."""
         return self.env.engine
 
     def connect(self) -> None:
@@ -68,7 +68,7 @@ class SimRobot:
         return self._seen
 
     def observe(self) -> StepResult:
-        """What came of the last action."""
+        """The result of the last action."""
         if self._seen is None:
             raise RobotError("no episode has begun; begin one first")
         return self._seen

@@ -22,7 +22,7 @@ _PART = re.compile(r"(?P<between>gripper_to_)?(?P<object>\w+?)_(?P<what>pos|quat
 
 @dataclass(frozen=True)
 class DeoxysConfig:
-    """Where the sockets are, how fast both sides run, and how the arm's world relates to the policy's.
+    """Sockets, rates of both sides, and the arm's place in the policy's world.
 
     The first group is deoxys's own (sections ``PC``, ``NUC``, ``CONTROL``, ``GRIPPER``). The second is the section
     ``SACFLOW``, which deoxys does not read; its keys are the names below in capitals.
@@ -97,7 +97,7 @@ class DeoxysConfig:
 
     @property
     def arm(self) -> RobotSpec:
-        """What the arm offers and accepts: robosuite's Panda under OSC_POSE delta control, by robomimic's keys."""
+        """The arm as a robot: robosuite's Panda under OSC_POSE delta control, by robomimic's keys."""
         observations = [
             ArraySpec("robot0_eef_pos", (3,), "m", "world"),
             ArraySpec("robot0_eef_quat", (4,), "unit quaternion xyzw", "world", quaternions=(0,)),

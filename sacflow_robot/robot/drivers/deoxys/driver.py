@@ -321,7 +321,7 @@ class DeoxysRobot:
             raise RobotError(f"the thread that {ended} has ended; connect the robot again")
 
     def _ended(self) -> str:
-        """What the thread did that is there no more; empty if all are."""
+        """The task of a thread that has ended; empty if all run."""
         if self._thread is not None and not self._thread.is_alive():
             return "keeps the arm standing"
         return "asks where objects are" if self._listener is not None and not self._listener.alive else ""

@@ -33,7 +33,7 @@ class ObservationBuilder:
         self._before = arm, closing
 
     def measured(self, arm: ArmState) -> FloatArray | None:
-        """What the arm did since the last command, as an action (7,) would command it; None before the first."""
+        """Motion of the arm since the last command, as the action (7,) that would command it; None before the first."""
         if self._before is None:
             return None
         before, closing = self._before

@@ -1,4 +1,4 @@
-"""What keeps an arm where it is, under a controller that knows goals and no brakes."""
+"""Commands that keep an arm where it is, under a controller that knows goals and no brakes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Standstill:
         self._paused = paused
 
     def command(self, arm: ArmState | None, now_ns: int) -> bytes:
-        """What to send now.
+        """The command to send now.
 
         Args:
             arm: The arm's state; None if there is none that is new enough to be held at.
@@ -69,7 +69,7 @@ class Standstill:
         return wire.pose_command(self._config, goal, is_delta=False)
 
     def left(self, arm: ArmState) -> str:
-        """What to say, once, of an arm that is not where it is held; empty if it is."""
+        """Message, once, about an arm that is not where it is held; empty if it is."""
         if self._pose is None:
             return ""
         meters = float(np.linalg.norm(arm.position - self._pose[0]))

@@ -183,7 +183,7 @@ class FrankaTwin:
         state.time.toSec, state.time.toMSec = self._frame * _TICK_S, round(self._frame * _TICK_S * 1e3)
 
     def _due(self, rate_hz: float) -> bool:
-        """Whether something that happens at this rate happens in this tick."""
+        """True in the ticks in which something that happens at this rate happens."""
         step = rate_hz * _TICK_S
         return int((self._ticks + 1) * step + 1e-9) > int(self._ticks * step + 1e-9)
 

@@ -85,10 +85,15 @@ class LocalClient:
 
 
 def measure(
-    robot: VirtualRobot, policy: OnnxPolicy, link: RtsimOptions, inference_ms: float, prefix: bool, seeds: Sequence[int]
+    robot: VirtualRobot,
+    policy: OnnxPolicy,
+    options: RtsimOptions,
+    inference_ms: float,
+    prefix: bool,
+    seeds: Sequence[int],
 ) -> dict[str, float]:
     """Episodes solved, steps of an episode, and how much the commanded motion changes where a chunk begins to be played."""
-    robot.link = robot.world.link = link
+    robot.options = robot.plant.options = options
     client = LocalClient(policy, robot.clock, inference_ms, prefix)
     safety, chooser = SafetyFilter(robot.spec, LIMITS), ActionQueue(client, clock_ns=robot.clock.now_ns)
     solved, steps, jumps = 0, 0, []
@@ -130,8 +135,8 @@ def main() -> None:
             if any(all(str(row[key]) == str(point[key]) for key in point) for row in rows):
                 continue  # from a run that was interrupted
             inference_ms = value if option == INFERENCE else given.inference_ms
-            link = RtsimOptions() if option == INFERENCE else RtsimOptions(**{option: value})
-            point |= {"inference_ms": inference_ms, **measure(robot, policy, link, inference_ms, prefix, seeds)}
+            options = RtsimOptions() if option == INFERENCE else RtsimOptions(**{option: value})
+            point |= {"inference_ms": inference_ms, **measure(robot, policy, options, inference_ms, prefix, seeds)}
             rows.append(point)
             print(json.dumps(point), flush=True)
             write(path, rows)

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.bench.machine import stamp
-from sacflow_robot.calibrate.dynamics import Fit, identify
+from sacflow_robot.calibrate.dynamics import Fit, from_excitation, identify
+from sacflow_robot.calibrate.excitation import Excitation, record
 from sacflow_robot.calibrate.gap import measure_gap
 from sacflow_robot.calibrate.latency import measure_latency
-from sacflow_robot.calibrate.noise import measure_noise
-from sacflow_robot.calibrate.predict import Predictors, Window, make_windows
+from sacflow_robot.calibrate.predict import Predictors, Window
 from sacflow_robot.calibrate.problem import DELAY, MOMENT
-from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, record
+from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, draw_twin
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.robot.drivers.registry import make_robot
@@ -51,16 +51,8 @@ def recover(seed: int, predictors: Predictors, seconds: float) -> dict[str, Any]
     began = time.monotonic()
     recording = recorded(f"rtsim:lift?clock=virtual&joints=1&twin={seed}", seed, seconds)
     latency = measure_latency(recording)
-    noise = measure_noise(recording, predictors.first.forward).values
-    start = (
-        RobotParameters()
-        .having({n: list(v[0]) for n, v in noise.items()})
-        .having({DELAY: 1e3 * latency.command_mean_s})
-    )
-    windows = make_windows(recording, bursts(recording), predictors.first, latency.command_mean_s)
-    sigma = tuple(float(start.sensor(k)[n][0]) for k, n in (
-        ("robot0_eef_pos", "noise_m"), ("robot0_eef_quat", "noise_rad"), ("robot0_joint_pos", "noise_rad")))  # fmt: skip
-    fit = identify(predictors, windows, start, (sigma[0], sigma[1], sigma[2]))
+    data = from_excitation(recording, predictors.first, RobotParameters())
+    fit = identify(predictors, data.windows, data.start, data.sigma)
     hidden = draw_twin(seed)
     truth = predictors.first.nominal.having(hidden.values)
     rows = []
@@ -69,7 +61,7 @@ def recover(seed: int, predictors: Predictors, seconds: float) -> dict[str, Any]
     ):
         row = {"name": label, "value": float(value), "spread": float(spread), "true": true_value(truth, label)}
         rows.append({**row, "identified": bool(told), "hidden": bool(blind)})
-    for row, ratio in zip(rows, moved_ratios(fit, rows, predictors, windows[3::4]), strict=True):
+    for row, ratio in zip(rows, moved_ratios(fit, rows, predictors, data.windows[3::4]), strict=True):
         row["error_ratio_when_moved"] = ratio
     return {
         "seed": seed,

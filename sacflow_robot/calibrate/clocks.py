@@ -1,4 +1,4 @@
-"""How far the robot's clock is from the control loop's, from what a run tells in both directions, as NTP does it.
+"""Offset of the robot's clock from the control loop's, from messages in both directions, as NTP finds it.
 
 An observation carries when it was captured by the robot's clock and when it arrived by the loop's; a command when it was sent by
 the loop's and, by the motion that it begins, when it was acted on by the robot's. Their fastest ways bound the offset from both
@@ -81,14 +81,14 @@ class ClockOffset:
         return replace(recording, time_ns=self.way.arrival_ns(recording.time_ns) - least_ns)
 
     def words(self) -> str:
-        """What is known, for a person."""
+        """The result in words."""
         between = f"between {1e3 * self.low_s:.1f} and {1e3 * self.high_s:.1f} ms"
         drift = f"; it drifts by {self.way.drift_ppm:.1f} ± {self.way.spread_ppm:.1f} ppm" if self.way.drift_ppm else ""
         if self.differs:
             later = f" ({abs(self.way.drift_ppm) * 3.6:.0f} ms an hour: have both machines keep time)" if drift else ""
             return (
                 f"the robot's clock is not the control loop's: it is ahead by {between}{drift}{later}; the two delays add up to "
-                "what is told, but how they share it nobody can tell without a common clock"
+                "what is measured, but each alone is unknown without a common clock"
             )
         return f"the robot's stamps fit the control loop's clock; an offset {between} would not show{drift}"
 

@@ -1,4 +1,4 @@
-"""System identification: the robot model whose predictions fit a recording best, and what the recording can't tell.
+"""System identification: the robot model whose predictions fit a recording best, and which parameters it does not identify.
 
 Bounded least squares (SciPy) over windows of a recording. Each parameter has a weak prior, as wide as what is physically
 plausible, that keeps in place what the data can't tell. What the data can tell is read off the curvature at the end.
@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
-from sacflow_robot.calibrate.predict import Predictors, Window
+from sacflow_robot.calibrate.latency import measure_latency
+from sacflow_robot.calibrate.noise import measure_noise
+from sacflow_robot.calibrate.predict import Predicted, Predictor, Predictors, Window, make_windows
 from sacflow_robot.calibrate.problem import DELAY, MOMENT, Problem, cut
+from sacflow_robot.calibrate.recording import Recording, bursts
 from sacflow_robot.envs.robot_parameters import RobotParameters
+from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
 
 Array = npt.NDArray[np.float64]
@@ -37,7 +42,7 @@ _STEPS = (4, 4), (2, 2)  # most evaluations over each, windows being weighed ane
 
 @dataclass(frozen=True)
 class Fit:
-    """What came of an identification.
+    """Result of an identification.
 
     Attributes:
         model: The robot model found, with the values before in the place of what the data can't tell.
@@ -79,6 +84,35 @@ class Fit:
     reference: Array
     problem: Problem = field(repr=False)
 
+    @property
+    def rough(self) -> dict[str, float]:
+        """Parameters of which the data tell something, but not to 10 %: one standard deviation as a share of the value."""
+        shares = zip(self.labels, self.spread / self.reference, self.identified | self.hidden, strict=True)
+        return {label: float(share) for label, share, other in shares if not other}
+
+    def summary(self) -> dict[str, Any]:
+        """The fit as plain numbers, for JSON."""
+        rows = zip(self.labels, self.values, self.spread, self.identified, self.hidden, strict=True)
+        return {
+            "held_out_before_m": self.held_out_before_m,
+            "held_out_after_m": self.held_out_rmse_m,
+            "parameters": [
+                {"name": n, "value": float(v), "spread": float(s), "identified": bool(t), "hidden": bool(h)}
+                for n, v, s, t, h in rows
+            ],
+            "singular_values": [float(s) for s in self.singular_values],
+        }
+
+    def compare(
+        self, predictors: Predictors, windows: Sequence[Window], before: RobotParameters
+    ) -> tuple[Window, Predicted, Predicted]:
+        """A window that was not fitted to, and what is predicted in it before and after."""
+        window = windows[min(3, len(windows) - 1)]
+        nominal = predictors.first.nominal.having(before.values)
+        ways = [(nominal, before.number(DELAY) / 1e3), (self.model, self.delay_ms / 1e3)]
+        (old,), (new,) = predictors.predict(ways, [window])
+        return window, old, new
+
     def moved(self, index: int, by: float) -> tuple[RobotParameters, float]:
         """The robot model and command delay (s) with one parameter moved in fitted units, the others making up for it."""
         rest = np.arange(len(self.fitted)) != index
@@ -86,6 +120,71 @@ class Fit:
         x[index] += by
         x[rest] -= by * np.linalg.solve(self.curvature[np.ix_(rest, rest)], self.curvature[rest, index])
         return self.problem.model(np.clip(x, self.problem.low, self.problem.high))
+
+
+@dataclass(frozen=True)
+class FitData:
+    """Data from which a robot is identified.
+
+    Attributes:
+        windows: Pieces of the recordings.
+        start: The values before, with the sensors' noise and the command delay as measured.
+        sigma: Noise of position (m), rotation (rad) and joint readings (rad).
+        apart_s: One standard deviation of the command delay that comes of two clocks' unknown offset; 0 for one clock.
+    """
+
+    windows: list[Window]
+    start: RobotParameters
+    sigma: tuple[float, float, float]
+    apart_s: float = 0.0
+
+    def measured(self, fit: Fit) -> dict[str, tuple[Array, Array]]:
+        """Value and one standard deviation of each quantity of a profile, by name."""
+        found = dict(fit.measured)
+        if DELAY in found and self.apart_s:  # by two clocks only the delays' sum is known as well as the fit says
+            found[DELAY] = found[DELAY][0], np.hypot(found[DELAY][1], 1e3 * self.apart_s)
+        return found
+
+
+def from_excitation(recording: Recording, predictor: Predictor, before: RobotParameters) -> FitData:
+    """Prepare an excitation run: its bursts, with noise and latency measured first.
+
+    Raises:
+        DataError: The run does not tell noise or latency.
+    """
+    noise = measure_noise(recording, predictor.forward).values
+    latency = measure_latency(recording)
+    start = _sections(before).having({n: list(v[0]) for n, v in noise.items()})
+    start = start.having({DELAY: 1e3 * latency.command_mean_s})
+    apart_s = 0.0
+    if latency.clock is not None and latency.clock.differs:
+        recording = latency.clock.by_loop(recording)
+        apart_s = latency.clock.spread_s
+    windows = make_windows(recording, bursts(recording), predictor, latency.command_mean_s)
+    return FitData(windows, start, _sigma(start), apart_s)
+
+
+def from_log(recordings: Sequence[Recording], predictor: Predictor, before: RobotParameters) -> FitData:
+    """Prepare logged episodes: pieces of one second, with noise and delay as known before."""
+    start = _sections(before)
+    windows = []
+    for recording in recordings:
+        step, count = round(recording.robot.control_rate_hz), len(recording.sent_ns)
+        pieces = [(i, min(i + step, count)) for i in range(1, count - step // 2, step)]
+        windows += make_windows(recording, pieces, predictor, start.number(DELAY) / 1e3)
+    return FitData(windows, start, _sigma(start))
+
+
+def _sections(before: RobotParameters) -> RobotParameters:
+    return before.part("controller", "joints", "payload", "transport", "sensors")
+
+
+def _sigma(model: RobotParameters) -> tuple[float, float, float]:
+    return (
+        model.number("sensors.robot0_eef_pos.noise_m", 1e-3),
+        model.number("sensors.robot0_eef_quat.noise_rad", 3e-3),
+        model.number(f"sensors.{JOINT_POSITION}.noise_rad", 3e-4),
+    )
 
 
 def identify(

@@ -1,4 +1,4 @@
-"""What was measured, drawn. Imports matplotlib: import this only to draw."""
+"""Figures of measurements. Imports matplotlib: import this only to draw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a robot does not do what the simulator says: logged commands replayed, and how much of the error each cause explains.
+"""The gap between a robot and its simulator: logged commands replayed, and the share of the error that each cause explains.
 
 The error is that of the gripper's position as the control loop had it. Each cause is fitted alone, with the few numbers that
 it has; what share of the squared error it takes away is what it explains. Shares of causes that look alike overlap.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +49,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Gap:
-    """What the report says.
+    """The report.
 
     Attributes:
         rmse_m: Root mean square of the gripper's error (m).
@@ -65,6 +66,22 @@ class Gap:
     windows: list[Window]
     predicted: list[Predicted]
     better: list[Predicted]
+
+    def summary(self) -> dict[str, Any]:
+        """The report as plain numbers, for JSON; what the log cannot tell is None."""
+        return {
+            "rmse_m": self.rmse_m,
+            "joint_rmse_rad": None if self.joint_rmse_rad is None else self.joint_rmse_rad.tolist(),
+            "causes": [
+                {
+                    "cause": c.name,
+                    "explains": c.explains if np.isfinite(c.explains) else None,
+                    "left_m": c.left_m,
+                    "change": {n: {"now": a.tolist(), "found": b.tolist()} for n, (a, b) in c.change.items()},
+                }
+                for c in self.causes
+            ],
+        }
 
 
 def measure_gap(
@@ -126,11 +143,14 @@ def _choose(recordings: Sequence[Recording], predictors: Predictors, delay_s: fl
     return [moving[i] for i in np.unique(np.linspace(0, len(moving) - 1, _MOST_WINDOWS).astype(int))]
 
 
+@dataclass(frozen=True)
 class _Fitter:
     """Errors of models, and fits of a few numbers."""
 
-    def __init__(self, predictors: Predictors, model: RobotParameters, delay_s: float, windows: list[Window]) -> None:
-        self.predictors, self.model, self.delay_s, self.windows = predictors, model, delay_s, windows
+    predictors: Predictors
+    model: RobotParameters
+    delay_s: float
+    windows: list[Window]
 
     def off(self, made: Sequence[Predicted], windows: Sequence[Window]) -> Array:
         """Predicted less measured positions (M, 3)."""
@@ -144,30 +164,34 @@ class _Fitter:
     def fit(
         self,
         way: Callable[[Array], tuple[RobotParameters, float]],
-        start: Array,
-        low: Array,
-        high: Array,
+        start: list[float],
+        low: list[float],
+        high: list[float],
         windows: list[Window],
     ) -> tuple[Array, float, list[Predicted]]:
         """The numbers (P,) whose model fits best, what is left (m), and its predictions."""
-        steps = np.maximum(0.02 * np.abs(start), 0.02 * (high - low))
+        least, most = np.array(low), np.array(high)
+        steps = np.maximum(0.02 * np.abs(start), 0.02 * (most - least))
 
-        def residual(x: Array) -> Array:
-            return self.off(self.predictors.predict([way(x)], windows)[0], windows).reshape(-1) / 1e-3
+        def residuals(models: Sequence[Array]) -> list[Array]:
+            made = self.predictors.predict([way(x) for x in models], windows)
+            return [self.off(m, windows).reshape(-1) / 1e-3 for m in made]
 
         def jacobian(x: Array) -> Array:
-            moved = [
-                np.where(np.arange(len(x)) == i, x + np.where(x + s < high, s, -s), x) for i, s in enumerate(steps)
-            ]
-            made = self.predictors.predict([way(m) for m in (x, *moved)], windows)
-            rows = [self.off(m, windows).reshape(-1) / 1e-3 for m in made]
-            return np.stack(
-                [(r - rows[0]) / (m - x)[i] for i, (r, m) in enumerate(zip(rows[1:], moved, strict=True))], axis=1
-            )
+            signed = np.where(x + steps < most, steps, -steps)
+            base, *others = residuals([x, *(x + np.diag(signed))])
+            return np.stack([(r - base) / s for r, s in zip(others, signed, strict=True)], axis=1)
 
-        inside = np.clip(start, low + 1e-3 * (high - low), high - 1e-3 * (high - low))
+        inside = np.clip(start, least + 1e-3 * (most - least), most - 1e-3 * (most - least))
         found = least_squares(
-            residual, inside, jacobian, (low, high), x_scale=high - low, max_nfev=7, ftol=1e-2, xtol=1e-3
+            lambda x: residuals([x])[0],
+            inside,
+            jacobian,
+            (least, most),
+            x_scale=most - least,
+            max_nfev=7,
+            ftol=1e-2,
+            xtol=1e-3,
         )
         x = np.asarray(found.x)
         made = self.predictors.predict([way(x)], windows)[0]
@@ -181,54 +205,51 @@ def _cause(
         return _noise(f.windows, base, noise), None
     if name == "pose_bias":
         return _pose_bias(f, base), None
-    now = {n: f.model.array(n) for n in (*_STIFFNESS, *_FRICTION, "payload.mass_kg")}
 
-    def changed(values: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
-        return {n: (np.asarray(now[n]), v) for n, v in values.items()}
+    def scaled(names: tuple[str, ...]) -> Callable[[Array], tuple[RobotParameters, float]]:
+        """Quantities by a factor each."""
+        return lambda x: (
+            f.model.having({n: list(s * _values(f.model, n)) for n, s in zip(names, x, strict=True)}),
+            f.delay_s,
+        )
 
     if name == "delay":
-        x, left, made = f.fit(
-            lambda x: (f.model, float(x[0])), np.array([f.delay_s]), np.zeros(1), np.full(1, 0.4), windows
-        )
+        x, left, made = f.fit(lambda x: (f.model, float(x[0])), [f.delay_s], [0.0], [0.4], windows)
         change = {_DELAY: (np.array([1e3 * f.delay_s]), 1e3 * x)}
+        found = f"commands {1e3 * x[0]:.0f} ms"
         if np.isfinite(late_s):
             change[_LATE] = (np.array([f.model.number(_LATE)]), np.array([1e3 * late_s]))
-        text = f"set the delays: commands {1e3 * x[0]:.0f} ms" + (
-            f", observations {1e3 * late_s:.0f} ms" if np.isfinite(late_s) else ""
-        )
-        text += "; train with them, and with action history where they exceed a control period"
+            found += f", observations {1e3 * late_s:.0f} ms"
+        text = f"set the delays: {found}; train with them, and with action history where they exceed a control period"
         return Cause(name, _explained(left, base), left, change, text), made
-
+    names: tuple[str, ...]
     if name == "gain":
-
-        def gains(x: Array) -> tuple[RobotParameters, float]:
-            return f.model.having(
-                {n: float(np.asarray(now[n])[0] * s) for n, s in zip(_STIFFNESS, x, strict=True)}
-            ), f.delay_s
-
-        x, left, made = f.fit(gains, np.ones(2), np.full(2, 0.3), np.full(2, 3.0), f.windows)
-        new = {n: np.asarray(now[n]) * s for n, s in zip(_STIFFNESS, x, strict=True)}
+        names = _STIFFNESS
+        way = scaled(names)
+        x, left, made = f.fit(way, [1.0, 1.0], [0.3, 0.3], [3.0, 3.0], f.windows)
         text = f"the controller's stiffness is {x[0]:.2f} times (turning {x[1]:.2f}) what the profile says; set it, or the gains"
-        return Cause(name, _explained(left, base), left, changed(new), text), made
-
-    if name == "friction":
-
-        def friction(x: Array) -> tuple[RobotParameters, float]:
-            return f.model.having(
-                {n: list(np.asarray(now[n]) * s) for n, s in zip(_FRICTION, x, strict=True)}
-            ), f.delay_s
-
-        x, left, made = f.fit(friction, np.ones(2), np.full(2, 0.05), np.full(2, 6.0), f.windows)
-        new = {n: np.asarray(now[n]) * s for n, s in zip(_FRICTION, x, strict=True)}
+    elif name == "friction":
+        names = _FRICTION
+        way = scaled(names)
+        x, left, made = f.fit(way, [1.0, 1.0], [0.05, 0.05], [6.0, 6.0], f.windows)
         text = f"damping is about {x[0]:.1f} times and dry friction {x[1]:.1f} times what the profile says; run calibrate dynamics"
-        return Cause(name, _explained(left, base), left, changed(new), text), made
+    else:
+        names = ("payload.mass_kg",)
 
-    def payload(x: Array) -> tuple[RobotParameters, float]:
-        return f.model.having({"payload.mass_kg": float(x[0])}), f.delay_s
+        def way(x: Array) -> tuple[RobotParameters, float]:
+            return f.model.having({"payload.mass_kg": float(x[0])}), f.delay_s
 
-    x, left, made = f.fit(payload, np.asarray(now["payload.mass_kg"]), np.zeros(1), np.full(1, 3.0), f.windows)
-    text = f"the hand carries {x[0]:.2f} kg that the controller does not know of; tell it, or put it into the profile"
-    return Cause(name, _explained(left, base), left, changed({"payload.mass_kg": x}), text), made
+        x, left, made = f.fit(way, list(_values(f.model, names[0])), [0.0], [3.0], f.windows)
+        text = (
+            f"the hand carries {x[0]:.2f} kg that the controller does not know of; tell it, or put it into the profile"
+        )
+    model = way(x)[0]
+    changes = {n: (_values(f.model, n), _values(model, n)) for n in names}
+    return Cause(name, _explained(left, base), left, changes, text), made
+
+
+def _values(model: RobotParameters, name: str) -> Array:
+    return np.array(model.values[name])
 
 
 def _noise(windows: Sequence[Window], base: float, known: float) -> Cause:

@@ -1,15 +1,18 @@
-"""Where a camera is, from pictures of a ChArUco board in the gripper (camera beside the robot): OpenCV does the geometry."""
+"""Pose of a camera, from pictures of a ChArUco board in the gripper (camera beside the robot): OpenCV does the geometry."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
-from sacflow_robot.errors import DataError, UsageError
+from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.utils.rotations import matrix_to_vector, vector_to_matrix
 
 Array = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
@@ -69,6 +72,60 @@ class HandEye:
     reprojection_px: float
     corners: list[tuple[Array, Array]]
 
+    def measured(self) -> dict[str, tuple[Array, Array]]:
+        """Value and one standard deviation of each quantity of a profile, by name."""
+        return {
+            "hand_eye.camera_position_m": (self.position_m, self.spread_m),
+            "hand_eye.camera_rotation_rad": (self.rotation_rad, self.spread_rad),
+            "hand_eye.reprojection_error_px": (np.array([self.reprojection_px]), np.zeros(1)),
+        }
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a board in the gripper.
+
+    Attributes:
+        images: Gray pictures.
+        grips: The gripper's pose at each: position (3,) m and rotation (3, 3) in base.
+        camera: The camera's matrix (3, 3), px.
+        distortion: Its distortion (5,), OpenCV's.
+    """
+
+    images: list[Image]
+    grips: list[tuple[Array, Array]]
+    camera: Array
+    distortion: Array
+
+
+def read_pictures(folder: Path) -> Pictures:
+    """Read the pictures of a folder and its poses.yaml: ``camera_matrix_px``, ``distortion`` and ``pictures``.
+
+    Each entry of ``pictures`` has ``file``, ``grip_position_m`` (3) and ``grip_rotation_rad`` (rotation vector in base, 3).
+
+    Raises:
+        DataError: One of the files cannot be read.
+    """
+    import cv2
+
+    try:
+        told = yaml.safe_load((folder / "poses.yaml").read_text())
+        camera, distortion = (np.array(told[n], np.float64) for n in ("camera_matrix_px", "distortion"))
+        images: list[Image] = []
+        grips: list[tuple[Array, Array]] = []
+        for entry in told["pictures"]:
+            image = cv2.imread(str(folder / entry["file"]), cv2.IMREAD_GRAYSCALE)
+            if image is None:
+                raise DataError(f"{folder / entry['file']} is no picture that OpenCV reads")
+            images.append(np.asarray(image, np.uint8))
+            turn = vector_to_matrix(np.array(entry["grip_rotation_rad"], np.float64).reshape(3))
+            grips.append((np.array(entry["grip_position_m"], np.float64), turn))
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder}/poses.yaml cannot be read: {one_line(error)}; see 'calibrate handeye --help'"
+        ) from None
+    return Pictures(images, grips, camera, distortion)
+
 
 def measure_handeye(
     images: Sequence[Image],
@@ -92,7 +149,7 @@ def measure_handeye(
     import cv2
 
     seen = _board_poses(images, grips, camera, distortion, board)
-    turn = max((_angle(a[0][1].T @ b[0][1]) for a in seen for b in seen), default=0.0)
+    turn = max((float(np.linalg.norm(matrix_to_vector(a[0][1].T @ b[0][1]))) for a in seen for b in seen), default=0.0)
     if turn < _LEAST_TURN_RAD:
         raise DataError(
             f"the gripper turns by {turn:.2f} rad at most between the pictures; at least {_LEAST_TURN_RAD} are needed"
@@ -110,7 +167,7 @@ def measure_handeye(
     spreads = [solve(seen[:i] + seen[i + 1 :]) for i in range(len(seen))]
     scale = np.sqrt((len(seen) - 1) / len(seen))
     away = np.array([p - position for _, p in spreads])
-    turned = np.array([_vector(rotation.T @ r) for r, _ in spreads])
+    turned = np.array([matrix_to_vector(rotation.T @ r) for r, _ in spreads])
     error, corners = _reprojection(seen, rotation, position, camera, distortion)
     if error > _WORST_PX:
         raise DataError(
@@ -118,7 +175,7 @@ def measure_handeye(
             "are pictures and poses of the same moments, and the board's measures right?"
         )
     return HandEye(
-        *(position, _vector(rotation)),
+        *(position, matrix_to_vector(rotation)),
         *(scale * np.sqrt(np.sum(away**2, axis=0)), scale * np.sqrt(np.sum(turned**2, axis=0))),
         *(error, corners),
     )
@@ -175,13 +232,3 @@ def _reprojection(
         corners.append((points, made.astype(np.float64)))
         squares.append(np.sum((points - made) ** 2, axis=1))
     return float(np.sqrt(np.mean(np.concatenate(squares)))), corners
-
-
-def _vector(rotation: Array) -> Array:
-    import cv2
-
-    return np.asarray(cv2.Rodrigues(rotation)[0], np.float64).reshape(3)
-
-
-def _angle(rotation: Array) -> float:
-    return float(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1)))

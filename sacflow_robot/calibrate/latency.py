@@ -1,4 +1,4 @@
-"""How late observations and commands are, from an excitation run, without a model of the robot.
+"""Delays of observations and commands, from an excitation run, without a model of the robot.
 
 Observations say when they were captured. A command's delay is read off the moment at which each motion after a rest begins.
 Whatever holds the robot at its goal, a new goal is a step of force: readings leave what they did before with an acceleration
@@ -9,7 +9,9 @@ smoothly. Sizes are each motion's and each reading's own, for friction lets join
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +20,11 @@ from sacflow_robot.calibrate.clocks import ClockOffset, fastest_way, measure_off
 from sacflow_robot.calibrate.recording import LOOK_NS, Recording, bursts
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
+from sacflow_robot.serve.client import PolicyClient
+from sacflow_robot.utils.seeding import chunk_noise
 
 Array = npt.NDArray[np.float64]
+COMMAND_DELAY = "transport.command_delay_ms"
 
 _STEP_S = 0.002
 _LONGEST_S = 0.4
@@ -39,7 +44,7 @@ class Latency:
         command_s: From sending to acting (B,), one per motion.
         command_mean_s: That of all motions together.
         command_spread_s: Its standard error, or the round trip's, where the clocks differ.
-        unsure_s: One standard deviation of delays each way; larger where two clocks differ, for only their sum is told then.
+        unsure_s: One standard deviation of delays each way; larger where two clocks differ, for only their sum is known then.
         times: Of the figure's rows after each command's sending, by the arrival of the fastest observation (R,).
         seen: How far each motion has come (B, R), less what went on before, in units of its first acceleration (s^2).
         fitted: The same of what is fitted (R,).
@@ -70,6 +75,47 @@ class Latency:
         low, high = np.percentile(self.observation_s, [2, 98])
         width = float(high - low) / 0.96
         return width if width > 2 * LOOK_NS / 1e9 else 0.0
+
+    def measured(self, *, with_offset: bool = False) -> dict[str, tuple[Array, Array]]:
+        """Value and one standard deviation of each quantity of a profile, by name.
+
+        ``with_offset`` adds the clocks' offset where they need not differ, too, to replace one that a profile has.
+        """
+        found = {COMMAND_DELAY: (_ms(self.command_mean_s), _ms(self.unsure_s))}
+        if not len(self.observation_s):
+            return found
+        late, clock = self.observation_s, self.clock
+        apart_s = clock.spread_s if clock is not None and clock.differs else 0.0
+        low_s = float(np.percentile(late, 2) if self.jitter_s else np.median(late))
+        spread_s = float(np.hypot(late.std() / np.sqrt(len(late)), apart_s))
+        found["transport.observation_delay_ms"] = _ms(low_s), _ms(spread_s) + 0.5
+        found["transport.jitter_ms"] = _ms(self.jitter_s), np.array([0.5])
+        if clock is not None and (clock.differs or with_offset):
+            found["transport.clock_offset_ms"] = _ms(clock.offset_s), _ms(clock.spread_s)
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """Percentiles, clocks and round trip as plain numbers, for JSON."""
+        clock = self.clock
+        return {
+            "observation_ms_p5_p50_p95": _percentiles(self.observation_s),
+            "command_ms_p5_p50_p95": _percentiles(self.command_s),
+            "clock": None if clock is None else {
+                "differs": clock.differs,
+                "offset_ms_low_high": [round(1e3 * v, 3) for v in (clock.low_s, clock.high_s)],
+                "drift_ppm": clock.way.drift_ppm,
+                "drift_spread_ppm": clock.way.spread_ppm,
+            },
+            "round_trip_ms": 1e3 * self.round_trip_s,
+        }  # fmt: skip
+
+
+def _ms(seconds: float) -> Array:
+    return np.array([1e3 * seconds])
+
+
+def _percentiles(seconds: Array) -> list[float] | None:
+    return [round(1e3 * float(v), 2) for v in np.percentile(seconds, [5, 50, 95])] if len(seconds) else None
 
 
 @dataclass(frozen=True)
@@ -123,6 +169,26 @@ def measure_latency(recording: Recording) -> Latency:
         np.maximum(late, 0), each - least, max(0.0, round_trip - least), spread, unsure, motions.times, seen, fitted,
         round_trip, clock,
     )  # fmt: skip
+
+
+def measure_inference(server: str, count: int) -> tuple[Array, Array]:
+    """Median round trip of a policy server over ``count`` requests, and its standard error (1,), (1,), in ms.
+
+    Raises:
+        ServerError: It is not reached, or refuses.
+    """
+    with PolicyClient(server, 2.0, name="calibrate") as client:
+        spec = client.spec
+        observation = {a.key: np.zeros((1, *a.shape), a.dtype) for a in spec.robot.observations}
+        for array in spec.robot.observations:
+            for start in array.quaternions:
+                observation[array.key].reshape(-1)[start + 3] = 1
+        took_s = np.empty(count)
+        for i in range(count):
+            began = time.perf_counter()
+            client.infer(observation, chunk_noise(spec.noise_shape, i)[None])
+            took_s[i] = time.perf_counter() - began
+    return _ms(float(np.median(took_s))), _ms(float(took_s.std() / np.sqrt(count)))
 
 
 def _motions(recording: Recording, times_ns: npt.NDArray[np.int64]) -> _Motions:

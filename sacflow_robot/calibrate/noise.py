@@ -1,8 +1,8 @@
-"""What the sensors add to the truth, from a robot at rest: noise, resolution, lost samples, and biases where two sensors see one thing."""
+"""Errors of the sensors, from a robot at rest: noise, resolution, lost samples, and biases where two sensors see one thing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ Forward = Callable[[Array], tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class Noise:
-    """What is known of the sensors.
+    """Errors of the sensors.
 
     Attributes:
         values: By name, ``sensors.<key>.<quantity>``, and one standard deviation of each.
@@ -38,6 +38,12 @@ class Noise:
     rows: int
     rate_hz: float
     readings: dict[str, Array]
+
+    def measured(self, known: Collection[str] = ()) -> dict[str, tuple[Array, Array]]:
+        """Value and one standard deviation of each quantity of a profile; zeros only of those already ``known``."""
+        found = {name: v for name, v in self.values.items() if v[0].any() or name in known}
+        found["transport.observation_drop_ratio"] = np.array([self.dropped]), np.array([0.5 / self.rows])
+        return found
 
 
 def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise:

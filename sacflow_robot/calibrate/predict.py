@@ -1,4 +1,4 @@
-"""What a robot of a given model would have done: logged commands played into the simulator, window by window.
+"""Motion of a robot of a given model: logged commands played into the simulator, window by window.
 
 A window begins in the state that was observed there, so that what a model gets wrong adds up over a second or two and not
 over an episode. A pure delay of commands moves a window's whole prediction in time, and is applied to the result.
@@ -24,7 +24,7 @@ from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
-from sacflow_robot.utils.rotations import rotation_between
+from sacflow_robot.utils.rotations import normalize, rotation_between, without_jumps
 
 Array = npt.NDArray[np.float64]
 _STATE_SPAN_S = 0.06  # readings on either side from which a state is estimated
@@ -96,7 +96,7 @@ class Predictor:
         self._env.set_robot_model(model.part("controller", "joints", "payload"))
 
     def predict(self, window: Window, delay_s: float) -> Predicted:
-        """What is observed if commands are acted on that much after they were sent."""
+        """Predict observations where commands are acted on ``delay_s`` after they were sent."""
         state = self._home.copy()
         data, model = self._env.data, self._env.model
         mujoco.mj_resetData(model, data)
@@ -113,7 +113,7 @@ class Predictor:
         seen = made.observations[:, :7].astype(np.float64)
         return Predicted(
             _between(at, grid, seen[:, :3]),
-            _unit(_between(at, grid, _continuous(seen[:, 3:]))),
+            normalize(_between(at, grid, without_jumps(seen[:, 3:]))),
             _between(at, grid, made.joints),
         )
 
@@ -138,7 +138,7 @@ class Predictor:
             mujoco.mj_comPos(model, data)
             mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._site)
             j = jacobian[:, self._dofs]
-            turn = rotation_between(data.xquat[self._body][[1, 2, 3, 0]][None], quat[None])[0]
+            turn = rotation_between(data.xquat[self._body][[1, 2, 3, 0]], quat)
             error = np.concatenate([position - data.site_xpos[self._site], turn])
             data.qpos[self._joints] += j.T @ np.linalg.solve(j @ j.T + _IK_DAMPING * np.eye(6), error)
         if np.abs(error).max() > 5e-3:
@@ -162,13 +162,13 @@ def make_windows(
     robot_s = (recording.time_ns - recording.sent_ns[0]) / 1e9
     sent_s = (recording.sent_ns - recording.sent_ns[0]) / 1e9
     position = recording.observations["robot0_eef_pos"].astype(np.float64)
-    quat = _continuous(recording.observations["robot0_eef_quat"].astype(np.float64))
+    quat = without_jumps(recording.observations["robot0_eef_quat"].astype(np.float64))
     joints = recording.observations.get(JOINT_POSITION)
     period_s = 1 / recording.robot.control_rate_hz
     if joints is not None:
         rest = joints[:5].mean(axis=0).astype(np.float64)
     else:
-        rest = predictor.inverse(position[:3].mean(axis=0), _unit(quat[:3].mean(axis=0)[None])[0], np.zeros(6))[0]
+        rest = predictor.inverse(position[:3].mean(axis=0), normalize(quat[:3].mean(axis=0)), np.zeros(6))[0]
     found = []
     for first, end in pieces:
         begin_s = sent_s[first]
@@ -181,15 +181,22 @@ def make_windows(
             start = _state(robot_s[around] - begin_s - delay_s, joints[around].astype(np.float64))
         else:
             pose, speed = _state(robot_s[around] - begin_s - delay_s, np.hstack([position[around], quat[around]]))
-            velocity = np.append(speed[:3], _angular(_unit(pose[None, 3:])[0], speed[3:]))
-            start = predictor.inverse(pose[:3], _unit(pose[None, 3:])[0], velocity)
+            velocity = np.append(speed[:3], _angular(normalize(pose[3:]), speed[3:]))
+            start = predictor.inverse(pose[:3], normalize(pose[3:]), velocity)
         commands = np.column_stack(
             [sent_s[first:end] - begin_s, recording.valid_ns[first:end] / 1e9, recording.actions[first:end]]
         ).astype(np.float64)
         rows = joints[seen].astype(np.float64) if joints is not None else None
         found.append(
             Window(
-                commands, start, rest, robot_s[seen] - begin_s, position[seen], _unit(quat[seen]), rows, until_s + 0.02
+                commands,
+                start,
+                rest,
+                robot_s[seen] - begin_s,
+                position[seen],
+                normalize(quat[seen]),
+                rows,
+                until_s + 0.02,
             )
         )
     return found
@@ -249,19 +256,8 @@ def _state(times: Array, rows: Array) -> Array:
 
 def _angular(quat: Array, rate: Array) -> Array:
     """Angular velocity (3,) of an orientation x y z w with a rate of change (4,)."""
-    turned = rotation_between(quat[None], _unit((quat + 1e-3 * rate)[None]))[0]
-    return np.asarray(turned / 1e-3)
+    return rotation_between(quat, normalize(quat + 1e-3 * rate)) / 1e-3
 
 
 def _between(at: Array, grid: Array, rows: Array) -> Array:
     return np.stack([np.interp(at, grid, column) for column in rows.T], axis=1)
-
-
-def _unit(quats: Array) -> Array:
-    return np.asarray(quats / np.linalg.norm(quats, axis=1, keepdims=True))
-
-
-def _continuous(quats: Array) -> Array:
-    """The same orientations without jumps between q and -q."""
-    flips = np.cumsum(np.append(0, (np.sum(quats[1:] * quats[:-1], axis=1) < 0).astype(int))) % 2
-    return np.asarray(quats * np.where(flips, -1.0, 1.0)[:, None])

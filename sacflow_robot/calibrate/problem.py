@@ -1,4 +1,4 @@
-"""What is fitted to a recording: parameters with bounds and weak priors, and how far a model's predictions are from it."""
+"""The least-squares problem of an identification: parameters with bounds and weak priors, and how far a model's predictions are from it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MOMENT = "payload.moment_kg_m"  # mass times center, which is what the data see
 
 
 def parameters(joints_seen: bool) -> list[Parameter]:
-    """What is fitted: joint by joint where joints are observed, else common factors of all joints."""
+    """The parameters that are fitted: joint by joint where joints are observed, else common factors of all joints."""
     found = [
         Parameter(DELAY, None, False, 100.0, 0, 400, 1.0),
         Parameter("controller.translation_stiffness_per_s2", None, True, 1.0, 20, 1500, 0.01),

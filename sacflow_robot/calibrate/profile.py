@@ -23,7 +23,7 @@ _KNOWN = "robot", "version", "date", "method", "max_translation_per_step_m", "ma
 
 @dataclass(frozen=True)
 class Profile:
-    """What is known of one robot: its limits, which are chosen, and its model, which is measured.
+    """Limits of one robot, which are chosen, and its model, which is measured.
 
     Attributes:
         robot: Robot that it is for, as in ``RobotSpec.robot``.
@@ -69,7 +69,7 @@ class Profile:
         return low, high
 
     def safety_limits(self, robot: RobotSpec) -> SafetyLimits:
-        """What the safety filter of that robot enforces: the limits per step and those of ``safety``.
+        """Limits of that robot's safety filter: those per step and those of ``safety``.
 
         Raises:
             SpecMismatchError: The profile is of another robot.
@@ -79,7 +79,7 @@ class Profile:
         return (self.safety or SafetyLimits()).within(*steps, 1 / robot.control_rate_hz)
 
     def check_fits(self, robot: RobotSpec) -> None:
-        """Raises SpecMismatchError where the profile is of another arm."""
+        """Raises SpecMismatchError where the profile is of another robot."""
         if robot.robot != self.robot:
             raise SpecMismatchError(
                 f"the profile is for {self.robot!r}, the robot is {robot.robot!r}; give the robot's own profile"

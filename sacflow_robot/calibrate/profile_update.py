@@ -18,10 +18,13 @@ from sacflow_robot.errors import DataError
 from sacflow_robot.utils.atomic_files import replacing
 
 Array = npt.NDArray[np.float64]
+Values = Mapping[str, tuple[Array, Array]]
+"""Value and one standard deviation of quantities, by name."""
+
 _DIGITS = 4
 
 
-def with_story(values: Mapping[str, tuple[Array, Array]], method: str) -> dict[str, Measured]:
+def with_story(values: Values, method: str) -> dict[str, Measured]:
     """Values and standard deviations as measured today, rounded to what they tell.
 
     Raises:

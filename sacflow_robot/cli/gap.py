@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sacflow_robot.utils.atomic_files import check_output
 
 @dataclass(frozen=True)
 class GapReport:
-    """Why a robot does not do what the simulator says: replay a log's commands in the simulator, and rank the causes.
+    """Rank the causes of the difference between a robot and its simulator: replay a log's commands in the simulator.
 
     Attributes:
         log: Episode log of a robot that moves on its own time, or a recording of calibrate (.npz).
@@ -38,13 +39,11 @@ class GapReport:
         check_output(self.plot, "--plot", parents=False)
         profile, recordings = load_profile(self.profile), read_log(self.log)
         profile.check_fits(recordings[0].robot)
-        predictors = Predictors(recordings[0].robot.task, core_count())
-        with common.progress_bar("%") as bar:
+        with closing(Predictors(recordings[0].robot.task, core_count())) as predictors, common.progress_bar("%") as bar:
             row = bar.add_task("comparing", total=100, success="")
             gap = measure_gap(
                 recordings, predictors, profile.model, lambda share: bar.update(row, completed=round(100 * share))
             )
-        predictors.close()
         draw_gap(gap, self.plot)
         out = common.results(self.json)
         out.print(
@@ -58,15 +57,5 @@ class GapReport:
             out.print(line)
         out.print(f"figure: {self.plot}")
         if self.json:
-            causes = [
-                {
-                    "cause": c.name,
-                    "explains": c.explains if math.isfinite(c.explains) else None,
-                    "left_m": c.left_m,
-                    "change": {n: {"now": a.tolist(), "found": b.tolist()} for n, (a, b) in c.change.items()},
-                }
-                for c in gap.causes
-            ]
-            joints = None if gap.joint_rmse_rad is None else gap.joint_rmse_rad.tolist()
-            common.print_json({"rmse_m": gap.rmse_m, "joint_rmse_rad": joints, "causes": causes})
+            common.print_json(gap.summary())
         return 0

@@ -12,7 +12,7 @@ from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.utils.seeding import Stream, random_stream
 
 Randomization = Literal["none", "wide", "profile"]
-"""How a training environment's robot is drawn for each episode."""
+"""Ways to draw a training environment's robot for each episode."""
 
 # Dry friction: the amplitudes that Gaz et al. identified on a Franka Emika Panda ("Dynamic Identification of the Franka Emika
 # Panda Robot With Retrieval of Feasible Parameters Using Penalty-Based Optimization", RA-L 2019), rounded. Viscous: what
@@ -22,7 +22,7 @@ FRANKA_DAMPING_NM_S_PER_RAD = (1.0,) * JOINTS
 STIFFNESS_PER_S2 = 150.0
 
 TWIN_PARTS = ("delay", "gain", "friction", "payload", "noise", "pose_bias")
-"""What a twin may differ in."""
+"""Parts in which a twin may differ."""
 
 FRANKA = RobotParameters(
     {"joints.damping_nm_s_per_rad": FRANKA_DAMPING_NM_S_PER_RAD, "joints.friction_loss_nm": FRANKA_FRICTION_NM}
@@ -31,7 +31,7 @@ FRANKA = RobotParameters(
 
 
 def draw_twin(seed: int, differs: str = "") -> RobotParameters:
-    """A robot whose parameters are hidden from who measures it.
+    """Draw a robot with hidden parameters, for a calibration to find.
 
     Delays 0 to 150 ms each way, gains within 40 %, damping and friction of each joint by factors of 0.3 to 3, payload up to
     0.5 kg, noise of all sensors, a bias of the gripper's pose.
@@ -80,7 +80,7 @@ def draw_twin(seed: int, differs: str = "") -> RobotParameters:
 
 
 def draw_wide(rng: np.random.Generator) -> RobotParameters:
-    """What is done without measuring: every quantity anywhere in the range of all twins."""
+    """Draw every quantity anywhere in the range of all twins, as one would without measuring."""
     return draw_twin(int(rng.integers(2**31)))
 
 

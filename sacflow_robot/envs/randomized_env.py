@@ -10,11 +10,13 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 
 from sacflow_robot.envs.randomization import Randomization, draw_around, draw_wide
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv, make_spaces
 from sacflow_robot.envs.robot_parameters import Measured, RobotParameters
 from sacflow_robot.envs.sensing import Sensors
+from sacflow_robot.envs.transport import Channel, command_link, observation_link
 from sacflow_robot.envs.vector_env import core_count
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import UsageError
@@ -27,7 +29,7 @@ _ROW_SUBSTEPS = 5  # an observation every 10 ms
 
 @dataclass(frozen=True)
 class Draws:
-    """How the robot of an episode is chosen.
+    """Choice of the robot of an episode.
 
     Attributes:
         mode: ``none``: always ``model``; ``wide``: anything in a twin's ranges; ``profile``: around the measured values.
@@ -62,8 +64,8 @@ class Draws:
 class RandomizedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[str, FloatArray], FloatArray]):
     """A robosuite task with a robot drawn anew at each reset, decided by the reset's seed.
 
-    Commands take effect, and observations arrive, as late as the robot model says, to 2 ms and 10 ms; both may be lost. Reward
-    and end are those of the true state. ``info`` of a reset holds the draw, as ``arm_model`` (JSON).
+    Commands and observations are late and get lost as the robot model says: commands are taken up every 2 ms, observations
+    captured every 10 ms. Reward and end are those of the true state. ``info`` of a reset holds the draw, as ``arm_model`` (JSON).
 
     Args:
         env: The environment; the compiled engine has to step it.
@@ -78,8 +80,8 @@ class RandomizedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
         self._robosuite, self._draws = env, draws
         self.robot = robot_with_history(env.robot, draws.history)
         self.observation_space = make_spaces(self.robot)[0]  # type: ignore[assignment]
-        self._step_ms = 1e3 * float(env.model.opt.timestep)
-        self._period = round(env.robot.period_ns / 1e6 / self._step_ms)
+        self._substep_ns = round(1e9 * float(env.model.opt.timestep))
+        self._substeps = round(env.robot.period_ns / self._substep_ns)  # of a control period
         self.model = RobotParameters()
         env.compiled  # noqa: B018 (refuses the stock engine)
 
@@ -92,10 +94,10 @@ class RandomizedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
         observation, info = self.env.reset(seed=seed, options=options)
         self._rng = random_stream(own, Stream.RANDOMiZATION, 1)
         self._sensors = Sensors(self._robosuite.robot, self.model)
-        self._substep, self._steps = 0, 0
-        self._commands: list[tuple[float, FloatArray, int]] = []
-        self._rows: list[tuple[float, dict[str, FloatArray]]] = []
-        self._seen = self._sensors.read(observation, self._rng) if self._sensors.active else observation
+        self._commands: Channel[FloatArray] = Channel(command_link(self.model), self._rng)
+        self._observations: Channel[dict[str, FloatArray]] = Channel(observation_link(self.model), self._rng)
+        self._steps = 0
+        self._seen = self._sensors.read(observation, self._rng)
         self._history = start_history(self._robosuite.robot, self._draws.history)
         return self._observation(), {**info, "arm_model": self.model.to_json()}
 
@@ -106,50 +108,34 @@ class RandomizedEnv(gymnasium.Wrapper[dict[str, FloatArray], FloatArray, dict[st
             InvalidValueError: The action has the wrong shape or holds NaN or infinity.
         """
         given = self._robosuite.robot.check_action(action)
-        self._send(given)
-        begin, every = self._substep, _ROW_SUBSTEPS
-        made = self._robosuite.compiled.follow(self._due(begin), every, self._period // every, self._period)
+        begin_ns = self._steps * self._substeps * self._substep_ns
+        self._commands.send(given, begin_ns, self._commands.draw_delay())
+        made = self._robosuite.compiled.follow(
+            self._due(begin_ns), _ROW_SUBSTEPS, self._substeps // _ROW_SUBSTEPS, self._substeps
+        )
         self._steps += 1
-        self._substep += every * len(made.observations)
         for i, flat in enumerate(made.observations):
-            self._arrive(begin + every * (i + 1), self._robosuite.robot.unflatten(flat))
-        self._seen = self._newest()
+            captured_ns = begin_ns + _ROW_SUBSTEPS * (i + 1) * self._substep_ns
+            delay_ns = self._observations.draw_delay()
+            reading = self._sensors.read(self._robosuite.robot.unflatten(flat), self._rng)
+            self._observations.send(reading, captured_ns, delay_ns)
+        for _, reading in self._observations.receive(begin_ns + self._substeps * self._substep_ns):
+            self._seen = reading
         if len(self._history):
             self._history = push(self._history, given)
         truncated = not made.solved and self._steps >= self._robosuite.task.horizon
         info = {"success": made.solved, "state": made.states[-1]}
         return self._observation(), float(made.solved), made.solved, truncated, info
 
-    def _late(self, name: str) -> float:
-        """A message's delay in substeps."""
-        jitter = self.model.number("transport.jitter_ms") * self._rng.random()
-        return (self.model.number(name) + jitter) / self._step_ms
-
-    def _send(self, action: FloatArray) -> None:
-        late, lost = self._late("transport.command_delay_ms"), self._rng.random()
-        if lost >= self.model.number("transport.command_drop_ratio"):
-            # Valid for two periods, and for as long as it is known to take besides.
-            self._commands.append((self._substep + late, action, 2 * self._period))
-
-    def _due(self, begin: int) -> np.ndarray:  # type: ignore[type-arg]
-        """Commands (N, 9) taken up in this period."""
-        now = [c for c in self._commands if c[0] < begin + self._period]
-        self._commands = [c for c in self._commands if c[0] >= begin + self._period]
-        now.sort(key=lambda c: c[0])
-        rows = [np.concatenate([[max(0.0, np.round(at) - begin), valid], action]) for at, action, valid in now]
+    def _due(self, begin_ns: int) -> npt.NDArray[np.float64]:
+        """Commands (N, 2 + A) taken up in this period: substep of it, substeps of validity, action."""
+        end_ns = begin_ns + self._substeps * self._substep_ns
+        rows = []
+        for arrival_ns, action in self._commands.receive(end_ns - 1):
+            # Valid for two periods from when it is taken up, however long that took.
+            substep = max(0, round(arrival_ns / self._substep_ns) - begin_ns // self._substep_ns)
+            rows.append(np.concatenate([[substep, 2 * self._substeps], action]))
         return np.array(rows, np.float64).reshape(-1, 2 + self._robosuite.robot.action_dim)
-
-    def _arrive(self, substep: int, truth: dict[str, FloatArray]) -> None:
-        late, lost = self._late("transport.observation_delay_ms"), self._rng.random()
-        reading = self._sensors.read(truth, self._rng) if self._sensors.active else truth
-        if lost >= self.model.number("transport.observation_drop_ratio"):
-            self._rows.append((substep + late, reading))
-
-    def _newest(self) -> dict[str, FloatArray]:
-        arrived = [row for row in self._rows if row[0] <= self._substep]
-        if arrived:
-            self._rows = [row for row in self._rows if row[0] > self._substep]
-        return arrived[-1][1] if arrived else self._seen
 
     def _observation(self) -> dict[str, FloatArray]:
         return {**self._seen, **({KEY: self._history} if len(self._history) else {})}
@@ -187,7 +173,7 @@ class RandomizedVectorEnv:
         return len(self._envs)
 
     def about(self, index: int) -> dict[str, Any]:
-        """What to log of a robot's episode: its draw."""
+        """Entries of the log for a robot's episode: its draw."""
         return {"arm_model": self._envs[index].model.to_json()}
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:

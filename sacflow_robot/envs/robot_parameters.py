@@ -1,8 +1,7 @@
-"""What can be known of a robot: its delays, sensors, controller, joints and payload, each quantity with a unit in its name.
+"""Parameters of a robot: its delays, sensors, controller, joints and payload, each quantity with a unit in its name.
 
 A calibration profile keeps them with their uncertainty, a simulated robot is built from them, a draw of them is an episode's
-randomization. Rooms do not import each other, so that it stands here. A quantity that a model does not name is the
-simulator's own.
+randomization. A quantity that a model does not name is the simulator's own.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ SENSOR_QUANTITIES: Mapping[str, Quantity] = {
     "resolution_rad": Quantity(1, 0, math.pi, "the same of angles"),
     "drop_ratio": Quantity(1, 0, 0.95, "samples in which this key repeats its last value"),
 }
-"""What can be known of one observation key; in a model ``sensors.<key>.<name>``."""
+"""Quantities of one observation key; in a model ``sensors.<key>.<name>``."""
 
 _RENAMED = {"payload.centre_m": "payload.center_m"}  # as profiles and logs of version 0.1 have it
 
@@ -82,7 +81,7 @@ SECTIONS = (*dict.fromkeys(name.split(".")[0] for name in QUANTITIES), "sensors"
 
 
 def quantity(name: str) -> Quantity | None:
-    """What a name such as ``joints.friction_loss_nm`` or ``sensors.robot0_eef_pos.noise_m`` stands for; None if nothing."""
+    """The quantity of a name such as ``joints.friction_loss_nm`` or ``sensors.robot0_eef_pos.noise_m``; None if there is none."""
     parts = name.split(".")
     if parts[0] == "sensors":
         return SENSOR_QUANTITIES.get(parts[2]) if len(parts) == 3 else None
@@ -173,7 +172,7 @@ class RobotParameters:
         return RobotParameters({n: v for n, v in self.values.items() if n.split(".")[0] in sections})
 
     def sensor(self, key: str) -> dict[str, Array]:
-        """What is known of one observation key, by the quantity's name."""
+        """Values of one observation key, by the quantity's name."""
         start = f"sensors.{key}."
         return {n[len(start) :]: np.array(v) for n, v in self.values.items() if n.startswith(start)}
 
@@ -200,7 +199,7 @@ class RobotParameters:
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with its story.
+    """A measured value.
 
     Attributes:
         value: The numbers, in the unit of the quantity's name.

@@ -1,4 +1,4 @@
-"""Readings as a robot model's sensors give them: bias, noise, resolution and lost samples of each observation key."""
+"""Sensor readings under a robot model: bias, noise, resolution and lost samples of each observation key."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.tasks import TASKS
 from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.utils.rotations import rotated
 
 Array = npt.NDArray[np.float64]
 JOINT_POSITION = "robot0_joint_pos"
@@ -22,8 +23,8 @@ class Sensors:
     What is observed relative to the gripper is the difference of what is observed of both, as robosuite computes it.
 
     Args:
-        robot: What is observed.
-        model: What is known of its sensors.
+        robot: The robot, whose observations are read.
+        model: The model whose ``sensors`` section holds.
     """
 
     def __init__(self, robot: RobotSpec, model: RobotParameters) -> None:
@@ -32,14 +33,16 @@ class Sensors:
         self._absolute, self._relative = ((), ()) if task is None else (task.object_positions, task.object_from_grip)
         self._offset = model.array("joints.zero_offset_rad")
         self._last: dict[str, FloatArray] = {}
-        self.active = self._offset is not None or any(known for _, known in self._arrays)
+        self._active = self._offset is not None or any(known for _, known in self._arrays)
 
     def begin(self) -> None:
         """Forget the readings before: an episode begins."""
         self._last = {}
 
     def read(self, truth: Mapping[str, FloatArray], rng: np.random.Generator) -> dict[str, FloatArray]:
-        """What the sensors say. Draws as many numbers whatever is known of them."""
+        """Draw a reading of each key; ``truth`` itself where nothing is known of any sensor."""
+        if not self._active:
+            return dict(truth)
         readings = {}
         moved = np.zeros(3)
         for array, known in self._arrays:
@@ -48,7 +51,8 @@ class Sensors:
             turned = np.zeros(array.size, bool)
             for start in array.quaternions:
                 turned[start : start + 4] = True
-                value[start : start + 4] = _turned(value[start : start + 4], known, drawn[start : start + 3])
+                turn = known.get("bias_rad", np.zeros(3)) + known.get("noise_rad", 0.0) * drawn[start : start + 3]
+                value[start : start + 4] = rotated(value[start : start + 4], turn)
             if array.unit.startswith("m"):
                 error = _shift(known, drawn, array.size, self._places(array.key))
                 if array.key == _EEF:
@@ -67,7 +71,7 @@ class Sensors:
         return readings
 
     def _places(self, key: str) -> tuple[int, ...]:
-        """Where in an array positions begin that a bias moves."""
+        """Indices in an array at which a position begins that a bias moves."""
         return self._absolute if key == _OBJECT else (0,) if key == _EEF else ()
 
 
@@ -81,22 +85,3 @@ def _shift(known: Mapping[str, Array], drawn: Array, size: int, places: tuple[in
 
 def _rounded(value: Array, step: Array | None) -> Array:
     return value if step is None or step[0] <= 0 else np.round(value / step[0]) * step[0]
-
-
-def _turned(quat: Array, known: Mapping[str, Array], drawn: Array) -> Array:
-    """A quaternion x y z w after a small rotation vector: bias and noise."""
-    vector = known.get("bias_rad", np.zeros(3)) + known.get("noise_rad", np.zeros(1)) * drawn
-    angle = float(np.linalg.norm(vector))
-    if angle == 0:
-        return quat
-    x, y, z = vector / angle * np.sin(angle / 2)
-    w = np.cos(angle / 2)
-    bx, by, bz, bw = quat
-    return np.array(
-        [
-            w * bx + x * bw + y * bz - z * by,
-            w * by - x * bz + y * bw + z * bx,
-            w * bz + x * by - y * bx + z * bw,
-            w * bw - x * bx - y * by - z * bz,
-        ]
-    )

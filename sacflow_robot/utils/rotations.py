@@ -1,4 +1,4 @@
-"""Orientations, many at once."""
+"""Rotations as unit quaternions x y z w, rotation vectors (axis times angle, rad) and matrices, one or many at once."""
 
 from __future__ import annotations
 
@@ -8,33 +8,15 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 
-def rotation_between(a: Array, b: Array) -> Array:
-    """Rotation vectors (M, 3) in the world's axes that take orientations x y z w (M, 4) to others."""
-    x, y, z, w = a.T
-    bx, by, bz, bw = b.T
-    vector = np.stack(
-        [w * bx - x * bw - by * z + bz * y, w * by - y * bw - bz * x + bx * z, w * bz - z * bw - bx * y + by * x],
-        axis=1,
-    )
-    cosine = bw * w + bx * x + by * y + bz * z
-    vector = np.where(cosine[:, None] < 0, -vector, vector)
-    sine = np.linalg.norm(vector, axis=1, keepdims=True)
-    angle = 2 * np.arctan2(sine, np.abs(cosine)[:, None])
-    out: Array = np.where(sine > 1e-12, vector / np.maximum(sine, 1e-12) * angle, 2 * vector)
-    return out
-
-
-def from_rotation_vector(vectors: Array) -> Array:
-    """Orientations x y z w (M, 4) of rotation vectors (M, 3)."""
-    angle = np.linalg.norm(vectors, axis=1, keepdims=True)
-    half_sinc = np.where(angle > 1e-12, np.sin(angle / 2) / np.maximum(angle, 1e-12), 0.5)
-    return np.concatenate([vectors * half_sinc, np.cos(angle / 2)], axis=1)
+def normalize(quat: Array) -> Array:
+    """Quaternions (..., 4) scaled to norm 1."""
+    return np.asarray(quat / np.linalg.norm(quat, axis=-1, keepdims=True))
 
 
 def multiply(a: Array, b: Array) -> Array:
-    """Products (M, 4) of quaternions x y z w: b first, then a."""
-    ax, ay, az, aw = a.T
-    bx, by, bz, bw = b.T
+    """Products (..., 4) of quaternions: b first, then a."""
+    ax, ay, az, aw = np.moveaxis(a, -1, 0)
+    bx, by, bz, bw = np.moveaxis(b, -1, 0)
     return np.stack(
         [
             aw * bx + ax * bw + ay * bz - az * by,
@@ -42,5 +24,73 @@ def multiply(a: Array, b: Array) -> Array:
             aw * bz + ax * by - ay * bx + az * bw,
             aw * bw - ax * bx - ay * by - az * bz,
         ],
-        axis=1,
+        axis=-1,
     )
+
+
+def rotation_between(a: Array, b: Array) -> Array:
+    """Rotation vectors (..., 3) in the world's axes that take orientations a to b (..., 4)."""
+    return to_rotation_vector(multiply(b, a * np.array([-1.0, -1.0, -1.0, 1.0])))
+
+
+def rotated(quat: Array, vector: Array) -> Array:
+    """Orientations (..., 4) turned by rotation vectors (..., 3) in the world's axes."""
+    return multiply(from_rotation_vector(vector), quat)
+
+
+def from_rotation_vector(vector: Array) -> Array:
+    """Quaternions (..., 4) of rotation vectors (..., 3)."""
+    angle = np.linalg.norm(vector, axis=-1, keepdims=True)
+    half_sinc = np.where(angle > 1e-12, np.sin(angle / 2) / np.maximum(angle, 1e-12), 0.5)
+    return np.concatenate([vector * half_sinc, np.cos(angle / 2)], axis=-1)
+
+
+def to_rotation_vector(quat: Array) -> Array:
+    """Rotation vectors (..., 3) of quaternions (..., 4), of angles from 0 to pi."""
+    quat = np.where(quat[..., 3:] < 0, -quat, quat)
+    sine = np.linalg.norm(quat[..., :3], axis=-1, keepdims=True)
+    angle = 2 * np.arctan2(sine, quat[..., 3:])
+    return np.asarray(quat[..., :3] * np.where(sine > 1e-12, angle / np.maximum(sine, 1e-12), 2.0))
+
+
+def to_matrix(quat: Array) -> Array:
+    """Rotation matrices (..., 3, 3) of quaternions (..., 4)."""
+    x, y, z, w = np.moveaxis(quat, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def from_matrix(matrix: Array) -> Array:
+    """Quaternion (4,) of a rotation matrix (3, 3), the one of the two with w at least 0.
+
+    Shepperd's method: the column of the outer product of the quaternion with itself that has the largest square.
+    """
+    m = matrix
+    outer = np.array([
+        [1 + m[0, 0] - m[1, 1] - m[2, 2], m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[2, 1] - m[1, 2]],
+        [m[0, 1] + m[1, 0], 1 - m[0, 0] + m[1, 1] - m[2, 2], m[1, 2] + m[2, 1], m[0, 2] - m[2, 0]],
+        [m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], 1 - m[0, 0] - m[1, 1] + m[2, 2], m[1, 0] - m[0, 1]],
+        [m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], 1 + m[0, 0] + m[1, 1] + m[2, 2]],
+    ])  # fmt: skip
+    quat = normalize(outer[int(outer.diagonal().argmax())])
+    return -quat if quat[3] < 0 else quat
+
+
+def vector_to_matrix(vector: Array) -> Array:
+    """Rotation matrices (..., 3, 3) of rotation vectors (..., 3)."""
+    return to_matrix(from_rotation_vector(vector))
+
+
+def matrix_to_vector(matrix: Array) -> Array:
+    """Rotation vector (3,) of a rotation matrix (3, 3), of an angle from 0 to pi."""
+    return to_rotation_vector(from_matrix(matrix))
+
+
+def without_jumps(quats: Array) -> Array:
+    """The same orientations (M, 4), each of the sign nearest to the one before."""
+    flips = np.cumsum(np.append(0, np.sum(quats[1:] * quats[:-1], axis=1) < 0)) % 2
+    return np.asarray(quats * np.where(flips, -1.0, 1.0)[:, None])

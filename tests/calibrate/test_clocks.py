@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sacflow_robot.calibrate.clocks import fastest_way, measure_offset
+from sacflow_robot.calibrate.excitation import Excitation, record
 from sacflow_robot.calibrate.latency import measure_latency
 from sacflow_robot.calibrate.noise import measure_noise
 from sacflow_robot.calibrate.profile import load_profile
-from sacflow_robot.calibrate.recording import Excitation, Recording, record
+from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.cli import main
 from sacflow_robot.envs.randomization import FRANKA
 from sacflow_robot.envs.robot_parameters import RobotParameters

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from sacflow_robot.calibrate.dynamics import identify
+from sacflow_robot.calibrate.excitation import Excitation, record
 from sacflow_robot.calibrate.gap import measure_gap
 from sacflow_robot.calibrate.latency import measure_latency
 from sacflow_robot.calibrate.noise import measure_noise
 from sacflow_robot.calibrate.predict import Predictors, make_windows
 from sacflow_robot.calibrate.problem import DELAY
-from sacflow_robot.calibrate.recording import Excitation, Recording, bursts, of_episode, read_log, record
+from sacflow_robot.calibrate.recording import Recording, bursts, of_episode, read_log
 from sacflow_robot.cli import main
 from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.envs.randomization import FRANKA

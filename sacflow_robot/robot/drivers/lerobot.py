@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from sacflow_robot.episode import StepResult
-from sacflow_robot.errors import DataError, RobotError, StaleStateError, StoppedError, UsageError, one_line
+from sacflow_robot.errors import RobotError, StaleStateError, StoppedError, UsageError, one_line
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
-from sacflow_robot.robot.drivers.registry import Options, check_options
+from sacflow_robot.robot.drivers.lerobot_config import LeRobot, LeRobotConfig, find_lerobot, load_config
+from sacflow_robot.robot.drivers.options import Options, check_options
 from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
 JOINTS = "joint_pos"
@@ -34,75 +30,6 @@ _UNREAD = "the robot has not been read yet; connect it again"
 _HANGS = f"a call of lerobot has not returned for {_END_WITHIN_S:g} s; unplug the robot, or end this program"
 
 
-class LeRobot(Protocol):
-    """What this driver uses of ``lerobot.robots.Robot``."""
-
-    @property
-    def observation_features(self) -> Mapping[str, Any]: ...
-
-    @property
-    def action_features(self) -> Mapping[str, Any]: ...
-
-    @property
-    def is_connected(self) -> bool: ...
-
-    @property
-    def is_calibrated(self) -> bool: ...
-
-    def connect(self, calibrate: bool = True) -> None: ...
-
-    def get_observation(self) -> Mapping[str, Any]: ...
-
-    def send_action(self, action: dict[str, Any]) -> Mapping[str, Any]: ...
-
-    def disconnect(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class LeRobotConfig:
-    """What LeRobot's own configuration does not say.
-
-    Attributes:
-        joints: Per action feature of the robot, lowest and highest position, in LeRobot's unit. An action of -1 and 1
-            stands for them; nothing beyond is commanded.
-        robot: Fields of LeRobot's configuration class, e.g. ``port`` and ``id``.
-        unit: LeRobot's unit with that configuration, e.g. ``deg``, or ``%`` of the calibrated range.
-        task: Task, as policies are trained for it.
-        control_rate_hz: Actions per second.
-        horizon: Control periods after which an episode is cut.
-    """
-
-    joints: Mapping[str, tuple[float, float]]
-    robot: Mapping[str, Any]
-    unit: str = "% of range"
-    task: str = "task"
-    control_rate_hz: float = 30.0
-    horizon: int = 600
-
-
-def load_config(path: Path | str) -> LeRobotConfig:
-    """Read a configuration, a YAML map of the attributes above.
-
-    Raises:
-        DataError: It cannot be read, or has no bounds that make sense.
-    """
-    try:
-        data = dict(yaml.safe_load(Path(path).read_text()))
-        joints = {str(name): (float(low), float(high)) for name, (low, high) in data.pop("joints").items()}
-        config = LeRobotConfig(joints, dict(data.pop("robot", {})), **data)
-        if not joints or not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in joints.values()):
-            raise ValueError("each joint needs a lowest and a higher highest position")
-        if not 0 < config.control_rate_hz <= 1000 or config.horizon < 1:
-            raise ValueError("control_rate_hz must be above 0 and at most 1000, horizon at least 1")
-        return config
-    except KeyError as error:
-        raise DataError(
-            f"{path} lacks {error}: lowest and highest position of each joint, without which none is moved"
-        ) from None
-    except (OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is no configuration of a LeRobot robot: {one_line(error)}") from None
-
-
 def make_lerobot(name: str, options: Options) -> Robot:
     """``lerobot:NAME?config=FILE.yaml``, in an environment where lerobot is installed."""
     check_options("lerobot", options, ["config"])
@@ -112,37 +39,6 @@ def make_lerobot(name: str, options: Options) -> Robot:
         )
     config = load_config(options["config"])
     return LeRobotDriver(find_lerobot(name, config.robot), config, name)
-
-
-def find_lerobot(name: str, settings: Mapping[str, Any]) -> LeRobot:
-    """The LeRobot robot registered under that name, not connected yet.
-
-    Raises:
-        UsageError: lerobot is not installed, knows no such robot, or refuses the settings.
-    """
-    try:
-        robots = import_module("lerobot.robots")
-    except ImportError as error:
-        raise UsageError(
-            f"lerobot cannot be imported ({one_line(error)}); install it beside this package, in an environment without "
-            "the extra 'train', whose torch it does not bear"
-        ) from None
-    with contextlib.suppress(ImportError, AttributeError):  # from lerobot 0.4.1 on: robots of installed plugins
-        import_module("lerobot.utils.import_utils").register_third_party_plugins()
-    with contextlib.suppress(ImportError):  # a robot registers itself when its module is imported
-        import_module(f"lerobot.robots.{name}")
-    known = robots.RobotConfig.get_known_choices()
-    if name not in known:
-        raise UsageError(f"lerobot knows no robot {name!r}; imported so far: {', '.join(sorted(known)) or 'none'}")
-    try:
-        make = (
-            getattr(robots, "make_robot_from_config", None)
-            or import_module("lerobot.robots.utils").make_robot_from_config
-        )
-        robot: LeRobot = make(known[name](**settings))
-        return robot
-    except (TypeError, ValueError, ImportError) as error:
-        raise UsageError(f"lerobot refuses the settings of {name}: {one_line(error)}") from None
 
 
 class LeRobotDriver:
@@ -168,12 +64,14 @@ class LeRobotDriver:
     lockstep = False
 
     def __init__(self, robot: LeRobot, config: LeRobotConfig, name: str) -> None:
-        self._robot, self._config = robot, config
+        self._robot = robot
+        self._config = config
         self.clock = MonotonicClock()
         self._names = list(robot.action_features)
         self._spec = self._make_spec(name)
-        self._low, self._high = (np.array([config.joints[j][i] for j in self._names]) for i in (0, 1))
-        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._low, self._high = np.array([config.joints[j] for j in self._names]).T
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._seen: tuple[dict[str, FloatArray], int] | None = None
         self._error = ""
@@ -235,15 +133,14 @@ class LeRobotDriver:
         if now - captured > _STALE_S * 1e9:
             raise StaleStateError(f"the robot was last read {(now - captured) / 1e9:.2f} s ago; is its bus stuck?")
         periods = (now - self._began_ns) * 1e-9 * self._config.control_rate_hz
+        old = now - captured >= _OLD_PERIODS * self.spec.period_ns
         return StepResult(
             observation,
             truncated=periods >= self._config.horizon,
             measured=self._as_action(observation[JOINTS]),
             success=False,
             time_ns=captured,
-            stale_reason=""
-            if now - captured < _OLD_PERIODS * self.spec.period_ns
-            else "the robot has not been read since",
+            stale_reason="the robot has not been read since" if old else "",
         )
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
@@ -329,9 +226,7 @@ class LeRobotDriver:
             for call in (self._send, self._receive):
                 try:
                     call()
-                except (
-                    BaseException
-                ) as error:  # whatever a bus or a camera raises; the loop hears of it at its next call
+                except BaseException as error:  # of a bus or a camera; the loop hears of it at its next call
                     self._error = self._error or one_line(error)
                     self.hold()
             due = max(due + period_s, time.monotonic())

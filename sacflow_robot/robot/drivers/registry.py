@@ -11,22 +11,21 @@ an entry point in the group ``sacflow_robot.robots``:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
-from urllib.parse import parse_qsl
 
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 from sacflow_robot.interfaces import Robot
+from sacflow_robot.robot.drivers.options import Options, check_options, engine_option, split_name
 from sacflow_robot.spec import Engine
 from sacflow_robot.utils.plugins import has_module, load_object
 
 GROUP = "sacflow_robot.robots"
 
-Options = Mapping[str, str]
 Driver = Callable[[str, Options], Robot]
 
 # As in pyproject.toml; here as well, so that a tree that is not installed works.
@@ -53,7 +52,7 @@ def make_robot(name: str, engine: Engine = "compiled") -> Robot:
 
 
 def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
-    """What makes the robot of that name, found without making it.
+    """Find the function that makes the robot of that name.
 
     Raises:
         UnknownNameError: No such driver.
@@ -82,32 +81,6 @@ def _make(driver: Driver, subject: str, options: Options, history: int) -> Robot
     return made
 
 
-def split_name(name: str) -> tuple[str, str, dict[str, str]]:
-    """Driver, subject and options of a name.
-
-    Raises:
-        UsageError: The options are not of the form ``name=value&name=value``.
-    """
-    driver, _, rest = name.partition(":")
-    subject, _, query = rest.partition("?")
-    try:
-        options = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
-    except ValueError as error:
-        raise UsageError(f"robot {name!r}: {one_line(error)}; expected DRIVER:SUBJECT?name=value&name=value") from None
-    return driver, subject, dict(options)
-
-
-def check_options(driver: str, options: Options, known: Collection[str]) -> None:
-    """Refuse options that a driver does not know.
-
-    Raises:
-        UnknownNameError: Names the option, and the valid ones.
-    """
-    for option in options:
-        if option not in known:
-            raise UnknownNameError(f"option of robot driver {driver!r}", option, known)
-
-
 def check_is_robot(robot: object) -> None:
     """Refuse what a driver made that is no ``Robot``, before anything moves.
 
@@ -118,7 +91,7 @@ def check_is_robot(robot: object) -> None:
     if lacking:
         raise UsageError(
             f"the driver made {type(robot).__name__}, which is no robot: it lacks {', '.join(lacking)}; see "
-            f"sacflow_robot.spec.Robot"
+            f"sacflow_robot.interfaces.Robot"
         )
 
 
@@ -197,20 +170,6 @@ def make_rtsim(task: str, options: Options) -> Robot:
 
     clock, engine, link = read_options(options)
     return VirtualRobot(task, link, engine) if clock == "virtual" else ProcessRobot(task, link, engine)
-
-
-def engine_option(options: Options) -> Engine:
-    """The option ``engine``.
-
-    Raises:
-        UnknownNameError: There is no such engine.
-    """
-    engine = options.get("engine", "compiled")
-    if engine == "stock":
-        return "stock"
-    if engine == "compiled":
-        return "compiled"
-    raise UnknownNameError("engine", engine, ["stock", "compiled"])
 
 
 def no_simulator(error: ImportError) -> UsageError:

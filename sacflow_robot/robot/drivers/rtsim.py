@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import msgpack
@@ -23,6 +23,9 @@ from sacflow_robot.robot.drivers.clock import MonotonicClock
 from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
 from sacflow_robot.spec import Engine, FloatArray, RobotSpec
 
+if TYPE_CHECKING:
+    from sacflow_robot.robot.drivers.plant import Plant
+
 _START_S, _ANSWER_S = 180.0, 10.0  # on a fresh machine it compiles first
 _PHASE = 4  # a loop looks this part of a tick after observations arrive, so that none comes just too late
 
@@ -32,40 +35,43 @@ class VirtualClock:
 
     def __init__(self) -> None:
         self.time_ns = 1_000_000_000
-        self.world: Any = None
+        self.plant: Plant | None = None
 
     def now_ns(self) -> int:
         return self.time_ns
 
     def sleep_until(self, time_ns: int) -> None:
         if time_ns > self.time_ns:
-            if self.world is not None:
-                self.world.advance(time_ns)
+            if self.plant is not None:
+                self.plant.advance(time_ns)
             self.time_ns = time_ns
 
 
 class _Robot:
-    """What both clocks share."""
+    """A robot by either clock."""
 
     lockstep = False
 
-    def __init__(self, task: str, link: RtsimOptions, engine: Engine, clock: Clock) -> None:
-        self.task, self.link, self.engine, self.clock = task, link, engine, clock
+    def __init__(self, task: str, options: RtsimOptions, engine: Engine, clock: Clock) -> None:
+        self.task = task
+        self.options = options
+        self.engine = engine
+        self.clock = clock
         self._stopped = True
         self._newest: StepResult | None = None
 
     @property
     def spec(self) -> RobotSpec:
-        return self.link.robot(get_task(self.task).robot)
+        return self.options.robot(get_task(self.task).robot)
 
     def observe(self) -> StepResult:
         """The newest observation that has arrived."""
         self._receive()
         if self._newest is None:
             raise RobotError("no episode has begun; begin one first")
-        if not (self.link.clock_offset_ms or self.link.clock_drift_ppm):
+        if not (self.options.clock_offset_ms or self.options.clock_drift_ppm):
             return self._newest
-        return replace(self._newest, time_ns=self.link.stamp_ns(self._newest.time_ns or 0))
+        return replace(self._newest, time_ns=self.options.stamp_ns(self._newest.time_ns or 0))
 
     def _receive(self) -> None:
         raise NotImplementedError
@@ -82,8 +88,8 @@ class _Robot:
                 raise RobotError(f"rtsim:{self.task} sent no observation within {_ANSWER_S:g} s; is its network down?")
             self.clock.sleep_until(self.clock.now_ns() + 1_000_000)
             self._receive()
-        captured_ns, tick_ns = self._newest.time_ns or 0, self.link.tick_ns
-        due_ns = captured_ns + round(self.link.obs_delay_ms * 1e6) + tick_ns // _PHASE
+        captured_ns, tick_ns = self._newest.time_ns or 0, self.options.tick_ns
+        due_ns = captured_ns + round(self.options.obs_delay_ms * 1e6) + tick_ns // _PHASE
         ticks = max(0, -((due_ns - self.clock.now_ns()) // tick_ns))
         self.clock.sleep_until(due_ns + ticks * tick_ns)
         return self.observe()
@@ -94,8 +100,8 @@ class VirtualRobot(_Robot):
 
     Args:
         task: Name of the task.
-        link: What happens to messages.
-        engine: What steps it.
+        options: The network and the robot.
+        engine: Steps the simulator.
 
     Raises:
         UnknownNameError: No such task.
@@ -103,45 +109,46 @@ class VirtualRobot(_Robot):
 
     clock: VirtualClock
 
-    def __init__(self, task: str, link: RtsimOptions | None = None, engine: Engine = "compiled") -> None:
-        from sacflow_robot.robot.drivers.plant import World
+    def __init__(self, task: str, options: RtsimOptions | None = None, engine: Engine = "compiled") -> None:
+        from sacflow_robot.robot.drivers.plant import Plant
 
-        super().__init__(task, link or RtsimOptions(), engine, VirtualClock())
-        self.world = World(task, self.link, engine)
+        super().__init__(task, options or RtsimOptions(), engine, VirtualClock())
+        self.plant = Plant(task, self.options, engine)
 
     def connect(self) -> None:
-        self.world.flush()
+        self.plant.flush()
         self._stopped = False
 
     def begin(self, seed: int) -> StepResult:
         self._check_going()
         self._newest = None
-        self.world.begin(seed, self.clock.now_ns())
-        self.clock.world = self.world
+        self.plant.begin(seed, self.clock.now_ns())
+        self.clock.plant = self.plant
         return self._await_first()
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
         self._check_going()
-        self.world.send(self.spec.check_action(action), valid_until_ns, self.clock.now_ns())
+        self.plant.send(self.spec.check_action(action), valid_until_ns, self.clock.now_ns())
 
     def hold(self) -> None:
-        self.world.flush()
+        self.plant.flush()
 
     def stop(self) -> None:
         self._stopped = True
-        self.world.flush(gripper=True)
+        self.plant.flush(gripper=True)
 
     def network(self, down: bool) -> None:
         """Have the network fail, or come back."""
-        self.world.network(down)
+        self.plant.network(down)
 
     def close(self) -> None:
-        self.clock.world = self.world.arrived = None
+        self.clock.plant = None
+        self.plant.arrived = None
         self._stopped = True
-        self.world.env.close()
+        self.plant.env.close()
 
     def _receive(self) -> None:
-        self._newest = self.world.arrived
+        self._newest = self.plant.arrived
 
 
 class ProcessRobot(_Robot):
@@ -149,15 +156,15 @@ class ProcessRobot(_Robot):
 
     Args:
         task: Name of the task.
-        link: What happens to messages.
-        engine: What steps it.
+        options: The network and the robot.
+        engine: Steps the simulator.
 
     Raises:
         UnknownNameError: No such task.
     """
 
-    def __init__(self, task: str, link: RtsimOptions | None = None, engine: Engine = "compiled") -> None:
-        super().__init__(task, link or RtsimOptions(), engine, MonotonicClock())
+    def __init__(self, task: str, options: RtsimOptions | None = None, engine: Engine = "compiled") -> None:
+        super().__init__(task, options or RtsimOptions(), engine, MonotonicClock())
         get_task(task)
         self._process: subprocess.Popen[bytes] | None = None
         self._context: zmq.Context[Any] | None = None
@@ -226,8 +233,8 @@ class ProcessRobot(_Robot):
         self._socket = self._context.socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, 0)
         port = self._socket.bind_to_random_port("tcp://127.0.0.1")
-        numbers = {name: value for name, value in vars(self.link).items() if name != "model"}
-        options = urlencode({**numbers, **({"model": self.link.model.to_json()} if self.link.model else {})})
+        numbers = {name: value for name, value in vars(self.options).items() if name != "model"}
+        query = urlencode({**numbers, **({"model": self.options.model.to_json()} if self.options.model else {})})
         command = [
             sys.executable,
             "-P",  # not what the working folder has by that name
@@ -236,7 +243,7 @@ class ProcessRobot(_Robot):
             self.task,
             self.engine,
             str(port),
-            options,
+            query,
         ]
         # In a session of its own: a Ctrl-C meant for the loop must not stop a robot in the middle of a motion.
         self._process = subprocess.Popen(

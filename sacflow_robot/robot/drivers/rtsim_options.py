@@ -1,19 +1,21 @@
-"""What happens to messages between a control loop and a simulated robot: delay, jitter, loss, noise, a network that fails."""
+"""Options of the ``rtsim`` driver: delay, jitter, loss, noise, a network that fails, clocks that differ, a robot model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import yaml
 
 from sacflow_robot.envs.robot_parameters import SECTIONS, RobotParameters, model_of, read_sections
+from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.envs.transport import Link
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
-from sacflow_robot.robot.drivers.registry import Options, engine_option
-from sacflow_robot.spec import ArraySpec, Engine, FloatArray, Observation, RobotSpec
+from sacflow_robot.robot.drivers.options import Options, engine_option
+from sacflow_robot.spec import ArraySpec, Engine, RobotSpec
 
 _MODELS = "profile", "twin", "differs", "model"
 _TRANSPORT = {
@@ -22,6 +24,14 @@ _TRANSPORT = {
     "jitter_ms": "jitter_ms",
     "obs_drop": "observation_drop_ratio",
     "cmd_drop": "command_drop_ratio",
+}
+
+_RANGES = {
+    **dict.fromkeys(("obs_delay_ms", "cmd_delay_ms", "jitter_ms", "horizon_s", "seed"), (0.0, 1e6)),
+    "noise_m": (0.0, 1.0),
+    "noise_rad": (0.0, math.pi),
+    "clock_offset_ms": (-1e12, 1e12),
+    "clock_drift_ppm": (-1e4, 1e4),
 }
 
 
@@ -68,14 +78,10 @@ class RtsimOptions:
     model: RobotParameters = field(default_factory=RobotParameters)
 
     def __post_init__(self) -> None:
-        for name in ("obs_delay_ms", "cmd_delay_ms", "jitter_ms", "noise_m", "noise_rad", "horizon_s", "seed"):
-            if not 0 <= getattr(self, name) <= 1e6:
-                raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a number that is not negative")
-        for name, most in (("clock_offset_ms", 1e12), ("clock_drift_ppm", 1e4)):
-            if not abs(getattr(self, name)) <= most:
-                raise UsageError(
-                    f"rtsim: {name} is {getattr(self, name):g}, expected a number of at most {most:g} either way"
-                )
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(f"rtsim: {name} is {value:g}, expected a number from {low:g} to {high:g}")
         for name in ("obs_drop", "cmd_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"rtsim: {name} is {getattr(self, name):g}, expected a share from 0 to below 1")
@@ -83,10 +89,28 @@ class RtsimOptions:
             raise UsageError(f"rtsim: tick_ms is {self.tick_ms:g}, expected 2, 10 or 50")
 
     def robot(self, robot: RobotSpec) -> RobotSpec:
-        """What a robot observes under these options."""
+        """The robot with the observations that these options add."""
         if not self.joints:
             return robot
-        return replace(robot, observations=(*robot.observations, ArraySpec("robot0_joint_pos", (7,), "rad")))
+        return replace(robot, observations=(*robot.observations, ArraySpec(JOINT_POSITION, (7,), "rad")))
+
+    def sensors(self, robot: RobotSpec) -> RobotParameters:
+        """The model with ``noise_m`` and ``noise_rad`` added to its sensors' own noise."""
+        noise = {}
+        for array in robot.observations:
+            if array.unit.startswith("m"):
+                noise[f"sensors.{array.key}.noise_m"] = self.noise_m
+            if array.quaternions:
+                noise[f"sensors.{array.key}.noise_rad"] = self.noise_rad
+        return self.model.having({n: math.hypot(v, self.model.number(n)) for n, v in noise.items() if v})
+
+    @property
+    def observation_link(self) -> Link:
+        return Link(self.obs_delay_ms, self.jitter_ms, self.obs_drop)
+
+    @property
+    def command_link(self) -> Link:
+        return Link(self.cmd_delay_ms, self.jitter_ms, self.cmd_drop)
 
     @property
     def tick_ns(self) -> int:
@@ -98,37 +122,37 @@ class RtsimOptions:
 
 
 def read_options(options: Options) -> tuple[Literal["real", "virtual"], Engine, RtsimOptions]:
-    """Clock, engine and link of an ``rtsim`` name.
+    """Read clock, engine and options of an ``rtsim`` name.
 
     Raises:
         UnknownNameError: An option, clock or engine that there is not.
         UsageError: A value out of its range.
         DataError: The file cannot be read.
     """
-    link = RtsimOptions()
+    made = RtsimOptions()
     if "file" in options:
-        link = _with(link, _read_file(Path(options["file"])))
+        made = _with(made, _read_file(Path(options["file"])))
     own = {name: text for name, text in options.items() if name not in ("file", "clock", "engine", *_MODELS)}
-    link = _with(replace(link, tick_ms=2.0) if set(options) & {"profile", "twin"} else link, own)
+    made = _with(replace(made, tick_ms=2.0) if set(options) & {"profile", "twin"} else made, own)
     model = _read_model(options)
     if model:
         if engine_option(options) == "stock" and model.part("controller", "joints", "payload"):
             raise UsageError("rtsim: a robot's own dynamics need the compiled engine; leave out engine=stock")
-        link = _with_transport(replace(link, model=model), own)
+        made = _with_transport(replace(made, model=model), own)
     clock = options.get("clock", "real")
     if clock not in ("real", "virtual"):
         raise UnknownNameError("clock", clock, ["real", "virtual"])
-    return "virtual" if clock == "virtual" else "real", engine_option(options), link
+    return "virtual" if clock == "virtual" else "real", engine_option(options), made
 
 
-def _with_transport(link: RtsimOptions, own: Mapping[str, object]) -> RtsimOptions:
+def _with_transport(made: RtsimOptions, own: Mapping[str, object]) -> RtsimOptions:
     """The model's delays and losses, where the name does not give others."""
     values = {
-        option: link.model.number(f"transport.{name}")
+        option: made.model.number(f"transport.{name}")
         for option, name in _TRANSPORT.items()
-        if option not in own and f"transport.{name}" in link.model
+        if option not in own and f"transport.{name}" in made.model
     }
-    return replace(link, **values)  # type: ignore[arg-type]
+    return replace(made, **values)  # type: ignore[arg-type]
 
 
 def _read_model(options: Options) -> RobotParameters:
@@ -154,7 +178,7 @@ def _read_model(options: Options) -> RobotParameters:
     return RobotParameters()
 
 
-def _with(link: RtsimOptions, values: Mapping[str, object]) -> RtsimOptions:
+def _with(made: RtsimOptions, values: Mapping[str, object]) -> RtsimOptions:
     known = [f.name for f in fields(RtsimOptions) if f.name != "model"]
     numbers = {}
     for name, value in values.items():
@@ -166,7 +190,7 @@ def _with(link: RtsimOptions, values: Mapping[str, object]) -> RtsimOptions:
             numbers[name] = float(str(value))
         except ValueError:
             raise UsageError(f"rtsim: {name} is {value!r}, expected a number") from None
-    return replace(link, **numbers)  # type: ignore[arg-type]
+    return replace(made, **numbers)  # type: ignore[arg-type]
 
 
 def _read_file(path: Path) -> Mapping[str, object]:
@@ -177,31 +201,3 @@ def _read_file(path: Path) -> Mapping[str, object]:
     if not isinstance(data, dict):
         raise DataError(f"rtsim: {path} is not a map of option names to numbers")
     return {str(name): value for name, value in data.items()}
-
-
-def add_noise(
-    robot: RobotSpec, seen: Observation, link: RtsimOptions, rng: np.random.Generator
-) -> dict[str, FloatArray]:
-    """An observation as a sensor with noise gives it. Draws the same numbers whatever the noise is."""
-    noisy = {}
-    for array in robot.observations:
-        value = seen[array.key].astype(np.float64).reshape(-1)
-        drawn = rng.standard_normal(array.size)
-        turned = np.zeros(array.size, bool)
-        for start in array.quaternions:
-            turned[start : start + 4] = True
-            value[start : start + 4] = _turned(value[start : start + 4], link.noise_rad * drawn[start : start + 3])
-        if array.unit.startswith("m"):
-            value = np.where(turned, value, value + link.noise_m * drawn)
-        noisy[array.key] = value.astype(array.dtype).reshape(array.shape)
-    return noisy
-
-
-def _turned(quat: np.ndarray, vector: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-    """A quaternion x y z w after a small rotation vector."""
-    x, y, z = vector / 2
-    bx, by, bz, bw = quat
-    out = quat + np.array(
-        [x * bw + y * bz - z * by, y * bw + z * bx - x * bz, z * bw + x * by - y * bx, -x * bx - y * by - z * bz]
-    )
-    return np.asarray(out / np.linalg.norm(out))

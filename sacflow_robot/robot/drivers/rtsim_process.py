@@ -1,4 +1,4 @@
-"""The process of an ``rtsim`` robot: plays its world's events as the machine's clock reaches them."""
+"""The process of an ``rtsim`` robot: plays its plant's events as the machine's clock reaches them."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ import zmq
 
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import SacflowError, one_line
-from sacflow_robot.robot.drivers.registry import split_name
+from sacflow_robot.robot.drivers.options import split_name
 from sacflow_robot.robot.drivers.rtsim_options import read_options
 
 if TYPE_CHECKING:
-    from sacflow_robot.robot.drivers.plant import World
+    from sacflow_robot.robot.drivers.plant import Plant
 
 _CATCH_UP_MS = 2
 _LOOK_MS = 200  # how often to see whether the driver is still there, while nothing is to be done
 
 
 def main(task: str, engine: str, port: str, options: str, parent: str) -> None:
-    from sacflow_robot.robot.drivers.plant import World  # the simulator
+    from sacflow_robot.robot.drivers.plant import Plant  # the simulator
 
     given = split_name(f"rtsim:{task}?{options}&engine={engine}")[2]
-    _, chosen, link = read_options(given)
-    world = World(task, link, chosen)
+    _, chosen, made = read_options(given)
+    plant = Plant(task, made, chosen)
     context: zmq.Context[Any] = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(f"tcp://127.0.0.1:{port}")
     socket.send(b"ready")
     try:
-        _Server(world, socket).run(int(parent))
+        _Server(plant, socket).run(int(parent))
     finally:
         context.destroy(linger=0)
 
 
 class _Server:
-    """Plays the world's events, and does what the driver says; what fails in either is told to the driver, and held at."""
+    """Plays the plant's events and obeys the driver; reports failures of either to the driver and stands still."""
 
-    def __init__(self, world: World, socket: zmq.Socket[Any]) -> None:
-        self._world, self._socket = world, socket
+    def __init__(self, plant: Plant, socket: zmq.Socket[Any]) -> None:
+        self._plant, self._socket = plant, socket
         self._episode, self._stopped, self._ended = 0, True, False
         self._told: StepResult | None = None
 
@@ -60,40 +60,40 @@ class _Server:
     def _round(self) -> None:
         # What has come first: where cores are busy, a command may have waited here past the tick that it was in time for,
         # and so may the thread that takes it from the network.
-        world, socket = self._world, self._socket
-        behind = bool(self._episode) and time.monotonic_ns() - world.next_ns > world.link.tick_ns // 2
+        plant, socket = self._plant, self._socket
+        behind = bool(self._episode) and time.monotonic_ns() - plant.next_ns > plant.options.tick_ns // 2
         while socket.poll(_CATCH_UP_MS if behind else 0) and not self._ended:
             self._take(msgpack.unpackb(socket.recv()))
         wait_ms: float = _LOOK_MS
         if self._episode:
-            world.advance(time.monotonic_ns())
-            if world.arrived is not None and world.arrived is not self._told:
-                self._told = world.arrived
-                socket.send(msgpack.packb(_message(self._told, self._episode, world)), zmq.NOBLOCK)
-            wait_ms = max(0.0, (world.next_ns - time.monotonic_ns()) / 1e6)
+            plant.advance(time.monotonic_ns())
+            if plant.arrived is not None and plant.arrived is not self._told:
+                self._told = plant.arrived
+                socket.send(msgpack.packb(_message(self._told, self._episode, plant)), zmq.NOBLOCK)
+            wait_ms = max(0.0, (plant.next_ns - time.monotonic_ns()) / 1e6)
         if not socket.poll(int(min(wait_ms, _LOOK_MS))) and wait_ms < 1:  # polls wake in whole milliseconds
             time.sleep(wait_ms / 1e3)
 
     def _take(self, message: dict[str, Any]) -> None:
-        world = self._world
+        plant = self._plant
         match message["do"]:
             case "connect":
-                world.flush()
+                plant.flush()
                 self._stopped = False
             case "begin":
                 self._episode, self._told = 0, None
-                world.begin(message["seed"], time.monotonic_ns())
+                plant.begin(message["seed"], time.monotonic_ns())
                 self._episode = message["episode"]
             case "command" if self._episode and not self._stopped:
                 action = np.frombuffer(message["action"], np.float32)
-                world.send(action, message["until"], message["at"])
+                plant.send(action, message["until"], message["at"])
             case "hold":
-                world.flush()
+                plant.flush()
             case "stop":
                 self._stopped = True
-                world.flush(gripper=True)
+                plant.flush(gripper=True)
             case "network":
-                world.network(message["down"])
+                plant.network(message["down"])
             case "end":
                 self._ended = True
 
@@ -105,7 +105,7 @@ class _Server:
             self._socket.send(msgpack.packb({"failure": failure}), zmq.NOBLOCK)
 
 
-def _message(seen: StepResult, episode: int, world: World) -> dict[str, Any]:
+def _message(seen: StepResult, episode: int, plant: Plant) -> dict[str, Any]:
     return {
         "episode": episode,
         "seen": {key: array.tobytes() for key, array in seen.observation.items()},
@@ -114,7 +114,7 @@ def _message(seen: StepResult, episode: int, world: World) -> dict[str, Any]:
         "terminated": seen.terminated,
         "truncated": seen.truncated,
         "time_ns": seen.time_ns,
-        "applied": world.applied[-3:],
+        "applied": plant.applied[-3:],
     }
 
 

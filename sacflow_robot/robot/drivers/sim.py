@@ -14,6 +14,7 @@ from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import DataError, RobotError, StoppedError, UsageError
 from sacflow_robot.robot.drivers.clock import MonotonicClock
 from sacflow_robot.spec import Engine, FloatArray, RobotSpec
+from sacflow_robot.utils.rotations import rotation_between
 
 
 class SimRobot:
@@ -48,7 +49,7 @@ class SimRobot:
 
     @property
     def engine(self) -> Engine:
-        """What does step it."""
+        """The engine that steps it, or what took its place."""
         return self.env.engine
 
     def connect(self) -> None:
@@ -67,7 +68,7 @@ class SimRobot:
         return self._seen
 
     def observe(self) -> StepResult:
-        """What came of the last action."""
+        """The result of the last action."""
         if self._seen is None:
             raise RobotError("no episode has begun; begin one first")
         return self._seen
@@ -98,34 +99,3 @@ def measured_action(before: dict[str, FloatArray], after: dict[str, FloatArray],
     moved = (after["robot0_eef_pos"] - before["robot0_eef_pos"]) / METERS_PER_ACTION
     quats = (seen["robot0_eef_quat"].astype(np.float64) for seen in (before, after))
     return np.concatenate([moved, rotation_between(*quats) / RADIANS_PER_ACTION, [gripper]]).astype(np.float32)
-
-
-def rotation_between(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Rotation vector (3,) in the base's axes that takes one orientation x y z w to the other (rad)."""
-    x, y, z, w = before
-    return _rotation_vector(_multiply(after, np.array([-x, -y, -z, w])))
-
-
-def turned_by(quat: npt.NDArray[np.float64], vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """An orientation x y z w after a rotation vector (3,) in the base's axes (rad)."""
-    angle = float(np.linalg.norm(vector))
-    if angle == 0:
-        return quat
-    return _multiply(np.append(vector / angle * np.sin(angle / 2), np.cos(angle / 2)), quat)
-
-
-def _multiply(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Hamilton product of quaternions x y z w."""
-    vector = a[3] * b[:3] + b[3] * a[:3] + np.cross(a[:3], b[:3])
-    return np.append(vector, a[3] * b[3] - a[:3] @ b[:3])
-
-
-def _rotation_vector(quat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Axis times angle (rad) of a unit quaternion x y z w, angle in [0, pi]."""
-    if quat[3] < 0:
-        quat = -quat
-    sine = np.linalg.norm(quat[:3])
-    if sine < 1e-9:
-        return 2 * quat[:3]
-    vector: npt.NDArray[np.float64] = quat[:3] / sine * 2 * np.arctan2(sine, quat[3])
-    return vector

@@ -205,7 +205,7 @@ def test_a_lost_or_stuck_bus_is_said(robot: LeRobotDriver) -> None:
         robot.observe()
     StandIn.made[-1].broken, StandIn.made[-1].stuck = True, False
     assert eventually(lambda: bool(robot._error))
-    with pytest.raises(RobotError, match="arm is lost: There is no status packet"):
+    with pytest.raises(RobotError, match="robot is lost: There is no status packet"):
         robot.observe()
 
 

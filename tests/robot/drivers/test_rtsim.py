@@ -17,8 +17,10 @@ from sacflow_robot.errors import ConnectionLost, RobotError, StoppedError, Unkno
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.robot.control.loop import EpisodeRun, SyncChunking, run_episode
 from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.drivers.plant import Plant
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.drivers.rtsim import ProcessRobot, VirtualRobot
+from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
 from sacflow_robot.robot.drivers.sim import SimRobot
 from sacflow_robot.robot.safety.filter import SafetyFilter, State
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
@@ -106,6 +108,25 @@ def test_both_clocks_play_the_same_events_in_the_same_order(policy: OnnxPolicy) 
         assert np.array_equal(rows, run.episode.observations[key]), key
     assert np.array_equal(wanted.action, run.episode.action)
     assert np.array_equal(np.diff(wanted.time_ns), np.diff(run.episode.time_ns).round(-6))
+
+
+def test_what_happens_does_not_depend_on_how_often_it_is_looked_at() -> None:
+    options = RtsimOptions(30, 25, jitter_ms=15, obs_drop=0.1, cmd_drop=0.1, noise_m=1e-3)
+    seen = []
+    for look_ms in (1, 7, 50):
+        plant = Plant("lift", options, "compiled")
+        plant.begin(7, 0)
+        rng, arrived = np.random.default_rng(1), []
+        for period in range(30):
+            plant.send(rng.uniform(-1, 1, 7).astype(np.float32), (50 * period + 120) * MS, 50 * period * MS)
+            for time_ms in range(50 * period + look_ms, 50 * period + 50, look_ms):
+                plant.advance(time_ms * MS)
+            plant.advance(50 * (period + 1) * MS)
+            assert plant.arrived is not None
+            arrived.append((plant.arrived.time_ns, *plant.arrived.observation["robot0_eef_pos"]))
+        seen.append((arrived, plant.applied))
+        plant.env.close()
+    assert seen[0] == seen[1] == seen[2] and len(seen[0][1]) < 30
 
 
 def test_an_arm_without_commands_holds_and_goes_nowhere() -> None:
@@ -336,7 +357,7 @@ def test_commands_that_came_in_time_count_though_the_arm_was_kept_waiting_for_a_
 def test_names_and_options_are_checked(tmp_path: Path) -> None:
     (tmp_path / "link.yaml").write_text("obs_delay_ms: 40\njitter_ms: 5\n")
     robot = make_robot(f"rtsim:lift?file={tmp_path / 'link.yaml'}&jitter_ms=7&clock=virtual")
-    assert isinstance(robot, VirtualRobot) and (robot.link.obs_delay_ms, robot.link.jitter_ms) == (40, 7)
+    assert isinstance(robot, VirtualRobot) and (robot.options.obs_delay_ms, robot.options.jitter_ms) == (40, 7)
     for name, error, message in (
         ("rtsim:lift?delay=4", UnknownNameError, "valid names: clock, clock_drift_ppm, clock_offset_ms, cmd_delay_ms"),
         ("rtsim:lift?obs_drop=1.5", UsageError, "expected a share"),
@@ -347,4 +368,4 @@ def test_names_and_options_are_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             make_robot(name)
-    assert replace(robot.link).tick_ns == 10 * MS
+    assert replace(robot.options).tick_ns == 10 * MS

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sacflow_robot.calibrate.recording import Excitation, record
+from sacflow_robot.calibrate.excitation import Excitation, record
 from sacflow_robot.episode import Episode, StepResult
 from sacflow_robot.errors import LogWriteError, RobotError, SacflowError, ServerError, StoppedError
 from sacflow_robot.robot.control import operator_requests as switches_module

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from sacflow_robot.errors import DataError, one_line
+from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.robot.drivers.options import Options, check_options
 from sacflow_robot.spec import ArraySpec, RobotSpec
+from sacflow_robot.utils.rotations import Array
 
 _OURS = "SACFLOW"
 _PART = re.compile(r"(?P<between>gripper_to_)?(?P<object>\w+?)_(?P<what>pos|quat)")
@@ -19,7 +22,7 @@ _PART = re.compile(r"(?P<between>gripper_to_)?(?P<object>\w+?)_(?P<what>pos|quat
 
 @dataclass(frozen=True)
 class DeoxysConfig:
-    """Where the sockets are, how fast both sides run, and how the arm's world relates to the policy's.
+    """Sockets, rates of both sides, and the arm's place in the policy's world.
 
     The first group is deoxys's own (sections ``PC``, ``NUC``, ``CONTROL``, ``GRIPPER``). The second is the section
     ``SACFLOW``, which deoxys does not read; its keys are the names below in capitals.
@@ -88,8 +91,13 @@ class DeoxysConfig:
     reset: str = ""
 
     @property
+    def action_scale(self) -> Array:
+        """Meters and radians that an action of 1 commands (6,)."""
+        return np.repeat([self.meters_per_action, self.radians_per_action], 3)
+
+    @property
     def arm(self) -> RobotSpec:
-        """What the arm offers and accepts: robosuite's Panda under OSC_POSE delta control, by robomimic's keys."""
+        """The arm as a robot: robosuite's Panda under OSC_POSE delta control, by robomimic's keys."""
         observations = [
             ArraySpec("robot0_eef_pos", (3,), "m", "world"),
             ArraySpec("robot0_eef_quat", (4,), "unit quaternion xyzw", "world", quaternions=(0,)),
@@ -158,6 +166,22 @@ def load_config(path: Path | str) -> DeoxysConfig:
         raise DataError(f"deoxys file {path} lacks {error}; it needs PC.IP, NUC.IP and NUC's four ports") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"deoxys file {path}: {one_line(error)}") from None
+
+
+def with_options(config: DeoxysConfig, options: Options) -> DeoxysConfig:
+    """The configuration with the options of a robot's name in place of the file's.
+
+    Raises:
+        UnknownNameError: There is no such option.
+        UsageError: A value is none.
+    """
+    switches = "joints", "arm_stamps"
+    check_options("deoxys", options, ["task", "nuc_ip", "pc_ip", *switches])
+    for name in switches:
+        if options.get(name, "0") not in ("0", "1"):
+            raise UsageError(f"deoxys: {name} is {options[name]!r}, expected 0 or 1")
+    values: dict[str, Any] = {name: text == "1" if name in switches else text for name, text in options.items()}
+    return replace(config, **values)
 
 
 def _ours(section: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:

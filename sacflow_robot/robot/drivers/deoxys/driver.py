@@ -4,55 +4,38 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 
 from sacflow_robot.episode import StepResult
-from sacflow_robot.errors import RobotError, RobotFaultError, StoppedError, UsageError, one_line
+from sacflow_robot.errors import RobotError, RobotFaultError, StoppedError, one_line
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
 from sacflow_robot.robot.drivers.deoxys import wire
-from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config
+from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config, with_options
+from sacflow_robot.robot.drivers.deoxys.gripper import Gripper
 from sacflow_robot.robot.drivers.deoxys.listener import Listener, News
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
 from sacflow_robot.robot.drivers.deoxys.objects import ObjectSource, Sighting, load_source
 from sacflow_robot.robot.drivers.deoxys.observation import ObservationBuilder
-from sacflow_robot.robot.drivers.deoxys.poses import Array, vector_from_matrix
 from sacflow_robot.robot.drivers.deoxys.standstill import Standstill
-from sacflow_robot.robot.drivers.deoxys.states import ArmState, fault_of
+from sacflow_robot.robot.drivers.deoxys.states import fault_of
 from sacflow_robot.robot.drivers.deoxys.wire import DeoxysWire
-from sacflow_robot.robot.drivers.registry import Options, check_options
+from sacflow_robot.robot.drivers.options import Options
 from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.utils.rotations import Array
 
 _IDLE_COMMANDS, _IDLE_EVERY_S = 20, 0.05
 """deoxys's client sends so many no-control messages before it changes the controller."""
 
 _REACH_WITHIN_S = 5.0
 _START_WITHIN_S = 1.0  # an arm that does not move by then after its first command has stopped by itself
-_GRIPPER_STARTS_S = 1.0  # a gripper command that is older has been begun
-_SWITCHES = "joints", "arm_stamps"
 
 
 def make_deoxys(subject: str, options: Options) -> Robot:
     """``deoxys:FILE.yml``. Options: ``task``, ``nuc_ip``, ``pc_ip``, ``joints``, ``arm_stamps``, in place of the file's."""
-    check_options("deoxys", options, ["task", "nuc_ip", "pc_ip", *_SWITCHES])
-    config = load_config(subject)
-    for name in _SWITCHES:
-        if options.get(name, "0") not in ("0", "1"):
-            raise UsageError(f"deoxys: {name} is {options[name]!r}, expected 0 or 1")
-    return DeoxysRobot(
-        replace(
-            config,
-            task=options.get("task", config.task),
-            nuc_ip=options.get("nuc_ip", config.nuc_ip),
-            pc_ip=options.get("pc_ip", config.pc_ip),
-            joints=options["joints"] == "1" if "joints" in options else config.joints,
-            arm_stamps=options["arm_stamps"] == "1" if "arm_stamps" in options else config.arm_stamps,
-        )
-    )
+    return DeoxysRobot(with_options(load_config(subject), options))
 
 
 class DeoxysRobot:
@@ -82,7 +65,8 @@ class DeoxysRobot:
     lockstep = False
 
     def __init__(self, config: DeoxysConfig, source: ObjectSource | None = None) -> None:
-        self.config, self._arm = config, config.arm
+        self.config = config
+        self._spec = config.arm
         self.clock = MonotonicClock()
         if source is None and config.objects and not config.objects.startswith(("tcp://", "ipc://")):
             source = load_source(config.objects)
@@ -93,47 +77,43 @@ class DeoxysRobot:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._standstill = Standstill(config)
-        self._connected = self._stopped = False
-        self._fault = self._trouble = ""  # what ends the arm's control; what is told once
-        self._engaged_ns: int | None = None
-        self._valid_until_ns = self._sent_ns = self._began_ns = 0
+        self._connected = False
+        self._stopped = False
+        self._fault = ""  # ends the arm's control
+        self._trouble = ""  # raised once
+        self._engaged_ns: int | None = None  # since when a controller runs on our behalf
+        self._valid_until_ns = 0
+        self._sent_ns = 0
+        self._began_ns = 0
         self._observation = ObservationBuilder(config)
-        self._before: tuple[ArmState, float] | None = None
-        self._gripper_sent = 0.0, 0  # what the gripper was told last, and since when (monotonic ns)
-        self._gripper_limits: tuple[float | None, tuple[float, float] | None] = None, None
+        self._gripper = Gripper()
 
     def limit_gripper(self, force_n: float | None, width_m: tuple[float, float] | None) -> None:
         """Grasp with at most that force (N), and go to widths (m) between those alone; None for no limit.
 
         The action says no more of the gripper than to close or open it, so that no filter of actions could see to it.
         """
-        self._gripper_limits = force_n, width_m
+        self._gripper.force_n = force_n
+        self._gripper.width_m = width_m
 
     @property
     def spec(self) -> RobotSpec:
-        return self._arm
+        return self._spec
 
     def connect(self) -> None:
         """Reach the real-time computer, and have it ready for OSC_POSE; nothing moves, the gripper included.
 
         Raises:
-            StaleStateError: It, its gripper or the source of object poses is not heard.
-            RobotFaultError: The arm is in an error, a reflex or a user stop.
-            StoppedError: It was stopped meanwhile.
+            RobotError: Something is not heard, the arm is not ready, or it was stopped meanwhile.
             UsageError: The sockets cannot be opened.
         """
         if self._listener is not None and self._ended():
             self._let_go()
-        self._connected = self._stopped = False  # a stop that comes from here on is not undone by connecting
-        if self._listener is None or self._wire is None:
-            # Poses come from one place: a source that is called takes the place of one that publishes.
-            config = self.config if self._source is None else replace(self.config, objects="")
-            source = None if self._source is None else self._call_source
-            self._wire = DeoxysWire(config)
-            self._listener = Listener(config, self._wire, source, self._complain)
-            self._closing.clear()
-            self._thread = threading.Thread(target=self._live, name="deoxys", daemon=True)
-            self._thread.start()
+        self._connected = False
+        self._stopped = False  # a stop that comes from here on is not undone by connecting
+        if self._wire is None:
+            self._open()
+        assert self._wire is not None
         with self._lock:
             self._engaged_ns = None  # from here on the thread sends nothing
         self._trouble = ""
@@ -141,8 +121,7 @@ class DeoxysRobot:
         for _ in range(_IDLE_COMMANDS):
             self._wire.send(wire.idle_command())
             time.sleep(_IDLE_EVERY_S)
-        arm = self._await().arm  # after a stop, deoxys's program is restarted meanwhile
-        fault = fault_of(arm)
+        fault = fault_of(self._await().arm)  # after a stop, deoxys's program is restarted meanwhile
         if fault:
             raise RobotFaultError(f"the arm is not ready: {fault}")
         with self._lock:
@@ -150,22 +129,29 @@ class DeoxysRobot:
                 raise _STOPPED
             self._wire.restarted.clear()
             self._standstill.reset()
-            self._connected, self._fault, self._trouble = True, "", ""
+            self._connected = True
+            self._fault = ""
+            self._trouble = ""
+
+    def _open(self) -> None:
+        # Poses come from one place: a source that is called takes the place of one that publishes.
+        config = self.config if self._source is None else replace(self.config, objects="")
+        source = None if self._source is None else self._call_source
+        self._wire = DeoxysWire(config)
+        self._listener = Listener(config, self._wire, source, self._complain)
+        self._closing.clear()
+        self._thread = threading.Thread(target=self._live, name="deoxys", daemon=True)
+        self._thread.start()
 
     def begin(self, seed: int) -> StepResult:
-        """Start an episode where the arm stands; the twin of an arm is put where the seed says.
-
-        Raises:
-            StaleStateError: No state arrives.
-            RobotError: The twin does not answer.
-        """
+        """Start an episode where the arm stands; the twin of an arm is put where the seed says."""
         self._check()
         frame, self._trouble = -1, ""  # what went wrong between episodes is over, or goes wrong again
         if self.config.reset:
             frame = self._reset_twin(seed)
         self._await(frame)
         self._observation.begin()
-        self._before, self._began_ns = None, time.monotonic_ns()
+        self._began_ns = time.monotonic_ns()
         return self.observe()
 
     def observe(self) -> StepResult:
@@ -191,7 +177,7 @@ class DeoxysRobot:
             reward=float(solved),
             terminated=solved,
             truncated=not solved and periods >= self.config.horizon,
-            measured=self._measured(arm),
+            measured=self._observation.measured(arm),
             success=solved,
             time_ns=oldest + (arm.stamp_ns - arm.read_ns if self.config.arm_stamps else 0),
             stale_reason=stale_reason,
@@ -201,9 +187,7 @@ class DeoxysRobot:
         """Send one action (7,); dropped if it is out of date already.
 
         Raises:
-            InvalidValueError: It has the wrong shape or holds NaN or infinity.
-            StoppedError: The arm has been stopped.
-            RobotFaultError: The arm has stopped by itself.
+            InvalidValueError, StoppedError, RobotFaultError: It is no action, or the arm has been stopped, or by itself.
         """
         action = self.spec.check_action(action)
         with self._lock:
@@ -215,8 +199,8 @@ class DeoxysRobot:
                 return
             self._valid_until_ns, self._sent_ns = valid_until_ns, now
             self._engaged_ns = now if self._engaged_ns is None else self._engaged_ns
-            self._send(action[:6].astype(np.float64) * self._scale, float(action[6]))
-        self._before = arm, float(action[6])
+            self._send(action[:6].astype(np.float64) * self.config.action_scale, float(action[6]))
+        self._observation.commanded(arm, float(action[6]))
 
     def hold(self) -> None:
         """Stand still from now on, if the arm was commanded."""
@@ -229,12 +213,11 @@ class DeoxysRobot:
         """Have the arm's side end its control at once, where the arm is, and what its gripper does."""
         with self._lock:
             self._stopped, self._valid_until_ns = True, 0
+            seen = None if self._wire is None else self._wire.gripper
+            gripper = self._gripper.stop(seen, time.monotonic_ns())
             if self._wire is not None:
-                # Fingers at rest are left alone: told to stop, they would let go of what they hold.
-                self._wire.send(
-                    wire.idle_command(termination=True), wire.gripper_stop() if self._gripper_moves() else None
-                )
-            self._engaged_ns, self._gripper_sent = None, (0.0, 0)
+                self._wire.send(wire.idle_command(termination=True), gripper)
+            self._engaged_ns = None
 
     def close(self) -> None:
         """Have the arm's side end its control, if this arm was commanded, and close the sockets."""
@@ -256,17 +239,10 @@ class DeoxysRobot:
             found.close()
         self._thread = self._listener = None
 
-    @property
-    def _scale(self) -> Array:
-        return np.repeat([self.config.meters_per_action, self.config.radians_per_action], 3)
-
     def _send(self, delta: Array, closing: float = 0.0) -> None:
         assert self._wire is not None
-        now, gripper = time.monotonic_ns(), None
-        if closing:
-            gripper = wire.gripper_command(closing, *self._gripper_limits)
-            if closing * self._gripper_sent[0] <= 0:
-                self._gripper_sent = closing, now
+        now = time.monotonic_ns()
+        gripper = self._gripper.command(closing, now)
         if delta.any():
             self._standstill.end()
             self._wire.send(wire.pose_command(self.config, delta), gripper)
@@ -280,24 +256,14 @@ class DeoxysRobot:
             arm = self._listener.fresh_arm(now, self._engaged_ns)
         self._wire.send(self._standstill.command(arm, now), gripper)
 
-    def _gripper_moves(self) -> bool:
-        """Whether the fingers move, or are about to."""
-        closing, since_ns = self._gripper_sent
-        seen = None if self._wire is None else self._wire.gripper
-        if not closing or seen is None or seen.moving:
-            return bool(closing)
-        begins = time.monotonic_ns() - since_ns < _GRIPPER_STARTS_S * 1e9
-        return begins and not (closing > 0 and seen.grasped)
-
     def _live(self) -> None:
         """Take in states; keep the arm standing still where no valid command is at hand.
 
         Nothing ends this but :meth:`close`: what keeps an arm standing has to outlive whatever goes wrong.
         """
         assert self._wire is not None
-        parts: tuple[Callable[[], None], ...] = (partial(self._wire.receive, 0.005), self._keep_standing)
         while not self._closing.is_set():
-            for part in parts:
+            for part in (self._wire.receive, self._keep_standing):
                 try:
                     part()
                 except BaseException as error:
@@ -321,7 +287,7 @@ class DeoxysRobot:
                 return
             now = time.monotonic_ns()
             self._fault = self._fault or self._new_fault(now)
-            if self._fault:  # what ends a fault is a person; until then nothing is sent, lest the arm go on by itself
+            if self._fault:  # until a person ends the fault nothing is sent: the arm must not go on by itself
                 self._engaged_ns = None
                 return
             left = self._standstill.left(self._wire.arm) if self._wire.arm is not None else ""
@@ -355,7 +321,7 @@ class DeoxysRobot:
             raise RobotError(f"the thread that {ended} has ended; connect the robot again")
 
     def _ended(self) -> str:
-        """What the thread did that is there no more; empty if all are."""
+        """The task of a thread that has ended; empty if all run."""
         if self._thread is not None and not self._thread.is_alive():
             return "keeps the arm standing"
         return "asks where objects are" if self._listener is not None and not self._listener.alive else ""
@@ -367,15 +333,6 @@ class DeoxysRobot:
     def _await(self, frame: int = -1) -> News:
         assert self._listener is not None
         return self._listener.wait(_REACH_WITHIN_S, self._engaged_ns, frame, lambda: self._trouble)
-
-    def _measured(self, arm: ArmState) -> FloatArray | None:
-        """What the arm did since the last command, as an action would command it."""
-        if self._before is None:
-            return None
-        before, closing = self._before
-        turned = vector_from_matrix(arm.rotation @ before.rotation.T)
-        moved = np.concatenate([arm.position - before.position, turned]) / self._scale
-        return np.append(moved, closing).astype(np.float32)
 
     def _reset_twin(self, seed: int) -> int:
         """Have the twin start an episode; the number of the first frame that belongs to it."""

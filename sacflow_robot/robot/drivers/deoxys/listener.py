@@ -1,4 +1,4 @@
-"""What a driver hears of the arm and its objects: how old it is, why nothing newer comes, and waiting for news."""
+"""Ages of the newest states of arm and objects, the reasons why nothing newer comes, and waiting for news."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Listener:
 
     @property
     def alive(self) -> bool:
-        """Whether the object source, if there is one, is still asked."""
+        """True while the object source, if there is one, is asked."""
         return self._reader is None or self._reader.alive
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Listener:
         return None if arm is None or now_ns - _captured_ns(arm, engaged_ns) > self._old_ns else arm
 
     def check_ages(self, news: News, now_ns: int) -> str:
-        """Why parts of an observation are old, if some are, yet not too old.
+        """The reason why parts of an observation are old, yet not too old; empty if none is.
 
         Raises:
             StaleStateError: One is too old to act on.
@@ -146,7 +146,7 @@ class Listener:
         return self._wire.repeats.get(what, "")
 
     def _why_old(self, what: str) -> str:
-        """Why there is nothing newer."""
+        """The reason why there is nothing newer."""
         if known := self._known_why(what):
             return known
         refused = f" ({self._wire.malformed} messages refused: {self._wire.complaint})" if self._wire.malformed else ""

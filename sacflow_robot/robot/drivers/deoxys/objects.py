@@ -1,4 +1,4 @@
-"""Where objects are, from whatever knows it: a camera's tracker in a real cell, the twin in a simulated one.
+"""Object poses from a source: a camera's tracker in a real cell, the twin in a simulated one.
 
 A source publishes JSON on a ZeroMQ PUB socket, or is a function of ours to call:
 
@@ -52,7 +52,7 @@ class Sighting:
 
 
 ObjectSource = Callable[[], Sighting]
-"""What ``SACFLOW.OBJECTS: module:function`` names: the newest sighting, without waiting."""
+"""A function that ``SACFLOW.OBJECTS: module:function`` names: returns the newest sighting, without waiting."""
 
 _FUTURE_NS = (
     50_000_000  # a source's estimate of its camera's delay may be off by as much; another clock is off by far more
@@ -118,12 +118,12 @@ class SourceReader:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still runs."""
+        """True while the thread runs."""
         return self._thread.is_alive()
 
     @property
     def waiting_s(self) -> float:
-        """How long ago the source was called last (s)."""
+        """Time since the last call of the source (s)."""
         return (time.monotonic_ns() - self._called_ns) / 1e9
 
     def close(self) -> None:
@@ -161,6 +161,6 @@ def load_source(name: str) -> ObjectSource:
 
 
 def publish_form(poses: Mapping[str, Pose], *, solved: bool | None = None, frame: int = -1) -> bytes:
-    """What a source publishes."""
+    """The message that a source publishes."""
     message = {"poses": {name: pose.tolist() for name, pose in poses.items()}, "frame": frame}
     return json.dumps(message if solved is None else {**message, "solved": solved}).encode()

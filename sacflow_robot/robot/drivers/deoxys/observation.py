@@ -7,9 +7,9 @@ import numpy as np
 from sacflow_robot.errors import RobotError
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, split_part
 from sacflow_robot.robot.drivers.deoxys.objects import Sighting
-from sacflow_robot.robot.drivers.deoxys.poses import Array, quaternion_from_matrix
 from sacflow_robot.robot.drivers.deoxys.states import ArmState, GripperState
 from sacflow_robot.spec import FloatArray
+from sacflow_robot.utils.rotations import Array, from_matrix, matrix_to_vector
 
 
 class ObservationBuilder:
@@ -26,6 +26,20 @@ class ObservationBuilder:
     def begin(self) -> None:
         """Start an episode."""
         self._quaternion: Array | None = None
+        self._before: tuple[ArmState, float] | None = None
+
+    def commanded(self, arm: ArmState, closing: float) -> None:
+        """Keep where the arm was when it was commanded, and the gripper's entry of the action."""
+        self._before = arm, closing
+
+    def measured(self, arm: ArmState) -> FloatArray | None:
+        """Motion of the arm since the last command, as the action (7,) that would command it; None before the first."""
+        if self._before is None:
+            return None
+        before, closing = self._before
+        turned = matrix_to_vector(arm.rotation @ before.rotation.T)
+        moved = np.concatenate([arm.position - before.position, turned]) / self.config.action_scale
+        return np.append(moved, closing).astype(np.float32)
 
     def __call__(self, arm: ArmState, gripper: GripperState, sighting: Sighting | None) -> dict[str, FloatArray]:
         """The observation by its keys, float32.
@@ -35,7 +49,7 @@ class ObservationBuilder:
         """
         world = np.array(self.config.base_pos_in_world)
         eef = arm.position + arm.rotation @ np.array(self.config.eef_pos_in_ee) + world
-        quaternion = quaternion_from_matrix(arm.rotation)
+        quaternion = from_matrix(arm.rotation)
         # q and -q are one rotation; without jumps within an episode.
         largest = quaternion[np.abs(quaternion).argmax()]
         if (largest if self._quaternion is None else quaternion @ self._quaternion) < 0:

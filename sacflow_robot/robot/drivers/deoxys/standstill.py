@@ -1,4 +1,4 @@
-"""What keeps an arm where it is, under a controller that knows goals and no brakes."""
+"""Commands that keep an arm where it is, under a controller that knows goals and no brakes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from sacflow_robot.robot.drivers.deoxys import wire
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
-from sacflow_robot.robot.drivers.deoxys.poses import Array, vector_from_matrix
 from sacflow_robot.robot.drivers.deoxys.states import ArmState
+from sacflow_robot.utils.rotations import Array, matrix_to_vector
 
 _BRAKE_NS = 150_000_000
 _AWAY_M, _AWAY_RAD = 0.02, 0.1
@@ -52,7 +52,7 @@ class Standstill:
         self._paused = paused
 
     def command(self, arm: ArmState | None, now_ns: int) -> bytes:
-        """What to send now.
+        """The command to send now.
 
         Args:
             arm: The arm's state; None if there is none that is new enough to be held at.
@@ -65,15 +65,15 @@ class Standstill:
         if self._pose is None:
             return wire.pose_command(self._config, np.zeros(6))
         position, rotation = self._pose
-        goal = np.concatenate([position, vector_from_matrix(rotation)])
+        goal = np.concatenate([position, matrix_to_vector(rotation)])
         return wire.pose_command(self._config, goal, is_delta=False)
 
     def left(self, arm: ArmState) -> str:
-        """What to say, once, of an arm that is not where it is held; empty if it is."""
+        """Message, once, about an arm that is not where it is held; empty if it is."""
         if self._pose is None:
             return ""
         meters = float(np.linalg.norm(arm.position - self._pose[0]))
-        radians = float(np.linalg.norm(vector_from_matrix(arm.rotation @ self._pose[1].T)))
+        radians = float(np.linalg.norm(matrix_to_vector(arm.rotation @ self._pose[1].T)))
         if meters < _AWAY_M and radians < _AWAY_RAD:
             return ""
         self.end()

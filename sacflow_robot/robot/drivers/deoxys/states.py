@@ -1,4 +1,4 @@
-"""What comes from the arm's side: states, and which of them are new."""
+"""States of arm and gripper, decoded, and the newest of each: a repeated one is as old as what it repeats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sacflow_robot.errors import WireError
 from sacflow_robot.robot.drivers.deoxys import messages
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
 from sacflow_robot.robot.drivers.deoxys.objects import Sighting, checked
-from sacflow_robot.robot.drivers.deoxys.poses import Array
+from sacflow_robot.utils.rotations import Array
 
 _STILL_M = 2e-4  # between two gripper states at 40 Hz; what moves makes ten times that
 
@@ -108,7 +108,7 @@ def parse_gripper_state(data: bytes, received_ns: int) -> GripperState:
 
 
 def fault_of(arm: ArmState) -> str:
-    """What keeps the arm from taking commands; empty if nothing does."""
+    """The reason why the arm takes no commands; empty if it does."""
     why = STOPPED_MODES.get(RobotMode(arm.mode) if arm.mode in list(RobotMode) else RobotMode.OTHER, "")
     if arm.errors:
         return f"{', '.join(arm.errors)}{f' ({why})' if why else ''}"

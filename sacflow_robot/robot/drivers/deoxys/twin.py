@@ -29,85 +29,16 @@ from sacflow_robot.envs.panda_plant import PandaPlant
 from sacflow_robot.errors import SacflowError, UsageError, WireError, one_line
 from sacflow_robot.robot.drivers.deoxys import messages, objects
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
-from sacflow_robot.robot.drivers.deoxys.messages import Controller, Interpolator, RobotMode
-from sacflow_robot.robot.drivers.deoxys.poses import Array, matrix_from_vector, vector_from_matrix
+from sacflow_robot.robot.drivers.deoxys.goal_path import GoalPath
+from sacflow_robot.robot.drivers.deoxys.gripper_twin import MAX_WIDTH_M, GripperTwin
+from sacflow_robot.robot.drivers.deoxys.messages import Controller, RobotMode
+from sacflow_robot.utils.rotations import Array
 
 EMPTY_LOOKS = 20
 """Looks without a command after which the arm stops."""
 
 _TICK_S = 0.01
-_MAX_WIDTH = 0.08
-_LEAST_FRACTION = 0.1
 _REST_GAINS = np.full(3, 150.0)
-_STALLED_S, _STILL_M_S = 0.1, 0.02
-
-
-class GripperTwin:
-    """The gripper: one action at a time, at its own speed.
-
-    Args:
-        plant: Whose fingers it moves.
-    """
-
-    def __init__(self, plant: PandaPlant) -> None:
-        self._plant = plant
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was commanded; the fingers stay."""
-        self._pending: Any = None
-        self._busy = self.grasped = False
-        self._command = self._target = self._width = self._plant.finger_width()
-        self._speed = self._still_s = 0.0
-        self._grasping, self._within = False, (0.0, 0.0)
-
-    def take(self, data: bytes) -> None:
-        """Keep a command until the one before is done; a stop counts at once.
-
-        Raises:
-            WireError: It is none.
-        """
-        action = messages.packed(messages.parse("FrankaGripperControlMessage", data))
-        if action is None:
-            raise WireError("a gripper command that holds no action")
-        if action.DESCRIPTOR.name == "FrankaGripperStopMessage":
-            self.reset()
-        else:
-            self._pending = action
-
-    def step(self, seconds: float) -> None:
-        """Move on by one step of the physics."""
-        if not self._busy and self._pending is not None:
-            action, self._pending = self._pending, None
-            self._begin(action)
-        if not self._busy:
-            return
-        move = self._speed * seconds
-        self._command += float(np.clip(self._target - self._command, -move, move))
-        self._plant.set_finger_width(self._command)
-        width = self._plant.finger_width()
-        still = abs(width - self._width) < _STILL_M_S * seconds
-        self._still_s, self._width = self._still_s + seconds if still else 0.0, width
-        arrived = abs(self._command - self._target) < 1e-9
-        if arrived and self._still_s > _STALLED_S:
-            self._busy = False
-            # libfranka's rule; with deoxys's tolerances of 0.08 m any width but the widest counts as a grasp.
-            self.grasped = self._grasping and self._within[0] < width < self._within[1]
-
-    def _begin(self, action: Any) -> None:
-        kind = action.DESCRIPTOR.name
-        if kind == "FrankaGripperGraspMessage" and self.grasped:
-            return
-        homing = kind == "FrankaGripperHomingMessage"
-        self._grasping, self.grasped = kind == "FrankaGripperGraspMessage", False
-        if self._grasping:
-            inner, outer = action.epsilon_inner, action.epsilon_outer
-            inner, outer = (inner, outer) if inner or outer else (_MAX_WIDTH, _MAX_WIDTH)
-            self._within = action.width - inner, action.width + outer
-        self._target = _MAX_WIDTH if homing else float(np.clip(action.width, 0.0, _MAX_WIDTH))
-        self._speed = 0.1 if homing else float(np.clip(action.speed, 0.0, 0.5))
-        self._busy, self._still_s = True, 0.0
-        self._command = self._width = self._plant.finger_width()
 
 
 class FrankaTwin:
@@ -131,9 +62,7 @@ class FrankaTwin:
         self._mode, self._errors = RobotMode.IDLE, dict[str, bool]()
         self._controller, self._seen_idle, self._empty = Controller.NO_CONTROL, True, 0
         self._frame = self._ticks = 0
-        self._start: tuple[Array, Array] | None = None
-        self._goal: tuple[Array, Array] = self.plant.ee_pose()
-        self._since_goal_s, self._reach_s = 0.0, 0.0
+        self._path = GoalPath(self.plant, config)
         self._stop = False
         self._sockets = ExitStack()
         try:
@@ -197,10 +126,9 @@ class FrankaTwin:
         with suppress(zmq.Again):
             self._keep(self._gripper_commands.recv(zmq.NOBLOCK))
         for _ in range(round(_TICK_S / self.plant.step_s)):
-            self._interpolate()
+            self._path.step()
             self.gripper.step(self.plant.step_s)
             self.plant.step()
-            self._since_goal_s += self.plant.step_s
         self.plant.refresh()
         self._frame += 1
         if self._due(config.state_rate_hz):
@@ -221,7 +149,7 @@ class FrankaTwin:
         state = messages.make(
             "FrankaRobotStateMessage",
             O_T_EE=pose,
-            O_T_EE_d=_column_major(*self._goal),
+            O_T_EE_d=_column_major(*self._path.goal),
             q=q,
             q_d=q,
             dq=dq,
@@ -244,7 +172,7 @@ class FrankaTwin:
         state = messages.make(
             "FrankaGripperStateMessage",
             width=self.plant.finger_width(),
-            max_width=_MAX_WIDTH,
+            max_width=MAX_WIDTH_M,
             is_grasped=self.gripper.grasped,
             temperature=30,
         )
@@ -255,7 +183,7 @@ class FrankaTwin:
         state.time.toSec, state.time.toMSec = self._frame * _TICK_S, round(self._frame * _TICK_S * 1e3)
 
     def _due(self, rate_hz: float) -> bool:
-        """Whether something that happens at this rate happens in this tick."""
+        """True in the ticks in which something that happens at this rate happens."""
         step = rate_hz * _TICK_S
         return int((self._ticks + 1) * step + 1e-9) > int(self._ticks * step + 1e-9)
 
@@ -302,29 +230,8 @@ class FrankaTwin:
         if [len(k) for k in gains] != [3, 3] or not np.isfinite(numbers).all() or min(map(min, gains)) < 0:
             raise ValueError("gains of other lengths than 3 and 3, or a number that is none")
         self.plant.set_stiffness(*gains)
-        self._aim(goal, inner.goal.is_delta, command)
+        self._path.aim(goal, command, is_delta=inner.goal.is_delta)
         self._controller, self._mode = Controller.OSC_POSE, RobotMode.MOVE
-
-    def _aim(self, goal: Array, is_delta: bool, command: Any) -> None:
-        """A goal from where the end effector is now, or a pose in base, which deoxys takes since August 2023."""
-        position, rotation = self.plant.ee_pose()
-        turned = matrix_from_vector(goal[3:])
-        self._start = position, rotation
-        self._goal = (position + goal[:3], turned @ rotation) if is_delta else (goal[:3], turned)
-        fraction = max(_LEAST_FRACTION, command.traj_interpolator_time_fraction)
-        smooth = command.traj_interpolator_type == Interpolator.LINEAR_POSE
-        self._reach_s = fraction / self.config.policy_rate_hz if smooth else 0.0
-        self._since_goal_s = 0.0
-
-    def _interpolate(self) -> None:
-        if self._start is None:
-            return
-        share = min(1.0, self._since_goal_s / self._reach_s) if self._reach_s else 1.0
-        (p0, r0), (p1, r1) = self._start, self._goal
-        turn = matrix_from_vector(share * vector_from_matrix(r1 @ r0.T))
-        self.plant.set_goal(p0 + share * (p1 - p0), turn @ r0)
-        if share >= 1.0:
-            self._start = None
 
     def _release(self) -> None:
         """Stop the arm where it is; its own brakes and motors hold it."""
@@ -332,8 +239,8 @@ class FrankaTwin:
         if self._mode is RobotMode.MOVE:
             self._mode = RobotMode.IDLE
         self.plant.set_stiffness(_REST_GAINS, _REST_GAINS)
-        self._start, self._goal = None, self.plant.ee_pose()
-        self.plant.set_goal(*self._goal)
+        self._path.end()
+        self.plant.set_goal(*self._path.goal)
 
     def _keep(self, data: bytes) -> None:
         try:
@@ -359,7 +266,7 @@ class FrankaTwin:
             self.plant.begin(int(asked["reset"]))
             # What the controller was pulling to belongs to the episode before.
             engaged = self._controller is not Controller.NO_CONTROL
-            self._start, self._goal = None, self.plant.ee_pose()
+            self._path.end()
             self._mode, self._errors, self._empty = RobotMode.MOVE if engaged else RobotMode.IDLE, {}, 0
             for socket in (self._commands, self._gripper_commands):
                 with suppress(zmq.Again):

@@ -14,10 +14,10 @@ from sacflow_robot.robot.drivers.deoxys import messages
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.drivers.deoxys.messages import Controller, Interpolator
 from sacflow_robot.robot.drivers.deoxys.objects import parse_sighting
-from sacflow_robot.robot.drivers.deoxys.poses import Array
 from sacflow_robot.robot.drivers.deoxys.states import ArmState as ArmState
 from sacflow_robot.robot.drivers.deoxys.states import GripperState as GripperState
 from sacflow_robot.robot.drivers.deoxys.states import Heard, parse_arm_state, parse_gripper_state
+from sacflow_robot.utils.rotations import Array
 
 GRASP = {"width": -0.01, "speed": 0.5, "force": 30.0, "epsilon_inner": 0.08, "epsilon_outer": 0.08}
 OPEN = {"width": 0.08, "speed": 0.1}
@@ -178,7 +178,7 @@ class DeoxysWire(Heard):
             if gripper is not None:
                 self._gripper_commands.send(gripper)
 
-    def receive(self, wait_s: float) -> None:
+    def receive(self, wait_s: float = 0.005) -> None:
         """Wait for news at most that long, and keep it."""
         for socket, _ in self._poller.poll(round(wait_s * 1e3)):
             data, now = socket.recv(), time.monotonic_ns()

@@ -32,10 +32,10 @@ from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config
 from sacflow_robot.robot.drivers.deoxys.driver import DeoxysRobot
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
 from sacflow_robot.robot.drivers.deoxys.objects import Sighting, parse_sighting
-from sacflow_robot.robot.drivers.deoxys.poses import matrix_from_vector, quaternion_from_matrix, vector_from_matrix
 from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
 from sacflow_robot.robot.drivers.deoxys.wire import ArmState, GripperState
 from sacflow_robot.robot.drivers.registry import make_robot
+from sacflow_robot.utils.rotations import from_matrix, matrix_to_vector, vector_to_matrix
 
 pytestmark = pytest.mark.realtime
 
@@ -305,12 +305,12 @@ def test_a_command_on_the_wire_is_what_deoxys_expects(config: DeoxysConfig) -> N
 def test_poses() -> None:
     rng = np.random.default_rng(0)
     for vector in (*rng.uniform(-1.7, 1.7, (200, 3)), np.zeros(3), np.array([np.pi, 0, 0]), np.array([0, 1e-9, 0])):
-        matrix = matrix_from_vector(vector)
+        matrix = vector_to_matrix(vector)
         assert np.allclose(matrix @ matrix.T, np.eye(3)) and np.linalg.det(matrix) > 0
-        assert np.allclose(matrix_from_vector(vector_from_matrix(matrix)), matrix, atol=1e-7)
+        assert np.allclose(vector_to_matrix(matrix_to_vector(matrix)), matrix, atol=1e-7)
         angle = np.linalg.norm(vector)
         expected = np.append(vector * (np.sin(angle / 2) / angle if angle else 0.5), np.cos(angle / 2))
-        assert abs(abs(quaternion_from_matrix(matrix) @ expected) - 1) < 1e-9
+        assert abs(abs(from_matrix(matrix) @ expected) - 1) < 1e-9
 
 
 @pytest.mark.parametrize(

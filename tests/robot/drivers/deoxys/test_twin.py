@@ -13,8 +13,8 @@ import zmq
 from sacflow_robot.robot.drivers.deoxys import messages
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
-from sacflow_robot.robot.drivers.deoxys.poses import Array, matrix_from_vector, vector_from_matrix
 from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
+from sacflow_robot.utils.rotations import Array, matrix_to_vector, vector_to_matrix
 
 from .test_messages import any_of, double, doubles, inside, integer  # isort: skip
 
@@ -144,15 +144,15 @@ def test_an_absolute_goal_is_a_pose_in_base(client: Client) -> None:
     client.send(IDLE)
     position, rotation = client.twin.plant.ee_pose()
     for _ in range(10):
-        client.send(osc_at(position, vector_from_matrix(rotation)))
+        client.send(osc_at(position, matrix_to_vector(rotation)))
     assert np.abs(client.position - position).max() < 1e-3, "where it is, it stays"
-    turn = matrix_from_vector(np.array([0.0, 0.0, 0.3]))
+    turn = vector_to_matrix(np.array([0.0, 0.0, 0.3]))
     there, turned = position + np.array([0.02, -0.03, 0.04]), turn @ rotation
     for _ in range(30):
-        client.send(osc_at(there, vector_from_matrix(turned)))
+        client.send(osc_at(there, matrix_to_vector(turned)))
     found, orientation = client.twin.plant.ee_pose()
     assert np.abs(found - there).max() < 2e-3
-    assert np.linalg.norm(vector_from_matrix(orientation @ turned.T)) < 0.02
+    assert np.linalg.norm(matrix_to_vector(orientation @ turned.T)) < 0.02
 
 
 def test_a_load_draws_deltas_along_and_absolute_goals_not(client: Client) -> None:
@@ -166,7 +166,7 @@ def test_a_load_draws_deltas_along_and_absolute_goals_not(client: Client) -> Non
         plant._data.xfrc_applied[plant._hand, 2] = -5.0
         heights: list[float] = []
         for _ in range(40):  # two seconds
-            client.send(osc_at(position, vector_from_matrix(rotation)) if absolute else osc())
+            client.send(osc_at(position, matrix_to_vector(rotation)) if absolute else osc())
             heights.append(client.position[2] - position[2])
         plant._data.xfrc_applied[plant._hand, 2] = 0.0
         sunk.append(heights)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -27,8 +28,7 @@ from sacflow_robot.errors import (
 )
 from sacflow_robot.policyfile import NOISE
 from sacflow_robot.serve import wire
-from sacflow_robot.serve.connection import Keys, connect
-from sacflow_robot.serve.habit import AWAKE_S, HEARTBEAT_S, NotThereError
+from sacflow_robot.serve.connection import Connection, Keys
 from sacflow_robot.serve.server_clock import ServerClock
 from sacflow_robot.spec import ArmSpec, FloatArray, Observation, PolicySpec
 
@@ -37,6 +37,7 @@ __all__ = ["Keys", "PolicyClient", "as_batch"]
 _BYE_MS = 50
 _LOOK_S = 0.02  # between two looks for a reason to end a wait
 _BEHIND_S = 0.01  # how long answers to earlier requests are still passed over when time is up
+_FIRST_HEARTBEAT_S = 1.0
 _HEARTBEATS_S = 0.001, 3600.0  # that a server may ask for
 _LONGEST_S = 1e6
 
@@ -57,7 +58,6 @@ class PolicyClient:
         swap: When a new policy file on the server takes effect here: ``"now"``, or at the next ``"episode"``.
         name: What the server calls this client in its tables.
         keys: Keys, where the server asks for them.
-        awake_s: How long an answer is waited for awake rather than asleep, which it takes longer to wake from.
 
     Attributes:
         interrupted: Asked every 20 ms while actions are waited for; the wait ends with a ServerError once it is true.
@@ -78,7 +78,6 @@ class PolicyClient:
         swap: str = "now",
         name: str = "python",
         keys: Keys | None = None,
-        awake_s: float = AWAKE_S,
     ) -> None:
         if not 0 < timeout_s <= _LONGEST_S:
             raise UsageError(f"timeout_s is {timeout_s}; it must be above 0 and at most {_LONGEST_S:g}")
@@ -86,17 +85,18 @@ class PolicyClient:
         self.address, self._timeout_s, self._deadline_s = address, timeout_s, deadline_s
         plain = {"arm": json.loads(expect.to_json())} if isinstance(expect, ArmSpec) else expect
         self._introduction = {"op": "hello", "expect": plain, "swap": swap, "client": name}
-        self._keys, self._awake_s = keys, awake_s
+        self._keys = keys
         self.interrupted: Callable[[], bool] | None = None
         self._ids = itertools.count(1)
         self._session: str | None = None
         self._linked, self._greeting, self._closed = False, 0, False
+        self._process = os.getpid()
         self._seed: int | None = None
         self._step = 0
         self._clock = ServerClock()
         self.last_header: Mapping[str, Any] = {}
         self.policy_version, self.takes_prefix = "", False
-        self._connection = connect(address, HEARTBEAT_S, keys, awake_s)
+        self._connection = Connection(address, _FIRST_HEARTBEAT_S, keys)
         try:
             self._link(timeout_s)
         except BaseException:
@@ -110,9 +110,9 @@ class PolicyClient:
     @property
     def connected(self) -> bool:
         """Whether the server is there, as far as heartbeats tell: false within two of them after it has gone."""
-        if not self._closed:
+        if self._is_open:
             self._look()
-        return self._linked
+        return self._is_open and self._linked
 
     def infer(
         self,
@@ -212,11 +212,12 @@ class PolicyClient:
 
     def close(self) -> None:
         """Say goodbye, as far as somebody listens."""
-        if self._linked:
-            with contextlib.suppress(ServerError):
-                self._send({"op": "bye", "session": self._session}, {})
-        self._linked, self._session, self._closed = False, None, True
-        self._connection.close(_BYE_MS)
+        if self._is_open:
+            if self._linked:
+                with contextlib.suppress(ServerError):
+                    self._send({"op": "bye", "session": self._session}, {})
+            self._connection.close(_BYE_MS)
+        self._closed = True
 
     def __enter__(self) -> PolicyClient:
         return self
@@ -270,8 +271,14 @@ class PolicyClient:
         self._session, self._seed = session, seed if self._seed is None else self._seed
         self._linked = heartbeat_s == self._connection.heartbeat_s
         if not self._linked:  # ZeroMQ takes the period for a connection when it begins
-            self._connection.close()
-            self._connection = connect(self.address, heartbeat_s, self._keys, self._awake_s)
+            self._connect(heartbeat_s)
+
+    def _connect(self, heartbeat_s: float) -> None:
+        """Replace the connection by a new one."""
+        self._connection.close()
+        self._connection = Connection(self.address, heartbeat_s, self._keys)
+        self._linked = False
+        self._greeting = 0
 
     def _look(self) -> bool:
         """See whether the connection was lost since the last look; if so, it has to be greeted again."""
@@ -280,9 +287,14 @@ class PolicyClient:
         self._linked, self._greeting = False, 0
         return True
 
+    @property
+    def _is_open(self) -> bool:
+        """Whether it was not closed, and this is the process that made it: a forked one shares its parent's sockets."""
+        return not self._closed and os.getpid() == self._process
+
     def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError(f"this client of {self.address} is closed; make a new one")
+        if not self._is_open:
+            raise UsageError(f"this client of {self.address} is closed or of another process; make a new one")
 
     def _lost(self) -> ServerGoneError:
         return ServerGoneError(f"the connection to {self.address} is lost, and is being made again")
@@ -336,9 +348,9 @@ class PolicyClient:
         self._clock.sent(number)
         try:
             self._connection.send(frames)
-        except NotThereError:
+        except ServerGoneError:
             self._linked = False
-            raise ServerGoneError(f"{self.address} is gone; nothing was sent") from None
+            raise
         return number
 
     def _await(self, number: int, wait_s: float | None, interrupted: Callable[[], bool] | None = None) -> wire.Message:
@@ -374,9 +386,13 @@ class PolicyClient:
                 f"{self.address} is where a robot listens for stops (run --estop); give the policy server's"
             )
         try:
-            return wire.decode(frames)
+            message = wire.decode(frames)
         except WireError as error:
             raise ServerError(f"{self.address} does not speak the protocol: {error}") from None
+        if "op" in message.header:  # where nobody serves on a port yet, a system may connect a socket to itself
+            self._connect(self._connection.heartbeat_s)
+            raise ServerGoneError(f"a request to {self.address} came back; no server is running there")
+        return message
 
     def _failure(self, error: object) -> ServerError | SpecMismatchError:
         kind, message = (error.get("kind"), error.get("message")) if isinstance(error, dict) else (None, None)

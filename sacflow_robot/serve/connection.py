@@ -24,6 +24,7 @@ _PATIENCE = 1.5
 _TIME_TO_LIVE = 2.0
 _CONNECT_MS = 5000  # for each attempt; a computer that is off would otherwise hold one for minutes
 _AWAKE_S = 0.002  # an answer is waited for awake first: waking up takes as long as a small network's inference
+_STANDS = zmq.Event.HANDSHAKE_SUCCEEDED
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 _EVENTS, _IN, _NOBLOCK = (
@@ -61,6 +62,9 @@ class Connection:
     def __init__(self, address: str, heartbeat_s: float, keys: Keys | None = None) -> None:
         self.address = address
         self.heartbeat_s = heartbeat_s
+        self._stands = False
+        self._lost = False
+        self._barred = False
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         try:
@@ -88,7 +92,7 @@ class Connection:
         if keys is not None:
             socket.curve_publickey, socket.curve_secretkey = load_secret(keys.own)
             socket.curve_serverkey = load_public(keys.server)
-        self._monitor = socket.get_monitor_socket(_GONE | _BARRED)
+        self._monitor = socket.get_monitor_socket(_STANDS | _GONE | _BARRED)
         self._news, self._room = zmq.Poller(), zmq.Poller()
         for poller, what in ((self._news, zmq.POLLIN), (self._room, zmq.POLLOUT)):
             poller.register(socket, what)
@@ -106,18 +110,25 @@ class Connection:
         """
         deadline = time.monotonic() + wait_s
         while True:
-            left_ms = max(0.0, deadline - time.monotonic()) * 1e3
-            found = dict(self._room.poll(math.ceil(left_ms)))
-            if self._socket in found:
+            self._read_events()
+            # In this order: the socket may still be writable for a while after the connection was lost.
+            if self._stands and self._socket.poll(0, zmq.POLLOUT):
+                self._lost = False
                 return True
-            if self._monitor in found and self._events() & _BARRED:
+            if self._barred:
                 raise RefusedError(f"{self.address} does not let this client in; does it know this client's key?")
-            if left_ms <= 0:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 return False
+            (self._room if self._stands else self._monitor).poll(math.ceil(left_s * 1e3))
 
     def broken(self) -> bool:
         """Whether the connection was lost since the last look."""
-        return bool(int(self._monitor.get(_EVENTS)) & _IN) and self._events() != 0
+        self._read_events()
+        lost = self._lost
+        self._lost = False
+        self._barred = False
+        return lost
 
     def send(self, frames: Sequence[bytes | memoryview]) -> None:
         """Hand a message over.
@@ -152,9 +163,10 @@ class Connection:
                 self._socket.disable_monitor()
             self._context.destroy(linger=linger_ms)
 
-    def _events(self) -> int:
-        """Events since the last look."""
-        seen = 0
-        while self._monitor.poll(0):
-            seen |= recv_monitor_message(self._monitor)["event"]
-        return seen
+    def _read_events(self) -> None:
+        """Bring up to date what is known of the connection."""
+        while int(self._monitor.get(_EVENTS)) & _IN:
+            event = recv_monitor_message(self._monitor)["event"]
+            self._stands = event == _STANDS
+            self._lost |= event == _GONE
+            self._barred = not self._stands and (self._barred or bool(event & _BARRED))

@@ -142,7 +142,7 @@ def test_what_is_no_zeromq_server_is_no_policy_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=_answer_as_a_web_server, args=(listener,))
         thread.start()
-        with pytest.raises(ServerError):
+        with pytest.raises(ServerGoneError, match="no answer"):
             PolicyClient(f"tcp://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.5)
         thread.join()
 

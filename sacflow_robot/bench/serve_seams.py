@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.randomness import chunk_noise
-from sacflow_robot.serve.batch import takes_prefix
 from sacflow_robot.serve.policy import Engine, OnnxPolicy
 from sacflow_robot.serve.stream import ChunkStream
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
@@ -35,7 +34,7 @@ class DelayedPolicy:
 
     @property
     def takes_prefix(self) -> bool:
-        return takes_prefix(self._policy)
+        return self._policy.takes_prefix
 
     def ask(
         self,
@@ -76,7 +75,7 @@ def seams(
 
     policy = OnnxPolicy(path, engine)
     ways = [("switch", 0, False), ("blend", 2, False)]
-    if takes_prefix(policy):
+    if policy.takes_prefix:
         ways += [("prefix", 0, True), ("prefix, blend", 2, True)]
     env, rows = RobosuiteEnv(policy.spec.arm.task), []
     for delay_ms in delays_ms:

@@ -1,4 +1,4 @@
-"""What ``sacflow-robot bench serve`` measures, in which order, and how it is shown."""
+"""Measure the parts of ``sacflow-robot bench serve`` in order, and show them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sacflow_robot.errors import PolicyFileError, one_line
 from sacflow_robot.policyfile import NOISE
-from sacflow_robot.serve.batch import checked, takes_prefix
+from sacflow_robot.serve.batch import checked
 from sacflow_robot.serve.policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
 from sacflow_robot.serve.wire import PREFIX_MASK
@@ -86,7 +86,7 @@ class Reloader:
         recent = [(inputs, actions) for inputs, actions in self._server.recent.copy() if np.isfinite(actions).all()]
         differences = []
         for inputs, actions in recent:
-            if np.any(inputs.get(PREFIX_MASK, 0)) and not takes_prefix(candidate):
+            if np.any(inputs.get(PREFIX_MASK, 0)) and not candidate.takes_prefix:
                 continue  # it was to complete a prefix, which the new one cannot
             proposed = candidate.run(checked(candidate, inputs, inputs[NOISE]))
             if not np.isfinite(proposed).all():

@@ -100,21 +100,14 @@ class Pace:
         return in_time, [r for r in requests if r.deadline_ns is not None and ready_ns > r.deadline_ns]
 
 
-def takes_prefix(policy: OnnxPolicy) -> bool:
-    """Whether the policy completes actions already decided."""
-    return bool(getattr(policy, "takes_prefix", False))
-
-
 def checked(policy: OnnxPolicy, arrays: Mapping[str, Any], noise: Any) -> dict[str, FloatArray]:
-    """What the policy takes, from a request's arrays; a prefix that it does not take is ignored.
+    """The policy's inputs, from a request's arrays; a prefix that it does not take is ignored.
 
     Raises:
         InvalidValueError: One is missing, has a wrong shape, or holds NaN or infinity.
     """
-    check: Any = policy.check
     prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
-    decided = () if not takes_prefix(policy) or (prefix is None and mask is None) else (prefix, mask)
+    decided = () if not policy.takes_prefix or (prefix is None and mask is None) else (prefix, mask)
     if any(part is None for part in decided):
         raise InvalidValueError(f"{wire.PREFIX} and {wire.PREFIX_MASK} come together; one of them is missing")
-    inputs: dict[str, FloatArray] = check(arrays, noise, *decided)
-    return inputs
+    return policy.check(arrays, noise, *decided)

@@ -82,7 +82,7 @@ class PolicyClient:
         self._introduction = {"op": "hello", "expect": plain, "swap": swap, "client": name}
         self._session: str | None = None
         self._linked = False
-        self._greeting = 0  # number of the hello whose answer is awaited
+        self._greeting = 0  # the hello whose answer is awaited
         self._seed: int | None = None
         self._step = 0
         self._channel = Channel(address, timeout_s, keys)
@@ -228,8 +228,6 @@ class PolicyClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    # ---- session
-
     def _link(self, wait_s: float) -> None:
         """Have a session on a connection that stands, waiting so long at most.
 
@@ -276,8 +274,6 @@ class PolicyClient:
         if self._channel.lost():
             self._linked = False
             self._greeting = 0
-
-    # ---- requests and answers
 
     def _request(self, operation: str, **fields: Any) -> wire.Message:
         self._link(self._timeout_s)

@@ -20,7 +20,7 @@ from sacflow_robot.robot.conformance import FakeRobot
 def make(subject, options):
     if subject == "absent":
         raise OSError("no such port")
-    robot = FakeRobot(get_task("lift").arm)
+    robot = FakeRobot(get_task("lift").robot)
     robot.made_with = subject, dict(options), my_helper.VALUE
     return robot
 

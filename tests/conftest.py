@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -29,6 +31,11 @@ torch.set_num_threads(1)  # tests may share the cores with other work, which thr
 # A machine that is busy with other things fails no test.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**30:
+    # tmp_path in memory: logs are flushed to disk step by step, and tests would wait for the disk most of the time.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 HUMAN_DEMOS = Path(__file__).parents[2] / "shared" / "data" / "lift_human" / "demo.hdf5"
 TINY_FLOW = FlowConfig(width=32, depth=2, gate_width=16)

@@ -36,10 +36,9 @@ class Gantry:
         return self.observe()
 
     def observe(self) -> StepResult:
-        seen = {"axes": self.axes, "part": self.part, "vacuum": np.array([self.held])}
+        seen = {"axes": np.float32(self.axes), "part": np.float32(self.part), "vacuum": np.float32([self.held])}
         solved = not self.held and float(np.linalg.norm(self.part - BIN)) < 2 * REACH_M
-        over = self.steps >= MOST_STEPS and not solved
-        return StepResult({k: v.astype(np.float32) for k, v in seen.items()}, float(solved), solved, over)
+        return StepResult(seen, float(solved), solved, self.steps >= MOST_STEPS and not solved)
 
     def command(self, action: np.ndarray, valid_until_ns: int) -> None:
         if self.stopped:

@@ -120,7 +120,7 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
     having_states = sum(e.states is not None for e in demos.episodes)
     rows = {
         "format": figures["format"],
-        "arm": ", ".join(
+        "robot": ", ".join(
             each if each != UNKNOWN else f"{what} unknown"
             for what, each in (("robot", robot.robot), ("task", robot.task), ("controller", robot.controller))
         ),

@@ -60,7 +60,7 @@ class Info:
         lengths = [len(e) for e in episodes]
         robot = log.robot
         rows = {
-            "arm": f"{robot.robot}, {robot.task}, {robot.controller}",
+            "robot": f"{robot.robot}, {robot.task}, {robot.controller}",
             "rate": describe_rate(rate, robot.control_rate_hz),
             "episodes": f"{len(episodes)}, success {common.describe_success(solved, len(episodes))}"
             if episodes

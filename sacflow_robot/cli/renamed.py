@@ -15,6 +15,7 @@ _OPTIONS = {
     "randomise": "randomize",
     "reload-limit": "max-action-change",
     "spoil": "inject-bad-candidate",
+    "updates-per-step": "utd-ratio",
 }
 
 

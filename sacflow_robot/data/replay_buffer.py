@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.data.replay_columns import allocate, column_layout
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.spec import FloatArray, RobotSpec
@@ -82,8 +81,11 @@ class ReplayBuffer:
     def __init__(
         self, robot: RobotSpec, chunk_length: int, discount: float, capacity: int, folder: Path | None = None
     ) -> None:
-        self._robot, self._h, self._gamma, self._capacity = robot, chunk_length, discount, capacity
-        self._columns = _allocate(_layout(robot, chunk_length, capacity), folder)
+        self._robot = robot
+        self._h = chunk_length
+        self._gamma = discount
+        self._capacity = capacity
+        self._columns = allocate(column_layout(robot, chunk_length, capacity), folder)
         # The H actions from each row on as one opaque item: a gather copies each window in one piece.
         row_bytes = 4 * robot.action_dim
         window = np.dtype((np.void, chunk_length * row_bytes))
@@ -102,7 +104,7 @@ class ReplayBuffer:
     def size_bytes(robot: RobotSpec, chunk_length: int, capacity: int) -> int:
         """Memory, or disk, that a buffer of that capacity takes once it is full."""
         return sum(
-            math.prod(shape) * dtype.itemsize for shape, dtype in _layout(robot, chunk_length, capacity).values()
+            math.prod(shape) * dtype.itemsize for shape, dtype in column_layout(robot, chunk_length, capacity).values()
         )
 
     def __len__(self) -> int:
@@ -305,45 +307,3 @@ class ReplayBuffer:
     def _check_not_empty(self) -> None:
         if not len(self):
             raise DataError("the replay buffer is empty; give demonstrations or a log to train on")
-
-
-_Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
-
-
-def _layout(robot: RobotSpec, chunk_length: int, capacity: int) -> _Layout:
-    """Shape and type of each column."""
-    real = np.dtype(np.float32)
-    return {
-        "observation": ((capacity, robot.observation_dim), real),
-        "next_observation": ((capacity, robot.observation_dim), real),  # after the window, not after the step
-        "action": ((capacity + chunk_length - 1, robot.action_dim), real),  # the last row's window needs rows behind it
-        "reward": ((capacity,), real),
-        "discount": ((capacity,), real),
-        "length": ((capacity,), np.dtype(np.int32)),  # valid steps of the window that starts here
-        "critic_valid": ((capacity,), np.dtype(np.bool_)),
-        "solved": ((capacity,), np.dtype(np.bool_)),
-    }
-
-
-def _allocate(layout: _Layout, folder: Path | None) -> dict[str, npt.NDArray[Any]]:
-    if folder is None:
-        return {name: np.zeros(shape, dtype) for name, (shape, dtype) in layout.items()}
-    try:
-        return {name: _map(shape, dtype, folder) for name, (shape, dtype) in layout.items()}
-    except OSError as error:
-        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
-        raise DataError(
-            f"no room for the replay buffer's {size / 1e9:.3g} GB in {folder} ({error.strerror}); free some, or lower "
-            f"--replay-capacity"
-        ) from None
-
-
-def _map(shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> npt.NDArray[Any]:
-    """Zeros in a file without a name, its blocks taken from the disk now rather than in the middle of a run."""
-    size = math.prod(shape) * dtype.itemsize
-    with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-        return np.asarray(np.memmap(file, dtype, "r+", shape=shape))

@@ -84,43 +84,10 @@ def what_recorded(sources: Sequence[str]) -> Recorded:
 
 
 def recorded_robot(sources: Sequence[str], rate_hz: float | None = None) -> RobotSpec:
-    """The robot that sources are of, without its last actions among its observations.
+    """The robot that sources are of; see :func:`sacflow_robot.data.formats.sources.common_robot`."""
+    from sacflow_robot.data.formats.sources import common_robot
 
-    It is the one that a source was recorded with, else the one that their features describe; then its actions have the
-    bounds of all of them.
-
-    Args:
-        sources: Demonstrations and logs.
-        rate_hz: Control rate, where a source does not say it.
-
-    Raises:
-        UsageError: None says which it is, or at which rate.
-        DataError: One cannot be read.
-    """
-    from sacflow_robot.data.formats.inferred_spec import with_bounds_of
-    from sacflow_robot.data.formats.sources import demo_spec, recorded_robot
-    from sacflow_robot.utils.action_history import without_history
-
-    paths = [locate(source) for source in sources]
-    for path in paths:
-        robot, _ = recorded_robot(path)
-        if robot is not None:
-            return without_history(robot)
-    if not paths:
-        raise UsageError(
-            "nothing says which robot to learn for; without an environment, --demos or --replay names what it is recorded in"
-        )
-    first, *others = (demo_spec(path, rate_hz) for path in paths)
-    return with_bounds_of(first, others)
-
-
-def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions:
-    """The options for a source whose observations hold as many of the last actions as they do, whatever is wanted of them."""
-    from sacflow_robot.data.formats.sources import recorded_robot
-    from sacflow_robot.utils.action_history import history_of, robot_with_history
-
-    robot, _ = recorded_robot(path)
-    return replace(options, robot=robot_with_history(options.robot, 0 if robot is None else history_of(robot)))
+    return common_robot([locate(source) for source in sources], rate_hz)
 
 
 def options_for(

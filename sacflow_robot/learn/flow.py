@@ -1,6 +1,6 @@
 """The flow policy: rollout of K Euler steps, and its noise-augmented path density.
 
-Flow time runs from t = 0 (Gaussian noise) to t = 1 (action). The flow lives in the latent space of learn/policy.py.
+Flow time runs from t = 0 (Gaussian noise) to t = 1 (action). The flow lives in the latent space of learn/networks/policy.py.
 """
 
 from __future__ import annotations

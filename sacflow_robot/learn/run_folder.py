@@ -220,7 +220,7 @@ class RunFolder:
         if not isinstance(state, dict):
             raise DataError(f"{self.checkpoint} is no checkpoint of a run; put back the file that belongs there")
         self._check_made_by(state.get("made_by", {}), made_by(config))
-        return state
+        return {name: _with_new_names(part) for name, part in state.items()}
 
     def _check_made_by(self, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         if theirs.get("layout") != ours["layout"]:
@@ -279,3 +279,15 @@ def _make_numbered(base: Path) -> Path:
         except FileExistsError:
             continue
     raise AssertionError("unreachable")
+
+
+def _with_new_names(part: Any) -> Any:
+    """Spell a checkpoint's names as today: version 0.1 wrote ``optimiser`` and ``normalised``."""
+    if isinstance(part, str):
+        return part.replace('"normalised"', '"normalized"')
+    if not isinstance(part, dict):
+        return part
+    return {
+        name.replace("optimiser", "optimizer") if isinstance(name, str) else name: _with_new_names(value)
+        for name, value in part.items()
+    }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sacflow_robot.data.formats.demonstrations import DemoOptions
-from sacflow_robot.data.formats.sources import load_demos
+from sacflow_robot.data.formats.sources import load_demos, with_recorded_history
 from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.data.robomimic_download import parse_name
 from sacflow_robot.envs.registry import why_no_environment
@@ -73,7 +73,7 @@ def load_training_episodes(config: TrainConfig, robot: RobotSpec | None = None) 
         raise UsageError("nothing to learn from: --demos none needs at least one --replay LOG, or --from-scratch")
 
     def load(path: Path | str, options: DemoOptions) -> list[Episode]:
-        read = load_demos(path, demo_source.with_recorded_history(options, path))
+        read = load_demos(path, with_recorded_history(options, path))
         found = [with_action_history(e, config.action_history) for e in read.episodes]
         check_seeds(found, config, path)
         solved, steps = sum(e.success for e in found), sum(map(len, found))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from sacflow_robot import __version__
 from sacflow_robot.errors import WireError
-from sacflow_robot.serve.batching import takes_prefix
 from sacflow_robot.serve.session import Refusal, checked_seed
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class Operations:
             "server_version": __version__,
             "heartbeat_s": self._heartbeat_s,
             "max_rows": self._max_rows,
-            "takes_prefix": takes_prefix(policy),
+            "takes_prefix": policy.takes_prefix,
             "spec": self._describe(policy),
             "fingerprint": policy.fingerprint,
             "policy_version": policy.version,

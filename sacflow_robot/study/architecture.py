@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import onnxruntime
 import torch
 from torch import nn
 
+from sacflow_robot.envs.tasks import get_robot
 from sacflow_robot.export import metadata as policyfile
 from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.algorithms.sac_flow import SacFlow
@@ -31,11 +32,12 @@ from sacflow_robot.learn.networks.velocity import FlowG, FlowL
 from sacflow_robot.spec import RobotSpec
 from sacflow_robot.study.architecture_figure import BIAS, RATE, VELOCITIES, WIDTH, K, by, draw, factors
 from sacflow_robot.study.gradients import gradient_norms
+from sacflow_robot.study.options import ArchitectureOptions, Budget
 from sacflow_robot.study.report import Report, geometric_mean, listed
 from sacflow_robot.study.runs import RunAll
-from sacflow_robot.study.trial import Budget, run_trial, trial_config
+from sacflow_robot.study.trial import run_trial, trial_config
 
-WIDTHS, STEPS = (32, 128, 256), (1, 4, 16)
+_CHUNK_LENGTH = 5  # H at which an action's cost is measured
 GATE_BIASES = (-2.0, 0.0, 2.0, 5.0)
 """Of flow-g's gate at the start; 5 is published. A gate of sigmoid(bias) moves that share of the way in a step of K = 1."""
 
@@ -44,27 +46,6 @@ LIGHT_RATES = (0.07, 0.4, 1.5)
 
 HEADS = (1, 2, 4, 8)
 _CALLS, _TURNS = 50, 7  # of one action, and repeats of which the median counts
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Settings of the study.
-
-    Attributes:
-        seeds: Seeds of each case.
-        budget: What each run may cost.
-        robot: Robot at whose sizes an action's cost is measured.
-        chunk_length: H at which it is.
-        widths: Widths, at K = 4.
-        euler_steps: Numbers of steps K, at a width of 128.
-    """
-
-    seeds: Sequence[int]
-    budget: Budget
-    robot: RobotSpec
-    chunk_length: int = 5
-    widths: Sequence[int] = WIDTHS
-    euler_steps: Sequence[int] = STEPS
 
 
 @dataclass(frozen=True)
@@ -80,26 +61,26 @@ class _Case:
         return FlowConfig(width=self.width, depth=2, gate_width=gate, euler_steps=self.euler_steps)
 
 
-def _cases(setup: Setup) -> list[_Case]:
+def _cases(options: ArchitectureOptions) -> list[_Case]:
     """Each case once."""
-    cases = [_Case(cast(VelocityName, v), width=w) for v in VELOCITIES for w in setup.widths]
-    cases += [_Case(cast(VelocityName, v), euler_steps=k) for v in VELOCITIES for k in setup.euler_steps]
+    cases = [_Case(cast(VelocityName, v), width=w) for v in VELOCITIES for w in options.widths]
+    cases += [_Case(cast(VelocityName, v), euler_steps=k) for v in VELOCITIES for k in options.euler_steps]
     cases += [_Case("flow-g", gate=bias) for bias in GATE_BIASES if bias != BIAS]
     cases += [_Case("flow-l", gate=rate) for rate in LIGHT_RATES if rate != RATE]
     cases += [_Case(cast(VelocityName, v)) for v in VELOCITIES]  # what the others are held against
     return list(dict.fromkeys(cases))
 
 
-def study_architecture(setup: Setup, run_all: RunAll) -> Report:
+def study(options: ArchitectureOptions, run_all: RunAll) -> Report:
     """Train every case, then measure costs one after the other, with nothing else running."""
-    cases = _cases(setup)
-    runs = [(case, seed) for case in cases for seed in setup.seeds]
-    trained = run_all(partial(_train, setup.budget), runs)
+    cases = _cases(options)
+    runs = [(case, seed) for case in cases for seed in options.all_seeds]
+    trained = run_all(partial(_train, options.budget), runs)
     costs: dict[_Case, tuple[float, float]] = {}
     for case in cases:
         plain = replace(case, gate=None)  # costs what it costs whatever its gate starts at
         if plain not in costs:
-            costs[plain] = action_cost(plain.velocity, plain.flow, setup.robot, setup.chunk_length)
+            costs[plain] = action_cost(plain.velocity, plain.flow, get_robot(options.task), _CHUNK_LENGTH)
     rows = []
     for (case, seed), figures in zip(runs, trained, strict=True):
         torch_us, onnx_us = costs[replace(case, gate=None)]
@@ -112,7 +93,7 @@ def study_architecture(setup: Setup, run_all: RunAll) -> Report:
         }
         for h in HEADS
     ]
-    return Report("architecture", rows, draw(rows), _read(rows, setup))
+    return Report("architecture", rows, draw(rows), _read(rows, options))
 
 
 def _row(case: _Case, seed: int, figures: dict[str, float], torch_us: float, onnx_us: float) -> dict[str, Any]:
@@ -207,7 +188,7 @@ def _microseconds(call: Callable[[], object]) -> float:
     return statistics.median(turns)
 
 
-def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
+def _read(rows: list[dict[str, Any]], options: ArchitectureOptions) -> str:
     parts = []
     for column, label, velocities, held in factors():
         told = []
@@ -226,7 +207,7 @@ def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
     costs = listed([f"{base[v]['torch_us']:.0f} / {base[v]['onnx_us']:.0f} us ({v})" for v in VELOCITIES])
     heads = max(row["heads_difference"] for row in rows if not np.isnan(row["heads_difference"]))
     return (
-        f"Offline to online on the task of two ways, {len(setup.seeds)} seeds a case: {'; '.join(parts)}. At width {WIDTH} and "
-        f"K = {K}, a chunk for {setup.robot.task} costs, in torch / ONNX Runtime, {costs}. The number of heads is no "
+        f"Offline to online on the task of two ways, {len(options.all_seeds)} seeds a case: {'; '.join(parts)}. At width {WIDTH} and "
+        f"K = {K}, a chunk for {options.task} costs, in torch / ONNX Runtime, {costs}. The number of heads is no "
         f"choice: with one key attention is a linear map, within {heads:.1g} for any number."
     )

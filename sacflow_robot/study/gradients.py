@@ -12,7 +12,6 @@ Gradient clipping does not enter the numbers themselves; it changes which networ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,16 +22,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor, nn
 
+from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.learn.algorithms.registry import make_agent
 from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.critic import aggregate
 from sacflow_robot.learn.presets import preset
+from sacflow_robot.study.options import GradientsOptions
 from sacflow_robot.study.report import Report, geometric_mean, listed
-from sacflow_robot.study.runs import RunAll, train
+from sacflow_robot.study.runs import LocalVectorEnv, RunAll, train
 from sacflow_robot.utils.plot_style import COLORS, MARKERS, new_figure, tidy
 
 # name: velocity, largest norm of the policy's gradient, weight norm
@@ -48,46 +48,22 @@ _ROWS, _DRAWS = 256, 4  # rows of a batch that gradients are averaged over, and 
 _RANDOM_STEPS = 1000  # before the first update; an episode of HalfCheetah
 
 
-@dataclass(frozen=True)
-class Setup:
-    """Settings of the study.
-
-    Attributes:
-        variants: Names in :data:`VARIANTS`.
-        euler_steps: Numbers of steps K.
-        updates: Updates of SAC from scratch, one for each environment step, after which it is measured again.
-        seeds: Seeds of each case.
-        env: Gymnasium id that ``make_vector_env`` makes.
-        make_vector_env: Makes that many robots.
-        full: Take the published network sizes and batch.
-        device: Where to compute.
-    """
-
-    variants: Sequence[str]
-    euler_steps: Sequence[int]
-    updates: int
-    seeds: Sequence[int]
-    env: str
-    make_vector_env: Callable[[int], VectorEnv]
-    full: bool = False
-    device: str = "cpu"
-
-
-def study_gradients(setup: Setup, run_all: RunAll) -> Report:
-    """Measure at initialization and after ``setup.updates`` updates.
+def study(options: GradientsOptions, run_all: RunAll) -> Report:
+    """Measure at initialization and after updates of SAC from scratch.
 
     Raises:
         UnknownNameError: A variant has no such name.
     """
-    for name in setup.variants:
+    for name in options.variants:
         if name not in VARIANTS:
             raise UnknownNameError("variant", name, VARIANTS)
-    cases = [_Case(v, k, s) for k in setup.euler_steps for v in setup.variants for s in setup.seeds]
+    options = replace(options, variants=options.variants or tuple(VARIANTS))
+    cases = [_Case(v, k, s) for k in options.euler_steps for v in options.variants for s in options.all_seeds]
     cases.sort(key=lambda case: -case.euler_steps)  # the slowest first, so that none is left alone at the end
-    rows = [row for part in run_all(partial(_measure, setup), cases) for row in part]
-    order = {name: i for i, name in enumerate(setup.variants)}
+    rows = [row for part in run_all(partial(_measure, options), cases) for row in part]
+    order = {name: i for i, name in enumerate(options.variants)}
     rows.sort(key=lambda r: (r["updates"], r["euler_steps"], order[r["variant"]], r["seed"], r["k"]))
-    return Report("gradients", rows, _draw(rows, setup), _read(rows, setup))
+    return Report("gradients", rows, _draw(rows, options), _read(rows, options))
 
 
 def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
@@ -132,34 +108,34 @@ class _Case:
     seed: int
 
 
-def _config(setup: Setup, case: _Case) -> TrainConfig:
+def _config(options: GradientsOptions, case: _Case) -> TrainConfig:
     velocity, clip, weight_norm = VARIANTS[case.variant]
-    base = preset(setup.env, velocity, from_scratch=True, full=setup.full)
+    base = preset(options.env, velocity, from_scratch=True, full=options.full)
     learner = replace(base.learner, max_grad_norm=clip, policy_delay=1, warmup_steps=_RANDOM_STEPS)
-    if not setup.full:
+    if not options.full:
         learner = replace(learner, batch_size=64, critic_width=128)
     return replace(
         base,
         seed=case.seed,
-        device=setup.device,
+        device=options.device,
         compile="off",
         precision="float32",
-        online_steps=_RANDOM_STEPS + setup.updates,
+        online_steps=_RANDOM_STEPS + options.update_count,
         eval_episodes=0,
         flow=replace(base.flow, euler_steps=case.euler_steps, weight_norm=weight_norm, drift=False),
         learner=learner,
     )
 
 
-def _measure(setup: Setup, case: _Case) -> list[dict[str, Any]]:
-    config = _config(setup, case)
-    envs = setup.make_vector_env(1)
+def _measure(options: GradientsOptions, case: _Case) -> list[dict[str, Any]]:
+    config = _config(options, case)
+    envs = LocalVectorEnv([GymnasiumEnv(options.env)])
     trainer, finished = train(config, envs)
     observations = torch.from_numpy(trainer.buffer.observations())
     device = trainer.agent.device
     fresh = make_agent(envs.spec, config, device)
     fresh.fit_normalizer(observations[:_RANDOM_STEPS].numpy())
-    agents = [(0, fresh), (setup.updates, trainer.agent)] if finished else [(0, fresh)]
+    agents = [(0, fresh), (options.update_count, trainer.agent)] if finished else [(0, fresh)]
     rows: list[dict[str, Any]] = []
     for updates, agent in agents:
         generator = torch.Generator().manual_seed(case.seed)
@@ -189,14 +165,14 @@ def _amplification(rows: list[dict[str, Any]], **where: Any) -> list[float]:
     return [r["of_last"] for r in rows if r["k"] == 0 and all(r[key] == value for key, value in where.items())]
 
 
-def _draw(rows: list[dict[str, Any]], setup: Setup) -> Figure:
+def _draw(rows: list[dict[str, Any]], options: GradientsOptions) -> Figure:
     stages = sorted({row["updates"] for row in rows})
-    figure = new_figure(2.9 * len(setup.euler_steps) + 0.6, 2.7 * len(stages) + 0.5)
-    grid = figure.subplots(len(stages), len(setup.euler_steps), squeeze=False, sharey=True)
+    figure = new_figure(2.9 * len(options.euler_steps) + 0.6, 2.7 * len(stages) + 0.5)
+    grid = figure.subplots(len(stages), len(options.euler_steps), squeeze=False, sharey=True)
     for i, updates in enumerate(stages):
-        for j, steps in enumerate(setup.euler_steps):
+        for j, steps in enumerate(options.euler_steps):
             axes = grid[i][j]
-            for n, variant in enumerate(setup.variants):
+            for n, variant in enumerate(options.variants):
                 of_last = _by_step(rows, updates, steps, variant)
                 if not len(of_last):
                     continue
@@ -227,11 +203,11 @@ def _by_step(rows: list[dict[str, Any]], updates: int, steps: int, variant: str)
     return np.array([[r["of_last"] for r in chosen if r["seed"] == seed] for seed in seeds])
 
 
-def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
-    most, last = max(setup.euler_steps), max(row["updates"] for row in rows)
+def _read(rows: list[dict[str, Any]], options: GradientsOptions) -> str:
+    most, last = max(options.euler_steps), max(row["updates"] for row in rows)
     spread: dict[str, float] = {}
     parts = []
-    for variant in setup.variants:
+    for variant in options.variants:
         ratios = _amplification(rows, updates=last, euler_steps=most, variant=variant)
         if not ratios:
             parts.append(f"no number for {variant}, which diverged")
@@ -240,14 +216,14 @@ def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
         spread[variant] = float(curve.max() / curve.min())
         parts.append(f"{geometric_mean(ratios):.2g} for {variant}")
     runs = {(r["variant"], r["euler_steps"], r["seed"]) for r in rows if r["updates"] == last}
-    cases = len(setup.variants) * len(setup.euler_steps) * len(setup.seeds)
+    cases = len(options.variants) * len(options.euler_steps) * len(options.all_seeds)
     lost = cases - len(runs)
     flattest = min(spread, key=lambda name: spread[name])
     order = sorted(spread, key=lambda name: spread[name])
     text = (
-        f"On {setup.env}, after {last:,} updates of SAC from scratch at K = {most}, with sigma learned and the drift not "
+        f"On {options.env}, after {last:,} updates of SAC from scratch at K = {most}, with sigma learned and the drift not "
         f"corrected, the gradient of the value term that arrives at the noise "
-        f"is, in terms of that at the action, {listed(parts)} (geometric mean over {len(setup.seeds)} seeds). From the "
+        f"is, in terms of that at the action, {listed(parts)} (geometric mean over {len(options.all_seeds)} seeds). From the "
         f"smallest to the largest of the {most + 1} norms it is a factor of "
         f"{listed([f'{spread[name]:.3g} ({name})' for name in order])}: {flattest} is the flattest."
     )

@@ -7,8 +7,7 @@ noise's or the code's, and none the network's. Everything is in the latent space
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from sacflow_robot.learn.density import exact_log_density
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.policy import squash_log_det
 from sacflow_robot.study.likelihood_figure import EXACT, FROM_TARGET, MASS, OF_PATHS, OFF, PATH, SHOWN, draw, pick
+from sacflow_robot.study.options import LikelihoodOptions
 from sacflow_robot.study.paths import follow, path_log_density
 from sacflow_robot.study.report import Report
 from sacflow_robot.study.runs import RunAll
@@ -36,43 +36,28 @@ from sacflow_robot.study.targets import (
 DIM = 2
 _TARGETS = (GAUSSIAN, MIXTURE)
 _OTHER = Mixture("other Gaussian", (1.0,), (0.2,), (0.45,))  # whose paths are told from GAUSSIAN's
+_EULER_STEPS = (4, 16, 64)
+_NOISE_SCALES = (0.05, 0.1, 0.2, 0.34, 0.5, 0.7, 1.0)
 _WIDER = 1.2  # the proposal's noise beside the rollout's, for importance sampling
 _STDS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 
 
-@dataclass(frozen=True)
-class Setup:
-    """Settings of the study.
-
-    Attributes:
-        euler_steps: Numbers of steps K.
-        noise_scales: sigma of the noise-augmented rollout.
-        samples: Samples of each Monte Carlo estimate of a marginal; expectations of densities take a fifth.
-        seed: Seed of all samples.
-    """
-
-    euler_steps: Sequence[int] = (4, 16, 64)
-    noise_scales: Sequence[float] = (0.05, 0.1, 0.2, 0.34, 0.5, 0.7, 1.0)
-    samples: int = 100_000
-    seed: int = 0
-
-
-def study_likelihood(setup: Setup, run_all: RunAll) -> Report:
+def study(options: LikelihoodOptions, run_all: RunAll) -> Report:
     """Check normalization, marginals, divergences and entropies."""
-    rows = [row for part in run_all(_rows, _parts(setup)) for row in part]
+    rows = [row for part in run_all(_rows, _parts(options)) for row in part]
     steps, sigma = SHOWN
     shown = {
-        "no noise": _ends(MIXTURE, steps, sigma, drift=False, setup=setup, noiseless=True),
-        "noise, drift corrected": _ends(MIXTURE, steps, sigma, drift=True, setup=setup),
-        "noise, not corrected": _ends(MIXTURE, steps, sigma, drift=False, setup=setup),
+        "no noise": _ends(MIXTURE, steps, sigma, drift=False, options=options, noiseless=True),
+        "noise, drift corrected": _ends(MIXTURE, steps, sigma, drift=True, options=options),
+        "noise, not corrected": _ends(MIXTURE, steps, sigma, drift=False, options=options),
     }
     figure = draw(rows, {label: ends.numpy() for label, ends in shown.items()})
-    return Report("likelihood", rows, figure, _read(rows, setup))
+    return Report("likelihood", rows, figure, _read(rows))
 
 
-def _parts(setup: Setup) -> list[Callable[[], list[dict[str, Any]]]]:
-    marginals = [partial(_marginals, setup, target, steps) for target in _TARGETS for steps in setup.euler_steps]
-    return [partial(_normalization, setup), *marginals, partial(_divergences, setup), partial(_entropies, setup)]
+def _parts(options: LikelihoodOptions) -> list[Callable[[], list[dict[str, Any]]]]:
+    marginals = [partial(_marginals, options, target, steps) for target in _TARGETS for steps in _EULER_STEPS]
+    return [partial(_normalization, options), *marginals, partial(_divergences, options), partial(_entropies, options)]
 
 
 def _rows(part: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -114,59 +99,61 @@ def wasserstein(samples: Tensor, target: Mixture) -> float:
     return float(np.abs(ordered - target.quantiles(shares)).mean())
 
 
-def _normalization(setup: Setup) -> list[dict[str, Any]]:
+def _normalization(options: LikelihoodOptions) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for target in _TARGETS:
-        for steps in (1, *[k for k in setup.euler_steps if k <= 16]):
-            for sigma in (min(setup.noise_scales), max(setup.noise_scales)):
+        for steps in (1, *[k for k in _EULER_STEPS if k <= 16]):
+            for sigma in (min(_NOISE_SCALES), max(_NOISE_SCALES)):
                 policy = exact_policy(target, DIM, steps, sigma)
-                mass, error = total_mass(policy, setup.samples // 5, setup.seed + len(rows))
+                mass, error = total_mass(policy, options.sample_count // 5, options.seed + len(rows))
                 rows.append(_row(MASS, target.name, steps, sigma, True, mass, standard_error=error, expected=1.0))
     return rows
 
 
-def _marginals(setup: Setup, target: Mixture, steps: int) -> list[dict[str, Any]]:
+def _marginals(options: LikelihoodOptions, target: Mixture, steps: int) -> list[dict[str, Any]]:
     rows = []
-    if steps == setup.euler_steps[0]:  # once a target
-        rng = np.random.default_rng(setup.seed)
-        own = torch.from_numpy(target.quantiles(rng.uniform(size=DIM * setup.samples)))
+    if steps == _EULER_STEPS[0]:  # once a target
+        rng = np.random.default_rng(options.seed)
+        own = torch.from_numpy(target.quantiles(rng.uniform(size=DIM * options.sample_count)))
         rows.append(_row(OFF, target.name, 0, 0.0, "samples of the target", wasserstein(own, target)))
-    ends = _ends(target, steps, 1.0, drift=False, setup=setup, noiseless=True)
+    ends = _ends(target, steps, 1.0, drift=False, options=options, noiseless=True)
     rows.append(_row(OFF, target.name, steps, 0.0, "no noise", wasserstein(ends, target)))
-    for sigma in setup.noise_scales:
+    for sigma in _NOISE_SCALES:
         for drift in (True, False):
-            ends = _ends(target, steps, sigma, drift=drift, setup=setup)
+            ends = _ends(target, steps, sigma, drift=drift, options=options)
             rows.append(_row(OFF, target.name, steps, sigma, drift, wasserstein(ends, target)))
     return rows
 
 
-def _ends(target: Mixture, steps: int, sigma: float, *, drift: bool, setup: Setup, noiseless: bool = False) -> Tensor:
+def _ends(
+    target: Mixture, steps: int, sigma: float, *, drift: bool, options: LikelihoodOptions, noiseless: bool = False
+) -> Tensor:
     """Latents (N * D,) at the end of rollouts."""
     policy = exact_policy(target, DIM, steps, sigma, drift=drift)
-    noise = _noise(policy, setup.samples, setup.seed)
+    noise = _noise(policy, options.sample_count, options.seed)
     if noiseless:
         noise[1:] = 0
-    return policy.rollout(noise.new_zeros(setup.samples, 1), noise).latent.flatten()
+    return policy.rollout(noise.new_zeros(options.sample_count, 1), noise).latent.flatten()
 
 
-def _divergences(setup: Setup) -> list[dict[str, Any]]:
+def _divergences(options: LikelihoodOptions) -> list[dict[str, Any]]:
     """KL, in nats a dimension: of the exact density from its target, and of the paths of two Gaussian flows."""
     rows = []
-    count = setup.samples // 5
+    count = options.sample_count // 5
     for target in _TARGETS:
-        for steps in setup.euler_steps:
+        for steps in _EULER_STEPS:
             policy = exact_policy(target, DIM, steps, 1.0)
-            start = _noise(policy, count, setup.seed)[0]
+            start = _noise(policy, count, options.seed)[0]
             latent, log_prob = exact_log_density(policy, start.new_zeros(count, 1), start)
             gain = log_prob + squash_log_det(latent) - target.log_density(latent).sum(-1)
             value, error = _mean(gain / DIM)
             expected = divergence_of_steps(target, steps)
             more = {"standard_error": error, "expected": expected}
             rows.append(_row(FROM_TARGET, target.name, steps, 0.0, "no noise", value, **more))
-    for steps in setup.euler_steps:
-        for sigma in setup.noise_scales:
+    for steps in _EULER_STEPS:
+        for sigma in _NOISE_SCALES:
             policy, other = (exact_policy(t, DIM, steps, sigma) for t in (GAUSSIAN, _OTHER))
-            path, rollout = follow(policy, _noise(policy, count, setup.seed))
+            path, rollout = follow(policy, _noise(policy, count, options.seed))
             own = rollout.log_prob
             theirs = path_log_density(other, path)
             value, error = _mean((own - theirs) / DIM)
@@ -196,18 +183,18 @@ def divergence_of_steps(target: Mixture, steps: int) -> float:
     return float(total)
 
 
-def _entropies(setup: Setup) -> list[dict[str, Any]]:
+def _entropies(options: LikelihoodOptions) -> list[dict[str, Any]]:
     """Entropy in nats a dimension of flows to Gaussians of several widths: exact, and that of the noisy path.
 
     The path's is measured from that of the noise alone (``path_entropy``), as the learner does.
     """
     rows = []
-    count = setup.samples // 5
+    count = options.sample_count // 5
     for std in _STDS:
         target = Mixture("Gaussian", (1.0,), (0.0,), (std,))
-        for steps in setup.euler_steps:
+        for steps in _EULER_STEPS:
             policy = exact_policy(target, DIM, steps, 0.1)
-            noise = _noise(policy, count, setup.seed)
+            noise = _noise(policy, count, options.seed)
             latent, log_prob = exact_log_density(policy, noise.new_zeros(count, 1), noise[0])
             value, error = _mean(-(log_prob + squash_log_det(latent)) / DIM)
             expected = 0.5 * math.log(2 * math.pi * math.e) + math.log(gaussian_steps(target, steps, 0.0).stds[-1])
@@ -226,11 +213,11 @@ def _mean(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
 
 
-def _read(rows: list[dict[str, Any]], setup: Setup) -> str:
+def _read(rows: list[dict[str, Any]]) -> str:
     masses = pick(rows, MASS)
     off = max(abs(r["value"] - 1) / r["standard_error"] for r in masses)
     worst = max(abs(r["value"] - 1) for r in masses)
-    few, most, sigma = min(setup.euler_steps), max(setup.euler_steps), max(setup.noise_scales)
+    few, most, sigma = min(_EULER_STEPS), max(_EULER_STEPS), max(_NOISE_SCALES)
 
     def distance(steps: int, scale: float, drift: str) -> float:
         where = {"target": MIXTURE.name, "euler_steps": steps, "noise_scale": scale, "drift": drift}

@@ -14,9 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
 from sacflow_robot.study import two_ways
+from sacflow_robot.study.options import Budget, TrialOptions
 from sacflow_robot.study.report import Report, listed
 from sacflow_robot.study.runs import RunAll
-from sacflow_robot.study.trial import Budget, Path, run_trial, trial_config
+from sacflow_robot.study.trial import Path, run_trial, trial_config
 from sacflow_robot.utils.plot_style import (
     BLACK,
     BLUE,
@@ -46,19 +47,6 @@ _MOST_PATHS = 60
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Settings of the study.
-
-    Attributes:
-        seeds: Seeds of each case.
-        budget: What each run may cost.
-    """
-
-    seeds: Sequence[int]
-    budget: Budget
-
-
-@dataclass(frozen=True)
 class _Case:
     regularizer: str  # or "cloning": the offline phase alone
     schedule: str
@@ -74,16 +62,16 @@ class _Result:
     agent: dict[str, Any] | None
 
 
-def study_regularization(setup: Setup, run_all: RunAll) -> Report:
+def study(options: TrialOptions, run_all: RunAll) -> Report:
     """Clone once for each seed, and go on from that clone with every pair of regularizer and schedule."""
-    measure = partial(_measure, setup.budget)
-    clones = run_all(measure, [_Case("cloning", "-", seed) for seed in setup.seeds])
-    start = dict(zip(setup.seeds, clones, strict=True))
+    measure = partial(_measure, options.budget)
+    clones = run_all(measure, [_Case("cloning", "-", seed) for seed in options.all_seeds])
+    start = dict(zip(options.all_seeds, clones, strict=True))
     pairs = [(regularizer, schedule) for regularizer in BC_LOSSES for schedule in SCHEDULES]
-    cases = [_Case(*pair, seed, start[seed].agent) for pair in pairs for seed in setup.seeds]
+    cases = [_Case(*pair, seed, start[seed].agent) for pair in pairs for seed in options.all_seeds]
     results = [*clones, *run_all(measure, cases)]
     rows = [result.row for result in results]
-    return Report("regularization", rows, _draw(results, setup), _read(rows))
+    return Report("regularization", rows, _draw(results, options), _read(rows))
 
 
 def _measure(budget: Budget, case: _Case) -> _Result:
@@ -115,13 +103,13 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def _draw(results: Sequence[_Result], setup: Setup) -> Figure:
+def _draw(results: Sequence[_Result], options: TrialOptions) -> Figure:
     figure = new_figure(13.2, 8.2)
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.75, 1], wspace=0.02)
     left, right = parts
     grid: Any = left.subplots(len(BC_LOSSES), len(SCHEDULES), sharex=True, sharey=True)
-    demos = two_ways.demonstrate(range(TRAINING_SEED, TRAINING_SEED + min(setup.budget.demos, _MOST_PATHS)))
-    shown = {(r.row["bc_loss"], r.row["schedule"]): r for r in results if r.row["seed"] == setup.seeds[0]}
+    demos = two_ways.demonstrate(range(TRAINING_SEED, TRAINING_SEED + min(options.budget.demos, _MOST_PATHS)))
+    shown = {(r.row["bc_loss"], r.row["schedule"]): r for r in results if r.row["seed"] == options.all_seeds[0]}
     for i, regularizer in enumerate(BC_LOSSES):
         for j, schedule in enumerate(SCHEDULES):
             axes = grid[i][j]

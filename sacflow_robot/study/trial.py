@@ -14,32 +14,12 @@ from sacflow_robot.learn.algorithms.agent import Agent
 from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig
 from sacflow_robot.study import two_ways
+from sacflow_robot.study.options import Budget
 from sacflow_robot.study.runs import LocalVectorEnv, train
 from sacflow_robot.utils.seeding import EVAL_SEED, TRAINING_SEED
 
 _ENVS, _NEIGHBORS = 8, 10
 Path = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Size of a run.
-
-    Attributes:
-        demos: Demonstrations, the same for all runs.
-        offline_steps: Updates of cloning.
-        online_steps: Environment steps online.
-        episodes: Episodes that each policy is judged by at the end, from starts held out.
-        full: Take the published network sizes, batch and updates per step.
-        device: Where to compute.
-    """
-
-    demos: int = 200
-    offline_steps: int = 2000
-    online_steps: int = 6000
-    episodes: int = 100
-    full: bool = False
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)

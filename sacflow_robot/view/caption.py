@@ -34,7 +34,9 @@ class Caption:
     """
 
     def __init__(self, robot: RobotSpec, episode: Episode, title: str) -> None:
-        self._robot, self._episode, self._title = robot, episode, title
+        self._robot = robot
+        self._episode = episode
+        self._title = title
         self._font = ImageFont.load_default(_TEXT)
 
     def draw(self, image: npt.NDArray[np.uint8], step: int) -> npt.NDArray[np.uint8]:

@@ -98,7 +98,10 @@ class _Exporter:
     """Sends the columns of one episode."""
 
     def __init__(self, stream: rr.RecordingStream, robot: RobotSpec, episode: Episode, scene: SceneColumns) -> None:
-        self._stream, self._robot, self._episode, self._scene = stream, robot, episode, scene
+        self._stream = stream
+        self._robot = robot
+        self._episode = episode
+        self._scene = scene
         seconds = (episode.time_ns - episode.time_ns[0]) / 1e9
         self._times = [
             rr.TimeColumn("step", sequence=np.arange(len(episode) + 1)),

@@ -32,7 +32,8 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, rate_hz: float, size: tuple[int, int]) -> None:
-        self._path, self._partial = path, path.with_name(f".{path.stem}.partial.mp4")
+        self._path = path
+        self._partial = path.with_name(f".{path.stem}.partial.mp4")
         with self._failures():
             self._partial.touch()  # a folder that takes no file is found out now, and not with the first frame
             # The index goes to the front, so that a browser plays before it has the whole file.

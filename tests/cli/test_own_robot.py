@@ -32,7 +32,8 @@ Capture = pytest.CaptureFixture[str]
 ENVIRONMENT = '''
 """A cart on a rail, to be brought to its mark."""
 import numpy as np
-from sacflow_robot.spec import RobotSpec, ArraySpec, StepResult
+from sacflow_robot.episode import StepResult
+from sacflow_robot.spec import ArraySpec, RobotSpec
 
 class Cart:
     robot = RobotSpec("Cart", "to the mark", "velocity", 10.0, (ArraySpec("away", (1,), "m"),), ("v",), ("0.5 m/s",), (-1.0,), (1.0,))
@@ -117,7 +118,7 @@ def test_options_that_need_an_environment_are_refused_by_name(cart: Path, tmp_pa
         said = refused(capsys, 2, *train, f"--{option}", value)
         assert f"--{option} is {value}; it must be 0 without an environment, which --env would name" in said
     for option, value in (
-        *(("envs", 2), ("env-engine", "stock"), ("eval-every", 5), ("demo-quality", "poor"), ("demo-episodes", 3)),
+        *(("num-envs", 2), ("env-engine", "stock"), ("eval-every", 5), ("demo-quality", "poor"), ("demo-episodes", 3)),
         *(("randomize", "wide"), ("safety", "x.yaml"), ("profile", "x.yaml")),
     ):
         assert f"--{option} does nothing without an environment" in refused(capsys, 2, *train, f"--{option}", value)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from sacflow_robot.serve.policy import OnnxPolicy
 
 from sacflow_robot.calibrate.profile import load_profile
 from sacflow_robot.cli import main
-from sacflow_robot.data.log import EpisodeLog
+from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.episode import Episode, Source
+from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.server import PolicyServer
 
@@ -51,9 +51,9 @@ def columns(episode: Episode) -> dict[str, npt.NDArray[Any] | None]:
     """Every column of an episode, under the names of expected.json."""
     return {
         **{f"observation.{key}": rows for key, rows in episode.observations.items()},
-        "action": episode.commanded,
-        "policy_action": episode.proposed,
-        "intervention_action": episode.human,
+        "action": episode.action,
+        "policy_action": episode.policy_action,
+        "intervention_action": episode.intervention_action,
         "measured": episode.measured,
         "source": episode.source,
         "flags": episode.flags,
@@ -143,7 +143,7 @@ def test_a_profile_limits_the_robot(old: Path) -> None:
     assert profile.version == expected["version"]
     measured = {name: [list(each.value), list(each.uncertainty)] for name, each in profile.measured.items()}
     assert measured == expected["measured"]
-    limits = profile.safety_limits(EpisodeLog.open(old / "episodes.zarr").arm)
+    limits = profile.safety_limits(EpisodeLog.open(old / "episodes.zarr").robot)
     assert limits.speed_m_per_s == pytest.approx(expected["speed_m_per_s"])
     assert limits.workspace is not None
     assert [list(limits.workspace.low), list(limits.workspace.high)] == expected["workspace"]
@@ -157,7 +157,7 @@ def test_a_robot_appends_to_an_old_log(old: Path, capsys: Capture) -> None:
         ran = called(capsys, "run", "--server", server.start().address, "--episodes", 1, "--seed", 30_002, *log)
     assert ran["episodes"] == ran["successes"] == 1
     before, after = (EpisodeLog.open(old / "episodes.zarr").read(index) for index in (2, 3))
-    assert np.array_equal(before.commanded, after.commanded), "the same policy, seed and limits"
+    assert np.array_equal(before.action, after.action), "the same policy, seed and limits"
 
 
 def test_a_recording_is_measured_again(old: Path, capsys: Capture) -> None:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,15 @@ import pytest
 import torch
 
 from sacflow_robot.cli import main
-from sacflow_robot.cli.study import _gymnasium_robots
+from sacflow_robot.envs.tasks import get_robot
 from sacflow_robot.learn.algorithms.registry import make_agent
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.networks.policy import Rollout
 from sacflow_robot.study import architecture, gradients, likelihood, two_ways
+from sacflow_robot.study.options import Budget, GradientsOptions
 from sacflow_robot.study.report import geometric_mean, listed
 from sacflow_robot.study.targets import GAUSSIAN, MIXTURE, exact_policy, gaussian_divergence, gaussian_steps
-from sacflow_robot.study.trial import Budget, action_distance, rarer_way, trial_config
+from sacflow_robot.study.trial import action_distance, rarer_way, trial_config
 
 TINY = ["--seeds", "1", "--offline-steps", "3", "--online-steps", "60", "--episodes", "4", "--workers", "1"]
 
@@ -68,9 +68,9 @@ def test_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_gradient_norms_are_autograds(tmp_path: Path) -> None:
-    setup = gradients.Setup(("mlp",), (3,), 1, (0,), "Hopper-v5", partial(_gymnasium_robots, "Hopper-v5"))
-    config = gradients._config(setup, gradients._Case("mlp", 3, 0))
-    agent: Any = make_agent(setup.make_vector_env(1).spec, config, torch.device("cpu"))
+    options = GradientsOptions(updates=1, env="Hopper-v5")
+    config = gradients._config(options, gradients._Case("mlp", 3, 0))
+    agent: Any = make_agent(get_robot("Hopper-v5"), config, torch.device("cpu"))
     observation = torch.randn(1, 11, generator=torch.Generator().manual_seed(0))
     norms, total = gradients.gradient_norms(agent, observation, torch.Generator().manual_seed(1))
     assert norms.shape == (4,) and total > 0

@@ -102,7 +102,7 @@ def test_the_simulator_starts_where_the_package_and_home_cannot_be_written(tmp_p
     """Numba has no folder of its own then, and importing robosuite failed."""
     package = tmp_path / "package" / "sacflow_robot"
     shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
-    for folder in (package / "envs", package / "envs" / "compiled"):
+    for folder in (package / "envs", package / "envs" / "fast"):
         (folder / "__pycache__").touch()  # a file, where root would be let through by a folder's mode
     temporary = tmp_path / "tmp"
     temporary.mkdir()

@@ -15,6 +15,7 @@ from sacflow_robot.data.formats.agreement import check_robot
 from sacflow_robot.data.formats.checks import check_log_times
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, Losses, end_at_success
 from sacflow_robot.data.formats.gripper import gripper_disagreement
+from sacflow_robot.data.formats.inferred_spec import with_bounds_of
 from sacflow_robot.data.log import remote
 from sacflow_robot.data.log.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.data.log.reader import EpisodeLog
@@ -22,6 +23,7 @@ from sacflow_robot.data.log.store import WRITING
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError
 from sacflow_robot.spec import RobotSpec
+from sacflow_robot.utils.action_history import history_of, robot_with_history, without_history
 
 # Kind: the suffixes that name it
 KINDS = {"zarr": (".zarr",), "hdf5": (".hdf5", ".h5"), "lerobot": (".lerobot",)}
@@ -141,6 +143,37 @@ def demo_spec(path: Path | str, rate_hz: float | None = None) -> RobotSpec:
     """
     recorded, _ = recorded_robot(path)
     return recorded or _format(kind_of(path)).infer_robot(Path(path), rate_hz)
+
+
+def common_robot(paths: Sequence[Path | str], rate_hz: float | None = None) -> RobotSpec:
+    """The robot that several sources are of, without its last actions among its observations.
+
+    It is the one that a source was recorded with, else the one that their features describe; then its actions have the
+    bounds of all of them.
+
+    Args:
+        paths: Demonstrations and logs.
+        rate_hz: Control rate, where a source does not say it.
+
+    Raises:
+        UsageError: None says which it is, or at which rate.
+        DataError: One cannot be read.
+    """
+    if not paths:
+        raise UsageError(
+            "nothing says which robot to learn for; without an environment, --demos or --replay names what it is recorded in"
+        )
+    recorded = next((robot for path in paths if (robot := recorded_robot(path)[0]) is not None), None)
+    if recorded is not None:
+        return without_history(recorded)
+    first, *others = (demo_spec(path, rate_hz) for path in paths)
+    return with_bounds_of(first, others)
+
+
+def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions:
+    """The options for a source whose observations hold as many of the last actions as were recorded."""
+    robot, _ = recorded_robot(path)
+    return replace(options, robot=robot_with_history(options.robot, 0 if robot is None else history_of(robot)))
 
 
 def can_infer(path: Path | str) -> bool:

@@ -59,7 +59,8 @@ class EpisodeLog:
     def __init__(
         self, path: Path | str, root: zarr.Group, ends: Callable[[EpisodeLog], list[int]] | None = None
     ) -> None:
-        self.path, self._root = path, root
+        self.path = path
+        self._root = root
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._written = False  # whether it was being written to when it was opened
         try:
@@ -161,7 +162,8 @@ class EpisodeLog:
             time.sleep(_LOOK_AGAIN_S)
             self._written = (Path(self.path) / WRITING).exists()
             with contextlib.suppress(*_DAMAGE):
-                self._root, self._arrays = zarr.open_group(self.path, mode="r", zarr_format=2), {}
+                self._root = zarr.open_group(self.path, mode="r", zarr_format=2)
+                self._arrays = {}
         raise AssertionError
 
     def _read_now(self, first: int, stop: int) -> list[Episode]:

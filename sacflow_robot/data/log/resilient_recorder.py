@@ -126,7 +126,8 @@ class ResilientRecorder:
     def _revive(self) -> bool:
         """Have the log written again; returns whether its writer had died."""
         died = self._log.restart(len(self._unlogged))
-        self._broken, self._most = False, len(self._unlogged) + self._log.capacity
+        self._broken = False
+        self._most = len(self._unlogged) + self._log.capacity
         return died
 
     def _keep(self, step: Step) -> None:

@@ -102,7 +102,8 @@ class Ring:
     """The mapped file. Use :meth:`create` in the writer and :meth:`attach` in the reader."""
 
     def __init__(self, path: Path, layout: Layout, descriptor: int) -> None:
-        self.path, self._descriptor = path, descriptor
+        self.path = path
+        self._descriptor = descriptor
         # Populated at once, so that no append waits for a page.
         self.map = mmap.mmap(descriptor, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         self._header = np.frombuffer(self.map, HEADER, 1)

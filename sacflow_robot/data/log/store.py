@@ -47,8 +47,10 @@ class Store:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._writing = path, path / WRITING
-        self._linked, self._commits = False, 0
+        self.path = path
+        self._writing = path / WRITING
+        self._linked = False
+        self._commits = 0
         self._load()
 
     def _load(self) -> None:
@@ -226,7 +228,8 @@ class Store:
         link.symlink_to(folder.name)
         link.replace(self._writing / "commit")
         self._commits += 1
-        self._written, self.position = written, dict(position)
+        self._written = written
+        self.position = dict(position)
         with contextlib.suppress(OSError):  # it counts already
             sync_folder(self._writing)
         return self._commits - 1

@@ -24,13 +24,15 @@ class StoredArray:
         self.stored_name = f"{folder.parent.name}.{folder.name}"
         self._description = description
         self.rows: int = description["shape"][0]
-        self._shape, self._dtype = tuple(description["chunks"]), np.dtype(description["dtype"])
+        self._shape = tuple(description["chunks"])
+        self._dtype = np.dtype(description["dtype"])
         codec = description["compressor"]
         self._codec = None if codec is None else numcodecs.get_codec(codec)
         if description["filters"] or description["order"] != "C" or self._shape[1:] != tuple(description["shape"][1:]):
             raise ValueError(f"{folder.name} is not laid out as this program lays arrays out")
         self._tail: npt.NDArray[Any] | None = None  # the chunk that the next row goes into
-        self._dirty, self._surplus = False, True
+        self._dirty = False
+        self._surplus = True
 
     def describe(self) -> dict[str, Any]:
         return {**self._description, "shape": [self.rows, *self._shape[1:]]}
@@ -40,7 +42,9 @@ class StoredArray:
 
     def cut(self, rows: int) -> None:
         self._surplus = True
-        self.rows, self._tail, self._dirty = rows, None, False
+        self.rows = rows
+        self._tail = None
+        self._dirty = False
 
     def read(self) -> npt.NDArray[Any]:
         chunks = [self._read_chunk(i) for i in range(-(-self.rows // self._shape[0]))]

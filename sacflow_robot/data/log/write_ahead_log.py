@@ -65,7 +65,8 @@ class WriteAheadLog:
     """The records of one episode after another, appended to a file that begins anew with each episode."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._file = folder, -1
+        self._folder = folder
+        self._file = -1
 
     def write(self, records: Records) -> None:
         """Append records to the file; the operating system has them then, the disk not yet.
@@ -125,7 +126,9 @@ class Assembler:
     """
 
     def __init__(self, store: Store, layout: Layout, token: str) -> None:
-        self._store, self._layout, self._token = store, layout, token
+        self._store = store
+        self._layout = layout
+        self._token = token
         self.next = int(store.position.get("next", 0)) if store.position.get("token") == token else 0
         self._info: Records | None = None
         self._held: Records = np.empty(0, layout.step)  # the last step and the observation before it
@@ -167,7 +170,9 @@ class Assembler:
             self._store.end_episodes(np.array([self._steps]), meta)
         if self._info is not None:
             self._store.commit({"token": self._token, "next": self.next if following is None else following})
-        self._info, self._held, self._steps = None, np.empty(0, self._layout.step), 0
+        self._info = None
+        self._held = np.empty(0, self._layout.step)
+        self._steps = 0
 
     def _stage(self, records: Records) -> None:
         """Stage the steps of records[1:]; each follows the observation of the record before it."""

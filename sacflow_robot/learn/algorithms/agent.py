@@ -251,7 +251,6 @@ class Agent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned."""
-        state = {name.replace("optimiser", "optimizer"): value for name, value in state.items()}  # as in version 0.1
         for name, part in self._state().items():
             take_over(part, state[name])
         self.generator.set_state(state["generator"].cpu())

@@ -95,13 +95,17 @@ except LogWriteError as error:
     assert [len(e) for e in EpisodeLog.open(path).episodes()] == [5, 8]
 
 
+EVERY = pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+
+
+@EVERY
 def test_a_disk_that_fills_at_any_write_costs_no_episode(
-    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
-    """Every single file that an append writes fails once, and stays failing, as on a full disk."""
+    """Files that an append writes fail, each in a trial of its own, and stay failing, as on a full disk."""
     real = atomic_files.write_through
     before = [make_episode(3, seed=1), make_episode(4, seed=2)]
-    for allowed in range(1000):
+    for allowed in range(0, 1000, every):
         path = tmp_path / f"log{allowed}.zarr"
         write_log(path, robot, before)
         writes = itertools.count()
@@ -283,11 +287,12 @@ def test_damage_is_reported(make_episode: MakeEpisode, robot: RobotSpec, tmp_pat
             EpisodeLog.open(path)
 
 
+@EVERY
 def test_a_disk_that_fills_while_a_log_is_shortened_leaves_it_whole(
-    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_episode: MakeEpisode, robot: RobotSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     real, episodes = atomic_files.write_through, [make_episode(3, seed=seed) for seed in range(3)]
-    for allowed in range(1000):
+    for allowed in range(0, 1000, every):
         path = tmp_path / f"log{allowed}.zarr"
         write_log(path, robot, episodes)
         writes = itertools.count()

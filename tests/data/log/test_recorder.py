@@ -11,10 +11,9 @@ import resource
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -201,22 +200,12 @@ def steps_acknowledged(operations: int) -> int:
     return min(whole, EPISODES) * STEPS + (min(max(rest - 1, 0), STEPS) if whole < EPISODES else 0)
 
 
-@pytest.fixture
-def quick_folder(tmp_path: Path) -> Iterator[Path]:
-    """In memory where there is such a place: a kill does not care, and flushing to a busy disk takes long."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
-
-
 @pytest.mark.parametrize("kills", [KILLS, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_at_random_instants_nothing_acknowledged_is_lost(quick_folder: Path, kills: int) -> None:
+def test_killed_at_random_instants_nothing_acknowledged_is_lost(tmp_path: Path, kills: int) -> None:
     """Instants are spread evenly over all operations; every other time the keeper is killed with the writer."""
     rng, phases = random.Random(4), set()
     for trial in range(kills):
-        path, progress = quick_folder / f"{trial}.zarr", Progress()
+        path, progress = tmp_path / f"{trial}.zarr", Progress()
         target, pause = trial * (OPERATIONS - 1) // (kills - 1), rng.choice([0, 0, 0.001, 0.004])
         pid = write_in_fork(path, progress, pause)
         while progress.done < target:
@@ -244,13 +233,16 @@ def test_killed_at_random_instants_nothing_acknowledged_is_lost(quick_folder: Pa
     assert phases == {"opening", "steps", "closing"}
 
 
-def test_each_file_operation_of_a_commit_may_be_the_last(quick_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that ends before its nth operation on files, for every third n: what is there is one commit or the next."""
-    made, ends = quick_folder / "made.zarr", set()
+@pytest.mark.parametrize("every", [11, pytest.param(3, marks=pytest.mark.slow)])
+def test_each_file_operation_of_a_commit_may_be_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """A process that ends before its nth operation on files, for some n: what is there is one commit or the next."""
+    made, ends = tmp_path / "made.zarr", set()
     with StepRecorder(made, ROBOT, Forked) as log:
         write_episodes(log, lambda: None)
-    for n in range(0, 10_000, 3):
-        path = quick_folder / f"{n}.zarr"
+    for n in range(0, 10_000, every):
+        path = tmp_path / f"{n}.zarr"
         shutil.copytree(made, path)
         pid = os.fork()
         if pid == 0:

@@ -718,7 +718,7 @@ def test_the_filter_caps_the_speed_of_a_caller_in_haste() -> None:
     assert windows.max() <= SPEED * 0.05 * 1.001, "within any period no further than the speed limit allows"
 
 
-@pytest.mark.parametrize("spec", [MOTIONS, POSITIONS], ids=["motions", "positions"])
+@pytest.mark.parametrize("robot_spec", [MOTIONS, POSITIONS], ids=["motions", "positions"])
 def test_values_that_freeze_hold_the_robot_with_the_reason(robot_spec: RobotSpec) -> None:
     robot, limits = made(robot_spec), replace(LIMITS, workspace=None)
     said = run(

@@ -12,6 +12,7 @@ from sacflow_robot.errors import PolicyFileError, one_line
 from sacflow_robot.export.metadata import NOISE
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.batching import checked
+from sacflow_robot.serve.protocol import PREFIX_MASK
 from sacflow_robot.serve.server import PolicyServer
 
 _POLL_S = 0.25

@@ -511,6 +511,12 @@ class PositionsMachine(StopMachine):
     kind = "positions"
 
 
+@pytest.fixture
+def robot_spec(robot: RobotSpec) -> RobotSpec:
+    """The simulated robot's, by a name that leaves ``robot`` to the robots of these tests."""
+    return robot
+
+
 @pytest.mark.parametrize(
     "machine", [StopMachine, LockstepMachine, PositionsMachine], ids=["motions", "lockstep", "positions"]
 )
@@ -804,10 +810,10 @@ def test_a_program_that_is_stuck_is_interrupted_by_one_signal(monkeypatch: pytes
         time.sleep(5)
 
 
-def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episode], spec_: RobotSpec) -> None:
+def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episode], robot_spec: RobotSpec) -> None:
     episode = make_episode(60, states=False)
     episode = replace(episode, commanded=np.full_like(episode.commanded, 0.5))
-    robot = made(spec_)
+    robot = made(robot_spec)
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     switches = OperatorRequests()
     command, count = robot.command, iter(range(10_000))
@@ -819,18 +825,18 @@ def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episo
 
     robot.command = commanding  # type: ignore[method-assign]
     limits = replace(LIMITS, workspace=None)
-    result = replay_episode(robot, episode, safety=SafetyFilter(spec_, limits), operator=Operator(switches))
+    result = replay_episode(robot, episode, safety=SafetyFilter(robot_spec, limits), operator=Operator(switches))
     motions = np.array([motion for _, motion in robot.commands[1:]])
     assert result.stopped == "enough" and 20 < len(motions) < 40 and robot.stopped and switches.state == "stopped"
     assert np.abs(np.diff(motions, axis=0)).max() <= ACCELERATION * 0.05**2 + 1e-6 and not motions[-1].any()
     switches.stop("again")
     robot.connect()
     with pytest.raises(StoppedError, match="stopped before the first command: again"):
-        replay_episode(robot, episode, safety=SafetyFilter(spec_, limits), operator=Operator(switches))
+        replay_episode(robot, episode, safety=SafetyFilter(robot_spec, limits), operator=Operator(switches))
 
 
-def test_a_calibration_is_stopped_within_the_limits(spec_: RobotSpec) -> None:
-    robot, switches, safety = made(spec_), OperatorRequests(), SafetyFilter(spec_, replace(LIMITS, workspace=None))
+def test_a_calibration_is_stopped_within_the_limits(robot_spec: RobotSpec) -> None:
+    robot, switches, safety = made(robot_spec), OperatorRequests(), SafetyFilter(robot_spec, replace(LIMITS, workspace=None))
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     operator = Operator(switches)
 
@@ -840,7 +846,7 @@ def test_a_calibration_is_stopped_within_the_limits(spec_: RobotSpec) -> None:
         heed(safety, operator, commanded)
 
     with pytest.raises(RobotError, match="the robot was held or stopped: enough; nothing was measured"):
-        record(robot, safety, Excitation(spec_, 10.0, 5), 5, heed=look)
+        record(robot, safety, Excitation(robot_spec, 10.0, 5), 5, heed=look)
     motions = np.array([motion for _, motion in robot.commands[1:]])
     safety.rest()
     assert robot.stopped and safety.state is State.STOPPED and len(motions) < 90 and not motions[-1].any()
@@ -907,8 +913,8 @@ def test_a_slow_disk_at_enabling_does_not_hold_the_robot_again() -> None:
     assert said[-1] == "enabled", said
 
 
-def test_a_calibration_whose_brake_fails_stops_the_robot(spec_: RobotSpec) -> None:
-    robot, switches, safety = made(spec_), OperatorRequests(), SafetyFilter(spec_, replace(LIMITS, workspace=None))
+def test_a_calibration_whose_brake_fails_stops_the_robot(robot_spec: RobotSpec) -> None:
+    robot, switches, safety = made(robot_spec), OperatorRequests(), SafetyFilter(robot_spec, replace(LIMITS, workspace=None))
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     operator, command = Operator(switches), robot.command
 
@@ -924,7 +930,7 @@ def test_a_calibration_whose_brake_fails_stops_the_robot(spec_: RobotSpec) -> No
 
     robot.command = commanding  # type: ignore[method-assign]
     with pytest.raises(RobotError, match="the cable is gone"):
-        record(robot, safety, Excitation(spec_, 10.0, 5), 5, heed=look)
+        record(robot, safety, Excitation(robot_spec, 10.0, 5), 5, heed=look)
     assert robot.stopped
 
 
@@ -948,9 +954,9 @@ def test_a_robot_is_stopped_before_its_stop_is_answered() -> None:
 
 
 def test_a_calibration_goes_on_after_an_observation_that_is_missing_for_less_than_the_patience(
-    spec_: RobotSpec,
+    robot_spec: RobotSpec,
 ) -> None:
-    robot, safety = made(spec_), SafetyFilter(spec_, replace(LIMITS, workspace=None))
+    robot, safety = made(robot_spec), SafetyFilter(robot_spec, replace(LIMITS, workspace=None))
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     operator, looks = Operator(), itertools.count()
 
@@ -958,7 +964,7 @@ def test_a_calibration_goes_on_after_an_observation_that_is_missing_for_less_tha
         robot.fault = "stale" if 80 <= next(looks) < 85 else ""
         heed(safety, operator, commanded)
 
-    made_up = record(robot, safety, Excitation(spec_, 10.0, 5), 5, heed=look)
+    made_up = record(robot, safety, Excitation(robot_spec, 10.0, 5), 5, heed=look)
     assert len(made_up.sent_ns) > 150 and safety.state is State.ENABLED
 
 

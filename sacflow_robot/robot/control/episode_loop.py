@@ -129,7 +129,7 @@ class EpisodeLoop:
         self._recording = False
         self._sent: list[int] = []
         self._held_since: int | None = None  # of a robot to which nothing is sent while it holds
-        self._state = State.ENABLED
+        self._state = State.RUNNING
         self._trouble = ""
         self.overruns = 0
         self.missed = 0
@@ -254,7 +254,7 @@ class EpisodeLoop:
         )
 
     def _choose(self, noise: FloatArray) -> tuple[FloatArray | None, bool]:
-        if self._safety.state is not State.ENABLED:
+        if self._safety.state is not State.RUNNING:
             # What is planned now would be for a place where the robot is not when it is enabled again.
             if isinstance(self._chooser, Connected):
                 self._chooser.keep_alive()
@@ -278,12 +278,12 @@ class EpisodeLoop:
         if requests.enable:
             self._enable()
         now = self._filter_time()  # after enabling, which may have waited for a disk
-        if wanted is not None and self._robot.lockstep and safety.state is State.ENABLED:
+        if wanted is not None and self._robot.lockstep and safety.state is State.RUNNING:
             self._spec.check_action(wanted)  # what cannot be sent is an error, for nobody is there to enable again
         verdict = safety.step(wanted, now, None if self._robot.lockstep else self._deadline)
         if safety.state is not self._state:
             self._state = safety.state
-            if safety.state is not State.ENABLED:
+            if safety.state is not State.RUNNING:
                 self._chooser.begin()
                 because = f" ({self._trouble})" if self._trouble else ""
                 self._tell(f"{safety.state}: {safety.reason}{because}")
@@ -291,7 +291,7 @@ class EpisodeLoop:
 
     def _enable(self) -> None:
         """Enable the robot if it can be enabled now; a request that is refused is forgotten."""
-        if self._safety.state is not State.HOLD:
+        if self._safety.state not in (State.HOLD, State.STOPPING):
             return
         try:
             if isinstance(self._recorder, Mendable):
@@ -303,7 +303,7 @@ class EpisodeLoop:
         except RobotError as error:
             self._tell(str(error))
             return
-        self._state = State.ENABLED
+        self._state = State.RUNNING
         self._held_since = None
         self._chooser.begin()
         self._tell("enabled")

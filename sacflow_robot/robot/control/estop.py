@@ -9,7 +9,7 @@ that somebody overheard cannot be sent again. Without a key, only this machine m
     [verb, reason, hmac]       →                        verb: stop, arm (to enable)
                                ←   ["ok", "pending", ticket], ["refused", why] or ["failed", why]
     ["outcome", ticket]        →                        as often as the client likes
-                               ←   ["ok", state]        state: pending, stopped, hold, armed (enabled)
+                               ←   ["ok", state]        state: pending, stopped, hold, armed (running)
 
 The server keeps nothing for a client that has not shown the key: its nonce is an HMAC of the connection's identity and the time
 under a secret of the server's own, and so is a ticket of the request's number. However many connections ask for challenges, each
@@ -40,7 +40,8 @@ from sacflow_robot.utils.sockets import AddressClaim
 PENDING: Final = "pending"
 """State of a request that was accepted, and has not led to a state yet."""
 
-_ENABLE, _ENABLED = b"arm", b"armed"  # the words on the wire
+_ENABLE = b"arm"  # the words on the wire
+_RUNNING = b"armed"
 _LEAST_KEY_BYTES = 16
 _LOOPBACK = "tcp://127.0.0.1:", "tcp://localhost:", "ipc://"
 _NONCE_S = 5.0  # a nonce is valid for this time at least, and for twice of it at most
@@ -216,7 +217,7 @@ class StopServer:
         if not hmac.compare_digest(mark, self._nonces.mark(number)):
             return [b"refused", b"no ticket of this server"]
         state = self._switches.outcome(number) or PENDING
-        return [b"ok", _ENABLED if state == "enabled" else state.encode()]
+        return [b"ok", _RUNNING if state == "running" else state.encode()]
 
     def _say(self, line: str) -> None:
         """On standard error, once, without waiting for a terminal."""
@@ -311,7 +312,7 @@ def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout
         timeout_s: Longest wait for the answer and the state together (s).
 
     Returns:
-        The state reached, ``stopped``, ``hold`` or ``enabled``; :data:`PENDING` if the request was accepted and led to no state
+        The state reached, ``stopped``, ``hold`` or ``running``; :data:`PENDING` if the request was accepted and led to no state
         in time.
 
     Raises:
@@ -325,7 +326,7 @@ def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout
             if state is None:
                 line.renew()
             elif state[0] == b"ok" and len(state) == 2 and state[1] != PENDING.encode():
-                return "enabled" if state[1] == _ENABLED else state[1].decode(errors="replace")
+                return "running" if state[1] == _RUNNING else state[1].decode(errors="replace")
             time.sleep(min(_LOOK_S, line.left_s))
     return PENDING
 

@@ -82,8 +82,8 @@ def obey(safety: Latch, requests: Requests) -> None:
     """Stop or hold as requested. The caller enables, because that depends on what the robot is doing."""
     if requests.stop:
         safety.halt(requests.stop)
-        if safety.at_rest and safety.state is State.HOLD:
-            safety.stop(requests.stop)
+        if safety.at_rest:
+            safety.rest()
     elif requests.hold:
         safety.hold(requests.hold)
 

@@ -98,7 +98,7 @@ class OperatorRequests:
         """Say what became of the requests taken so far; called by whatever moves the robot.
 
         Args:
-            state: ``enabled``, ``hold`` or ``stopped``.
+            state: That of the robot's :class:`~sacflow_robot.robot.safety.latch.Latch`.
             settled: Whether that state is final for those requests: false while the robot still comes to rest.
         """
         self._state = state

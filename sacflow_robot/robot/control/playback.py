@@ -157,7 +157,7 @@ def replay_episode(
                 clock.sleep_until(max(int(due[step]), sender.earliest_ns))
                 latest_ns = max(latest_ns, clock.now_ns() - int(due[step]))
             verdict = sender.send(limit(logged), step, int(due[step + 1]))
-            if safety.state is not State.ENABLED or verdict.action is None:
+            if safety.state is not State.RUNNING or verdict.action is None:
                 break
             limited += not np.array_equal(verdict.action, logged)
             if not robot.lockstep:
@@ -235,7 +235,7 @@ class _Sender:
     def finish(self) -> None:
         """Bring a robot that was held or stopped to rest within its limits; hold it, and say what state it is in."""
         try:
-            while self._safety.state is State.HOLD and not self._safety.at_rest:
+            while self._safety.state in (State.HOLD, State.STOPPING) and not self._safety.at_rest:
                 if not self._robot.lockstep:
                     self._clock.sleep_until(self.earliest_ns)
                 if self.send(None, self._step, self.earliest_ns).action is None:

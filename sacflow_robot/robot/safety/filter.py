@@ -12,8 +12,8 @@ The poses are those of a robot that follows its commands, however late within ``
 margins, and whose observations are true at their capture time; they are commanded from the last observation on. All arithmetic
 is double precision; what is sent is rounded to the nearest float32.
 
-States are latched: ``enabled`` → ``hold`` (stopping or at rest, what is proposed is ignored) → ``stopped`` (nothing is sent). The
-only way back is :meth:`SafetyFilter.arm`, which nothing in this package calls on its own once a robot has moved.
+States are latched, see :mod:`~sacflow_robot.robot.safety.latch`: after a hold or a stop, what is proposed is ignored until
+:meth:`SafetyFilter.enable`, which nothing in this package calls on its own once a robot has moved.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class SafetyFilter(Latch):
         limits: What to enforce on top of them.
 
     Attributes:
-        state: Begins as hold.
-        reason: Why it holds or has stopped.
+        state: Begins as ready.
+        reason: Why it holds, stops or has stopped.
 
     Raises:
         InvalidValueError: The limits do not fit the robot, or need an observation that it does not make.
@@ -97,7 +97,7 @@ class SafetyFilter(Latch):
         self._shown_ns = np.zeros(n, np.int64)
         self._frozen = ""
         self._from_future, self._stale_reason = False, ""
-        self._halting = self._reseat = False
+        self._reseat = False
         asked = np.zeros(len(self.axes.gripper)) if gripper is None else gripper
         self._gripper = np.clip(asked, self.axes.gripper_low, self.axes.gripper_high).astype(np.float64)
 
@@ -124,27 +124,25 @@ class SafetyFilter(Latch):
         Raises:
             RobotError: The robot still moves, has not been seen lately, or stands where it must not be.
         """
-        if self.state is State.HOLD and self._halting:
-            raise RobotError("cannot enable: the robot is still being stopped; try again in a moment")
-        if not self.at_rest:
-            raise RobotError("cannot enable: the robot is still coming to rest; try again in a moment")
-        stale = self._stale(now_ns)
-        if stale:
-            raise RobotError(f"cannot enable: {stale}")
-        if self._places.pose is not None:
-            inside = self._places.keep_out_at(self._places.pose.position)
-            if inside:
-                raise RobotError(
-                    f"cannot enable: the robot is inside {inside}, which it must keep out of; move it by hand"
-                )
+        super().enable(now_ns)
         if self.axes.absolute:
             self._target = self._joints_now()  # it may have been moved by hand
-        self._release()
         self._missing_ns = self._held_ns = self._due_ns = self._last_ns = None
         if self._captured_ns is not None:  # the age begins anew, what is unshown stays: it may be where the robot is
             self._shown_ns = np.full_like(self._shown_ns, self._captured_ns)
         self._frozen = ""
         self._places.release_joints()
+
+    def _check_enabling(self, now_ns: int) -> None:
+        super()._check_enabling(now_ns)
+        stale = self._stale(now_ns)
+        if stale:
+            raise RobotError(f"cannot enable: {stale}")
+        if self._places.pose is None:
+            return
+        inside = self._places.keep_out_at(self._places.pose.position)
+        if inside:
+            raise RobotError(f"cannot enable: the robot is inside {inside}, which it must keep out of; move it by hand")
 
     def stop(self, reason: str) -> None:
         """Send nothing any more, at once, until enabled anew."""
@@ -284,14 +282,14 @@ class SafetyFilter(Latch):
             self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
             if self.axes.absolute:  # it holds where it is, which need not be where it was last told to be
                 self._target, self._reseat = self._joints_now(), True
+        if self.at_rest:
+            self.rest()
         if self.state is not State.HOLD:
             self._held_ns = None
             return
         if self._held_ns is None:
             self._held_ns = now_ns
-        if self._halting and self.at_rest:
-            self.stop(self.reason)
-        elif self.at_rest and now_ns - self._held_ns >= self.limits.hold_to_stop_s * 1e9:
+        if self.at_rest and now_ns - self._held_ns >= self.limits.hold_to_stop_s * 1e9:
             self.stop(f"held for {self.limits.hold_to_stop_s:g} s: {self.reason}")
 
     def _wanted(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int) -> Array | None:
@@ -311,7 +309,7 @@ class SafetyFilter(Latch):
             self._missing_ns = now_ns if self._missing_ns is None else self._missing_ns
             if now_ns - self._missing_ns + self._period_ns > self.limits.patience_s * 1e9 + _EPS:
                 self.hold(problem)
-        return None if problem or self.state is not State.ENABLED else action
+        return None if problem or self.state is not State.RUNNING else action
 
     def _read(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int) -> tuple[Array | None, str, bool]:
         """The action, or what is wrong with it and whether that can't be waited out."""

@@ -34,14 +34,14 @@ def loop(switches: OperatorRequests, braking_s: float = 0.1, refuse: bool = Fals
     ended = threading.Event()
 
     def run() -> None:
-        state, at_rest = "enabled", 0.0
+        state, at_rest = "running", 0.0
         while not ended.wait(0.005):
             stop, enable = switches.take()
             if stop and state != "stopped":
                 state, at_rest = "stopped", time.monotonic() + braking_s
             elif enable and not refuse and time.monotonic() > at_rest:
-                state = "enabled"
-            switches.report(state, state == "enabled" or time.monotonic() > at_rest)
+                state = "running"
+            switches.report(state, state == "running" or time.monotonic() > at_rest)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -101,7 +101,7 @@ def test_the_answer_is_the_state_that_was_reached() -> None:
         assert request(server.address, "stop", key=KEY) == "stopped"
         assert time.monotonic() - began >= 0.1, "once at rest"
         assert request(server.address, "stop", key=KEY) == "stopped", "again"
-        assert request(server.address, "enable", key=KEY) == "enabled"
+        assert request(server.address, "enable", key=KEY) == "running"
     with StopServer(ANYWHERE, switches, KEY) as server, loop(switches, refuse=True):
         request(server.address, "stop", key=KEY)
         assert request(server.address, "enable", key=KEY) == "stopped"
@@ -126,7 +126,7 @@ def test_the_command_says_the_state_and_fails_without_one(capsys: pytest.Capture
         words = ["estop", server.address, "--key", str(tmp_path / "key")]
         with loop(switches):
             assert main(words) == 0 and capsys.readouterr().out == f"{server.address}: stopped\n"
-            assert main([*words, "--arm"]) == 0 and capsys.readouterr().out == f"{server.address}: enabled\n"
+            assert main([*words, "--arm"]) == 0 and capsys.readouterr().out == f"{server.address}: running\n"
         with loop(switches, refuse=True):
             main(words)
             capsys.readouterr()
@@ -213,7 +213,7 @@ def test_a_flood_from_connections_without_a_key_stops_no_stop(key: bytes, junk: 
 class FailsOnce(OperatorRequests):
     def stop(self, reason: str) -> int:
         if not self.state:
-            self.report("enabled", False)
+            self.report("running", False)
             raise RuntimeError("no room for a reason")
         return super().stop(reason)
 

@@ -20,7 +20,7 @@ MS = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def robot() -> Iterator[SimRobot]:
+def sim() -> Iterator[SimRobot]:
     made = SimRobot("lift")
     yield made
     made.close()
@@ -69,10 +69,10 @@ class Robot(FakeRobot):
 
 
 def test_the_simulator_reproduces_every_state_and_shows_where_it_does_not(
-    robot: SimRobot, demonstration: Episode
+    sim: SimRobot, demonstration: Episode
 ) -> None:
-    robot.begin(6)
-    result = replay_episode(robot, demonstration)
+    sim.begin(6)
+    result = replay_episode(sim, demonstration)
     assert result.steps == len(demonstration) and result.success == demonstration.success
     assert result.max_state_deviation is not None and result.max_state_deviation <= 1e-9
     assert max(result.observation_deviation.values()) <= 1e-9 and result.limited_steps == 0
@@ -80,14 +80,14 @@ def test_the_simulator_reproduces_every_state_and_shows_where_it_does_not(
     assert result.states is not None and demonstration.states is not None
     states = demonstration.states.copy()
     states[20, 3] += 0.01
-    assert replay_episode(robot, replace(demonstration, states=states)).max_state_deviation == pytest.approx(0.01)
+    assert replay_episode(sim, replace(demonstration, states=states)).max_state_deviation == pytest.approx(0.01)
     with pytest.raises(DataError, match="no simulator states"):
-        replay_episode(robot, replace(demonstration, states=None))
+        replay_episode(sim, replace(demonstration, states=None))
 
 
-def test_limits_hold_in_the_simulator_too(robot: SimRobot, demonstration: Episode) -> None:
+def test_limits_hold_in_the_simulator_too(sim: SimRobot, demonstration: Episode) -> None:
     bound = np.full(7, 0.1, np.float32)
-    result = replay_episode(robot, demonstration, limits=(-bound, bound))
+    result = replay_episode(sim, demonstration, limits=(-bound, bound))
     beyond = (np.abs(demonstration.commanded) > 0.1).any(axis=1)
     assert result.limited_steps == beyond.sum() > 0
     assert np.array_equal(result.commanded, np.clip(demonstration.commanded, -bound, bound))

@@ -416,7 +416,7 @@ class StopMachine(RuleBasedStateMachine):
 
     def _step(self, loop: EpisodeLoop) -> None:
         was, stop, enable = self.safety.state, self.unlooked_stop or self.unlooked_hold, self.unlooked_enable
-        halting = self.safety._halting and was is not State.ENABLED
+        halting = was is State.STOPPING
         try:
             loop.step()
         except SacflowError:
@@ -425,7 +425,7 @@ class StopMachine(RuleBasedStateMachine):
             if loop.ended:
                 self._end()
         now = self.safety.state
-        if was is not State.ENABLED and now is State.ENABLED:
+        if was is not State.RUNNING and now is State.RUNNING:
             assert enable and not stop, "it was enabled without a request, or against a stop in the same look"
             assert not halting, "a stop under way was undone"
             assert not self.disk.full, "it was enabled although its steps cannot be kept"
@@ -662,7 +662,7 @@ def test_a_stop_between_episodes_holds_until_a_later_request() -> None:
     assert robot.stopped and switches.outcome(number) == "stopped"
     enabled = switches.enable()
     session.await_enabled()
-    assert not robot.stopped and switches.outcome(enabled) == "enabled" and switches.outcome(number) == "stopped"
+    assert not robot.stopped and switches.outcome(enabled) == "running" and switches.outcome(number) == "stopped"
     assert said == ["not enabled (between); waiting for a person", "enabled"]
 
 
@@ -749,7 +749,7 @@ def test_standing_still_is_not_frozen() -> None:
     policy = Policy(robot)
     policy.action[0] = 1.0
     said = run(robot, [], {20: lambda: policy.action.fill(0)}, chooser=policy, safety=safety)
-    assert said == [] and safety.state is State.ENABLED
+    assert said == [] and safety.state is State.RUNNING
 
 
 def test_positions_without_limits_get_cautious_ones() -> None:
@@ -836,7 +836,11 @@ def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episo
 
 
 def test_a_calibration_is_stopped_within_the_limits(robot_spec: RobotSpec) -> None:
-    robot, switches, safety = made(robot_spec), OperatorRequests(), SafetyFilter(robot_spec, replace(LIMITS, workspace=None))
+    robot, switches, safety = (
+        made(robot_spec),
+        OperatorRequests(),
+        SafetyFilter(robot_spec, replace(LIMITS, workspace=None)),
+    )
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     operator = Operator(switches)
 
@@ -914,12 +918,16 @@ def test_a_slow_disk_at_enabling_does_not_hold_the_robot_again() -> None:
 
 
 def test_a_calibration_whose_brake_fails_stops_the_robot(robot_spec: RobotSpec) -> None:
-    robot, switches, safety = made(robot_spec), OperatorRequests(), SafetyFilter(robot_spec, replace(LIMITS, workspace=None))
+    robot, switches, safety = (
+        made(robot_spec),
+        OperatorRequests(),
+        SafetyFilter(robot_spec, replace(LIMITS, workspace=None)),
+    )
     robot.extra = {"robot0_gripper_qpos": np.zeros(2, np.float32), "object": np.zeros(10, np.float32)}
     operator, command = Operator(switches), robot.command
 
     def commanding(action: FloatArray, valid_until_ns: int) -> None:
-        if safety.state is not State.ENABLED:
+        if safety.state is not State.RUNNING:
             raise RobotError("the cable is gone")
         command(action, valid_until_ns)
 
@@ -965,7 +973,7 @@ def test_a_calibration_goes_on_after_an_observation_that_is_missing_for_less_tha
         heed(safety, operator, commanded)
 
     made_up = record(robot, safety, Excitation(robot_spec, 10.0, 5), 5, heed=look)
-    assert len(made_up.sent_ns) > 150 and safety.state is State.ENABLED
+    assert len(made_up.sent_ns) > 150 and safety.state is State.RUNNING
 
 
 def test_a_stop_by_a_signal_that_ends_the_program_is_an_interruption() -> None:

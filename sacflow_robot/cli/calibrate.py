@@ -57,7 +57,7 @@ class _Measure:
 
     def _record(self, profile: Profile, size: float = 0.6) -> Recording:
         from sacflow_robot.calibrate.recording import Excitation, Recording, record
-        from sacflow_robot.robot.control.operator import heed, settle
+        from sacflow_robot.robot.control.operator import obey, settle
         from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
         from sacflow_robot.robot.drivers.registry import make_robot
         from sacflow_robot.robot.safety.filter import SafetyFilter
@@ -67,12 +67,12 @@ class _Measure:
         name = (
             self.robot if self.clock is None else f"{self.robot}{'&' if '?' in self.robot else '?'}clock={self.clock}"
         )
-        switches = OperatorRequests()
+        requests = OperatorRequests()
         with (
-            operator_signals(switches),
+            operator_signals(requests),
             closing(make_robot(name)) as robot,
             common.progress_bar("%") as bar,
-            operating(self.operator, robot.spec, switches) as operator,
+            operating(self.operator, robot.spec, requests) as operator,
         ):
             row = bar.add_task("moving", total=100, success="")
             limits = _patient(robot, profile)
@@ -87,7 +87,7 @@ class _Measure:
                 made = record(
                     *(robot, safety, excitation, self.seed),
                     lambda share: bar.update(row, completed=round(100 * share)),
-                    lambda commanded: heed(safety, operator, commanded),
+                    lambda commanded: obey(safety, operator.look(commanded)),
                 )
             finally:
                 settle(robot, safety, operator)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sacflow_robot.errors import InvalidValueError
 from sacflow_robot.robot.safety.latch import Latch, State, Verdict
+from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 
@@ -23,12 +24,16 @@ class ActionClipper(Latch):
         robot: The robot; its bounds always hold.
         bounds: Lower and upper bound (A,), (A,) on top of them, in action units, e.g. those of a calibration profile.
 
+    Attributes:
+        limits: None but the defaults of how long it holds.
+
     Raises:
         InvalidValueError: The bounds do not have the action's dimension.
     """
 
     def __init__(self, robot: RobotSpec, bounds: tuple[FloatArray, FloatArray] | None = None) -> None:
         super().__init__()
+        self.limits = SafetyLimits()
         self._robot = robot
         self._bounds = bounds
         if bounds is not None and any(bound.shape != (robot.action_dim,) for bound in bounds):
@@ -47,7 +52,7 @@ class ActionClipper(Latch):
         clipped: FloatArray = np.clip(allowed, *self._bounds).astype(np.float32)
         return clipped
 
-    def begin(self, gripper: FloatArray | None = None) -> None:
+    def begin(self, measured: FloatArray | None = None) -> None:
         """As of a :class:`~sacflow_robot.robot.safety.filter.SafetyFilter`; there is no state to reset."""
 
     def see(self, observation: Mapping[str, Any], captured_ns: int, stale_reason: str = "") -> bool:

@@ -89,6 +89,11 @@ class Latch:
         return True
 
     @property
+    def earliest_ns(self) -> int:
+        """When the next motion may be sent (ns); 0 for at once."""
+        return 0
+
+    @property
     def settled(self) -> bool:
         """Whether the state is final until somebody asks for another: false while the robot still comes to rest."""
         return self.state is not State.STOPPING and (self.state is not State.HOLD or self.at_rest)

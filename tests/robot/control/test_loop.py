@@ -14,9 +14,11 @@ from sacflow_robot.errors import InvalidValueError, SpecMismatchError, UnknownNa
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.interfaces import Clock
 from sacflow_robot.robot.conformance import FakeRobot
-from sacflow_robot.robot.control.loop import check_fit, run_episode
+from sacflow_robot.robot.control.run_config import RunConfig, check_fit
+from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.drivers.sim import SimRobot
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
 from sacflow_robot.utils.seeding import chunk_noise
 
@@ -77,7 +79,12 @@ def test_a_chunk_is_played_open_loop_and_its_story_recorded(sim: SimRobot, polic
     chunk = np.zeros((5, 7), np.float32)
     chunk[:, 2] = [0.1, 0.2, 0.3, 0.4, 3.0]
     fixed, wrapped = Fixed(policy.spec, chunk), ShortEpisodes(sim, 7)
-    run = run_episode(wrapped, fixed, 21, policy_version="v1", limits=(np.full(7, -0.25), np.full(7, 0.25)))
+    run = run_episode(
+        wrapped,
+        fixed,
+        21,
+        RunConfig(policy_version="v1", safety=ActionClipper(sim.spec, (np.full(7, -0.25), np.full(7, 0.25)))),
+    )
     assert len(fixed.calls) == 2, "the policy is asked once a chunk"
     for (_, noise), step in zip(fixed.calls, (0, 5), strict=True):
         assert np.array_equal(noise, chunk_noise((1, 5, 7), 21, step))
@@ -96,7 +103,7 @@ def test_late_actions_are_counted(sim: SimRobot, policy: OnnxPolicy) -> None:
     fixed, wrapped = Fixed(policy.spec, np.zeros((5, 7), np.float32)), ShortEpisodes(sim, 6)
     for tick_ms, late in ((20, 0), (60, 6)):
         wrapped.clock = Ticking(0, tick_ms * 1_000_000)
-        assert run_episode(wrapped, fixed, 0, policy_version="v1").overruns == late
+        assert run_episode(wrapped, fixed, 0, RunConfig(policy_version="v1")).overruns == late
 
 
 def test_an_action_of_nan_is_not_sent(sim: SimRobot, policy: OnnxPolicy) -> None:
@@ -104,7 +111,7 @@ def test_an_action_of_nan_is_not_sent(sim: SimRobot, policy: OnnxPolicy) -> None
     chunk[2, 0] = np.nan
     wrapped = ShortEpisodes(sim, 9)
     with pytest.raises(InvalidValueError, match="NaN or infinity; it was not sent"):
-        run_episode(wrapped, Fixed(policy.spec, chunk), 0, policy_version="v1")
+        run_episode(wrapped, Fixed(policy.spec, chunk), 0, RunConfig(policy_version="v1"))
     assert len(wrapped.commands) == 2
 
 
@@ -132,10 +139,7 @@ def test_the_recorder_gets_every_step_with_its_times_and_flags(sim: SimRobot, po
     wrapped.clock = Ticking(0, tick)
     info = {"note": "second try", "calibration_sha256": "ab"}
     run = run_episode(
-        *(wrapped, Fixed(policy.spec, chunk), 3),
-        policy_version="v1",
-        recorder=kept,
-        info=info,
+        *(wrapped, Fixed(policy.spec, chunk), 3), RunConfig(policy_version="v1", recorder=kept, info=info)
     )
     (episode,) = kept.episodes
     first, late = StepFlag.CHUNK_START, StepFlag.LATE
@@ -155,7 +159,7 @@ def test_capture_times_of_an_arm_that_tells_them_are_kept(sim: SimRobot, policy:
             return replace(super().react(action), time_ns=1000 * self._taken)
 
     fixed, wrapped = Fixed(policy.spec, np.zeros((5, 7), np.float32)), Stamped(sim, 3, Ticking(1_000_000, 1))
-    episode = run_episode(wrapped, fixed, 3, policy_version="v1").episode
+    episode = run_episode(wrapped, fixed, 3, RunConfig(policy_version="v1")).episode
     assert episode.time_ns.tolist() == [1_000_000, 1000, 2000, 3000]
     assert episode.received_ns is not None and (episode.received_ns >= 1_000_000).all()
 
@@ -172,7 +176,9 @@ def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lo
 
     wrapped, kept = Blind(sim, 9), Kept()
     with pytest.raises(InvalidValueError, match="'object' holds NaN"):
-        run_episode(wrapped, Fixed(policy.spec, np.zeros((5, 7), np.float32)), 0, policy_version="v1", recorder=kept)
+        run_episode(
+            wrapped, Fixed(policy.spec, np.zeros((5, 7), np.float32)), 0, RunConfig(policy_version="v1", recorder=kept)
+        )
     assert len(wrapped.commands) == 3
     (episode,) = kept.episodes
     assert len(episode) == 3 and episode.truncated[-1] and episode.info["interrupted"], "what was sent is logged"

@@ -13,6 +13,7 @@ from sacflow_robot.robot.conformance import FakeRobot
 from sacflow_robot.robot.control.playback import check_replayable, replay_episode, sending_offsets
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.drivers.sim import SimRobot
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.action_history import with_action_history
 
@@ -87,7 +88,7 @@ def test_the_simulator_reproduces_every_state_and_shows_where_it_does_not(
 
 def test_limits_hold_in_the_simulator_too(sim: SimRobot, demonstration: Episode) -> None:
     bound = np.full(7, 0.1, np.float32)
-    result = replay_episode(sim, demonstration, limits=(-bound, bound))
+    result = replay_episode(sim, demonstration, safety=ActionClipper(sim.spec, (-bound, bound)))
     beyond = (np.abs(demonstration.commanded) > 0.1).any(axis=1)
     assert result.limited_steps == beyond.sum() > 0
     assert np.array_equal(result.commanded, np.clip(demonstration.commanded, -bound, bound))
@@ -119,7 +120,7 @@ def test_another_arm_gets_limited_commands_and_is_compared_by_what_it_sees(
     seen["robot0_eef_pos"][4, 2] += 0.25
     seen["robot0_eef_quat"] *= -1  # the same rotations
     device, bound = Robot(replace(episode, observations=seen), robot), np.full(7, 0.5, np.float32)
-    result = replay_episode(device, episode, limits=(-bound, bound))
+    result = replay_episode(device, episode, safety=ActionClipper(device.spec, (-bound, bound)))
     assert np.array_equal(np.stack(device.commands), np.clip(episode.commanded, -0.5, 0.5))
     assert result.limited_steps == (np.abs(episode.commanded) > 0.5).any(axis=1).sum()
     assert result.max_state_deviation is None and result.states is None

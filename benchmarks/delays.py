@@ -24,7 +24,8 @@ from sacflow_robot.episode import StepFlag
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.interfaces import Clock
 from sacflow_robot.robot.control.action_queue import ActionQueue
-from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.control.run_config import RunConfig
+from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.rtsim import VirtualRobot
 from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
 from sacflow_robot.robot.safety.filter import SafetyFilter
@@ -98,7 +99,7 @@ def measure(
     safety, chooser = SafetyFilter(robot.spec, LIMITS), ActionQueue(client, clock_ns=robot.clock.now_ns)
     solved, steps, jumps = 0, 0, []
     for seed in seeds:
-        run = run_episode(robot, policy, seed, policy_version="local", safety=safety, chooser=chooser)
+        run = run_episode(robot, policy, seed, RunConfig(policy_version="local", safety=safety, actions=chooser))
         episode = run.episode
         solved, steps = solved + episode.success, steps + len(episode)
         assert episode.flags is not None

@@ -31,7 +31,8 @@ from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.robot.control.action_queue import ActionQueue
-from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.control.run_config import RunConfig
+from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
@@ -65,7 +66,7 @@ def drive(policy_file: Path, twin: int | None, seeds: range) -> list[Any]:
     for seed in seeds:
         about = {"twin": twin}
         run = run_episode(
-            robot, policy, seed, policy_version=policy_file.name, safety=safety, chooser=chooser, info=about
+            robot, policy, seed, RunConfig(policy_version=policy_file.name, safety=safety, actions=chooser, info=about)
         )
         found.append(run.episode)
     robot.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sacflow_robot.episode import Step, StepResult
 from sacflow_robot.spec import Engine, FloatArray, Observation, PolicySpec, RobotSpec
@@ -127,6 +127,19 @@ class Recorder(Protocol):
 
     def end(self, info: Mapping[str, Any]) -> None:
         """End the episode; ``info`` is added to what ``begin`` was given."""
+        ...
+
+
+@runtime_checkable
+class ResilientRecorder(Recorder, Protocol):
+    """A recorder that keeps a step that it cannot write, and can go on later."""
+
+    def mend(self) -> None:
+        """Try again to write what is kept.
+
+        Raises:
+            LogWriteError: It still cannot; what is kept stays kept.
+        """
         ...
 
 

@@ -15,7 +15,8 @@ from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.data.log.ring import Layout
 from sacflow_robot.episode import Episode, EpisodeBuilder, Step, StepResult
-from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.control.run_config import RunConfig
+from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.clock import MonotonicClock
 from sacflow_robot.spec import ArraySpec, FloatArray, Observation, PolicySpec, RobotSpec
 
@@ -128,7 +129,9 @@ def _measure(path: Path, hz: int, payload: str, steps: int) -> dict[str, Any]:
     robot = _robot(hz, payload)
     with StepRecorder(path, robot) as log:
         timed = _Timed(log)
-        run_episode(_PacedRobot(robot, steps + _WARM_UP), _Still(robot), 0, policy_version="none", recorder=timed)
+        run_episode(
+            _PacedRobot(robot, steps + _WARM_UP), _Still(robot), 0, RunConfig(policy_version="none", recorder=timed)
+        )
     p50, p99, longest = (float(v) for v in np.percentile(np.array(timed.times[_WARM_UP:]) / 1e3, [50, 99, 100]))
     stored = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     return {

@@ -17,8 +17,10 @@ from typing import Any
 from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.errors import RobotError, ServerError
 from sacflow_robot.robot.control.action_queue import ActionQueue
-from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.control.operator import Operator
 from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.run_config import RunConfig
+from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.control.timing import joined
 from sacflow_robot.robot.drivers.rtsim import ProcessRobot
 from sacflow_robot.robot.safety.filter import SafetyFilter
@@ -72,23 +74,25 @@ def measure(policy: Path, rate_hz: float, seconds: float) -> dict[str, Any]:
         StepRecorder(Path(folder) / "episodes.zarr", robot.spec) as log,
     ):
         robot.connect()
-        chooser, safety, switches = ActionQueue(client), SafetyFilter(robot.spec, LIMITS), OperatorRequests()
+        chooser, safety, requests = ActionQueue(client), SafetyFilter(robot.spec, LIMITS), OperatorRequests()
 
         def robot_again(line: str) -> None:  # a loop that was silent for 2.5 periods holds; the measurement goes on
-            switches.enable()
+            requests.enable()
 
         runs, left, seed = [], round(seconds * rate_hz), _SEED
         while left > 0:
             version = client.begin_episode(seed)
             run = run_episode(
                 *(robot, client, seed),
-                policy_version=version,
-                recorder=log,
-                safety=safety,
-                chooser=chooser,
-                switches=switches,
-                tell=robot_again,
-                most_steps=left,
+                RunConfig(
+                    policy_version=version,
+                    recorder=log,
+                    safety=safety,
+                    actions=chooser,
+                    tell=robot_again,
+                    max_steps=left,
+                    operator=Operator(requests),
+                ),
             )
             runs.append(run)
             left, seed = left - len(run.episode), seed + 1

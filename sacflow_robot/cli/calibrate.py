@@ -103,7 +103,7 @@ class _Measure(_Result):
     def _record(self, profile: Profile, size: float = 0.6) -> Recording:
         from sacflow_robot.calibrate.excitation import Excitation, patient, record
         from sacflow_robot.calibrate.recording import Recording
-        from sacflow_robot.robot.control.operator import heed, settle
+        from sacflow_robot.robot.control.operator import obey, settle
         from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
         from sacflow_robot.robot.drivers.registry import make_robot
         from sacflow_robot.robot.safety.filter import SafetyFilter
@@ -111,14 +111,13 @@ class _Measure(_Result):
         if self.recording is not None:
             return Recording.load(self.recording)
         joiner = "&" if "?" in self.robot else "?"
-        switches = OperatorRequests()
+        name = self.robot if self.clock is None else f"{self.robot}{joiner}clock={self.clock}"
+        requests = OperatorRequests()
         with (
-            operator_signals(switches),
-            closing(
-                make_robot(self.robot if self.clock is None else f"{self.robot}{joiner}clock={self.clock}")
-            ) as robot,
+            operator_signals(requests),
+            closing(make_robot(name)) as robot,
             _progress("moving") as progress,
-            operating(self.operator, robot.spec, switches) as operator,
+            operating(self.operator, robot.spec, requests) as operator,
         ):
             safety = SafetyFilter(robot.spec, patient(profile.safety_limits(robot.spec)))
             excitation = Excitation(robot.spec, self.seconds, self.seed, size)
@@ -127,7 +126,7 @@ class _Measure(_Result):
                 made = record(
                     *(robot, safety, excitation, self.seed),
                     progress,
-                    lambda commanded: heed(safety, operator, commanded),
+                    lambda commanded: obey(safety, operator.look(commanded)),
                 )
             finally:
                 settle(robot, safety, operator)

@@ -15,7 +15,7 @@ from sacflow_robot.errors import RobotError, UsageError
 class Estop:
     """Stop a running robot: it comes to rest within its limits, and takes no command until it is enabled again.
 
-    It says which state was reached: stopped, hold or enabled (enabled). This is software over a network. It does not take the
+    It says which state was reached: stopped, hold or running. This is software over a network. It does not take the
     place of the robot's own stop button.
 
     Attributes:
@@ -43,7 +43,7 @@ class Estop:
         within = f"within {self.timeout:g} s"
         if self.enable and state == PENDING:
             raise RobotError(f"{self.address}: asked to enable the robot, but it was not enabled {within}; look at it")
-        if self.enable and state != "enabled":
+        if self.enable and state != "running":
             raise RobotError(
                 f"{self.address}: not enabled, the robot stays in {state}; the program that moves it says why"
             )
@@ -52,7 +52,7 @@ class Estop:
                 f"{self.address}: the stop was accepted, but the robot was not seen to stop {within}; "
                 "USE THE ROBOT'S OWN STOP BUTTON"
             )
-        if not self.enable and state == "enabled":
+        if not self.enable and state == "running":
             raise RobotError(f"{self.address}: the robot was stopped, and somebody has enabled it again since")
         print(f"{self.address}: {state}")
         return 0

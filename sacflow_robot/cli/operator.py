@@ -15,7 +15,7 @@ from sacflow_robot.spec import RobotSpec
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
-    from sacflow_robot.robot.control.operator import Operator
+    from sacflow_robot.robot.control.operator import StopOnlyOperator
     from sacflow_robot.robot.control.operator_requests import OperatorRequests
     from sacflow_robot.robot.safety.action_clipper import ActionClipper
     from sacflow_robot.robot.safety.filter import SafetyFilter
@@ -27,14 +27,15 @@ def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | Actio
 
     A driver that commands its gripper in more than the action says is told the limits of it.
     """
-    from sacflow_robot.robot.control.loop import default_safety
+    from sacflow_robot.robot.control.run_config import default_safety
+    from sacflow_robot.robot.safety.action_clipper import ActionClipper
     from sacflow_robot.robot.safety.filter import SafetyFilter
 
     safety: SafetyFilter | ActionClipper
     if profile is None:
         safety = default_safety(robot)
     elif profile.safety is None and robot.lockstep:
-        safety = default_safety(robot, profile.action_limits(robot.spec))
+        safety = ActionClipper(robot.spec, profile.action_limits(robot.spec))
     else:
         limits = profile.safety_limits(robot.spec)
         limit_gripper = getattr(robot, "limit_gripper", None)
@@ -47,7 +48,7 @@ def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | Actio
 
 
 def teller(robot: str, say: Callable[[str], None]) -> Callable[[str], None]:
-    """A function that prints a message about a robot, with the command that robots it again."""
+    """A function that prints a message about a robot, with the command that enables it again."""
 
     def tell(line: str) -> None:
         enabling = f"; enable it again with: kill -USR2 {os.getpid()}" if line.startswith(("hold", "stopped")) else ""
@@ -72,15 +73,16 @@ class OperatorOptions:
     keyboard: bool = False
     teleop: str | None = None
 
-    def listen(self, switches: OperatorRequests, stack: ExitStack) -> None:
+    def listen(self, requests: OperatorRequests, stack: ExitStack) -> None:
         """Listen for stops over the network while the stack lasts."""
-        from sacflow_robot.robot.control.estop import StopServer, read_key
+        from sacflow_robot.robot.control.estop import read_key
+        from sacflow_robot.robot.control.stop_server import StopServer
 
         if self.estop is not None:
-            server = stack.enter_context(StopServer(self.estop, switches, read_key(self.estop_key)))
+            server = stack.enter_context(StopServer(self.estop, requests, read_key(self.estop_key)))
             common.console().print(f"stop it with: {common.command_line('estop', server.address)}")
 
-    def human(self, robot: RobotSpec, say: Callable[[str], None], stack: ExitStack) -> Teleoperator | None:
+    def teleoperator(self, robot: RobotSpec, say: Callable[[str], None], stack: ExitStack) -> Teleoperator | None:
         """The input devices, open while the stack lasts; None for none."""
         inputs: list[Teleoperator] = []
         if self.teleop is not None:
@@ -99,22 +101,22 @@ class OperatorOptions:
 
 
 @contextmanager
-def operating(options: OperatorOptions, robot: RobotSpec, switches: OperatorRequests) -> Iterator[Operator]:
+def operating(options: OperatorOptions, robot: RobotSpec, requests: OperatorRequests) -> Iterator[StopOnlyOperator]:
     """A person's ways to stop a robot that runs something other than episodes, while this lasts.
 
     Args:
         options: The ways beside signals.
         robot: The robot.
-        switches: Requests; the caller passes signals on to them, from before it makes the robot.
+        requests: Requests; the caller passes signals on to them, from before it makes the robot.
 
     Raises:
         KeyboardInterrupt: A signal asked the program to end; the robot is at rest.
     """
-    from sacflow_robot.robot.control.operator import Operator
+    from sacflow_robot.robot.control.operator import StopOnlyOperator
     from sacflow_robot.robot.control.session import watched
 
     with ExitStack() as stack:
-        options.listen(switches, stack)
-        human = options.human(robot, common.console().print, stack)
-        with watched(switches):
-            yield Operator(switches, human)
+        options.listen(requests, stack)
+        teleop = options.teleoperator(robot, common.console().print, stack)
+        with watched(requests):
+            yield StopOnlyOperator(requests, teleop)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
     from sacflow_robot.episode import Episode
     from sacflow_robot.interfaces import Robot
-    from sacflow_robot.robot.control.operator import Operator
+    from sacflow_robot.robot.control.operator import StopOnlyOperator
     from sacflow_robot.robot.control.playback import ReplayResult
     from sacflow_robot.spec import RobotSpec
 
@@ -78,8 +78,8 @@ class Replay:
         episode, index = log.read(self.episode), self.episode % len(log)
         title = f"{log.robot.task}, episode {index}"
         with ExitStack() as stack:
-            switches = OperatorRequests()
-            stack.enter_context(operator_signals(switches))
+            requests = OperatorRequests()
+            stack.enter_context(operator_signals(requests))
             robot = self._robot(log.robot, episode)
             env = None
             result = None
@@ -88,7 +88,7 @@ class Replay:
                 env = _simulator(robot)
                 if self.video is not None and env is None:
                     raise UsageError(f"--video needs a simulated robot to draw, and {self.robot} is none; leave it out")
-                with operating(self.operator, robot.spec, switches) as operator:
+                with operating(self.operator, robot.spec, requests) as operator:
                     robot.connect()
                     result = self._replay(robot, episode, operator)
             written = self._export(env, log.robot, episode, result, title)
@@ -129,7 +129,7 @@ class Replay:
             )
         return f"sim:{env}"
 
-    def _replay(self, robot: Robot, episode: Episode, operator: Operator) -> ReplayResult:
+    def _replay(self, robot: Robot, episode: Episode, operator: StopOnlyOperator) -> ReplayResult:
         from sacflow_robot.robot.control.playback import replay_episode, sending_offsets
 
         profile = None
@@ -140,7 +140,6 @@ class Replay:
         return replay_episode(
             robot,
             episode,
-            limits=None if profile is None else profile.action_limits(robot.spec),
             offsets_ns=sending_offsets(episode) if self.timing == "logged" else None,
             safety=safety_filter(robot, profile),
             operator=operator,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,9 @@ from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
-    from sacflow_robot.robot.control.loop import ActionSource, EpisodeRun
+    from sacflow_robot.robot.control.action_sources import ActionSource
     from sacflow_robot.robot.control.operator_requests import OperatorRequests
+    from sacflow_robot.robot.control.run_config import EpisodeRun
     from sacflow_robot.robot.control.session import Session
     from sacflow_robot.serve.client import PolicyClient
 
@@ -72,8 +73,8 @@ class Run:
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.robot.control.loop import check_fit
         from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
+        from sacflow_robot.robot.control.run_config import check_fit
         from sacflow_robot.robot.drivers.clock_offset import by_loop_clock
         from sacflow_robot.robot.drivers.registry import find_driver
         from sacflow_robot.serve.client import PolicyClient
@@ -85,8 +86,8 @@ class Run:
         check_output(self.log, "--log", folder=True)
         runs: list[EpisodeRun] = []
         with ExitStack() as stack:
-            switches = OperatorRequests()
-            stack.enter_context(operator_signals(switches))
+            requests = OperatorRequests()
+            stack.enter_context(operator_signals(requests))
             driver, profile = find_driver(self._robot_name(), self.env_engine), None
             if self.profile is not None:
                 from sacflow_robot.calibrate.profile import load_profile
@@ -100,13 +101,11 @@ class Run:
                 PolicyClient(self.server, self.timeout, expect=robot.spec, swap="episode", name=self.robot, keys=keys)
             )
             check_fit(client, robot.spec)
-            self.operator.listen(switches, stack)
+            self.operator.listen(requests, stack)
             robot.connect()
-            session = self._session(robot, client, profile, switches, stack)
             bar = stack.enter_context(common.progress_bar("episodes"))
             row = bar.add_task("running", total=self.episodes, success="")
-            session.tell = teller(robot.spec.robot, bar.console.print)
-            session.operator.human = self.operator.human(robot.spec, bar.console.print, stack)
+            session = self._session(robot, client, profile, requests, stack, bar.console.print)
             try:
                 for seed in range(self.seed, self.seed + self.episodes):
                     session.await_enabled()
@@ -126,8 +125,16 @@ class Run:
         return f"{self.robot}{'&' if '?' in self.robot else '?'}clock={self.clock}"
 
     def _session(
-        self, robot: Robot, client: PolicyClient, profile: Profile | None, switches: OperatorRequests, stack: ExitStack
+        self,
+        robot: Robot,
+        client: PolicyClient,
+        profile: Profile | None,
+        requests: OperatorRequests,
+        stack: ExitStack,
+        say: Callable[[str], None],
     ) -> Session:
+        from sacflow_robot.robot.control.operator import Operator
+        from sacflow_robot.robot.control.run_config import RunConfig
         from sacflow_robot.robot.control.session import Session
         from sacflow_robot.robot.drivers.clock import MonotonicClock
 
@@ -137,25 +144,25 @@ class Run:
             info["env_engine"] = engine
         if profile is not None:
             info["calibration_sha256"] = profile.sha256
-        chooser: ActionSource | None = None
+        actions: ActionSource | None = None
         if not robot.lockstep:
             from sacflow_robot.robot.control.action_queue import ActionQueue
 
             # On a virtual clock the real time that an answer takes is no time: it is waited for.
             virtual = not isinstance(robot.clock, MonotonicClock)
-            client.interrupted = lambda: switches.halt_pending  # the first chunk may be waited for as long as --timeout
-            chooser = ActionQueue(_InNoTime(client) if virtual else client, clock_ns=robot.clock.now_ns)
+            client.interrupted = lambda: requests.halt_pending  # the first chunk may be waited for as long as --timeout
+            actions = ActionQueue(_InNoTime(client) if virtual else client, clock_ns=robot.clock.now_ns)
         log = None if self.log is None else stack.enter_context(self._recorder(self.log, robot.spec, robot.lockstep))
-        return Session(
-            robot,
-            client,
-            safety_filter(robot, profile),
-            switches=switches,
+        config = RunConfig(
+            safety=safety_filter(robot, profile),
+            actions=actions,
+            operator=Operator(requests, self.operator.teleoperator(robot.spec, say, stack)),
             recorder=log,
-            chooser=chooser,
             info=info,
             enable_wait_s=self.enable_wait,
+            tell=teller(robot.spec.robot, say),
         )
+        return Session(robot, client, config)
 
     @contextmanager
     def _recorder(self, path: Path, robot: RobotSpec, lockstep: bool) -> Iterator[Recorder]:

@@ -94,3 +94,27 @@ def without_jumps(quats: Array) -> Array:
     """The same orientations (M, 4), each of the sign nearest to the one before."""
     flips = np.cumsum(np.append(0, np.sum(quats[1:] * quats[:-1], axis=1) < 0)) % 2
     return np.asarray(quats * np.where(flips, -1.0, 1.0)[:, None])
+
+
+def tool_axis(quat: Array) -> Array:
+    """Unit vector (3,) along the tool: the z axis of the orientation x y z w."""
+    x, y, z, w = quat / np.linalg.norm(quat)
+    return np.array([2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)])
+
+
+def tilt_along(axis: Array, turns: Array, middle: Array) -> float:
+    """Largest angle (rad) to ``middle`` that an axis (3,) comes to, turned by rotation vectors (P, 3) one after another."""
+    lowest = float(axis @ middle)
+    for turn in turns:
+        angle = float(np.sqrt(turn @ turn))
+        if angle == 0:
+            continue
+        unit, cosine, sine = turn / angle, np.cos(angle), np.sin(angle)
+        # A turn's arc may bulge out of the straight line between its ends; half-way is looked at as well.
+        half, half_sine = np.cos(angle / 2), np.sin(angle / 2)
+        along = unit * (unit @ axis)
+        across, side = axis - along, np.cross(unit, axis)
+        lowest = min(lowest, float((along + half * across + half_sine * side) @ middle))
+        axis = along + cosine * across + sine * side
+        lowest = min(lowest, float(axis @ middle))
+    return float(np.arccos(np.clip(lowest, -1, 1)))

@@ -21,8 +21,10 @@ from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.data.log.resilient_recorder import ResilientRecorder
 from sacflow_robot.episode import Source, StepFlag, StepResult
 from sacflow_robot.robot.control.action_queue import ActionQueue
-from sacflow_robot.robot.control.loop import EpisodeRun, run_episode
+from sacflow_robot.robot.control.operator import Operator
 from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig
+from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.rtsim import ProcessRobot
 from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
 from sacflow_robot.robot.safety.filter import SafetyFilter
@@ -108,7 +110,7 @@ def run_with(
 ) -> tuple[EpisodeRun, list[tuple[int, str]]]:
     """An episode in which something fails; a person mends it, and enables the robot once it is at rest. Returns what was said, and
     when."""
-    switches, said, opened = OperatorRequests(), [], []  # type: ignore[var-annotated]
+    requests, said, opened = OperatorRequests(), [], []  # type: ignore[var-annotated]
 
     def open_log() -> StepRecorder:
         opened.append(StepRecorder(log, robot.spec))
@@ -117,7 +119,7 @@ def run_with(
     def person() -> None:
         mend()
         time.sleep(0.5)  # a person looks at the robot first
-        switches.enable()
+        requests.enable()
 
     def tell(line: str) -> None:
         said.append((time.monotonic_ns(), line))
@@ -144,13 +146,15 @@ def run_with(
         with ResilientRecorder(open_log) as recorder:
             run = run_episode(
                 *(robot, client, 1),
-                policy_version=version,
-                recorder=recorder,
-                safety=safety,
-                chooser=Failing(client),
-                switches=switches,
-                tell=tell,
-                most_steps=400,
+                RunConfig(
+                    policy_version=version,
+                    recorder=recorder,
+                    safety=safety,
+                    actions=Failing(client),
+                    tell=tell,
+                    max_steps=400,
+                    operator=Operator(requests),
+                ),
             )
     return run, said
 

@@ -26,8 +26,9 @@ from sacflow_robot.errors import (
     UsageError,
 )
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.robot.control.estop import StopServer, request
+from sacflow_robot.robot.control.estop import request
 from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.stop_server import StopServer
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.auth import Security, new_keys
 from sacflow_robot.serve.client import Keys, PolicyClient
@@ -275,13 +276,13 @@ def test_a_wait_for_actions_ends_once_a_person_asks_for_a_stop(serve: Serve, wel
         return [{**welcome, "id": asked["id"]}] if asked["op"] == "hello" else []
 
     with PolicyClient(serve(greet_only), 30.0) as client:
-        switches = OperatorRequests()
-        client.interrupted = lambda: switches.halt_pending
-        switches.enable()
+        requests = OperatorRequests()
+        client.interrupted = lambda: requests.halt_pending
+        requests.enable()
         number = client.ask(observation())
         with pytest.raises(TimeoutError):
             client.collect(number, 0.1)
-        threading.Timer(0.2, switches.stop, ("enough",)).start()
+        threading.Timer(0.2, requests.stop, ("enough",)).start()
         began = time.monotonic()
         with pytest.raises(ServerError, match="ended by a person's request"):
             client.collect(number)

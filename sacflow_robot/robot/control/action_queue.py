@@ -70,7 +70,7 @@ class ActionQueue:
 
     Args:
         client: A connected client.
-        blend: Steps over which a new chunk takes over; 0 switches at once.
+        blend: Steps over which a new chunk takes over; 0 requests at once.
         prefix: Whether to send what will be played meanwhile, where the policy takes it.
         clock_ns: Clock that the delay is measured with.
     """

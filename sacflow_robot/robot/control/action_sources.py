@@ -1,4 +1,4 @@
-"""Where actions come from, one in each control period."""
+"""Sources of actions, one in each control period."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sacflow_robot.spec import FloatArray, Observation
 
 
 class ActionStep(Protocol):
-    """What a chooser says in one control period; ``serve.stream.StreamStep`` is one."""
+    """An action for one control period, None for none; ``joined``: whether a new chunk begins with it."""
 
     @property
     def action(self) -> FloatArray | None: ...
@@ -22,7 +22,7 @@ class ActionStep(Protocol):
 
 
 class ActionSource(Protocol):
-    """Where actions come from, one in each control period; ``serve.stream.ActionQueue`` is one."""
+    """A source of actions, one in each control period; ``action_queue.ActionQueue`` is one."""
 
     def begin(self) -> None:
         """Forget what was planned."""
@@ -33,7 +33,7 @@ class ActionSource(Protocol):
 
 @runtime_checkable
 class Connected(Protocol):
-    """A chooser behind a connection, which is to be kept while nothing is chosen."""
+    """A source behind a connection, which is to be kept while no action is wanted."""
 
     def keep_alive(self) -> None:
         """Keep the connection, or make it anew; must not wait."""
@@ -41,8 +41,8 @@ class Connected(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Planned:
-    action: FloatArray
+class PlannedAction:
+    action: FloatArray | None
     joined: bool
 
 
@@ -54,13 +54,15 @@ class SyncChunking:
         self.begin()
 
     def begin(self) -> None:
-        self._chunk, self._next = np.zeros((0, 0), np.float32), 0
+        self._chunk = np.zeros((0, 0), np.float32)
+        self._next = 0
 
-    def step(self, observation: Observation, noise: FloatArray | None = None) -> _Planned:
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> PlannedAction:
         joined = self._next == len(self._chunk)
         if joined:
             assert noise is not None
             batch = {key: array[None] for key, array in observation.items()}
-            self._chunk, self._next = self._policy.infer(batch, noise[None])[0], 0
+            self._chunk = self._policy.infer(batch, noise[None])[0]
+            self._next = 0
         self._next += 1
-        return _Planned(self._chunk[self._next - 1], joined)
+        return PlannedAction(self._chunk[self._next - 1], joined)

@@ -1,141 +1,336 @@
-"""Run episodes: the control loop around a policy, a robot, a recorder and a person."""
+"""The control loop, one control period at a time: observe, choose, make safe, command, record.
+
+One loop for both kinds of robot. A lockstep robot executes each command while the loop waits; any other robot moves on its own time,
+and the loop commands it at the deadlines of a :class:`~sacflow_robot.robot.control.timing.Pacer`.
+
+Every command passes a :class:`~sacflow_robot.robot.safety.latch.Latch`, whose table ``TRANSITIONS`` is the state machine of the loop
+as well, and a person's requests are obeyed before it:
+
+    running             choose an action, and send as much of it as is safe
+    hold                brake, then stand, until a person enables the robot; after ``hold_to_stop_s``, stopped
+    stopping            brake, then stopped
+    stopped             stop the robot; the episode is over
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from sacflow_robot.episode import LOOP_CLOCK
-from sacflow_robot.errors import SpecMismatchError
-from sacflow_robot.interfaces import Policy, Recorder, Robot
-from sacflow_robot.robot.control.action_sources import ActionSource, ActionStep, SyncChunking
-from sacflow_robot.robot.control.episode_loop import VALID_PERIODS, EpisodeLoop, EpisodeRun
-from sacflow_robot.robot.control.operator import Operator
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
-from sacflow_robot.robot.control.timing import no_garbage_collection
-from sacflow_robot.robot.safety.action_clipper import ActionClipper
-from sacflow_robot.robot.safety.filter import SafetyFilter
-from sacflow_robot.robot.teleop.intervention import Label, Teleoperator
-from sacflow_robot.spec import FloatArray, RobotSpec
+import numpy as np
 
-__all__ = [
-    "VALID_PERIODS",
-    "ActionSource",
-    "ActionStep",
-    "EpisodeRun",
-    "SyncChunking",
-    "check_fit",
-    "default_safety",
-    "run_episode",
-]
+from sacflow_robot.episode import EpisodeBuilder, Source, Step, StepFlag, StepResult
+from sacflow_robot.errors import DataError, InvalidValueError, LogWriteError, RobotError, ServerError, StoppedError
+from sacflow_robot.interfaces import Robot
+from sacflow_robot.robot.control.action_sources import ActionSource, Connected
+from sacflow_robot.robot.control.operator import obey, refuse_if_stopped, settle
+from sacflow_robot.robot.control.operator_requests import OperatorInput
+from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig, default_safety
+from sacflow_robot.robot.control.step_recording import StepRecording
+from sacflow_robot.robot.control.timing import Pacer, no_garbage_collection
+from sacflow_robot.robot.safety.latch import State, Verdict
+from sacflow_robot.robot.teleop.intervention import Label
+from sacflow_robot.spec import FloatArray
+from sacflow_robot.utils.seeding import chunk_noise
+
+VALID_PERIODS = 2
+"""Control periods after which a robot that hears nothing new holds by itself, beside the profile's longest command delay."""
+
+_LOOK_NS = 20_000_000  # how often a held robot in lockstep, to which nothing is sent, looks for requests
 
 
-def check_fit(policy: Policy, robot: RobotSpec) -> None:
-    """Refuse a policy that was made for another robot.
-
-    Raises:
-        SpecMismatchError: Names every field that differs.
-    """
-    different = robot.differences(policy.spec.robot)
-    if different:
-        raise SpecMismatchError(f"the policy does not fit the robot (robot, policy): {'; '.join(different)}")
-
-
-def run_episode(
-    robot: Robot,
-    policy: Policy,
-    seed: int,
-    *,
-    policy_version: str,
-    recorder: Recorder | None = None,
-    limits: tuple[FloatArray, FloatArray] | None = None,
-    safety: SafetyFilter | ActionClipper | None = None,
-    chooser: ActionSource | None = None,
-    human: Teleoperator | None = None,
-    switches: OperatorRequests | None = None,
-    operator: Operator | None = None,
-    info: Mapping[str, Any] | None = None,
-    most_steps: int | None = None,
-    tell: Callable[[str], None] = lambda line: None,
-) -> EpisodeRun:
-    """Run one episode.
-
-    The noise of the chunk chosen at step t is ``chunk_noise((H, A), seed, t)``, so that the episode can be repeated.
+class EpisodeLoop:
+    """An episode in progress: :meth:`begin`, then :meth:`step` until ``ended``, then :meth:`finish`; or :meth:`run`.
 
     Args:
         robot: The robot, connected.
-        policy: Local or remote policy; says what it is, and chooses chunk by chunk, open loop, without a ``chooser``.
+        actions: Source of the actions.
+        config: Filter, operator, recorder and the like.
         seed: Decides the noise, and the start on a simulated robot.
-        policy_version: Recorded with the episode.
-        recorder: Gets every step as it is taken; when something goes wrong on the way, the episode is ended there and
-            marked interrupted.
-        limits: Lower and upper bound (A,) of the commanded action, within the robot's own.
-        safety: What every command passes; starting an episode robots it, unless it was held or stopped since. None for
-            the default of :func:`default_safety`.
-        chooser: Where actions come from.
-        human: Through what a person takes over.
-        switches: What a person asked for from elsewhere: stop, hold, robot.
-        operator: ``human`` and ``switches`` in one, for a caller that keeps them between episodes.
-        info: What else to record about the episode; JSON values.
-        most_steps: Steps after which the episode is cut; None for no limit.
-        tell: Where to say what a person has to know at once: held, stopped, enabled.
+        noise_shape: Shape (H, A) of the noise that the source of actions gets; None for no noise.
+        pacer: When to send; by default once in each control period.
 
-    Raises:
-        StoppedError: The robot was stopped before the first command; nothing was sent.
-        RobotError: The robot was held or stopped before this episode, and nobody has enabled it since.
-        InvalidValueError: On a lockstep robot, an observation or an action holds NaN or infinity; nothing was sent on it.
-        LogWriteError: The recorder cannot keep the steps; the robot gets no further command.
+    Attributes:
+        safety: Passes every command.
+        pacer: When commands are due and were sent.
+        steps: Commands sent.
+        overruns: Commands that were late.
+        held: Steps on which the robot was held.
+        stopped: Why the robot was stopped; empty if it was not.
+        label: What a person said of the episode.
+        ended: Whether it is over.
     """
-    if safety is None:
-        safety = default_safety(robot, limits)
-    loop = EpisodeLoop(
-        robot,
-        policy.spec,
-        seed,
-        safety=safety,
-        chooser=SyncChunking(policy) if chooser is None else chooser,
-        operator=Operator(switches, human) if operator is None else operator,
-        recorder=recorder,
-        tell=tell,
-    )
-    about = {
-        "seed": seed,
-        "task": robot.spec.task,
-        "robot": robot.spec.robot,
-        "policy_version": policy_version,
-        "spec_fingerprint": policy.spec.fingerprint,
-        "clock": LOOP_CLOCK,
-        "lockstep": robot.lockstep,
-        **({"safety_sha256": safety.limits.sha256} if isinstance(safety, SafetyFilter) else {}),
-        **(info or {}),
-    }
-    try:
-        # The collection comes first: it takes long enough to miss deadlines.
-        with contextlib.nullcontext() if robot.lockstep else no_garbage_collection():
-            loop.begin(about)
-            while not loop.ended and (most_steps is None or loop.steps < most_steps):
-                loop.step()
-    except BaseException:
-        loop.finish({"interrupted": True}, suppress=True)
-        raise
-    said: dict[str, Any] = {} if loop.label is None else {"label": str(loop.label)}
-    if loop.label is not None:
-        said["success"] = loop.label is Label.SUCCESS
-    if loop.stopped or loop.label is Label.DISCARD:
-        said |= {"interrupted": True} | ({"stopped": loop.stopped} if loop.stopped else {})
-    loop.finish(said)
-    return loop.result({**about, **said})
 
+    def __init__(
+        self,
+        robot: Robot,
+        actions: ActionSource,
+        config: RunConfig,
+        *,
+        seed: int = 0,
+        noise_shape: tuple[int, int] | None = None,
+        pacer: Pacer | None = None,
+    ) -> None:
+        self.safety = default_safety(robot) if config.safety is None else config.safety
+        self.pacer = Pacer(robot.clock, robot.spec.period_ns, robot.lockstep) if pacer is None else pacer
+        self._robot = robot
+        self._spec = robot.spec
+        self._clock = robot.clock
+        self._actions = actions
+        self._config = config
+        self._operator = config.operator
+        self._tell = config.tell
+        self._seed = seed
+        self._noise_shape = noise_shape
+        limits = self.safety.limits
+        self._valid_ns = VALID_PERIODS * robot.spec.period_ns + round(1e9 * limits.max_command_delay_s)
+        self._hold_to_stop_s = limits.hold_to_stop_s
+        self._commanded = np.zeros(robot.spec.action_dim, np.float32)
+        self._recording = StepRecording(config.recorder, wait=robot.lockstep)
+        self._held_since_ns: int | None = None  # of a robot to which nothing is sent while it holds
+        self._told = State.RUNNING
+        self._trouble = ""
+        self.overruns = 0
+        self.held = 0
+        self.steps = 0
+        self.stopped = ""
+        self.label: Label | None = None
+        self.ended = False
 
-def default_safety(robot: Robot, limits: tuple[FloatArray, FloatArray] | None = None) -> SafetyFilter | ActionClipper:
-    """What a robot's commands pass where nobody says otherwise.
+    def run(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the episode from its begin to its end.
 
-    Args:
-        robot: The robot.
-        limits: Lower and upper bound (A,) of the action, for a robot in lockstep.
+        Args:
+            info: What to record about it; JSON values.
 
-    Returns:
-        Bounds and a latch for a robot in lockstep, the safety filter without further limits for any other.
-    """
-    return ActionClipper(robot.spec, limits) if robot.lockstep else SafetyFilter(robot.spec)
+        Returns:
+            More to record about it, known at its end.
+        """
+        try:
+            # The collection comes first: it takes long enough to miss deadlines.
+            with contextlib.nullcontext() if self._robot.lockstep else no_garbage_collection():
+                self.begin(info)
+                while not self.ended and (self._config.max_steps is None or self.steps < self._config.max_steps):
+                    self.step()
+        except BaseException:
+            self.finish({"interrupted": True}, suppress=True)
+            raise
+        outcome: dict[str, Any] = {}
+        if self.label is not None:
+            outcome = {"label": str(self.label), "success": self.label is Label.SUCCESS}
+        if self.stopped or self.label is Label.DISCARD:
+            outcome["interrupted"] = True
+        if self.stopped:
+            outcome["stopped"] = self.stopped
+        self.finish(outcome)
+        return outcome
+
+    def begin(self, info: Mapping[str, Any]) -> None:
+        """Start the episode and enable the robot.
+
+        Raises:
+            StoppedError: A stop or a hold was requested; nothing was sent.
+            RobotError: The robot was held or stopped before, and nobody has enabled it since; or it cannot be enabled.
+        """
+        refuse_if_stopped(self._robot, self.safety, self._operator)
+        self._actions.begin()
+        start = self._start()
+        self._received_ns = self._clock.now_ns()
+        self._observation = self._spec.check_observation(start.observation)
+        self._captured_ns = self._received_ns if start.time_ns is None else start.time_ns
+        self._builder = EpisodeBuilder(start, self._captured_ns)
+        self._inferred_ns = -1
+        refuse_if_stopped(self._robot, self.safety, self._operator)
+        self._recording.begin(start, self._captured_ns, info)
+        self.pacer.begin(self._received_ns)
+        self.safety.begin(start.measured)
+        self.safety.see(start.observation, self._nominal_ns() if self._robot.lockstep else self._captured_ns)
+        self.safety.enable(self._filter_now_ns())
+        self.ended = self._is_over(start)
+
+    def step(self) -> None:
+        """One control period: from an observation to the next."""
+        proposed, joined = self._choose()
+        self.pacer.wait_for_spacing(self.safety.earliest_ns)
+        requested = self._operator.look(self._commanded)
+        verdict, source = self._make_safe(proposed, requested)
+        if verdict.action is None:
+            self._send_nothing(verdict)
+            return
+        sent_ns, late = self._command(verdict.action)
+        self._record()
+        self.pacer.wait_for_deadline()
+        # What the step follows from, before the observation takes its place.
+        received_ns = self._received_ns
+        result, blind = self._observe()
+        flags = StepFlag.LATE * late | StepFlag.CLIPPED * (verdict.changed and not verdict.held)
+        flags |= StepFlag.CHUNK_START * joined | StepFlag.HELD * verdict.held | StepFlag.OBS_INVALID * bool(blind)
+        step = Step(
+            result,
+            verdict.action,
+            self._captured_ns,
+            verdict.action if proposed is None else proposed,
+            source,
+            flags,
+            received_ns,
+            self._inferred_ns,
+            sent_ns,
+            requested.action,
+        )
+        self._builder.append(step)
+        self._recording.take(step)
+        self.steps += 1
+        self.overruns += late
+        self.held += verdict.held
+        if self._robot.lockstep:
+            self._record()
+            if blind:
+                raise InvalidValueError(blind)
+        self.ended = self._is_over(result) or requested.label is not None
+        self.label = requested.label
+
+    def finish(self, info: Mapping[str, Any], suppress: bool = False) -> None:
+        """Hold the robot, hand the last step over, and end the recording."""
+        with contextlib.suppress(RobotError) if suppress else contextlib.nullcontext():
+            settle(self._robot, self.safety, self._operator)
+        with contextlib.suppress(DataError) if suppress else contextlib.nullcontext():
+            self._recording.end(info)
+
+    def result(self, info: Mapping[str, Any]) -> EpisodeRun:
+        """The episode so far.
+
+        Raises:
+            StoppedError: It has no steps, for the robot was stopped before the first.
+        """
+        if not self.steps and self.stopped:
+            raise StoppedError(f"stopped before the first command: {self.stopped}")
+        episode = self._builder.build(**info)
+        return EpisodeRun(episode, self.overruns, self.pacer.timing, self.held, self.stopped, self.label)
+
+    # ---- what a replay does otherwise
+
+    def _start(self) -> StepResult:
+        return self._robot.begin(self._seed)
+
+    def _is_over(self, result: StepResult) -> bool:
+        return result.ended
+
+    # ---- parts of a step
+
+    def _choose(self) -> tuple[FloatArray | None, bool]:
+        """The action, None for none, and whether a new chunk begins with it."""
+        if self.safety.state is not State.RUNNING:
+            # What is planned now would be for a place where the robot is not when it is enabled again.
+            if isinstance(self._actions, Connected):
+                self._actions.keep_alive()
+            return None, False
+        noise = None if self._noise_shape is None else chunk_noise(self._noise_shape, self._seed, self.steps)
+        try:
+            chosen = self._actions.step(self._observation, noise)
+        except ServerError as error:
+            if self._robot.lockstep:
+                raise
+            self._trouble = str(error)
+            return None, False
+        if chosen.action is not None:
+            self._trouble = ""
+        if chosen.joined:
+            self._inferred_ns = self._clock.now_ns()
+        return chosen.action, chosen.joined
+
+    def _make_safe(self, proposed: FloatArray | None, requested: OperatorInput) -> tuple[Verdict, Source]:
+        """What to send, and whose it is."""
+        safety = self.safety
+        obey(safety, requested)
+        if requested.enable:
+            self._enable()
+        wanted = proposed if requested.action is None else requested.action
+        now_ns = self._filter_now_ns()  # after enabling, which may have waited for a disk
+        if wanted is not None and self._robot.lockstep and safety.state is State.RUNNING:
+            self._spec.check_action(wanted)  # what cannot be sent is an error, for nobody is there to enable again
+        verdict = safety.step(wanted, now_ns, None if self._robot.lockstep else self.pacer.deadline_ns)
+        if safety.state is not self._told:
+            self._told = safety.state
+            self._actions.begin()
+            because = f" ({self._trouble})" if self._trouble else ""
+            self._tell(f"{safety.state}: {safety.reason}{because}")
+        if verdict.held:
+            return verdict, Source.HOLD
+        return verdict, Source.POLICY if requested.action is None else Source.HUMAN
+
+    def _enable(self) -> None:
+        """Enable the robot if it can be enabled now; a request that is refused is forgotten."""
+        if self.safety.state not in (State.HOLD, State.STOPPING):
+            return
+        try:
+            self._recording.mend()
+            self.safety.enable(self._filter_now_ns())
+        except LogWriteError as error:
+            self._tell(f"cannot enable: {error}")
+            return
+        except RobotError as error:
+            self._tell(str(error))
+            return
+        self._told = State.RUNNING
+        self._held_since_ns = None
+        self._actions.begin()
+        self._tell("enabled")
+
+    def _send_nothing(self, verdict: Verdict) -> None:
+        """Stop a robot that is stopped; wait where there is nothing to send to it."""
+        safety = self.safety
+        if verdict.state is not State.STOPPED:
+            now_ns = self._clock.now_ns()
+            if self._held_since_ns is None:
+                self._held_since_ns = now_ns
+                self._robot.hold()
+            if now_ns - self._held_since_ns < self._hold_to_stop_s * 1e9:
+                self._operator.report(safety)
+                self._clock.sleep_until(now_ns + _LOOK_NS)
+                return
+            safety.stop(f"held for {self._hold_to_stop_s:g} s: {verdict.reason}")
+            self._tell(f"{safety.state}: {safety.reason}")
+        self._robot.stop()
+        self._operator.report(safety)
+        self.stopped = safety.reason
+        self.ended = True
+
+    def _command(self, action: FloatArray) -> tuple[int, bool]:
+        """Send an action (A,); when (ns), and whether that was late."""
+        sent_ns = self._clock.now_ns()
+        due_ns = self._captured_ns if self._robot.lockstep else self.pacer.deadline_ns
+        self._robot.command(action, max(sent_ns, self.pacer.deadline_ns) + self._valid_ns)
+        self.pacer.sent_ns.append(sent_ns)
+        self._commanded = action
+        self._held_since_ns = None
+        self._operator.report(self.safety)
+        return sent_ns, sent_ns - due_ns > self._spec.period_ns
+
+    def _observe(self) -> tuple[StepResult, str]:
+        """The newest observation; a broken one leaves the one before in its place, with the reason."""
+        result = self._robot.observe()
+        self._received_ns = self._clock.now_ns()
+        self._captured_ns = self._received_ns if result.time_ns is None else result.time_ns
+        try:
+            self._observation = self._spec.check_observation(result.observation)
+        except InvalidValueError as error:
+            return dataclasses.replace(result, observation=dict(self._observation)), str(error)
+        seen_ns = self._nominal_ns(1) if self._robot.lockstep else self._captured_ns
+        self.safety.see(self._observation, seen_ns, result.stale_reason)
+        return result, ""
+
+    def _filter_now_ns(self) -> int:
+        """The safety filter's time: the clock's, or on a lockstep robot the nominal one, which alone passes there."""
+        return self._nominal_ns() if self._robot.lockstep else self._clock.now_ns()
+
+    def _nominal_ns(self, more_steps: int = 0) -> int:
+        return (self.steps + more_steps) * self._spec.period_ns
+
+    def _record(self) -> None:
+        """Record the step before; what a resilient recorder cannot write holds the robot."""
+        problem = self._recording.flush()
+        if problem:
+            self._trouble = ""
+            self.safety.hold(problem)

@@ -1,4 +1,4 @@
-"""What a person asks of a running robot from anywhere: stop, hold, and enable again."""
+"""A person's requests to a running robot from anywhere: stop, hold, and enable again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 
+from sacflow_robot.robot.teleop.intervention import Label
+from sacflow_robot.spec import FloatArray
+
 _REMEMBERED = 1024  # outcomes kept for those who asked
 
 
@@ -22,13 +25,22 @@ class _Kind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Requests of one look: why to stop or hold, whether the terminal hung up, whether to enable."""
+class OperatorInput:
+    """What a person wants in one control period. A stop takes precedence over a hold, and both over enabling.
+
+    Attributes:
+        stop: Why to stop; empty for no stop.
+        hold: Why to hold; empty for no hold.
+        enable: Whether to enable.
+        action: What the person commands by an input device (A,); None while nobody has taken over.
+        label: The person's word on the episode.
+    """
 
     stop: str = ""
     hold: str = ""
-    hangup: bool = False
     enable: bool = False
+    action: FloatArray | None = None
+    label: Label | None = None
 
 
 class OperatorRequests:
@@ -64,7 +76,7 @@ class OperatorRequests:
 
     def hangup(self) -> int:
         """Report that the terminal is gone: a stop while a person moves the robot, else a hold."""
-        return self._put(_Kind.HANGUP, "")
+        return self._put(_Kind.HANGUP, "the terminal is gone")
 
     def end(self, name: str) -> int:
         """Request a stop, and the end of the program after it; ``name`` is the signal's."""
@@ -76,29 +88,33 @@ class OperatorRequests:
         """Whether a stop or a hold was requested that nobody has taken yet."""
         return any(kind is not _Kind.ENABLE for kind, _, _ in tuple(self._requests))
 
-    def take_all(self) -> Asked:
-        """Requests since the last call."""
-        stop, hold, hangup, enable = "", "", False, False
+    def take(self, in_charge: bool = False) -> OperatorInput:
+        """Requests since the last call.
+
+        Args:
+            in_charge: Whether a person moves the robot by an input device: a terminal that is gone then stops it.
+        """
+        stop = ""
+        hold = ""
+        enable = False
         while self._requests:
             kind, reason, number = self._requests.popleft()
-            stop = stop or (reason if kind is _Kind.STOP else "")
-            hold = hold or (reason if kind is _Kind.HOLD else "")
-            hangup |= kind is _Kind.HANGUP
-            enable |= kind is _Kind.ENABLE
+            if kind is _Kind.HANGUP:
+                kind = _Kind.STOP if in_charge else _Kind.HOLD
+            if kind is _Kind.STOP:
+                stop = stop or reason
+            elif kind is _Kind.HOLD:
+                hold = hold or reason
+            else:
+                enable = True
             self._open.append(number)
-        return Asked(stop, hold, hangup, enable)
-
-    def take(self) -> tuple[str, bool]:
-        """Requests since the last call: why to stop, empty for no stop; whether to enable. A stop takes
-        precedence over enabling, whichever came first."""
-        asked = self.take_all()
-        return asked.stop, asked.enable and not (asked.stop or asked.hold or asked.hangup)
+        return OperatorInput(stop, hold, enable and not (stop or hold))
 
     def report(self, state: str, settled: bool) -> None:
         """Say what became of the requests taken so far; called by whatever moves the robot.
 
         Args:
-            state: ``enabled``, ``hold`` or ``stopped``.
+            state: That of the robot's :class:`~sacflow_robot.robot.safety.latch.Latch`.
             settled: Whether that state is final for those requests: false while the robot still comes to rest.
         """
         self._state = state
@@ -121,11 +137,6 @@ class OperatorRequests:
         """
         return self._outcomes.get(number, "")
 
-    @property
-    def _robot(self) -> bool:
-        """Whether a request to enable waits to be taken."""
-        return any(kind is _Kind.ENABLE for kind, _, _ in self._requests.copy())
-
     def _put(self, kind: _Kind, reason: str) -> int:
         self._count += 1
         number = self._count
@@ -137,37 +148,37 @@ _ENDING_S = 3.0  # a stop is over by then; a program that has not ended is inter
 
 
 @contextmanager
-def operator_signals(switches: OperatorRequests) -> Iterator[None]:
+def operator_signals(requests: OperatorRequests) -> Iterator[None]:
     """While this lasts: SIGUSR1 stops, SIGUSR2 enables, SIGHUP stops or holds, SIGINT and SIGTERM stop and end the program.
 
     A program that does not look at its requests, is asked to end a second time, or has not ended after three seconds, is
     interrupted where it is (KeyboardInterrupt). A script's background programs have SIGINT ignored by the shell; here
     it counts all the same. SIGHUP stays ignored where it is (``nohup``).
     """
-    if threading.current_thread() is not threading.main_thread():  # the signals are somebody else's there
+    if threading.current_thread() is not threading.main_thread():  # the signals are another part's there
         yield
         return
 
     def on_end(number: int, _: object) -> None:
-        if switches.ending or not switches.watched:
+        if requests.ending or not requests.watched:
             raise KeyboardInterrupt
-        switches.end(signal.Signals(number).name)
+        requests.end(signal.Signals(number).name)
         timer = threading.Timer(_ENDING_S, insist, (number,))
         timer.daemon = True
         timer.start()
 
     def insist(number: int) -> None:
-        if switches.watched:  # else it is ending, and what it still writes is not to be interrupted
+        if requests.watched:  # else it is ending, and what it still writes is not to be interrupted
             os.kill(os.getpid(), number)
 
     handlers: dict[int, Callable[[int, object], object]] = {
         signal.SIGINT: on_end,
         signal.SIGTERM: on_end,
-        signal.SIGUSR1: lambda *_: switches.stop("stopped by SIGUSR1"),
-        signal.SIGUSR2: lambda *_: switches.enable(),
+        signal.SIGUSR1: lambda *_: requests.stop("stopped by SIGUSR1"),
+        signal.SIGUSR2: lambda *_: requests.enable(),
     }
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        handlers[signal.SIGHUP] = lambda *_: switches.hangup()
+        handlers[signal.SIGHUP] = lambda *_: requests.hangup()
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

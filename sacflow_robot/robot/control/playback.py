@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.episode import Episode, StepResult
-from sacflow_robot.errors import DataError, SpecMismatchError, StoppedError
+from sacflow_robot.episode import Episode, Step, StepFlag, StepResult
+from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.interfaces import Robot
-from sacflow_robot.robot.control.loop import default_safety
-from sacflow_robot.robot.control.operator import Operator, heed, settle
+from sacflow_robot.robot.control.action_sources import PlannedAction
+from sacflow_robot.robot.control.loop import EpisodeLoop
+from sacflow_robot.robot.control.operator import StopOnlyOperator
+from sacflow_robot.robot.control.run_config import RunConfig, Safety, default_safety
+from sacflow_robot.robot.control.timing import Pacer
 from sacflow_robot.robot.drivers.action_history import bare
 from sacflow_robot.robot.safety.action_clipper import ActionClipper
-from sacflow_robot.robot.safety.filter import LEAST_SPACING, SafetyFilter
-from sacflow_robot.robot.safety.latch import State, Verdict
-from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
+from sacflow_robot.robot.safety.latch import State
+from sacflow_robot.spec import ArraySpec, FloatArray, Observation, RobotSpec
 from sacflow_robot.utils.action_history import without_history
 
 
@@ -105,25 +107,23 @@ def replay_episode(
     robot: Robot,
     episode: Episode,
     *,
-    limits: tuple[FloatArray, FloatArray] | None = None,
     offsets_ns: npt.NDArray[np.int64] | None = None,
-    safety: SafetyFilter | ActionClipper | None = None,
-    operator: Operator | None = None,
+    safety: Safety | None = None,
+    operator: StopOnlyOperator | None = None,
 ) -> ReplayResult:
     """Send the logged commands again, through the safety filter, and compare what comes of them with the log.
 
     A simulated robot starts from the logged initial state and plays the episode to its end. A physical robot starts where it
-    stands, so it is the user's to bring it near the logged start; it is sent nothing more once it ends the episode.
+    stands, so bring it near the logged start first; it is sent nothing more once it ends the episode.
 
     Args:
         robot: The robot; one that :func:`check_replayable` accepts.
         episode: The episode.
-        limits: Lower and upper bound (A,) of the commanded action, within the robot's own.
         offsets_ns: When to send each command (T,), from the start, by the robot's clock. None sends each as soon as the one
             before is done to a lockstep robot, and at the robot's control rate to any other. Whatever they say, a robot that
             moves on its own time gets its whole period for each command.
-        safety: What every command passes; the call robots it. None for the default of
-            :func:`~sacflow_robot.robot.control.loop.default_safety`.
+        safety: What every command passes; the call enables it. None for the default of
+            :func:`~sacflow_robot.robot.control.run_config.default_safety`.
         operator: A person's requests and input device. A stop or a hold ends the replay: the robot comes to rest within its
             limits, and nothing starts it again.
 
@@ -132,121 +132,125 @@ def replay_episode(
         InvalidValueError: An observation holds NaN or infinity; nothing was sent on it.
     """
     robot = bare(robot)
-    spec, clock = robot.spec, robot.clock
-    check_replayable(robot, spec, episode, "the episode")
-    limit = ActionClipper(spec, limits)
-    safety = default_safety(robot, limits) if safety is None else safety
-    sender = _Sender(robot, safety, Operator() if operator is None else operator)
-    simulated = isinstance(robot, Restorable)
-    sender.refuse_if_stopped()
-    if isinstance(robot, Restorable) and episode.states is not None:
-        result = robot.begin_at(episode.states[0])
-    else:
-        result = robot.begin(int(episode.info.get("seed") or 0))
-    results, observations = [result], [spec.check_observation(result.observation)]
-    sent: list[FloatArray] = []
-    start_ns, limited, latest_ns = clock.now_ns(), 0, 0
-    due = np.arange(len(episode)) * spec.period_ns if offsets_ns is None else offsets_ns
-    due = start_ns + np.append(due, due[-1] + spec.period_ns)
-    sender.begin(result, start_ns)
-    try:
-        for step, logged in enumerate(episode.action):
-            if result.ended and not simulated:
-                break
-            if offsets_ns is not None or not robot.lockstep:
-                clock.sleep_until(max(int(due[step]), sender.earliest_ns))
-                latest_ns = max(latest_ns, clock.now_ns() - int(due[step]))
-            verdict = sender.send(limit(logged), step, int(due[step + 1]))
-            if safety.state is not State.ENABLED or verdict.action is None:
-                break
-            limited += not np.array_equal(verdict.action, logged)
-            if not robot.lockstep:
-                clock.sleep_until(int(due[step + 1]))
-            result = robot.observe()
-            sender.see(result, step + 1)
-            sent.append(verdict.action)
-            results.append(result)
-            observations.append(spec.check_observation(result.observation))
-    finally:
-        sender.finish()
-    if not sent:
-        raise DataError(f"nothing was sent: {safety.reason or 'the episode has ended at its start'}")
-    found = [r.state for r in results if r.state is not None]
-    states = np.stack(found) if len(found) == len(results) else None
+    check_replayable(robot, robot.spec, episode, "the episode")
+    kept = _Steps()
+    config = RunConfig(
+        safety=default_safety(robot) if safety is None else safety,
+        operator=StopOnlyOperator() if operator is None else operator,
+        recorder=kept,
+    )
+    loop = _Replay(robot, episode, config, offsets_ns)
+    loop.run({})
+    steps = kept.steps
+    while steps and steps[-1].flags & StepFlag.HELD:  # the robot braked
+        steps.pop()
+    if not steps:
+        raise DataError(f"nothing was sent: {loop.safety.reason or 'the episode has ended at its start'}")
+    results = [kept.start, *(step.result for step in steps)]
+    commanded = np.array([step.action for step in steps], np.float32)
+    states = np.stack([r.state for r in results if r.state is not None]) if kept.start.state is not None else None
+    lateness_ns = [step.sent_ns - due_ns for step, due_ns in zip(steps, loop.due_ns, strict=False)]
     return ReplayResult(
-        steps=len(results) - 1,
+        steps=len(steps),
         success=any(r.terminated if r.success is None else r.success for r in results),
-        commanded=np.array(sent, np.float32).reshape(-1, spec.action_dim),
-        limited_steps=limited,
-        observation_deviation={
-            a.key: _deviation(a, observations, episode.observations[a.key]) for a in spec.observations
-        },
+        commanded=commanded,
+        limited_steps=int((commanded != episode.action[: len(steps)]).any(axis=1).sum()),
+        observation_deviation={a.key: _deviation(a, results, episode) for a in robot.spec.observations},
         max_state_deviation=None if states is None or episode.states is None else _furthest(states, episode.states),
-        max_lateness_ns=None if offsets_ns is None else latest_ns,
+        max_lateness_ns=max(0, *lateness_ns) if lateness_ns else None,
         states=states,
-        stopped=safety.reason,
+        stopped=loop.safety.reason,
     )
 
 
-class _Sender:
-    """Sends commands through the filter, and brings the robot to rest when somebody asks for it."""
+class _Steps:
+    """A recorder in memory: an :class:`~sacflow_robot.episode.Episode` ends at its end, a replay may go on after it."""
 
-    def __init__(self, robot: Robot, safety: SafetyFilter | ActionClipper, operator: Operator) -> None:
-        self._robot = robot
-        self._safety = safety
-        self._operator = operator
-        self._clock = robot.clock
-        self._period_ns = robot.spec.period_ns
-        self._commanded = np.zeros(robot.spec.action_dim, np.float32)
+    def begin(self, start: StepResult, time_ns: int, info: Mapping[str, Any]) -> None:
+        self.start = start
+        self.steps: list[Step] = []
+
+    def append(self, step: Step) -> None:
+        self.steps.append(step)
+
+    def end(self, info: Mapping[str, Any]) -> None:
+        pass
+
+
+class _LoggedActions:
+    """The commands of an episode, one after another, each clipped to the robot's bounds."""
+
+    def __init__(self, episode: Episode, clip: ActionClipper) -> None:
+        self._commanded = episode.action
+        self._clip = clip
         self._step = 0
-        self.earliest_ns = 0
 
-    def refuse_if_stopped(self) -> None:
-        heed(self._safety, self._operator, self._commanded)
-        if not self._safety.may_start:
-            self._robot.stop()
-            self._operator.report(self._safety)
-            raise StoppedError(f"stopped before the first command: {self._safety.reason}")
+    def begin(self) -> None:
+        pass
 
-    def begin(self, start: StepResult, start_ns: int) -> None:
-        self._safety.begin()
-        self._safety.see(start.observation, 0 if self._robot.lockstep else start.time_ns or start_ns)
-        self._safety.enable(0 if self._robot.lockstep else self._clock.now_ns())
-
-    def see(self, result: StepResult, step: int) -> None:
-        nominal = step * self._period_ns
-        captured = nominal if self._robot.lockstep else result.time_ns or self._clock.now_ns()
-        self._safety.see(result.observation, captured, result.stale_reason)
-
-    def send(self, action: FloatArray | None, step: int, until_ns: int) -> Verdict:
-        """Send what the filter lets through of an action (A,); None for none."""
-        heed(self._safety, self._operator, self._commanded)
-        verdict = self._safety.step(action, step * self._period_ns if self._robot.lockstep else self._clock.now_ns())
-        if verdict.action is None:
-            return verdict
-        now = self._clock.now_ns()
-        self._robot.command(verdict.action, max(until_ns, now) + self._period_ns)
-        if not self._robot.lockstep:
-            self.earliest_ns = now + round(LEAST_SPACING * self._period_ns)
-        self._commanded, self._step = verdict.action, step + 1
-        self._operator.report(self._safety)
-        return verdict
-
-    def finish(self) -> None:
-        """Bring a robot that was held or stopped to rest within its limits; hold it, and say what state it is in."""
-        try:
-            while self._safety.state is State.HOLD and not self._safety.at_rest:
-                if not self._robot.lockstep:
-                    self._clock.sleep_until(self.earliest_ns)
-                if self.send(None, self._step, self.earliest_ns).action is None:
-                    break
-        finally:
-            settle(self._robot, self._safety, self._operator)
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> PlannedAction:
+        if self._step == len(self._commanded):
+            return PlannedAction(None, joined=False)
+        action = self._clip(self._commanded[self._step])
+        self._step += 1
+        return PlannedAction(action, joined=False)
 
 
-def _deviation(spec: ArraySpec, replayed: list[dict[str, FloatArray]], logged: FloatArray) -> float:
-    rows = np.stack([observation[spec.key] for observation in replayed])
-    logged = logged[: len(rows)]
+class _LoggedPacer(Pacer):
+    """Deadlines at the times at which an episode's commands were sent, after its start."""
+
+    def __init__(self, robot: Robot, offsets_ns: npt.NDArray[np.int64]) -> None:
+        super().__init__(robot.clock, robot.spec.period_ns, robot.lockstep)
+        self._offsets_ns = np.append(offsets_ns, offsets_ns[-1] + robot.spec.period_ns)
+        self.due_ns: list[int] = []
+
+    def begin(self, now_ns: int) -> None:
+        self.due_ns = [now_ns + int(offset) for offset in self._offsets_ns]
+        self._wait()
+
+    def wait_for_deadline(self) -> None:
+        self._wait()
+
+    def _wait(self) -> None:
+        self.deadline_ns = self.due_ns[min(len(self.sent_ns), len(self.due_ns) - 1)]
+        self._clock.sleep_until(self.deadline_ns)
+
+
+class _Replay(EpisodeLoop):
+    """An episode that begins where the log did, and that a hold ends as soon as the robot is at rest."""
+
+    def __init__(
+        self, robot: Robot, episode: Episode, config: RunConfig, offsets_ns: npt.NDArray[np.int64] | None
+    ) -> None:
+        self._logged_pacer = None if offsets_ns is None else _LoggedPacer(robot, offsets_ns)
+        actions = _LoggedActions(episode, ActionClipper(robot.spec))
+        super().__init__(robot, actions, config, seed=int(episode.info.get("seed") or 0), pacer=self._logged_pacer)
+        self._episode = episode
+
+    @property
+    def due_ns(self) -> list[int]:
+        """When the commands were due (ns); empty without times."""
+        return [] if self._logged_pacer is None else self._logged_pacer.due_ns
+
+    def step(self) -> None:
+        super().step()
+        if self.safety.state is State.RUNNING:
+            self.ended |= self.steps == len(self._episode)
+        else:
+            self.ended = self.safety.at_rest
+
+    def _start(self) -> StepResult:
+        if isinstance(self._robot, Restorable) and self._episode.states is not None:
+            return self._robot.begin_at(self._episode.states[0])
+        return super()._start()
+
+    def _is_over(self, result: StepResult) -> bool:
+        return result.ended and not isinstance(self._robot, Restorable)
+
+
+def _deviation(spec: ArraySpec, replayed: list[StepResult], episode: Episode) -> float:
+    rows = np.stack([result.observation[spec.key] for result in replayed])
+    logged = episode.observations[spec.key][: len(rows)]
     if spec.unit.startswith("unit quaternion") and spec.shape == (4,):  # q and -q are the same rotation
         rows = rows * np.where((rows * logged).sum(-1, keepdims=True) < 0, -1, 1)
     return _furthest(rows, logged)

@@ -3,43 +3,75 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
+from sacflow_robot.episode import LOOP_CLOCK
 from sacflow_robot.errors import RobotError, StoppedError
-from sacflow_robot.interfaces import Policy, Recorder, Robot
-from sacflow_robot.robot.control.action_sources import ActionSource
-from sacflow_robot.robot.control.episode_loop import EpisodeRun
-from sacflow_robot.robot.control.loop import run_episode
-from sacflow_robot.robot.control.operator import Operator, obey
+from sacflow_robot.interfaces import Policy, Robot
+from sacflow_robot.robot.control.action_sources import SyncChunking
+from sacflow_robot.robot.control.loop import EpisodeLoop
+from sacflow_robot.robot.control.operator import obey
 from sacflow_robot.robot.control.operator_requests import OperatorRequests
-from sacflow_robot.robot.safety.action_clipper import ActionClipper
+from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig, default_safety
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.latch import State
-from sacflow_robot.robot.teleop.intervention import Teleoperator
 
 _LOOK_S = 0.05
 
 
+def run_episode(robot: Robot, policy: Policy, seed: int, config: RunConfig) -> EpisodeRun:
+    """Run one episode.
+
+    The noise of the chunk chosen at step t is ``chunk_noise((H, A), seed, t)``, so that the episode can be repeated.
+
+    Args:
+        robot: The robot, connected.
+        policy: Local or remote policy.
+        seed: Decides the noise, and the start on a simulated robot.
+        config: Everything else.
+
+    Raises:
+        StoppedError: The robot was stopped before the first command; nothing was sent.
+        RobotError: The robot was held or stopped before this episode, and nobody has enabled it since.
+        InvalidValueError: On a lockstep robot, an observation or an action holds NaN or infinity; nothing was sent on it.
+        LogWriteError: The recorder cannot keep the steps; the robot gets no further command.
+    """
+    actions = SyncChunking(policy) if config.actions is None else config.actions
+    loop = EpisodeLoop(robot, actions, config, seed=seed, noise_shape=policy.spec.noise_shape)
+    info = {
+        "seed": seed,
+        "task": robot.spec.task,
+        "robot": robot.spec.robot,
+        "policy_version": config.policy_version,
+        "spec_fingerprint": policy.spec.fingerprint,
+        "clock": LOOP_CLOCK,
+        "lockstep": robot.lockstep,
+        **({"safety_sha256": loop.safety.limits.sha256} if isinstance(loop.safety, SafetyFilter) else {}),
+        **config.info,
+    }
+    return loop.result({**info, **loop.run(info)})
+
+
 @contextmanager
-def watched(switches: OperatorRequests) -> Iterator[None]:
-    """Say that requests are looked at while this lasts; afterward end the program if that was asked for.
+def watched(requests: OperatorRequests) -> Iterator[None]:
+    """Say that requests are looked at while this lasts; afterward end the program if that was requested.
 
     Raises:
         KeyboardInterrupt: SIGINT or SIGTERM asked for it, and the robot is at rest.
     """
-    switches.watched = True
+    requests.watched = True
     try:
         yield
     except StoppedError:
-        if not switches.ending:  # else it is what the signal asked for
+        if not requests.ending:  # else it is what the signal asked for
             raise
     finally:
-        switches.watched = False
-    if switches.ending:
+        requests.watched = False
+    if requests.ending:
         raise KeyboardInterrupt
 
 
@@ -49,41 +81,18 @@ class Session:
     Args:
         robot: The robot, connected.
         policy: Local or remote policy.
-        safety: What every command passes.
-        switches: Requests over the network and by signals.
-        human: Keyboard, gamepad or SpaceMouse.
-        recorder: Gets every step.
-        chooser: Where actions come from; the policy, chunk by chunk, if None.
-        info: What else to record about each episode; JSON values.
-        enable_wait_s: Longest wait for a person to enable the robot again (s).
-        tell: Where to say what a person has to know at once; must not wait.
+        config: Filter, operator, recorder and the like, the same for all episodes.
         sleep: Waits so many seconds between two looks for requests.
     """
 
     def __init__(
-        self,
-        robot: Robot,
-        policy: Policy,
-        safety: SafetyFilter | ActionClipper,
-        *,
-        switches: OperatorRequests | None = None,
-        human: Teleoperator | None = None,
-        recorder: Recorder | None = None,
-        chooser: ActionSource | None = None,
-        info: Mapping[str, Any] | None = None,
-        enable_wait_s: float = 60.0,
-        tell: Callable[[str], None] = lambda line: None,
-        sleep: Callable[[float], None] = time.sleep,
+        self, robot: Robot, policy: Policy, config: RunConfig, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self.robot = robot
         self.policy = policy
-        self.safety = safety
-        self.operator = Operator(switches, human)
-        self.recorder = recorder
-        self.chooser = chooser
-        self.info = dict(info or {})
-        self.enable_wait_s = enable_wait_s
-        self.tell = tell
+        self.safety = default_safety(robot) if config.safety is None else config.safety
+        self.config = replace(config, safety=self.safety)
+        self.operator = config.operator
         self._sleep = sleep
 
     def run(self, seed: int, policy_version: str) -> EpisodeRun:
@@ -93,40 +102,30 @@ class Session:
             RobotError: Nobody enabled the robot in time, or it failed.
             KeyboardInterrupt: A signal asked the program to end; the robot is at rest.
         """
+        config = replace(self.config, policy_version=policy_version)
         while True:
             self.await_enabled()
             try:
-                with watched(self.operator.switches):
-                    return run_episode(
-                        self.robot,
-                        self.policy,
-                        seed,
-                        policy_version=policy_version,
-                        recorder=self.recorder,
-                        safety=self.safety,
-                        chooser=self.chooser,
-                        operator=self.operator,
-                        info=self.info,
-                        tell=self.tell,
-                    )
+                with watched(self.operator.requests):
+                    return run_episode(self.robot, self.policy, seed, config)
             except StoppedError as error:
                 if self.safety.may_start:  # it was not a person who stopped it
                     raise
-                self.tell(str(error))
+                self.config.tell(str(error))
 
     def await_enabled(self) -> None:
-        """After a hold or a stop, wait until a person robots the robot, then reach it anew. Returns at once otherwise.
+        """After a hold or a stop, wait until a person enables the robot, then reach it anew. Returns at once otherwise.
 
         Raises:
             RobotError: Nobody does in time.
             KeyboardInterrupt: A signal asked the program to end.
         """
-        with watched(self.operator.switches):
+        with watched(self.operator.requests):
             try:
                 if self._is_enabled():
                     self.robot.connect()
                     self.safety.allow()
-                    self.tell("enabled")
+                    self.config.tell("enabled")
             finally:
                 self.operator.report(self.safety)
 
@@ -136,15 +135,15 @@ class Session:
         if self.safety.may_start:
             return False
         if not enable:
-            self.tell(f"not enabled ({self.safety.reason}); waiting for a person")
+            self.config.tell(f"not enabled ({self.safety.reason}); waiting for a person")
         waited_s = 0.0
         while not enable:
             self.operator.report(self.safety)
-            if self.operator.switches.ending:
+            if self.operator.requests.ending:
                 return False
-            if waited_s > self.enable_wait_s:
+            if waited_s > self.config.enable_wait_s:
                 raise RobotError(
-                    f"nobody enabled the robot within {self.enable_wait_s:g} s of its stop: {self.safety.reason}"
+                    f"nobody enabled the robot within {self.config.enable_wait_s:g} s of its stop: {self.safety.reason}"
                 )
             self._sleep(_LOOK_S)
             waited_s += _LOOK_S
@@ -152,11 +151,11 @@ class Session:
         return True
 
     def _look(self) -> bool:
-        """Obey what is asked for between episodes; whether it is to enable the robot."""
-        requests = self.operator.look(np.zeros(self.robot.spec.action_dim, np.float32), between=True)
+        """Obey requests between episodes; whether to enable the robot."""
+        requested = self.operator.look(np.zeros(self.robot.spec.action_dim, np.float32), between=True)
         self.safety.rest()  # the robot holds since the last episode
         before = self.safety.state
-        obey(self.safety, requests)
+        obey(self.safety, requested)
         if self.safety.state is State.STOPPED and before is not State.STOPPED:
             self.robot.stop()
-        return requests.enable
+        return requested.enable

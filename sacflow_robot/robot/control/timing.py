@@ -1,4 +1,4 @@
-"""How well a control loop kept time."""
+"""A control loop's deadlines, and how well it kept them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.interfaces import Clock
+from sacflow_robot.robot.safety.filter import LEAST_SPACING
+
 _BINS = 8
+_PHASE_LAG = 0.1  # a command later than this share of its period skips the next deadline
+_LEAST_PHASE_LAG_NS = 500_000
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,70 @@ def joined(timings: Sequence[LoopTiming]) -> LoopTiming:
             offset = int(parts[-1][-1]) + timing.period_ns
     sent = np.concatenate(parts) if parts else np.zeros(0, np.int64)
     return LoopTiming(timings[0].period_ns, sent, sum(t.missed for t in timings))
+
+
+class Pacer:
+    """Deadlines of a robot that moves on its own time; they do not drift. A robot in lockstep waits for none.
+
+    After a late command, the next deadline is the first one that leaves the robot its whole period: nothing is sent in haste,
+    so that limits hold over wall time.
+
+    Args:
+        clock: The robot's clock.
+        period_ns: Control period (ns).
+        lockstep: Whether the robot's time stands still between commands.
+
+    Attributes:
+        deadline_ns: When the next command is due (ns).
+        sent_ns: When commands were sent (ns).
+        missed: Deadlines at which nothing was sent.
+    """
+
+    def __init__(self, clock: Clock, period_ns: int, lockstep: bool) -> None:
+        self._clock = clock
+        self._period_ns = period_ns
+        self._lockstep = lockstep
+        self.deadline_ns = 0
+        self.sent_ns: list[int] = []
+        self.missed = 0
+
+    def begin(self, now_ns: int) -> None:
+        """Set the first deadline: now."""
+        self.deadline_ns = now_ns
+
+    def wait_for_spacing(self, earliest_ns: int) -> None:
+        """Wait until the command before has had its period, less what a clock and a scheduler are off.
+
+        Args:
+            earliest_ns: When the filter lets the robot move again, after a command of the last episode, too.
+        """
+        if not self._lockstep:
+            self._clock.sleep_until(max(self._own_earliest_ns, earliest_ns))
+
+    def wait_for_deadline(self) -> None:
+        """Wait until the next deadline that has not passed and leaves the last command its period.
+
+        A command that was a little late (a scheduler's jitter) takes the deadline after it a little late as well, by less and
+        less; one that was later skips it, or two commands would move the robot within one period.
+        """
+        if self._lockstep:
+            return
+        lag_ns = max(round(_PHASE_LAG * self._period_ns), min(_LEAST_PHASE_LAG_NS, self._period_ns // 4))
+        self.deadline_ns += self._period_ns
+        behind_ns = max(self._clock.now_ns(), self._own_earliest_ns - lag_ns) - self.deadline_ns
+        if behind_ns > 0:
+            skipped = -(-behind_ns // self._period_ns)
+            self.missed += skipped
+            self.deadline_ns += skipped * self._period_ns
+        self._clock.sleep_until(self.deadline_ns)
+
+    @property
+    def timing(self) -> LoopTiming:
+        return LoopTiming(self._period_ns, np.array(self.sent_ns, np.int64), self.missed)
+
+    @property
+    def _own_earliest_ns(self) -> int:
+        return self.sent_ns[-1] + round(LEAST_SPACING * self._period_ns) if self.sent_ns else 0
 
 
 @contextmanager

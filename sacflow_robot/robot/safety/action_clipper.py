@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.errors import InvalidValueError, RobotError
+from sacflow_robot.errors import InvalidValueError
 from sacflow_robot.robot.safety.latch import Latch, State, Verdict
+from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 
@@ -23,13 +24,18 @@ class ActionClipper(Latch):
         robot: The robot; its bounds always hold.
         bounds: Lower and upper bound (A,), (A,) on top of them, in action units, e.g. those of a calibration profile.
 
+    Attributes:
+        limits: None but the defaults of how long it holds.
+
     Raises:
         InvalidValueError: The bounds do not have the action's dimension.
     """
 
     def __init__(self, robot: RobotSpec, bounds: tuple[FloatArray, FloatArray] | None = None) -> None:
         super().__init__()
-        self._robot, self._bounds = robot, bounds
+        self.limits = SafetyLimits()
+        self._robot = robot
+        self._bounds = bounds
         if bounds is not None and any(bound.shape != (robot.action_dim,) for bound in bounds):
             shapes = " and ".join(str(bound.shape) for bound in bounds)
             raise InvalidValueError(f"action limits have shapes {shapes}, expected ({robot.action_dim},)")
@@ -46,22 +52,12 @@ class ActionClipper(Latch):
         clipped: FloatArray = np.clip(allowed, *self._bounds).astype(np.float32)
         return clipped
 
-    def begin(self, gripper: FloatArray | None = None) -> None:
+    def begin(self, measured: FloatArray | None = None) -> None:
         """As of a :class:`~sacflow_robot.robot.safety.filter.SafetyFilter`; there is no state to reset."""
 
     def see(self, observation: Mapping[str, Any], captured_ns: int, stale_reason: str = "") -> bool:
         """As of a :class:`~sacflow_robot.robot.safety.filter.SafetyFilter`; observations do not matter here."""
         return True
-
-    def enable(self, now_ns: int) -> None:
-        """Let actions through from now on: a person's explicit act, or that of the program that a person started.
-
-        Raises:
-            RobotError: A stop is under way.
-        """
-        if self._halting and self.state is State.HOLD:
-            raise RobotError("cannot enable: the robot is still being stopped; try again in a moment")
-        self._release()
 
     def step(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int | None = None) -> Verdict:
         """The action to send in place of a proposed one (A,); nothing where there is none, or while held or stopped.
@@ -69,9 +65,8 @@ class ActionClipper(Latch):
         Raises:
             InvalidValueError: The action has the wrong shape or holds NaN or infinity.
         """
-        if self.state is State.HOLD and self._halting:
-            self.stop(self.reason)
-        if self.state is not State.ENABLED or proposed is None:
+        self.rest()
+        if self.state is not State.RUNNING or proposed is None:
             return Verdict(None, self.state, True, True, self.reason or "no action came")
         sent = self(proposed)
         return Verdict(sent, self.state, not np.array_equal(sent, np.asarray(proposed)), False)

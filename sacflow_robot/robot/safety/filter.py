@@ -12,13 +12,12 @@ The poses are those of a robot that follows its commands, however late within ``
 margins, and whose observations are true at their capture time; they are commanded from the last observation on. All arithmetic
 is double precision; what is sent is rounded to the nearest float32.
 
-States are latched: ``enabled`` → ``hold`` (stopping or at rest, what is proposed is ignored) → ``stopped`` (nothing is sent). The
-only way back is :meth:`SafetyFilter.arm`, which nothing in this package calls on its own once a robot has moved.
+States are latched, see :mod:`~sacflow_robot.robot.safety.latch`: after a hold or a stop, what is proposed is ignored until
+:meth:`SafetyFilter.enable`, which nothing in this package calls on its own once a robot has moved.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,9 +27,9 @@ import numpy.typing as npt
 from sacflow_robot.errors import InvalidValueError, RobotError
 from sacflow_robot.robot.safety import braking as stopping
 from sacflow_robot.robot.safety.latch import Latch, State, Verdict
-from sacflow_robot.robot.safety.poses import hull
 from sacflow_robot.robot.safety.safety_limits import Array, SafetyLimits, action_axes
-from sacflow_robot.robot.safety.workspace import Places
+from sacflow_robot.robot.safety.unshown_motion import UnshownMotion
+from sacflow_robot.robot.safety.workspace import Places, hull
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 __all__ = ["SafetyFilter", "State", "Verdict"]
@@ -40,8 +39,6 @@ _SHARES_TOGETHER = 1.0, 0.75, 0.5, 0.25, 0.0
 _EPS = 1e-9
 _LARGEST = float(np.finfo(np.float32).max)
 _GAP_PERIODS = 2.5  # after a gap this long between two steps the robot has held by itself
-_NOTICEABLE_M, _NOTICEABLE_RAD = 1e-3, 2e-3  # a commanded motion this large has to change what is observed
-_BLIND_M, _BLIND_RAD = 0.02, 0.1  # the most that may be commanded while what is observed does not change
 
 LEAST_SPACING = 0.99
 """Share of a control period that has to pass between two commands."""
@@ -55,8 +52,8 @@ class SafetyFilter(Latch):
         limits: What to enforce on top of them.
 
     Attributes:
-        state: Begins as hold.
-        reason: Why it holds or has stopped.
+        state: Begins as ready.
+        reason: Why it holds, stops or has stopped.
 
     Raises:
         InvalidValueError: The limits do not fit the robot, or need an observation that it does not make.
@@ -69,37 +66,30 @@ class SafetyFilter(Latch):
         self._period_ns = robot.period_ns
         self._motion = stopping.Motion.of(1 / robot.control_rate_hz, axes.speed, axes.acceleration, axes.jerk)
         self._places = Places(robot, self.limits, axes)
-        self._noticeable = np.where(axes.length, _NOTICEABLE_M, _NOTICEABLE_RAD)
-        self._blind_path = np.where(axes.length, _BLIND_M, _BLIND_RAD)
         # These outlive an episode: limits hold over wall time, and a motion that nothing has shown may have happened.
         self._moved_ns: int | None = None
-        self._sent: deque[tuple[int, Array]] = deque()
-        self._unshown = np.zeros(len(axes.index))
-        self._changed_ns = np.zeros(len(axes.index), np.int64)
+        self._unshown = UnshownMotion(axes, self.limits, self._period_ns)
         self.begin()
 
-    def begin(self, gripper: FloatArray | None = None) -> None:
+    def begin(self, measured: FloatArray | None = None) -> None:
         """Forget what was seen and sent: the robot is at rest, at a place not yet seen. The state stays what it is.
 
         Args:
-            gripper: What the gripper's entries (M,) of the action are while nothing is asked for: zeros if None, which on
-                a robot that is commanded in positions is a place to go to.
+            measured: Where the robot stands, in action units (A,), if it tells. The gripper of a robot that is commanded in
+                positions stays there until an action comes; any other gets zeros.
         """
         n = len(self.axes.index)
         self._velocity, self._change = np.zeros(n), np.zeros(n)
-        # What no observation has shown stays: values that were frozen may still be.
-        self._unshown = self._not_shown()
-        self._sent.clear()
-        self._changed_ns = np.zeros(n, np.int64)  # a nominal clock starts anew
+        self._unshown.begin()
         self._places.forget()
         self._target: Array | None = None
         self._captured_ns = self._last_ns = self._due_ns = self._missing_ns = self._held_ns = None  # type: int | None
-        self._shown_ns = np.zeros(n, np.int64)
-        self._frozen = ""
         self._from_future, self._stale_reason = False, ""
-        self._halting = self._reseat = False
-        asked = np.zeros(len(self.axes.gripper)) if gripper is None else gripper
-        self._gripper = np.clip(asked, self.axes.gripper_low, self.axes.gripper_high).astype(np.float64)
+        self._reseat = False
+        gripper: Array | FloatArray = np.zeros(len(self.axes.gripper))
+        if self.axes.absolute and measured is not None and np.isfinite(measured[self.axes.gripper]).all():
+            gripper = measured[self.axes.gripper]
+        self._gripper = np.clip(gripper, self.axes.gripper_low, self.axes.gripper_high).astype(np.float64)
 
     @property
     def at_rest(self) -> bool:
@@ -124,27 +114,24 @@ class SafetyFilter(Latch):
         Raises:
             RobotError: The robot still moves, has not been seen lately, or stands where it must not be.
         """
-        if self.state is State.HOLD and self._halting:
-            raise RobotError("cannot enable: the robot is still being stopped; try again in a moment")
-        if not self.at_rest:
-            raise RobotError("cannot enable: the robot is still coming to rest; try again in a moment")
+        super().enable(now_ns)
+        if self.axes.absolute:
+            self._target = self._joints_now()  # it may have been moved by hand
+        self._missing_ns = self._held_ns = self._due_ns = self._last_ns = None
+        if self._captured_ns is not None:
+            self._unshown.restart_age(self._captured_ns)
+        self._places.release_joints()
+
+    def _check_enabling(self, now_ns: int) -> None:
+        super()._check_enabling(now_ns)
         stale = self._stale(now_ns)
         if stale:
             raise RobotError(f"cannot enable: {stale}")
-        if self._places.pose is not None:
-            inside = self._places.keep_out_at(self._places.pose.position)
-            if inside:
-                raise RobotError(
-                    f"cannot enable: the robot is inside {inside}, which it must keep out of; move it by hand"
-                )
-        if self.axes.absolute:
-            self._target = self._joints_now()  # it may have been moved by hand
-        self._release()
-        self._missing_ns = self._held_ns = self._due_ns = self._last_ns = None
-        if self._captured_ns is not None:  # the age begins anew, what is unshown stays: it may be where the robot is
-            self._shown_ns = np.full_like(self._shown_ns, self._captured_ns)
-        self._frozen = ""
-        self._places.release_joints()
+        if self._places.pose is None:
+            return
+        inside = self._places.keep_out_at(self._places.pose.position)
+        if inside:
+            raise RobotError(f"cannot enable: the robot is inside {inside}, which it must keep out of; move it by hand")
 
     def stop(self, reason: str) -> None:
         """Send nothing any more, at once, until enabled anew."""
@@ -174,51 +161,14 @@ class SafetyFilter(Latch):
         self._captured_ns, self._from_future = captured_ns, False
         same = self._places.read(seen)
         if not again:
-            self._compare_motion(same, captured_ns)
+            self._unshown.see(same, captured_ns)
         if self.axes.absolute and (self._target is None or self._reseat):
             self._target, self._reseat = self._joints_now(), False
         return True
 
     def _joints_now(self) -> Array | None:
         """Where the joints (N,) are: as seen, and further by what no observation has shown."""
-        return None if self._places.joints is None else self._places.joints + self._not_shown()
-
-    def _not_shown(self) -> Array:
-        """Sum of the motions (N,) since the last change of what is observed of their axes."""
-        total = self._unshown
-        for sent_ns, motion in self._sent:
-            total = total + np.where(self._changed_ns > sent_ns, 0.0, motion)
-        return total
-
-    def _compare_motion(self, same: npt.NDArray[np.bool_], captured_ns: int) -> None:
-        """Drop the motions that an observation has to show by now, and add up those of axes that read as they did before.
-
-        Values that freeze while their time stamps stay fresh (a tracker, a driver's thread) would else let the robot
-        drift without bound: each observation would seem to say that nothing moved. A measured value repeats to the last bit
-        only by chance.
-
-        Args:
-            same: Which axes (N,) read bit for bit what they did in the observation before.
-            captured_ns: Capture time of the observation.
-        """
-        span_ns = self._period_ns + round(self.limits.max_command_delay_s * 1e9)
-        self._changed_ns = np.where(same, self._changed_ns, captured_ns)
-        self._unshown = np.where(same, self._unshown, 0.0)
-        while self._sent and self._sent[0][0] + span_ns <= captured_ns:
-            sent_ns, motion = self._sent.popleft()
-            self._unshown = self._unshown + np.where(self._changed_ns > sent_ns, 0.0, motion)
-        size = np.abs(self._unshown)
-        self._shown_ns = np.where(size > self._noticeable, self._shown_ns, captured_ns)
-        age_s = (captured_ns - self._shown_ns) / 1e9
-        frozen = (size > self._blind_path) & (age_s > self.limits.max_observation_age_s)
-        self._frozen = ""
-        if frozen.any():
-            axis = int(np.argmax(np.where(frozen, size / self._blind_path, 0)))
-            unit = "m" if self.axes.length[axis] else "rad"
-            self._frozen = (
-                f"the observed values have not changed for {age_s[axis]:.2f} s, in which {size[axis]:.2f} {unit} of "
-                f"{self.axes.names[axis]!r} were commanded: they are frozen, or the robot is blocked"
-            )
+        return None if self._places.joints is None else self._places.joints + self._unshown.total()
 
     def step(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int | None = None) -> Verdict:
         """What may be sent in place of a proposed action.
@@ -239,7 +189,7 @@ class SafetyFilter(Latch):
         self._velocity, self._change = np.where(small, 0.0, self._velocity), change
         motion = self._within_wall_time(self._velocity * self._motion.period_s, now_ns)
         if motion.any():
-            self._sent.append((now_ns, motion))
+            self._unshown.send(motion, now_ns)
             self._moved_ns = now_ns
         if self.axes.absolute:
             if self._target is None:  # zeros would be a place to go to
@@ -284,21 +234,21 @@ class SafetyFilter(Latch):
             self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
             if self.axes.absolute:  # it holds where it is, which need not be where it was last told to be
                 self._target, self._reseat = self._joints_now(), True
+        if self.at_rest:
+            self.rest()
         if self.state is not State.HOLD:
             self._held_ns = None
             return
         if self._held_ns is None:
             self._held_ns = now_ns
-        if self._halting and self.at_rest:
-            self.stop(self.reason)
-        elif self.at_rest and now_ns - self._held_ns >= self.limits.hold_to_stop_s * 1e9:
+        if self.at_rest and now_ns - self._held_ns >= self.limits.hold_to_stop_s * 1e9:
             self.stop(f"held for {self.limits.hold_to_stop_s:g} s: {self.reason}")
 
     def _wanted(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int) -> Array | None:
         """The action (A,) to follow as far as the limits let; None to stop."""
         action, problem, grave = None, self._stale(now_ns), False
         if not problem:
-            problem = self._frozen or self._places.beyond()
+            problem = self._unshown.frozen or self._places.beyond()
             grave = bool(problem)
         if not problem:
             action, problem, grave = self._read(proposed, now_ns, due_ns)
@@ -311,7 +261,7 @@ class SafetyFilter(Latch):
             self._missing_ns = now_ns if self._missing_ns is None else self._missing_ns
             if now_ns - self._missing_ns + self._period_ns > self.limits.patience_s * 1e9 + _EPS:
                 self.hold(problem)
-        return None if problem or self.state is not State.ENABLED else action
+        return None if problem or self.state is not State.RUNNING else action
 
     def _read(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int) -> tuple[Array | None, str, bool]:
         """The action, or what is wrong with it and whether that can't be waited out."""
@@ -362,7 +312,7 @@ class SafetyFilter(Latch):
         reach = stopping.reach(motion, self._velocity + change, change)
         if (start_high + reach > high).any() or (start_low - reach < low).any():
             change = self._fit(change, stop, low - start_low, high - start_high)
-        pending, maybe_shown = self._pending()
+        pending, maybe_shown = self._unshown.pending(self._captured_ns or 0)
         if self._places.clear(start_low, start_high, reach, pending):
             return change
         for share in _SHARES_TOGETHER:
@@ -378,21 +328,13 @@ class SafetyFilter(Latch):
         if self.axes.absolute and self._target is not None:
             return self._target, self._target
         low, high = np.zeros(n), np.zeros(n)
-        pending, maybe_shown = self._pending()
+        pending, maybe_shown = self._unshown.pending(self._captured_ns or 0)
         if pending:
             low, high = hull(np.stack(pending), maybe_shown)
         base = np.zeros(n)
         if self._places.pose is not None and self._places.translation is not None:
             base[self._places.translation] = self._places.pose.position
         return base + low, base + high
-
-    def _pending(self) -> tuple[list[Array], int]:
-        """Motions (N,) that the last observation may not show, and how many of them, from the first on, it may show."""
-        if self._captured_ns is None:
-            return [], 0
-        pending = [self._unshown] if self._unshown.any() else []
-        maybe_shown = len(pending) + sum(sent < self._captured_ns for sent, _ in self._sent)
-        return [*pending, *(motion for _, motion in self._sent)], maybe_shown
 
     def _fit(self, change: Array, stop: Array, low: Array, high: Array) -> Array:
         """As much of the change, axis by axis, as leaves a stop within low and high, or else the stop."""

@@ -1,29 +1,55 @@
-"""The states of a robot's commands: enabled, hold, stopped. Every filter before a robot is a :class:`Latch`.
+"""The state machine of a robot's commands. Every filter before a robot is a :class:`Latch`; its states change here only.
 
-    request   from enabled           from hold            from stopped
-    hold      hold                 hold                 stopped
-    halt      hold, then stopped   hold, then stopped   stopped
-    stop      stopped              stopped              stopped
-    robot       enabled                enabled, at rest only  enabled
-
-``halt`` ends in ``stopped`` as soon as no motion is commanded. Nothing but an explicit act of a person, or the program that
-a person starts, calls ``arm`` or ``allow``.
+After a hold or a stop, nothing but ``enable`` lets actions through again. It is called for a person's explicit act, or by the
+program that a person started, before the robot has moved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 
+from sacflow_robot.errors import RobotError
 from sacflow_robot.spec import FloatArray
 
 
 class State(StrEnum):
     """What a filter lets through."""
 
-    ENABLED = "enabled"
-    HOLD = "hold"
-    STOPPED = "stopped"
+    READY = "ready"  # nothing; never enabled, held or stopped yet: an episode may enable it
+    RUNNING = "running"  # actions
+    HOLD = "hold"  # a motion to rest, then standing still
+    STOPPING = "stopping"  # a motion to rest, then nothing
+    STOPPED = "stopped"  # nothing
+
+
+class Event(Enum):
+    """What changes the state."""
+
+    ENABLE = auto()  # a person's explicit act, or that of the program that a person started
+    HOLD = auto()  # a person's request, or a fault that a person has to look at
+    HALT = auto()  # a person's emergency stop
+    REST = auto()  # no motion is commanded any more
+    STOP = auto()  # nothing can or may be sent any more
+
+
+TRANSITIONS: Mapping[tuple[State, Event], State] = {
+    (State.READY, Event.ENABLE): State.RUNNING,  # the first episode begins
+    (State.READY, Event.HOLD): State.HOLD,  # a hold counts before the first episode, too
+    (State.READY, Event.HALT): State.STOPPING,  # and so does a stop
+    (State.READY, Event.STOP): State.STOPPED,
+    (State.RUNNING, Event.HOLD): State.HOLD,  # come to rest within the limits, and wait for a person
+    (State.RUNNING, Event.HALT): State.STOPPING,  # come to rest within the limits, then be stopped
+    (State.RUNNING, Event.STOP): State.STOPPED,  # at once, where braking within the limits is impossible
+    (State.HOLD, Event.ENABLE): State.RUNNING,  # only at rest; the filter also wants to have seen the robot
+    (State.HOLD, Event.HALT): State.STOPPING,
+    (State.HOLD, Event.STOP): State.STOPPED,  # nobody came for a long time
+    (State.STOPPING, Event.REST): State.STOPPED,  # the stop is complete; nothing else ends it
+    (State.STOPPING, Event.STOP): State.STOPPED,
+    (State.STOPPED, Event.ENABLE): State.RUNNING,  # the robot was reached anew, see ``Session.await_enabled``
+}
+"""The state that an event leads to. An event that is not here changes neither the state nor its reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +61,7 @@ class Verdict:
         state: The filter's state.
         changed: Whether it differs from what was proposed, or nothing was.
         held: Whether it is a stop, or standing still, for want of an action that may be followed.
-        reason: Why the filter holds or has stopped; empty while it is enabled.
+        reason: Why the filter holds, stops or has stopped; empty while it is running.
     """
 
     action: FloatArray | None
@@ -46,18 +72,16 @@ class Verdict:
 
 
 class Latch:
-    """A state that only an explicit act releases.
+    """A state that only an explicit act releases; see :data:`TRANSITIONS`.
 
     Attributes:
-        state: Begins as hold.
-        reason: Why it holds or has stopped; empty while enabled.
+        state: Begins as ready.
+        reason: Why it holds, stops or has stopped; empty while it is running.
     """
 
     def __init__(self) -> None:
-        self.state = State.HOLD
+        self.state = State.READY
         self.reason = "not enabled yet"
-        self._halting = False
-        self._fresh = True  # neither held nor stopped since it was made or last enabled
 
     @property
     def at_rest(self) -> bool:
@@ -65,42 +89,57 @@ class Latch:
         return True
 
     @property
+    def earliest_ns(self) -> int:
+        """When the next motion may be sent (ns); 0 for at once."""
+        return 0
+
+    @property
     def settled(self) -> bool:
         """Whether the state is final until somebody asks for another: false while the robot still comes to rest."""
-        return self.state is not State.HOLD or (self.at_rest and not self._halting)
+        return self.state is not State.STOPPING and (self.state is not State.HOLD or self.at_rest)
 
     @property
     def may_start(self) -> bool:
         """Whether an episode may start without another act of a person: nothing held or stopped since the last one."""
-        return self.state is State.ENABLED or self._fresh
+        return self.state in (State.READY, State.RUNNING)
+
+    def enable(self, now_ns: int) -> None:
+        """Let actions through from now on: a person's explicit act, or that of the program that a person started.
+
+        Raises:
+            RobotError: A stop is under way, or the robot still moves.
+        """
+        self._check_enabling(now_ns)
+        self.allow()
 
     def allow(self) -> None:
         """Let the next episode start: a person's explicit act between episodes, while the robot is at rest."""
-        self._release()
+        self._follow(Event.ENABLE, "")
 
     def hold(self, reason: str) -> None:
-        """Come to rest and stay so until enabled. Does nothing to a robot that holds or is stopped."""
-        if self.state is State.ENABLED or (self.state is State.HOLD and self._fresh):
-            self.state, self.reason = State.HOLD, reason
-        self._fresh = False
+        """Come to rest and stay so until enabled. Does nothing to a robot that holds, stops or is stopped."""
+        self._follow(Event.HOLD, reason)
 
     def halt(self, reason: str) -> None:
         """Emergency stop: come to rest within the limits, then be stopped."""
-        self.hold(reason)
-        if self.state is State.HOLD:
-            self.reason, self._halting = reason, True
+        self._follow(Event.HALT, reason)
 
     def stop(self, reason: str) -> None:
         """Send nothing any more, at once, until enabled."""
-        self._fresh = False
-        if self.state is not State.STOPPED:
-            self.state, self.reason = State.STOPPED, reason
+        self._follow(Event.STOP, reason)
 
     def rest(self) -> None:
         """Note that the robot has been told to hold: no motion is commanded any more. A stop under way is complete."""
-        if self.state is State.HOLD and self._halting:
-            self.stop(self.reason)
+        self._follow(Event.REST, self.reason)
 
-    def _release(self) -> None:
-        self.state, self.reason = State.ENABLED, ""
-        self._halting, self._fresh = False, True
+    def _check_enabling(self, now_ns: int) -> None:
+        if self.state is State.STOPPING:
+            raise RobotError("cannot enable: the robot is still being stopped; try again in a moment")
+        if not self.at_rest:
+            raise RobotError("cannot enable: the robot is still coming to rest; try again in a moment")
+
+    def _follow(self, event: Event, reason: str) -> None:
+        following = TRANSITIONS.get((self.state, event))
+        if following is not None:
+            self.state = following
+            self.reason = reason

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.errors import InvalidValueError
-from sacflow_robot.robot.safety.poses import Pose, tilt_along, tool_axis
 from sacflow_robot.robot.safety.safety_limits import Array, Axes, SafetyLimits
 from sacflow_robot.spec import ArraySpec, RobotSpec
+from sacflow_robot.utils.rotations import tilt_along, tool_axis
 
 _EPS = 1e-9
+
+
+class Pose(NamedTuple):
+    """Position (3,) in meters and unit quaternion x y z w, of the end effector, in the frame of its observation."""
+
+    position: Array
+    quat: Array
 
 
 class Places:
@@ -35,7 +42,8 @@ class Places:
     """
 
     def __init__(self, robot: RobotSpec, limits: SafetyLimits, axes: Axes) -> None:
-        self._axes, self._joint_limits = axes, limits.joint_rad
+        self._axes = axes
+        self._joint_limits = limits.joint_rad
         self._joint_room: Array | None = None
         self._seen: Mapping[str, npt.NDArray[Any]] | None = None
         self._position_key = _find(robot, "eef_pos", "m", 3)
@@ -209,3 +217,16 @@ def _find_joints(robot: RobotSpec, least: int) -> tuple[str, float] | None:
 
     found = next((a for a in robot.observations if fits(a)), None)
     return None if found is None else (found.key, np.pi / 180 if found.unit == "deg" else 1.0)
+
+
+def hull(motions: Array, reflected: int) -> tuple[Array, Array]:
+    """Least and greatest displacement (N,) since an observation, by commands of which it may or may not show the effect.
+
+    Args:
+        motions: Displacements commanded (M, N), oldest first.
+        reflected: How many of the first of them the observation may show already, or not, or in part; it does not show
+            the others. Those may have been acted on already, or not.
+    """
+    after = np.concatenate([np.zeros((1, motions.shape[1])), np.cumsum(motions, axis=0)])
+    shown, done = after[: reflected + 1], after[reflected:]
+    return done.min(0) - shown.max(0), done.max(0) - shown.min(0)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import struct
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.robot.control.announcer import announce
-from sacflow_robot.robot.safety.safety_limits import moves_tool
-from sacflow_robot.robot.teleop.intervention import NOT_BY_HAND, Label, Teleoperator, TeleopSignal
+from sacflow_robot.robot.teleop.device import TeleopDevice
+from sacflow_robot.robot.teleop.intervention import Label, Teleoperator, TeleopSignal
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 _SPEED = 0.5  # share of the action's range at full deflection
@@ -29,7 +29,8 @@ _JS_BUTTON, _JS_AXIS, _JS_INITIAL = 0x01, 0x02, 0x80
 _FULL_STICK = 32767
 # Axis of the gamepad: axis of the action and sign. Sticks count right and down as positive.
 _STICKS = {1: (0, -1.0), 0: (1, -1.0), 4: (2, -1.0), 6: (3, -1.0), 7: (4, -1.0), 3: (5, -1.0)}
-_A, _B, _X, _Y, _BACK, _START, _GUIDE = 0, 1, 2, 3, 6, 7, 8
+_A, _B, _BACK, _START = 0, 1, 6, 7
+_LABELS = {2: Label.FAILURE, 3: Label.SUCCESS, 8: Label.DISCARD}  # X, Y, guide
 
 _FULL_SPACEMOUSE = 350
 # The cap's axes are right, toward the person, down; the robot's forward, left, up. This is a rotation, so that turns map alike.
@@ -37,15 +38,11 @@ _CAP = ((1, -1.0), (0, -1.0), (2, -1.0))
 _SPACEMOUSES = ("0000256F:", "0000046D:0000C6")  # vendor, and vendor with the products of its time at Logitech
 
 
-class HandheldDevice(ABC):
-    """A ``Teleoperator`` read from a device file without waiting.
-
-    What is commanded is at most half of the action's range; the safety filter stands behind it as behind a policy. If the
-    device goes away, that is an emergency stop while the person has the robot, and else a hold.
+class HandheldDevice(TeleopDevice):
+    """A ``Teleoperator`` read from a device file without waiting; it commands at most half of the action's range.
 
     Args:
-        robot: The robot. One whose action is something else than a motion (7,) of the tool, in the base's frame, is stopped,
-            enabled and labeled, and not taken over.
+        robot: The robot.
         path: Device file.
         say: Shows the person a line.
 
@@ -53,37 +50,16 @@ class HandheldDevice(ABC):
         UsageError: The device cannot be opened.
     """
 
-    help: str
     report_bytes: int
     """Most bytes of one report."""
 
-    def __init__(
-        self,
-        robot: RobotSpec,
-        path: Path,
-        say: Callable[[str], None] = announce,
-    ) -> None:
-        self._moves = moves_tool(robot)
+    def __init__(self, robot: RobotSpec, path: Path, say: Callable[[str], None] = announce) -> None:
         try:
             self._file: int | None = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise UsageError(f"cannot read {path} ({error.strerror}); is it plugged in, and may you read it?") from None
-        self._say, (self._low, self._high) = say, robot.action_bounds
-        self._human, self._gripper = False, -1.0
-        self._motion = np.zeros(6, np.float32)  # shares of full deflection
-        self._label: Label | None = None
-        self._stop = self._robot = self._hold = False
-        say(self.help if self._moves else f"{self.help}\n{NOT_BY_HAND}")
-
-    def poll(self, commanded: FloatArray) -> TeleopSignal:
-        """What was pressed since, and how the device is deflected."""
-        for report in self._reports():
-            self._take(report, commanded)
-        # A stop outdoes what came with it, before or after.
-        enable = self._robot and not self._stop and not self._hold
-        signal = TeleopSignal(self._action() if self._human else None, self._label, self._stop, enable, self._hold)
-        self._label, self._stop, self._robot, self._hold = None, False, False, False
-        return signal
+        self._deflection = np.zeros(6, np.float32)  # shares of full deflection
+        super().__init__(robot, say)
 
     def close(self) -> None:
         if self._file is not None:
@@ -92,10 +68,9 @@ class HandheldDevice(ABC):
 
     @abstractmethod
     def _take(self, report: bytes, commanded: FloatArray) -> None:
-        """What one report says."""
+        """Take one report."""
 
-    def _reports(self) -> Iterator[bytes]:
-        """What has come, up to a limit; the device's end is told after that."""
+    def _read(self, commanded: FloatArray) -> None:
         for _ in range(_MOST_REPORTS):
             if self._file is None:
                 return
@@ -106,41 +81,16 @@ class HandheldDevice(ABC):
             except OSError:
                 report = b""
             if report:
-                yield report
+                self._take(report, commanded)
                 continue
             self.close()
-            self._motion[:] = 0
-            if self._human:
-                self._emergency("the device is gone: EMERGENCY STOP")
-            elif not self._stop:
-                self._hold = True
-                self._say("the device is gone: hold")
+            self._deflection[:] = 0
+            self._gone("the device")
 
-    def _emergency(self, line: str) -> None:
-        self._human, self._stop = False, True
-        self._say(line)
-
-    def _take_over(self, commanded: FloatArray) -> None:
-        if self._stop:
-            return
-        if not self._moves:
-            self._say(NOT_BY_HAND)
-            return
-        self._human = not self._human
-        self._gripper = 1.0 if commanded[6] > 0 else -1.0  # nothing is dropped by taking over
-        self._say("you have the robot" if self._human else "the policy has the robot")
-
-    def _grip(self) -> None:
-        if self._human:
-            self._gripper = -self._gripper
-            self._say("gripper closes" if self._gripper > 0 else "gripper opens")
-
-    def _action(self) -> FloatArray:
-        action = np.zeros(7, np.float32)
-        beyond = np.maximum(np.abs(self._motion) - _DEAD_ZONE, 0) / (1 - _DEAD_ZONE)
-        action[:6] = _SPEED * np.sign(self._motion) * np.minimum(beyond, 1)
-        action[6] = self._gripper
-        return np.clip(action, self._low, self._high)
+    def _motion(self) -> FloatArray:
+        beyond = np.maximum(np.abs(self._deflection) - _DEAD_ZONE, 0) / (1 - _DEAD_ZONE)
+        motion: FloatArray = _SPEED * np.sign(self._deflection) * np.minimum(beyond, 1)
+        return motion
 
 
 class Gamepad(HandheldDevice):
@@ -160,7 +110,7 @@ Y success, X failure, guide discard"""
         _, value, kind, number = _JS_EVENT.unpack(report)
         if kind & ~_JS_INITIAL == _JS_AXIS and number in _STICKS:
             axis, sign = _STICKS[number]
-            self._motion[axis] = sign * value / _FULL_STICK
+            self._deflection[axis] = sign * value / _FULL_STICK
         if kind & ~_JS_INITIAL == _JS_BUTTON and number == _B:
             self._b_held = bool(value)
         if kind != _JS_BUTTON or not value:
@@ -170,14 +120,13 @@ Y success, X failure, guide discard"""
         elif number == _BACK and self._b_held:
             self._say("let go of B first")
         elif number == _BACK:
-            self._robot = True
+            self._enable = True
         elif number == _START:
             self._take_over(commanded)
         elif number == _A:
             self._grip()
-        elif number in (_X, _Y, _GUIDE):
-            self._label = {_X: Label.FAILURE, _Y: Label.SUCCESS, _GUIDE: Label.DISCARD}[number]
-            self._say(f"episode labeled: {self._label}")
+        elif number in _LABELS:
+            self._label_episode(_LABELS[number])
 
 
 class SpaceMouse(HandheldDevice):
@@ -196,9 +145,10 @@ both          EMERGENCY STOP                     labels and enabling again: --ke
             raw = np.array(struct.unpack_from(f"<{count}h", values)) / _FULL_SPACEMOUSE
             for part in range(count // 3):
                 first = 3 if kind == 2 else 3 * part
-                self._motion[first : first + 3] = [sign * raw[3 * part + axis] for axis, sign in _CAP]
+                self._deflection[first : first + 3] = [sign * raw[3 * part + axis] for axis, sign in _CAP]
         elif kind == 3 and values:
-            fresh, self._pressed = values[0] & ~self._pressed, values[0]
+            fresh = values[0] & ~self._pressed
+            self._pressed = values[0]
             if self._pressed & 3 == 3:
                 self._emergency("EMERGENCY STOP; the keyboard's enter enables the robot again")
             elif fresh & 1:
@@ -208,7 +158,7 @@ both          EMERGENCY STOP                     labels and enabling again: --ke
 
 
 class Both:
-    """Two ``Teleoperator`` s: either may stop, label and enable; the first that has the robot moves it.
+    """Several ``Teleoperator`` s: each may stop, label and enable; the first that has the robot moves it.
 
     A device that goes away is a stop while a person has the robot by the other, too.
     """
@@ -217,7 +167,7 @@ class Both:
         self._inputs = inputs
 
     def poll(self, commanded: FloatArray) -> TeleopSignal:
-        """What the person wants by any of them; a stop by one outdoes whatever else is wanted."""
+        """The person's wishes by any of them; a stop by one takes precedence over the others'."""
         signals = [one.poll(commanded) for one in self._inputs]
         action = next((s.action for s in signals if s.action is not None), None)
         label = next((s.label for s in signals if s.label is not None), None)

@@ -47,7 +47,7 @@ NOT_BY_HAND = "this robot cannot be taken over: its actions are not motions of t
 
 
 class Teleoperator(Protocol):
-    """A device through which a person commands the arm."""
+    """A device through which a person commands the robot."""
 
     def poll(self, commanded: FloatArray) -> TeleopSignal:
         """What the person wants now; called once each control period, must not wait (well under a millisecond).

@@ -19,8 +19,8 @@ import numpy as np
 
 from sacflow_robot.errors import UsageError
 from sacflow_robot.robot.control.announcer import announce
-from sacflow_robot.robot.safety.safety_limits import moves_tool
-from sacflow_robot.robot.teleop.intervention import HANDS_OFF, NOT_BY_HAND, Label, TeleopSignal
+from sacflow_robot.robot.teleop.device import TeleopDevice
+from sacflow_robot.robot.teleop.intervention import Label
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 HELP = """\
@@ -131,12 +131,8 @@ class Terminal:
             os.kill(os.getpid(), number)
 
 
-class Keyboard:
-    """A ``Teleoperator``: the keys of a terminal, see ``HELP``.
-
-    Axes are those of the actions: translations and rotation vector in the frame of the robot's base. What is commanded is a
-    share of the action's range, 0.2 at first; the safety filter stands behind it as behind a policy. A robot whose action is
-    something else than a motion (7,) of the tool is stopped, enabled and labeled with the same keys, and not taken over.
+class Keyboard(TeleopDevice):
+    """A ``Teleoperator``: the keys of a terminal, see ``help``. A key commands a share of the action's range, 0.2 at first.
 
     Args:
         robot: The robot.
@@ -148,6 +144,8 @@ class Keyboard:
         UsageError: There is no terminal.
     """
 
+    help = HELP
+
     def __init__(
         self,
         robot: RobotSpec,
@@ -156,67 +154,42 @@ class Keyboard:
         say: Callable[[str], None] = announce,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._moves = moves_tool(robot)
         self._terminal = Terminal(sys.stdin.fileno() if file is None else file)
-        self._say, self._clock_s = say, clock_s
-        self._low, self._high = robot.action_bounds
-        self._human, self._gripper, self._speed = False, -1.0, _SPEEDS.index(0.2)
+        self._clock_s = clock_s
+        self._speed = _SPEEDS.index(0.2)
         self._until: dict[int, tuple[float, float]] = {}  # axis: direction, and when it ends
         self._pressed: dict[str, float] = {}
         self._there = True
-        say(HELP if self._moves else f"{HELP}\n{NOT_BY_HAND}")
-
-    def poll(self, commanded: FloatArray) -> TeleopSignal:
-        """What was pressed since, and what is held.
-
-        If the terminal has vanished, that is a stop while the person has the robot, and else a hold; it is said once.
-        """
-        keys = self._terminal.read()
-        vanished = self._terminal.gone and self._there
-        if not self._human and not keys and not vanished:
-            return HANDS_OFF
-        label, enable, hold = None, False, False
-        stop = any(key in _STOPS for key in keys)  # outdoes whatever else was typed, before or after
-        for key in _plain(keys):
-            if key in _LABELS:
-                label = _LABELS[key]
-                self._say(f"episode labeled: {label}")
-            elif key in "\r\n":
-                enable = True
-            elif not stop:
-                self._press(key, commanded)
-        if vanished:
-            self._there = False
-            stop, hold = stop or self._human, True
-            self._say(f"the terminal is gone: {'EMERGENCY STOP' if stop else 'hold'}")
-        if stop:
-            self._human, enable = False, False
-            self._until.clear()
-        if stop and not hold:
-            self._say("EMERGENCY STOP; enter enables the robot again")
-        return TeleopSignal(
-            self._action() if self._human else None, label, stop, enable and not hold, hold and not stop
-        )
+        super().__init__(robot, say)
 
     def close(self) -> None:
         self._terminal.close()
 
+    def _read(self, commanded: FloatArray) -> None:
+        keys = self._terminal.read()
+        if any(key in _STOPS for key in keys):
+            self._emergency("EMERGENCY STOP; enter enables the robot again")
+        for key in _plain(keys):
+            self._press(key, commanded)
+        if self._terminal.gone and self._there:
+            self._there = False
+            self._gone("the terminal")
+
     def _press(self, key: str, commanded: FloatArray) -> None:
-        if key == "t" and not self._moves:
-            self._say(NOT_BY_HAND)
+        if key in _LABELS:
+            self._label_episode(_LABELS[key])
+        elif key in "\r\n":
+            self._enable = True
         elif key == "t":
-            self._human = not self._human
             self._until.clear()
-            self._gripper = 1.0 if commanded[6] > 0 else -1.0  # nothing is dropped by taking over
-            self._say("you have the robot" if self._human else "the policy has the robot")
+            self._take_over(commanded)
         elif key == "?":
             self._say(HELP)
         elif key in "+=-_":
             self._speed = int(np.clip(self._speed + (1 if key in "+=" else -1), 0, len(_SPEEDS) - 1))
             self._say(f"speed {_SPEEDS[self._speed]:.0%}")
-        elif self._human and key == "g":
-            self._gripper = -self._gripper
-            self._say("gripper closes" if self._gripper > 0 else "gripper opens")
+        elif key == "g":
+            self._grip()
         elif self._human and key in _MOVES:
             now = self._clock_s()
             held = now - self._pressed.get(key, -np.inf) < _REPEATS_WITHIN_S
@@ -224,14 +197,13 @@ class Keyboard:
             axis, direction = _MOVES[key]
             self._until[axis] = direction, now + (_REPEAT_S if held else _FIRST_PRESS_S)
 
-    def _action(self) -> FloatArray:
+    def _motion(self) -> FloatArray:
         now = self._clock_s()
-        action = np.zeros(7, np.float32)
+        motion = np.zeros(6, np.float32)
         for axis, (direction, until) in self._until.items():
             if now < until:
-                action[axis] = direction * _SPEEDS[self._speed]
-        action[6] = self._gripper
-        return np.clip(action, self._low, self._high)
+                motion[axis] = direction * _SPEEDS[self._speed]
+        return motion
 
 
 def _plain(keys: str) -> str:

@@ -15,9 +15,10 @@ import zmq
 
 from sacflow_robot.cli import main
 from sacflow_robot.errors import DataError, RobotError, UsageError
-from sacflow_robot.robot.control import estop
-from sacflow_robot.robot.control.estop import PENDING, StopServer, read_key, request
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control import stop_server
+from sacflow_robot.robot.control.estop import PENDING, proof_of, read_key, request
+from sacflow_robot.robot.control.operator_requests import OperatorInput, OperatorRequests
+from sacflow_robot.robot.control.stop_server import StopServer
 
 KEY = b"0123456789abcdef0123456789abcdef"
 ANYWHERE = "tcp://127.0.0.1:0"
@@ -29,19 +30,19 @@ def put(address: str, verb: str, reason: str = "", key: bytes = b"") -> str:
 
 
 @contextmanager
-def loop(switches: OperatorRequests, braking_s: float = 0.1, refuse: bool = False) -> Iterator[None]:
+def loop(requests: OperatorRequests, braking_s: float = 0.1, refuse: bool = False) -> Iterator[None]:
     """Plays a control loop: comes to rest within a time, and is enabled at once, or refuses to be."""
     ended = threading.Event()
 
     def run() -> None:
-        state, at_rest = "enabled", 0.0
+        state, at_rest = "running", 0.0
         while not ended.wait(0.005):
-            stop, enable = switches.take()
-            if stop and state != "stopped":
+            found = requests.take()
+            if found.stop and state != "stopped":
                 state, at_rest = "stopped", time.monotonic() + braking_s
-            elif enable and not refuse and time.monotonic() > at_rest:
-                state = "enabled"
-            switches.report(state, state == "enabled" or time.monotonic() > at_rest)
+            elif found.enable and not refuse and time.monotonic() > at_rest:
+                state = "running"
+            requests.report(state, state == "running" or time.monotonic() > at_rest)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -68,48 +69,48 @@ def ask(socket: zmq.Socket[bytes], *frames: bytes) -> list[bytes]:
 
 
 def test_a_stop_arrives_with_its_reason_and_an_arming_needs_the_key() -> None:
-    switches = OperatorRequests()
-    with StopServer(ANYWHERE, switches, KEY) as server:
+    requests = OperatorRequests()
+    with StopServer(ANYWHERE, requests, KEY) as server:
         assert put(server.address, "stop", "smoke", KEY) == PENDING
-        assert switches.take() == ("stopped over the network: smoke", False)
+        assert requests.take() == OperatorInput("stopped over the network: smoke")
         put(server.address, "enable", key=KEY)
-        assert switches.take() == ("", True) and switches.take() == ("", False)
+        assert requests.take() == OperatorInput(enable=True) and requests.take() == OperatorInput()
         for verb, key in (("stop", b""), ("stop", b"x" * 32), ("enable", b"")):
             with pytest.raises(RobotError, match="the key is not the right one"):
                 put(server.address, verb, key=key)
         with pytest.raises(RobotError, match="unknown request"):
             put(server.address, "home", key=KEY)
-        assert switches.take() == ("", False)
+        assert requests.take() == OperatorInput()
 
 
 def test_without_a_key_this_machine_may_stop_and_nobody_arm() -> None:
-    switches = OperatorRequests()
-    with StopServer(ANYWHERE, switches) as server:
+    requests = OperatorRequests()
+    with StopServer(ANYWHERE, requests) as server:
         put(server.address, "stop")
-        assert switches.take()[0] == "stopped over the network"
+        assert requests.take().stop == "stopped over the network"
         with pytest.raises(RobotError, match="enabling over the network needs a key"):
             put(server.address, "enable")
     for address in ("tcp://0.0.0.0:0", "tcp://*:0"):
         with pytest.raises(UsageError, match="needs a key"):
-            StopServer(address, switches)
+            StopServer(address, requests)
 
 
 def test_the_answer_is_the_state_that_was_reached() -> None:
-    switches = OperatorRequests()
-    with StopServer(ANYWHERE, switches, KEY) as server, loop(switches):
+    requests = OperatorRequests()
+    with StopServer(ANYWHERE, requests, KEY) as server, loop(requests):
         began = time.monotonic()
         assert request(server.address, "stop", key=KEY) == "stopped"
         assert time.monotonic() - began >= 0.1, "once at rest"
         assert request(server.address, "stop", key=KEY) == "stopped", "again"
-        assert request(server.address, "enable", key=KEY) == "enabled"
-    with StopServer(ANYWHERE, switches, KEY) as server, loop(switches, refuse=True):
+        assert request(server.address, "enable", key=KEY) == "running"
+    with StopServer(ANYWHERE, requests, KEY) as server, loop(requests, refuse=True):
         request(server.address, "stop", key=KEY)
         assert request(server.address, "enable", key=KEY) == "stopped"
 
 
 def test_others_are_answered_while_one_waits_for_its_state() -> None:
-    switches = OperatorRequests()
-    with StopServer(ANYWHERE, switches) as server, client(server.address) as socket:
+    requests = OperatorRequests()
+    with StopServer(ANYWHERE, requests) as server, client(server.address) as socket:
         waiting = threading.Thread(target=request, args=(server.address, "stop"), kwargs={"timeout_s": 0.5})
         waiting.start()
         began = time.monotonic()
@@ -121,13 +122,13 @@ def test_others_are_answered_while_one_waits_for_its_state() -> None:
 
 def test_the_command_says_the_state_and_fails_without_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(KEY)
-    switches = OperatorRequests()
-    with StopServer(ANYWHERE, switches, KEY) as server:
+    requests = OperatorRequests()
+    with StopServer(ANYWHERE, requests, KEY) as server:
         words = ["estop", server.address, "--key", str(tmp_path / "key")]
-        with loop(switches):
+        with loop(requests):
             assert main(words) == 0 and capsys.readouterr().out == f"{server.address}: stopped\n"
-            assert main([*words, "--arm"]) == 0 and capsys.readouterr().out == f"{server.address}: enabled\n"
-        with loop(switches, refuse=True):
+            assert main([*words, "--arm"]) == 0 and capsys.readouterr().out == f"{server.address}: running\n"
+        with loop(requests, refuse=True):
             main(words)
             capsys.readouterr()
             assert main([*words, "--arm"]) == 1 and "stays in stopped" in capsys.readouterr().err
@@ -138,38 +139,38 @@ def test_the_command_says_the_state_and_fails_without_one(capsys: pytest.Capture
 
 def test_what_was_overheard_cannot_be_sent_again() -> None:
     """A proof is for one challenge of one connection; noise of any kind is refused, and the server goes on."""
-    switches = OperatorRequests()
-    with StopServer(ANYWHERE, switches, KEY) as server, client(server.address) as one, client(server.address) as other:
+    requests = OperatorRequests()
+    with StopServer(ANYWHERE, requests, KEY) as server, client(server.address) as one, client(server.address) as other:
         for frames in ([b"stop", b"", b"proof"], [b""], [b"\xff" * 4000], [b"challenge", b"challenge"], [b"x"] * 8):
             assert ask(one, *frames)[0] == b"refused"
         nonce = ask(one, b"challenge")[0]
-        enabling = b"arm", b"", estop._proof(KEY, nonce, b"arm", b"")
+        enabling = b"arm", b"", proof_of(KEY, nonce, b"arm", b"")
         ask(other, b"challenge")
         assert ask(other, *enabling)[0] == b"refused", "another connection's"
-        assert ask(one, *enabling)[0] == b"ok" and switches.take() == ("", True)
+        assert ask(one, *enabling)[0] == b"ok" and requests.take() == OperatorInput(enable=True)
         assert ask(one, *enabling)[0] == b"refused"
         for _ in range(3):
             assert ask(one, b"challenge")[0] != nonce and ask(one, *enabling)[0] == b"refused"
         assert ask(one, b"outcome", b"\0" * 24)[0] == ask(one, b"outcome", b"")[0] == b"refused"
-        assert switches.take() == ("", False)
+        assert requests.take() == OperatorInput()
         put(server.address, "stop", key=KEY)
-        assert switches.take()[0]
+        assert requests.take().stop
 
 
 def test_a_challenge_is_not_valid_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estop, "_NONCE_S", 0.05)
+    monkeypatch.setattr(stop_server, "_NONCE_S", 0.05)
     with StopServer(ANYWHERE, OperatorRequests(), KEY) as server, client(server.address) as socket:
         nonce = ask(socket, b"challenge")[0]
         time.sleep(0.12)
-        assert ask(socket, b"arm", b"", estop._proof(KEY, nonce, b"arm", b""))[0] == b"refused"
+        assert ask(socket, b"arm", b"", proof_of(KEY, nonce, b"arm", b""))[0] == b"refused"
 
 
 def test_a_client_of_an_earlier_version_stops_and_what_it_says_is_printable() -> None:
-    switches = OperatorRequests()
-    with StopServer(ANYWHERE, switches, KEY) as server, client(server.address) as socket:
+    requests = OperatorRequests()
+    with StopServer(ANYWHERE, requests, KEY) as server, client(server.address) as socket:
         nonce, reason = ask(socket, b"challenge")[0], b"\x1b[2J\xff\n"
-        assert ask(socket, b"stop", reason, estop._proof(KEY, nonce, b"stop", reason))[0] == b"ok"
-        assert switches.take()[0] == "stopped over the network: ?[2J�?"
+        assert ask(socket, b"stop", reason, proof_of(KEY, nonce, b"stop", reason))[0] == b"ok"
+        assert requests.take().stop == "stopped over the network: ?[2J�?"
 
 
 FLOOD = """
@@ -197,8 +198,8 @@ while True:
 @pytest.mark.realtime
 @pytest.mark.parametrize(("key", "junk"), [(b"", "requests"), (KEY, "requests"), (KEY, "frames")])
 def test_a_flood_from_connections_without_a_key_stops_no_stop(key: bytes, junk: str) -> None:
-    switches = OperatorRequests()
-    with StopServer(ANYWHERE, switches, key) as server, loop(switches, braking_s=0.0):
+    requests = OperatorRequests()
+    with StopServer(ANYWHERE, requests, key) as server, loop(requests, braking_s=0.0):
         flood = subprocess.Popen([sys.executable, "-c", FLOOD, server.address, junk], stdout=subprocess.PIPE)
         try:
             assert flood.stdout is not None and flood.stdout.readline() == b"up\n"
@@ -213,7 +214,7 @@ def test_a_flood_from_connections_without_a_key_stops_no_stop(key: bytes, junk: 
 class FailsOnce(OperatorRequests):
     def stop(self, reason: str) -> int:
         if not self.state:
-            self.report("enabled", False)
+            self.report("running", False)
             raise RuntimeError("no room for a reason")
         return super().stop(reason)
 
@@ -221,17 +222,17 @@ class FailsOnce(OperatorRequests):
 def test_an_error_is_said_and_the_server_goes_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    switches = FailsOnce()
-    with StopServer(ANYWHERE, switches) as server:
+    requests = FailsOnce()
+    with StopServer(ANYWHERE, requests) as server:
         put(server.address, "stop", "twice")
-        assert switches.take()[0] == "stopped over the network: twice", "the client tried again"
+        assert requests.take().stop == "stopped over the network: twice", "the client tried again"
         monkeypatch.setattr(server, "_receive", lambda: 1 / 0)
         time.sleep(0.3)
         with pytest.raises(RobotError, match="no answer"):
             put(server.address, "stop")
         monkeypatch.undo()
         put(server.address, "stop", "third")
-        assert switches.take()[0] == "stopped over the network: third"
+        assert requests.take().stop == "stopped over the network: third"
     said = capsys.readouterr().err
     assert "no room for a reason" in said and said.count("goes on after an error: division by zero") == 1
 
@@ -304,13 +305,13 @@ def test_another_kind_of_server_is_named() -> None:
 
 
 def test_one_process_at_a_time_listens_at_a_unix_socket(tmp_path: Path) -> None:
-    address, switches = f"ipc://{tmp_path}/stop.sock", OperatorRequests()
+    address, requests = f"ipc://{tmp_path}/stop.sock", OperatorRequests()
     for _ in range(2):
-        with StopServer(address, switches):
+        with StopServer(address, requests):
             with pytest.raises(UsageError, match="another process serves there"):
                 StopServer(address, OperatorRequests())
             put(address, "stop")
-            assert switches.take()[0], "the first has the address still"
+            assert requests.take().stop, "the first has the address still"
 
 
 def test_keys_are_read_and_weak_ones_refused(tmp_path: Path) -> None:

@@ -14,15 +14,17 @@ from sacflow_robot.errors import InvalidValueError, SpecMismatchError, UnknownNa
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.interfaces import Clock
 from sacflow_robot.robot.conformance import FakeRobot
-from sacflow_robot.robot.control.loop import check_fit, run_episode
+from sacflow_robot.robot.control.run_config import RunConfig, check_fit
+from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.drivers.sim import SimRobot
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
 from sacflow_robot.utils.seeding import chunk_noise
 
 
 @pytest.fixture(scope="module")
-def robot() -> SimRobot:
+def sim() -> SimRobot:
     return SimRobot("lift")
 
 
@@ -73,11 +75,16 @@ class Fixed:
         return self._chunk[None]
 
 
-def test_a_chunk_is_played_open_loop_and_its_story_recorded(robot: SimRobot, policy: OnnxPolicy) -> None:
+def test_a_chunk_is_played_open_loop_and_its_story_recorded(sim: SimRobot, policy: OnnxPolicy) -> None:
     chunk = np.zeros((5, 7), np.float32)
     chunk[:, 2] = [0.1, 0.2, 0.3, 0.4, 3.0]
-    fixed, wrapped = Fixed(policy.spec, chunk), ShortEpisodes(robot, 7)
-    run = run_episode(wrapped, fixed, 21, policy_version="v1", limits=(np.full(7, -0.25), np.full(7, 0.25)))
+    fixed, wrapped = Fixed(policy.spec, chunk), ShortEpisodes(sim, 7)
+    run = run_episode(
+        wrapped,
+        fixed,
+        21,
+        RunConfig(policy_version="v1", safety=ActionClipper(sim.spec, (np.full(7, -0.25), np.full(7, 0.25)))),
+    )
     assert len(fixed.calls) == 2, "the policy is asked once a chunk"
     for (_, noise), step in zip(fixed.calls, (0, 5), strict=True):
         assert np.array_equal(noise, chunk_noise((1, 5, 7), 21, step))
@@ -92,19 +99,19 @@ def test_a_chunk_is_played_open_loop_and_its_story_recorded(robot: SimRobot, pol
     assert info["spec_fingerprint"] == policy.spec.fingerprint
 
 
-def test_late_actions_are_counted(robot: SimRobot, policy: OnnxPolicy) -> None:
-    fixed, wrapped = Fixed(policy.spec, np.zeros((5, 7), np.float32)), ShortEpisodes(robot, 6)
+def test_late_actions_are_counted(sim: SimRobot, policy: OnnxPolicy) -> None:
+    fixed, wrapped = Fixed(policy.spec, np.zeros((5, 7), np.float32)), ShortEpisodes(sim, 6)
     for tick_ms, late in ((20, 0), (60, 6)):
         wrapped.clock = Ticking(0, tick_ms * 1_000_000)
-        assert run_episode(wrapped, fixed, 0, policy_version="v1").overruns == late
+        assert run_episode(wrapped, fixed, 0, RunConfig(policy_version="v1")).overruns == late
 
 
-def test_an_action_of_nan_is_not_sent(robot: SimRobot, policy: OnnxPolicy) -> None:
+def test_an_action_of_nan_is_not_sent(sim: SimRobot, policy: OnnxPolicy) -> None:
     chunk = np.zeros((5, 7), np.float32)
     chunk[2, 0] = np.nan
-    wrapped = ShortEpisodes(robot, 9)
+    wrapped = ShortEpisodes(sim, 9)
     with pytest.raises(InvalidValueError, match="NaN or infinity; it was not sent"):
-        run_episode(wrapped, Fixed(policy.spec, chunk), 0, policy_version="v1")
+        run_episode(wrapped, Fixed(policy.spec, chunk), 0, RunConfig(policy_version="v1"))
     assert len(wrapped.commands) == 2
 
 
@@ -124,18 +131,15 @@ class Kept:
         self.episodes.append(self._builder.build(**self._info, **info))
 
 
-def test_the_recorder_gets_every_step_with_its_times_and_flags(robot: SimRobot, policy: OnnxPolicy) -> None:
+def test_the_recorder_gets_every_step_with_its_times_and_flags(sim: SimRobot, policy: OnnxPolicy) -> None:
     """The clock ticks once a reading: received, inferred once a chunk, then sent and received again for each step."""
     chunk = np.zeros((5, 7), np.float32)
     chunk[1, 0] = 1.5
-    wrapped, kept, tick = ShortEpisodes(robot, 7), Kept(), 30_000_000
+    wrapped, kept, tick = ShortEpisodes(sim, 7), Kept(), 30_000_000
     wrapped.clock = Ticking(0, tick)
     info = {"note": "second try", "calibration_sha256": "ab"}
     run = run_episode(
-        *(wrapped, Fixed(policy.spec, chunk), 3),
-        policy_version="v1",
-        recorder=kept,
-        info=info,
+        *(wrapped, Fixed(policy.spec, chunk), 3), RunConfig(policy_version="v1", recorder=kept, info=info)
     )
     (episode,) = kept.episodes
     first, late = StepFlag.CHUNK_START, StepFlag.LATE
@@ -149,19 +153,19 @@ def test_the_recorder_gets_every_step_with_its_times_and_flags(robot: SimRobot, 
     assert run.overruns == 2
 
 
-def test_capture_times_of_an_arm_that_tells_them_are_kept(robot: SimRobot, policy: OnnxPolicy) -> None:
+def test_capture_times_of_an_arm_that_tells_them_are_kept(sim: SimRobot, policy: OnnxPolicy) -> None:
     class Stamped(ShortEpisodes):
         def react(self, action: FloatArray) -> StepResult:
             return replace(super().react(action), time_ns=1000 * self._taken)
 
-    fixed, wrapped = Fixed(policy.spec, np.zeros((5, 7), np.float32)), Stamped(robot, 3, Ticking(1_000_000, 1))
-    episode = run_episode(wrapped, fixed, 3, policy_version="v1").episode
+    fixed, wrapped = Fixed(policy.spec, np.zeros((5, 7), np.float32)), Stamped(sim, 3, Ticking(1_000_000, 1))
+    episode = run_episode(wrapped, fixed, 3, RunConfig(policy_version="v1")).episode
     assert episode.time_ns.tolist() == [1_000_000, 1000, 2000, 3000]
     assert episode.received_ns is not None and (episode.received_ns >= 1_000_000).all()
 
 
 def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lost(
-    robot: SimRobot, policy: OnnxPolicy
+    sim: SimRobot, policy: OnnxPolicy
 ) -> None:
     class Blind(ShortEpisodes):
         def react(self, action: FloatArray) -> StepResult:
@@ -170,9 +174,11 @@ def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lo
                 result.observation["object"][:] = np.nan
             return result
 
-    wrapped, kept = Blind(robot, 9), Kept()
+    wrapped, kept = Blind(sim, 9), Kept()
     with pytest.raises(InvalidValueError, match="'object' holds NaN"):
-        run_episode(wrapped, Fixed(policy.spec, np.zeros((5, 7), np.float32)), 0, policy_version="v1", recorder=kept)
+        run_episode(
+            wrapped, Fixed(policy.spec, np.zeros((5, 7), np.float32)), 0, RunConfig(policy_version="v1", recorder=kept)
+        )
     assert len(wrapped.commands) == 3
     (episode,) = kept.episodes
     assert len(episode) == 3 and episode.truncated[-1] and episode.info["interrupted"], "what was sent is logged"
@@ -184,40 +190,40 @@ def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lo
     assert np.array_equal(episode.observations["object"][3], episode.observations["object"][2])
 
 
-def test_a_policy_for_another_arm_is_refused(policy: OnnxPolicy, robot: SimRobot) -> None:
-    check_fit(policy, robot.spec)
-    other = replace(robot.spec, control_rate_hz=10.0, robot="UR5e")
+def test_a_policy_for_another_arm_is_refused(policy: OnnxPolicy, sim: SimRobot) -> None:
+    check_fit(policy, sim.spec)
+    other = replace(sim.spec, control_rate_hz=10.0, robot="UR5e")
     with pytest.raises(SpecMismatchError, match=r"\(robot, policy\): robot: UR5e, Panda; control_rate_hz: 10.0, 20.0"):
         check_fit(policy, other)
 
 
-def test_measured_motion_is_in_action_units(robot: SimRobot) -> None:
-    robot.begin(0)
+def test_measured_motion_is_in_action_units(sim: SimRobot) -> None:
+    sim.begin(0)
     turn = np.array([0, 0, 0, 0, 0, 0.2, -1], np.float32)
     for _ in range(8):
-        robot.command(turn, 0)
-    turned = robot.observe().measured
+        sim.command(turn, 0)
+    turned = sim.observe().measured
     lift = np.array([0, 0, 0.2, 0, 0, 0, -1], np.float32)
     for _ in range(8):
-        robot.command(lift, 0)
-    lifted = robot.observe().measured
+        sim.command(lift, 0)
+    lifted = sim.observe().measured
     assert turned is not None and lifted is not None
     assert turned[5] == pytest.approx(np.abs(turned[:6]).max()) and turned[5] > 0.02
     assert lifted[2] == pytest.approx(np.abs(lifted[:6]).max()) and lifted[2] > 0.02
     assert lifted[6] == -1
 
 
-def test_a_lockstep_arm_can_be_paced(robot: SimRobot) -> None:
+def test_a_lockstep_arm_can_be_paced(sim: SimRobot) -> None:
     slow = SimRobot("lift", speed=2.0)
     slow.begin(3)
-    robot.begin(3)
+    sim.begin(3)
     begun = slow.clock.now_ns()
     for _ in range(4):
         action = np.full(7, 0.1, np.float32)
         slow.command(action, 0)
-        robot.command(action, 0)
+        sim.command(action, 0)
     assert slow.clock.now_ns() - begun >= 4 * 25_000_000, "two times real time, at most"
-    assert np.array_equal(slow.observe().observation["object"], robot.observe().observation["object"])
+    assert np.array_equal(slow.observe().observation["object"], sim.observe().observation["object"])
     for speed, complaint in (("-1", "expected how many times"), ("nan", "expected how"), ("slow", "expected a number")):
         with pytest.raises(UsageError, match=complaint):
             make_robot(f"sim:lift?speed={speed}")

@@ -13,6 +13,7 @@ from sacflow_robot.robot.conformance import FakeRobot
 from sacflow_robot.robot.control.playback import check_replayable, replay_episode, sending_offsets
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.drivers.sim import SimRobot
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.action_history import with_action_history
 
@@ -20,7 +21,7 @@ MS = 1_000_000
 
 
 @pytest.fixture(scope="module")
-def robot() -> Iterator[SimRobot]:
+def sim() -> Iterator[SimRobot]:
     made = SimRobot("lift")
     yield made
     made.close()
@@ -69,10 +70,10 @@ class Robot(FakeRobot):
 
 
 def test_the_simulator_reproduces_every_state_and_shows_where_it_does_not(
-    robot: SimRobot, demonstration: Episode
+    sim: SimRobot, demonstration: Episode
 ) -> None:
-    robot.begin(6)
-    result = replay_episode(robot, demonstration)
+    sim.begin(6)
+    result = replay_episode(sim, demonstration)
     assert result.steps == len(demonstration) and result.success == demonstration.success
     assert result.max_state_deviation is not None and result.max_state_deviation <= 1e-9
     assert max(result.observation_deviation.values()) <= 1e-9 and result.limited_steps == 0
@@ -80,14 +81,14 @@ def test_the_simulator_reproduces_every_state_and_shows_where_it_does_not(
     assert result.states is not None and demonstration.states is not None
     states = demonstration.states.copy()
     states[20, 3] += 0.01
-    assert replay_episode(robot, replace(demonstration, states=states)).max_state_deviation == pytest.approx(0.01)
+    assert replay_episode(sim, replace(demonstration, states=states)).max_state_deviation == pytest.approx(0.01)
     with pytest.raises(DataError, match="no simulator states"):
-        replay_episode(robot, replace(demonstration, states=None))
+        replay_episode(sim, replace(demonstration, states=None))
 
 
-def test_limits_hold_in_the_simulator_too(robot: SimRobot, demonstration: Episode) -> None:
+def test_limits_hold_in_the_simulator_too(sim: SimRobot, demonstration: Episode) -> None:
     bound = np.full(7, 0.1, np.float32)
-    result = replay_episode(robot, demonstration, limits=(-bound, bound))
+    result = replay_episode(sim, demonstration, safety=ActionClipper(sim.spec, (-bound, bound)))
     beyond = (np.abs(demonstration.action) > 0.1).any(axis=1)
     assert result.limited_steps == beyond.sum() > 0
     assert np.array_equal(result.commanded, np.clip(demonstration.action, -bound, bound))
@@ -119,7 +120,7 @@ def test_another_arm_gets_limited_commands_and_is_compared_by_what_it_sees(
     seen["robot0_eef_pos"][4, 2] += 0.25
     seen["robot0_eef_quat"] *= -1  # the same rotations
     device, bound = Robot(replace(episode, observations=seen), robot_spec), np.full(7, 0.5, np.float32)
-    result = replay_episode(device, episode, limits=(-bound, bound))
+    result = replay_episode(device, episode, safety=ActionClipper(device.spec, (-bound, bound)))
     assert np.array_equal(np.stack(device.commands), np.clip(episode.action, -0.5, 0.5))
     assert result.limited_steps == (np.abs(episode.action) > 0.5).any(axis=1).sum()
     assert result.max_state_deviation is None and result.states is None

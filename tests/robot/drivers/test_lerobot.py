@@ -17,7 +17,8 @@ import pytest
 from sacflow_robot.errors import DataError, InvalidValueError, RobotError, StaleStateError, StoppedError, UsageError
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.conformance import check_robot
-from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.control.run_config import RunConfig
+from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.lerobot import LeRobotDriver
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.safety.filter import SafetyFilter
@@ -417,7 +418,9 @@ def test_the_loop_drives_it_through_the_safety_filter_and_holds_it_where_it_stan
     policy: Any = SimpleNamespace(spec=SimpleNamespace(noise_shape=(4, 3), fingerprint="f"))
     limits = SafetyLimits(turn_rad_per_s=(1.0,), max_observation_age_s=5, max_action_age_s=5)
     safety = SafetyFilter(robot.spec, limits)
-    run = run_episode(robot, policy, 0, policy_version="v", safety=safety, chooser=ActionSource(), most_steps=40)
+    run = run_episode(
+        robot, policy, 0, RunConfig(policy_version="v", safety=safety, actions=ActionSource(), max_steps=40)
+    )
     commanded = run.episode.action
     assert np.allclose(commanded[0], [0.1, -0.2, 0.0], atol=1e-6), "no action came: where it stands, gripper included"
     per_period = np.abs(np.diff(commanded[:, :2], axis=0)) * np.radians(100)

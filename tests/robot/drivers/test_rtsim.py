@@ -15,8 +15,11 @@ import pytest
 from sacflow_robot.episode import StepFlag
 from sacflow_robot.errors import ConnectionLost, RobotError, StoppedError, UnknownNameError, UsageError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.robot.control.loop import EpisodeRun, SyncChunking, run_episode
+from sacflow_robot.robot.control.action_sources import ActionSource, SyncChunking
+from sacflow_robot.robot.control.operator import Operator
 from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig
+from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.plant import Plant
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.drivers.rtsim import ProcessRobot, VirtualRobot
@@ -65,7 +68,9 @@ def virtual(query: str = "") -> VirtualRobot:
 
 
 def test_without_delays_the_arm_does_what_it_does_in_lockstep(policy: OnnxPolicy) -> None:
-    runs = [run_episode(robot, policy, 30_001, policy_version="v") for robot in (SimRobot("lift"), virtual())]
+    runs = [
+        run_episode(robot, policy, 30_001, RunConfig(policy_version="v")) for robot in (SimRobot("lift"), virtual())
+    ]
     lockstep, own = (run.episode for run in runs)
     assert lockstep.success and own.success
     common = min(len(lockstep), len(own))
@@ -76,7 +81,7 @@ def test_without_delays_the_arm_does_what_it_does_in_lockstep(policy: OnnxPolicy
 
 def test_the_virtual_clock_repeats_itself_and_delays_move_what_they_should(policy: OnnxPolicy) -> None:
     query = "obs_delay_ms=20&cmd_delay_ms=30&jitter_ms=15&obs_drop=0.1&cmd_drop=0.1&noise_m=0.001&noise_rad=0.01"
-    once, again = (run_episode(virtual(query), policy, 30_002, policy_version="v").episode for _ in range(2))
+    once, again = (run_episode(virtual(query), policy, 30_002, RunConfig(policy_version="v")).episode for _ in range(2))
     for key, rows in once.observations.items():
         assert np.array_equal(rows, again.observations[key])
     assert np.array_equal(once.action, again.action) and np.array_equal(once.time_ns, again.time_ns)
@@ -93,13 +98,15 @@ def test_both_clocks_play_the_same_events_in_the_same_order(policy: OnnxPolicy) 
     """
     link = {"tick_ms": 50.0, "obs_delay_ms": 50.0, "cmd_delay_ms": 50.0, "obs_drop": 0.1, "cmd_drop": 0.1}
     query = "&".join(f"{name}={value}" for name, value in link.items())
-    wanted = run_episode(virtual(query), policy, 7, policy_version="v", chooser=Script(40), most_steps=40).episode
+    wanted = run_episode(
+        virtual(query), policy, 7, RunConfig(policy_version="v", actions=Script(40), max_steps=40)
+    ).episode
     robot = make_robot(f"rtsim:lift?{query}")
     assert isinstance(robot, ProcessRobot)
     robot.connect()
     try:
         for _ in range(8):
-            run = run_episode(robot, policy, 7, policy_version="v", chooser=Script(40), most_steps=40)
+            run = run_episode(robot, policy, 7, RunConfig(policy_version="v", actions=Script(40), max_steps=40))
             if all(np.array_equal(rows, run.episode.observations[key]) for key, rows in wanted.observations.items()):
                 break
     finally:
@@ -164,24 +171,17 @@ class Failing:
         return self._inner.step(observation, noise)
 
 
-def run_with_rearming(robot: VirtualRobot, policy: OnnxPolicy, chooser: object, said: list[str]) -> EpisodeRun:
+def run_with_rearming(robot: VirtualRobot, policy: OnnxPolicy, chooser: ActionSource, said: list[str]) -> EpisodeRun:
     """A person who enables the robot as soon as it is said to hold."""
-    switches = OperatorRequests()
+    requests = OperatorRequests()
 
     def tell(line: str) -> None:
         said.append(line)
         if line.startswith("hold"):
-            switches.enable()
+            requests.enable()
 
-    return run_episode(
-        robot,
-        policy,
-        30_003,
-        policy_version="v",
-        chooser=chooser,
-        switches=switches,
-        tell=tell,  # type: ignore[arg-type]
-    )
+    config = RunConfig(policy_version="v", actions=chooser, tell=tell, operator=Operator(requests))
+    return run_episode(robot, policy, 30_003, config)
 
 
 def test_an_action_chosen_too_late_for_its_deadline_is_dropped(policy: OnnxPolicy) -> None:
@@ -197,7 +197,9 @@ def test_an_action_chosen_too_late_for_its_deadline_is_dropped(policy: OnnxPolic
     held = {}
     for most_s in (0.05, 0.15):
         safety = SafetyFilter(robot.spec, SafetyLimits(max_action_age_s=most_s))
-        run = run_episode(robot, policy, 3, policy_version="v", safety=safety, chooser=Slow(12), most_steps=10)
+        run = run_episode(
+            robot, policy, 3, RunConfig(policy_version="v", safety=safety, actions=Slow(12), max_steps=10)
+        )
         assert run.episode.flags is not None
         held[most_s] = [step for step, flags in enumerate(run.episode.flags) if flags & StepFlag.HELD]
     assert held == {0.05: [5], 0.15: []}
@@ -218,17 +220,18 @@ def test_a_server_that_goes_leaves_the_arm_in_hold_within_two_periods_and_it_goe
 def test_a_network_that_fails_leaves_the_arm_in_hold_within_two_periods_and_no_step_is_lost(policy: OnnxPolicy) -> None:
     said: list[str] = []
     limits = SafetyLimits(max_observation_age_s=0.06, patience_s=0.1)
-    robot, switches = virtual("down_s=0.5&up_s=1.2"), OperatorRequests()
+    robot, requests = virtual("down_s=0.5&up_s=1.2"), OperatorRequests()
     safety = SafetyFilter(robot.spec, limits)
     held_at: list[int] = []
 
     def tell(line: str) -> None:
         said.append(line)
         held_at.append(robot.clock.now_ns())
-        switches.enable()
+        requests.enable()
 
     run = run_episode(
-        *(robot, policy, 30_004), policy_version="v", safety=safety, switches=switches, tell=tell, most_steps=80
+        *(robot, policy, 30_004),
+        RunConfig(policy_version="v", safety=safety, tell=tell, max_steps=80, operator=Operator(requests)),
     )
     start = int(run.episode.time_ns[0])
     assert said[0].startswith("hold: the last observation is") and any("cannot enable" in line for line in said)
@@ -238,16 +241,21 @@ def test_a_network_that_fails_leaves_the_arm_in_hold_within_two_periods_and_no_s
 
 
 def test_an_emergency_stop_ends_the_episode_and_is_latched(policy: OnnxPolicy) -> None:
-    robot, switches = virtual(), OperatorRequests()
+    robot, requests = virtual(), OperatorRequests()
     safety = SafetyFilter(robot.spec)
 
     class Stopping(Script):
         def step(self, observation: Observation, noise: FloatArray | None = None) -> Scripted:
             if self.step_number == 7:
-                switches.stop("somebody's hand")
+                requests.stop("somebody's hand")
             return super().step(observation, noise)
 
-    run = run_episode(robot, policy, 5, policy_version="v", chooser=Stopping(40), safety=safety, switches=switches)
+    run = run_episode(
+        robot,
+        policy,
+        5,
+        RunConfig(policy_version="v", actions=Stopping(40), safety=safety, operator=Operator(requests)),
+    )
     assert run.stopped == "somebody's hand" and run.episode.info["interrupted"] and len(run.episode) < 12
     assert safety.state is State.STOPPED
     with pytest.raises(StoppedError):

@@ -244,7 +244,7 @@ def test_what_cannot_be_an_action_is_a_hold_at_once_and_stays_one(proposed: Any,
         filter_.enable(12 * PERIOD)
     filter_.see(*Follower(0, 0).look(12 * PERIOD))
     filter_.enable(12 * PERIOD)
-    assert filter_.state is State.ENABLED
+    assert filter_.state is State.RUNNING
 
 
 def test_actions_that_are_missing_late_or_out_of_order_are_a_hold_within_two_periods() -> None:
@@ -256,7 +256,7 @@ def test_actions_that_are_missing_late_or_out_of_order_are_a_hold_within_two_per
         for step in range(4, 8):
             filter_.step(proposed, step * PERIOD, step * PERIOD - lateness)
             states.append(filter_.state)
-        assert states == [State.ENABLED, State.ENABLED, State.HOLD, State.HOLD], "two periods after the first was due"
+        assert states == [State.RUNNING, State.RUNNING, State.HOLD, State.HOLD], "two periods after the first was due"
     filter_ = enabled(GENTLE)
     first = filter_.step(np.ones(7), 0, 0)
     verdict = filter_.step(-np.ones(7), PERIOD, -1)
@@ -408,7 +408,7 @@ def test_one_time_in_the_future_is_a_hold_that_a_person_can_end() -> None:
     assert filter_.state is State.HOLD and "in the future" in filter_.reason
     assert filter_.see(seen, 6 * PERIOD), "it is not the older one"
     filter_.enable(6 * PERIOD)
-    assert filter_.step(np.zeros(7), 6 * PERIOD).reason == "" and filter_.state is State.ENABLED
+    assert filter_.step(np.zeros(7), 6 * PERIOD).reason == "" and filter_.state is State.RUNNING
 
 
 def test_a_new_episode_does_not_begin_with_the_grip_of_the_last() -> None:

@@ -15,7 +15,8 @@ import pytest
 from sacflow_robot.errors import RobotError, RobotFaultError, StaleStateError, StoppedError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.robot.conformance import check_robot
-from sacflow_robot.robot.control.loop import run_episode
+from sacflow_robot.robot.control.run_config import RunConfig
+from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.drivers.deoxys.driver import DeoxysRobot
 from sacflow_robot.robot.drivers.deoxys.objects import Sighting
@@ -411,7 +412,9 @@ def test_the_loop_holds_the_arm_and_says_why(
     ):
         said: list[str] = []
         with pytest.raises(RobotError, match=error):
-            run_episode(robot, policy, 0, policy_version="", chooser=Up(act), tell=said.append, most_steps=100)
+            run_episode(
+                robot, policy, 0, RunConfig(policy_version="", actions=Up(act), tell=said.append, max_steps=100)
+            )
         assert any(re.match(told, line) for line in said) or not told, said
         ended = time.monotonic()
         assert eventually(lambda ended=ended: len(bare_arm.goals(ended)) >= 3)  # type: ignore[misc]

@@ -1,0 +1,87 @@
+"""How episodes are run: what stands between a policy and a robot, and who may stop it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sacflow_robot.episode import Episode
+from sacflow_robot.errors import SpecMismatchError
+from sacflow_robot.interfaces import Policy, Recorder, Robot
+from sacflow_robot.robot.control.action_sources import ActionSource
+from sacflow_robot.robot.control.operator import Operator
+from sacflow_robot.robot.control.timing import LoopTiming
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
+from sacflow_robot.robot.safety.filter import SafetyFilter
+from sacflow_robot.robot.teleop.intervention import Label
+from sacflow_robot.spec import RobotSpec
+
+Safety = SafetyFilter | ActionClipper
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything about an episode beside the robot, the policy and the seed.
+
+    Attributes:
+        policy_version: Recorded with the episode.
+        safety: Passes every command; None for :func:`default_safety`. Starting an episode enables it, unless it was held or
+            stopped since.
+        actions: Source of the actions; None for the policy, chunk by chunk, open loop.
+        operator: A person's requests and input device.
+        recorder: Gets every step as it is taken. After an error on the way, the episode is ended there and marked
+            interrupted.
+        info: More to record about the episode; JSON values.
+        max_steps: Steps after which the episode is cut; None for no limit.
+        enable_wait_s: Longest wait between two episodes for a person to enable the robot again (s).
+        tell: Gets what a person has to know at once: held, stopped, enabled. Must not wait.
+    """
+
+    policy_version: str = ""
+    safety: Safety | None = None
+    actions: ActionSource | None = None
+    operator: Operator = field(default_factory=Operator)
+    recorder: Recorder | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    max_steps: int | None = None
+    enable_wait_s: float = 60.0
+    tell: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class EpisodeRun:
+    """One episode and how well the loop kept time.
+
+    Attributes:
+        episode: The episode.
+        overruns: Steps whose action was not ready within one control period: of its observation on a lockstep robot, of its
+            deadline on any other.
+        timing: When commands were sent.
+        held: Steps on which the robot was held, or stood still for want of an action.
+        stopped: Why the robot was stopped; empty if it was not.
+        label: What a person said of the episode; None for nothing.
+    """
+
+    episode: Episode
+    overruns: int
+    timing: LoopTiming
+    held: int = 0
+    stopped: str = ""
+    label: Label | None = None
+
+
+def default_safety(robot: Robot) -> Safety:
+    """Bounds and a latch for a robot in lockstep, the safety filter without further limits for any other."""
+    return ActionClipper(robot.spec) if robot.lockstep else SafetyFilter(robot.spec)
+
+
+def check_fit(policy: Policy, robot: RobotSpec) -> None:
+    """Refuse a policy that was made for another robot.
+
+    Raises:
+        SpecMismatchError: Names every field that differs.
+    """
+    different = robot.differences(policy.spec.robot)
+    if different:
+        raise SpecMismatchError(f"the policy does not fit the robot (robot, policy): {'; '.join(different)}")

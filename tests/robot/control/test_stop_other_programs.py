@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sacflow_robot.calibrate.recording import Excitation, record
+from sacflow_robot.calibrate.excitation import Excitation, record
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import RobotError, StoppedError
 from sacflow_robot.robot.control.operator import StopOnlyOperator, obey, settle
@@ -19,12 +19,6 @@ from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.latch import State
 from sacflow_robot.spec import FloatArray, RobotSpec
 from tests.robot.safety.following_robot import ACCELERATION, LIMITS, MOTIONS, made, moving
-
-
-@pytest.fixture
-def robot_spec(robot: RobotSpec) -> RobotSpec:
-    """The simulated robot's, by a name that leaves ``robot`` to the robots of these tests."""
-    return robot
 
 
 def test_a_replay_is_stopped_within_the_limits(make_episode: Callable[..., Episode], robot_spec: RobotSpec) -> None:

@@ -207,7 +207,7 @@ def record(
 
     Args:
         robot: The robot, connected.
-        limiter: What every command passes; the call robots it.
+        limiter: What every command passes; the call enables it.
         excitation: What is commanded.
         seed: Decides the moments, and the start on a simulated robot.
         progress: Gets the share that is done.

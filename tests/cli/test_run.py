@@ -19,7 +19,7 @@ from sacflow_robot.episode import Source
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.server import PolicyServer
 
-POLICY = Path(__file__).parents[1] / "policies" / "lift.onnx"
+POLICY = Path(__file__).parents[2] / "policies" / "lift.onnx"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

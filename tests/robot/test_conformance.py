@@ -113,17 +113,17 @@ def test_the_kit_finds_what_breaks_the_contract(robot: RobotSpec) -> None:
             check_robot(lambda driver=driver: driver(robot))
 
 
-def test_the_kit_finds_an_arm_that_is_lost_unseen(silent: RobotSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kit_finds_an_arm_that_is_lost_unseen(robot: RobotSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sacflow_robot.robot.conformance._LOSS_SEEN_S", 0.2)
 
     def lose(robot: Robot) -> None:
         robot.lost = True  # type: ignore[attr-defined]
 
-    check_robot(lambda: Mortal(silent), lose=lose)
+    check_robot(lambda: Mortal(robot), lose=lose)
     with pytest.raises(AssertionError, match="after the robot was lost, observe still goes on"):
-        check_robot(lambda: Mortal(silent), lose=lambda robot: None)
+        check_robot(lambda: Mortal(robot), lose=lambda robot: None)
     with pytest.raises(AssertionError, match="after the robot was lost: stop raised RobotError: nothing to stop"):
-        check_robot(lambda: Shaken(silent), lose=lose)
+        check_robot(lambda: Shaken(robot), lose=lose)
 
 
 def test_installed_and_not_installed_know_the_same_drivers() -> None:

@@ -35,7 +35,7 @@ class Clock(Protocol):
 class Robot(Protocol):
     """A robot, simulated or physical. One thread owns it.
 
-    There are two kinds of time. On a *lockstep* enable it stands still between commands: ``command`` executes one action for
+    There are two kinds of time. On a *lockstep* robot it stands still between commands: ``command`` executes one action for
     one control period, and ``observe`` then tells what came of it. Any other robot moves on its own time, whether or not a
     command arrives: ``command`` hands the action over and returns, and ``observe`` returns the newest observation that has
     arrived, which may be the one before. The control loop is the same for both.
@@ -111,6 +111,23 @@ class Robot(Protocol):
 
     def close(self) -> None:
         """Hold, and let go of the robot. Closing twice does no harm."""
+        ...
+
+
+@runtime_checkable
+class SimulatedRobot(Protocol):
+    """A robot that says what steps its simulation."""
+
+    @property
+    def engine(self) -> Engine: ...
+
+
+@runtime_checkable
+class GripperLimited(Protocol):
+    """A robot that commands its gripper in more than the action says, so that no filter of actions could limit it."""
+
+    def limit_gripper(self, force_n: float | None, width_m: tuple[float, float] | None) -> None:
+        """Grasp with at most that force (N), and go to widths (m) between those alone; None for no limit."""
         ...
 
 

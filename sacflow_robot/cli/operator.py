@@ -1,4 +1,4 @@
-"""What every command that moves a robot shares: its filter, and a person's ways to stop it."""
+"""Shared by every command that moves a robot: its filter, and a person's ways to stop it."""
 
 from __future__ import annotations
 
@@ -17,31 +17,16 @@ if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
     from sacflow_robot.robot.control.operator import StopOnlyOperator
     from sacflow_robot.robot.control.operator_requests import OperatorRequests
-    from sacflow_robot.robot.safety.action_clipper import ActionClipper
-    from sacflow_robot.robot.safety.filter import SafetyFilter
+    from sacflow_robot.robot.control.run_config import Safety
     from sacflow_robot.robot.teleop.intervention import Teleoperator
 
 
-def safety_filter(robot: Robot, profile: Profile | None) -> SafetyFilter | ActionClipper:
-    """What every command to the robot passes, whatever chooses it.
-
-    A driver that commands its gripper in more than the action says is told the limits of it.
-    """
+def safety_filter(robot: Robot, profile: Profile | None) -> Safety:
+    """The filter of every command to the robot; says what limits were assumed."""
     from sacflow_robot.robot.control.run_config import default_safety
-    from sacflow_robot.robot.safety.action_clipper import ActionClipper
     from sacflow_robot.robot.safety.filter import SafetyFilter
 
-    safety: SafetyFilter | ActionClipper
-    if profile is None:
-        safety = default_safety(robot)
-    elif profile.safety is None and robot.lockstep:
-        safety = ActionClipper(robot.spec, profile.action_limits(robot.spec))
-    else:
-        limits = profile.safety_limits(robot.spec)
-        limit_gripper = getattr(robot, "limit_gripper", None)
-        if limit_gripper is not None:
-            limit_gripper(limits.gripper_force_n, limits.gripper_width_m)
-        safety = SafetyFilter(robot.spec, limits)
+    safety = default_safety(robot, profile)
     if isinstance(safety, SafetyFilter) and safety.axes.assumed:
         common.console().print(f"{robot.spec.robot}: {safety.axes.assumed}")
     return safety
@@ -59,7 +44,7 @@ def teller(robot: str, say: Callable[[str], None]) -> Callable[[str], None]:
 
 @dataclass(frozen=True)
 class OperatorOptions:
-    """How a person stops a moving robot, and takes it over; the same for every command that moves one.
+    """A person's ways to stop a moving robot, and to take it over; the same for every command that moves one.
 
     Attributes:
         estop: Listen for stops at this address, e.g. tcp://127.0.0.1:5560.

@@ -13,8 +13,8 @@ import tyro
 from sacflow_robot.cli import common
 from sacflow_robot.cli.operator import OperatorOptions, safety_filter, teller
 from sacflow_robot.errors import UsageError
-from sacflow_robot.interfaces import Recorder, Robot
-from sacflow_robot.spec import Engine, FloatArray, PolicySpec, RobotSpec
+from sacflow_robot.interfaces import Recorder, Robot, SimulatedRobot
+from sacflow_robot.spec import Engine, RobotSpec
 from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
@@ -136,22 +136,20 @@ class Run:
         from sacflow_robot.robot.control.operator import Operator
         from sacflow_robot.robot.control.run_config import RunConfig
         from sacflow_robot.robot.control.session import Session
-        from sacflow_robot.robot.drivers.clock import MonotonicClock
+        from sacflow_robot.robot.drivers.wrapper import unwrapped
 
-        engine = getattr(robot, "engine", None)
         info: dict[str, Any] = {} if self.note is None else {"note": self.note}
-        if engine is not None:
-            info["env_engine"] = engine
+        inner = unwrapped(robot)
+        if isinstance(inner, SimulatedRobot):
+            info["env_engine"] = inner.engine
         if profile is not None:
             info["calibration_sha256"] = profile.sha256
         actions: ActionSource | None = None
         if not robot.lockstep:
-            from sacflow_robot.robot.control.action_queue import ActionQueue
+            from sacflow_robot.robot.control.action_queue import queue_for
 
-            # On a virtual clock the real time that an answer takes is no time: it is waited for.
-            virtual = not isinstance(robot.clock, MonotonicClock)
             client.interrupted = lambda: requests.halt_pending  # the first chunk may be waited for as long as --timeout
-            actions = ActionQueue(_InNoTime(client) if virtual else client, clock_ns=robot.clock.now_ns)
+            actions = queue_for(client, robot)
         log = None if self.log is None else stack.enter_context(self._recorder(self.log, robot.spec, robot.lockstep))
         config = RunConfig(
             safety=safety_filter(robot, profile),
@@ -197,20 +195,3 @@ class Run:
             if not robot.lockstep:
                 result["timing"] = timing.row()
             common.print_json({**result, "policy_version": client.policy_version})
-
-
-class _InNoTime:
-    """A client whose answers are always there when they are looked for."""
-
-    def __init__(self, client: PolicyClient) -> None:
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    @property
-    def spec(self) -> PolicySpec:
-        return self._client.spec
-
-    def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
-        return self._client.collect(number)

@@ -38,11 +38,11 @@ class FakeRobot:
         self.result = self.start(0)
 
     def start(self, seed: int) -> StepResult:
-        """What an episode begins with: zeros."""
+        """The start of an episode: zeros."""
         return StepResult({a.key: np.zeros(a.shape, a.dtype) for a in self.spec.observations})
 
     def react(self, action: FloatArray) -> StepResult:
-        """What comes of an action; ``commands`` holds it already."""
+        """The result of an action; ``commands`` holds it already."""
         return self.start(0)
 
     def connect(self) -> None:
@@ -79,7 +79,7 @@ class FakeRobot:
 def check_robot(
     make: Callable[[], Robot], *, seed: int = 0, steps: int = 5, lose: Callable[[Robot], None] | None = None
 ) -> None:
-    """The conformance kit: a driver that keeps the :class:`~sacflow_robot.spec.Robot` contract comes through without an
+    """The conformance kit: a driver that keeps the :class:`~sacflow_robot.interfaces.Robot` contract comes through without an
     AssertionError that says what it did otherwise.
 
     It commands no motion (an action of zeros, clipped into the robot's bounds; on a position-controlled robot, nothing but holds),
@@ -159,7 +159,7 @@ def _check_episode(robot: Robot, seed: int, steps: int) -> None:
 
 
 def _check_expiry(robot: Robot, seed: int, steps: int) -> None:
-    """What has expired before it is sent is dropped without an error: the robot, not the caller, has to cope with it."""
+    """A command that has expired before it is sent is dropped without an error: the robot has to cope with it."""
     robot.connect()
     robot.begin(seed)
     if not robot.lockstep and _relative(robot):

@@ -1,4 +1,4 @@
-"""Real processes, killed with -9 in the middle of an episode: the robot holds, no step is lost, a person robots it, it goes on."""
+"""Real processes, killed with -9 in the middle of an episode: the robot holds, no step is lost, a person enables it, it goes on."""
 
 from __future__ import annotations
 

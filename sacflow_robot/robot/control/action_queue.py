@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from sacflow_robot.errors import DeadlineExceeded, ServerError, SpecMismatchError
+from sacflow_robot.interfaces import Robot
+from sacflow_robot.robot.drivers.clock import MonotonicClock
 from sacflow_robot.serve.client import as_batch
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
 
@@ -21,7 +23,7 @@ _FIRST_GUESS_S = 0.05
 
 
 class Asks(Protocol):
-    """What a stream needs of a client; :class:`~sacflow_robot.serve.client.PolicyClient` is one."""
+    """The part of a client that a queue needs; :class:`~sacflow_robot.serve.client.PolicyClient` is one."""
 
     @property
     def spec(self) -> PolicySpec: ...
@@ -46,7 +48,7 @@ class Asks(Protocol):
 
 @dataclass(frozen=True)
 class StreamStep:
-    """What to do in one control period.
+    """The action of one control period.
 
     Attributes:
         action: Action (A,); None where no chunk reaches this far: hold still.
@@ -71,6 +73,7 @@ class ActionQueue:
     Args:
         client: A connected client.
         blend: Steps over which a new chunk takes over; 0 requests at once.
+        wait: Whether to wait for every answer, as where the robot's clock stands still meanwhile.
         prefix: Whether to send what will be played meanwhile, where the policy takes it.
         clock_ns: Clock that the delay is measured with.
     """
@@ -81,10 +84,16 @@ class ActionQueue:
         *,
         blend: int = 2,
         prefix: bool = True,
+        wait: bool = False,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._client, self._blend, self._prefix, self._clock_ns = client, blend, prefix, clock_ns
-        self._period_s, self._shape = 1 / client.spec.robot.control_rate_hz, client.spec.noise_shape
+        self._client = client
+        self._blend = blend
+        self._prefix = prefix
+        self._wait = wait
+        self._clock_ns = clock_ns
+        self._period_s = 1 / client.spec.robot.control_rate_hz
+        self._shape = client.spec.noise_shape
         self._delays_s = deque([_FIRST_GUESS_S], maxlen=_REMEMBERED)
         self.lost = 0
         self.begin()
@@ -189,7 +198,7 @@ class ActionQueue:
         if self._number is None:
             return
         try:
-            chunk = self._client.collect(self._number, None if wait else 0)[0]
+            chunk = self._client.collect(self._number, None if wait or self._wait else 0)[0]
         except TimeoutError:
             return
         except ServerError as error:
@@ -239,6 +248,12 @@ class ActionQueue:
         self.lost += 1
         if self._chunk is None or self._step >= self._end:
             raise
+
+
+def queue_for(client: Asks, robot: Robot) -> ActionQueue:
+    """A queue on the robot's clock. On a virtual one the real time that an answer takes is no time: it is waited for."""
+    virtual = not isinstance(robot.clock, MonotonicClock)
+    return ActionQueue(client, wait=virtual, clock_ns=robot.clock.now_ns)
 
 
 def _at(chunk: FloatArray | None, index: int) -> FloatArray | None:

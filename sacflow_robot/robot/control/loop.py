@@ -241,7 +241,7 @@ class EpisodeLoop:
         return chosen.action, chosen.joined
 
     def _make_safe(self, proposed: FloatArray | None, requested: OperatorInput) -> tuple[Verdict, Source]:
-        """What to send, and whose it is."""
+        """The verdict on the action, and the source of the action."""
         safety = self.safety
         obey(safety, requested)
         if requested.enable:

@@ -26,7 +26,7 @@ class _Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class OperatorInput:
-    """What a person wants in one control period. A stop takes precedence over a hold, and both over enabling.
+    """A person's wishes in one control period. A stop takes precedence over a hold, and both over enabling.
 
     Attributes:
         stop: Why to stop; empty for no stop.
@@ -85,7 +85,7 @@ class OperatorRequests:
 
     @property
     def halt_pending(self) -> bool:
-        """Whether a stop or a hold was requested that nobody has taken yet."""
+        """True while a requested stop or hold was not taken yet."""
         return any(kind is not _Kind.ENABLE for kind, _, _ in tuple(self._requests))
 
     def take(self, in_charge: bool = False) -> OperatorInput:

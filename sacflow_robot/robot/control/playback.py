@@ -35,7 +35,7 @@ class Restorable(Robot, Protocol):
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """How a replayed episode compares with its log.
+    """Comparison of a replayed episode with its log.
 
     Attributes:
         steps: Steps sent; fewer than logged where a physical robot ended the episode early.

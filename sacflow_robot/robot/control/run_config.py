@@ -1,21 +1,25 @@
-"""How episodes are run: what stands between a policy and a robot, and who may stop it."""
+"""Configuration and result of an episode: the parts between a policy and a robot."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import SpecMismatchError
-from sacflow_robot.interfaces import Policy, Recorder, Robot
+from sacflow_robot.interfaces import GripperLimited, Policy, Recorder, Robot
 from sacflow_robot.robot.control.action_sources import ActionSource
 from sacflow_robot.robot.control.operator import Operator
 from sacflow_robot.robot.control.timing import LoopTiming
+from sacflow_robot.robot.drivers.wrapper import unwrapped
 from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.teleop.intervention import Label
 from sacflow_robot.spec import RobotSpec
+
+if TYPE_CHECKING:
+    from sacflow_robot.calibrate.profile import Profile
 
 Safety = SafetyFilter | ActionClipper
 
@@ -71,9 +75,25 @@ class EpisodeRun:
     label: Label | None = None
 
 
-def default_safety(robot: Robot) -> Safety:
-    """Bounds and a latch for a robot in lockstep, the safety filter without further limits for any other."""
-    return ActionClipper(robot.spec) if robot.lockstep else SafetyFilter(robot.spec)
+def default_safety(robot: Robot, profile: Profile | None = None) -> Safety:
+    """Bounds and a latch for a robot in lockstep, the safety filter for any other and with a profile that has safety limits.
+
+    Args:
+        robot: The robot. One that commands its gripper in more than the action says gets the limits of it.
+        profile: Calibration profile whose limits hold on top of the robot's own.
+
+    Raises:
+        SpecMismatchError: The profile is of another robot.
+    """
+    if profile is None:
+        return ActionClipper(robot.spec) if robot.lockstep else SafetyFilter(robot.spec)
+    if profile.safety is None and robot.lockstep:
+        return ActionClipper(robot.spec, profile.action_limits(robot.spec))
+    limits = profile.safety_limits(robot.spec)
+    inner = unwrapped(robot)
+    if isinstance(inner, GripperLimited):
+        inner.limit_gripper(limits.gripper_force_n, limits.gripper_width_m)
+    return SafetyFilter(robot.spec, limits)
 
 
 def check_fit(policy: Policy, robot: RobotSpec) -> None:

@@ -157,7 +157,7 @@ class StopServer:
         return [b"refused", _NO_KEY if verb == ENABLE else b"unknown request"]
 
     def _shown(self, who: bytes, verb: bytes, reason: bytes, proof: bytes) -> bool:
-        """Whether the client knows the key. Its nonce is used up then."""
+        """Check that the client knows the key, and use up its nonce if it does."""
         for nonce, period in self._nonces.valid(who):
             if hmac.compare_digest(proof, proof_of(self._key, nonce, verb, reason)):
                 self._nonces.use(nonce, period)

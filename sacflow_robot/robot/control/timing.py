@@ -53,7 +53,7 @@ class LoopTiming:
         }
 
     def histogram(self) -> str:
-        """How far periods were off, as lines of text."""
+        """Deviations of the periods, as lines of text."""
         off = np.abs(self.periods_us - self.period_ns / 1e3)
         edges = [0, 20, 50, 100, 200, 500, 1000, 5000, np.inf]
         counts = np.histogram(off, edges)[0]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from sacflow_robot.episode import StepResult
 from sacflow_robot.interfaces import Robot
+from sacflow_robot.robot.drivers.wrapper import RobotWrapper
 from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.action_history import KEY, push, robot_with_history, start_history
 
 
-class HistoryRobot:
+class HistoryRobot(RobotWrapper):
     """A ``Robot`` whose observations hold the K actions last commanded, newest last; zeros before an episode's first.
 
     Args:
@@ -20,12 +20,10 @@ class HistoryRobot:
     """
 
     def __init__(self, robot: Robot, history: int) -> None:
-        self._robot, self._length = robot, history
+        super().__init__(robot)
+        self._length = history
         self._spec = robot_with_history(robot.spec, history)
         self._actions = start_history(robot.spec, history)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._robot, name)
 
     @property
     def spec(self) -> RobotSpec:

@@ -7,9 +7,10 @@ from typing import Any
 
 from sacflow_robot.episode import StepResult
 from sacflow_robot.interfaces import Robot
+from sacflow_robot.robot.drivers.wrapper import RobotWrapper
 
 
-class OtherClockRobot:
+class OtherClockRobot(RobotWrapper):
     """A ``Robot`` whose capture times are by the control loop's clock.
 
     Commands' validity is by the loop's clock already: drivers judge it on this side.
@@ -20,10 +21,8 @@ class OtherClockRobot:
     """
 
     def __init__(self, robot: Robot, offset_ns: int) -> None:
-        self._robot, self._offset_ns = robot, offset_ns
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._robot, name)
+        super().__init__(robot)
+        self._offset_ns = offset_ns
 
     def begin(self, seed: int) -> StepResult:
         return self._by_loop(self._robot.begin(seed))

@@ -93,7 +93,7 @@ class SafetyFilter(Latch):
 
     @property
     def at_rest(self) -> bool:
-        """Whether no motion is commanded."""
+        """True while no motion is commanded."""
         return not (self._velocity.any() or self._change.any())
 
     @property
@@ -167,11 +167,11 @@ class SafetyFilter(Latch):
         return True
 
     def _joints_now(self) -> Array | None:
-        """Where the joints (N,) are: as seen, and further by what no observation has shown."""
+        """Positions (N,) of the joints: as seen, and further by what no observation has shown."""
         return None if self._places.joints is None else self._places.joints + self._unshown.total()
 
     def step(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int | None = None) -> Verdict:
-        """What may be sent in place of a proposed action.
+        """Decide on the action to send in place of a proposed one.
 
         Args:
             proposed: The action (A,); None where there is none.

@@ -15,7 +15,7 @@ from sacflow_robot.spec import FloatArray
 
 
 class State(StrEnum):
-    """What a filter lets through."""
+    """States, and what a filter lets through in each."""
 
     READY = "ready"  # nothing; never enabled, held or stopped yet: an episode may enable it
     RUNNING = "running"  # actions
@@ -25,7 +25,7 @@ class State(StrEnum):
 
 
 class Event(Enum):
-    """What changes the state."""
+    """Causes of a change of state."""
 
     ENABLE = auto()  # a person's explicit act, or that of the program that a person started
     HOLD = auto()  # a person's request, or a fault that a person has to look at
@@ -54,7 +54,7 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What may be sent in one control period.
+    """The action to send in one control period.
 
     Attributes:
         action: The action (A,), float32; None: send nothing; if the state is stopped, stop the robot.
@@ -85,7 +85,7 @@ class Latch:
 
     @property
     def at_rest(self) -> bool:
-        """Whether no motion is commanded."""
+        """True while no motion is commanded."""
         return True
 
     @property
@@ -95,12 +95,12 @@ class Latch:
 
     @property
     def settled(self) -> bool:
-        """Whether the state is final until somebody asks for another: false while the robot still comes to rest."""
+        """True if the state is final until another is requested; false while the robot still comes to rest."""
         return self.state is not State.STOPPING and (self.state is not State.HOLD or self.at_rest)
 
     @property
     def may_start(self) -> bool:
-        """Whether an episode may start without another act of a person: nothing held or stopped since the last one."""
+        """True if an episode may start without another act of a person: nothing held or stopped since the last one."""
         return self.state in (State.READY, State.RUNNING)
 
     def enable(self, now_ns: int) -> None:

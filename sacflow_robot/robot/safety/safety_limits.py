@@ -36,7 +36,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Cone:
-    """Where the tool may point.
+    """Directions in which the tool may point.
 
     Attributes:
         axis: Unit vector at the cone's middle, in the frame of the end effector's orientation.
@@ -105,7 +105,7 @@ class SafetyLimits:
 
 @dataclass(frozen=True)
 class Axes:
-    """How a robot's actions move it: one axis for each action entry whose unit is a length or an angle.
+    """The axes that a robot's actions move: one for each action entry whose unit is a length or an angle.
 
     Attributes:
         index: Which entries of the action they are (N,).
@@ -148,7 +148,7 @@ _FACTOR = {"m": 1.0, "rad": 1.0, "deg": np.pi / 180}
 
 
 def action_axes(robot: RobotSpec, limits: SafetyLimits) -> Axes:
-    """What a robot's actions mean, and how fast its axes may move.
+    """Work out what a robot's actions mean, and how fast its axes may move.
 
     An action is a motion for one period (delta) unless the robot's controller is named a position controller
     (``"joint position"``). A position's unit may be a range, e.g. ``"-90 to 90 deg"``: what the lowest and the highest
@@ -209,7 +209,7 @@ def action_axes(robot: RobotSpec, limits: SafetyLimits) -> Axes:
 
 
 def moves_tool(robot: RobotSpec) -> bool:
-    """Whether an action (7,) moves the tool in one period: three lengths, three angles, and the gripper."""
+    """True if an action (7,) moves the tool in one period: three lengths, three angles, and the gripper."""
     if robot.action_dim != 7 or _is_absolute(robot):
         return False
     meanings = [_meaning(robot, entry, absolute=False) for entry in range(6)]

@@ -1,4 +1,4 @@
-"""Where a robot is, and where it may be: workspace, keep-out boxes, tool cone, joint limits."""
+"""A robot's place, and the places where it may be: workspace, keep-out boxes, tool cone, joint limits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pose(NamedTuple):
 
 
 class Places:
-    """Where the robot is, as far as its observation tells, and where it may be.
+    """The robot's place, as far as its observation tells, and the places where it may be.
 
     Args:
         robot: The robot.
@@ -127,7 +127,7 @@ class Places:
         return self._names[int(np.argmax(inside))] if inside.any() else ""
 
     def beyond(self) -> str:
-        """Whether a joint that is seen, not commanded, is at its limit, and further than when the robot was enabled."""
+        """Name a joint that is seen, not commanded, and further beyond its limit than when the robot was enabled; else empty."""
         limits = self._joint_limits
         if self._axes.absolute or self.joints is None or not limits:
             return ""
@@ -150,7 +150,7 @@ class Places:
         return np.minimum(low, start_low), np.maximum(high, start_high)
 
     def clear(self, low: Array, high: Array, reach: Array, pending: Sequence[Array]) -> bool:
-        """Whether nothing within that reach of those places is in the way, which is quickly seen.
+        """Check quickly that nothing is in the way within that reach of those places.
 
         Args:
             low: Least place (N,) of the axes when the next command is acted on.
@@ -170,7 +170,7 @@ class Places:
         return self._tilt(tool_axis(self.pose.quat)) + turn <= self._cone_rad
 
     def path_clear(self, low: Array, high: Array, path: Array, pending: Sequence[Array], maybe_shown: int) -> bool:
-        """Whether the displacements (P, N), from any of the places between low and high, keep out of boxes and in the cone.
+        """Check that the displacements (P, N), from any of the places between low and high, keep out of boxes and in the cone.
 
         Args:
             low: Least place (N,) of the axes when the next command is acted on.

@@ -23,7 +23,7 @@ class Label(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TeleopSignal:
-    """What a person wants in one control period.
+    """A person's wishes in one control period.
 
     Attributes:
         action: What the person commands (A,), float32, in the robot's action units. None: hands off, the policy has the robot.
@@ -50,7 +50,7 @@ class Teleoperator(Protocol):
     """A device through which a person commands the robot."""
 
     def poll(self, commanded: FloatArray) -> TeleopSignal:
-        """What the person wants now; called once each control period, must not wait (well under a millisecond).
+        """The person's wishes now; called once each control period, must not wait (well under a millisecond).
 
         Args:
             commanded: What the robot was last commanded (A,), whoever chose it. A device that takes over goes on with its

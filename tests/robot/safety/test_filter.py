@@ -351,7 +351,7 @@ RANGED = replace(
 
 def test_positions_in_ranges_as_of_a_lerobot_arm_are_limited_and_begin_where_the_joints_stand() -> None:
     filter_ = SafetyFilter(RANGED, replace(JOINT_LIMITS, joint_rad=()))
-    filter_.begin(np.array([0.5], np.float32))
+    filter_.begin(np.array([0, 0, 0, 0.5], np.float32))
     start = np.array([45.0, 30.0, 10.0, 75.0], np.float32)
     filter_.see({"joint_pos": start}, 0)
     filter_.enable(0)

@@ -48,7 +48,16 @@ class VirtualClock:
 
 
 class _Robot:
-    """A robot by either clock."""
+    """A robot by either clock.
+
+    Args:
+        task: Name of the task.
+        options: The network and the robot.
+        engine: Steps the simulator.
+
+    Raises:
+        UnknownNameError: No such task.
+    """
 
     lockstep = False
 
@@ -96,16 +105,7 @@ class _Robot:
 
 
 class VirtualRobot(_Robot):
-    """``rtsim:TASK?clock=virtual``: the same events in the same order, without waiting for them.
-
-    Args:
-        task: Name of the task.
-        options: The network and the robot.
-        engine: Steps the simulator.
-
-    Raises:
-        UnknownNameError: No such task.
-    """
+    """``rtsim:TASK?clock=virtual``: the same events in the same order, without waiting for them."""
 
     clock: VirtualClock
 
@@ -152,16 +152,7 @@ class VirtualRobot(_Robot):
 
 
 class ProcessRobot(_Robot):
-    """``rtsim:TASK``: the robot moves in a process of its own, whether or not a command arrives.
-
-    Args:
-        task: Name of the task.
-        options: The network and the robot.
-        engine: Steps the simulator.
-
-    Raises:
-        UnknownNameError: No such task.
-    """
+    """``rtsim:TASK``: the robot moves in a process of its own, whether or not a command arrives."""
 
     def __init__(self, task: str, options: RtsimOptions | None = None, engine: Engine = "compiled") -> None:
         super().__init__(task, options or RtsimOptions(), engine, MonotonicClock())

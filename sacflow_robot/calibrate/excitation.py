@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.calibrate.recording import LOOK_NS, Recording, is_other_clock, validity_ns
-from sacflow_robot.envs.safety_wrapper import ActionFilter
+from sacflow_robot.envs.wrappers import ActionFilter
 from sacflow_robot.errors import StoppedError, UsageError
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits

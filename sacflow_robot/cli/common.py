@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from sacflow_robot.utils.seeding import EVAL_SEED as EVAL_SEED
 from sacflow_robot.utils.seeding import RUN_SEED as RUN_SEED
 
 if TYPE_CHECKING:
+    from sacflow_robot.envs.wrappers import ActionFilter
     from sacflow_robot.serve.client import Keys
 
 
@@ -94,31 +95,30 @@ def success_json(successes: int, episodes: int) -> dict[str, Any]:
     }
 
 
-def evaluate(
-    policy: Policy, task: str, seeds: Iterable[int], engine: Engine = "compiled", history: int = 0
-) -> list[Episode]:
-    """Run a policy on all cores, one episode per seed, with a progress bar."""
-    wanted = list(seeds)
-    if not wanted:
-        return []
-    with evaluation_robots(task, len(wanted), engine, history) as envs:
-        return evaluate_on(envs, policy, wanted)
-
-
 @contextmanager
-def evaluation_robots(task: str, episodes: int, engine: Engine, history: int = 0) -> Iterator[list[VectorEnv]]:
-    """Robots enough for all cores, each by itself, so that no episode depends on another even in the last bit."""
-    from sacflow_robot.envs.vector_env import core_count, make_vector_env
+def evaluation_envs(
+    task: str,
+    episodes: int,
+    engine: Engine = "compiled",
+    history: int = 0,
+    limiter: Callable[[], ActionFilter] | None = None,
+) -> Iterator[list[VectorEnv]]:
+    """A robot for each core, each by itself, so that no episode depends on another even in the last bit.
+
+    ``history`` and ``limiter`` are those of ``make_vector_env``.
+    """
+    from sacflow_robot.envs.vector import make_vector_env
+    from sacflow_robot.utils.processes import core_count
 
     with ExitStack() as stack:
         envs: list[VectorEnv] = []
         for _ in range(min(episodes, core_count())):
-            envs.append(make_vector_env(task, 1, engine, background=False, history=history))
+            envs.append(make_vector_env(task, 1, engine, background=False, history=history, limiter=limiter))
             stack.callback(envs[-1].close)
         yield envs
 
 
-def evaluate_on(envs: Sequence[VectorEnv], policy: Policy, seeds: Sequence[int]) -> list[Episode]:
+def evaluate(policy: Policy, envs: Sequence[VectorEnv], seeds: Sequence[int]) -> list[Episode]:
     """Run a policy, one episode per seed, with a progress bar."""
     from sacflow_robot.envs.collector import rollout
 

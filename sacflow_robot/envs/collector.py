@@ -29,16 +29,19 @@ class Rollouts:
     Args:
         envs: The robots.
         noise_shape: (H, A).
-        seeds: Environment seeds, one per episode, taken as robots fall free; rollouts end when they do.
-        part_steps: Give out episodes in parts of this many steps as well, see :meth:`take_parts`; None does not.
+        seeds: Environment seeds, one per episode, taken as robots become idle; rollouts end when they do.
+        part_steps: Steps of a part of an episode, for :meth:`take_parts`; None makes no parts.
     """
 
     def __init__(
         self, envs: VectorEnv, noise_shape: tuple[int, int], seeds: Iterable[int], part_steps: int | None = None
     ) -> None:
-        self._envs, self._noise_shape, self._seeds = envs, noise_shape, iter(seeds)
+        self._envs = envs
+        self._noise_shape = noise_shape
+        self._seeds = iter(seeds)
         self._builders: dict[int, EpisodeBuilder] = {}
         self._latest: dict[int, StepResult] = {}
+        self._infos: dict[int, Mapping[str, Any]] = {}
         self._current: dict[int, int] = {}
         self._chunks: dict[int, FloatArray] = {}
         self._part_steps = part_steps
@@ -63,36 +66,31 @@ class Rollouts:
     def receive(self) -> tuple[int, list[Episode]]:
         """Wait for the robots; number of environment steps taken, and the episodes that ended."""
         steps, ended = 0, []
-        received = self._envs.receive()
-        commanded: Mapping[int, FloatArray] = getattr(
-            self._envs, "commanded", self._chunks
-        )  # what a filter let through
-        for i, results in received.items():
+        for i, results in self._envs.receive().items():
             steps += len(results)
-            for result, action, asked in zip(results, commanded[i], self._chunks[i], strict=False):
-                self._builders[i].add(result, action, policy_action=asked)
+            for result, chosen in zip(results, self._chunks[i], strict=False):
+                executed = chosen if result.action is None else result.action
+                self._builders[i].add(result, executed, policy_action=chosen)
             self._latest[i] = results[-1]
             self._cut(i, results[-1].ended)
             if results[-1].ended:
                 info: dict[str, Any] = {
-                    "task": self._envs.spec.task,
-                    "clock": NOMINAL_CLOCK,
-                    "env_engine": self._envs.engine,
-                }
-                about = getattr(self._envs, "about", None)  # what randomized robots say of an episode
-                if about is not None:
-                    info |= about(i)
-                ended.append(self._builders.pop(i).build(seed=self._current.pop(i), **info))
+                    "task": self._envs.spec.task, "clock": NOMINAL_CLOCK, "env_engine": self._envs.engine
+                }  # fmt: skip
+                episode = self._builders.pop(i).build(seed=self._current.pop(i), **info, **self._infos[i])
+                ended.append(episode)
         return steps, ended
 
     def take_parts(self) -> list[Episode]:
-        """What has been completed since the last call of parts of episodes: each once, whole, for a learner that cannot wait
-        for an episode's end. The last step of a part from the middle is marked truncated."""
+        """Parts of episodes completed since the last call, for a learner that does not wait for an episode's end.
+
+        The last step of a part is marked truncated where the episode goes on.
+        """
         parts, self._parts = self._parts, []
         return parts
 
     def state_dict(self) -> dict[int, dict[str, Any]]:
-        """Episodes in progress, as seed, actions so far (T, A), and number of steps given out in parts, per arm."""
+        """Episodes in progress, as seed, actions so far (T, A), and number of steps given out in parts, per robot."""
         return {
             i: {"seed": seed, "actions": self._builders[i].actions(self._noise_shape[1]), "given": self._given[i]}
             for i, seed in self._current.items()
@@ -120,7 +118,10 @@ class Rollouts:
     def _start(self, starts: dict[int, int]) -> None:
         for i, start in self._envs.begin(starts).items():
             self._builders[i] = EpisodeBuilder(start, period_ns=self._envs.spec.period_ns)
-            self._latest[i], self._current[i], self._given[i] = start, starts[i], 0
+            self._latest[i] = start
+            self._infos[i] = start.info
+            self._current[i] = starts[i]
+            self._given[i] = 0
 
 
 def rollout(
@@ -151,7 +152,7 @@ def rollout(
             for episode in rollout(each, noise_shape, choose, seeds_left()):
                 ended.put(episode)
             ended.put(None)
-        except BaseException as error:  # for whoever takes the episodes
+        except BaseException as error:  # raised by the generator below
             ended.put(error)
 
     ended: SimpleQueue[Episode | BaseException | None] = SimpleQueue()
@@ -161,12 +162,12 @@ def rollout(
                 threads.submit(run, each)
             running = len(envs)
             while running:
-                what = ended.get()
-                if isinstance(what, Episode):
-                    yield what
-                elif what is None:
+                item = ended.get()
+                if isinstance(item, Episode):
+                    yield item
+                elif item is None:
                     running -= 1
                 else:
-                    raise what
+                    raise item
         finally:
             stop = True

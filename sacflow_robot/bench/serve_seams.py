@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
 from sacflow_robot.robot.control.action_queue import ActionQueue
-from sacflow_robot.serve.batching import takes_prefix
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
 from sacflow_robot.utils.seeding import chunk_noise
 
@@ -35,7 +34,7 @@ class DelayedPolicy:
 
     @property
     def takes_prefix(self) -> bool:
-        return takes_prefix(self._policy)
+        return self._policy.takes_prefix
 
     def ask(
         self,
@@ -76,7 +75,7 @@ def seams(
 
     policy = OnnxPolicy(path, engine)
     ways = [("switch", 0, False), ("blend", 2, False)]
-    if takes_prefix(policy):
+    if policy.takes_prefix:
         ways += [("prefix", 0, True), ("prefix, blend", 2, True)]
     env, rows = RobosuiteEnv(policy.spec.robot.task), []
     for delay_ms in delays_ms:

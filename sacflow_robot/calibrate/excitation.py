@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.calibrate.recording import LOOK_NS, Recording, is_other_clock, validity_ns
-from sacflow_robot.envs.wrappers import ActionFilter
+from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import StoppedError, UsageError
 from sacflow_robot.interfaces import Robot
+from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 from sacflow_robot.spec import Observation, RobotSpec
 from sacflow_robot.utils.rotations import Array, rotation_between
@@ -83,13 +84,6 @@ class Excitation:
         return np.concatenate([(pose[0] - self._pose[0]) / _NEAR_M, turned / _NEAR_RAD])
 
 
-class BrakingLimiter(ActionFilter, Protocol):
-    """A filter that tells when the robot is at rest; ``sacflow_robot.robot.safety.filter.SafetyFilter`` is one."""
-
-    @property
-    def at_rest(self) -> bool: ...
-
-
 def patient(limits: SafetyLimits) -> SafetyLimits:
     """Limits under which a robot is recorded whose delays are yet to be measured."""
     longest = max(limits.max_observation_age_s, 0.5)
@@ -98,7 +92,7 @@ def patient(limits: SafetyLimits) -> SafetyLimits:
 
 def record(
     robot: Robot,
-    limiter: BrakingLimiter,
+    safety: SafetyFilter,
     excitation: Excitation,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
@@ -111,11 +105,11 @@ def record(
 
     Args:
         robot: The robot, connected.
-        limiter: Filter that every command passes; the call enables it.
+        safety: Filter that every command passes; the call enables it.
         excitation: What is commanded.
         seed: Decides the moments, and the start on a simulated robot.
         progress: Gets the share that is done.
-        heed: Called once each control period with the last action (A,); holds or stops ``limiter`` if a person asks for it.
+        heed: Called once each control period with the last action (A,); holds or stops ``safety`` if a person asks for it.
 
     Raises:
         StoppedError: The filter held or stopped the robot.
@@ -126,45 +120,26 @@ def record(
             "this robot's time stands still between commands; calibrate one that moves on its own, e.g. rtsim:"
         )
     clock, spec, rng = robot.clock, robot.spec, random_stream(seed, Stream.EXCITATION, 1)
-    start = robot.begin(seed)
-    seen: list[tuple[int, int, Mapping[str, Any]]] = []
-    late_ns = clock.now_ns() - (clock.now_ns() if start.time_ns is None else start.time_ns)
-    # By another clock than the loop's, which is yet to be measured, an observation's age is told by the fastest of them.
-    other, least_ns = is_other_clock(late_ns), late_ns
-
-    def see(observation: Observation, time_ns: int) -> None:
-        nonlocal least_ns
-        least_ns = min(least_ns, clock.now_ns() - time_ns)
-        limiter.see(observation, time_ns + least_ns if other else time_ns)
-
-    def look() -> None:
-        result = robot.observe()
-        time_ns = clock.now_ns() if result.time_ns is None else result.time_ns
-        if not seen or time_ns > seen[-1][0]:
-            seen.append((time_ns, clock.now_ns(), result.observation))
-            see(result.observation, time_ns)
-
-    limiter.begin()
-    see(start.observation, clock.now_ns() if start.time_ns is None else start.time_ns)
-    limiter.enable(clock.now_ns())
+    seen = _Seen(robot, safety, robot.begin(seed))
+    safety.enable(clock.now_ns())
     sent: list[tuple[int, int, Any]] = []
     due_ns = clock.now_ns()
     for period in range(excitation.periods):
         due_ns = max(due_ns, sent[-1][0] + spec.period_ns if sent else 0) + int(rng.uniform(0, _LATER) * spec.period_ns)
         while clock.now_ns() < due_ns:
             clock.sleep_until(min(due_ns, clock.now_ns() + LOOK_NS))
-            look()
+            seen.look()
         heed(sent[-1][2] if sent else np.zeros(spec.action_dim, np.float32))
-        verdict = limiter.step(excitation.action(period, seen[-1][2] if seen else start.observation), clock.now_ns())
+        verdict = safety.step(excitation.action(period, seen.newest), clock.now_ns())
         if verdict.action is None or verdict.reason:
-            _brake(robot, limiter, verdict.action)
+            _brake(robot, safety, verdict.action)
             raise StoppedError(f"the robot was held or stopped: {verdict.reason}; nothing was measured")
         now_ns, valid_ns = clock.now_ns(), validity_ns(spec)
         robot.command(verdict.action, now_ns + valid_ns)
         sent.append((now_ns, valid_ns, verdict.action))
         progress((period + 1) / excitation.periods)
     robot.hold()
-    times, received, observations = zip(*seen, strict=True)
+    times, received, observations = zip(*seen.rows, strict=True)
     return Recording(
         spec,
         np.array(times, np.int64),
@@ -176,15 +151,51 @@ def record(
     )
 
 
-def _brake(robot: Robot, limiter: BrakingLimiter, action: npt.NDArray[np.float32] | None) -> None:
+class _Seen:
+    """Observations as they arrive, each shown to the safety filter.
+
+    By another clock than the loop's, which is yet to be measured, the age of an observation is taken from the fastest of them.
+
+    Attributes:
+        rows: Capture time (ns), arrival (ns) and arrays of each.
+        newest: The newest observation.
+    """
+
+    def __init__(self, robot: Robot, safety: SafetyFilter, start: StepResult) -> None:
+        self._robot = robot
+        self._safety = safety
+        self.rows: list[tuple[int, int, Observation]] = []
+        self.newest: Observation = start.observation
+        now_ns = robot.clock.now_ns()
+        time_ns = now_ns if start.time_ns is None else start.time_ns
+        self._least_ns = now_ns - time_ns
+        self._other = is_other_clock(self._least_ns)
+        safety.begin()
+        self._show(start.observation, time_ns)
+
+    def look(self) -> None:
+        """Take in the robot's newest observation, if it is a new one."""
+        result, now_ns = self._robot.observe(), self._robot.clock.now_ns()
+        time_ns = now_ns if result.time_ns is None else result.time_ns
+        if not self.rows or time_ns > self.rows[-1][0]:
+            self.rows.append((time_ns, now_ns, result.observation))
+            self.newest = result.observation
+            self._show(result.observation, time_ns)
+
+    def _show(self, observation: Observation, time_ns: int) -> None:
+        self._least_ns = min(self._least_ns, self._robot.clock.now_ns() - time_ns)
+        self._safety.see(observation, time_ns + self._least_ns if self._other else time_ns)
+
+
+def _brake(robot: Robot, safety: SafetyFilter, action: npt.NDArray[np.float32] | None) -> None:
     """Bring the robot to rest within its limits, and stop it."""
     clock, period_ns = robot.clock, robot.spec.period_ns
     try:
         while action is not None:
             robot.command(action, clock.now_ns() + validity_ns(robot.spec))
-            if limiter.at_rest:
+            if safety.at_rest:
                 break
             clock.sleep_until(clock.now_ns() + period_ns)
-            action = limiter.step(None, clock.now_ns()).action
+            action = safety.step(None, clock.now_ns()).action
     finally:
         robot.stop()

@@ -94,12 +94,13 @@ def load_profile(path: Path) -> Profile:
     """
     try:
         text = path.read_bytes()
-        data = yaml.safe_load(text)
+        data = yaml.load(text, _Strict)
     except FileNotFoundError:
         raise DataError(f"no calibration profile {path}; name the robot's own with --profile FILE") from None
+    except DataError as error:
+        raise DataError(f"profile {path}: {error}") from None
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"profile {path} cannot be read: {one_line(error)}") from None
-    _refuse_repeated(text, path)
     found = set(data) if isinstance(data, dict) else set()
     missing, unknown = set(_KNOWN) - found, found - {*_KNOWN, "safety", *SECTIONS}
     if missing or unknown:
@@ -140,13 +141,6 @@ def _once(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
 
 
 _Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _once)
-
-
-def _refuse_repeated(text: bytes, path: Path) -> None:
-    try:
-        yaml.load(text, _Strict)
-    except DataError as error:
-        raise DataError(f"profile {path}: {error}") from None
 
 
 # ---- the section `safety`; every reader takes a key's name and value, and raises ValueError

@@ -65,7 +65,7 @@ COMMANDS = {
     "bench sim": ("bench", "BenchSim", "control steps per second of the simulated tasks"),
     "bench train": ("bench", "BenchTrain", "updates per second of each algorithm and velocity"),
     "bench export": ("bench_export", "BenchExport", "size and microseconds of exported graphs, naive and folded"),
-    "bench serve": ("bench", "BenchServe", "round trips of a served policy, many clients, long and hostile runs"),
+    "bench serve": ("bench_serve", "BenchServe", "round trips of a served policy, many clients, long and hostile runs"),
     "study gradients": ("study", "Gradients", "gradient norm at each step of the rollout, by velocity network and K"),
     "study likelihood": ("study", "Likelihood", "path density, drift and exact density against closed forms"),
     "study architecture": ("study", "Architecture", "gate, heads, width and K: gradients, success, cost of an action"),

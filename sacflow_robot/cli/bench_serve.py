@@ -1,18 +1,63 @@
-"""What ``sacflow-robot bench serve`` measures, in which order, and how it is shown."""
+"""``sacflow-robot bench serve``."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sacflow_robot.cli import common
+from sacflow_robot.cli.common import ResultOptions
+from sacflow_robot.errors import UsageError
+from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
-    from sacflow_robot.cli.bench import BenchServe
     from sacflow_robot.export.onnx_policy import Engine
+
+ServePart = Literal["trips", "websockets", "clients", "throughput", "seams", "endure", "fuzz"]
+
+
+@dataclass(frozen=True)
+class BenchServe(ResultOptions):
+    """Round trips of a served policy beside bare ONNX Runtime and a bare ZeroMQ echo, and the usual way of serving; many
+    clients, seams between chunks, long runs and hostile ones.
+
+    Attributes:
+        policy: Policy file.
+        parts: What to measure: round trips, beside websockets, many clients, throughput, seams between chunks, a long run
+            at rest and one with a new policy file every second, hostile messages.
+        velocities: Measure these velocity networks too, untrained, where torch is installed.
+        requests: Requests per measurement of round trips, after as many tenths to warm up.
+        seconds: Length of the measurement with many clients (s).
+        threads: Threads for one inference, everywhere.
+        endure: Requests of the long run at rest; a tenth as many, and at least ten seconds' worth, while files are replaced.
+        fuzz: Broken messages to send to each port, beside a good client.
+        episodes: Episodes of simulated robot for each row about seams.
+    """
+
+    policy: Path = Path("policies/lift.onnx")
+    parts: tuple[ServePart, ...] = ("trips", "websockets", "clients", "throughput", "seams", "endure", "fuzz")
+    velocities: tuple[str, ...] = ("flow-t",)
+    requests: int = 5000
+    seconds: float = 10.0
+    threads: int = 1
+    endure: int = 10_000
+    fuzz: int = 2_000
+    episodes: int = 10
+
+    def run(self) -> int:
+        check_output(self.out)
+        if self.requests < 100 or not 0.1 <= self.seconds <= 600 or not 1 <= self.threads <= 64:
+            raise UsageError("--requests must be at least 100, --seconds 0.1 to 600, --threads 1 to 64")
+        if min(self.endure, self.fuzz, self.episodes) < 1:
+            raise UsageError(
+                "--endure, --fuzz and --episodes must be at least 1; --parts leaves out what is not wanted"
+            )
+        return self.finish(measure(self))
+
 
 Tables = Iterator[tuple[str, list[dict[str, Any]]]]
 
@@ -144,17 +189,10 @@ _MEASURE: dict[str, Callable[[BenchServe, Engine, list[Path], Path], Tables]] = 
 
 
 def _show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
-    """A table of figures; lists of them in lines below it."""
-    from rich.table import Table
-
-    out, table = common.results(as_json), Table(box=None, pad_edge=False)
+    """Print a table of figures, and lists of them in lines below it."""
+    out = common.results(as_json)
     names = [name for name, value in rows[0].items() if not isinstance(value, list)]
-    for name in names:
-        words, is_text = name.replace("_us", " us").replace("_", " "), isinstance(rows[0][name], str)
-        table.add_column(words, justify="left" if is_text else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(str(row[name]) if isinstance(row[name], str) else f"{row[name]:,}" for name in names))
-    out.print(table)
+    out.print(common.table([{name: row[name] for name in names} for row in rows]))
     for row in rows:
         for name in row.keys() - set(names):
             out.print(f"{name.replace('_', ' ')}: {', '.join(map(str, row[name]))}")

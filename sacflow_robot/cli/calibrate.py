@@ -12,7 +12,6 @@ import tyro
 
 from sacflow_robot.cli import common
 from sacflow_robot.cli.operator import OperatorOptions, operating
-from sacflow_robot.errors import UsageError
 from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
@@ -123,10 +122,6 @@ class _Measure(_Result):
         ):
             safety = SafetyFilter(robot.spec, patient(profile.safety_limits(robot.spec)))
             excitation = Excitation(robot.spec, self.seconds, self.seed, size)
-            if robot.lockstep:
-                raise UsageError(
-                    f"{self.robot}: its time stands still between commands; nothing can be learnt of delays there"
-                )
             robot.connect()
             try:
                 made = record(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,17 +178,11 @@ class OnnxPolicy:
         Raises:
             PolicyFileError: The graph cannot be evaluated.
         """
-        return _evaluate(self._session, inputs)
-
-    def bind(self, inputs: Mapping[str, FloatArray]) -> Callable[[], FloatArray]:
-        """Evaluates the graph with what these arrays (float32, contiguous) hold by then; for one thread at a time.
-
-        As :meth:`run`, but 5 microseconds sooner on the CPU: where the arrays lie, ONNX Runtime looks up only once.
-        """
-        if self.engine.provider != "cpu":
-            return partial(_evaluate, self._session, inputs)
-        shape = len(inputs[policyfile.NOISE]), *self.spec.noise_shape
-        return _Bound(self._session, inputs, np.zeros(shape, np.float32)).run
+        try:
+            actions: FloatArray = self._session.run([policyfile.ACTIONS], inputs)[0]
+        except Exception as error:  # ONNX Runtime raises its own family, rooted in Exception
+            raise PolicyFileError(f"the policy's graph cannot be evaluated: {one_line(error)}") from None
+        return actions
 
     def blank_inputs(self, batch: int) -> dict[str, FloatArray]:
         """Inputs of zeros for ``batch`` rows, to measure with."""
@@ -215,38 +208,6 @@ class OnnxPolicy:
                 f"{path} fails its self-test: golden vectors differ by {difference:.1e}, allowed is {allowed:.0e}; "
                 f"the file is damaged, or this ONNX Runtime computes differently"
             )
-
-
-def _evaluate(session: onnxruntime.InferenceSession, inputs: Mapping[str, FloatArray]) -> FloatArray:
-    try:
-        actions: FloatArray = session.run([policyfile.ACTIONS], inputs)[0]
-    except Exception as error:  # ONNX Runtime raises its own family, rooted in Exception
-        raise _not_evaluated(error) from None
-    return actions
-
-
-class _Bound:
-    """A graph that reads its inputs where they lie, and writes its actions (B, H, A) to the same place every time."""
-
-    def __init__(
-        self, session: onnxruntime.InferenceSession, inputs: Mapping[str, FloatArray], actions: FloatArray
-    ) -> None:
-        self._session, self._inputs, self._actions = session, inputs, actions  # ONNX Runtime does not keep their memory
-        self._binding = session.io_binding()
-        for name, array in inputs.items():
-            self._binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._binding.bind_output(policyfile.ACTIONS, "cpu", 0, actions.dtype, actions.shape, actions.ctypes.data)
-
-    def run(self) -> FloatArray:
-        try:
-            self._session.run_with_iobinding(self._binding)
-        except Exception as error:  # ONNX Runtime raises its own family, rooted in Exception
-            raise _not_evaluated(error) from None
-        return self._actions.copy()
-
-
-def _not_evaluated(error: Exception) -> PolicyFileError:
-    return PolicyFileError(f"the policy's graph cannot be evaluated: {one_line(error)}")
 
 
 def _check_runtime(path: Path, content: bytes) -> None:

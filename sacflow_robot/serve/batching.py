@@ -13,7 +13,6 @@ from sacflow_robot.errors import InvalidValueError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.session import Refusal, Session
-from sacflow_robot.serve.shortcut import Packed
 from sacflow_robot.spec import FloatArray
 
 _AGREEING = 5
@@ -28,39 +27,20 @@ class Request(NamedTuple):
     identifier: int
     session: Session
     policy: OnnxPolicy
-    asked: dict[str, FloatArray] | Packed
+    inputs: dict[str, FloatArray]
     rows: int
     seed: int | None
     step: int | None
     deadline_ns: int | None
     received_ns: int
 
-    @property
-    def inputs(self) -> dict[str, FloatArray]:
-        """What the policy takes, by name."""
-        return self.asked.arrays() if isinstance(self.asked, Packed) else self.asked
-
 
 def join(requests: Sequence[Request]) -> dict[str, FloatArray]:
     """The inputs of all of them, one after another; those of a lone one as they are."""
-    every = [request.inputs for request in requests]
-    if len(every) == 1:
-        return every[0]
-    return {name: np.concatenate([inputs[name] for inputs in every]) for name in every[0]}
-
-
-def evaluate(requests: Sequence[Request]) -> tuple[FloatArray, dict[str, FloatArray] | None]:
-    """Actions (B, H, A) of requests for one policy, one after another; may hold NaN or infinity. And what :func:`join` makes
-    of the requests, where that was needed.
-
-    Raises:
-        PolicyFileError: The graph cannot be evaluated.
-    """
-    first = requests[0]
-    if len(requests) == 1 and isinstance(first.asked, Packed):
-        return first.asked.run(), None
-    inputs = join(requests)
-    return first.policy.run(inputs), inputs
+    first = requests[0].inputs
+    if len(requests) == 1:
+        return first
+    return {name: np.concatenate([request.inputs[name] for request in requests]) for name in first}
 
 
 def warm_up(policy: OnnxPolicy, most_rows: int, budget_s: float = _WARM_UP_S) -> None:
@@ -71,7 +51,6 @@ def warm_up(policy: OnnxPolicy, most_rows: int, budget_s: float = _WARM_UP_S) ->
     Raises:
         PolicyFileError: The graph cannot be evaluated.
     """
-    policy.bind(policy.blank_inputs(1))()
     deadline = time.monotonic() + budget_s
     powers = [2**n for n in range(most_rows.bit_length())]
     for rows in dict.fromkeys((1, most_rows, *powers, *range(1, most_rows))):
@@ -121,22 +100,14 @@ class Pace:
         return in_time, [r for r in requests if r.deadline_ns is not None and ready_ns > r.deadline_ns]
 
 
-def takes_prefix(policy: OnnxPolicy) -> bool:
-    """Whether the policy completes actions already decided."""
-    return bool(getattr(policy, "takes_prefix", False))
-
-
 def checked(policy: OnnxPolicy, arrays: Mapping[str, Any], noise: Any) -> dict[str, FloatArray]:
-    """What the policy takes, from a request's arrays; a prefix that it does not take is ignored.
+    """The policy's inputs, from a request's arrays; a prefix that it does not take is ignored.
 
     Raises:
         InvalidValueError: One is missing, has a wrong shape, or holds NaN or infinity.
     """
-    check: Any = policy.check
     prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
-    decided = () if not takes_prefix(policy) or (prefix is None and mask is None) else (prefix, mask)
+    decided = () if not policy.takes_prefix or (prefix is None and mask is None) else (prefix, mask)
     if any(part is None for part in decided):
         raise InvalidValueError(f"{wire.PREFIX} and {wire.PREFIX_MASK} come together; one of them is missing")
-    with np.errstate(over="ignore"):  # a float64 that is none as float32 becomes infinite, and is refused
-        inputs: dict[str, FloatArray] = check(arrays, noise, *decided)
-    return inputs
+    return policy.check(arrays, noise, *decided)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import math
 import time
@@ -15,29 +14,21 @@ import numpy as np
 
 from sacflow_robot.errors import (
     ConnectionLost,
-    DataError,
-    DeadlineExceeded,
     InvalidValueError,
-    RefusedError,
     ServerError,
     ServerRestartedError,
     SpecMismatchError,
     UsageError,
-    WireError,
 )
 from sacflow_robot.export.metadata import NOISE
 from sacflow_robot.serve import protocol as wire
-from sacflow_robot.serve.connection import Keys, connect
-from sacflow_robot.serve.habit import AWAKE_S, HEARTBEAT_S, NotThereError
-from sacflow_robot.serve.server_clock import ServerClock
+from sacflow_robot.serve import replies
+from sacflow_robot.serve.channel import Channel
+from sacflow_robot.serve.connection import Keys
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec, RobotSpec
 
 __all__ = ["Keys", "PolicyClient", "as_batch"]
 
-_BYE_MS = 50
-_LOOK_S = 0.02  # between two looks for a reason to end a wait
-_BEHIND_S = 0.01  # how long answers to earlier requests are still passed over when time is up
-_HEARTBEATS_S = 0.001, 3600.0  # that a server may ask for
 _LONGEST_S = 1e6
 
 
@@ -57,7 +48,6 @@ class PolicyClient:
         swap: When a new policy file on the server takes effect here: ``"now"``, or at the next ``"episode"``.
         name: What the server calls this client in its tables.
         keys: Keys, where the server asks for them.
-        awake_s: How long an answer is waited for awake rather than asleep, which it takes longer to wake from.
 
     Attributes:
         interrupted: Asked every 20 ms while actions are waited for; the wait ends with a ServerError once it is true.
@@ -78,25 +68,24 @@ class PolicyClient:
         swap: str = "now",
         name: str = "python",
         keys: Keys | None = None,
-        awake_s: float = AWAKE_S,
     ) -> None:
         if not 0 < timeout_s <= _LONGEST_S:
             raise UsageError(f"timeout_s is {timeout_s}; it must be above 0 and at most {_LONGEST_S:g}")
         _check_deadline(deadline_s)
-        self.address, self._timeout_s, self._deadline_s = address, timeout_s, deadline_s
+        self.address = address
+        self.interrupted: Callable[[], bool] | None = None
+        self.policy_version = ""
+        self.takes_prefix = False
+        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
         plain = {"arm": json.loads(expect.to_json())} if isinstance(expect, RobotSpec) else expect
         self._introduction = {"op": "hello", "expect": plain, "swap": swap, "client": name}
-        self._keys, self._awake_s = keys, awake_s
-        self.interrupted: Callable[[], bool] | None = None
-        self._ids = itertools.count(1)
         self._session: str | None = None
-        self._linked, self._greeting, self._closed = False, 0, False
+        self._linked = False
+        self._greeting = 0  # the hello whose answer is awaited
         self._seed: int | None = None
         self._step = 0
-        self._clock = ServerClock()
-        self.last_header: Mapping[str, Any] = {}
-        self.policy_version, self.takes_prefix = "", False
-        self._connection = connect(address, HEARTBEAT_S, keys, awake_s)
+        self._channel = Channel(address, timeout_s, keys)
         try:
             self._link(timeout_s)
         except BaseException:
@@ -110,9 +99,14 @@ class PolicyClient:
     @property
     def connected(self) -> bool:
         """Whether the server is there, as far as heartbeats tell: false within two of them after it has gone."""
-        if not self._closed:
+        if self._channel.is_open:
             self._look()
-        return self._linked
+        return self._channel.is_open and self._linked
+
+    @property
+    def last_header(self) -> Mapping[str, Any]:
+        """Header of the last answer; see ``docs/protocol.md``."""
+        return self._channel.last_header
 
     def infer(
         self,
@@ -135,7 +129,7 @@ class PolicyClient:
             SpecMismatchError: It was restarted with another policy, which is not what was expected.
         """
         self._link(self._timeout_s)
-        return self.collect(self._ask(observation, noise, self._deadline_s, prefix, prefix_mask))
+        return self.collect(self.ask(observation, noise, prefix=prefix, prefix_mask=prefix_mask))
 
     def ask(
         self,
@@ -154,8 +148,25 @@ class PolicyClient:
         """
         _check_deadline(deadline_s)
         self._link(0)
+        arrays = dict(observation)
+        header: dict[str, Any] = {"op": "infer", "session": self._session}
+        if noise is None:
+            header["seed"], header["step"] = self._seed, self._step
+        else:
+            arrays[NOISE] = noise
+        if (prefix is None) != (prefix_mask is None):
+            raise InvalidValueError("prefix and prefix_mask go together; only one is given")
+        if prefix is not None and prefix_mask is not None:
+            arrays[wire.PREFIX], arrays[wire.PREFIX_MASK] = prefix, prefix_mask
         limit_s = self._deadline_s if deadline_s is None else deadline_s
-        return self._ask(observation, noise, limit_s, prefix, prefix_mask)
+        if limit_s is not None:
+            ahead_ns = self._channel.clock.ahead_ns
+            if ahead_ns is None:
+                raise ServerError(f"{self.address} does not tell its clock, which a deadline has to be set by")
+            header["deadline_ns"] = time.monotonic_ns() + round(limit_s * 1e9) + ahead_ns
+        number = self._channel.send(header, arrays)
+        self._step += noise is None
+        return number
 
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
         """The actions (B, H, A) that request ``number`` asked for; raises what :meth:`infer` does.
@@ -168,11 +179,7 @@ class PolicyClient:
             ServerError: As :meth:`infer`; or ``interrupted`` ended the wait.
         """
         reply = self._await(number, wait_s, self.interrupted)
-        actions = reply.arrays.get("actions")
-        chunk = self._spec.noise_shape
-        shape = () if actions is None or actions.dtype != np.float32 else actions.shape
-        if actions is None or len(shape) != 3 or not shape[0] or shape[1:] != chunk:
-            raise ServerError(f"{self.address} answered without float32 actions of shape (B, {chunk[0]}, {chunk[1]})")
+        actions = replies.actions(reply, self._spec.noise_shape, self.address)
         self.policy_version = str(reply.header.get("policy_version"))
         return actions
 
@@ -196,8 +203,7 @@ class PolicyClient:
         Raises:
             ServerError: As :meth:`infer`.
         """
-        self._link(self._timeout_s)
-        reply = self._request({"op": "episode", "session": self._session, "seed": seed})
+        reply = self._request("episode", seed=seed)
         self.policy_version = str(reply.header.get("policy_version"))
         self._seed, self._step = reply.header.get("seed"), 0
         if reply.header.get("fingerprint") != self._spec.fingerprint:
@@ -207,24 +213,20 @@ class PolicyClient:
 
     def status(self) -> Mapping[str, Any]:
         """What the server counts; see ``docs/protocol.md``."""
-        self._link(self._timeout_s)
-        return self._request({"op": "status"}).header
+        return self._request("status").header
 
     def close(self) -> None:
         """Say goodbye, as far as somebody listens."""
-        if self._linked:
+        if self._linked and self._channel.is_open:
             with contextlib.suppress(ServerError):
-                self._send({"op": "bye", "session": self._session}, {})
-        self._linked, self._session, self._closed = False, None, True
-        self._connection.close(_BYE_MS)
+                self._channel.send({"op": "bye", "session": self._session}, {})
+        self._channel.close()
 
     def __enter__(self) -> PolicyClient:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-    # ---- session
 
     def _link(self, wait_s: float) -> None:
         """Have a session on a connection that stands, waiting so long at most.
@@ -233,7 +235,7 @@ class PolicyClient:
             ServerError, SpecMismatchError: There is none.
             UsageError: This client is closed.
         """
-        self._check_open()
+        self._channel.check_open()
         self._look()
         deadline = time.monotonic() + wait_s
         while not self._linked:
@@ -243,154 +245,48 @@ class PolicyClient:
         """Say hello, or go on waiting for the answer to it."""
         deadline = time.monotonic() + wait_s
         if not self._greeting:
-            if not self._connection.ready(wait_s):
-                raise self._no_answer() if wait_s else self._lost()
-            self._connection.broken()  # what was before this connection
-            self._clock.forget()
-            self._greeting = self._send({**self._introduction, "session": self._session, "seed": self._seed}, {})
+            if not self._channel.ready(wait_s):
+                raise self._channel.gone(wait_s)
+            self._channel.clock.forget()
+            self._greeting = self._channel.send(
+                {**self._introduction, "session": self._session, "seed": self._seed}, {}
+            )
         try:
-            reply = self._await(self._greeting, max(0.0, deadline - time.monotonic()))
+            reply = self._channel.receive(self._greeting, max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            if wait_s or self._clock.since_s(self._greeting) > self._timeout_s:
+            if wait_s or self._channel.clock.since_s(self._greeting) > self._timeout_s:
                 self._greeting = 0
-            raise (self._no_answer() if wait_s else self._lost()) from None
+            raise self._channel.gone(wait_s) from None
         except (ServerError, SpecMismatchError):
             self._greeting = 0
             raise
         self._greeting = 0
-        try:
-            self._spec = PolicySpec.from_json(reply.header["spec"])
-            self.policy_version, session = str(reply.header["policy_version"]), str(reply.header["session"])
-            seed, heartbeat_s = int(reply.header["seed"]), float(reply.header["heartbeat_s"])
-            if not _HEARTBEATS_S[0] <= heartbeat_s <= _HEARTBEATS_S[1]:
-                raise ValueError(f"a heartbeat of {heartbeat_s} s cannot be kept")
-        except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
-            raise ServerError(f"{self.address} did not introduce itself as a policy server: {error}") from None
-        self.takes_prefix = reply.header.get("takes_prefix") is True
-        self._session, self._seed = session, seed if self._seed is None else self._seed
-        self._linked = heartbeat_s == self._connection.heartbeat_s
-        if not self._linked:  # ZeroMQ takes the period for a connection when it begins
-            self._connection.close()
-            self._connection = connect(self.address, heartbeat_s, self._keys, self._awake_s)
+        welcome = replies.welcome(reply, self.address)
+        self._spec = welcome.spec
+        self.policy_version = welcome.policy_version
+        self.takes_prefix = welcome.takes_prefix
+        self._session = welcome.session
+        self._seed = welcome.seed if self._seed is None else self._seed
+        self._linked = self._channel.keep_heartbeat(welcome.heartbeat_s)
 
-    def _look(self) -> bool:
+    def _look(self) -> None:
         """See whether the connection was lost since the last look; if so, it has to be greeted again."""
-        if not self._connection.broken():
-            return False
-        self._linked, self._greeting = False, 0
-        return True
+        if self._channel.lost():
+            self._linked = False
+            self._greeting = 0
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UsageError(f"this client of {self.address} is closed; make a new one")
+    def _request(self, operation: str, **fields: Any) -> wire.Message:
+        self._link(self._timeout_s)
+        return self._await(self._channel.send({"op": operation, "session": self._session, **fields}, {}))
 
-    def _lost(self) -> ConnectionLost:
-        return ConnectionLost(f"the connection to {self.address} is lost, and is being made again")
-
-    def _no_answer(self) -> ConnectionLost:
-        return ConnectionLost(
-            f"no answer from {self.address} within {self._timeout_s:g} s; is a server running there? "
-            "Start one with 'sacflow-robot serve --policy FILE'"
-        )
-
-    # ---- requests and answers
-
-    def _request(self, header: dict[str, Any]) -> wire.Message:
-        return self._await(self._send(header, {}), None)
-
-    def _ask(
-        self,
-        observation: Observation,
-        noise: FloatArray | None,
-        deadline_s: float | None,
-        prefix: FloatArray | None,
-        prefix_mask: FloatArray | None,
-    ) -> int:
-        arrays = dict(observation)
-        header: dict[str, Any] = {"op": "infer", "session": self._session}
-        if noise is None:
-            header["seed"], header["step"] = self._seed, self._step
-        else:
-            arrays[NOISE] = noise
-        if (prefix is None) != (prefix_mask is None):
-            raise InvalidValueError("prefix and prefix_mask go together; only one is given")
-        if prefix is not None and prefix_mask is not None:
-            arrays[wire.PREFIX], arrays[wire.PREFIX_MASK] = prefix, prefix_mask
-        if deadline_s is not None:
-            ahead_ns = self._clock.ahead_ns
-            if ahead_ns is None:
-                raise ServerError(f"{self.address} does not tell its clock, which a deadline has to be set by")
-            header["deadline_ns"] = time.monotonic_ns() + round(deadline_s * 1e9) + ahead_ns
-        number = self._send(header, arrays)
-        self._step += noise is None
-        return number
-
-    def _send(self, header: dict[str, Any], arrays: Mapping[str, Any]) -> int:
-        number = next(self._ids)
-        header["id"] = number
-        frames = wire.encode(wire.Message(header, arrays))
-        if (largest := max(map(len, frames))) > wire.MAX_FRAME_BYTES:  # the server would hang up
-            raise WireError(
-                f"an array has {largest} bytes; one carries at most {wire.MAX_FRAME_BYTES}: send fewer rows"
-            )
-        self._clock.sent(number)
+    def _await(
+        self, number: int, wait_s: float | None = None, interrupted: Callable[[], bool] | None = None
+    ) -> wire.Message:
         try:
-            self._connection.send(frames)
-        except NotThereError:
+            return self._channel.receive(number, wait_s, interrupted)
+        except (ConnectionLost, ServerRestartedError):
             self._linked = False
-            raise ConnectionLost(f"{self.address} is gone; nothing was sent") from None
-        return number
-
-    def _await(self, number: int, wait_s: float | None, interrupted: Callable[[], bool] | None = None) -> wire.Message:
-        self._check_open()
-        give_up = time.monotonic() + (self._timeout_s if wait_s is None else wait_s)
-        while True:
-            left_s = give_up - time.monotonic()
-            frames = self._connection.receive(left_s if interrupted is None else min(left_s, _LOOK_S))
-            if frames is None and interrupted is not None and interrupted():
-                raise ServerError("the wait for an answer was ended by a person's request")
-            if frames is not None:
-                reply = self._decoded(frames)
-                identifier = reply.header.get("id")
-                if identifier is None or identifier == number:
-                    break
-            elif self._look():
-                raise ConnectionLost(f"the connection to {self.address} is lost; what was asked is lost too")
-            if time.monotonic() < give_up + (0.0 if frames is None else _BEHIND_S):
-                continue
-            if wait_s is not None:
-                raise TimeoutError
-            self._linked = False
-            raise self._no_answer()
-        self._clock.answered(number, reply.header.get("server_ns"))
-        self.last_header = reply.header
-        if reply.header.get("ok") is not True:
-            raise self._failure(reply.header.get("error"))
-        return reply
-
-    def _decoded(self, frames: list[Any]) -> wire.Message:
-        if frames[0] == wire.STOP_REFUSED:
-            raise ServerError(
-                f"{self.address} is where a robot listens for stops (run --estop); give the policy server's"
-            )
-        try:
-            return wire.decode(frames)
-        except WireError as error:
-            raise ServerError(f"{self.address} does not speak the protocol: {error}") from None
-
-    def _failure(self, error: object) -> ServerError | SpecMismatchError:
-        kind, message = (error.get("kind"), error.get("message")) if isinstance(error, dict) else (None, None)
-        reason = message or "it gave no reason"
-        if kind == "late":
-            return DeadlineExceeded(f"{self.address}: {reason}")
-        if kind == "mismatch":
-            return SpecMismatchError(f"{self.address}: {reason}")
-        if kind == "session":
-            self._linked = False
-            return ServerRestartedError(
-                f"{self.address} was restarted; nothing asked before counts any more, ask again"
-            )
-        return RefusedError(f"{self.address} refused the request: {reason}")
+            raise
 
 
 def _check_deadline(deadline_s: float | None) -> None:

@@ -1,4 +1,4 @@
-"""A client's connection to one server: the socket, what heartbeats tell of it, and how answers are waited for."""
+"""A client's connection to one server: a DEALER socket, and what heartbeats tell of the server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from sacflow_robot.errors import RefusedError, UsageError
+from sacflow_robot.errors import ConnectionLost, RefusedError, UsageError
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.auth import load_public, load_secret
-from sacflow_robot.serve.direct import DirectConnection
-from sacflow_robot.serve.habit import AWAKE_S, PATIENCE, PING, TIME_TO_LIVE, Habit, NotThereError
-from sacflow_robot.serve.link import place_of
 
+# A ping every half heartbeat, and an answer to it within one and a half: a server that does not answer is gone within two, and
+# a computer that is busy for one heartbeat is not taken for one that is gone.
+_PING = 0.5
+_PATIENCE = 1.5
+_TIME_TO_LIVE = 2.0
+_CONNECT_MS = 5000  # for each attempt; a computer that is off would otherwise hold one for minutes
+_AWAKE_S = 0.002  # an answer is waited for awake first: waking up takes as long as a small network's inference
+_STANDS = zmq.Event.HANDSHAKE_SUCCEEDED
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 _EVENTS, _IN, _NOBLOCK = (
@@ -42,20 +47,6 @@ class Keys:
     server: Path
 
 
-def connect(
-    address: str, heartbeat_s: float, keys: Keys | None, awake_s: float = AWAKE_S
-) -> Connection | DirectConnection:
-    """A connection to a server: a direct one where there are no keys, as that answers sooner.
-
-    Raises:
-        UsageError: The address is malformed.
-    """
-    place = place_of(address) if keys is None else None
-    if place is None:
-        return Connection(address, heartbeat_s, keys, awake_s)
-    return DirectConnection(place, address, heartbeat_s, awake_s)
-
-
 class Connection:
     """A DEALER socket that reconnects by itself and keeps nothing for a server that is not there.
 
@@ -63,17 +54,17 @@ class Connection:
         address: The server's.
         heartbeat_s: Time between heartbeats; a server that does not answer is gone within two.
         keys: Keys, where the server asks for them.
-        awake_s: How long an answer is waited for awake, giving way to whatever else wants the core, before sleeping: to be
-            woken takes as long as some answers. It sleeps at once where that brings answers sooner; see :class:`Habit`.
 
     Raises:
         UsageError: The address is malformed.
     """
 
-    def __init__(self, address: str, heartbeat_s: float, keys: Keys | None, awake_s: float = AWAKE_S) -> None:
-        self.address, self.heartbeat_s = address, heartbeat_s
-        self._awake_s = awake_s
-        self._habit = Habit()
+    def __init__(self, address: str, heartbeat_s: float, keys: Keys | None = None) -> None:
+        self.address = address
+        self.heartbeat_s = heartbeat_s
+        self._stands = False
+        self._lost = False
+        self._barred = False
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         try:
@@ -89,17 +80,19 @@ class Connection:
             (zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES),
             (zmq.IMMEDIATE, 1),  # nothing is kept for a server that is not there
             (zmq.IPV6, wire.speaks_ipv6(self.address)),
+            (zmq.CONNECT_TIMEOUT, _CONNECT_MS),
+            (zmq.HANDSHAKE_IVL, _CONNECT_MS),
             (zmq.RECONNECT_IVL, 50),
             (zmq.RECONNECT_IVL_MAX, 200),
-            (zmq.HEARTBEAT_IVL, max(1, round(PING * milliseconds))),
-            (zmq.HEARTBEAT_TIMEOUT, max(1, round(PATIENCE * milliseconds))),
-            (zmq.HEARTBEAT_TTL, max(1, round(TIME_TO_LIVE * milliseconds))),
+            (zmq.HEARTBEAT_IVL, max(1, round(_PING * milliseconds))),
+            (zmq.HEARTBEAT_TIMEOUT, max(1, round(_PATIENCE * milliseconds))),
+            (zmq.HEARTBEAT_TTL, max(1, round(_TIME_TO_LIVE * milliseconds))),
         ):
             socket.setsockopt(option, value)
         if keys is not None:
             socket.curve_publickey, socket.curve_secretkey = load_secret(keys.own)
             socket.curve_serverkey = load_public(keys.server)
-        self._monitor = socket.get_monitor_socket(_GONE | _BARRED)
+        self._monitor = socket.get_monitor_socket(_STANDS | _GONE | _BARRED)
         self._news, self._room = zmq.Poller(), zmq.Poller()
         for poller, what in ((self._news, zmq.POLLIN), (self._room, zmq.POLLOUT)):
             poller.register(socket, what)
@@ -117,60 +110,51 @@ class Connection:
         """
         deadline = time.monotonic() + wait_s
         while True:
-            left_ms = max(0.0, deadline - time.monotonic()) * 1e3
-            found = dict(self._room.poll(math.ceil(left_ms)))
-            if self._socket in found:
+            self._read_events()
+            # In this order: the socket may still be writable for a while after the connection was lost.
+            if self._stands and self._socket.poll(0, zmq.POLLOUT):
+                self._lost = False
                 return True
-            if self._monitor in found and self._events() & _BARRED:
+            if self._barred:
                 raise RefusedError(f"{self.address} does not let this client in; does it know this client's key?")
-            if left_ms <= 0:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 return False
+            (self._room if self._stands else self._monitor).poll(math.ceil(left_s * 1e3))
 
     def broken(self) -> bool:
         """Whether the connection was lost since the last look."""
-        return bool(int(self._monitor.get(_EVENTS)) & _IN) and self._events() != 0
+        self._read_events()
+        lost = self._lost
+        self._lost = False
+        self._barred = False
+        return lost
 
     def send(self, frames: Sequence[bytes | memoryview]) -> None:
         """Hand a message over.
 
         Raises:
-            NotThereError: There is nobody to send it to.
+            ConnectionLost: There is no server to send it to.
         """
         try:
             wire.send(self._socket, frames, _NOBLOCK)
         except zmq.Again:
-            raise NotThereError from None
+            raise ConnectionLost(f"{self.address} is gone; nothing was sent") from None
 
     def receive(self, wait_s: float) -> list[Any] | None:
-        """The next message; None if none comes in time, or when the connection is lost meanwhile."""
-        socket = self._socket
-        if int(socket.get(_EVENTS)) & _IN:
-            return wire.receive(socket, _NOBLOCK)
-        if wait_s <= 0:
-            return None
-        began = time.monotonic()
-        awake = self._habit.awake()
-        awake_s = min(wait_s, self._awake_s, self._habit.patience_s) if awake else 0.0
-        frames = self._wait(began + wait_s, began + awake_s)
-        if frames is not None:
-            self._habit.learn(awake, time.monotonic() - began)
-        return frames
+        """The next message; None if none comes in time, or when the connection is lost meanwhile.
 
-    def _wait(self, deadline: float, awake_until: float) -> list[Any] | None:
-        socket, now = self._socket, time.monotonic()
-        while now < awake_until:
-            wire.give_way()
-            if int(socket.get(_EVENTS)) & _IN:
-                return wire.receive(socket, _NOBLOCK)
-            now = time.monotonic()
-        while now < deadline:
-            found = dict(self._news.poll(math.ceil((deadline - now) * 1e3)))
-            if socket in found:
-                return wire.receive(socket, _NOBLOCK)
-            if found:
-                return None
-            now = time.monotonic()
-        return None
+        The first 2 ms of the wait give way to other threads and processes, but do not sleep.
+        """
+        began = time.monotonic()
+        found = self._news.poll(0)
+        while not found and (waited_s := time.monotonic() - began) < wait_s:
+            if waited_s < _AWAKE_S:
+                wire.give_way()
+                found = self._news.poll(0)
+            else:
+                found = self._news.poll(math.ceil((wait_s - waited_s) * 1e3))
+        return wire.receive(self._socket, _NOBLOCK) if self._socket in dict(found) else None
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket; what was sent has ``linger_ms`` to leave."""
@@ -179,9 +163,10 @@ class Connection:
                 self._socket.disable_monitor()
             self._context.destroy(linger=linger_ms)
 
-    def _events(self) -> int:
-        """Events since the last look."""
-        seen = 0
-        while self._monitor.poll(0):
-            seen |= recv_monitor_message(self._monitor)["event"]
-        return seen
+    def _read_events(self) -> None:
+        """Bring up to date what is known of the connection."""
+        while int(self._monitor.get(_EVENTS)) & _IN:
+            event = recv_monitor_message(self._monitor)["event"]
+            self._stands = event == _STANDS
+            self._lost |= event == _GONE
+            self._barred = not self._stands and (self._barred or bool(event & _BARRED))

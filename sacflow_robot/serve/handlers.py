@@ -5,22 +5,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sacflow_robot import __version__
 from sacflow_robot.errors import WireError
-from sacflow_robot.serve.batching import takes_prefix
-from sacflow_robot.serve.session import Refusal, checked_seed
-
-if TYPE_CHECKING:
-    from sacflow_robot.export.onnx_policy import OnnxPolicy
-    from sacflow_robot.serve.server import PolicyServer
-    from sacflow_robot.serve.session import Session
+from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve.metrics import Meters
+from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed
 
 _LOG = logging.getLogger(__name__)
 _MOST_LISTED = 64
 _STATUS_NS = 100_000_000  # how long a look at the server is good for
 _LOG_NS = 100_000_000
+
+
+class Server(Protocol):
+    """State of a server that answers report; :class:`~sacflow_robot.serve.server.PolicyServer` is one."""
+
+    policy: OnnxPolicy
+    sessions: Sessions
+    meters: Meters
+    server_id: str
+
+    @property
+    def stopping(self) -> bool: ...
 
 
 class Operations:
@@ -32,7 +40,7 @@ class Operations:
         max_rows: Rows of one request at most.
     """
 
-    def __init__(self, server: PolicyServer, heartbeat_s: float, max_rows: int) -> None:
+    def __init__(self, server: Server, heartbeat_s: float, max_rows: int) -> None:
         self._server, self._heartbeat_s, self._max_rows = server, heartbeat_s, max_rows
         self._status_ns, self._last_status = 0, dict[str, Any]()
         self._described = "", ""
@@ -71,7 +79,7 @@ class Operations:
             "server_version": __version__,
             "heartbeat_s": self._heartbeat_s,
             "max_rows": self._max_rows,
-            "takes_prefix": takes_prefix(policy),
+            "takes_prefix": policy.takes_prefix,
             "spec": self._describe(policy),
             "fingerprint": policy.fingerprint,
             "policy_version": policy.version,

@@ -37,7 +37,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # As integers: arithmetic on pyzmq's enums takes a microsecond, on every frame.
 _SNDMORE = int(zmq.SNDMORE)
 _COPY_BELOW = 64 * 1024
-give_way = getattr(os, "sched_yield", lambda: time.sleep(0))  # to a thread that waits for this one's core
+give_way = getattr(os, "sched_yield", lambda: time.sleep(0))
+"""Let another thread or process have this core, where one waits for it."""
 
 Array = npt.NDArray[Any]
 Frame = bytes | memoryview | zmq.Frame

@@ -11,7 +11,7 @@ import numpy as np
 from sacflow_robot.errors import PolicyFileError, one_line
 from sacflow_robot.export.metadata import NOISE
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.serve.batching import checked, takes_prefix
+from sacflow_robot.serve.batching import checked
 from sacflow_robot.serve.protocol import PREFIX_MASK
 from sacflow_robot.serve.server import PolicyServer
 
@@ -86,7 +86,7 @@ class Reloader:
         recent = [(inputs, actions) for inputs, actions in self._server.recent.copy() if np.isfinite(actions).all()]
         differences = []
         for inputs, actions in recent:
-            if np.any(inputs.get(PREFIX_MASK, 0)) and not takes_prefix(candidate):
+            if np.any(inputs.get(PREFIX_MASK, 0)) and not candidate.takes_prefix:
                 continue  # it was to complete a prefix, which the new one cannot
             proposed = candidate.run(checked(candidate, inputs, inputs[NOISE]))
             if not np.isfinite(proposed).all():

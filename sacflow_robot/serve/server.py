@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import zmq
 
 from sacflow_robot.errors import InvalidValueError, UsageError
@@ -25,11 +26,10 @@ from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.answers import Answers
 from sacflow_robot.serve.auth import Gate, Security, check_bind
 from sacflow_robot.serve.backlog import Backlog, TimeBudget
-from sacflow_robot.serve.batching import Pace, Request, checked, evaluate, join, too_late, warm_up
+from sacflow_robot.serve.batching import Pace, Request, checked, join, too_late, warm_up
 from sacflow_robot.serve.handlers import Operations
 from sacflow_robot.serve.metrics import Meters
 from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed, describe
-from sacflow_robot.serve.shortcut import Shortcut
 from sacflow_robot.spec import FloatArray, all_finite
 from sacflow_robot.utils.seeding import chunk_noise
 from sacflow_robot.utils.sockets import AddressClaim
@@ -127,6 +127,7 @@ class PolicyServer:
 
     # ---- the loop
 
+    @np.errstate(over="ignore")  # a float64 too large for float32 becomes infinite, and is refused
     def run(self) -> None:
         """Answer requests until :meth:`stop` is called, then those that have come by then."""
         while not self._stop.is_set():
@@ -240,12 +241,7 @@ class PolicyServer:
             raise Refusal("invalid", "deadline_ns is not an integer")
         if deadline_ns is not None and received_ns > deadline_ns:
             raise too_late()
-        layout, known, seed, step = header.get("arrays"), session.shortcut, None, None
-        if known is not None and known[0] is policy and known[1].fits(layout):
-            packed = known[1].read(frames[1:])
-            if packed is not None:
-                rows = known[1].rows
-                return Request(peer, header["id"], session, policy, packed, rows, None, None, deadline_ns, received_ns)
+        seed = step = None
         _, arrays = wire.decode_arrays(header, frames[1:])
         first = arrays.get(policy.spec.robot.observations[0].key)
         rows = max(1, len(first) if first is not None and first.ndim else 0)
@@ -256,8 +252,6 @@ class PolicyServer:
             seed, step = self._noise_source(session, header)
             noise = chunk_noise((rows, *policy.spec.noise_shape), seed, step)
         inputs = checked(policy, arrays, noise)
-        if layout is not None and Shortcut.applies(layout, inputs):
-            session.shortcut = policy, Shortcut(layout, inputs, policy.bind)
         return Request(peer, header["id"], session, policy, inputs, rows, seed, step, deadline_ns, received_ns)
 
     def _noise_source(self, session: Session, header: dict[str, Any]) -> tuple[int, int]:
@@ -280,7 +274,8 @@ class PolicyServer:
         if not batch:
             return
         try:
-            actions, inputs = evaluate(batch)
+            inputs = join(batch)
+            actions = policy.run(inputs)
         except Exception as error:  # as above: the loop goes on
             for request in batch:
                 self._refuse(request.peer, request.identifier, request.session, error)
@@ -312,7 +307,7 @@ class PolicyServer:
             request.session.requests += 1
         wire.give_way()  # to the thread that writes the answers out; nobody waits for what follows
         self._pace.learn(start, infer_ns)
-        self.recent.append((join(batch) if inputs is None else inputs, actions))
+        self.recent.append((inputs, actions))
         self.meters.evaluated(start, answered)
 
     def _refuse(self, peer: bytes, identifier: int | None, session: Session | None, error: Exception) -> None:
@@ -344,7 +339,6 @@ class PolicyServer:
         if self._offered is not None:
             with self._swap:
                 self.policy, self._offered = self._offered, None
-            self.sessions.forget_shortcuts()
             self.meters.serves(self.policy.version, self.policy.spec.velocity)
         if now_ns >= self._next_upkeep_ns:
             self._next_upkeep_ns = now_ns + _UPKEEP_NS

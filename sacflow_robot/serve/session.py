@@ -11,7 +11,6 @@ from typing import Any
 
 from sacflow_robot.errors import InvalidValueError, WireError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.serve.shortcut import Shortcut
 from sacflow_robot.spec import PolicySpec, RobotSpec
 
 _MOST_SESSIONS = 4096
@@ -47,7 +46,6 @@ class Session:
         client: What the client calls itself.
         seed: Seed of its noise.
         policy: The policy it keeps until its next episode; None where it follows every swap at once.
-        shortcut: How to read requests like its last one, for the policy that it was for.
         step: Step of the noise stream that its next request draws from.
         last_id: Highest request id so far; what comes with that or a lower one is a repetition.
         last_ns: When it was last heard from (server's clock).
@@ -59,7 +57,6 @@ class Session:
     seed: int
     policy: OnnxPolicy | None
     last_ns: int
-    shortcut: tuple[OnnxPolicy, Shortcut] | None = None
     step: int = 0
     last_id: int = -1
     requests: int = 0
@@ -172,11 +169,6 @@ class Sessions:
         """Forget those of a connection."""
         for session in list(self._of_peer.get(peer, {}).values()):
             self.close(session)
-
-    def forget_shortcuts(self) -> None:
-        """Let go of the policies that they are for; sessions that ask again learn new ones."""
-        for session in self._sessions.values():
-            session.shortcut = None
 
     def active(self, now_ns: int) -> list[Session]:
         """Those heard from in the last five seconds."""

@@ -201,7 +201,7 @@ def test_an_excitation_run_keeps_to_its_limits(robot_spec: RobotSpec) -> None:
     late.close()
 
 
-def test_logged_episodes_are_recordings_too(tmp_path: Path, spec: RobotSpec) -> None:
+def test_logged_episodes_are_recordings_too(tmp_path: Path, robot_spec: RobotSpec) -> None:
     robot = make_robot("rtsim:lift?clock=virtual&cmd_delay_ms=20")
     robot.connect()
     start = robot.begin(2)
@@ -210,15 +210,15 @@ def test_logged_episodes_are_recordings_too(tmp_path: Path, spec: RobotSpec) -> 
     for _ in range(30):
         sent = robot.clock.now_ns()
         robot.command(push, sent + 200_000_000)
-        robot.clock.sleep_until(sent + spec.period_ns)
+        robot.clock.sleep_until(sent + robot_spec.period_ns)
         seen = robot.observe()
         builder.append(Step(seen, push, seen.time_ns or 0, received_ns=robot.clock.now_ns(), sent_ns=sent))
     robot.close()
     episode = builder.build(seed=2)
-    write_log(tmp_path / "log.zarr", spec, [episode])
+    write_log(tmp_path / "log.zarr", robot_spec, [episode])
     (read,) = read_log(tmp_path / "log.zarr")
     assert np.array_equal(read.actions, episode.action) and (np.diff(read.time_ns) > 0).all()
     untimed = EpisodeBuilder(StepResult(start.observation), period_ns=50_000_000)
     untimed.add(StepResult(start.observation), push)
     with pytest.raises(DataError, match="does not say when its actions were sent"):
-        of_episode(spec, untimed.build())
+        of_episode(robot_spec, untimed.build())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +29,6 @@ from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.robot.control.estop import StopServer, request
 from sacflow_robot.robot.control.operator_requests import OperatorRequests
 from sacflow_robot.serve import protocol as wire
-from sacflow_robot.serve import zmtp
 from sacflow_robot.serve.auth import Security, new_keys
 from sacflow_robot.serve.client import Keys, PolicyClient
 from sacflow_robot.serve.server import PolicyServer
@@ -74,43 +75,83 @@ def serve() -> Iterator[Serve]:
 
 
 @pytest.fixture
+def server(policy_file: Path) -> Iterator[PolicyServer]:
+    with PolicyServer(OnnxPolicy(policy_file), "tcp://127.0.0.1:*") as running:
+        yield running.start()
+
+
+@pytest.fixture
 def welcome(policy_file: Path) -> dict[str, Any]:
     spec = OnnxPolicy(policy_file).spec.to_json()
     return {"ok": True, "spec": spec, "policy_version": "1", "session": "s", "seed": 1, "heartbeat_s": 1.0}
 
 
-def pour(listener: socket.socket, welcome: dict[str, Any]) -> None:
-    """Greet a client; once it asks, send it answers to something else, faster than it can take them."""
-    peer, _ = listener.accept()
-    other = b"".join(zmtp.pack(wire.encode(wire.Message({"ok": True, "id": 2**40}))))
-    with peer, suppress(OSError):
-        peer.sendall(zmtp.GREETING + zmtp.READY)
-        taken = b""
-        while len(taken) < len(zmtp.GREETING + zmtp.READY):
-            taken += peer.recv(len(zmtp.GREETING + zmtp.READY) - len(taken))
-        reader, hellos = zmtp.Reader(), []
-        while not hellos:
-            hellos = reader.feed(peer.recv(10_000))
-        identifier = wire.decode(hellos[0]).header["id"]
-        peer.sendall(b"".join(zmtp.pack(wire.encode(wire.Message({**welcome, "id": identifier})))))
-        while not reader.feed(peer.recv(10_000)):
-            pass
-        while True:
-            peer.sendall(other * 1000)
+def test_other_answers_without_end_do_not_keep_a_client_beyond_its_timeout(
+    serve: Serve, welcome: dict[str, Any]
+) -> None:
+    def pour(asked: dict[str, Any]) -> Answers:
+        """Greet a client; once it asks, send it answers to something else, as fast as it takes them."""
+        if asked["op"] == "hello":
+            return [{**welcome, "id": asked["id"]}]
+        return [{"ok": True, "id": 2**40}] * 100_000
+
+    with PolicyClient(serve(pour), timeout_s=0.3) as client:
+        for way in (
+            lambda: client.collect(client.ask(observation()), wait_s=0),
+            lambda: client.infer(observation()),
+        ):
+            began = time.monotonic()
+            with pytest.raises((TimeoutError, ConnectionLost)):
+                way()
+            assert time.monotonic() - began < 3
 
 
-def test_other_answers_without_end_do_not_keep_a_client_beyond_its_timeout(welcome: dict[str, Any]) -> None:
+def test_a_client_that_hears_itself_connects_anew(serve: Serve, welcome: dict[str, Any]) -> None:
+    """A system can connect a socket to itself where nobody serves on a port yet."""
+    asked: list[dict[str, Any]] = []
+
+    def answer(header: dict[str, Any]) -> Answers:
+        asked.append(header)
+        return [header if len(asked) == 1 else {**welcome, "id": header["id"]}]
+
+    address = serve(answer)
+    with pytest.raises(ConnectionLost, match="came back"):
+        PolicyClient(address)
+    with PolicyClient(address) as client:
+        assert client.policy_version == "1"
+
+
+def test_a_forked_process_neither_ends_nor_uses_the_client_of_its_parent(server: PolicyServer) -> None:
+    with PolicyClient(server.address) as client, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # threads and fork: the case in question
+        child = os.fork()
+        if child == 0:
+            says_so = False
+            with suppress(BaseException):
+                try:
+                    client.infer(observation())
+                except UsageError as error:
+                    says_so = "make a new one" in str(error)
+                client.close()
+            os._exit(0 if says_so and not client.connected else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert client.connected and client.infer(observation()).shape == (1, 5, 7)
+
+
+def test_what_is_no_zeromq_server_is_no_policy_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=pour, args=(listener, welcome))
+        thread = threading.Thread(target=_answer_as_a_web_server, args=(listener,))
         thread.start()
-        with PolicyClient(f"tcp://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.3) as client:
-            for way in (
-                lambda: client.collect(client.ask(observation()), wait_s=0),
-                lambda: client.infer(observation()),
-            ):
-                with pytest.raises((TimeoutError, ConnectionLost)):
-                    way()
+        with pytest.raises(ConnectionLost, match="no answer"):
+            PolicyClient(f"tcp://127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.5)
         thread.join()
+
+
+def _answer_as_a_web_server(listener: socket.socket) -> None:
+    peer, _ = listener.accept()
+    with peer:
+        peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n".ljust(200))
+        time.sleep(0.7)
 
 
 @pytest.mark.parametrize("heartbeat_s", [math.nan, math.inf, 1e300, 0.0, -1.0, "soon"])
@@ -192,7 +233,7 @@ def test_a_folder_of_keys_that_is_gone_lets_nobody_ask(policy_file: Path, tmp_pa
             client.infer(observation())
 
 
-@pytest.mark.parametrize("verb", ["stop", "arm"])
+@pytest.mark.parametrize("verb", ["stop", "enable"])
 def test_a_stop_sent_to_a_policy_server_is_told_where_to_go(policy_file: Path, verb: str) -> None:
     with PolicyServer(OnnxPolicy(policy_file), "tcp://127.0.0.1:*").start() as server:
         with pytest.raises(RobotError, match=r"refused to .*this is a policy server.*run --estop"):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from sacflow_robot.cli import main
 from sacflow_robot.errors import DeadlineExceeded, RefusedError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.serve.batching import Request, evaluate
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.serve.server import PolicyServer
 from tests.serve.test_crash import observation
@@ -122,12 +121,14 @@ def test_a_client_that_leaves_without_a_word_is_one_that_was_dropped(policy_file
 def patched_evaluation(seconds: float) -> Iterator[None]:
     """Every evaluation takes so much longer."""
 
-    def slow(batch: Sequence[Request]) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
+    run = OnnxPolicy.run
+
+    def slow(self: OnnxPolicy, inputs: dict[str, np.ndarray]) -> np.ndarray:
         time.sleep(seconds)
-        return evaluate(batch)
+        return run(self, inputs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sacflow_robot.serve.server.evaluate", slow)
+        patch.setattr(OnnxPolicy, "run", slow)
         yield
 
 

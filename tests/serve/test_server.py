@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,6 @@ from sacflow_robot.errors import (
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.auth import Security, new_keys
-from sacflow_robot.serve.batching import Request, evaluate
 from sacflow_robot.serve.client import Keys, PolicyClient
 from sacflow_robot.serve.gateways.groot import GrootGateway
 from sacflow_robot.serve.server import PolicyServer
@@ -197,32 +196,29 @@ def test_a_server_that_stays_slow_says_late_and_the_first_quick_evaluation_ends_
 def _slow_down(patch: pytest.MonkeyPatch, seconds: float) -> None:
     """Make every evaluation take so much longer."""
 
-    def slow(batch: Sequence[Request]) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
-        time.sleep(seconds)
-        return evaluate(batch)
+    run = OnnxPolicy.run
 
-    patch.setattr("sacflow_robot.serve.server.evaluate", slow)
+    def slow(self: OnnxPolicy, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        time.sleep(seconds)
+        return run(self, inputs)
+
+    patch.setattr(OnnxPolicy, "run", slow)
 
 
 def test_a_policy_is_warm_before_anybody_is_answered(policy_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, other = OnnxPolicy(policy_file), OnnxPolicy(policy_file)
     sizes: dict[OnnxPolicy, list[int]] = {policy: [], other: []}
-    run, bind = OnnxPolicy.run, OnnxPolicy.bind
+    run = OnnxPolicy.run
 
     def noted(self: OnnxPolicy, inputs: dict[str, np.ndarray]) -> np.ndarray:
         sizes[self].append(len(inputs["noise"]))
         return run(self, inputs)
 
-    def noted_too(self: OnnxPolicy, inputs: dict[str, np.ndarray]) -> Callable[[], np.ndarray]:
-        sizes[self].append(-len(inputs["noise"]))
-        return bind(self, inputs)
-
     monkeypatch.setattr(OnnxPolicy, "run", noted)
-    monkeypatch.setattr(OnnxPolicy, "bind", noted_too)
     with PolicyServer(policy, ANY_PORT, max_batch=6) as server:
-        assert sorted(sizes[policy]) == [-1, 1, 2, 3, 4, 5, 6], "before it runs"
+        assert sorted(sizes[policy]) == [1, 2, 3, 4, 5, 6], "before it runs"
         server.offer(other)
-        assert server.policy is policy and sorted(sizes[other]) == [-1, 1, 2, 3, 4, 5, 6], "before it is served"
+        assert server.policy is policy and sorted(sizes[other]) == [1, 2, 3, 4, 5, 6], "before it is served"
 
 
 def test_repeated_and_reordered_requests_are_refused(server: PolicyServer) -> None:
@@ -432,10 +428,13 @@ def test_a_prefix_reaches_a_policy_that_takes_one_and_no_other(server: PolicySer
         assert np.array_equal(client.infer(observation(2), noise, prefix, mask), free)
     with PolicyClient(server.address) as client:
         assert client.takes_prefix
-        for _ in range(3):  # the short way from the second on
+        for _ in range(3):
             assert np.array_equal(client.infer(observation(2), noise, prefix, mask), completed)
         for _ in range(3):
             assert np.array_equal(client.infer(observation(2), noise), free)
+        for wrong, reason in ((5.0, "prefix_mask must be 1"), (np.nan, "prefix_mask holds NaN")):
+            with pytest.raises(RefusedError, match=reason):
+                client.infer(observation(2), noise, prefix, np.where(mask > 0, np.float32(wrong), mask))
         with pytest.raises(RefusedError, match="prefix and prefix_mask come together"):
             client.infer({**observation(2), "prefix": prefix}, noise)
 

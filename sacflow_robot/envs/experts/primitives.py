@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sacflow_robot.envs.experts.demonstrator_style import Style
 from sacflow_robot.spec import Observation
+from sacflow_robot.utils.rotations import to_matrix
 
 Vector = npt.NDArray[np.float64]
 
@@ -65,7 +66,8 @@ class Hand:
 
     def see(self, observation: Observation) -> None:
         self.position = np.asarray(observation["robot0_eef_pos"], np.float64)
-        self.rotation = _matrix(np.asarray(observation["robot0_eef_quat"], np.float64))
+        quat = np.asarray(observation["robot0_eef_quat"], np.float64)
+        self.rotation = to_matrix(quat / np.linalg.norm(quat))
         fingers = observation["robot0_gripper_qpos"]
         self.opening = float(fingers[0] - fingers[1])
         self.objects = np.asarray(observation["object"], np.float64)
@@ -186,17 +188,6 @@ def yaw_of(quat_xyzw: Vector) -> float:
 def nearest_yaw(wanted: float, current: float, period: float) -> float:
     """The yaw nearest to ``current`` among ``wanted`` plus multiples of ``period`` (rad)."""
     return current + (wanted - current + period / 2) % period - period / 2
-
-
-def _matrix(quat_xyzw: Vector) -> npt.NDArray[np.float64]:
-    x, y, z, w = quat_xyzw / np.linalg.norm(quat_xyzw)
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-        ]
-    )
 
 
 def _rotation_vector(matrix: npt.NDArray[np.float64]) -> Vector:

@@ -31,10 +31,6 @@ class HistoryRobot:
     def spec(self) -> RobotSpec:
         return self._spec
 
-    @property
-    def lockstep(self) -> bool:
-        return self._robot.lockstep
-
     def begin(self, seed: int) -> StepResult:
         self._actions = start_history(self._spec, self._length)
         return self._with(self._robot.begin(seed))

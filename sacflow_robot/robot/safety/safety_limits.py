@@ -1,4 +1,4 @@
-"""What a safety filter enforces. A calibration profile makes it, a filter reads it; rooms do not import each other."""
+"""Limits that a safety filter enforces; a calibration profile makes them."""
 
 from __future__ import annotations
 

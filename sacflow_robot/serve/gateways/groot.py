@@ -102,6 +102,7 @@ class GrootGateway:
         except Exception as error:  # whatever one client sends, the others are served on
             return {"error": f"the request cannot be answered ({type(error).__name__})"}
 
+    @np.errstate(over="ignore")  # a float64 too large for float32 becomes infinite, and is refused
     def _get_action(self, data: Mapping[str, Any]) -> list[Any]:
         policy = self._policy()
         observation = data.get("observation", data)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import msgpack
 import numpy as np
@@ -28,13 +27,11 @@ from websockets.http11 import Request, Response
 
 from sacflow_robot import __version__
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, WireError
-from sacflow_robot.export.metadata import NOISE
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.batching import checked
 from sacflow_robot.serve.protocol import MAX_FRAME_BYTES
-from sacflow_robot.serve.shortcut import Packed, Shortcut
-from sacflow_robot.spec import FloatArray, all_finite
+from sacflow_robot.spec import all_finite
 
 _INTERNAL_ERROR = 1011
 _PREFIX = "observation/"
@@ -61,7 +58,6 @@ class OpenpiGateway:
         self._policy = policy
         # One stream for all: the protocol has no seeds, and to make a generator for each chunk takes longer than its noise.
         self._noise = np.random.default_rng(secrets.randbits(63))
-        self._shortcuts: WeakKeyDictionary[OnnxPolicy, Shortcut] = WeakKeyDictionary()
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         try:
@@ -128,6 +124,7 @@ class OpenpiGateway:
         except ConnectionClosed:
             return
 
+    @np.errstate(over="ignore")  # a float64 too large for float32 becomes infinite, and is refused
     def _infer(self, message: str | bytes) -> dict[str, Any]:
         """The answer to one observation.
 
@@ -144,9 +141,9 @@ class OpenpiGateway:
             if value is not None:
                 arrays[array.key] = as_numbers(value)[None]
         noise = self._noise.standard_normal((1, *policy.spec.noise_shape), dtype=np.float32)
-        asked = self._checked(policy, {**arrays, NOISE: noise})
+        inputs = checked(policy, arrays, noise)
         before = time.monotonic()
-        actions = (asked.run() if isinstance(asked, Packed) else policy.run(asked))[0]
+        actions = policy.run(inputs)[0]
         ended = time.monotonic()
         if not all_finite(actions):
             raise InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
@@ -156,23 +153,6 @@ class OpenpiGateway:
             "policy_timing": {"infer_ms": (ended - before) * 1e3},
             "policy_version": policy.version,
         }
-
-    def _checked(self, policy: OnnxPolicy, arrays: dict[str, FloatArray]) -> dict[str, FloatArray] | Packed:
-        """What the policy takes, by the short way where arrays like these have been checked before.
-
-        Raises:
-            InvalidValueError: As :func:`~sacflow_robot.serve.batching.checked`.
-        """
-        layout = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
-        known = self._shortcuts.get(policy)
-        if known is not None and known.fits(layout):
-            packed = known.read([b"", *(array.tobytes() for array in arrays.values())])
-            if packed is not None:
-                return packed
-        inputs = checked(policy, arrays, arrays[NOISE])
-        if Shortcut.applies(layout, inputs):
-            self._shortcuts[policy] = Shortcut(layout, inputs, policy.bind)
-        return inputs
 
 
 def unpack(message: str | bytes) -> Any:

@@ -12,8 +12,8 @@ from sacflow_robot.robot.drivers.rtsim_options import read_options
 from sacflow_robot.spec import RobotSpec
 
 
-def test_observations_hold_the_last_commands(wrapped: RobotSpec) -> None:
-    robot = HistoryRobot(FakeRobot(wrapped), 2)
+def test_observations_hold_the_last_commands(robot_spec: RobotSpec) -> None:
+    robot = HistoryRobot(FakeRobot(robot_spec), 2)
     robot.connect()
     assert not robot.begin(0).observation["action_history"].any()
     for i in range(3):

@@ -14,8 +14,6 @@ from sacflow_robot.robot.drivers.deoxys import messages
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.drivers.deoxys.messages import Controller, Interpolator
 from sacflow_robot.robot.drivers.deoxys.objects import parse_sighting
-from sacflow_robot.robot.drivers.deoxys.states import ArmState as ArmState
-from sacflow_robot.robot.drivers.deoxys.states import GripperState as GripperState
 from sacflow_robot.robot.drivers.deoxys.states import Heard, parse_arm_state, parse_gripper_state
 from sacflow_robot.utils.rotations import Array
 

@@ -32,8 +32,8 @@ from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config
 from sacflow_robot.robot.drivers.deoxys.driver import DeoxysRobot
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
 from sacflow_robot.robot.drivers.deoxys.objects import Sighting, parse_sighting
+from sacflow_robot.robot.drivers.deoxys.states import ArmState, GripperState
 from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
-from sacflow_robot.robot.drivers.deoxys.wire import ArmState, GripperState
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.utils.rotations import from_matrix, matrix_to_vector, vector_to_matrix
 

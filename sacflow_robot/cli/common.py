@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from rich.table import Table
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
 from sacflow_robot.interfaces import Policy, VectorEnv
-from sacflow_robot.spec import NO_ENVIRONMENT, Engine, RobotSpec
+from sacflow_robot.spec import NO_ENVIRONMENT, RobotSpec
 from sacflow_robot.utils.action_history import history_of as history_of
 from sacflow_robot.utils.action_history import robot_with_history as robot_with_history
 from sacflow_robot.utils.atomic_files import write_text
@@ -27,7 +26,6 @@ from sacflow_robot.utils.seeding import EVAL_SEED as EVAL_SEED
 from sacflow_robot.utils.seeding import RUN_SEED as RUN_SEED
 
 if TYPE_CHECKING:
-    from sacflow_robot.envs.wrappers import ActionFilter
     from sacflow_robot.serve.client import Keys
 
 
@@ -93,29 +91,6 @@ def success_json(successes: int, episodes: int) -> dict[str, Any]:
         "success_rate": successes / episodes if episodes else None,
         "ci95": [low, high],
     }
-
-
-@contextmanager
-def evaluation_envs(
-    task: str,
-    episodes: int,
-    engine: Engine = "compiled",
-    history: int = 0,
-    limiter: Callable[[], ActionFilter] | None = None,
-) -> Iterator[list[VectorEnv]]:
-    """A robot for each core, each by itself, so that no episode depends on another even in the last bit.
-
-    ``history`` and ``limiter`` are those of ``make_vector_env``.
-    """
-    from sacflow_robot.envs.vector import make_vector_env
-    from sacflow_robot.utils.processes import core_count
-
-    with ExitStack() as stack:
-        envs: list[VectorEnv] = []
-        for _ in range(min(episodes, core_count())):
-            envs.append(make_vector_env(task, 1, engine, background=False, history=history, limiter=limiter))
-            stack.callback(envs[-1].close)
-        yield envs
 
 
 def evaluate(policy: Policy, envs: Sequence[VectorEnv], seeds: Sequence[int]) -> list[Episode]:

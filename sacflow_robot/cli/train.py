@@ -142,6 +142,7 @@ class Train:
         return 0
 
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
+        from sacflow_robot.envs.collector import evaluation_envs
         from sacflow_robot.export.onnx_policy import OnnxPolicy
         from sacflow_robot.learn.trained_run import export_agent, export_notes
         from sacflow_robot.learn.training_envs import training_limiter
@@ -154,9 +155,7 @@ class Train:
         final = []
         if seeds:
             limiter = training_limiter(config)
-            with common.evaluation_envs(
-                config.env, len(seeds), config.env_engine, config.action_history, limiter
-            ) as envs:
+            with evaluation_envs(config.env, len(seeds), config.env_engine, config.action_history, limiter) as envs:
                 final = common.evaluate(policy, envs, seeds)
         solved = sum(e.success for e in final)
         cloning = trainer.done.evaluations[0] if trainer.done.evaluations else None

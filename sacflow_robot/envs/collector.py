@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, StepResult
+from sacflow_robot.envs.vector import make_vector_env
+from sacflow_robot.envs.wrappers import ActionFilter
+from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder
 from sacflow_robot.interfaces import VectorEnv
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.spec import Engine, FloatArray
+from sacflow_robot.utils.processes import core_count
 from sacflow_robot.utils.seeding import chunk_noise
 
 Chunker = Callable[[dict[str, FloatArray], FloatArray], FloatArray]
@@ -39,46 +44,40 @@ class Rollouts:
         self._envs = envs
         self._noise_shape = noise_shape
         self._seeds = iter(seeds)
-        self._builders: dict[int, EpisodeBuilder] = {}
-        self._latest: dict[int, StepResult] = {}
-        self._infos: dict[int, Mapping[str, Any]] = {}
-        self._current: dict[int, int] = {}
-        self._chunks: dict[int, FloatArray] = {}
         self._part_steps = part_steps
-        self._given: dict[int, int] = {}
+        self._running: dict[int, _Running] = {}
+        self._chunks: dict[int, FloatArray] = {}
         self._parts: list[Episode] = []
 
     def send(self, choose: Chunker) -> bool:
         """Start episodes on idle robots and send every robot its next chunk; False when no episode is left."""
-        idle = [i for i in range(len(self._envs)) if i not in self._current]
+        idle = [i for i in range(len(self._envs)) if i not in self._running]
         self._start(dict(zip(idle, self._seeds, strict=False)))
-        envs = sorted(self._current)
-        if not envs:
+        robots = sorted(self._running)
+        if not robots:
             return False
-        observation = {
-            k: np.stack([self._latest[i].observation[k] for i in envs]) for k in self._latest[envs[0]].observation
-        }
-        noise = np.stack([chunk_noise(self._noise_shape, self._current[i], len(self._builders[i])) for i in envs])
-        self._chunks = dict(zip(envs, choose(observation, noise), strict=True))
+        episodes = [self._running[i] for i in robots]
+        seen = [episode.observation for episode in episodes]
+        observation = {key: np.stack([each[key] for each in seen]) for key in seen[0]}
+        noise = np.stack([chunk_noise(self._noise_shape, e.seed, len(e.builder)) for e in episodes])
+        self._chunks = dict(zip(robots, choose(observation, noise), strict=True))
         self._envs.send(self._chunks)
         return True
 
     def receive(self) -> tuple[int, list[Episode]]:
         """Wait for the robots; number of environment steps taken, and the episodes that ended."""
-        steps, ended = 0, []
+        steps = 0
+        ended = []
         for i, results in self._envs.receive().items():
             steps += len(results)
+            episode = self._running[i]
             for result, chosen in zip(results, self._chunks[i], strict=False):
                 executed = chosen if result.action is None else result.action
-                self._builders[i].add(result, executed, policy_action=chosen)
-            self._latest[i] = results[-1]
-            self._cut(i, results[-1].ended)
+                episode.builder.add(result, executed, policy_action=chosen)
+            episode.observation = results[-1].observation
+            self._cut(episode, results[-1].ended)
             if results[-1].ended:
-                info: dict[str, Any] = {
-                    "task": self._envs.spec.task, "clock": NOMINAL_CLOCK, "env_engine": self._envs.engine
-                }  # fmt: skip
-                episode = self._builders.pop(i).build(seed=self._current.pop(i), **info, **self._infos[i])
-                ended.append(episode)
+                ended.append(episode.builder.build(**self._running.pop(i).info))
         return steps, ended
 
     def take_parts(self) -> list[Episode]:
@@ -92,8 +91,8 @@ class Rollouts:
     def state_dict(self) -> dict[int, dict[str, Any]]:
         """Episodes in progress, as seed, actions so far (T, A), and number of steps given out in parts, per robot."""
         return {
-            i: {"seed": seed, "actions": self._builders[i].actions(self._noise_shape[1]), "given": self._given[i]}
-            for i, seed in self._current.items()
+            i: {"seed": e.seed, "actions": e.builder.actions(self._noise_shape[1]), "given": e.parts_end}
+            for i, e in self._running.items()
         }
 
     def load_state_dict(self, state: Mapping[int, Mapping[str, Any]]) -> None:
@@ -104,24 +103,62 @@ class Rollouts:
         part_steps, self._part_steps = self._part_steps, None
         self.receive()
         self._part_steps = part_steps
-        self._given = {i: int(episode["given"]) for i, episode in state.items()}
+        for i, episode in state.items():
+            self._running[i].parts_end = int(episode["given"])
 
-    def _cut(self, robot: int, ended: bool) -> None:
+    def _cut(self, episode: _Running, ended: bool) -> None:
         """Set a part aside if one is complete."""
         if self._part_steps is None:
             return
-        first, length = self._given[robot], len(self._builders[robot])
+        first, length = episode.parts_end, len(episode.builder)
         if length > first and (ended or length - first >= self._part_steps):
-            self._parts.append(self._builders[robot].build(first))
-            self._given[robot] = length
+            self._parts.append(episode.builder.build(first))
+            episode.parts_end = length
 
     def _start(self, starts: dict[int, int]) -> None:
         for i, start in self._envs.begin(starts).items():
-            self._builders[i] = EpisodeBuilder(start, period_ns=self._envs.spec.period_ns)
-            self._latest[i] = start
-            self._infos[i] = start.info
-            self._current[i] = starts[i]
-            self._given[i] = 0
+            builder = EpisodeBuilder(start, period_ns=self._envs.spec.period_ns)
+            info = {"task": self._envs.spec.task, "clock": NOMINAL_CLOCK, "env_engine": self._envs.engine, **start.info}
+            self._running[i] = _Running(starts[i], builder, start.observation, {"seed": starts[i], **info})
+
+
+@dataclass
+class _Running:
+    """An episode in progress.
+
+    Attributes:
+        seed: Its seed.
+        builder: Its steps so far.
+        observation: The newest one.
+        info: To log of it.
+        parts_end: Steps given out in parts.
+    """
+
+    seed: int
+    builder: EpisodeBuilder
+    observation: dict[str, FloatArray]
+    info: dict[str, Any]
+    parts_end: int = 0
+
+
+@contextmanager
+def evaluation_envs(
+    task: str,
+    episodes: int,
+    engine: Engine = "compiled",
+    history: int = 0,
+    limiter: Callable[[], ActionFilter] | None = None,
+) -> Iterator[list[VectorEnv]]:
+    """A robot for each core that has an episode, each by itself, so that no episode depends on another even in the last bit.
+
+    ``engine``, ``history`` and ``limiter`` are those of ``make_vector_env``.
+    """
+    with ExitStack() as stack:
+        envs: list[VectorEnv] = []
+        for _ in range(min(episodes, core_count())):
+            envs.append(make_vector_env(task, 1, engine, background=False, history=history, limiter=limiter))
+            stack.callback(envs[-1].close)
+        yield envs
 
 
 def rollout(

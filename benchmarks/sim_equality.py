@@ -21,7 +21,7 @@ import tyro
 from sacflow_robot.bench.machine import stamp
 from sacflow_robot.envs.fast.compare import KINDS, TOLERANCE, Comparer, Comparison, Kind
 from sacflow_robot.envs.tasks import TASKS
-from sacflow_robot.envs.vector_env import core_count
+from sacflow_robot.utils.processes import core_count
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ class StepResult:
         time_ns: When the observation was captured, in nanoseconds of the clock that the control loop runs on, where the
             robot can tell; else None, and it counts as captured when it was received.
         stale_reason: Why there is nothing newer, where the observation is old and the robot can tell; else empty.
+        action: Action executed (A,), where a wrapper changed the one given; else None.
+        info: What to log of the episode that starts with this result.
     """
 
     observation: dict[str, FloatArray]
@@ -66,6 +68,8 @@ class StepResult:
     success: bool | None = None
     time_ns: int | None = None
     stale_reason: str = ""
+    action: FloatArray | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:

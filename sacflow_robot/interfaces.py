@@ -161,7 +161,7 @@ class ResilientRecorder(Recorder, Protocol):
 
 
 class VectorEnv(Protocol):
-    """N simulated robots, each executing whole chunks; ``sacflow_robot.envs.vector_env.make_arms`` makes them."""
+    """N simulated robots, each executing whole chunks; ``sacflow_robot.envs.vector.make_vector_env`` makes them."""
 
     @property
     def spec(self) -> RobotSpec: ...

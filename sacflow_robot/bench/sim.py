@@ -26,12 +26,12 @@ import numpy as np
 
 from sacflow_robot.envs.collector import rollout
 from sacflow_robot.envs.fast.fast_robot import FastRobot
-from sacflow_robot.envs.fast.self_check import checked_task
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.vector_env import core_count, make_vector_env
+from sacflow_robot.envs.vector import make_vector_env
 from sacflow_robot.episode import Episode
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.spec import Engine
+from sacflow_robot.utils.processes import core_count
 
 BenchEngine = Literal["stock", "stripped", "compiled", "physics"]
 """robosuite's own ``step``; the same without what nobody reads, as ``--env-engine stock`` has it; ``--env-engine compiled``;
@@ -176,7 +176,7 @@ class _Native:
 
     def __init__(self, task: str) -> None:
         self._env = RobosuiteEnv(task)
-        self._task = checked_task(self._env)
+        self._task = self._env.compile_task()
         self._envs: dict[tuple[BenchEngine, int], tuple[FastRobot, mujoco.MjModel, mujoco.MjData]] = {}
         self._lock = threading.Lock()
 

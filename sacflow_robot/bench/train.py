@@ -83,7 +83,7 @@ def _measure(config: TrainConfig, velocity: str, repeats: int, seconds: float, t
     from sacflow_robot.bench.limits import count_work, lowest_limit, measure_rates
     from sacflow_robot.bench.replay_buffer import made_up_episodes
     from sacflow_robot.data.replay_buffer import ReplayBuffer
-    from sacflow_robot.envs.tasks import get_robot
+    from sacflow_robot.envs.registry import get_robot
     from sacflow_robot.learn.algorithms.registry import make_agent
     from sacflow_robot.learn.compile import pick_device
 

@@ -141,8 +141,8 @@ class BenchSim(ResultOptions):
         from sacflow_robot.bench import sim
         from sacflow_robot.bench.machine import stamp
         from sacflow_robot.envs.tasks import get_task
-        from sacflow_robot.envs.vector_env import core_count
         from sacflow_robot.export.onnx_policy import OnnxPolicy
+        from sacflow_robot.utils.processes import core_count
 
         check_output(self.out)
         workers = self.workers or tuple(sorted({1, core_count()}))
@@ -207,7 +207,7 @@ class BenchTrain(ResultOptions):
     def run(self) -> int:
         from sacflow_robot.bench import train
         from sacflow_robot.bench.machine import stamp
-        from sacflow_robot.envs.vector_env import core_count
+        from sacflow_robot.utils.processes import core_count
 
         check_output(self.out)
         cases = {f"{algo}:{velocity}": (algo, velocity) for algo, velocity in train.CASES}

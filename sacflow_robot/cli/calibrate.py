@@ -206,7 +206,7 @@ class Dynamics(_Measure):
         from sacflow_robot.calibrate.figures import draw_dynamics
         from sacflow_robot.calibrate.predict import Predictors
         from sacflow_robot.calibrate.recording import read_log
-        from sacflow_robot.envs.vector_env import core_count
+        from sacflow_robot.utils.processes import core_count
 
         profile = self._prepare("dynamics")
         model = profile.model

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from rich.table import Table
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
 from sacflow_robot.interfaces import Policy, VectorEnv
-from sacflow_robot.spec import NO_ENVIRONMENT, Engine, RobotSpec
+from sacflow_robot.spec import NO_ENVIRONMENT, RobotSpec
 from sacflow_robot.utils.action_history import history_of as history_of
 from sacflow_robot.utils.action_history import robot_with_history as robot_with_history
 from sacflow_robot.utils.atomic_files import write_text
@@ -94,31 +93,7 @@ def success_json(successes: int, episodes: int) -> dict[str, Any]:
     }
 
 
-def evaluate(
-    policy: Policy, task: str, seeds: Iterable[int], engine: Engine = "compiled", history: int = 0
-) -> list[Episode]:
-    """Run a policy on all cores, one episode per seed, with a progress bar."""
-    wanted = list(seeds)
-    if not wanted:
-        return []
-    with evaluation_robots(task, len(wanted), engine, history) as envs:
-        return evaluate_on(envs, policy, wanted)
-
-
-@contextmanager
-def evaluation_robots(task: str, episodes: int, engine: Engine, history: int = 0) -> Iterator[list[VectorEnv]]:
-    """Robots enough for all cores, each by itself, so that no episode depends on another even in the last bit."""
-    from sacflow_robot.envs.vector_env import core_count, make_vector_env
-
-    with ExitStack() as stack:
-        envs: list[VectorEnv] = []
-        for _ in range(min(episodes, core_count())):
-            envs.append(make_vector_env(task, 1, engine, background=False, history=history))
-            stack.callback(envs[-1].close)
-        yield envs
-
-
-def evaluate_on(envs: Sequence[VectorEnv], policy: Policy, seeds: Sequence[int]) -> list[Episode]:
+def evaluate(policy: Policy, envs: Sequence[VectorEnv], seeds: Sequence[int]) -> list[Episode]:
     """Run a policy, one episode per seed, with a progress bar."""
     from sacflow_robot.envs.collector import rollout
 

@@ -45,6 +45,7 @@ class Eval:
 
         import numpy as np
 
+        from sacflow_robot.envs.collector import evaluation_envs
         from sacflow_robot.export.onnx_policy import OnnxPolicy
 
         if self.episodes < 1 or self.seed < 0:
@@ -56,11 +57,11 @@ class Eval:
         seeds = range(self.seed, self.seed + self.episodes)
         if self.robustness:
             return self._perturb(policy, env, history, seeds)
-        with common.evaluation_robots(env, self.episodes, self.env_engine, history) as envs:
+        with evaluation_envs(env, self.episodes, self.env_engine, history) as envs:
             for each in envs:
                 each.begin({0: self.seed})  # returns when it has been built
             start = time.perf_counter()
-            episodes = common.evaluate_on(envs, policy, seeds)
+            episodes = common.evaluate(policy, envs, seeds)
             wall_s = time.perf_counter() - start
         solved, mean_steps = sum(e.success for e in episodes), float(np.mean([len(e) for e in episodes]))
         mean_return = float(np.mean([e.rewards.sum() for e in episodes]))

@@ -76,9 +76,11 @@ class Export:
 
 def success_of(config: TrainConfig, path: Path, episodes: int) -> dict[str, Any]:
     """Success of a run's policy file on the seeds of ``sacflow-robot eval``."""
+    from sacflow_robot.envs.collector import evaluation_envs
     from sacflow_robot.export.onnx_policy import OnnxPolicy
 
     seeds = range(common.EVAL_SEED, common.EVAL_SEED + episodes)
-    found = common.evaluate(OnnxPolicy(path), config.env, seeds, config.env_engine, config.action_history)
+    with evaluation_envs(config.env, len(seeds), config.env_engine, config.action_history) as envs:
+        found = common.evaluate(OnnxPolicy(path), envs, seeds)
     steps = sum(len(e) for e in found) / len(found)
     return {**common.success_json(sum(e.success for e in found), len(found)), "mean_steps": steps}

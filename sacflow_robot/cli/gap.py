@@ -34,7 +34,7 @@ class GapReport:
         from sacflow_robot.calibrate.predict import Predictors
         from sacflow_robot.calibrate.profile import load_profile
         from sacflow_robot.calibrate.recording import read_log
-        from sacflow_robot.envs.vector_env import core_count
+        from sacflow_robot.utils.processes import core_count
 
         check_output(self.plot, "--plot", parents=False)
         profile, recordings = load_profile(self.profile), read_log(self.log)

@@ -53,14 +53,16 @@ def robustness(policy: Policy, task: str, history: int, seeds: Sequence[int], fi
     """A row per perturbation and level, and the figure."""
     from sacflow_robot.calibrate.figures import draw_perturbations
     from sacflow_robot.envs.collector import rollout
-    from sacflow_robot.envs.randomized_env import Draws, RandomizedVectorEnv
+    from sacflow_robot.envs.randomization import Draws
+    from sacflow_robot.envs.vector import make_vector_env
 
     rows: list[dict[str, Any]] = []
     with common.progress_bar("levels") as bar:
         row = bar.add_task("perturbing", total=sum(len(v) for _, v in LEVELS.values()), success="")
         for name, (unit, values) in LEVELS.items():
             for value in values:
-                with RandomizedVectorEnv(task, 2, Draws(model=perturbed(name, value), history=history)) as envs:
+                draws = Draws(model=perturbed(name, value))
+                with make_vector_env(task, 2, history=history, draws=draws) as envs:
                     episodes = list(rollout(envs, policy.spec.noise_shape, policy.infer, seeds))
                 solved = sum(e.success for e in episodes)
                 low, high = wilson_interval(solved, len(episodes))

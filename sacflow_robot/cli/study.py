@@ -56,9 +56,9 @@ class Regularization(TrialOptions):
 
 def carry_out(name: str, options: StudyOptions) -> int:
     """Run a study, write its files, print its reading; returns the exit status."""
-    from sacflow_robot.envs.vector_env import core_count
     from sacflow_robot.study.report import Report, make_folder
     from sacflow_robot.study.runs import in_parallel
+    from sacflow_robot.utils.processes import core_count
 
     folder, began = make_folder(options.out), time.monotonic()
     with common.progress_bar("cases") as bar:

@@ -142,9 +142,10 @@ class Train:
         return 0
 
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
+        from sacflow_robot.envs.collector import evaluation_envs
         from sacflow_robot.export.onnx_policy import OnnxPolicy
         from sacflow_robot.learn.trained_run import export_agent, export_notes
-        from sacflow_robot.learn.training_envs import limited
+        from sacflow_robot.learn.training_envs import training_limiter
 
         config, out = trainer.config, common.results(self.json)
         notes = export_notes(config, trainer.done.offline_steps, trainer.env_steps)
@@ -153,8 +154,9 @@ class Train:
         seeds = range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes)
         final = []
         if seeds:
-            with common.evaluation_robots(config.env, len(seeds), config.env_engine, config.action_history) as envs:
-                final = common.evaluate_on([limited(each, config) for each in envs], policy, seeds)
+            limiter = training_limiter(config)
+            with evaluation_envs(config.env, len(seeds), config.env_engine, config.action_history, limiter) as envs:
+                final = common.evaluate(policy, envs, seeds)
         solved = sum(e.success for e in final)
         cloning = trainer.done.evaluations[0] if trainer.done.evaluations else None
         if cloning is not None and not config.from_scratch:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, StepResult
+from sacflow_robot.envs.vector import make_vector_env
+from sacflow_robot.envs.wrappers import ActionFilter
+from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder
 from sacflow_robot.interfaces import VectorEnv
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.spec import Engine, FloatArray
+from sacflow_robot.utils.processes import core_count
 from sacflow_robot.utils.seeding import chunk_noise
 
 Chunker = Callable[[dict[str, FloatArray], FloatArray], FloatArray]
@@ -29,73 +34,65 @@ class Rollouts:
     Args:
         envs: The robots.
         noise_shape: (H, A).
-        seeds: Environment seeds, one per episode, taken as robots fall free; rollouts end when they do.
-        part_steps: Give out episodes in parts of this many steps as well, see :meth:`take_parts`; None does not.
+        seeds: Environment seeds, one per episode, taken as robots become idle; rollouts end when they do.
+        part_steps: Steps of a part of an episode, for :meth:`take_parts`; None makes no parts.
     """
 
     def __init__(
         self, envs: VectorEnv, noise_shape: tuple[int, int], seeds: Iterable[int], part_steps: int | None = None
     ) -> None:
-        self._envs, self._noise_shape, self._seeds = envs, noise_shape, iter(seeds)
-        self._builders: dict[int, EpisodeBuilder] = {}
-        self._latest: dict[int, StepResult] = {}
-        self._current: dict[int, int] = {}
-        self._chunks: dict[int, FloatArray] = {}
+        self._envs = envs
+        self._noise_shape = noise_shape
+        self._seeds = iter(seeds)
         self._part_steps = part_steps
-        self._given: dict[int, int] = {}
+        self._running: dict[int, _Running] = {}
+        self._chunks: dict[int, FloatArray] = {}
         self._parts: list[Episode] = []
 
     def send(self, choose: Chunker) -> bool:
         """Start episodes on idle robots and send every robot its next chunk; False when no episode is left."""
-        idle = [i for i in range(len(self._envs)) if i not in self._current]
+        idle = [i for i in range(len(self._envs)) if i not in self._running]
         self._start(dict(zip(idle, self._seeds, strict=False)))
-        envs = sorted(self._current)
-        if not envs:
+        robots = sorted(self._running)
+        if not robots:
             return False
-        observation = {
-            k: np.stack([self._latest[i].observation[k] for i in envs]) for k in self._latest[envs[0]].observation
-        }
-        noise = np.stack([chunk_noise(self._noise_shape, self._current[i], len(self._builders[i])) for i in envs])
-        self._chunks = dict(zip(envs, choose(observation, noise), strict=True))
+        episodes = [self._running[i] for i in robots]
+        seen = [episode.observation for episode in episodes]
+        observation = {key: np.stack([each[key] for each in seen]) for key in seen[0]}
+        noise = np.stack([chunk_noise(self._noise_shape, e.seed, len(e.builder)) for e in episodes])
+        self._chunks = dict(zip(robots, choose(observation, noise), strict=True))
         self._envs.send(self._chunks)
         return True
 
     def receive(self) -> tuple[int, list[Episode]]:
         """Wait for the robots; number of environment steps taken, and the episodes that ended."""
-        steps, ended = 0, []
-        received = self._envs.receive()
-        commanded: Mapping[int, FloatArray] = getattr(
-            self._envs, "commanded", self._chunks
-        )  # what a filter let through
-        for i, results in received.items():
+        steps = 0
+        ended = []
+        for i, results in self._envs.receive().items():
             steps += len(results)
-            for result, action, asked in zip(results, commanded[i], self._chunks[i], strict=False):
-                self._builders[i].add(result, action, policy_action=asked)
-            self._latest[i] = results[-1]
-            self._cut(i, results[-1].ended)
+            episode = self._running[i]
+            for result, chosen in zip(results, self._chunks[i], strict=False):
+                executed = chosen if result.action is None else result.action
+                episode.builder.add(result, executed, policy_action=chosen)
+            episode.observation = results[-1].observation
+            self._cut(episode, results[-1].ended)
             if results[-1].ended:
-                info: dict[str, Any] = {
-                    "task": self._envs.spec.task,
-                    "clock": NOMINAL_CLOCK,
-                    "env_engine": self._envs.engine,
-                }
-                about = getattr(self._envs, "about", None)  # what randomized robots say of an episode
-                if about is not None:
-                    info |= about(i)
-                ended.append(self._builders.pop(i).build(seed=self._current.pop(i), **info))
+                ended.append(episode.builder.build(**self._running.pop(i).info))
         return steps, ended
 
     def take_parts(self) -> list[Episode]:
-        """What has been completed since the last call of parts of episodes: each once, whole, for a learner that cannot wait
-        for an episode's end. The last step of a part from the middle is marked truncated."""
+        """Parts of episodes completed since the last call, for a learner that does not wait for an episode's end.
+
+        The last step of a part is marked truncated where the episode goes on.
+        """
         parts, self._parts = self._parts, []
         return parts
 
     def state_dict(self) -> dict[int, dict[str, Any]]:
-        """Episodes in progress, as seed, actions so far (T, A), and number of steps given out in parts, per arm."""
+        """Episodes in progress, as seed, actions so far (T, A), and number of steps given out in parts, per robot."""
         return {
-            i: {"seed": seed, "actions": self._builders[i].actions(self._noise_shape[1]), "given": self._given[i]}
-            for i, seed in self._current.items()
+            i: {"seed": e.seed, "actions": e.builder.actions(self._noise_shape[1]), "given": e.parts_end}
+            for i, e in self._running.items()
         }
 
     def load_state_dict(self, state: Mapping[int, Mapping[str, Any]]) -> None:
@@ -106,21 +103,62 @@ class Rollouts:
         part_steps, self._part_steps = self._part_steps, None
         self.receive()
         self._part_steps = part_steps
-        self._given = {i: int(episode["given"]) for i, episode in state.items()}
+        for i, episode in state.items():
+            self._running[i].parts_end = int(episode["given"])
 
-    def _cut(self, robot: int, ended: bool) -> None:
+    def _cut(self, episode: _Running, ended: bool) -> None:
         """Set a part aside if one is complete."""
         if self._part_steps is None:
             return
-        first, length = self._given[robot], len(self._builders[robot])
+        first, length = episode.parts_end, len(episode.builder)
         if length > first and (ended or length - first >= self._part_steps):
-            self._parts.append(self._builders[robot].build(first))
-            self._given[robot] = length
+            self._parts.append(episode.builder.build(first))
+            episode.parts_end = length
 
     def _start(self, starts: dict[int, int]) -> None:
         for i, start in self._envs.begin(starts).items():
-            self._builders[i] = EpisodeBuilder(start, period_ns=self._envs.spec.period_ns)
-            self._latest[i], self._current[i], self._given[i] = start, starts[i], 0
+            builder = EpisodeBuilder(start, period_ns=self._envs.spec.period_ns)
+            info = {"task": self._envs.spec.task, "clock": NOMINAL_CLOCK, "env_engine": self._envs.engine, **start.info}
+            self._running[i] = _Running(starts[i], builder, start.observation, {"seed": starts[i], **info})
+
+
+@dataclass
+class _Running:
+    """An episode in progress.
+
+    Attributes:
+        seed: Its seed.
+        builder: Its steps so far.
+        observation: The newest one.
+        info: To log of it.
+        parts_end: Steps given out in parts.
+    """
+
+    seed: int
+    builder: EpisodeBuilder
+    observation: dict[str, FloatArray]
+    info: dict[str, Any]
+    parts_end: int = 0
+
+
+@contextmanager
+def evaluation_envs(
+    task: str,
+    episodes: int,
+    engine: Engine = "compiled",
+    history: int = 0,
+    limiter: Callable[[], ActionFilter] | None = None,
+) -> Iterator[list[VectorEnv]]:
+    """A robot for each core that has an episode, each by itself, so that no episode depends on another even in the last bit.
+
+    ``engine``, ``history`` and ``limiter`` are those of ``make_vector_env``.
+    """
+    with ExitStack() as stack:
+        envs: list[VectorEnv] = []
+        for _ in range(min(episodes, core_count())):
+            envs.append(make_vector_env(task, 1, engine, background=False, history=history, limiter=limiter))
+            stack.callback(envs[-1].close)
+        yield envs
 
 
 def rollout(
@@ -151,7 +189,7 @@ def rollout(
             for episode in rollout(each, noise_shape, choose, seeds_left()):
                 ended.put(episode)
             ended.put(None)
-        except BaseException as error:  # for whoever takes the episodes
+        except BaseException as error:  # raised by the generator below
             ended.put(error)
 
     ended: SimpleQueue[Episode | BaseException | None] = SimpleQueue()
@@ -161,12 +199,12 @@ def rollout(
                 threads.submit(run, each)
             running = len(envs)
             while running:
-                what = ended.get()
-                if isinstance(what, Episode):
-                    yield what
-                elif what is None:
+                item = ended.get()
+                if isinstance(item, Episode):
+                    yield item
+                elif item is None:
                     running -= 1
                 else:
-                    raise what
+                    raise item
         finally:
             stop = True

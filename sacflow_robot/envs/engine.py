@@ -1,4 +1,4 @@
-"""Which code steps a simulated robot: robosuite's own, or the compiled step."""
+"""Choice of the code that steps a simulated robot: robosuite's own, or the compiled step."""
 
 from __future__ import annotations
 
@@ -18,19 +18,16 @@ def usable_engine(task: str, wanted: Engine) -> Engine:
         ModuleNotFoundError: The simulator is not installed.
     """
     if ":" in task and task not in TASKS:
-        return "stock"  # nobody expects the compiled step of an environment of one's own
+        return "stock"  # an environment of one's own has no compiled step, and needs no warning
     for module in ("gymnasium",) if is_gymnasium_id(task) else ("gymnasium", "mujoco", "robosuite"):
         if importlib.util.find_spec(module) is None:
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
-    if wanted == "compiled":
-        if task not in TASKS:
-            return fall_back(task, "it is of robosuite's tasks only")
-        if importlib.util.find_spec("numba") is None:
-            return fall_back(task, "numba is not installed")
+    if wanted == "compiled" and task not in TASKS:
+        return fall_back(task, "it is of robosuite's tasks only")
     return wanted
 
 
 def fall_back(task: str, why: str) -> Engine:
-    """Say that a task is stepped by its own code, and why."""
+    """Log that a task is stepped by the stock engine, and why; returns it."""
     _log.warning("%s is stepped by the stock engine: the compiled one does not cover it (%s)", task, why)
     return "stock"

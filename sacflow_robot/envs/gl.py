@@ -1,8 +1,8 @@
 """MuJoCo without OpenGL until something is rendered, and the choice of its OpenGL back end.
 
-MuJoCo loads the library that the environment variable MUJOCO_GL names when it is imported. OSMesa's then kills the process
-with a segmentation fault once triton is imported, which torch's builds for CUDA bring: each has an LLVM of its own, and they
-only get on where triton's is loaded first. So the package ``envs`` imports this module before anything else.
+On import, MuJoCo loads the library that the environment variable MUJOCO_GL names. With OSMesa's, the process then dies of a
+segmentation fault when triton is imported, which comes with torch's builds for CUDA: each has an LLVM of its own, and triton's
+must be loaded first. So the package ``envs`` imports this module before anything else.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def _backend_module() -> str:
 
 
 def _make_context(width: int, height: int) -> Any:
-    """What ``mujoco.GLContext`` is until the first call, which loads the back end.
+    """Stand-in for ``mujoco.GLContext``, which loads the back end at the first call.
 
     Raises:
-        Exception: Whatever the back end raises where it does not work.
+        Exception: The back end does not work; each raises errors of its own.
     """
     name = _backend_module()
     with contextlib.suppress(ImportError):

@@ -1,4 +1,4 @@
-"""Any Gymnasium environment with continuous observations and actions, as a simulated arm."""
+"""Any Gymnasium environment with continuous observations and actions, as a simulated robot."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from sacflow_robot.envs.environment import SimulatedEnv
 from sacflow_robot.episode import StepResult
-from sacflow_robot.errors import DataError, UsageError, one_line
-from sacflow_robot.spec import ArraySpec, Engine, FloatArray, RobotSpec
+from sacflow_robot.errors import UsageError, one_line
+from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
 _KEY = "observation"
 _DEFAULT_RATE_HZ = 20.0
 
 
-class GymnasiumEnv:
+class GymnasiumEnv(SimulatedEnv):
     """A Gymnasium environment by its id, e.g. ``"HalfCheetah-v5"``.
 
     Its observation is one flat array, ``observation``. Actions are rescaled to [-1, 1]. Success is what the environment's
@@ -30,8 +31,6 @@ class GymnasiumEnv:
     Raises:
         UsageError: There is no such environment, or its spaces are not boxes.
     """
-
-    engine: Engine = "stock"
 
     def __init__(self, task: str) -> None:
         try:
@@ -61,10 +60,6 @@ class GymnasiumEnv:
         """Start the episode that this seed decides."""
         observation, _ = self._env.reset(seed=seed)
         return StepResult(self._named(observation), success=False)
-
-    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
-        """Refused: such environments have no state of their own to start from."""
-        raise DataError(f"{self.robot.task} cannot start from a logged state; only robosuite tasks can")
 
     def command(self, action: FloatArray) -> StepResult:
         """Execute one action (A,)."""

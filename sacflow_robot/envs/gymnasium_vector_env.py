@@ -1,7 +1,8 @@
-"""N simulated robots as a Gymnasium vector environment."""
+"""Gymnasium vector environment of N simulated robots."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium
@@ -11,9 +12,10 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
+from sacflow_robot.envs.compiled_env import CompiledEnv
 from sacflow_robot.envs.robosuite_env import make_spaces
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, get_task
-from sacflow_robot.envs.thread_vector_env import ThreadVectorEnv
+from sacflow_robot.envs.vector import ThreadVectorEnv
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import InvalidValueError
 from sacflow_robot.spec import FloatArray
@@ -42,7 +44,8 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
         self.single_observation_space, self.single_action_space = make_spaces(get_task(task).robot)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._envs = ThreadVectorEnv(task, num_envs)
+        self._robots = [CompiledEnv(task) for _ in range(num_envs)]
+        self._envs = ThreadVectorEnv(self._robots)
         self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
         self._ended = np.ones(num_envs, np.bool_)
 
@@ -55,10 +58,10 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
             Observations (N, ...), and ``{"state": (N, S) float64}``.
         """
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
-        for i, own in enumerate(seeds or []):
-            if own is not None:
-                self._rngs[i] = seeding.np_random(own)[0]
-        results = self._envs.begin_from(dict(enumerate(self._rngs)))
+        for i, given in enumerate(seeds or []):
+            if given is not None:
+                self._rngs[i] = seeding.np_random(given)[0]
+        results = self._begin(range(self.num_envs))
         self._ended[:] = False
         return self._batch(results)[0], self._info(results)
 
@@ -76,7 +79,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
         if given.shape != self.action_space.shape:
             raise InvalidValueError(f"actions have shape {given.shape}, expected {self.action_space.shape}")
         self._envs.send({i: given[i : i + 1] for i in np.flatnonzero(~self._ended)})
-        results = self._envs.begin_from({int(i): self._rngs[i] for i in np.flatnonzero(self._ended)})
+        results = self._begin(map(int, np.flatnonzero(self._ended)))
         results |= {i: executed[0] for i, executed in self._envs.receive().items()}
         observations, rewards, terminated, truncated = self._batch(results)
         self._ended = terminated | truncated
@@ -84,6 +87,9 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
 
     def close_extras(self, **_: Any) -> None:
         self._envs.close()
+
+    def _begin(self, indices: Iterable[int]) -> dict[int, StepResult]:
+        return {i: self._robots[i].begin(self._rngs[i]) for i in indices}
 
     def _batch(
         self, results: dict[int, StepResult]

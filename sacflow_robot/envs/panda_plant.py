@@ -1,4 +1,4 @@
-"""robosuite's Panda, one physics step at a time: the plant behind the twin of a real robot's computer."""
+"""robosuite's Panda, one physics step at a time: the plant of the simulated robot computer."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class PandaPlant:
             and model.body_jntnum[i]
         }
         self.begin(0)
-        # numba compiles the controller when it is first run: seconds on a fresh machine, in which a robot may not be silent.
+        # Numba compiles the controller at its first run, which takes seconds; a running robot must not pause for that.
         with compiling(robosuite.utils.control_utils.nullspace_torques):
             self.step()
         self.begin(0)
 
     def begin(self, seed: int) -> None:
-        """Put everything where an episode with this seed starts; the controller holds the robot there."""
+        """Start the episode of this seed; the controller holds the robot where it is."""
         self._env.begin(seed)
         controller = self._robot.composite_controller
         controller.update_state()
@@ -79,7 +79,7 @@ class PandaPlant:
 
     @property
     def base_pos_in_world(self) -> Array:
-        """Where the robot's base is (3,), m."""
+        """Position of the robot's base (3,), m."""
         return np.array(self._osc.origin_pos)
 
     def set_stiffness(self, translational: Array, rotational: Array) -> None:
@@ -88,12 +88,12 @@ class PandaPlant:
         self._osc.kd = 2 * np.sqrt(self._osc.kp)
 
     def set_goal(self, position: Array, rotation: Array) -> None:
-        """Have the controller pull the end effector to a pose."""
+        """Set the pose to which the controller pulls the end effector."""
         self._osc.goal_pos = position + rotation @ self._grip_in_ee
         self._osc.goal_ori = rotation @ self._site_in_hand
 
     def set_finger_width(self, width: float) -> None:
-        """Have the fingers' motors pull to a distance between them (m)."""
+        """Set the distance between the fingers to which their motors pull (m)."""
         half = np.clip(width / 2, 0.0, 0.04)
         self._data.ctrl[self._finger_motors] = (half, -half)
 
@@ -107,7 +107,7 @@ class PandaPlant:
         sim.step2()
 
     def refresh(self) -> None:
-        """Bring poses up to the state just reached; touches nothing that the next step reads."""
+        """Compute poses and contacts of the present state; changes nothing that the next step reads."""
         mujoco.mj_kinematics(self._env.model, self._data)
         mujoco.mj_collision(self._env.model, self._data)
 
@@ -136,7 +136,7 @@ class PandaPlant:
         }
 
     def solved(self) -> bool:
-        """Whether the task is done."""
+        """True if the task is done."""
         return bool(self._env._suite._check_success())
 
     def close(self) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from sacflow_robot.envs.robot_parameters import JOINTS, Measured, RobotParameters, quantity
-from sacflow_robot.errors import UnknownNameError
+from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.utils.seeding import Stream, random_stream
 
 Randomization = Literal["none", "wide", "profile"]
@@ -96,3 +97,31 @@ def draw_around(measured: Mapping[str, Measured], rng: np.random.Generator) -> R
         moved = np.array(m.value) + np.array(m.uncertainty) * rng.standard_normal(len(m.value))
         values[name] = tuple(float(f"{v:.6g}") for v in np.clip(moved, known.low, known.high))
     return RobotParameters(values)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Choice of the robot of an episode.
+
+    Attributes:
+        mode: ``none``: always ``model``; ``wide``: anything in a twin's ranges; ``profile``: around the measured values.
+        measured: A profile's values, for ``profile``.
+        model: The robot of ``none``.
+
+    Raises:
+        UsageError: ``profile`` without values.
+    """
+
+    mode: Randomization = "none"
+    measured: Mapping[str, Measured] = field(default_factory=dict)
+    model: RobotParameters = field(default_factory=RobotParameters)
+
+    def __post_init__(self) -> None:
+        if self.mode == "profile" and not self.measured:
+            raise UsageError("--randomize profile needs a profile with measured values; see 'sacflow-robot calibrate'")
+
+    def draw(self, rng: np.random.Generator) -> RobotParameters:
+        """The robot model of one episode."""
+        if self.mode == "wide":
+            return draw_wide(rng)
+        return draw_around(self.measured, rng) if self.mode == "profile" else self.model

@@ -1,43 +1,18 @@
-"""Environments by name: a robosuite task, a Gymnasium id, or one's own as ``MODULE:CLASS``; and robots that have none."""
+"""Environments by name: a robosuite task, a Gymnasium id, or one's own as ``MODULE:CLASS``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import Any
 
-from sacflow_robot.envs.tasks import TASKS, is_gymnasium_id
+from sacflow_robot.envs.environment import SimulatedEnv
+from sacflow_robot.envs.tasks import TASKS, get_task, is_gymnasium_id
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import SacflowError, SpecMismatchError, UsageError, one_line
 from sacflow_robot.spec import NO_ENVIRONMENT, Engine, FloatArray, RobotSpec
-from sacflow_robot.utils.action_history import KEY, push, robot_with_history, start_history, without_history
-
-if TYPE_CHECKING:
-    from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
-    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.utils.action_history import without_history
 
 
-class Environment(Protocol):
-    """What a simulated robot of one's own has to offer, to be named as ``--env MODULE:CLASS``.
-
-    The class, or a function, is called without arguments. One object runs one episode at a time; training and evaluation
-    make several, in processes of their own. An episode must depend on its seed and the actions alone.
-    """
-
-    @property
-    def robot(self) -> RobotSpec:
-        """What it observes and accepts."""
-        ...
-
-    def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides; returns its first observation."""
-        ...
-
-    def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,) for one control period; returns what came of it."""
-        ...
-
-
-class UserEnv:
+class UserEnv(SimulatedEnv):
     """An environment of the user's own, its answers checked.
 
     Args:
@@ -46,8 +21,6 @@ class UserEnv:
     Raises:
         UsageError: It cannot be loaded or made, or is no environment.
     """
-
-    engine: Engine = "stock"
 
     def __init__(self, name: str) -> None:
         from sacflow_robot.utils.plugins import load_object
@@ -70,11 +43,7 @@ class UserEnv:
                 "it needs robot (a RobotSpec), begin(seed) and command(action)"
             )
         self._name = name
-
-    @property
-    def robot(self) -> RobotSpec:
-        robot: RobotSpec = self._env.robot
-        return robot
+        self.robot = self._env.robot
 
     def begin(self, seed: int) -> StepResult:
         """Start the episode that this seed decides."""
@@ -96,81 +65,12 @@ class UserEnv:
         return result
 
 
-class HistoryEnv:
-    """An environment that observes its last actions too.
-
-    Args:
-        env: The environment.
-        length: How many.
-    """
-
-    def __init__(self, env: GymnasiumEnv | UserEnv | RobosuiteEnv, length: int) -> None:
-        self._env, self._length = env, length
-        self.robot, self.engine = robot_with_history(env.robot, length), env.engine
-
-    def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides; its history is zeros."""
-        self._history = start_history(self.robot, self._length)
-        return self._with(self._env.begin(seed))
-
-    def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,)."""
-        result = self._env.command(action)
-        self._history = push(self._history, self.robot.check_action(action))
-        return self._with(result)
-
-    def close(self) -> None:
-        self._env.close()
-
-    def _with(self, result: StepResult) -> StepResult:
-        from dataclasses import replace
-
-        return replace(result, observation={**result.observation, KEY: self._history})
-
-
-class NoRobots:
-    """``VectorEnv`` of a robot that has no environment here: they say what it is, and none can be moved."""
-
-    def __init__(self, spec: RobotSpec) -> None:
-        self._spec = spec
-
-    @property
-    def spec(self) -> RobotSpec:
-        return self._spec
-
-    @property
-    def engine(self) -> Engine:
-        return "stock"
-
-    def __len__(self) -> int:
-        return 0
-
-    def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start nothing; any start is refused."""
-        return {} if not starts else self._refuse()
-
-    def send(self, chunks: Mapping[int, FloatArray]) -> None:
-        """Send nothing; any chunk is refused."""
-        if chunks:
-            self._refuse()
-
-    def receive(self) -> dict[int, list[StepResult]]:
-        """Nothing was sent."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-    def _refuse(self) -> NoReturn:
-        raise UsageError(f"there is no environment of {self._spec.robot}, {self._spec.task}, to move a robot in")
-
-
-def make_environment(name: str, engine: Engine = "compiled") -> RobosuiteEnv | GymnasiumEnv | UserEnv:
+def make_environment(name: str, engine: Engine = "compiled") -> SimulatedEnv:
     """One simulated robot, in this process.
 
     Args:
         name: Task, Gymnasium id, or ``MODULE:CLASS``.
-        engine: What steps a robosuite task.
+        engine: Code that steps a robosuite task.
 
     Raises:
         UnknownNameError: No such task.
@@ -187,8 +87,22 @@ def make_environment(name: str, engine: Engine = "compiled") -> RobosuiteEnv | G
     return RobosuiteEnv(name, engine=engine)
 
 
+def get_robot(name: str) -> RobotSpec:
+    """The simulated robot of a task, of any Gymnasium id, or of an environment ``MODULE:CLASS``.
+
+    Raises:
+        UnknownNameError: None of these.
+        UsageError: The environment cannot be made, or does not fit.
+    """
+    if name in TASKS or (":" not in name and not is_gymnasium_id(name)):
+        return get_task(name).robot
+    env = make_environment(name)
+    env.close()
+    return env.robot
+
+
 def is_user_environment(name: str) -> bool:
-    """Whether a name is ``MODULE:CLASS`` or ``FILE.py:CLASS``."""
+    """True for ``MODULE:CLASS`` or ``FILE.py:CLASS``."""
     return ":" in name and name not in TASKS and not is_gymnasium_id(name)
 
 
@@ -206,7 +120,7 @@ def environment_of(robot: RobotSpec) -> str:
 
 
 def why_no_environment(robot: RobotSpec) -> str:
-    """Why there is none of this robot, in words that say what to do."""
+    """Reason that there is no environment of this robot, and what to do."""
     robot = without_history(robot)
     if robot.task in TASKS:
         different = "; ".join(TASKS[robot.task].robot.differences(robot))
@@ -223,8 +137,6 @@ def check_environment(name: str, robot: RobotSpec, origin: str) -> None:
         UnknownNameError, UsageError: There is no such environment.
         SpecMismatchError: It is of another; names every difference.
     """
-    from sacflow_robot.envs.tasks import get_robot
-
     different = get_robot(name).differences(without_history(robot))
     if different:
         own = environment_of(robot)

@@ -1,4 +1,4 @@
-"""Off-screen rendering, where the machine can do it."""
+"""Off-screen rendering."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HELP = "install OSMesa (Debian: libosmesa6) or give the machine a GPU with EGL"
 
 
 class SceneRenderer:
-    """Pictures of a simulated scene.
+    """Renderer of a simulated scene.
 
     Args:
         model: MuJoCo model.
@@ -31,7 +31,7 @@ class SceneRenderer:
             raise InvalidValueError(f"no off-screen rendering on a machine without display; {_HELP}")
         try:
             self._renderer: Any = mujoco.Renderer(model, _HEIGHT, _WIDTH)
-        except Exception as error:  # the OpenGL back ends raise whatever they like
+        except Exception as error:  # each OpenGL back end raises errors of its own
             raise InvalidValueError(
                 f"off-screen rendering with MUJOCO_GL={gl.BACKEND or 'glfw'} does not work: {one_line(error)}; {_HELP}"
             ) from None

@@ -1,4 +1,4 @@
-"""What robomimic's files say about a simulated task: the environment's arguments, and the simulator's model."""
+"""Metadata of a simulated task in robomimic's files: arguments of the environment, and the simulator's model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def env_args(task: str) -> dict[str, Any]:
     Raises:
         UnknownNameError: No such task.
     """
-    import robosuite  # after the module above, which silences it
+    import robosuite  # after robosuite_env, which imports it without its warnings
 
     name = get_task(task).robosuite_name
     return {
@@ -40,6 +40,6 @@ def env_args(task: str) -> dict[str, Any]:
 def model_xml(env: RobosuiteEnv) -> str:
     """The simulator's model of an environment (MJCF).
 
-    As robosuite assembled it: what MuJoCo saves is the model loaded last, of whichever environment.
+    robosuite's own text: MuJoCo itself can only save the model that was loaded last, which may be another environment's.
     """
     return str(env._suite.model.get_xml())

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from sacflow_robot.envs.engine import fall_back, usable_engine
+from sacflow_robot.envs.environment import SimulatedEnv
 from sacflow_robot.envs.rendering import SceneRenderer
 from sacflow_robot.envs.robosuite_import import robosuite
 from sacflow_robot.envs.robot_parameters import RobotParameters
@@ -22,7 +23,7 @@ from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import Engine, FloatArray, RobotSpec
 
 if TYPE_CHECKING:
-    from sacflow_robot.envs.fast.fast_robot import FastRobot
+    from sacflow_robot.envs.fast.fast_robot import CompiledTask, FastRobot
     from sacflow_robot.envs.robot_dynamics import RobotDynamics
 
 # robosuite draws the cube's size when it builds the model. One seed for the model gives every process the same cube,
@@ -30,22 +31,22 @@ if TYPE_CHECKING:
 _MODEL_SEED = 0
 
 
-class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
+class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray]):
     """A robosuite task with a Panda under OSC_POSE delta control at 20 Hz.
 
-    Observation: dict of float32 arrays with robomimic's keys, see ``Task.arm`` for shapes, units and frames. It is
-    computed from the state after the step; robosuite's own observables lag by one physics substep (2 ms), so that
-    theirs cannot be regenerated from a logged state and ours can.
+    Observation: dict of float32 arrays with robomimic's keys; ``Task.robot`` has shapes, units and frames. It is computed
+    from the state after the step, so that a logged state gives it again; robosuite's own observables lag by one physics
+    substep (2 ms).
     Action: Box[-1, 1]^7. Reward: 1 at success, else 0. ``terminated`` on success, ``truncated`` at the horizon.
 
     Args:
         task: Name of the task, e.g. ``"lift"``.
         render_mode: None or ``"rgb_array"`` (needs off-screen rendering, see ``render``).
-        step_rate_hz: Steps per second of simulated time, where they are to be shorter than the robot's control periods.
-        engine: What steps it; ``compiled`` gives way to ``stock``, with a line in the log, where it does not cover a task.
+        engine: Code that should step it; ``stock`` does, with a line in the log, where ``compiled`` does not cover a task.
+        step_rate_hz: Steps per second of simulated time, if they should be shorter than the robot's control periods.
 
     Attributes:
-        engine: What does step it.
+        engine: Code that steps it.
 
     Raises:
         UnknownNameError: No such task.
@@ -76,8 +77,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
             ignore_done=True,
             seed=_MODEL_SEED,
         )
-        # They are looked up by name at every reset, which is half of its time, though the model stays the same.
-        self._suite._setup_references = _nothing
+        # robosuite looks references up by name at every reset, half of its time, though the model stays the same.
+        self._suite._setup_references = lambda: None
         self._robot = self._suite.robots[0]
         self._substeps = round(self._suite.control_timestep / self._suite.model_timestep)
         self._model = self._suite.sim.model._model
@@ -112,10 +113,10 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
 
     @property
     def compiled(self) -> FastRobot:
-        """What steps it in machine code.
+        """The compiled step.
 
         Raises:
-            UsageError: Nothing does.
+            UsageError: The stock engine steps it.
         """
         if self._compiled is None:
             raise UsageError(f"{self.task.name} is stepped by the stock engine; this needs the compiled one")
@@ -123,16 +124,32 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
 
     @property
     def joint_positions(self) -> npt.NDArray[np.float64]:
-        """Of the robot (7,), rad."""
+        """Joint positions (7,), rad."""
         return np.array(self._data.qpos[self._robot._ref_joint_pos_indexes])
+
+    def compile_task(self) -> CompiledTask:
+        """The compiled step of the task, checked against one control step of the stock engine; the episode in progress is lost.
+
+        Raises:
+            NotCoveredError: The task is not covered, or the two differ.
+        """
+        from sacflow_robot.envs.fast import kernels
+        from sacflow_robot.envs.fast.compilation import compiling
+        from sacflow_robot.envs.fast.fast_robot import CompiledTask
+        from sacflow_robot.envs.fast.self_check import ACTION, check_step
+
+        start = self.begin(0)
+        task = CompiledTask(self._suite, self.task.name, self.layout.size)
+        with compiling(kernels.execute):
+            check_step(task, self.layout, self.robot, start, self.command(ACTION))
+        return task
 
     def _compile(self) -> None:
         from sacflow_robot.envs.fast.fast_robot import FastRobot
         from sacflow_robot.envs.fast.plan import NotCoveredError
-        from sacflow_robot.envs.fast.self_check import checked_task
 
         try:
-            self._compiled = FastRobot(checked_task(self), self._model, self._data)
+            self._compiled = FastRobot(self.compile_task(), self._model, self._data)
         except NotCoveredError as error:
             self.engine = fall_back(self.task.name, str(error))
 
@@ -180,7 +197,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         return observation, float(success), success, truncated, {"success": success, "state": state}
 
     def begin(self, seed: int) -> StepResult:
-        """``reset`` as the rest of the package speaks of it."""
+        """``reset`` by a seed, as a :class:`StepResult`."""
         observation, info = self.reset(seed=seed)
         return StepResult(observation, state=info["state"])
 
@@ -190,7 +207,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         return StepResult(observation, state=info["state"])
 
     def command(self, action: FloatArray) -> StepResult:
-        """``step`` as the rest of the package speaks of it."""
+        """``step`` as a :class:`StepResult`."""
         observation, reward, terminated, truncated, info = self.step(action)
         return StepResult(observation, reward, terminated, truncated, info["state"])
 
@@ -211,12 +228,12 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
 
     @property
     def model(self) -> mujoco.MjModel:
-        """The compiled model, to look at."""
+        """MuJoCo's model."""
         return self._model
 
     @property
     def data(self) -> mujoco.MjData:
-        """The present simulator data, to look at."""
+        """MuJoCo's data of the present state."""
         return self._data
 
     def render(self) -> npt.NDArray[np.uint8]:
@@ -250,7 +267,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         self.layout.write(state, self._model, self._data)
 
     def _control(self, action: npt.NDArray[np.float64]) -> None:
-        """robosuite's own control step without what nobody reads: observables and proprioception buffers."""
+        """robosuite's own control step without its observables and proprioception buffers, which nothing here reads."""
         sim, controller = self._suite.sim, self._robot.composite_controller
         low, high = self._model.actuator_ctrlrange.T
         for substep in range(self._substeps):
@@ -267,12 +284,13 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         mujoco.mj_collision(self._model, self._data)
 
     def _observe(self) -> dict[str, FloatArray]:
-        data, robot = self._data, self._robot.arms[0]
-        eef_body = self._suite.sim.model.body_name2id(self._robot.robot_model.eef_name[robot])
+        data = self._data
+        side = self._robot.arms[0]
+        eef_body = self._suite.sim.model.body_name2id(self._robot.robot_model.eef_name[side])
         arrays = {
-            "robot0_eef_pos": data.site_xpos[self._robot.eef_site_id[robot]].copy(),
+            "robot0_eef_pos": data.site_xpos[self._robot.eef_site_id[side]].copy(),
             "robot0_eef_quat": _xyzw(data.xquat[eef_body]),
-            "robot0_gripper_qpos": data.qpos[self._robot._ref_gripper_joint_pos_indexes[robot]],
+            "robot0_gripper_qpos": data.qpos[self._robot._ref_gripper_joint_pos_indexes[side]],
         }
         seen = dict(arrays)
         for name, sense in self._object_sensors.items():
@@ -281,12 +299,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, FloatArray], FloatArray]):
         return {key: array.astype(np.float32) for key, array in arrays.items()}
 
 
-def _nothing() -> None:
-    pass
-
-
 def make_spaces(robot: RobotSpec) -> tuple[spaces.Dict, spaces.Box]:
-    """Observation and action space of an arm."""
+    """Observation and action space of a robot."""
     seen: dict[str, spaces.Space[Any]] = {
         a.key: spaces.Box(-np.inf, np.inf, a.shape, np.float32) for a in robot.observations
     }

@@ -1,4 +1,4 @@
-"""robosuite, imported without its warnings: about optional extras that we do not use, and for each controller file."""
+"""Import of robosuite without its warnings about optional extras and controller files, and with a folder for Numba's cache."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from sacflow_robot.utils.caches import can_write, compiler_cache
 
 
 def _choose_numba_folder() -> None:
-    """See that Numba has a folder for what it compiles here and in robosuite.
+    """Give Numba a folder for what it compiles here and in robosuite.
 
-    It takes ``__pycache__`` beside the source or the user's cache. Where neither can be written, importing robosuite fails.
+    Numba uses ``__pycache__`` beside the source or the user's cache. Where neither can be written, importing robosuite fails.
     """
     robosuite = importlib.util.find_spec("robosuite")
     sources = [Path(__file__)] + ([Path(robosuite.origin)] if robosuite is not None and robosuite.origin else [])
@@ -30,7 +30,7 @@ def _choose_numba_folder() -> None:
         config: Any = numba.config
         os.environ["NUMBA_CACHE_DIR"] = config.CACHE_DIR = str(folder)
         return
-    macros: Any = ModuleType("robosuite.macros_private")  # a module of the user's, for which robosuite looks
+    macros: Any = ModuleType("robosuite.macros_private")  # robosuite imports this module of the user's if there is one
     macros.CACHE_NUMBA = False
     sys.modules["robosuite.macros_private"] = macros
 

@@ -1,7 +1,7 @@
-"""A robot's measured dynamics put into the simulator: joints and payload into MuJoCo's model, gains into the controller.
+"""Measured dynamics of a robot in the simulator: joints and payload in MuJoCo's model, gains in the controller.
 
-The controller goes on believing in the nominal robot: it compensates the gravity and inertia of the robot as built, not of what
-it has to carry, nor of heavier motors. That is what a robot's own controller does.
+The controller keeps the nominal model, as a robot's own controller does: it compensates gravity and inertia of the robot as
+built, without payload and with nominal motors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.envs.fast.kernels import Plan
+from sacflow_robot.envs.fast.step_data import Plan
 from sacflow_robot.envs.robot_parameters import RobotParameters
 
 Array = npt.NDArray[np.float64]
@@ -18,15 +18,16 @@ _MOST_INERTIA_KG_M2 = 1e-6  # of the payload about its own center: a point
 
 
 class RobotDynamics:
-    """The joints, payload and gains of one ``mjModel`` and the plan of what steps it.
+    """Joints, payload and gains of one ``mjModel`` and of the plan that steps it.
 
     Args:
         model: Changed in place; no other robot may share it.
-        plan: The nominal plan.
+        plan: The nominal plan of the compiled step.
     """
 
     def __init__(self, model: mujoco.MjModel, plan: Plan) -> None:
-        self._model, self._nominal = model, plan
+        self._model = model
+        self._nominal = plan
         self._own = {name: getattr(model, name)[plan.dofs].copy() for name in _JOINTS.values()}
         self._hand = int(model.site_bodyid[plan.grip_site])
         fields = "body_mass", "body_ipos", "body_inertia", "body_sameframe"
@@ -34,7 +35,7 @@ class RobotDynamics:
         self._scratch = mujoco.MjData(model)
 
     def nominal(self) -> RobotParameters:
-        """What the simulator has by itself."""
+        """The parameters of the simulator's own robot."""
         plan = self._nominal
         stiffness = float(plan.kp[0]), float(plan.kp[3])
         return RobotParameters(
@@ -50,7 +51,7 @@ class RobotDynamics:
         )
 
     def apply(self, robot: RobotParameters) -> Plan:
-        """Give the robot those dynamics; what the model does not name becomes nominal. Returns the plan to step it by."""
+        """Give the robot those dynamics, nominal where they name nothing; returns the plan to step it by."""
         nominal = self._nominal
         for name, field in _JOINTS.items():
             found = robot.array(name)
@@ -75,7 +76,7 @@ class RobotDynamics:
         )
 
     def _load(self, mass: float, center: Array) -> None:
-        """Let the body of the grip site, which has no mass of its own, be the payload."""
+        """Make the body of the grip site, which has no mass of its own, the payload."""
         model, hand, site = self._model, self._hand, self._nominal.grip_site
         for name, value in self._hand_as_built.items():
             getattr(model, name)[hand] = value

@@ -26,10 +26,10 @@ class Quantity:
     """One quantity of the table.
 
     Attributes:
-        count: How many numbers it is.
+        count: Numbers that it has.
         low: Smallest value that is physically possible.
         high: Largest.
-        what: What it is.
+        what: Description.
     """
 
     count: int

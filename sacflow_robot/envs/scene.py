@@ -1,4 +1,4 @@
-"""What a logged simulator state shows: joint angles, poses of the objects, a picture."""
+"""Joint angles, object poses and pictures of logged simulator states."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def read_scene(env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Scene:
         DataError: The states are not of this task.
     """
     model, data = env.model, env.data
-    joints, bodies = {}, {}
+    joints: dict[str, int] = {}
+    bodies: dict[str, int] = {}
     for joint in map(model.joint, range(model.njnt)):
         if joint.name.startswith(_ROBOT_PARTS):
             joints[joint.name] = int(joint.qposadr[0])

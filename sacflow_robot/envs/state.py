@@ -1,4 +1,4 @@
-"""The simulator state of a task as one vector, which logs keep and episodes start from."""
+"""Simulator state of a task as one vector, which logs keep and episodes start from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class StateLayout:
 
     @property
     def moving(self) -> int:
-        """How many entries change within an episode."""
+        """Number of entries that change within an episode."""
         return 1 + self.nq + self.nv
 
     @property
@@ -46,7 +46,7 @@ class StateLayout:
         return np.concatenate([[data.time], data.qpos, data.qvel, *placed])
 
     def write(self, state: State, model: mujoco.MjModel, data: mujoco.MjData) -> None:
-        """Bring the simulator to a state, everything that follows from it included.
+        """Set the simulator to a state, derived quantities included.
 
         Raises:
             DataError: The state is not of this task, or is damaged.

@@ -26,11 +26,11 @@ class Task:
         robosuite_name: robosuite's name of it.
         horizon: Steps after which an episode is truncated.
         object_size: Length of the observation ``object``: robosuite's (and robomimic's) ``object-state`` of the task.
-        object_quaternions: Where in ``object`` a quaternion starts.
-        placed_bodies: Bodies that an episode's start places in the model itself, having no joint that could; their
-            poses are part of the simulator state.
-        object_positions: Where in ``object`` a position in the world starts.
-        object_from_grip: Where, in the same order, the position of the same thing from the gripper starts.
+        object_quaternions: Indices in ``object`` at which a quaternion starts.
+        placed_bodies: Bodies without a joint, which an episode's start places in the model itself; their poses are part
+            of the simulator state.
+        object_positions: Indices in ``object`` at which a position in the world starts.
+        object_from_grip: Indices, in the same order, at which the position of the same object from the gripper starts.
     """
 
     name: str
@@ -112,21 +112,5 @@ def get_task(name: str) -> Task:
 
 
 def is_gymnasium_id(name: str) -> bool:
-    """Whether a name that is no task's looks like Gymnasium's: ``HalfCheetah-v5``, ``my_module:MyArm-v0``."""
+    """True for a name that is no task's and looks like Gymnasium's: ``HalfCheetah-v5``, ``my_module:MyArm-v0``."""
     return name not in TASKS and re.fullmatch(r"([\w.]+:)?([\w-]+/)?[\w.-]+-v\d+", name) is not None
-
-
-def get_robot(name: str) -> RobotSpec:
-    """What the simulated robot of a task, of any Gymnasium id, or of an environment ``MODULE:CLASS`` offers and accepts.
-
-    Raises:
-        UnknownNameError: None of these.
-        UsageError: The environment cannot be made, or does not fit.
-    """
-    if name in TASKS or (":" not in name and not is_gymnasium_id(name)):
-        return get_task(name).robot
-    from sacflow_robot.envs.registry import make_environment
-
-    env = make_environment(name)
-    env.close()
-    return env.robot

@@ -105,7 +105,8 @@ def options_for(
         UnknownNameError: No such task.
         UsageError: The environment cannot be made.
     """
-    from sacflow_robot.envs.tasks import TASKS, get_robot, get_task
+    from sacflow_robot.envs.registry import get_robot
+    from sacflow_robot.envs.tasks import TASKS, get_task
     from sacflow_robot.utils.action_history import without_history
 
     if robot is not None:
@@ -136,7 +137,8 @@ def read(path: Path | str, task: str | None, trim_idle: bool, agreement: Agreeme
         DataError: It cannot be read.
     """
     from sacflow_robot.data.formats.sources import can_infer, demo_spec, read_demos, recorded_robot
-    from sacflow_robot.envs.tasks import TASKS, get_robot
+    from sacflow_robot.envs.registry import get_robot
+    from sacflow_robot.envs.tasks import TASKS
 
     agreement.check_options()
     robot, env_name = recorded_robot(path)

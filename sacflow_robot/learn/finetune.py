@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sacflow_robot.calibrate.profile import load_profile
 from sacflow_robot.data.log.reader import EpisodeLog
-from sacflow_robot.envs.tasks import get_robot
+from sacflow_robot.envs.registry import get_robot
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.learn.config import CHANGEABLE, TrainConfig
 from sacflow_robot.learn.online_learner import OnlineConfig, OnlineLearner, learn_from_log

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sacflow_robot import __version__
-from sacflow_robot.envs.tasks import get_robot
+from sacflow_robot.envs.registry import get_robot
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.export.metadata import WeightsKind
 from sacflow_robot.export.onnx_policy import OnnxPolicy

@@ -12,9 +12,8 @@ from sacflow_robot.data.formats.demonstrations import DemoOptions
 from sacflow_robot.data.formats.sources import load_demos, with_recorded_history
 from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.data.robomimic_download import parse_name
-from sacflow_robot.envs.registry import why_no_environment
-from sacflow_robot.envs.tasks import get_robot
-from sacflow_robot.envs.vector_env import collect, core_count
+from sacflow_robot.envs.demonstrations import collect
+from sacflow_robot.envs.registry import get_robot, why_no_environment
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
 from sacflow_robot.learn import demo_source
@@ -23,6 +22,7 @@ from sacflow_robot.spec import NO_ENVIRONMENT, Engine, RobotSpec
 from sacflow_robot.utils.action_history import robot_with_history, with_action_history
 from sacflow_robot.utils.caches import cache_root
 from sacflow_robot.utils.console import console, progress_bar
+from sacflow_robot.utils.processes import core_count
 from sacflow_robot.utils.seeding import CURVE_SEED, EVAL_SEED, TRAINING_SEED
 
 if TYPE_CHECKING:

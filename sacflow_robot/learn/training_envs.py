@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sacflow_robot.calibrate.profile import load_profile
-from sacflow_robot.envs.registry import NoRobots
-from sacflow_robot.envs.safety_wrapper import LimitedVectorEnv
-from sacflow_robot.envs.vector_env import core_count, make_vector_env
+from sacflow_robot.envs.randomization import Draws
+from sacflow_robot.envs.registry import get_robot
+from sacflow_robot.envs.vector import NoRobots, SubprocVectorEnv, ThreadVectorEnv, make_vector_env
+from sacflow_robot.envs.wrappers import ActionFilter
 from sacflow_robot.errors import UsageError
 from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.spec import RobotSpec
-
-if TYPE_CHECKING:
-    from sacflow_robot.envs.randomized_env import Draws
+from sacflow_robot.utils.action_history import robot_with_history
+from sacflow_robot.utils.processes import core_count
 
 
 @contextmanager
@@ -41,16 +41,15 @@ def training_envs(config: TrainConfig, robot: RobotSpec | None = None) -> Iterat
         yield envs, eval_envs
 
 
-@contextmanager
-def _envs(config: TrainConfig, count: int, draws: Draws | None) -> Iterator[VectorEnv]:
-    if draws is None:
-        with make_vector_env(config.env, count, config.env_engine, history=config.action_history) as made:
-            yield limited(made, config)
-        return
-    from sacflow_robot.envs.randomized_env import RandomizedVectorEnv
-
-    with RandomizedVectorEnv(config.env, count, draws) as drawn:
-        yield limited(drawn, config)
+def _envs(config: TrainConfig, count: int, draws: Draws | None) -> ThreadVectorEnv | SubprocVectorEnv:
+    return make_vector_env(
+        config.env,
+        count,
+        config.env_engine,
+        history=config.action_history,
+        draws=draws,
+        limiter=training_limiter(config),
+    )
 
 
 def training_draws(config: TrainConfig) -> Draws | None:
@@ -61,23 +60,21 @@ def training_draws(config: TrainConfig) -> Draws | None:
     """
     if config.randomize == "none":
         return None
-    from sacflow_robot.envs.randomized_env import Draws
-
     measured = load_profile(Path(config.profile)).measured if config.randomize == "profile" else {}
-    return Draws(config.randomize, measured, history=config.action_history)
+    return Draws(config.randomize, measured)
 
 
-def limited(envs: VectorEnv, config: TrainConfig) -> VectorEnv:
-    """The robots under the safety limits of the profile that the configuration names, if it does.
+def training_limiter(config: TrainConfig) -> Callable[[], ActionFilter] | None:
+    """Maker of safety filters with the limits of the profile that the configuration names; None if it names none.
 
     Raises:
         UsageError: The profile has none, or the robot is not one that a safety filter knows.
         DataError: It cannot be read.
     """
     if config.safety is None:
-        return envs
+        return None
     profile = load_profile(Path(config.safety))
     if profile.safety is None:
         raise UsageError(f"--safety {config.safety}: the profile has no section 'safety'")
-    limits = profile.safety_limits(envs.spec)
-    return LimitedVectorEnv(envs, lambda: SafetyFilter(envs.spec, limits))
+    robot = robot_with_history(get_robot(config.env), config.action_history)
+    return partial(SafetyFilter, robot, profile.safety_limits(robot))

@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from sacflow_robot.envs.tasks import get_robot
+from sacflow_robot.envs.registry import get_robot
 from sacflow_robot.export import metadata as policyfile
 from sacflow_robot.export.to_onnx import export_policy
 from sacflow_robot.learn.algorithms.sac_flow import SacFlow

@@ -23,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor, nn
 
 from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
+from sacflow_robot.envs.vector import ThreadVectorEnv
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.learn.algorithms.registry import make_agent
 from sacflow_robot.learn.algorithms.sac_flow import SacFlow
@@ -32,7 +33,7 @@ from sacflow_robot.learn.networks.critic import aggregate
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.study.options import GradientsOptions
 from sacflow_robot.study.report import Report, geometric_mean, listed
-from sacflow_robot.study.runs import LocalVectorEnv, RunAll, train
+from sacflow_robot.study.runs import RunAll, train
 from sacflow_robot.utils.plot_style import COLORS, MARKERS, new_figure, tidy
 
 # name: velocity, largest norm of the policy's gradient, weight norm
@@ -129,7 +130,7 @@ def _config(options: GradientsOptions, case: _Case) -> TrainConfig:
 
 def _measure(options: GradientsOptions, case: _Case) -> list[dict[str, Any]]:
     config = _config(options, case)
-    envs = LocalVectorEnv([GymnasiumEnv(options.env)])
+    envs = ThreadVectorEnv([GymnasiumEnv(options.env)], background=False)
     trainer, finished = train(config, envs)
     observations = torch.from_numpy(trainer.buffer.observations())
     device = trainer.agent.device

@@ -8,14 +8,14 @@ import multiprocessing.connection
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 
-from sacflow_robot.episode import Episode, StepResult
+from sacflow_robot.episode import Episode
 from sacflow_robot.errors import SacflowError
 from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.learn.algorithms.agent import Agent
@@ -23,63 +23,9 @@ from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.learn.trainer import Trainer
-from sacflow_robot.spec import Engine, FloatArray, RobotSpec
 
 _Cell = TypeVar("_Cell")
 _Result = TypeVar("_Result")
-
-
-class SimulatedRobot(Protocol):
-    """One simulated robot, as ``GymnasiumEnv`` is one."""
-
-    robot: RobotSpec
-
-    def begin(self, seed: int) -> StepResult: ...
-
-    def command(self, action: FloatArray) -> StepResult: ...
-
-
-class LocalVectorEnv:
-    """``VectorEnv`` over robots so cheap to step that a process or a thread for each would only slow them.
-
-    Args:
-        envs: The robots, all of one kind.
-    """
-
-    engine: Engine = "stock"
-
-    def __init__(self, envs: Sequence[SimulatedRobot]) -> None:
-        self._envs, self._chunks = list(envs), dict[int, FloatArray]()
-
-    @property
-    def spec(self) -> RobotSpec:
-        return self._envs[0].robot
-
-    def __len__(self) -> int:
-        return len(self._envs)
-
-    def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start episodes: robot index to seed."""
-        return {i: self._envs[i].begin(seed) for i, seed in starts.items()}
-
-    def send(self, chunks: Mapping[int, FloatArray]) -> None:
-        """Note the chunks (H, A) that :meth:`receive` executes, each stopping early where its episode ends."""
-        self._chunks = dict(chunks)
-
-    def receive(self) -> dict[int, list[StepResult]]:
-        """Per robot one result for each action executed."""
-        return {i: list(self._execute(self._envs[i], chunk)) for i, chunk in self._chunks.items()}
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-    @staticmethod
-    def _execute(robot: SimulatedRobot, chunk: FloatArray) -> Iterator[StepResult]:
-        for action in chunk:
-            result = robot.command(action)
-            yield result
-            if result.ended:
-                return
 
 
 def train(

@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.envs.collector import rollout
+from sacflow_robot.envs.vector import ThreadVectorEnv
 from sacflow_robot.learn.algorithms.agent import Agent
 from sacflow_robot.learn.algorithms.sac_flow import SacFlow
 from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig
 from sacflow_robot.study import two_ways
 from sacflow_robot.study.options import Budget
-from sacflow_robot.study.runs import LocalVectorEnv, train
+from sacflow_robot.study.runs import train
 from sacflow_robot.utils.seeding import EVAL_SEED, TRAINING_SEED
 
 _ENVS, _NEIGHBORS = 8, 10
@@ -92,7 +93,7 @@ def run_trial(
         prepare: Called with the agent before its first update.
     """
     demos = two_ways.demonstrate(range(TRAINING_SEED, TRAINING_SEED + budget.demos))
-    envs = LocalVectorEnv([two_ways.TwoWays() for _ in range(_ENVS)])
+    envs = ThreadVectorEnv([two_ways.TwoWays() for _ in range(_ENVS)], background=False)
     trainer, finished = train(config, envs, demos, cloned, prepare)
     shape = config.chunk_length, envs.spec.action_dim
     seeds = range(EVAL_SEED, EVAL_SEED + budget.episodes)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.envs.environment import SimulatedEnv
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, Source, StepResult
 from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
@@ -26,7 +27,7 @@ _DETOUR = 0.85  # how far off the middle the demonstrations pass (m), on average
 _SPEED, _SHAKE = 0.55, 0.25  # of the demonstrations, in units of the action
 
 
-class TwoWays:
+class TwoWays(SimulatedEnv):
     """The task as a simulated robot: position (2,) in meters in, velocity command (2,) in [-1, 1] out.
 
     Reward 1 at the goal, which ends the episode; hitting the disc ends it too, without.

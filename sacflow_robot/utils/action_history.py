@@ -1,7 +1,7 @@
-"""The actions commanded last, as one more observation: for policies that act where delays make what they see depend on it.
+"""History of the last actions sent, as one more observation: with delays, what a robot does next depends on them.
 
-The history is no measurement: it follows from the commanded actions, so that a log can be learned from with another
-length of it than it was recorded with, and an episode replays without it.
+The history follows from an episode's actions. So a log can be learned from with another length than it was recorded with,
+and an episode replays without it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ from dataclasses import replace
 import numpy as np
 
 from sacflow_robot.episode import Episode
+from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
 KEY = "action_history"
 
 
 def robot_with_history(robot: RobotSpec, length: int) -> RobotSpec:
-    """The robot if it observes its last actions (length, A) too, newest last; of the length given, whatever it had."""
+    """The robot with its last actions (length, A) among its observations, newest last, in place of a history that it had.
+
+    Raises:
+        UsageError: The length is not from 0 to 100.
+    """
+    if not 0 <= length <= 100:
+        raise UsageError(f"the action history is {length}; it must be from 0 to 100")
     robot = without_history(robot)
     if not length:
         return robot

@@ -30,7 +30,7 @@ class Stream(IntEnum):
     REPLAY = 3
     MESSAGES = 4
     TWIN = 5
-    RANDOMiZATION = 6
+    RANDOMIZATION = 6
     SENSORS = 7
     EXCITATION = 8
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from sacflow_robot.cli import main
-from sacflow_robot.envs.randomized_env import Draws, RandomizedVectorEnv
+from sacflow_robot.envs.vector import make_vector_env
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.learn.config import FlowConfig, TrainConfig
 from sacflow_robot.learn.progress import TrainingProgress
@@ -57,7 +57,7 @@ def test_a_run_that_observes_its_last_actions_is_exported(tmp_path: Path, capsys
     config = TrainConfig(action_history=2, flow=FlowConfig(width=16, depth=2, gate_width=8))
     config = replace(config, learner=replace(config.learner, critic_width=16))
     run = RunFolder.create(tmp_path / "run", config)
-    with RandomizedVectorEnv("lift", 1, Draws(history=2), background=False) as envs:
+    with make_vector_env("lift", 1, background=False, history=2) as envs:
         trainer = Trainer(replace(config, offline_steps=0, online_steps=0, eval_episodes=0), run, envs, envs,
                           TrainingProgress(Console(quiet=True)))  # fmt: skip
         trainer.run()

@@ -17,8 +17,8 @@ import pytest
 import sacflow_robot
 from sacflow_robot.cli import EXTRAS, main
 from sacflow_robot.data.log.episode_writer import write_log
+from sacflow_robot.envs.demonstrations import demonstrate
 from sacflow_robot.envs.tasks import get_task
-from sacflow_robot.envs.vector_env import demonstrate
 
 PACKAGE = Path(sacflow_robot.__file__).parent
 ROOT = PACKAGE.parent

@@ -15,9 +15,8 @@ from sacflow_robot.cli import common, main
 from sacflow_robot.cli.train import Train
 from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.data.log.reader import EpisodeLog
-from sacflow_robot.envs.registry import NoRobots, UserEnv, environment_of
-from sacflow_robot.envs.tasks import get_robot
-from sacflow_robot.envs.vector_env import make_vector_env
+from sacflow_robot.envs.registry import UserEnv, environment_of, get_robot
+from sacflow_robot.envs.vector import NoRobots, make_vector_env
 from sacflow_robot.episode import Episode, EpisodeBuilder
 from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.export.onnx_policy import OnnxPolicy

@@ -17,7 +17,7 @@ import rerun as rr
 
 from sacflow_robot.cli import main
 from sacflow_robot.data.log.episode_writer import write_log
-from sacflow_robot.envs.vector_env import demonstrate
+from sacflow_robot.envs.demonstrations import demonstrate
 from sacflow_robot.episode import Episode
 from sacflow_robot.robot.conformance import FakeRobot
 from sacflow_robot.robot.drivers.registry import DRIVERS

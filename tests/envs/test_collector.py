@@ -10,8 +10,7 @@ import pytest
 
 from sacflow_robot.envs.collector import Rollouts, rollout
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.vector_env import SubprocVectorEnv, make_vector_env
-from sacflow_robot.errors import SacflowError, UnknownNameError
+from sacflow_robot.envs.vector import make_vector_env
 from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.utils.seeding import chunk_noise
 
@@ -22,12 +21,6 @@ SHAPE = (5, 7)
 def envs(request: pytest.FixtureRequest) -> Iterator[VectorEnv]:
     with make_vector_env("lift", 2, request.param) as made:
         assert made.engine == request.param
-        yield made
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[SubprocVectorEnv]:
-    with SubprocVectorEnv("lift", 2) as made:
         yield made
 
 
@@ -78,29 +71,6 @@ def test_interrupted_episodes_go_on_exactly(envs: VectorEnv) -> None:
     for i in expected:
         assert again[i]["seed"] == expected[i]["seed"]
         assert np.array_equal(again[i]["actions"], expected[i]["actions"])
-
-
-def test_failures_in_a_worker_reach_the_caller(pool: SubprocVectorEnv) -> None:
-    envs = pool
-    with pytest.raises(UnknownNameError):
-        SubprocVectorEnv("juggle", 1)
-    envs.begin({0: 1, 1: 2})
-    envs.send({0: np.full((1, 7), np.nan, np.float32), 1: np.zeros((1, 7), np.float32)})
-    with pytest.raises(SacflowError, match="simulator process 0 failed: action holds NaN"):
-        envs.receive()
-    # No answer of the other robot is left over to be taken for the next one.
-    starts = envs.begin({0: 1, 1: 2})
-    assert all(result.reward == 0 and result.observation["object"].shape == (10,) for result in starts.values())
-
-
-def test_a_worker_that_dies_is_named() -> None:
-    with SubprocVectorEnv("lift", 1) as pool:
-        pool.begin({0: 0})
-        pool._processes[0].kill()
-        pool._processes[0].join()
-        with pytest.raises(SacflowError, match="simulator process 0 died"):
-            pool.send({0: np.zeros((1, 7), np.float32)})
-            pool.receive()
 
 
 def test_parts_are_the_episode_cut_where_it_was_complete(envs: VectorEnv) -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from sacflow_robot.envs.collector import rollout
 from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
-from sacflow_robot.envs.tasks import get_robot, is_gymnasium_id
-from sacflow_robot.envs.vector_env import SubprocVectorEnv
+from sacflow_robot.envs.registry import get_robot
+from sacflow_robot.envs.tasks import is_gymnasium_id
+from sacflow_robot.envs.vector import SubprocVectorEnv
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError
 
 

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from sacflow_robot.envs.collector import rollout
-from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, draw_around, draw_twin
-from sacflow_robot.envs.randomized_env import Draws, RandomizedEnv, RandomizedVectorEnv
+from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, Draws, draw_around, draw_twin
+from sacflow_robot.envs.randomized_env import RandomizedEnv
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.robot_parameters import Measured, RobotParameters
 from sacflow_robot.envs.sensing import Sensors
+from sacflow_robot.envs.vector import make_vector_env
+from sacflow_robot.envs.wrappers import HistoryEnv
 from sacflow_robot.errors import UnknownNameError, UsageError
+from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.seeding import random_stream
 
@@ -43,14 +46,15 @@ def test_draws_around_a_profile_have_its_uncertainty_and_stay_possible() -> None
 
 
 def test_an_episode_is_decided_by_its_seed_and_says_what_was_drawn() -> None:
-    def play(envs: RandomizedVectorEnv) -> list[tuple[FloatArray, str]]:
+    def play(envs: VectorEnv) -> list[tuple[FloatArray, str]]:
         episodes = rollout(envs, (5, 7), lambda seen, noise: np.tile(PUSH, (len(noise), 5, 1)), range(3, 5))
         return sorted(
             ((e.observations["robot0_eef_pos"][:40], str(e.info["arm_model"])) for e in episodes),
             key=lambda pair: pair[1],
         )
 
-    with RandomizedVectorEnv("lift", 1, Draws("wide")) as one, RandomizedVectorEnv("lift", 2, Draws("wide")) as two:
+    draws = Draws("wide")
+    with make_vector_env("lift", 1, draws=draws) as one, make_vector_env("lift", 2, draws=draws) as two:
         alone, together = play(one), play(two)
     for (a, about), (b, other) in zip(alone, together, strict=True):
         assert np.array_equal(a, b) and about == other
@@ -63,8 +67,8 @@ def test_delays_move_what_is_seen_and_losses_repeat_it() -> None:
 
     def play(model: RobotParameters) -> FloatArray:
         made = RandomizedEnv(env, Draws(model=model))
-        made.reset(seed=5)
-        return np.stack([made.step(PUSH)[0]["robot0_eef_pos"] for _ in range(14)])
+        made.begin(5)
+        return np.stack([made.command(PUSH).observation["robot0_eef_pos"] for _ in range(14)])
 
     prompt = play(RobotParameters())
     observed_late = play(RobotParameters({"transport.observation_delay_ms": (100.0,)}))
@@ -80,13 +84,13 @@ def test_delays_move_what_is_seen_and_losses_repeat_it() -> None:
 
 
 def test_the_last_actions_are_seen_newest_last() -> None:
-    made = RandomizedEnv(RobosuiteEnv("lift", engine="compiled"), Draws(history=2))
-    seen, _ = made.reset(seed=1)
-    assert made.robot.observations[-1].key == "action_history" and not seen["action_history"].any()
-    made.step(PUSH)
-    seen = made.step(0.5 * PUSH)[0]
+    made = HistoryEnv(RandomizedEnv(RobosuiteEnv("lift", engine="compiled"), Draws()), 2)
+    start = made.begin(1)
+    assert made.robot.observations[-1].key == "action_history" and not start.observation["action_history"].any()
+    made.command(PUSH)
+    seen = made.command(0.5 * PUSH).observation
     assert np.array_equal(seen["action_history"], [PUSH, 0.5 * PUSH])
-    assert made.observation_space.contains(seen)
+    made.robot.check_observation(seen)
 
 
 def test_sensors_bias_what_is_relative_too_and_round(robot: RobotSpec) -> None:

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.envs.collector import Chunker
-from sacflow_robot.envs.vector_env import SubprocVectorEnv, collect
+from sacflow_robot.envs.demonstrations import collect
+from sacflow_robot.envs.vector import SubprocVectorEnv
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, PolicyFileError, SacflowError, UsageError
 from sacflow_robot.export.metadata import file_version

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from sacflow_robot.cli import main
-from sacflow_robot.envs.tasks import get_robot
+from sacflow_robot.envs.registry import get_robot
 from sacflow_robot.learn.algorithms.registry import make_agent
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.networks.policy import Rollout

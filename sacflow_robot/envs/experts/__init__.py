@@ -1,1 +1,1 @@
-"""Scripted experts: habits, the motions of a hand, one script per task."""
+"""Scripted experts: a demonstrator's style, motion primitives, one script per task."""

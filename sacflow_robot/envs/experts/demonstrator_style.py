@@ -1,4 +1,4 @@
-"""How demonstrators differ: the habits of one attempt, drawn by quality."""
+"""Style of a demonstrator in one attempt, drawn by quality."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ QUALITIES: tuple[Quality, ...] = get_args(Quality)
 
 
 @dataclass(frozen=True)
-class Habits:
-    """How one demonstrator behaves in one attempt; drawn anew for each.
+class Style:
+    """Parameters of one attempt of a demonstrator; drawn anew for each.
 
     Attributes:
         gain: Share of the remaining distance commanded per step; small is slow.
@@ -23,7 +23,7 @@ class Habits:
         detour: Sideways offset of the hover point (m), x and y.
         diagonal: Descend while still moving sideways.
         aligns: Turn the gripper to the object.
-        carelessness: 1 for someone who often misses, 0 for someone who never does; scripts scale their aim errors by it.
+        carelessness: 1 misses often, 0 never; scales the aim errors of scripts.
         close_steps: Steps to wait for the fingers.
         tremor: Standard deviation of the slowly varying command noise, in action units.
         jitter: Standard deviation of the white command noise, in action units.
@@ -45,10 +45,10 @@ class Habits:
     persistence: float
 
 
-def draw_habits(quality: Quality, rng: np.random.Generator) -> Habits:
-    """Habits of that quality: ``mixed`` goes from slow and shaky to quick and sure."""
+def draw_style(quality: Quality, rng: np.random.Generator) -> Style:
+    """Draw a style: ``mixed`` ranges from slow and shaky to quick and sure."""
     if quality == "proficient":
-        return Habits(
+        return Style(
             gain=rng.uniform(0.6, 0.85),
             top_speed=rng.uniform(0.8, 1.0),
             hover=rng.uniform(0.04, 0.07),
@@ -63,7 +63,7 @@ def draw_habits(quality: Quality, rng: np.random.Generator) -> Habits:
             persistence=1.0,
         )
     skill = rng.uniform() if quality == "mixed" else rng.uniform(0.0, 0.3)
-    return Habits(
+    return Style(
         gain=0.45 + 0.35 * skill + rng.uniform(-0.1, 0.1),
         top_speed=rng.uniform(0.6, 1.0),
         hover=rng.uniform(0.04, 0.12),

@@ -1,4 +1,4 @@
-"""Scripted experts that demonstrate a task as well, and as unevenly, as people of three qualities do."""
+"""Scripted experts that demonstrate a task with the skill and the variation of people, in three qualities."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sacflow_robot.envs.experts.demonstrator_style import QUALITIES, Habits, Quality, draw_habits
+from sacflow_robot.envs.experts.demonstrator_style import QUALITIES, Quality, Style, draw_style
 from sacflow_robot.envs.experts.primitives import CLOSE, OPEN, Goal, Hand, Motion
 from sacflow_robot.envs.experts.scripts import SCRIPTS
 from sacflow_robot.envs.tasks import METERS_PER_ACTION, RADIANS_PER_ACTION
@@ -19,7 +19,7 @@ _GIVE_UP_STEPS = 30
 
 
 class Expert(Protocol):
-    """Chooses one action at a time; ``done`` once it gives the episode up."""
+    """Policy that chooses one action at a time; ``done`` once it gives the episode up."""
 
     done: bool
 
@@ -29,20 +29,21 @@ class Expert(Protocol):
 
 
 class ScriptedExpert:
-    """Follows a task's script with the habits of a quality.
+    """Follow a task's script in a style of a quality.
 
-    After a failed attempt it tries again with other habits, or gives the episode up and leaves the robot idle.
+    After a failed attempt it tries again in another style, or gives the episode up and leaves the robot idle.
 
     Args:
         task: Name of the task.
         quality: ``proficient``, ``mixed`` or ``poor``.
-        rng: Decides its habits, its misses and its noise.
+        rng: Draws its style, its misses and its noise.
     """
 
     def __init__(self, task: str, quality: Quality, rng: np.random.Generator) -> None:
-        self._quality, self._rng = quality, rng
+        self._quality = quality
+        self._rng = rng
         self._script = SCRIPTS[task]
-        self._hand = Hand(draw_habits(quality, rng), rng, first_way=bool(rng.uniform() < 0.5))
+        self._hand = Hand(draw_style(quality, rng), rng, first_way=bool(rng.uniform() < 0.5))
         self._goals = self._attempts()
         self._tremor = np.zeros(3)
         self._pause = 0
@@ -51,50 +52,50 @@ class ScriptedExpert:
 
     @property
     def first_way(self) -> bool:
-        """Which of the task's two ways this expert shows, where there are two."""
+        """True if this expert shows the first of the task's two ways, where there are two."""
         return self._hand.first_way
 
     def act(self, observation: Observation) -> FloatArray:
         """Action (7,) for one unbatched observation."""
-        hand, habits, rng = self._hand, self._hand.habits, self._rng
+        hand, style, rng = self._hand, self._hand.style, self._rng
         hand.see(observation)
-        self._tremor = _TREMOR_MEMORY * self._tremor + np.sqrt(1 - _TREMOR_MEMORY**2) * rng.normal(0, habits.tremor, 3)
+        self._tremor = _TREMOR_MEMORY * self._tremor + np.sqrt(1 - _TREMOR_MEMORY**2) * rng.normal(0, style.tremor, 3)
         if self._pause > 0:
             self._pause -= 1
             return np.array([0, 0, 0, 0, 0, 0, self._gripper], np.float32)
-        if rng.uniform() < habits.pause_rate:
+        if rng.uniform() < style.pause_rate:
             self._pause = int(rng.integers(2, 9))
         goal = next(self._goals, None)
         if goal is None:
             self.done = True
             return np.array([0, 0, 0, 0, 0, 0, self._gripper], np.float32)
         self._gripper = goal.gripper
-        return self._command(goal, habits)
+        return self._command(goal, style)
 
-    def _command(self, goal: Goal, habits: Habits) -> FloatArray:
+    def _command(self, goal: Goal, style: Style) -> FloatArray:
         hand, rng = self._hand, self._rng
-        move = habits.gain * (goal.position - hand.position) / METERS_PER_ACTION
-        fastest, speed = min(habits.top_speed, goal.slowness), np.abs(move).max()
+        move = style.gain * (goal.position - hand.position) / METERS_PER_ACTION
+        fastest, speed = min(style.top_speed, goal.slowness), np.abs(move).max()
         if speed > fastest:
             move *= fastest / speed
-        move += (1 - goal.steadiness) * (self._tremor + rng.normal(0, habits.jitter, 3))
-        turn = rng.normal(0, 0.15 * habits.jitter, 3)
+        move += (1 - goal.steadiness) * (self._tremor + rng.normal(0, style.jitter, 3))
+        turn = rng.normal(0, 0.15 * style.jitter, 3)
         if goal.yaw is not None:
-            turn += habits.gain * hand.turn_to(goal.yaw) / RADIANS_PER_ACTION
+            turn += style.gain * hand.turn_to(goal.yaw) / RADIANS_PER_ACTION
         action: FloatArray = np.clip(np.concatenate([move, turn, [goal.gripper]]), -1, 1).astype(np.float32)
         return action
 
     def _attempts(self) -> Motion:
         while not (yield from self._script(self._hand)):
-            if self._rng.uniform() >= self._hand.habits.persistence:
+            if self._rng.uniform() >= self._hand.style.persistence:
                 yield from self._hand.wait(_GIVE_UP_STEPS, CLOSE, 0.9)
                 return False
-            self._hand.habits = draw_habits(self._quality, self._rng)
+            self._hand.style = draw_style(self._quality, self._rng)
         return True
 
 
 def make_expert(task: str, seed: int, quality: Quality = "mixed") -> ScriptedExpert:
-    """The scripted expert of a task, its habits and noise decided by the seed.
+    """The scripted expert of a task; the seed decides its style and noise.
 
     Raises:
         UnknownNameError: The task has no expert, or there is no such quality.

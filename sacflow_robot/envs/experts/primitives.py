@@ -1,4 +1,4 @@
-"""What a scripted expert sees and commands, and the motions that scripts are made of."""
+"""Motion primitives of scripted experts, and the state of the gripper and the objects that they use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.envs.experts.demonstrator_style import Habits
+from sacflow_robot.envs.experts.demonstrator_style import Style
 from sacflow_robot.spec import Observation
 from sacflow_robot.utils.rotations import to_matrix
 
@@ -25,14 +25,14 @@ _DOWN = np.diag([1.0, -1.0, -1.0])  # gripper pointing down, fingers opening alo
 
 @dataclass(frozen=True)
 class Goal:
-    """What a script wants at one step.
+    """Goal of one step.
 
     Attributes:
-        position: Where the gripper should be (3,), m, world.
+        position: Of the gripper (3,), m, world.
         gripper: OPEN or CLOSE.
-        yaw: Turn about the vertical that it should have from fingers opening along y (rad); None leaves it alone.
-        steadiness: Share of the hand's noise that care suppresses at this point, 0 to 1.
-        slowness: Largest translation command here, in action units; the habits' own may be lower.
+        yaw: Turn about the vertical from fingers opening along y (rad); None leaves it as it is.
+        steadiness: Share of the noise that is suppressed at this step, 0 to 1.
+        slowness: Largest translation command at this step, in action units; the style's may be lower.
     """
 
     position: Vector
@@ -43,20 +43,22 @@ class Goal:
 
 
 Motion = Generator[Goal, None, bool]
-"""Yields one goal a step while the hand is kept up to date; returns whether it worked."""
+"""Yields one goal a step, while the hand is kept up to date; returns True on success."""
 
 
 class Hand:
     """The gripper and the objects as of the latest observation, in the world frame.
 
     Attributes:
-        habits: Habits of the attempt under way.
-        rng: Everything random in the attempt.
-        first_way: Which of two ways of doing the task this episode shows, where there are two.
+        style: Style of the present attempt.
+        rng: Draws everything random in the attempt.
+        first_way: True if this episode shows the first of two ways of doing the task.
     """
 
-    def __init__(self, habits: Habits, rng: np.random.Generator, first_way: bool) -> None:
-        self.habits, self.rng, self.first_way = habits, rng, first_way
+    def __init__(self, style: Style, rng: np.random.Generator, first_way: bool) -> None:
+        self.style = style
+        self.rng = rng
+        self.first_way = first_way
         self.position = np.zeros(3)
         self.rotation = _DOWN
         self.opening = 0.0
@@ -82,8 +84,8 @@ class Hand:
         return _rotation_vector(wanted @ self.rotation.T)
 
     def aim(self, x: float, y: float, z: float) -> Vector:
-        """A random miss (3,), m, with these standard deviations for a careless hand."""
-        return np.asarray(self.rng.normal(0.0, 1.0, 3) * [x, y, z] * self.habits.carelessness)
+        """A random miss (3,), m, with these standard deviations at carelessness 1."""
+        return np.asarray(self.rng.normal(0.0, 1.0, 3) * [x, y, z] * self.style.carelessness)
 
     def near(self, goal: Vector, within: float) -> bool:
         return bool(np.linalg.norm(goal - self.position) < within)
@@ -99,7 +101,7 @@ class Hand:
         steadiness: float = 0.3,
         slowness: float = 1.0,
     ) -> Motion:
-        """Go to a goal, which may move; True on coming within that distance (m), False after ``limit`` steps."""
+        """Go to a goal, which may move; True within that distance of it (m), False after ``limit`` steps."""
         for _ in range(limit):
             target = goal()
             if self.near(target, within) and (yaw is None or np.abs(self.turn_to(yaw)).max() < 0.12):
@@ -114,7 +116,7 @@ class Hand:
         return True
 
     def carry(self, goal: Callable[[], Vector], **how: Any) -> Motion:
-        """``move`` with something in the hand; False as soon as it is lost."""
+        """``move`` while holding something; False as soon as it is lost."""
         motion = self.move(goal, CLOSE, **how)
         for step in motion:
             if not self.holds:
@@ -126,22 +128,22 @@ class Hand:
         """Close the fingers until they stop."""
         before = np.inf
         for step in range(_CLOSING_STEPS):
-            if step >= self.habits.close_steps and abs(self.opening - before) < _STILL:
+            if step >= self.style.close_steps and abs(self.opening - before) < _STILL:
                 break
             before = self.opening
             yield Goal(self.position, CLOSE, None, 0.5)
         return self.holds
 
     def release(self) -> Motion:
-        """Open and rise; False, as the task should have ended by now."""
-        yield from self.wait(self.habits.close_steps, OPEN, 0.8)
+        """Open and rise. Returns False: if the attempt had worked, the episode would have ended."""
+        yield from self.wait(self.style.close_steps, OPEN, 0.8)
         clear = self.position + up(0.11)
         yield from self.move(lambda: clear, OPEN, within=0.03, limit=20)
         return False
 
     @property
     def holds(self) -> bool:
-        """Whether something keeps the fingers apart."""
+        """True if something keeps the fingers apart."""
         return self.opening > _EMPTY
 
     def grasp(
@@ -157,15 +159,15 @@ class Hand:
 
         Args:
             at: The point (3,), m, world.
-            miss: Where the fingers close, relative to it (3,), m.
+            miss: Error of the point where the fingers close (3,), m.
             yaw: Turn about the vertical to grasp with (rad).
             clearance: Height above the point below which the fingers could hit the object (m).
-            within: How near to the point above the object is near enough to descend (m).
+            within: Distance to the point above the object from which to descend (m).
         """
-        habits = self.habits
-        over = np.array([*habits.detour, clearance + (0.0 if habits.diagonal else habits.hover)])
-        yaw = yaw if habits.aligns else None
-        near = 0.02 if habits.diagonal else within
+        style = self.style
+        over = np.array([*style.detour, clearance + (0.0 if style.diagonal else style.hover)])
+        yaw = yaw if style.aligns else None
+        near = 0.02 if style.diagonal else within
         yield from self.move(lambda: at() + over, OPEN, within=near, limit=100, yaw=yaw, steadiness=0.0)
         yield from self.move(lambda: at() + miss, OPEN, within=0.012, limit=60, yaw=yaw, steadiness=0.4)
         yield from self.close()
@@ -173,7 +175,7 @@ class Hand:
 
 
 def up(height: float) -> Vector:
-    """That far upwards (3,), m, world."""
+    """Vector (3,) of that height (m), world."""
     return np.array([0.0, 0.0, height])
 
 

@@ -1,6 +1,6 @@
-"""One script per task: what an attempt at it is made of. Each returns whether the attempt worked.
+"""One script per task: the motions of an attempt. Each returns True if the attempt worked.
 
-Where a task can be done in two ways, ``hand.first_way`` says which one an episode shows.
+Where a task can be done in two ways, ``hand.first_way`` selects the one that an episode shows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LEVER_IN_DOOR = (-0.05, -0.10)  # end of the closed door's lever in the frame o
 _LEVER = 0.125  # from the lever's joint to its end (m)
 _UNLATCHED = 1.15  # turn of the lever that frees the door (rad)
 _CAN_YAW = 0.5  # to either side (rad)
-_UNEQUAL = 1.0  # of two ways to turn, one that is longer by more than this (rad) is nobody's choice
+_UNEQUAL = 1.0  # of two ways to turn, one that is longer by more than this (rad) is never chosen
 _CARELESS = 0.85
 _QUARTER, _HALF = np.pi / 2, np.pi
 
@@ -91,8 +91,8 @@ def square(hand: Hand) -> Motion:
     def handle() -> Vector:
         return nut() + _HANDLE * np.array([np.cos(nut_yaw()), np.sin(nut_yaw()), 0.0])
 
-    if hand.habits.carelessness < _CARELESS:  # all but the most careless know that a handle must be taken across
-        hand.habits = replace(hand.habits, aligns=True)
+    if hand.style.carelessness < _CARELESS:  # only the most careless do not grasp across the handle
+        hand.style = replace(hand.style, aligns=True)
     yaw, turn = _plan_turn(nut_yaw(), hand.first_way)
     if not (yield from hand.grasp(handle, hand.aim(0.009, 0.009, 0.006), yaw, clearance=0.02, within=0.015)):
         return False
@@ -148,13 +148,13 @@ def door(hand: Hand) -> Motion:
     gripper = CLOSE if hand.first_way else OPEN
 
     def on_lever(angle: float) -> Vector:
-        """Where the fingers hold the lever turned by that angle; off its middle, as the hand is wider than the gap."""
+        """Grasp of the lever turned by that angle; off its middle, because the hand is wider than the gap."""
         held: Vector = joint + 0.10 * (np.cos(angle) * along + np.sin(angle) * down) + 0.02 * outwards
         return held
 
     miss = hand.aim(0.009, 0.009, 0.007)
-    hasty = abs(miss[2]) / 0.01  # who aims badly also pulls too early, and lets the lever rise again
-    above = on_lever(0) + up(0.05 + hand.habits.hover)
+    hasty = abs(miss[2]) / 0.01  # a bad aim goes with pulling too early, which lets the lever rise again
+    above = on_lever(0) + up(0.05 + hand.style.hover)
     yield from hand.move(lambda: above, OPEN, within=0.02, limit=80, yaw=yaw)
     yield from hand.move(lambda: on_lever(0) + miss, OPEN, within=0.015, limit=30, yaw=yaw)
     if hand.first_way:

@@ -1,4 +1,4 @@
-"""The compiled step held against robosuite's own over whole episodes."""
+"""Comparison of the compiled step with robosuite's own over whole episodes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal, get_args
 import mujoco
 import numpy as np
 
+from sacflow_robot.envs.compiled_env import CompiledEnv
 from sacflow_robot.envs.experts.expert import make_expert
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.thread_vector_env import ThreadVectorEnv
 from sacflow_robot.episode import StepResult
 from sacflow_robot.spec import FloatArray
 
@@ -22,14 +22,14 @@ TOLERANCE = 1e-9  # m, rad, and per second
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one episode went under both engines.
+    """One episode under both engines.
 
     Attributes:
         steps: Control steps taken.
         step_deviation: Largest difference in time, qpos and qvel after one control step from the same state.
         free_deviation: The same with both left to themselves from the start; contacts amplify rounding.
         free_steps: Control steps for which that stays within 1e-9.
-        alike: Whether observations, rewards, ends and success were equal in every step: all of them as computed from the
+        alike: True if observations, rewards, ends and success were equal in every step: all of them as computed from the
             same state, and rewards, ends and success also after the step from the same state.
     """
 
@@ -41,14 +41,14 @@ class Comparison:
 
 
 class Comparer:
-    """Three robots of one task: the stock engine's, a compiled one that is put back on it before each step, and
-    a free one, of the lean model that robots in threads have."""
+    """Compares three robots of one task: the stock engine's, a compiled one that is set to its state before each step, and
+    a free one, of the stripped model that robots in threads have."""
 
     def __init__(self, task: str) -> None:
         self.task = task
         self._stock = RobosuiteEnv(task)
         self._following = RobosuiteEnv(task, engine="compiled")
-        self._free = ThreadVectorEnv(task, 1, background=False)
+        self._free = CompiledEnv(task)
 
     @property
     def engine(self) -> str:
@@ -59,8 +59,10 @@ class Comparer:
         stock, following, free = self._stock, self._following, self._free
         expert, rng = make_expert(self.task, seed, "mixed"), np.random.default_rng(seed)
         seen = stock.begin(seed)
-        alike = _equal(seen, following.begin(seed)) and _equal(seen, free.begin({0: seed})[0])
-        worst, free_worst, free_steps, held = 0.0, 0.0, 0, np.zeros(7, np.float32)
+        alike = _equal(seen, following.begin(seed)) and _equal(seen, free.begin(seed))
+        worst = free_worst = 0.0
+        free_steps = 0
+        held = np.zeros(7, np.float32)
         for _ in range(steps):
             if kind == "expert" and not expert.done:
                 action = expert.act(seen.observation)
@@ -71,15 +73,17 @@ class Comparer:
                 action = rng.uniform(-1, 1, 7).astype(np.float32)
             mujoco.mj_copyData(following.data, following.model, stock.data)
             seen, theirs = stock.command(action), following.command(action)
-            free.send({0: action[None]})
-            (freely,) = free.receive()[0]
+            freely = free.command(action)
             worst = max(worst, _deviation(seen, theirs))
             free_worst = max(free_worst, _deviation(seen, freely))
             free_steps += free_worst < TOLERANCE
             alike &= seen.reward == theirs.reward
             alike &= (seen.terminated, seen.truncated) == (theirs.terminated, theirs.truncated)
             mujoco.mj_copyData(following.data, following.model, stock.data)
-            alike &= _same_sight(seen.observation, following.observe()[0]) and following.observe()[1] == seen.terminated
+            alike &= (
+                _same_observation(seen.observation, following.observe()[0])
+                and following.observe()[1] == seen.terminated
+            )
         return Comparison(steps, worst, free_worst, free_steps, alike)
 
 
@@ -89,8 +93,8 @@ def _deviation(a: StepResult, b: StepResult) -> float:
 
 
 def _equal(a: StepResult, b: StepResult) -> bool:
-    return _deviation(a, b) == 0 and _same_sight(a.observation, b.observation)
+    return _deviation(a, b) == 0 and _same_observation(a.observation, b.observation)
 
 
-def _same_sight(a: dict[str, FloatArray], b: dict[str, FloatArray]) -> bool:
+def _same_observation(a: dict[str, FloatArray], b: dict[str, FloatArray]) -> bool:
     return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and np.array_equal(a[key], b[key]) for key in a)

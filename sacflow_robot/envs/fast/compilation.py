@@ -1,4 +1,4 @@
-"""What Numba compiles is compiled by one process at a time, so that the others find it in the cache; and it is announced."""
+"""Compilation by one process at a time, so that the others find the code in Numba's cache, with a line in the log."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _in_this_process = threading.Lock()
 
 @contextmanager
 def compiling(function: Any) -> Iterator[None]:
-    """Call a function of Numba's for the first time within this; later it costs nothing.
+    """Context for the first call of a function of Numba's, which compiles it; free of cost later.
 
     Args:
-        function: A dispatcher, as ``numba.njit`` returns it. With others that it calls, it is compiled at its first call.
+        function: A dispatcher, as ``numba.njit`` returns it.
     """
     if not hasattr(function, "py_func") or function.signatures:
         yield
@@ -41,7 +41,7 @@ def compiling(function: Any) -> Iterator[None]:
 
 
 def is_cached(function: Any) -> bool:
-    """Whether an earlier process left a function compiled; it may yet turn out to be of another version of Numba."""
+    """True if an earlier process left a function compiled, perhaps by another version of Numba."""
     source = Path(function.py_func.__code__.co_filename)
     kept = Path(function.stats.cache_path or "/nonexistent").glob(f"{source.stem}.{function.__name__}-*.nbi")
     with suppress(OSError):

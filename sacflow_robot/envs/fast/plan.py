@@ -1,103 +1,78 @@
-"""What the compiled step has to know about a task, read from the environment that robosuite built."""
+"""Plan of the compiled step for a task, read from the environment that robosuite built."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import mujoco
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.envs.fast import kernels
-from sacflow_robot.envs.fast.kernels import Plan
-
-_ANYWHERE = np.full(3, np.inf)
+from sacflow_robot.envs.fast import step_data as kinds
+from sacflow_robot.envs.fast.step_data import ARM, Plan
 
 
 class NotCoveredError(Exception):
-    """The compiled step does not cover this; the message says what, for a person."""
+    """The compiled step does not cover this; the message says why."""
 
 
-@dataclass(frozen=True)
-class Goal:
-    """When a task is solved: an object's position, or a joint's, lies in a box, and contacts are as they should.
-
-    Attributes:
-        id: Body, or where the joint is in qpos.
-        low: Lower corner of the box (3,), m in the world; for a joint, its first entry.
-        high: Upper corner.
-        joint: Whether it is about a joint.
-        relative_to: Body from which x and y are measured; -1 for the world.
-        released: Whether the gripper has to be away from the object.
-        contacts: For a model, what tells whether the contacts are right, where the task looks at them.
-    """
-
-    id: int
-    low: npt.NDArray[np.float64]
-    high: npt.NDArray[np.float64]
-    joint: bool = False
-    relative_to: int = -1
-    released: bool = False
-    contacts: Callable[[mujoco.MjModel], Callable[[mujoco.MjData], bool]] | None = None
-
-
-def sights_of(suite: Any, task: str) -> list[tuple[int, int, int]]:
-    """What makes up the observation ``object`` of a task, in its order."""
+def _terms_of(suite: Any, task: str) -> list[tuple[int, int, int]]:
+    """Terms of the observation ``object`` of a task: kind and ids."""
     if task == "lift":
         cube = suite.cube_body_id
-        return [(kernels.BODY_POSITION, cube, 0), (kernels.BODY_QUATERNION, cube, 0), (kernels.BODY_FROM_GRIP, cube, 0)]
+        return [(kinds.BODY_POSITION, cube, 0), (kinds.BODY_QUATERNION, cube, 0), (kinds.BODY_FROM_GRIP, cube, 0)]
     if task == "stack":
         a, b = suite.cubeA_body_id, suite.cubeB_body_id
         return [
-            *((kind, cube, 0) for cube in (a, b) for kind in (kernels.BODY_POSITION, kernels.BODY_QUATERNION)),
-            (kernels.BODY_FROM_BODY, b, a),
-            (kernels.BODY_FROM_GRIP, a, 0),
-            (kernels.BODY_FROM_GRIP, b, 0),
+            *((kind, cube, 0) for cube in (a, b) for kind in (kinds.BODY_POSITION, kinds.BODY_QUATERNION)),
+            (kinds.BODY_FROM_BODY, b, a),
+            (kinds.BODY_FROM_GRIP, a, 0),
+            (kinds.BODY_FROM_GRIP, b, 0),
         ]
     if task in ("can", "square"):
         body = suite.obj_body_id[_used_object(suite)]
-        return [(kind, body, 0) for kind in (kernels.POSE_IN_GRIP, kernels.BODY_POSITION, kernels.BODY_QUATERNION)]
+        return [(kind, body, 0) for kind in (kinds.POSE_IN_GRIP, kinds.BODY_POSITION, kinds.BODY_QUATERNION)]
     if task == "door":
         door, handle = suite.object_body_ids["door"], suite.door_handle_site_id
         return [
-            (kernels.BODY_POSITION, door, 0),
-            (kernels.SITE_POSITION, handle, 0),
-            (kernels.JOINT, suite.hinge_qpos_addr, 0),
-            (kernels.BODY_FROM_GRIP, door, 0),
-            (kernels.SITE_FROM_GRIP, handle, 0),
-            (kernels.JOINT, suite.handle_qpos_addr, 0),
+            (kinds.BODY_POSITION, door, 0),
+            (kinds.SITE_POSITION, handle, 0),
+            (kinds.JOINT, suite.hinge_qpos_addr, 0),
+            (kinds.BODY_FROM_GRIP, door, 0),
+            (kinds.SITE_FROM_GRIP, handle, 0),
+            (kinds.JOINT, suite.handle_qpos_addr, 0),
         ]
     raise NotCoveredError(f"task {task!r} is new to it")
 
 
-def goal_of(suite: Any, task: str) -> Goal:
-    """robosuite's ``_check_success`` of a task."""
-    low, high = -_ANYWHERE, _ANYWHERE.copy()
+def _goal_of(suite: Any, task: str) -> dict[str, Any]:
+    """The fields ``goal_...`` of a task's plan: robosuite's ``_check_success``."""
+    low = np.full(3, -np.inf)
+    high = np.full(3, np.inf)
+    goal = {"goal_kind": 0, "goal_low": low, "goal_high": high, "goal_body": -1}
+    goal |= {"goal_contacts": task == "stack", "goal_released": task in ("can", "square")}
     if task == "door":
         low[0] = 0.3
-        return Goal(suite.hinge_qpos_addr, low, high, joint=True)
+        return goal | {"goal_kind": 1, "goal_id": int(suite.hinge_qpos_addr)}
     if task == "lift":
         low[2] = suite.model.mujoco_arena.table_offset[2] + 0.04
-        return Goal(suite.cube_body_id, low, high)
+        return goal | {"goal_id": int(suite.cube_body_id)}
     if task == "stack":
         low[2] = suite.table_offset[2] + 0.04
-        return Goal(suite.cubeA_body_id, low, high, contacts=partial(_stacked, suite))
-    body = suite.obj_body_id[_used_object(suite)]
+        return goal | {"goal_id": int(suite.cubeA_body_id)}
+    goal["goal_id"] = int(suite.obj_body_id[_used_object(suite)])
     if task == "square":
         low[:2], high[:2], high[2] = -0.03, 0.03, suite.table_offset[2] + 0.05
-        peg = (suite.peg1_body_id, suite.peg2_body_id)[suite.nut_id]
-        return Goal(body, low, high, relative_to=peg, released=True)
+        return goal | {"goal_body": int((suite.peg1_body_id, suite.peg2_body_id)[suite.nut_id])}
     number = suite.object_id
     corner = suite.bin2_pos[:2] - np.where([number in (0, 2), number < 2], suite.bin_size[:2] / 2, 0)
     low[:2], high[:2] = corner, corner + suite.bin_size[:2] / 2
     low[2], high[2] = suite.bin2_pos[2], suite.bin2_pos[2] + 0.1
-    return Goal(body, low, high, released=True)
+    return goal
 
 
-def make_plan(suite: Any, task: str, goal: Goal) -> Plan:
+def make_plan(suite: Any, task: str) -> Plan:
     """The plan of a robosuite environment.
 
     Raises:
@@ -108,7 +83,7 @@ def make_plan(suite: Any, task: str, goal: Goal) -> Plan:
     part, gripper = (robot.composite_controller.part_controllers[name] for name in ("right", "right_gripper"))
     fingers = robot.gripper["right"]
     robot_of_dof = np.full(model.nv, -1)
-    robot_of_dof[part.qvel_index] = np.arange(kernels.ARM)
+    robot_of_dof[part.qvel_index] = np.arange(ARM)
     base_site = suite.sim.model.site_name2id(f"{part.naming_prefix}{part.part_name}_center")
     if model.body_weldid[model.site_bodyid[base_site]] != 0:
         raise NotCoveredError("the robot's base moves")
@@ -138,15 +113,9 @@ def make_plan(suite: Any, task: str, goal: Goal) -> Plan:
         base_site=int(base_site),
         substeps=round(suite.control_timestep / suite.model_timestep),
         timestep=float(model.opt.timestep),
-        sights=_indices(sights_of(suite, task)),
-        goal_kind=int(goal.joint),
-        goal_id=int(goal.id),
-        goal_low=_reals(goal.low),
-        goal_high=_reals(goal.high),
-        goal_body=int(goal.relative_to),
-        goal_contacts=goal.contacts is not None,
-        goal_released=goal.released,
-        armature_error=np.zeros(kernels.ARM),
+        terms=_indices(_terms_of(suite, task)),
+        **_goal_of(suite, task),
+        armature_error=np.zeros(ARM),
         payload_mass=0.0,
         payload_center=np.zeros(3),
         torque_delay=0.0,
@@ -160,15 +129,15 @@ def _check_control(suite: Any) -> None:
         raise NotCoveredError("it moves one robot with a gripper, nothing else")
     arm, gripper = parts["right"], parts["right_gripper"]
     if type(arm).__name__ != "OperationalSpaceController" or type(gripper).__name__ != "SimpleGripController":
-        raise NotCoveredError(f"controller {robot.name} with {type(gripper).__name__}")
+        raise NotCoveredError(f"controller {arm.name} with {type(gripper).__name__}")
     wanted = {
         "impedance_mode": "fixed", "input_type": "delta", "input_ref_frame": "base", "use_ori": True, "uncoupling": True,
         "interpolator_pos": None, "interpolator_ori": None, "position_limits": None, "orientation_limits": None,
-        "lite_physics": True, "_goal_update_mode": "achieved", "joint_dim": kernels.ARM,
+        "lite_physics": True, "_goal_update_mode": "achieved", "joint_dim": ARM,
     }  # fmt: skip
     for name, value in wanted.items():
         if getattr(arm, name) != value:
-            raise NotCoveredError(f"OSC_POSE with {name} {getattr(robot, name)}")
+            raise NotCoveredError(f"OSC_POSE with {name} {getattr(arm, name)}")
     unscaled = all((getattr(gripper, f"{side}_{end}") == sign).all()
                    for side in ("input", "output") for end, sign in (("min", -1), ("max", 1)))  # fmt: skip
     if not (unscaled and gripper.use_action_scaling and gripper.interpolator is None):
@@ -177,8 +146,8 @@ def _check_control(suite: Any) -> None:
         raise NotCoveredError(f"gripper {type(robot.gripper['right']).__name__}")
 
 
-def _stacked(suite: Any, model: mujoco.MjModel) -> Callable[[mujoco.MjData], bool]:
-    """Whether cube A stands on cube B with the gripper open."""
+def stacked_check(suite: Any, model: mujoco.MjModel) -> Callable[[mujoco.MjData], bool]:
+    """Check for a model that cube A stands on cube B with the gripper open."""
     gripper = suite.robots[0].gripper["right"]
 
     def members(names: list[str]) -> npt.NDArray[np.bool_]:
@@ -199,7 +168,7 @@ def _stacked(suite: Any, model: mujoco.MjModel) -> Callable[[mujoco.MjData], boo
 
 
 def _used_object(suite: Any) -> str:
-    """Name of the one object that a task of many uses."""
+    """Name of the object that a task with several kinds uses."""
     if suite.single_object_mode != 2:
         raise NotCoveredError("several objects at once")
     return str(suite.obj_to_use)

@@ -14,8 +14,8 @@ import pytest
 from sacflow_robot.data.log import ring, store
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder
-from sacflow_robot.envs import vector_env as workers
-from sacflow_robot.envs.vector_env import collect
+from sacflow_robot.envs import demonstrations
+from sacflow_robot.envs.demonstrations import collect
 from sacflow_robot.study import runs
 from tests.data.log.test_recorder import ROBOT, Forked, write_episodes
 
@@ -67,9 +67,9 @@ def test_work_for_several_processes_is_done_where_they_cannot_lock(
         raise OSError(30, "Read-only file system")
 
     seen: list[object] = []
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", none)
-    monkeypatch.setattr(workers, "_prepared", lambda task, engine: engine)
-    monkeypatch.setattr(workers, "demonstrate", lambda task, quality, seed, engine: seed)
+    monkeypatch.setattr(demonstrations, "ProcessPoolExecutor", none)
+    monkeypatch.setattr(demonstrations, "_prepared", lambda task, engine: engine)
+    monkeypatch.setattr(demonstrations, "demonstrate", lambda task, quality, seed, engine: seed)
     assert collect("lift", "proficient", [1, 2], 2, seen.append) == [1, 2] == seen
     assert "Read-only file system" in caplog.text
     monkeypatch.setattr(runs, "ProcessPoolExecutor", none)

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from sacflow_robot.envs.demonstrations import collect, demonstrate
 from sacflow_robot.envs.experts.expert import make_expert
 from sacflow_robot.envs.experts.primitives import nearest_yaw
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.tasks import TASKS
-from sacflow_robot.envs.vector_env import collect, demonstrate
 from sacflow_robot.episode import Source
 from sacflow_robot.errors import UnknownNameError
 

@@ -14,6 +14,7 @@ import pytest
 
 from sacflow_robot.envs.fast import compilation as under_test
 from sacflow_robot.envs.fast.compilation import compiling, is_cached
+from sacflow_robot.envs.fast.jit import share_changes
 
 SLOW = """
 import sys, time, pathlib
@@ -89,3 +90,14 @@ def test_a_function_that_is_compiled_costs_nothing(monkeypatch: pytest.MonkeyPat
         assert function() == 1
     with compiling(len):  # robosuite's own switch for Numba is off
         pass
+
+
+def test_files_of_kernels_change_together(tmp_path: Path) -> None:
+    """Numba looks only at the file of the function that is called from Python."""
+    files = [tmp_path / name for name in ("a.py", "b.py")]
+    for i, file in enumerate(files):
+        file.touch()
+        os.utime(file, (1000 + i, 1000 + i))
+    share_changes(files)
+    assert [file.stat().st_mtime for file in files] == [1001, 1001]
+    share_changes([tmp_path / "missing.py", *files])

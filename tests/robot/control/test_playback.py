@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sacflow_robot.envs.vector_env import demonstrate
+from sacflow_robot.envs.demonstrations import demonstrate
 from sacflow_robot.episode import Episode, EpisodeBuilder, StepResult
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.robot.conformance import FakeRobot

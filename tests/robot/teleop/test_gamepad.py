@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacflow_robot.envs.tasks import get_robot
+from sacflow_robot.envs.registry import get_robot
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.robot.teleop import gamepad as handheld
 from sacflow_robot.robot.teleop.gamepad import Both, Gamepad, SpaceMouse, open_handheld

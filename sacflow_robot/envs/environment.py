@@ -1,0 +1,78 @@
+"""Single simulated robot: the protocol for an environment of one's own, and the base class of those here."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sacflow_robot.episode import StepResult
+from sacflow_robot.errors import DataError
+from sacflow_robot.spec import Engine, FloatArray, RobotSpec
+
+
+class Environment(Protocol):
+    """Members of a simulated robot of one's own, named as ``--env MODULE:CLASS``.
+
+    The class, or a function, is called without arguments. One object runs one episode at a time; training and evaluation
+    make several, in processes of their own. An episode must depend on its seed and the actions alone.
+    """
+
+    @property
+    def robot(self) -> RobotSpec:
+        """Its observations and actions."""
+        ...
+
+    def begin(self, seed: int) -> StepResult:
+        """Start the episode that this seed decides; returns its first observation."""
+        ...
+
+    def command(self, action: FloatArray) -> StepResult:
+        """Execute one action (A,) for one control period; returns what came of it."""
+        ...
+
+
+class SimulatedEnv(ABC):
+    """One simulated robot.
+
+    Attributes:
+        robot: Its observations and actions.
+        engine: Code that steps it.
+    """
+
+    robot: RobotSpec
+    engine: Engine = "stock"
+
+    @abstractmethod
+    def begin(self, seed: int) -> StepResult:
+        """Start the episode that this seed decides."""
+
+    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
+        """Start from a logged simulator state (S,).
+
+        Raises:
+            DataError: The environment has no such state.
+        """
+        raise DataError(f"{self.robot.task} cannot start from a logged state; only robosuite tasks can")
+
+    @abstractmethod
+    def command(self, action: FloatArray) -> StepResult:
+        """Execute one action (A,) for one control period.
+
+        Raises:
+            InvalidValueError: The action has the wrong shape or holds NaN or infinity.
+        """
+
+    def execute(self, chunk: FloatArray) -> list[StepResult]:
+        """Execute the actions of a chunk (H, A) up to the episode's end; one result for each action executed."""
+        results = []
+        for action in chunk:
+            results.append(self.command(action))
+            if results[-1].ended:
+                break
+        return results
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to give back)
+        """Give back what it holds."""

@@ -38,7 +38,7 @@ IMAGES = {f"camera_{i}": np.zeros((1, 128, 128, 3), np.uint8) for i in range(2)}
 
 
 def describe() -> dict[str, Any]:
-    """When and where."""
+    """Stamp of date and machine."""
     return {"date": datetime.date.today().isoformat(), "machine": machine()}
 
 
@@ -215,7 +215,7 @@ def serve_gateway(path: Path, engine: Engine, ready: Connection) -> None:
 
 
 def serve_plain(path: Path, engine: Engine, ready: Connection) -> None:
-    """What labs write: websockets, msgpack, one request after another."""
+    """Serve as labs do: websockets, msgpack, one request after another."""
     import msgpack
     from websockets.asyncio.server import ServerConnection, serve
 

@@ -61,7 +61,7 @@ class Crowd:
         return int(header["id"])
 
     def answers(self, wait_s: float) -> Iterator[tuple[zmq.Socket[bytes], wire.Message]]:
-        """What arrives within ``wait_s``, or is there."""
+        """Answers that have arrived, or arrive within ``wait_s``."""
         for socket, _ in self._poller.poll(max(0, round(wait_s * 1e3))):
             yield socket, wire.decode(wire.receive(socket))
 

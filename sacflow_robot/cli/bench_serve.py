@@ -63,7 +63,7 @@ Tables = Iterator[tuple[str, list[dict[str, Any]]]]
 
 
 def measure(wanted: BenchServe) -> dict[str, Any]:
-    """What was asked for, as the JSON object that the command prints; tables go to the console as they come.
+    """Measure the parts, as the JSON object that the command prints; tables go to the console as they come.
 
     ``parts`` says of each part when, beside what load and with which policy it was measured, and which tables hold it. A
     result file that is there already keeps its other parts, as far as they were measured on the same machine and engine.
@@ -101,7 +101,7 @@ def measure(wanted: BenchServe) -> dict[str, Any]:
 
 
 def _settings(wanted: BenchServe) -> dict[str, dict[str, Any]]:
-    """What was asked for that a part's rows do not say themselves."""
+    """Settings that the rows of a part do not hold."""
     turns = {"requests": wanted.requests, "order": "the ways measured take turns call by call, shuffled at each turn"}
     return {"trips": turns, "websockets": turns, "clients": {"seconds": wanted.seconds}}
 

@@ -64,7 +64,7 @@ class Channel(Generic[T]):
 
     @property
     def next_ns(self) -> int | None:
-        """When the next message arrives (ns); None where none is on its way."""
+        """Arrival time of the next message (ns); None if none is on its way."""
         return self._queue[0][0] if self._queue else None
 
     def draw_delay(self) -> int | None:

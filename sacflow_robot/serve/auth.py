@@ -1,4 +1,4 @@
-"""Who may connect: CURVE keys, a folder of the clients' public keys, and what may be bound without them.
+"""Access to a server: CURVE keys, a folder of the clients' public keys, and what may be bound without them.
 
 Keys are pairs of files as ``zmq.auth`` writes them: ``NAME.key`` is public, ``NAME.key_secret`` stays with its owner.
 """
@@ -25,7 +25,7 @@ _LOOK_S = 0.25  # between looks at the files of clients' keys
 
 @dataclass(frozen=True)
 class Security:
-    """Who may connect to a server.
+    """Keys of a server and of the clients that may connect.
 
     Attributes:
         key: The server's secret key file; without one, connections are neither encrypted nor checked.
@@ -62,7 +62,7 @@ class Security:
 
 
 class Gate:
-    """What checks connections, and who sends over them, until it is closed.
+    """Check connections, and the senders of frames, until closed.
 
     Args:
         authenticator: pyzmq's, which checks keys when a connection is made; None where there are no keys.
@@ -73,7 +73,7 @@ class Gate:
         self._authenticator, self._allowed = authenticator, allowed
 
     def allows(self, frame: zmq.Frame) -> bool:
-        """Whether who sent this frame may still do so."""
+        """True if the sender of this frame still has access."""
         if self._allowed is None:
             return True
         try:
@@ -99,12 +99,12 @@ class _AllowList:
         self._looked_s = -math.inf
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """Whether a new connection's key counts; by this name for pyzmq's authenticator."""
+        """True if a new connection's key counts; by this name for pyzmq's authenticator."""
         self._update()
         return key in self._keys
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether a key counts: one that was added does at once, and one that was removed for a quarter of a second more."""
+        """True if a key counts: one that was added does at once, and one that was removed for a quarter of a second more."""
         if key not in self._keys or time.monotonic() - self._looked_s > _LOOK_S:
             self._update()
         return key in self._keys
@@ -191,7 +191,7 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
 
 
 def is_local(place: str) -> bool:
-    """Whether ``host:port`` can be reached from this computer alone."""
+    """True if ``host:port`` can be reached from this computer alone."""
     host = place.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""Which threads answer one request soonest, found by trying: it differs from network to network and machine to machine."""
+"""Find the thread settings that answer one request soonest, by trying: it differs from network to network and machine to machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may wait: requests that need no inference, and those of connections that take more of the server's time than others."""
+"""Requests that may wait: those that need no inference, and those of connections that take more of the server's time than others."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TimeBudget:
             self._spent_ns.popitem(last=False)
 
     def exceeded(self, peer: bytes, now_ns: int) -> bool:
-        """Whether the connection has to wait for its turn."""
+        """True if the connection has to wait for its turn."""
         return peer in self._spent_ns and self._left_over(peer, now_ns) > _BURST_NS
 
     def _left_over(self, peer: bytes, now_ns: int) -> float:

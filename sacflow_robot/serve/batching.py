@@ -60,12 +60,12 @@ def warm_up(policy: OnnxPolicy, most_rows: int, budget_s: float = _WARM_UP_S) ->
 
 
 def too_late() -> Refusal:
-    """What a request is told whose answer would come after its deadline."""
+    """Error for a request whose answer would come after its deadline."""
     return Refusal("late", "the answer would have come after the request's deadline; nothing was computed")
 
 
 class Pace:
-    """How long an evaluation takes at least, by the number of rows (to a power of two): the quickest of the last five.
+    """Shortest time of an evaluation, by the number of rows (to a power of two): the quickest of the last five.
 
     What is refused as late would have been late in each of these; fewer than five say nothing. So one slow evaluation makes
     nothing late, one that lasts does, and the first quick one ends it: after eight refusals in a row, one is tried.

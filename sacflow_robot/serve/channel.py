@@ -49,7 +49,7 @@ class Channel:
 
     @property
     def is_open(self) -> bool:
-        """Whether it was not closed, and this is the process that made it."""
+        """True if it is open, in the process that made it."""
         return not self._closed and os.getpid() == self._process
 
     def check_open(self) -> None:
@@ -66,11 +66,11 @@ class Channel:
         return self._connection.ready(wait_s)
 
     def lost(self) -> bool:
-        """Whether the connection was lost since the last look."""
+        """True if the connection was lost since the last look."""
         return self._connection.broken()
 
     def keep_heartbeat(self, heartbeat_s: float) -> bool:
-        """Whether the connection has this heartbeat; if not, it is made anew, as ZeroMQ takes the period when one begins."""
+        """True if the connection has this heartbeat; if not, it is made anew, as ZeroMQ takes the period when one begins."""
         kept = heartbeat_s == self._connection.heartbeat_s
         if not kept:
             self._reconnect(heartbeat_s)

@@ -98,7 +98,7 @@ class PolicyClient:
 
     @property
     def connected(self) -> bool:
-        """Whether the server is there, as far as heartbeats tell: false within two of them after it has gone."""
+        """True if the server is alive, as far as heartbeats tell: false within two of them after it has gone."""
         if self._channel.is_open:
             self._look()
         return self._channel.is_open and self._linked
@@ -212,7 +212,7 @@ class PolicyClient:
         return self.policy_version
 
     def status(self) -> Mapping[str, Any]:
-        """What the server counts; see ``docs/protocol.md``."""
+        """Counters of the server; see ``docs/protocol.md``."""
         return self._request("status").header
 
     def close(self) -> None:

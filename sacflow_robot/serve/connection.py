@@ -36,7 +36,7 @@ _EVENTS, _IN, _NOBLOCK = (
 
 @dataclass(frozen=True)
 class Keys:
-    """What a client needs where the server asks for keys.
+    """Key files of a client, for a server that asks for keys.
 
     Attributes:
         own: The client's secret key file.
@@ -123,7 +123,7 @@ class Connection:
             (self._room if self._stands else self._monitor).poll(math.ceil(left_s * 1e3))
 
     def broken(self) -> bool:
-        """Whether the connection was lost since the last look."""
+        """True if the connection was lost since the last look."""
         self._read_events()
         lost = self._lost
         self._lost = False

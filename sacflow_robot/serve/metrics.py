@@ -1,4 +1,4 @@
-"""What the server counts: for Prometheus, and for ``sacflow-robot top``."""
+"""Counters of the server: for Prometheus, and for ``sacflow-robot top``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Histogram:
 
 
 class _Histograms:
-    """What Prometheus' registry collects of them."""
+    """Collect the counters for Prometheus' registry."""
 
     def __init__(self, phases: Mapping[str, _Histogram], rows: _Histogram) -> None:
         self._phases, self._rows = phases, rows

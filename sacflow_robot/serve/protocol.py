@@ -57,7 +57,7 @@ class Message(NamedTuple):
 
 
 def speaks_ipv6(address: str) -> bool:
-    """Whether ZeroMQ has to be told that an address is IPv6; where it is told, names become IPv6 addresses first."""
+    """True if ZeroMQ has to be told that an address is IPv6; where it is told, names become IPv6 addresses first."""
     return address.startswith("tcp://[")
 
 
@@ -173,7 +173,7 @@ def decode_header(frames: Sequence[Any], most_bytes: int = MAX_HEADER_BYTES) -> 
 
 
 def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any]) -> Any:
-    """What msgpack data of other protocols hold, each map passed through ``hook``: few values, however large their arrays.
+    """Unpack msgpack data of other protocols, each map passed through ``hook``: few values, however large their arrays.
 
     Raises:
         ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException: They are not msgpack, or hold too much.
@@ -221,7 +221,7 @@ def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:
 
 
 def _is_shape(shape: object) -> bool:
-    """Whether it is a list of few, not negative and not absurd whole numbers."""
+    """True if it is a list of few, not negative and not absurd whole numbers."""
     if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
         return False
     for extent in shape:  # noqa: SIM110 - all() takes twice as long, on every array of every request

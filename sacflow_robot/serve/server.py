@@ -112,7 +112,7 @@ class PolicyServer:
 
     @property
     def stopping(self) -> bool:
-        """Whether it was asked to stop."""
+        """True once the server was asked to stop."""
         return self._stop.is_set()
 
     @property
@@ -181,7 +181,7 @@ class PolicyServer:
         return waiting
 
     def _may_wait(self, frames: list[Any]) -> bool:
-        """Whether a message brings no arrays, or is behind such a one, or its connection has had more than its share."""
+        """True if a message brings no arrays, or is behind such a one, or its connection has had more than its share."""
         peer = frames[0]
         return len(frames) <= 2 or peer in self._backlog or self._budget.exceeded(peer, time.monotonic_ns())
 

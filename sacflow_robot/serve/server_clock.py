@@ -1,4 +1,4 @@
-"""How far a server's clock is ahead, learned from its answers."""
+"""Offset of a server's clock, learned from its answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LAST_INSTANT_NS = 2**63
 
 
 class ServerClock:
-    """How far a server's clock is ahead of this one, less the way back: what leaves the server by ``ours + ahead_ns`` is here
+    """Offset of a server's clock ahead of this one, less the way back: what leaves the server by ``ours + ahead_ns`` is here
     by ``ours``. The quickest of the last answers tells best, so that slow ones change nothing."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Who is connected: one session per client, with its own stream of noise."""
+"""Connected clients: one session per client, with its own stream of noise."""
 
 from __future__ import annotations
 

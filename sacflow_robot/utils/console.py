@@ -15,7 +15,7 @@ from rich.progress import (
 
 
 def console(stderr: bool = True) -> Console:
-    """Where progress and remarks go: stderr. Lines are not broken, so that paths can be copied."""
+    """Console for progress and remarks: stderr. Lines are not broken, so that paths can be copied."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 

@@ -87,7 +87,7 @@ def check_replayable(robot: Robot, log_robot: RobotSpec, episode: Episode, origi
 
 
 def sending_offsets(episode: Episode) -> npt.NDArray[np.int64]:
-    """When each command was sent (T,), in nanoseconds from the episode's first observation.
+    """Times at which commands were sent (T,), in nanoseconds from the episode's first observation.
 
     Where the log keeps no sending time, or a negative one, the capture time of the observation acted on stands in.
 
@@ -229,7 +229,7 @@ class _Replay(EpisodeLoop):
 
     @property
     def due_ns(self) -> list[int]:
-        """When the commands were due (ns); empty without times."""
+        """Times at which commands were due (ns); empty without times."""
         return [] if self._logged_pacer is None else self._logged_pacer.due_ns
 
     def step(self) -> None:

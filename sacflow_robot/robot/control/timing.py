@@ -20,7 +20,7 @@ _LEAST_PHASE_LAG_NS = 500_000
 
 @dataclass(frozen=True)
 class LoopTiming:
-    """When a loop's commands were sent.
+    """Times at which a loop's commands were sent.
 
     Attributes:
         period_ns: What the time from one to the next should be.

@@ -108,7 +108,7 @@ class Plant:
 
     @property
     def next_ns(self) -> int:
-        """When the next tick is, or the next observation arrives."""
+        """Time of the next tick, or of the next observation's arrival."""
         return min(self._tick_ns, self._observations.next_ns or self._tick_ns)
 
     def advance(self, until_ns: int) -> None:

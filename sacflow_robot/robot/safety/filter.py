@@ -103,7 +103,7 @@ class SafetyFilter(Latch):
 
     @property
     def earliest_ns(self) -> int:
-        """When the next motion may be sent, by the time that :meth:`step` is given; the last one has its period until then."""
+        """Earliest time of the next motion, by the time that :meth:`step` is given; the last one has its period until then."""
         return 0 if self._moved_ns is None else self._moved_ns + round(LEAST_SPACING * self._period_ns)
 
     # ---- the state machine

@@ -90,7 +90,7 @@ class Latch:
 
     @property
     def earliest_ns(self) -> int:
-        """When the next motion may be sent (ns); 0 for at once."""
+        """Earliest time of the next motion (ns); 0 for at once."""
         return 0
 
     @property

@@ -139,7 +139,7 @@ def last_steps(observation: Mapping[str, Any], policy: OnnxPolicy) -> dict[str, 
 
 
 def modality_config(policy: OnnxPolicy, as_text: bool = False) -> dict[str, Any]:
-    """What GR00T's clients ask for first: names and time steps of what goes in and out, as maps or as JSON text."""
+    """Modality configuration, the first request of GR00T's clients: names and time steps of what goes in and out, as maps or as JSON text."""
     robot = policy.spec.robot
     images = [a.key for a in robot.observations if len(a.shape) == 3]
     states = [a.key for a in robot.observations if a.key not in images]

@@ -156,7 +156,7 @@ class OpenpiGateway:
 
 
 def unpack(message: str | bytes) -> Any:
-    """What a binary frame holds, arrays as NumPy arrays.
+    """Unpack a binary frame, arrays as NumPy arrays.
 
     Raises:
         WireError: It is no msgpack of plain values and numeric arrays.

@@ -156,7 +156,7 @@ class Listener:
 
 
 def _captured_ns(arm: ArmState, engaged_ns: int | None) -> int:
-    """When a state was captured.
+    """Capture time of a state.
 
     deoxys reads the arm as long as a controller runs; then a time of the arm's own that stands still is a state that does.
     Without a controller it publishes the state that it read last, whose time stands still by right.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -269,8 +267,3 @@ def _limit_gripper(unit: str, limits: SafetyLimits, low: Array, high: Array, pla
     if match[2] == "N" and limits.gripper_force_n is not None:
         low[place] = max(low[place], -limits.gripper_force_n / scale)
         high[place] = min(high[place], limits.gripper_force_n / scale)
-
-
-def from_mapping(values: Mapping[str, Any]) -> SafetyLimits:
-    """Limits from the values of :class:`SafetyLimits` by name; the fields' own types are the caller's care."""
-    return SafetyLimits(**values)

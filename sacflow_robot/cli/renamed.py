@@ -27,7 +27,7 @@ def with_new_names(arguments: Sequence[str]) -> list[str]:
         arguments = [*_COMMANDS[command].split(), *arguments[2:]]
     options = _OPTIONS
     if arguments[0] in ("train", "study"):
-        from sacflow_robot.learn.config import RENAMED
+        from sacflow_robot.learn.config_file import RENAMED
 
         options = {**_OPTIONS, **{old.replace("_", "-"): new.replace("_", "-") for old, new in RENAMED.items()}}
     renamed = []

@@ -18,7 +18,8 @@ import torch
 
 from sacflow_robot import __version__
 from sacflow_robot.errors import DataError, UsageError, one_line
-from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.config_file import from_yaml, to_yaml
 from sacflow_robot.spec import NO_ENVIRONMENT, RobotSpec
 from sacflow_robot.utils.atomic_files import check_output, write_text
 

@@ -29,7 +29,7 @@ from sacflow_robot.serve.backlog import Backlog, TimeBudget
 from sacflow_robot.serve.batching import Pace, Request, checked, join, too_late, warm_up
 from sacflow_robot.serve.handlers import Operations
 from sacflow_robot.serve.metrics import Meters
-from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed, describe
+from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed
 from sacflow_robot.spec import FloatArray, all_finite
 from sacflow_robot.utils.seeding import chunk_noise
 from sacflow_robot.utils.sockets import AddressClaim
@@ -160,7 +160,9 @@ class PolicyServer:
         if allowed:
             return frames
         self.sessions.close_all_of(frames[0])
-        self._refuse(frames[0], None, None, Refusal("key", "this client's key is not on the server's list any more"))
+        self._answers.refuse(
+            frames[0], None, None, Refusal("key", "this client's key is not on the server's list any more")
+        )
         return []
 
     def _collect(self, frames: list[Any]) -> list[Request]:
@@ -188,7 +190,7 @@ class PolicyServer:
     def _put_off(self, frames: list[Any]) -> None:
         if frames and not self._backlog.put(frames):
             too_many = Refusal("limit", "too many requests of this connection wait already; read their answers first")
-            self._refuse(frames[0], None, None, too_many)
+            self._answers.refuse(frames[0], None, None, too_many)
 
     def _work_off(self) -> None:
         """Answer one message that was put off, if any, and more as long as nothing else has come."""
@@ -223,7 +225,7 @@ class PolicyServer:
                 self._answers.said_goodbye(peer)
             self._answers.send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()}, {})
         except Exception as error:  # whatever one client sends, the others are served on
-            self._refuse(peer, identifier, session, error)
+            self._answers.refuse(peer, identifier, session, error)
         now_ns = time.monotonic_ns()
         self._budget.charge(peer, now_ns - received_ns, now_ns)
         return None
@@ -270,7 +272,7 @@ class PolicyServer:
         policy, began_ns = requests[0].policy, time.monotonic_ns()
         batch, late = self._pace.split(requests, began_ns)
         for request in late:
-            self._refuse(request.peer, request.identifier, request.session, too_late())
+            self._answers.refuse(request.peer, request.identifier, request.session, too_late())
         if not batch:
             return
         try:
@@ -278,7 +280,7 @@ class PolicyServer:
             actions = policy.run(inputs)
         except Exception as error:  # as above: the loop goes on
             for request in batch:
-                self._refuse(request.peer, request.identifier, request.session, error)
+                self._answers.refuse(request.peer, request.identifier, request.session, error)
             return
         infer_ns = time.monotonic_ns() - began_ns
         answered, start = [], 0
@@ -287,41 +289,17 @@ class PolicyServer:
             start += request.rows
             if not all_finite(part):
                 nonsense = InvalidValueError("the policy put out NaN or infinity; its actions were withheld")
-                self._refuse(request.peer, request.identifier, request.session, nonsense)
+                self._answers.refuse(request.peer, request.identifier, request.session, nonsense)
                 continue
             ended_ns = time.monotonic_ns()
             times = began_ns - request.received_ns, infer_ns, ended_ns - request.received_ns
             answered.append(times)
-            timings = {"queue": times[0] / 1e3, "infer": times[1] / 1e3, "total": times[2] / 1e3}
-            header = {
-                "id": request.identifier,
-                "ok": True,
-                "policy_version": policy.version,
-                "seed": request.seed,
-                "step": request.step,
-                "batch": len(actions),
-                "timings_us": timings,
-                "server_ns": ended_ns,
-            }
-            self._answers.send(request.peer, header, {"actions": part})
+            self._answers.actions(request, part, len(actions), times, ended_ns)
             request.session.requests += 1
         wire.give_way()  # to the thread that writes the answers out; nobody waits for what follows
         self._pace.learn(start, infer_ns)
         self.recent.append((inputs, actions))
         self.meters.evaluated(start, answered)
-
-    def _refuse(self, peer: bytes, identifier: int | None, session: Session | None, error: Exception) -> None:
-        kind, message, more = describe(error)
-        if kind == "late":
-            self.meters.late()
-        else:
-            self.meters.refused(kind)
-        if session is not None:
-            session.late, session.refused = session.late + (kind == "late"), session.refused + (kind != "late")
-        failure = {"kind": kind, "message": message, **more}
-        self._answers.send(
-            peer, {"id": identifier, "ok": False, "error": failure, "server_ns": time.monotonic_ns()}, {}
-        )
 
     # ---- around the loop
 

@@ -197,12 +197,13 @@ def differing_fields(spec: PolicySpec, fingerprint: str, expect: object) -> list
     if not isinstance(expect, dict):
         raise Refusal("invalid", "expect is not a map")
     served = {**json.loads(spec.to_json()), "fingerprint": fingerprint}
+    served["robot"] = served.pop("arm")
     different = []
     for name, value in expect.items():
-        if name not in served:
+        if name in ("robot", "arm"):  # clients of version 0.1 say arm
+            different += [f"robot.{field}" for field in _differing_robot(spec.robot, value)]
+        elif name not in served:
             raise Refusal("invalid", f"expect has a field that is none of {', '.join(served)}")
-        if name == "arm":
-            different += [f"arm.{field}" for field in _differing_robot(spec.robot, value)]
         elif _plain(served[name]) != _plain(value):
             different.append(name)
     return different
@@ -211,7 +212,7 @@ def differing_fields(spec: PolicySpec, fingerprint: str, expect: object) -> list
 def _differing_robot(robot: RobotSpec, expect: object) -> list[str]:
     names = [field.name for field in fields(robot)]
     if not isinstance(expect, dict) or not set(expect) <= set(names):
-        raise Refusal("invalid", f"expect.arm is not a map of some of {', '.join(names)}")
+        raise Refusal("invalid", f"expect.robot is not a map of some of {', '.join(names)}")
     served = asdict(robot)
     for arrays in (served["observations"], expect.get("observations", ())):
         for array in arrays if isinstance(arrays, (list, tuple)) else ():

@@ -22,7 +22,8 @@ from sacflow_robot.envs.registry import get_robot
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig, from_yaml, to_yaml
+from sacflow_robot.learn.config import FlowConfig, LearnerConfig, TrainConfig
+from sacflow_robot.learn.config_file import from_yaml, to_yaml
 from sacflow_robot.learn.progress import TrainingProgress
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.learn.trainer import Trainer

@@ -19,7 +19,8 @@ from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.episode import Episode
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.learn.config import TrainConfig, from_yaml, to_yaml
+from sacflow_robot.learn.config import TrainConfig
+from sacflow_robot.learn.config_file import from_yaml, to_yaml
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.learn.run_folder import RunFolder
 from sacflow_robot.serve.server import PolicyServer

@@ -13,9 +13,8 @@ from sacflow_robot.learn.config import (
     LearnerConfig,
     TrainConfig,
     VelocityName,
-    from_yaml,
-    to_yaml,
 )
+from sacflow_robot.learn.config_file import from_yaml, to_yaml
 from sacflow_robot.learn.presets import preset
 
 

@@ -21,7 +21,7 @@ class Collect:
         quality: How good the expert is: proficient hardly ever fails, mixed is like a group of people, poor often fails.
         episodes: Episodes to collect.
         out: Episode log to make.
-        seed: First environment seed, which decides the expert's habits too.
+        seed: First environment seed, which decides the expert's style too.
         env_engine: What steps the robots: compiled, or robosuite's own (stock).
         json: Print the result as one JSON object.
     """

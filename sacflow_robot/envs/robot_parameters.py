@@ -6,7 +6,6 @@ randomization. A quantity that a model does not name is the simulator's own.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -191,10 +190,6 @@ class RobotParameters:
         if not isinstance(found, dict):
             raise ValueError("expected an object of names and numbers")
         return RobotParameters(found)
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ def test_a_socket_that_takes_no_requests_is_no_server(kind: int) -> None:
         other.linger = 0
         other.bind("tcp://127.0.0.1:*")
         # libzmq tells a socket that hangs up from a server with keys by neither event nor value.
-        with pytest.raises(ServerError, match="no answer|does not let this client in"):
+        with pytest.raises(ServerError, match=r"no answer|does not let this client in"):
             PolicyClient(other.getsockopt_string(zmq.LAST_ENDPOINT), 0.3)
 
 

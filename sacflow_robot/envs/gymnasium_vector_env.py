@@ -20,6 +20,10 @@ from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import InvalidValueError
 from sacflow_robot.spec import FloatArray
 
+Flags = npt.NDArray[np.bool_]
+Step = tuple[dict[str, FloatArray], npt.NDArray[np.float64], Flags, Flags, dict[str, Any]]
+"""Observations, rewards, terminated, truncated and info, each of N robots."""
+
 
 class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], FloatArray, npt.NDArray[Any]]):
     """N robots of one robosuite task under the compiled engine, on all cores of one process.
@@ -61,15 +65,11 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
         for i, given in enumerate(seeds or []):
             if given is not None:
                 self._rngs[i] = seeding.np_random(given)[0]
-        results = self._begin(range(self.num_envs))
+        observations, *_, info = self._batch(self._begin(range(self.num_envs)))
         self._ended[:] = False
-        return self._batch(results)[0], self._info(results)
+        return observations, info
 
-    def step(
-        self, actions: FloatArray
-    ) -> tuple[
-        dict[str, FloatArray], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]
-    ]:
+    def step(self, actions: FloatArray) -> Step:
         """Execute one action per robot (N, 7) for one control period (50 ms).
 
         Raises:
@@ -81,9 +81,9 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
         self._envs.send({i: given[i : i + 1] for i in np.flatnonzero(~self._ended)})
         results = self._begin(map(int, np.flatnonzero(self._ended)))
         results |= {i: executed[0] for i, executed in self._envs.receive().items()}
-        observations, rewards, terminated, truncated = self._batch(results)
+        observations, rewards, terminated, truncated, info = self._batch(results)
         self._ended = terminated | truncated
-        return observations, rewards, terminated, truncated, self._info(results) | {"success": terminated.copy()}
+        return observations, rewards, terminated, truncated, info | {"success": terminated.copy()}
 
     def close_extras(self, **_: Any) -> None:
         self._envs.close()
@@ -91,17 +91,12 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
     def _begin(self, indices: Iterable[int]) -> dict[int, StepResult]:
         return {i: self._robots[i].begin(self._rngs[i]) for i in indices}
 
-    def _batch(
-        self, results: dict[int, StepResult]
-    ) -> tuple[dict[str, FloatArray], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    def _batch(self, results: dict[int, StepResult]) -> Step:
         ordered = [results[i] for i in range(self.num_envs)]
-        observations = {a.key: np.stack([r.observation[a.key] for r in ordered]) for a in self._envs.spec.observations}
         return (
-            observations,
+            {a.key: np.stack([r.observation[a.key] for r in ordered]) for a in self._envs.spec.observations},
             np.array([r.reward for r in ordered]),
             np.array([r.terminated for r in ordered]),
             np.array([r.truncated for r in ordered]),
+            {"state": np.stack([np.asarray(r.state) for r in ordered])},
         )
-
-    def _info(self, results: dict[int, StepResult]) -> dict[str, Any]:
-        return {"state": np.stack([np.asarray(results[i].state) for i in range(self.num_envs)])}

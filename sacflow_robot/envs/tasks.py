@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sacflow_robot.errors import UnknownNameError
 from sacflow_robot.spec import ArraySpec, RobotSpec
@@ -15,6 +15,7 @@ METERS_PER_ACTION, RADIANS_PER_ACTION = 0.05, 0.5
 
 _OSC_POSE_NAMES = ("x", "y", "z", "rx", "ry", "rz", "gripper")
 _OSC_POSE_UNITS = (f"{METERS_PER_ACTION} m",) * 3 + (f"{RADIANS_PER_ACTION} rad",) * 3 + ("closing",)
+_OBJECT = ArraySpec("object", (), "m, unit quaternion xyzw", "world")
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,7 @@ class Task:
                 ArraySpec("robot0_eef_pos", (3,), "m", "world"),
                 ArraySpec("robot0_eef_quat", (4,), "unit quaternion xyzw", "world", quaternions=(0,)),
                 ArraySpec("robot0_gripper_qpos", (2,), "m"),
-                ArraySpec(
-                    "object",
-                    (self.object_size,),
-                    "m, unit quaternion xyzw",
-                    "world",
-                    quaternions=self.object_quaternions,
-                ),
+                replace(_OBJECT, shape=(self.object_size,), quaternions=self.object_quaternions),
             ),
             action_names=_OSC_POSE_NAMES,
             action_units=_OSC_POSE_UNITS,
@@ -69,35 +64,14 @@ class Task:
         )
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            "lift", "Lift", 300, object_size=10, object_quaternions=(3,), object_positions=(0,), object_from_grip=(7,)
-        ),
-        Task(
-            "stack",
-            "Stack",
-            300,
-            object_size=23,
-            object_quaternions=(3, 10),
-            object_positions=(0, 7),
-            object_from_grip=(17, 20),
-        ),
-        Task("can", "PickPlaceCan", 300, object_size=14, object_quaternions=(3, 10), object_positions=(7,)),
-        Task("square", "NutAssemblySquare", 400, object_size=14, object_quaternions=(3, 10), object_positions=(7,)),
-        Task(
-            "door",
-            "Door",
-            300,
-            object_size=14,
-            object_quaternions=(),
-            placed_bodies=("Door_main",),
-            object_positions=(0, 3),
-            object_from_grip=(7, 10),
-        ),
-    )
-}
+_TASKS = (
+    Task("lift", "Lift", 300, 10, (3,), object_positions=(0,), object_from_grip=(7,)),
+    Task("stack", "Stack", 300, 23, (3, 10), object_positions=(0, 7), object_from_grip=(17, 20)),
+    Task("can", "PickPlaceCan", 300, 14, (3, 10), object_positions=(7,)),
+    Task("square", "NutAssemblySquare", 400, 14, (3, 10), object_positions=(7,)),
+    Task("door", "Door", 300, 14, (), ("Door_main",), object_positions=(0, 3), object_from_grip=(7, 10)),
+)
+TASKS = {task.name: task for task in _TASKS}
 
 
 def get_task(name: str) -> Task:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
+from sacflow_robot.utils.processes import core_count
 
 _BUDGET_S = 1.0
 _MOST_THREADS = 8
@@ -40,9 +40,8 @@ def quickest(path: Path, budget_s: float = _BUDGET_S) -> tuple[OnnxPolicy, list[
         PolicyFileError: As :class:`OnnxPolicy`.
     """
     deadline = time.perf_counter() + budget_s
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     policies: list[OnnxPolicy] = []
-    for engine in candidates(cores):
+    for engine in candidates(core_count()):
         policies.append(OnnxPolicy(path, engine))
         if time.perf_counter() > deadline - budget_s / 2:
             break

@@ -254,13 +254,14 @@ class Handeye(_Result):
     dictionary: str = "DICT_4X4_50"
 
     def run(self) -> int:
-        from sacflow_robot.calibrate.figures import draw_handeye
         from sacflow_robot.calibrate.hand_eye import Board, measure_handeye, read_pictures
 
         self._prepare("handeye")
         board = Board(self.columns, self.rows, self.square_m, self.marker_m, self.dictionary)
         pictures = read_pictures(self.images)
         found = measure_handeye(pictures.images, pictures.grips, pictures.camera, pictures.distortion, board)
+        from sacflow_robot.calibrate.figures import draw_handeye
+
         draw_handeye(found, self._plot("handeye"))
         lines = [f"{len(found.corners)} of {len(pictures.images)} pictures used"]
         data = {"pictures": len(found.corners)}

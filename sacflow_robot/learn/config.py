@@ -232,7 +232,7 @@ class TrainConfig(AgreementOptions):
             (self.randomize == "profile") <= bool(self.profile), "profile", "empty", "a file, with --randomize profile"
         )
         together = (self.demo_ratio or 0) + (self.replay_ratio or 0)
-        _check(together <= 1, "replay_ratio", self.replay_ratio, "at most what --demo-share leaves of 1")
+        _check(together <= 1, "replay_ratio", self.replay_ratio, "at most what --demo-ratio leaves of 1")
         if self.from_scratch:
             expected = "sac-flow or sac from scratch; the others need demonstrations"
             _check(self.algo in ("sac-flow", "sac"), "algo", self.algo, expected)

@@ -228,7 +228,7 @@ def test_serving_imports_neither_torch_nor_the_simulator() -> None:
     assert done.stderr.strip() == "[]"
     code = (
         "import sys, importlib\n"
-        "for name in ('serve.server', 'serve.client', 'robot.loop', 'robot.drivers', 'data.log', 'cli.run', 'cli.serve', 'robot.replay', 'cli.replay'):\n"
+        "for name in ('serve.server', 'serve.client', 'robot.control.loop', 'robot.drivers.registry', 'data.log.reader', 'cli.run', 'cli.serve', 'robot.control.playback', 'cli.replay'):\n"
         "    importlib.import_module('sacflow_robot.' + name)\n"
         "print([name for name in ('torch', 'onnx', 'robosuite', 'mujoco', 'h5py') if name in sys.modules])"
     )

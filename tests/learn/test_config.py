@@ -71,7 +71,7 @@ def test_numbers_are_checked() -> None:
         TrainConfig(num_envs=0)
     with pytest.raises(UsageError, match="--online-steps is -1; it must be at least 0"):
         TrainConfig(online_steps=-1)
-    with pytest.raises(UsageError, match=r"--demo-share is 1.5; it must be from 0 to 1"):
+    with pytest.raises(UsageError, match=r"--demo-ratio is 1.5; it must be from 0 to 1"):
         TrainConfig(demo_ratio=1.5)
     with pytest.raises(UsageError, match="--replay-memory-gb is -1; it must be at least 0"):
         TrainConfig(replay_memory_gb=-1)

@@ -56,6 +56,7 @@ class Regularization(TrialOptions):
 
 def carry_out(name: str, options: StudyOptions) -> int:
     """Run a study, write its files, print its reading; returns the exit status."""
+    importlib.import_module("torch")  # first, for its extra brings everything that a study needs
     from sacflow_robot.study.report import Report, make_folder
     from sacflow_robot.study.runs import in_parallel
     from sacflow_robot.utils.processes import core_count

@@ -105,7 +105,7 @@ def test_both_clocks_play_the_same_events_in_the_same_order(policy: OnnxPolicy) 
     assert isinstance(robot, ProcessRobot)
     robot.connect()
     try:
-        for _ in range(8):
+        for _ in range(20):
             run = run_episode(robot, policy, 7, RunConfig(policy_version="v", actions=Script(40), max_steps=40))
             if all(np.array_equal(rows, run.episode.observations[key]) for key, rows in wanted.observations.items()):
                 break

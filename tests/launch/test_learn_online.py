@@ -20,7 +20,7 @@ from sacflow_robot.export.metadata import file_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PROGRAM = [sys.executable, "-m", "sacflow_robot"]
-FOLLOW = ["--updates-per-step", "0.25", "--warmup-steps", "0", "--publish-every", "40", "--gate-episodes", "12"]
+FOLLOW = ["--utd-ratio", "0.25", "--warmup-steps", "0", "--publish-every", "40", "--gate-episodes", "12"]
 
 
 def call(*words: object, status: int = 0) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.replay_columns import allocate, column_layout
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, UsageError
 from sacflow_robot.spec import FloatArray, RobotSpec
+
+Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
 class Origin(IntEnum):
@@ -29,29 +32,19 @@ class Origin(IntEnum):
 
 @dataclass(frozen=True)
 class ChunkBatch:
-    """B windows of H steps; H actions a_t ... a_{t+H-1} chosen at observation t.
+    """B windows of H steps; H actions a_t ... a_{t+H-1} chosen at observation t."""
 
-    Attributes:
-        observation: At the window's start (B, O), flattened in spec order, not normalized.
-        actions: Commanded actions (B, H, A); rows past the episode's end hold random filler.
-        valid: Which rows of ``actions`` belong to the episode (B, H), bool.
-        reward: Discounted reward sum over the window's valid steps (B,).
-        discount: What the value after the window is worth (B,): gamma^H, or 0 if the task ended within the window.
-        next_observation: After the window's last valid step (B, O).
-        critic_valid: Whether the window has a defined return (B,), bool: it is complete, or the task ended in it.
-        solved: Whether the window's episode was a success (B,), bool.
-        any_solved: Whether the buffer that it was drawn from holds a success at all.
-    """
-
-    observation: FloatArray
-    actions: FloatArray
-    valid: npt.NDArray[np.bool_]
-    reward: FloatArray
+    observation: FloatArray  # at the window's start (B, O), flattened in spec order, not normalized
+    actions: FloatArray  # commanded actions (B, H, A); rows past the episode's end hold random filler
+    valid: npt.NDArray[np.bool_]  # which rows of ``actions`` belong to the episode (B, H), bool
+    reward: FloatArray  # discounted reward sum over the window's valid steps (B,)
+    # what the value after the window is worth (B,): gamma^H, or 0 if the task ended within the window
     discount: FloatArray
-    next_observation: FloatArray
+    next_observation: FloatArray  # after the window's last valid step (B, O)
+    # whether the window has a defined return (B,), bool: it is complete, or the task ended in it
     critic_valid: npt.NDArray[np.bool_]
-    solved: npt.NDArray[np.bool_]
-    any_solved: bool = True
+    solved: npt.NDArray[np.bool_]  # whether the window's episode was a success (B,), bool
+    any_solved: bool = True  # whether the buffer that it was drawn from holds a success at all
 
 
 class ReplayBuffer:
@@ -85,7 +78,7 @@ class ReplayBuffer:
         self._h = chunk_length
         self._gamma = discount
         self._capacity = capacity
-        self._columns = allocate(column_layout(robot, chunk_length, capacity), folder)
+        self._columns = _allocate(_layout(robot, chunk_length, capacity), folder)
         # The H actions from each row on as one opaque item: a gather copies each window in one piece.
         row_bytes = 4 * robot.action_dim
         window = np.dtype((np.void, chunk_length * row_bytes))
@@ -103,9 +96,7 @@ class ReplayBuffer:
     @staticmethod
     def size_bytes(robot: RobotSpec, chunk_length: int, capacity: int) -> int:
         """Memory, or disk, that a buffer of that capacity takes once it is full."""
-        return sum(
-            math.prod(shape) * dtype.itemsize for shape, dtype in column_layout(robot, chunk_length, capacity).values()
-        )
+        return _size_bytes(_layout(robot, chunk_length, capacity))
 
     def __len__(self) -> int:
         """Steps held."""
@@ -307,3 +298,46 @@ class ReplayBuffer:
     def _check_not_empty(self) -> None:
         if not len(self):
             raise DataError("the replay buffer is empty; give demonstrations or a log to train on")
+
+
+def _layout(robot: RobotSpec, chunk_length: int, capacity: int) -> Layout:
+    """Shape and type of each column."""
+    real = np.dtype(np.float32)
+    return {
+        "observation": ((capacity, robot.observation_dim), real),
+        "next_observation": ((capacity, robot.observation_dim), real),  # after the window, not after the step
+        "action": ((capacity + chunk_length - 1, robot.action_dim), real),  # the last row's window needs rows behind it
+        "reward": ((capacity,), real),
+        "discount": ((capacity,), real),
+        "length": ((capacity,), np.dtype(np.int32)),  # valid steps of the window that starts here
+        "critic_valid": ((capacity,), np.dtype(np.bool_)),
+        "solved": ((capacity,), np.dtype(np.bool_)),
+    }
+
+
+def _size_bytes(layout: Layout) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+
+
+def _allocate(layout: Layout, folder: Path | None) -> dict[str, npt.NDArray[Any]]:
+    """Columns of zeros, in memory or in files of the folder."""
+    if folder is None:
+        return {name: np.zeros(shape, dtype) for name, (shape, dtype) in layout.items()}
+    try:
+        return {name: _map(shape, dtype, folder) for name, (shape, dtype) in layout.items()}
+    except OSError as error:
+        raise DataError(
+            f"no room for the replay buffer's {_size_bytes(layout) / 1e9:.3g} GB in {folder} ({error.strerror}); free "
+            f"some, or lower --replay-capacity"
+        ) from None
+
+
+def _map(shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path) -> npt.NDArray[Any]:
+    """Zeros in a file without a name, its blocks taken from the disk now rather than in the middle of a run."""
+    size = math.prod(shape) * dtype.itemsize
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        return np.asarray(np.memmap(file, dtype, "r+", shape=shape))

@@ -36,9 +36,8 @@ class Convert(AgreementOptions):
     json: bool = False
 
     def run(self) -> int:
-        from sacflow_robot.data.formats.convert import check_free, write_demos
         from sacflow_robot.data.formats.foreign_episodes import NO_SUCCESS
-        from sacflow_robot.data.formats.sources import kind_to_write
+        from sacflow_robot.data.formats.sources import check_free, kind_to_write, write_demos
         from sacflow_robot.learn import demo_source
 
         kind = kind_to_write(self.dst, self.to)

@@ -108,8 +108,8 @@ def _facts(demos: DemoSet, figures: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from sacflow_robot.data.formats.demonstrations import gripper_dimensions
     from sacflow_robot.data.formats.foreign_episodes import NO_SUCCESS
-    from sacflow_robot.data.formats.gripper import gripper_dimensions
     from sacflow_robot.data.summary import describe_rate
 
     robot, rate, steps = demos.robot, figures["rate"], figures["steps_per_episode"]

@@ -104,7 +104,7 @@ class Info:
         return 0
 
     def _draw(self, path: Path, episodes: list[Episode], robot: RobotSpec) -> None:
-        from sacflow_robot.data.policy_versions import draw_versions
+        from sacflow_robot.data.report import draw_versions
 
         if not episodes:
             raise UsageError(f"{self.log} holds no episode; leave out --plot")

@@ -171,7 +171,7 @@ class Run:
             with StepRecorder(path, robot, patience_s=_LOCKSTEP_PATIENCE_S) as log:
                 yield log
         else:
-            with ResilientRecorder(lambda: StepRecorder(path, robot)) as mending:
+            with ResilientRecorder(path, robot) as mending:
                 yield mending
 
     def _report(self, robot: Robot, client: PolicyClient, runs: list[EpisodeRun]) -> None:

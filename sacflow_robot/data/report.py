@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,23 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from sacflow_robot.data.formats.demonstrations import DemoSet
-from sacflow_robot.data.formats.gripper import FINGERS, finger_width, gripper_dimensions
+from sacflow_robot.data.formats.demonstrations import FINGERS, DemoSet, finger_width, gripper_dimensions
 from sacflow_robot.data.formats.inferred_spec import describe_unit
 from sacflow_robot.episode import Episode
 from sacflow_robot.utils.atomic_files import replacing
 from sacflow_robot.utils.intervals import wilson_interval
+from sacflow_robot.utils.plot_style import BLUE, GRAY, VERMILION, new_figure, save, tidy
 
-# Colors that remain apart for color-blind eyes (Okabe and Ito).
-SOLVED, FAILED, NEUTRAL = "#0072B2", "#D55E00", "#555555"
+SOLVED, FAILED, NEUTRAL = BLUE, VERMILION, "#555555"
 _MOST_TRACES = 150  # more lines than that are a blot
 _EEF = "robot0_eef_pos"
+_MOVING = 25  # episodes averaged over
 
 
 def draw_page(path: Path, demos: DemoSet, figures: Mapping[str, Any], title: str) -> None:
-    """Draw the page as a picture.
-
-    Args:
-        path: Picture to write.
-        demos: What to draw.
-        figures: What :func:`summarize` says of it.
-        title: First line of the page.
-    """
+    """Draw the page as a picture."""
     figure = Figure(figsize=(14, 11), layout="constrained")
     rows: Any = figure.subfigures(3, 1, height_ratios=[1, 1.15, 0.9], hspace=0.03)
     _heading(figure, demos, figures, title)
@@ -47,8 +41,8 @@ def draw_page(path: Path, demos: DemoSet, figures: Mapping[str, Any], title: str
 
     shown = _evenly(demos.episodes)
     plane, height, grip = rows[1].subplots(1, 3)
-    _plane(plane, shown)
-    _over_time(height, shown, _EEF, 2, "end effector: height", "z (m)")
+    for axes, draw in (plane, _plane), (height, _height):
+        draw(axes, shown) if _EEF in shown[0].observations else _absent(axes, _EEF)
     _gripper(grip, shown, demos)
     if len(shown) < len(demos.episodes):
         rows[1].supylabel(f"{len(shown)} of {len(demos.episodes)} episodes", fontsize=8, color=NEUTRAL)
@@ -129,11 +123,11 @@ def _evenly(episodes: list[Episode]) -> list[Episode]:
     return [episodes[i] for i in np.unique(np.linspace(0, len(episodes) - 1, count).astype(int))]
 
 
-def _traces(axes: Axes, episodes: list[Episode], points: list[list[npt.NDArray[Any]]]) -> None:
-    """Lines (T, 2) by success, thin and translucent the more there are."""
+def _traces(axes: Axes, episodes: list[Episode], line: Callable[[Episode], npt.NDArray[Any]]) -> None:
+    """A line (T, 2) of each episode, by success, thin and translucent the more there are."""
     alpha = float(np.clip(4 / np.sqrt(len(episodes)), 0.3, 0.9))
-    for (_, color, _), lines in zip(_split(episodes), points, strict=True):
-        axes.add_collection(LineCollection(lines, colors=color, linewidths=0.8, alpha=alpha))
+    for _, color, part in _split(episodes):
+        axes.add_collection(LineCollection([line(e) for e in part], colors=color, linewidths=0.8, alpha=alpha))
     axes.autoscale_view()
 
 
@@ -143,10 +137,7 @@ def _absent(axes: Axes, what: str) -> None:
 
 
 def _plane(axes: Axes, episodes: list[Episode]) -> None:
-    if _EEF not in episodes[0].observations:
-        _absent(axes, _EEF)
-        return
-    _traces(axes, episodes, [[e.observations[_EEF][:, :2] for e in part] for _, _, part in _split(episodes)])
+    _traces(axes, episodes, lambda e: e.observations[_EEF][:, :2])
     starts = np.array([e.observations[_EEF][0, :2] for e in episodes])
     ends = np.array([e.observations[_EEF][-1, :2] for e in episodes])
     axes.plot(*starts.T, "o", color="black", markersize=3, markerfacecolor="none", markeredgewidth=0.7)
@@ -166,49 +157,39 @@ def _seconds(episode: Episode) -> npt.NDArray[np.float64]:
     return seconds
 
 
-def _over_time(axes: Axes, episodes: list[Episode], key: str, dimension: int, title: str, label: str) -> None:
-    if key not in episodes[0].observations:
-        _absent(axes, key)
-        return
-    lines = [
-        [np.column_stack([_seconds(e), e.observations[key][:, dimension]]) for e in part]
-        for _, _, part in _split(episodes)
-    ]
-    _traces(axes, episodes, lines)
-    axes.set(title=title, xlabel="time (s)", ylabel=label)
+def _height(axes: Axes, episodes: list[Episode]) -> None:
+    _traces(axes, episodes, lambda e: np.column_stack([_seconds(e), e.observations[_EEF][:, 2]]))
+    axes.set(title="end effector: height", xlabel="time (s)", ylabel="z (m)")
 
 
 def _gripper(axes: Axes, episodes: list[Episode], demos: DemoSet) -> None:
     """Plot the distance between the fingers and the gripper's command, each where it is known."""
     dimensions = np.flatnonzero(gripper_dimensions(demos.robot))
-    parts = [part for _, _, part in _split(episodes)]
     fingers = FINGERS in episodes[0].observations
     if not fingers and not len(dimensions):
         _absent(axes, FINGERS)
         return
     beside = axes.twinx() if fingers and len(dimensions) else axes
     if len(dimensions):
-        commands = [[np.column_stack([_seconds(e)[:-1], e.action[:, dimensions[0]]]) for e in part] for part in parts]
-        if fingers:
-            _commands_beside(beside, [line for lines in commands for line in lines])
+
+        def command(e: Episode) -> npt.NDArray[Any]:
+            return np.column_stack([_seconds(e)[:-1], e.action[:, dimensions[0]]])
+
+        if fingers:  # commands on an axis of their own, of a few episodes: more are a blot
+            lines = [command(e) for _, _, part in _split(episodes) for e in part]
+            shown = lines[:: max(1, len(lines) // 10)]
+            beside.add_collection(LineCollection(shown, colors=NEUTRAL, linewidths=0.8, linestyles="dotted", alpha=0.7))
+            beside.autoscale_view()
         else:
-            _traces(axes, episodes, commands)
+            _traces(axes, episodes, command)
         name, unit = demos.robot.action_names[dimensions[0]], demos.robot.action_units[dimensions[0]]
         beside.set_ylabel(f"command: {name} ({describe_unit(unit)})")
     if fingers:
-        widths = [[np.column_stack([_seconds(e), 1e3 * finger_width(e)]) for e in part] for part in parts]
-        _traces(axes, episodes, widths)
+        _traces(axes, episodes, lambda e: np.column_stack([_seconds(e), 1e3 * finger_width(e)]))
         axes.set_ylabel("between the fingers (mm)")
     axes.set(
         title="gripper: opening, and command (dotted)" if fingers and len(dimensions) else "gripper", xlabel="time (s)"
     )
-
-
-def _commands_beside(axes: Axes, lines: list[npt.NDArray[Any]]) -> None:
-    """Commands (T, 2) on an axis of their own, of a few episodes: more are a blot."""
-    shown = lines[:: max(1, len(lines) // 10)]
-    axes.add_collection(LineCollection(shown, colors=NEUTRAL, linewidths=0.8, linestyles="dotted", alpha=0.7))
-    axes.autoscale_view()
 
 
 def _actions(part: Any, demos: DemoSet) -> None:
@@ -234,3 +215,57 @@ def _actions(part: Any, demos: DemoSet) -> None:
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel("% of steps (log)", fontsize=9)
     part.suptitle("actions sent", fontsize=11)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Episodes in a row with one policy."""
+
+    version: str  # of the policy
+    first: int  # number of the first episode
+    solved: tuple[bool, ...]  # whether each was solved
+
+
+def stretches(episodes: Sequence[Episode]) -> list[Stretch]:
+    """Episodes in a row with one policy, in the order of the log; those that name no policy count as ``"unknown"``."""
+    found: list[Stretch] = []
+    for i, episode in enumerate(episodes):
+        version = str(episode.info.get("policy_version", "unknown"))
+        if found and found[-1].version == version:
+            found[-1] = Stretch(version, found[-1].first, (*found[-1].solved, episode.success))
+        else:
+            found.append(Stretch(version, i, (episode.success,)))
+    return found
+
+
+def draw_versions(path: Path, title: str, episodes: Sequence[Episode]) -> None:
+    """Draw success against the episode's number: each version's with its 95 % Wilson interval, and a moving mean; and below
+    it how long episodes were.
+    """
+    figure = new_figure(8.4, 5.4)
+    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    solved = np.array([e.success for e in episodes], float)
+    parts = stretches(episodes)
+    for i, part in enumerate(parts):
+        count, end = len(part.solved), part.first + len(part.solved)
+        low, high = wilson_interval(sum(part.solved), count)
+        above.fill_between([part.first, end], low, high, color=BLUE, alpha=0.16, lw=0)
+        label = "each version's, with its 95 % interval" if not i else None
+        above.plot([part.first, end], [sum(part.solved) / count] * 2, color=BLUE, lw=2.2, label=label)
+        if i:
+            above.axvline(part.first, color=GRAY, lw=0.8, ls=(0, (2, 3)))
+        middle = (part.first + end) / 2
+        name = f"{part.version[:6]}: {sum(part.solved)}/{count}"
+        above.annotate(name, (middle, 0.02), rotation=90, fontsize=7.5, ha="center", va="bottom", color="#444444")
+    if len(solved) >= _MOVING:
+        mean = np.convolve(solved, np.ones(_MOVING) / _MOVING, "valid")
+        label = f"of the last {_MOVING} episodes"
+        above.plot(np.arange(len(mean)) + _MOVING, mean, color=VERMILION, lw=1.2, label=label)
+    above.set(ylabel="success rate", ylim=(0, 1.02), xlim=(0, len(solved)))
+    above.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    above.legend(loc="center right", fontsize=8, framealpha=0.9)
+    tidy(above, title)
+    below.plot(np.arange(len(solved)) + 0.5, [len(e) for e in episodes], ".", color=GRAY, ms=3)
+    below.set(xlabel="episode", ylabel="steps", ylim=(0, None))
+    tidy(below)
+    save(figure, path)

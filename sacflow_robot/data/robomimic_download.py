@@ -68,12 +68,6 @@ def fetch(task: str, kind: str, cache: Path, progress: Progress) -> Path:
 
     A download that broke off goes on where it stopped. The file gets its name once its SHA-256 is right.
 
-    Args:
-        task: A key of ``DATASETS``.
-        kind: One of its kinds.
-        cache: Folder to keep it in.
-        progress: Told how far it is.
-
     Raises:
         DataError: No connection, no such file, a broken download or a wrong checksum.
     """
@@ -150,7 +144,8 @@ def _download(remote: Remote, path: Path, progress: Progress) -> None:
         raise DataError(
             f"download broke off at {present:,} of {remote.size:,} bytes ({failure}); run again to go on from there"
         )
-    found = _sha256(part)
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != remote.sha256 or part.stat().st_size != remote.size:
         part.unlink()
         raise DataError(
@@ -174,11 +169,6 @@ def _transfer(remote: Remote, part: Path, present: int, progress: Progress) -> N
             file.write(block)
             present += len(block)
             progress(present, remote.size)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error: BaseException) -> BaseException:

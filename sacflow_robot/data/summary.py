@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.formats.demonstrations import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
-from sacflow_robot.data.formats.gripper import gripper_dimensions, gripper_disagreement
+from sacflow_robot.data.formats.demonstrations import DemoSet, gripper_dimensions, gripper_disagreement
+from sacflow_robot.data.log.columns import OBSERVATION_COLUMNS, STEP_COLUMNS
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, Source, StepFlag
 from sacflow_robot.spec import RobotSpec
 
@@ -102,7 +102,7 @@ def describe_keys(demos: DemoSet) -> list[dict[str, Any]]:
         arrays["action"].append(episode.action)
         for spec in demos.robot.observations:
             arrays[spec.key].append(episode.observations[spec.key])
-        for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS):
+        for column in (*STEP_COLUMNS[1:], *OBSERVATION_COLUMNS):
             values = getattr(episode, column.attribute)
             if values is not None and not (values.dtype.kind == "f" and np.isnan(values).all()):
                 arrays[column.attribute].append(values)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sacflow_robot.data.interventions import human_parts
+from sacflow_robot.data.formats.demonstrations import human_parts
 from sacflow_robot.data.log.episode_writer import EpisodeWriter
 from sacflow_robot.data.replay_buffer import Origin, ReplayBuffer
 from sacflow_robot.envs.collector import Chunker, rollout

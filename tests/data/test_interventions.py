@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sacflow_robot.data.interventions import human_parts
+from sacflow_robot.data.formats.demonstrations import human_parts
 from sacflow_robot.data.replay_buffer import Origin, ReplayBuffer
 from sacflow_robot.episode import Episode
 from sacflow_robot.spec import RobotSpec

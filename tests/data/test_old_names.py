@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
-from sacflow_robot.data.formats.sources import load_demos
+from sacflow_robot.data.formats.sources import load_demos, write_demos
 from sacflow_robot.data.log.episode_writer import EpisodeWriter, write_log
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.recorder import StepRecorder

@@ -11,7 +11,7 @@ import pytest
 
 from sacflow_robot.cli import main
 from sacflow_robot.data.log.episode_writer import write_log
-from sacflow_robot.data.policy_versions import stretches
+from sacflow_robot.data.report import stretches
 from sacflow_robot.episode import Episode
 from sacflow_robot.spec import RobotSpec
 

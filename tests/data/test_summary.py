@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sacflow_robot.data.formats.demonstrations import DemoSet
-from sacflow_robot.data.formats.gripper import gripper_disagreement
+from sacflow_robot.data.formats.demonstrations import DemoSet, gripper_disagreement
 from sacflow_robot.data.report import draw_page
 from sacflow_robot.data.summary import describe_rate, duplicates, idle_steps, measured_rate, summarize
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, Source

@@ -110,11 +110,7 @@ def run_with(
 ) -> tuple[EpisodeRun, list[tuple[int, str]]]:
     """An episode in which something fails; a person mends it, and enables the robot once it is at rest. Returns what was said, and
     when."""
-    requests, said, opened = OperatorRequests(), [], []  # type: ignore[var-annotated]
-
-    def open_log() -> StepRecorder:
-        opened.append(StepRecorder(log, robot.spec))
-        return opened[-1]
+    requests, said = OperatorRequests(), []  # type: ignore[var-annotated]
 
     def person() -> None:
         mend()
@@ -136,14 +132,14 @@ def run_with(
         def step(self, *arguments, **named):  # type: ignore[no-untyped-def]
             self.count += 1
             if self.count == at_step:
-                fail(opened[-1])
+                fail(recorder)
                 said.append((time.monotonic_ns(), "failed"))
             return super().step(*arguments, **named)
 
     with PolicyClient(server.address, 5.0, swap="episode") as client:
         robot.connect()
         version, safety = client.begin_episode(1), SafetyFilter(robot.spec, LIMITS)
-        with ResilientRecorder(open_log) as recorder:
+        with ResilientRecorder(log, robot.spec) as recorder:
             run = run_episode(
                 *(robot, client, 1),
                 RunConfig(

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from sacflow_robot.cli import main
-from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoSet
+from sacflow_robot.data.formats.sources import write_demos
 from sacflow_robot.data.log.episode_writer import EpisodeWriter, write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, UsageError

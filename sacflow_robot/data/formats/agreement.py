@@ -1,7 +1,8 @@
 """Compare what a file of demonstrations says of itself with the robot and task that it is to serve.
 
 A file is believed only where it agrees: a reader states what the file says (:class:`Claims`) and calls
-:func:`check_agreement`, which refuses every difference by name and says which option resolves it.
+:func:`check_agreement`, which refuses every difference by name and says which option resolves it (SpecMismatchError).
+Options that contradict each other raise UsageError.
 """
 
 from __future__ import annotations
@@ -66,23 +67,15 @@ class AgreementOptions:
 
 @dataclass(frozen=True)
 class Controller:
-    """Controller of a file's actions, as the file says; None where it does not say.
+    """Controller of a file's actions, as the file says; None where it does not say."""
 
-    Attributes:
-        kind: Its name, as robosuite spells it: ``OSC_POSE``, ``JOINT_VELOCITY``, ...
-        delta: Whether an action is relative to the pose at the time (True) or absolute (False).
-        scale: What an action of 1 commands per motion dimension (m, rad), of those that it says.
-        offset: What an action of 0 commands, likewise; None for zeros.
-        inputs: Range to which the controller clips an action's motion dimensions.
-        seen: Whether the actions themselves show ``delta``, rather than what the file says.
-    """
-
-    kind: str | None = None
-    delta: bool | None = None
+    kind: str | None = None  # its name, as robosuite spells it: ``OSC_POSE``, ``JOINT_VELOCITY``, ...
+    delta: bool | None = None  # whether an action is relative to the pose at the time (True) or absolute (False)
+    # what an action of 1 commands per motion dimension (m, rad), of those that it says
     scale: tuple[float, ...] | None = None
-    offset: tuple[float, ...] | None = None
-    inputs: tuple[float, float] | None = None
-    seen: bool = False
+    offset: tuple[float, ...] | None = None  # what an action of 0 commands, likewise; None for zeros
+    inputs: tuple[float, float] | None = None  # range to which the controller clips an action's motion dimensions
+    seen: bool = False  # whether the actions themselves show ``delta``, rather than what the file says
 
     def __str__(self) -> str:
         meaning = "" if self.delta is None else "delta" if self.delta else "absolute"
@@ -91,19 +84,12 @@ class Controller:
 
 @dataclass(frozen=True)
 class Claims:
-    """Robot, rate and controller, as a file says; None where it does not say.
-
-    Attributes:
-        robot: Robot that recorded it.
-        rate_hz: Actions per second.
-        controller: What interprets an action.
-        shaped_rewards: Whether its rewards are shaped (dense).
-    """
+    """Robot, rate and controller, as a file says; None where it does not say."""
 
     robot: str | None = None
-    rate_hz: float | None = None
-    controller: Controller | None = None
-    shaped_rewards: bool | None = None
+    rate_hz: float | None = None  # actions per second
+    controller: Controller | None = None  # what interprets an action
+    shaped_rewards: bool | None = None  # whether its rewards are shaped (dense)
 
 
 def claims_of_robot(robot: RobotSpec) -> Claims:
@@ -142,30 +128,16 @@ def _plain(robot: str) -> str:
 
 def disagreements(claims: Claims, robot: RobotSpec, options: AgreementOptions) -> list[str]:
     """Each difference that no option resolves: what the file says, what the task expects, what to do."""
-    return [
-        difference
-        for difference in (
-            _robot(claims.robot, robot, options),
-            _rate(claims.rate_hz, robot, options),
-            _controller(claims.controller, robot, options),
-        )
-        if difference is not None
-    ]
+    differences = (
+        _robot(claims.robot, robot, options),
+        _rate(claims.rate_hz, robot, options),
+        _controller(claims.controller, robot, options),
+    )
+    return list(filter(None, differences))
 
 
 def check_agreement(origin: str, claims: Claims, robot: RobotSpec, options: AgreementOptions) -> None:
-    """Refuse a file that does not agree with the robot and task that it is to serve.
-
-    Args:
-        origin: Names the file in messages.
-        claims: What it says.
-        robot: Robot and task.
-        options: What the user vouches for.
-
-    Raises:
-        UsageError: The options contradict each other.
-        SpecMismatchError: It does not agree; the message names every difference and the option that resolves it.
-    """
+    """Refuse a file that does not agree with the robot and task that it is to serve."""
     options.check_options()
     if found := disagreements(claims, robot, options):
         raise SpecMismatchError(f"{origin} does not agree with task {robot.task!r}: {'; '.join(found)}")
@@ -174,12 +146,7 @@ def check_agreement(origin: str, claims: Claims, robot: RobotSpec, options: Agre
 def check_robot(origin: str, found: RobotSpec, robot: RobotSpec, options: AgreementOptions) -> Claims:
     """Refuse a file written here, which holds the robot's whole specification, unless it agrees with the task's.
 
-    Returns:
-        What it claims, for :func:`sacflow_robot.data.formats.adapt.adapt`.
-
-    Raises:
-        UsageError: The options contradict each other.
-        SpecMismatchError: It does not agree; the message names every difference.
+    Returns what it claims, for :func:`sacflow_robot.data.formats.adapt.adapt`.
     """
     options.check_options()
     claims = claims_of_robot(found)

@@ -1,4 +1,7 @@
-"""Refuse recorded times and orientations that contradict themselves."""
+"""Refuse recorded times and orientations that contradict themselves.
+
+Every DataError here begins with the ``origin`` that it is given, which names file and episode, and names the step.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,19 @@ _UNIT = 0.01  # how far the norm of a quaternion may be from 1
 _SAME_TURN = 0.1  # of a quaternion's entries; observations may lag behind a state by a physics step
 
 
+def check_finite(rows: npt.NDArray[Any], origin: str, what: str) -> None:
+    """Refuse rows (T, ...) that hold NaN or infinity."""
+    wrong = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
+    if wrong.size:
+        raise DataError(f"{origin}, step {wrong[0]}: NaN or infinity among {what}; leave it out")
+
+
 def check_times(
     seconds: Sequence[float] | npt.NDArray[np.float64], rate_hz: float | None, origin: str, *, repeats: bool = False
 ) -> float | None:
-    """Refuse times that cannot be those of an episode recorded at its rate.
+    """Refuse times (T,), s, that cannot be those of an episode recorded at its rate; the rate that they show (Hz), if any.
 
-    Args:
-        seconds: Capture time of each row (T,), s.
-        rate_hz: Nominal rate; None where none is said.
-        origin: Names file and episode in messages.
-        repeats: Let a time repeat, as in a log where the sensor was late.
-
-    Returns:
-        The measured rate (Hz), from the median period; None where there is none.
-
-    Raises:
-        DataError: They are not finite, all alike, repeat, run backwards, or contradict the rate.
+    In a log, where a sensor may be late, a time may repeat.
     """
     times = np.asarray(seconds, np.float64)
     if wrong := np.flatnonzero(~np.isfinite(times)).tolist():
@@ -59,9 +59,6 @@ def check_log_times(origin: str, times_ns: Sequence[npt.NDArray[np.int64]], rate
 
     A loop may be late, so that a few episodes alone say little of its rate. Of a robot in lockstep they say nothing of it,
     and ``rate_hz`` is None.
-
-    Raises:
-        DataError: They do not.
     """
     periods = []
     for i, times in enumerate(times_ns):
@@ -72,16 +69,19 @@ def check_log_times(origin: str, times_ns: Sequence[npt.NDArray[np.int64]], rate
         check_pace(np.concatenate(periods), rate_hz, origin)
 
 
-def check_pace(periods: npt.NDArray[np.float64], rate_hz: float | None, origin: str) -> float | None:
+def check_pace(
+    periods: npt.NDArray[np.float64], rate_hz: float | None, origin: str, enough: int = _ENOUGH, slack_s: float = 0.0
+) -> float | None:
     """The measured rate (Hz) of periods (s), from their median; None where they are none, or mostly 0.
 
-    Raises:
-        DataError: It is not the nominal rate, of which enough periods tell.
+    It may differ from the nominal rate as ``slack_s`` (s) more of a period would make it, or if there are not ``enough``.
     """
     middle = float(np.median(periods)) if len(periods) else 0.0
     if middle <= 0:
         return None
-    if rate_hz is not None and len(periods) >= _ENOUGH and abs(1 / middle - rate_hz) > _SAME_PACE * rate_hz:
+    if rate_hz is None or len(periods) < enough:
+        return 1 / middle
+    if abs(1 / middle - rate_hz) > _SAME_PACE * rate_hz + slack_s * rate_hz**2:
         raise DataError(
             f"{origin}: its timestamps are {1 / middle:.4g} Hz apart, and the file says {rate_hz:g} Hz; one of the two "
             f"is wrong, correct it in the file"
@@ -90,19 +90,11 @@ def check_pace(periods: npt.NDArray[np.float64], rate_hz: float | None, origin: 
 
 
 def check_frames(seconds: npt.NDArray[Any], rate_hz: float, origin: str) -> None:
-    """Refuse timestamps (T,), s, that contradict the rate (Hz) anywhere: see :func:`check_times`; nor may a frame be missing.
-
-    Raises:
-        DataError: They do; the message begins with ``origin``, which names file and episode, and names the frame.
-    """
+    """Refuse timestamps (T,), s, that contradict the rate (Hz) anywhere: see :func:`check_times`; nor may a frame be missing."""
     check_times(seconds, rate_hz, origin)
-    period, periods = 1 / rate_hz, np.diff(np.asarray(seconds, np.float64))
-    if len(periods) and abs((middle := float(np.median(periods))) - period) > _SAME_PACE * period + _rounding(seconds):
-        raise DataError(
-            f"{origin}: its timestamps are {1 / middle:.4g} Hz apart, and the file says {rate_hz:g} Hz; one of the two is "
-            "wrong, correct it in the file"
-        )
-    if (wrong := np.flatnonzero(np.abs(periods - period) > _SLACK * period + _rounding(seconds))).size:
+    period, periods, rounding = 1 / rate_hz, np.diff(np.asarray(seconds, np.float64)), _rounding(seconds)
+    check_pace(periods, rate_hz, origin, enough=1, slack_s=rounding)
+    if (wrong := np.flatnonzero(np.abs(periods - period) > _SLACK * period + rounding)).size:
         frame = int(wrong[0]) + 1
         raise DataError(
             f"{origin}, frame {frame}: its timestamp is {periods[frame - 1]:.4g} s after the one before, expected "
@@ -130,11 +122,7 @@ def _rounding(seconds: npt.NDArray[Any]) -> float:
 
 
 def check_unit(observations: Mapping[str, FloatArray], robot: RobotSpec, origin: str) -> None:
-    """Refuse observations (T + 1, ...) whose quaternions are not of norm 1.
-
-    Raises:
-        DataError: Some are not; the message begins with ``origin`` and names the step.
-    """
+    """Refuse observations (T + 1, ...) whose quaternions are not of norm 1."""
     for spec in robot.observations:
         flat = observations[spec.key].reshape(len(observations[spec.key]), -1)
         for start in spec.quaternions:
@@ -151,11 +139,7 @@ def check_unit(observations: Mapping[str, FloatArray], robot: RobotSpec, origin:
 def check_w_last(
     observations: Mapping[str, FloatArray], states: npt.NDArray[np.float64], options: DemoOptions, origin: str
 ) -> None:
-    """Refuse quaternions that begin with w, where the simulator can tell from two of the states (T + 1, S).
-
-    Raises:
-        DataError: Some do; the message begins with ``origin`` and names the step.
-    """
+    """Refuse quaternions that begin with w, where the simulator can tell from two of the states (T + 1, S)."""
     if options.observe_state is None:
         return
     for step in sorted({0, (len(states) - 1) // 2}):

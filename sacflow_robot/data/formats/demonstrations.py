@@ -1,20 +1,16 @@
-"""Demonstrations between formats: what every reader here returns and every writer takes.
-
-The tables say where each column of :class:`Episode` stands in robomimic's HDF5 and in a LeRobotDataset. A column that
-joins Episode joins every format by one more row; one that an episode lacks (None) is left out of its file.
-"""
+"""Demonstrations between formats: what every reader here returns and every writer takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.data.formats.agreement import AgreementOptions
-from sacflow_robot.episode import NOMINAL_CLOCK, STEP_TIMES, Episode, Source
+from sacflow_robot.episode import NOMINAL_CLOCK, Episode, Source
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 ObserveState = Callable[[npt.NDArray[np.float64]], tuple[dict[str, FloatArray], bool]]
@@ -22,73 +18,34 @@ ObserveState = Callable[[npt.NDArray[np.float64]], tuple[dict[str, FloatArray], 
 
 FIRST_SUCCESS = "first_success"
 """Key of an episode's info: the step that first solved the task, where the recording went on after it."""
+FINGERS = "robot0_gripper_qpos"
+
+_MOVES_M = 5e-4  # fingers that come nearer or part by less than this in a step do not move
+_FEWEST = 20  # moves, before anything is said
+_AGAINST = 0.8
 
 
-class Column(NamedTuple):
-    """Names of one column.
+class Description(NamedTuple):
+    """What a source says of itself as a whole."""
 
-    Attributes:
-        attribute: Of :class:`Episode`.
-        hdf5: Dataset of a demonstration.
-        lerobot: Feature. LeRobot takes every name that begins with ``action`` or ``observation`` for a policy's
-            output or input, so that none of these does.
-        dtype: NumPy name of its type in an episode.
-        vector: Whether each row is a vector, which formats that drop extents of 1 do not tell.
-    """
-
-    attribute: str
-    hdf5: str
-    lerobot: str
-    dtype: str
-    vector: bool = False
-
-    def typed(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Rows as they came out of a file, with an episode's type and number of axes."""
-        shaped = rows.reshape(len(rows), -1) if self.vector else rows.reshape(len(rows))
-        return shaped.astype(self.dtype, copy=False)
-
-
-STEP_COLUMNS = (
-    Column("policy_action", "policy_action", "policy_action", "float32", vector=True),
-    Column("measured", "measured", "measured", "float32", vector=True),
-    Column("source", "source", "source", "uint8"),
-    Column("rewards", "rewards", "next.reward", "float32"),
-    Column("terminated", "dones", "next.terminated", "bool"),
-    Column("truncated", "truncated", "next.truncated", "bool"),
-    *(Column(name, name, name, "int64") for name in STEP_TIMES),
-    Column("flags", "flags", "flags", "uint8"),
-    Column("intervention_action", "intervention_action", "intervention_action", "float32", vector=True),
-)
-"""One row per step (T, ...), beside the commanded action."""
-
-OBSERVATION_COLUMNS = (
-    Column("time_ns", "time_ns", "time_ns", "int64"),
-    Column("states", "states", "sim_state", "float64", vector=True),
-)
-"""One row per observation (T + 1, ...), beside the observations themselves."""
-
-OPTIONAL = {f.name for f in fields(Episode) if f.default is None}
-"""Attributes of Episode that may be None."""
+    robot: RobotSpec | None = None  # the robot that it was recorded with; None where it does not say
+    env_name: str | None = None  # robosuite's name of its task, likewise
+    rate_hz: float | None = None  # control rate (Hz), likewise
+    has_observations: bool = True  # false for states, of which the task's simulator makes some
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Options for reading demonstrations.
+    """Options for reading demonstrations."""
 
-    Attributes:
-        robot: Robot and task that they must fit.
-        env_name: robosuite's name of the task, which an HDF5 file must name.
-        observe_state: Regenerates observations; needed for raw robosuite files.
-        trim_idle: Drop idle steps of raw robosuite files, where keyboard teleoperation spends most of its time.
-        sparse_rewards: Whether the task's own rewards are 1 once solved and 0 before, as those of all tasks here are.
-        agreement: What the user vouches for, and what may be converted, where a file and the task differ.
-    """
-
-    robot: RobotSpec
-    env_name: str
-    observe_state: ObserveState | None = None
+    robot: RobotSpec  # robot and task that they must fit
+    env_name: str  # robosuite's name of the task, which an HDF5 file must name
+    observe_state: ObserveState | None = None  # regenerates observations; needed for raw robosuite files
+    # drop idle steps of raw robosuite files, where keyboard teleoperation spends most of its time
     trim_idle: bool = True
+    # whether the task's own rewards are 1 once solved and 0 before, as those of all tasks here are
     sparse_rewards: bool = True
+    # what the user vouches for, and what may be converted, where a file and the task differ
     agreement: AgreementOptions = field(default_factory=AgreementOptions)
 
 
@@ -127,25 +84,17 @@ class Losses:
 
 @dataclass(frozen=True)
 class DemoSet:
-    """Demonstrations and what their file says about them as a whole.
+    """Demonstrations and what their file says about them as a whole."""
 
-    Attributes:
-        robot: Robot and task of every episode.
-        episodes: The episodes, in the file's order.
-        env_args: robomimic's description of the environment, where there is one.
-        attributes: What else the file says about all of them: names to texts or numbers.
-        masks: Named subsets, as indices of episodes.
-        model_files: The simulator's model (MJCF) of each episode, where there is one; empty or one per episode.
-        losses: What the file holds and an Episode cannot.
-    """
-
-    robot: RobotSpec
-    episodes: list[Episode]
-    env_args: Mapping[str, Any] | None = None
+    robot: RobotSpec  # robot and task of every episode
+    episodes: list[Episode]  # the episodes, in the file's order
+    env_args: Mapping[str, Any] | None = None  # robomimic's description of the environment, where there is one
+    # what else the file says about all of them: names to texts or numbers
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    masks: Mapping[str, list[int]] = field(default_factory=dict)
+    masks: Mapping[str, list[int]] = field(default_factory=dict)  # named subsets, as indices of episodes
+    # the simulator's model (MJCF) of each episode, where there is one; empty or one per episode
     model_files: list[str | None] = field(default_factory=list)
-    losses: Losses = field(default_factory=Losses)
+    losses: Losses = field(default_factory=Losses)  # what the file holds and an Episode cannot
 
     def about(self) -> dict[str, Any]:
         """Facts beside the episodes, as JSON values, which formats keep under a name of their own."""
@@ -162,7 +111,7 @@ def human_episode(
     solved: npt.NDArray[np.bool_] | None = None,
     **columns: Any,
 ) -> Episode:
-    """An episode from a file that says no more than this; T steps.
+    """An episode of T steps from a file that says no more than this.
 
     Args:
         observations: Per key (T + 1, ...).
@@ -205,3 +154,50 @@ def end_at_success(episode: Episode) -> Episode:
         truncated=np.zeros(steps, bool),
         info={key: value for key, value in episode.info.items() if key != FIRST_SUCCESS},
     )
+
+
+def gripper_dimensions(robot: RobotSpec) -> npt.NDArray[np.bool_]:
+    """Mask (A,) of the action dimensions that are the gripper's, by their names."""
+    return np.array(["gripper" in name for name in robot.action_names], bool)
+
+
+def finger_width(episode: Episode) -> npt.NDArray[np.float64]:
+    """Distance between the fingers (T + 1,), m."""
+    width: npt.NDArray[np.float64] = np.ptp(episode.observations[FINGERS].astype(np.float64), axis=1)
+    return width
+
+
+def gripper_disagreement(episodes: Sequence[Episode], robot: RobotSpec) -> str | None:
+    """A line that says so, where the fingers mostly part while the command closes them; None where they obey."""
+    dimensions = np.flatnonzero(gripper_dimensions(robot))
+    if len(dimensions) != 1 or robot.action_units[dimensions[0]] != "closing":
+        return None
+    if any(FINGERS not in each.observations for each in episodes):
+        return None
+    against = moves = commands = 0
+    for episode in episodes:
+        closing = episode.action[:, dimensions[0]]
+        change = np.diff(finger_width(episode))
+        moving = np.abs(change) > _MOVES_M
+        against += int(((closing > 0) & (change > 0) & moving).sum() + ((closing < 0) & (change < 0) & moving).sum())
+        moves += int(moving.sum())
+        commands += int((np.diff(np.sign(closing)) != 0).sum())
+    if moves >= _FEWEST and against > _AGAINST * moves:
+        return (
+            f"the gripper's command and fingers disagree: in {against / moves:.0%} of the steps that move the fingers they go "
+            f"against the command; an action of 1 must close them, turn its sign around if it opens them"
+        )
+    if not moves and commands:
+        return f"the gripper's command and fingers disagree: it changes {commands} times, and no finger moves"
+    return None
+
+
+def human_parts(episode: Episode) -> list[Episode]:
+    """The stretches of an episode in which a person had the robot, each as an episode that is cut at its end.
+
+    A part ends as the episode does where it reaches that far, and is truncated otherwise: its last actions have no return
+    of their own. It is a success if the episode is.
+    """
+    human = np.concatenate([[False], episode.source == Source.HUMAN, [False]])
+    edges = np.flatnonzero(human[1:] != human[:-1]).reshape(-1, 2).tolist()
+    return [replace(episode.cut(first, stop), info={**episode.info, "taken_over_at": first}) for first, stop in edges]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from sacflow_robot.data.formats.agreement import (
     same_rate,
     same_robot,
 )
+from sacflow_robot.data.formats.checks import check_times
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, Losses
+from sacflow_robot.data.formats.foreign_episodes import Outcome, judge_outcomes
 from sacflow_robot.data.formats.hdf5_episodes import (
     check_rows,
-    measured_rate,
     own_episode,
     raw_episode,
     read_rows,
@@ -34,22 +35,20 @@ from sacflow_robot.data.formats.hdf5_episodes import (
 )
 from sacflow_robot.data.formats.hdf5_header import (
     OURS,
+    describe,
     env_name,
-    has_observations,
     infer_robot,
     open_demonstrations,
     own_robot,
-    recorded_rate,
-    recorded_robot,
     said_claims,
     text_of,
 )
-from sacflow_robot.data.formats.outcomes import Outcome, judge_outcomes
+from sacflow_robot.data.log.columns import OBSERVATION_COLUMNS, STEP_COLUMNS
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError
+from sacflow_robot.errors import DataError, LogWriteError, one_line
 from sacflow_robot.spec import RobotSpec
 
-__all__ = ["has_observations", "infer_robot", "read", "recorded_rate", "recorded_robot"]
+__all__ = ["describe", "infer_robot", "read", "write"]
 
 _JOINT_COUNT = 7
 _JOINTS = slice(1, 1 + _JOINT_COUNT)
@@ -57,15 +56,11 @@ _NEAR_JOINTS_RAD = 0.3  # a joint goal lies this near the joints that it moves f
 _BENT_RAD = 1.5
 
 _LOOKED_AT = 5  # demonstrations whose actions are looked at for what they mean
+_BLOCK_BYTES = 16 << 20
 
 
 def read(path: Path, options: DemoOptions) -> DemoSet:
-    """Every demonstration of a raw robosuite file (states and actions) or a robomimic low-dim file (observations too).
-
-    Raises:
-        DataError: The file cannot be read, is of another task, contradicts itself, or its arrays do not fit.
-        SpecMismatchError: It does not agree with the robot and task, and no option resolves that.
-    """
+    """Every demonstration of a raw robosuite file (states and actions) or a robomimic low-dim file (observations too)."""
     with open_demonstrations(path) as data:
         names = sorted(data, key=_demo_number)
         for name in names:
@@ -94,7 +89,9 @@ def read(path: Path, options: DemoOptions) -> DemoSet:
             losses=losses,
         )
         converted = any(one is not other for one, other in zip(recorded, episodes, strict=True))
-        return _as_converted(demos) if converted or _is_vouched_for(claims, options) else demos
+        robot = options.agreement.as_robot
+        vouched_for = robot is not None and claims.robot is not None and not same_robot(claims.robot, robot)
+        return _as_converted(demos) if converted or vouched_for else demos
 
 
 def _episodes(
@@ -114,15 +111,16 @@ def _episodes(
         demo, origin = data[name], f"{path}, {name}"
         try:
             if found is not None:
-                episode = own_episode(demo, robot, origin, losses)
+                episodes.append(own_episode(demo, robot, origin, losses))
             elif name in outcomes:
-                episode = robomimic_episode(demo, robot, options, outcomes[name], origin, losses)
+                episodes.append(robomimic_episode(demo, robot, options, outcomes[name], origin, losses))
             else:
-                episode = raw_episode(demo, robot, options, origin, losses)
+                episodes.append(raw_episode(demo, robot, options, origin, losses))
         except DataError as error:
             raise error if str(error).startswith(origin) else DataError(f"{origin}: {error}") from None
-        episodes.append(episode)
-    if found is None and (beyond := np.mean([_share_beyond(each, robot) for each in episodes])):
+    low, high = robot.action_bounds
+    beyond = np.mean([((e.policy_action < low) | (e.policy_action > high)).any(axis=1).mean() for e in episodes])
+    if found is None and beyond:
         losses.remark(f"{beyond:.1%} of the steps command beyond the controller's range, which clips them")
     return episodes
 
@@ -146,8 +144,10 @@ def _claims(path: Path, data: h5py.Group, names: Sequence[str], options: DemoOpt
     for name in names:
         if "states" in data[name] and len(data[name]["states"]):
             origin = f"{path}, {name}"
-            rows = read_rows(data[name], origin)
-            shown, most_rows = measured_rate(rows, said if agrees else None, origin) or shown, max(most_rows, len(rows))
+            seconds = read_rows(data[name], origin)[:, 0]
+            most_rows = max(most_rows, len(seconds))
+            if np.ptp(seconds) > 0:
+                shown = check_times(seconds, said if agrees else None, f"{origin}, states", repeats=True) or shown
     if shown is None and most_rows > 1:
         losses.remark("the times of its states stand still, so that nothing shows its rate")
     if said is None:
@@ -187,22 +187,11 @@ def _has_absolute_actions(demo: h5py.Group, robot: RobotSpec) -> bool:
     return follows_poses(actions[()], {EEF_QUAT: np.concatenate([quats[()], quats[-1:]])})
 
 
-def _share_beyond(episode: Episode, robot: RobotSpec) -> float:
-    """Share of the steps whose action is beyond the controller's range."""
-    low, high = robot.action_bounds
-    return float(((episode.policy_action < low) | (episode.policy_action > high)).any(axis=1).mean())
-
-
-def _is_vouched_for(claims: Claims, options: DemoOptions) -> bool:
-    robot = options.agreement.as_robot
-    return robot is not None and claims.robot is not None and not same_robot(claims.robot, robot)
-
-
 def _as_converted(demos: DemoSet) -> DemoSet:
     """Without what described the robot, rate and controller that the episodes no longer have."""
-    stale = [name for name in ("env_info",) if name in demos.attributes] + ["env_args"] * (demos.env_args is not None)
+    stale = ["env_info"] * ("env_info" in demos.attributes) + ["env_args"] * (demos.env_args is not None)
     demos.losses.leave_out(*stale)
-    attributes = {key: value for key, value in demos.attributes.items() if key not in stale}
+    attributes = {key: value for key, value in demos.attributes.items() if key != "env_info"}
     return replace(demos, env_args=None, attributes=attributes)
 
 
@@ -235,3 +224,45 @@ def _masks(file: h5py.File, names: Sequence[str], losses: Losses) -> Mapping[str
 def _demo_number(name: str) -> tuple[int, str]:
     digits = name.rpartition("_")[2]
     return (int(digits) if digits.isdigit() else -1, name)
+
+
+def write(path: Path, demos: DemoSet) -> None:
+    """Write the file; ``demos.env_args`` and ``demos.model_files`` go into it as they are.
+
+    The file is made in memory: libhdf5 crashes when it cannot flush to a full disk.
+    """
+    try:
+        with h5py.File(path, "w", driver="core", backing_store=False, block_size=_BLOCK_BYTES) as file:
+            data = file.create_group("data")
+            data.attrs.update(demos.attributes)
+            data.attrs["total"] = sum(map(len, demos.episodes))
+            data.attrs[OURS] = json.dumps({"arm": asdict(demos.robot)})
+            if demos.env_args is not None:
+                data.attrs["env_args"] = json.dumps(demos.env_args)
+            for i, episode in enumerate(demos.episodes):
+                group = data.create_group(f"demo_{i}")
+                _write_episode(group, episode)
+                model = demos.model_files[i] if demos.model_files else None
+                if model is not None:
+                    group.attrs["model_file"] = model
+            for name, indices in demos.masks.items():
+                file[f"mask/{name}"] = np.array([f"demo_{i}".encode() for i in indices], "S")
+            file.flush()
+            path.write_bytes(file.id.get_file_image())
+    except OSError as error:
+        raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None
+
+
+def _write_episode(group: h5py.Group, episode: Episode) -> None:
+    group.attrs["num_samples"] = len(episode)
+    group.attrs["info"] = json.dumps(dict(episode.info))
+    for column in STEP_COLUMNS:
+        values = getattr(episode, column.attribute)
+        if values is not None:
+            group[column.hdf5] = values.astype(np.int64) if values.dtype == np.bool_ else values
+    for column in OBSERVATION_COLUMNS:
+        values = getattr(episode, column.attribute)
+        if values is not None:
+            group[column.hdf5], group[f"last/{column.hdf5}"] = values[:-1], values[-1:]
+    for key, rows in episode.observations.items():
+        group[f"obs/{key}"], group[f"next_obs/{key}"] = rows[:-1], rows[1:]

@@ -1,26 +1,22 @@
-"""One demonstration of an HDF5 file as an episode: of a raw robosuite file, of robomimic's, or of one written here."""
+"""One demonstration of an HDF5 file as an episode: of a raw robosuite file, of robomimic's, or of one written here.
+
+What does not fit raises DataError, which names the demonstration, the array and the step.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.data.formats.adapt import EEF_POS
-from sacflow_robot.data.formats.checks import check_times, check_unit, check_w_last
-from sacflow_robot.data.formats.demonstrations import (
-    OBSERVATION_COLUMNS,
-    OPTIONAL,
-    STEP_COLUMNS,
-    DemoOptions,
-    Losses,
-    human_episode,
-)
-from sacflow_robot.data.formats.outcomes import Outcome, Recorded
-from sacflow_robot.data.log.columns import stored_name
+from sacflow_robot.data.formats.checks import check_finite, check_unit, check_w_last
+from sacflow_robot.data.formats.demonstrations import DemoOptions, Losses, human_episode
+from sacflow_robot.data.formats.foreign_episodes import Outcome, Recorded
+from sacflow_robot.data.log.columns import OBSERVATION_COLUMNS, STEP_COLUMNS, stored_name
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
@@ -36,37 +32,14 @@ _SAME_FRAME = 0.005  # m; likewise
 Flags = npt.NDArray[np.bool_]
 
 
-class States(NamedTuple):
-    """The simulator states of a demonstration, and what the task's simulator says of them.
-
-    Attributes:
-        rows: Before each action (T, S), float64.
-        observations: Per key (T, ...).
-        solved: Whether the task is solved in them (T,).
-    """
-
-    rows: npt.NDArray[np.float64]
-    observations: dict[str, FloatArray]
-    solved: Flags
-
-
 def check_rows(demo: h5py.Group, origin: str) -> int:
-    """Number of actions of a demonstration, checked against the rows of its other arrays.
-
-    Raises:
-        DataError: One has more or fewer, or robomimic's ``num_samples`` says another number.
-    """
+    """Number of actions of a demonstration, checked against the rows of its other arrays."""
     steps = len(demo["actions"])
     said = demo.attrs.get("num_samples", steps)
     if said != steps:
         raise DataError(f"{origin}: its attribute num_samples is {said}, and it has {steps} actions; correct the file")
-    names = [
-        "states",
-        "rewards",
-        "dones",
-        *(f"{group}/{key}" for group in ("obs", "next_obs") for key in demo.get(group, ())),
-    ]
-    for name in names:
+    observed = (f"{group}/{key}" for group in ("obs", "next_obs") for key in demo.get(group, ()))
+    for name in ("states", "rewards", "dones", *observed):
         if name in demo and (not demo[name].shape or len(demo[name]) != steps):
             rows = len(demo[name]) if demo[name].shape else "no"
             raise DataError(f"{origin}: {name} has {rows} rows for {steps} actions; expected as many")
@@ -74,35 +47,23 @@ def check_rows(demo: h5py.Group, origin: str) -> int:
 
 
 def read_rows(demo: h5py.Group, origin: str) -> npt.NDArray[np.float64]:
-    """The simulator states (T, S) before each action.
-
-    Raises:
-        DataError: They are not that, or their times run backwards.
-    """
+    """The simulator states (T, S) before each action."""
     states = np.asarray(demo["states"], np.float64)
     if states.ndim != 2 or states.shape[1] < 10:
         raise DataError(f"{origin} has states of shape {states.shape}; expected (T, S)")
-    if wrong := np.flatnonzero(~np.isfinite(states).all(axis=1)).tolist():
-        raise DataError(f"{origin}, step {wrong[0]}: its state holds NaN or infinity; leave it out")
+    check_finite(states, origin, "its states")
     return states
 
 
-def measured_rate(rows: npt.NDArray[np.float64], rate_hz: float | None, origin: str) -> float | None:
-    """Rate (Hz) of simulator states, whose first entry is the simulator's time; None where that stands still.
+def observe_states(rows: npt.NDArray[np.float64], options: DemoOptions) -> tuple[dict[str, FloatArray], Flags]:
+    """Observations of states (T, S) per key (T, ...), and whether the task is solved in them (T,).
 
-    Raises:
-        DataError: The times run backwards, or contradict the rate that the file says.
+    This takes the simulator; :attr:`DemoOptions.observe_state` is there.
     """
-    seconds = rows[:, 0]
-    return check_times(seconds, rate_hz, f"{origin}, states", repeats=True) if np.ptp(seconds) > 0 else None
-
-
-def observe_states(rows: npt.NDArray[np.float64], options: DemoOptions) -> States:
-    """Observations of states (T, S), which takes the simulator; :attr:`DemoOptions.observe_state` is there."""
     assert options.observe_state is not None
     observed = [options.observe_state(state) for state in rows]
     observations = {a.key: np.stack([each[0][a.key] for each in observed]) for a in options.robot.observations}
-    return States(rows, observations, np.array([solved for _, solved in observed]))
+    return observations, np.array([solved for _, solved in observed])
 
 
 def recorded_outcome(demo: h5py.Group, options: DemoOptions, origin: str) -> Recorded:
@@ -110,7 +71,7 @@ def recorded_outcome(demo: h5py.Group, options: DemoOptions, origin: str) -> Rec
 
     def solved_states() -> Flags | None:
         try:
-            return observe_states(read_rows(demo, origin), options).solved
+            return observe_states(read_rows(demo, origin), options)[1]
         except DataError:  # states of another version's model, which the simulator here does not take
             return None
 
@@ -140,23 +101,23 @@ def raw_episode(demo: h5py.Group, robot: RobotSpec, options: DemoOptions, origin
     losses.remark("each episode's last action is left out, for the state after it is not in the file")
     if "rewards" in demo:
         losses.remark("success is told from the simulator's states, not from the file's rewards")
-    states = observe_states(rows, options)
+    observations, solved = observe_states(rows, options)
     kept = np.arange(len(rows))
     if options.trim_idle:
         idle = np.append(_idle(actions[:-1], rows[:, _FINGERS]), False)  # the last state is kept
-        if first := np.flatnonzero(states.solved[1:])[:1].tolist():
+        if first := np.flatnonzero(solved[1:])[:1].tolist():
             idle[first[0] : first[0] + 2] = False  # nor does the first success, or the step to it, get lost
         if idle[:-1].all():
             raise DataError(f"{origin} is idle throughout; leave it out")
         kept = kept[~idle]
     episode = human_episode(
-        {key: values[kept] for key, values in states.observations.items()},
+        {key: values[kept] for key, values in observations.items()},
         actions[kept[:-1]],
         robot,
-        rewards=states.solved[kept[1:]].astype(np.float32),
+        rewards=solved[kept[1:]].astype(np.float32),
         states=rows[kept],
     )
-    if states.solved[0] and not episode.success:
+    if solved[0] and not episode.success:
         losses.remark("an episode begins solved")
     return episode
 
@@ -175,7 +136,7 @@ def robomimic_episode(
 ) -> Episode:
     """An episode of a low-dim file of robomimic's."""
     actions = _actions(demo, robot, origin, losses)
-    observations = _observations(demo, robot, origin, losses, len(actions))
+    observations = _observations(demo, robot, origin, losses)
     states = None
     if "states" in demo:
         before = read_rows(demo, origin)
@@ -189,14 +150,8 @@ def robomimic_episode(
     known = {"actions", "states", "rewards", "dones", "obs", "next_obs"}
     losses.leave_out(*sorted(set(demo) - known))
     _turn_around(observations, losses)
-    return human_episode(
-        observations,
-        actions,
-        robot,
-        rewards=losses.to_float32(outcome.rewards, "rewards"),
-        solved=outcome.solved,
-        states=states,
-    )
+    rewards = losses.to_float32(outcome.rewards, "rewards")
+    return human_episode(observations, actions, robot, rewards=rewards, solved=outcome.solved, states=states)
 
 
 def _turn_around(observations: dict[str, FloatArray], losses: Losses) -> None:
@@ -218,20 +173,20 @@ def own_episode(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses)
     """A whole episode of a file written here, every column of it."""
     actions = _actions(demo, robot, origin, losses)
     columns: dict[str, Any] = {}
-    for column in STEP_COLUMNS:
+    for column in STEP_COLUMNS[1:]:
         name = stored_name(column.hdf5, demo)
-        if name in demo or column.attribute not in OPTIONAL:
+        if name in demo or column.fill is None:
             columns[column.attribute] = column.typed(demo[name][()])
     for column in OBSERVATION_COLUMNS:
-        if column.hdf5 in demo or column.attribute not in OPTIONAL:
+        if column.hdf5 in demo or column.attribute == "time_ns":
             whole = np.concatenate([demo[column.hdf5][()], demo[f"last/{column.hdf5}"][()]])
             columns[column.attribute] = column.typed(whole)
     info = json.loads(demo.attrs["info"])
-    observations = _observations(demo, robot, origin, losses, len(actions))
+    observations = _observations(demo, robot, origin, losses)
     return human_episode(observations, actions, robot, **columns, action=actions, info=info)
 
 
-def _observations(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses, steps: int) -> dict[str, FloatArray]:
+def _observations(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses) -> dict[str, FloatArray]:
     """The robot's observations (T + 1, ...) of a demonstration with groups ``obs`` and ``next_obs``."""
     observations = {}
     for spec in robot.observations:
@@ -251,10 +206,7 @@ def _observations(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losse
         else:
             losses.remark("the observation after the last action is not in the file and repeats the one before it")
         observations[spec.key] = np.concatenate([before, after[-1:]])
-        finite = np.isfinite(observations[spec.key]).reshape(steps + 1, -1).all(axis=1)
-        if not finite.all():
-            step = int(np.argmin(finite))
-            raise DataError(f"{origin}, step {step}: observation {spec.key!r} holds NaN or infinity; leave it out")
+        check_finite(observations[spec.key], origin, f"the observation {spec.key!r}")
     losses.leave_out(*(f"obs/{key}" for key in demo["obs"] if key not in observations))
     return observations
 
@@ -283,6 +235,5 @@ def _actions(demo: h5py.Group, robot: RobotSpec, origin: str, losses: Losses) ->
         raise DataError(
             f"{origin} has actions of shape {actions.shape}; task {robot.task!r} takes (T, {robot.action_dim})"
         )
-    if wrong := np.flatnonzero(~np.isfinite(actions).all(axis=1)).tolist():
-        raise DataError(f"{origin}, step {wrong[0]}: NaN or infinity among its actions; leave it out")
+    check_finite(actions, origin, "its actions")
     return actions

@@ -1,4 +1,7 @@
-"""Read the task, robot, rate and controller from the header of an HDF5 file of demonstrations."""
+"""Read the task, robot, rate and controller from the header of an HDF5 file of demonstrations.
+
+What cannot be read, or has another form, raises DataError.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,14 @@ import h5py
 import numpy as np
 
 from sacflow_robot.data.formats.agreement import Claims, Controller
+from sacflow_robot.data.formats.demonstrations import Description
 from sacflow_robot.data.formats.inferred_spec import UNKNOWN, infer_spec
-from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.data.log.columns import UNREADABLE
+from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import RobotSpec
 
 OURS = "sacflow_robot"
 """Attribute of ``data`` in files written here: JSON with the robot. Such files hold whole episodes."""
-
-# What h5py and numpy raise on a file that is damaged or something else.
-_UNREADABLE = (OSError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
 
 # Types of robosuite's composite controllers (1.5) that pass an action's parts on to controllers of their own.
 _PASS_ON = ("BASIC", "HYBRID_MOBILE_BASE")
@@ -31,11 +33,7 @@ _BASE_AXES = ("base", "world")  # parallel to each other, as robosuite places it
 
 @contextmanager
 def open_demonstrations(path: Path) -> Iterator[h5py.Group]:
-    """Open a file for reading; yields the group of its demonstrations.
-
-    Raises:
-        DataError: It cannot be read, or has no such group.
-    """
+    """Open a file for reading; yields the group of its demonstrations."""
     try:
         with h5py.File(path, "r") as file:
             if not isinstance(file.get("data"), h5py.Group) or not len(file["data"]):
@@ -43,70 +41,37 @@ def open_demonstrations(path: Path) -> Iterator[h5py.Group]:
                     f"{path} has no group 'data' with demonstrations; expected a robosuite or robomimic file"
                 )
             yield file["data"]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read as demonstrations ({one_line(error)}); is it complete?") from None
 
 
-def recorded_robot(path: Path) -> tuple[RobotSpec | None, str | None]:
-    """The robot, if the file was written here, and robosuite's name of the task, if the file names one.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
+def describe(path: Path) -> Description:
+    """The robot, if the file was written here; the task, and the control rate."""
     with open_demonstrations(path) as data:
-        return own_robot(data), env_name(path, data)
+        task, rate_hz = env_name(path, data), said_claims(path, data).rate_hz
+        return Description(own_robot(data), task, rate_hz, any("obs" in data[name] for name in data))
 
 
-def has_observations(path: Path) -> bool:
-    """Return True if a file's demonstrations hold observations.
-
-    Raises:
-        DataError: It cannot be read.
-    """
+def infer_robot(path: Path, rate_hz: float) -> RobotSpec:
+    """Specification of the robot of a file of no task known here: observations are the arrays under ``obs`` that are no images."""
     with open_demonstrations(path) as data:
-        return any("obs" in data[name] for name in data)
-
-
-def recorded_rate(path: Path) -> float | None:
-    """The control rate (Hz) that a file's env_args say; None where they do not.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    with open_demonstrations(path) as data:
-        return claims_of_env(_env_args(data).get("env_kwargs") or {}).rate_hz
-
-
-def infer_robot(path: Path, rate_hz: float | None = None) -> RobotSpec:
-    """Specification of the robot: observations are the arrays under ``obs`` that are no images.
-
-    Args:
-        path: HDF5 file in robomimic's layout, of no task known here.
-        rate_hz: Control rate, where its env_args do not say it.
-
-    Raises:
-        DataError: It cannot be read, or has no actions or observations that can be used.
-        UsageError: Neither it nor ``rate_hz`` says the control rate.
-    """
-    with open_demonstrations(path) as data:
-        claims = claims_of_env(_env_args(data).get("env_kwargs") or {})
-        rate_hz = claims.rate_hz or rate_hz
-        if rate_hz is None:
-            raise UsageError(f"{path} does not say at which rate it was recorded; give --rate HZ")
+        claims = said_claims(path, data)
         demos = [data[name] for name in sorted(data)]
         controller = claims.controller or Controller()
-        try:
-            return infer_spec(
-                robot=claims.robot or UNKNOWN,
-                task=str(_env_args(data).get("env_name", UNKNOWN)),
-                rate_hz=rate_hz,
-                controller=str(controller) if controller.kind else UNKNOWN,
-                observations=_observations(demos[0]),
-                actions=(np.asarray(demo["actions"], np.float64) for demo in demos),
-                bounds=None if controller.delta is False else controller.inputs,  # absolute goals go beyond them
-            )
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from None
+        arrays = {key: array for key, array in demos[0].get("obs", {}).items() if isinstance(array, h5py.Dataset)}
+        return infer_spec(
+            robot=claims.robot or UNKNOWN,
+            task=env_name(path, data) or UNKNOWN,
+            rate_hz=rate_hz,
+            controller=str(controller) if controller.kind else UNKNOWN,
+            observations={
+                key: array.shape[1:] or (1,)
+                for key, array in arrays.items()
+                if array.dtype.kind in "biuf" and array.ndim < 4
+            },
+            actions=(np.asarray(demo["actions"], np.float64) for demo in demos),
+            bounds=None if controller.delta is False else controller.inputs,  # absolute goals go beyond them
+        )
 
 
 def said_claims(path: Path, data: h5py.Group) -> Claims:
@@ -142,11 +107,7 @@ def text_of(value: Any) -> str | None:
 
 
 def claims_of_env(kwargs: Mapping[str, Any]) -> Claims:
-    """Claims of ``env_kwargs`` (robomimic) or ``env_info`` (raw robosuite), in the forms of robosuite 1.0 to 1.5.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: They have another form.
-    """
+    """Claims of ``env_kwargs`` (robomimic) or ``env_info`` (raw robosuite), in the forms of robosuite 1.0 to 1.5."""
     robots, rate, shaped = kwargs.get("robots"), kwargs.get("control_freq"), kwargs.get("reward_shaping")
     names = [robots] if isinstance(robots, str) else list(robots or ())
     return Claims(
@@ -203,16 +164,3 @@ def _robot(config: Mapping[str, Any]) -> Controller:
         offset = tuple(float(x) for x in middle) if np.abs(middle).max() > 1e-9 else None
         inputs = float(least.min()), float(most.max())
     return Controller(None if kind is None else str(kind), delta, scale, offset, inputs)
-
-
-def _env_args(data: h5py.Group) -> Mapping[str, Any]:
-    found = json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else {}
-    return found if isinstance(found, Mapping) else {}
-
-
-def _observations(demo: h5py.Group) -> dict[str, tuple[int, ...]]:
-    """Shape of one sample of each array that is no image."""
-    arrays = {key: array for key, array in demo.get("obs", {}).items() if isinstance(array, h5py.Dataset)}
-    return {
-        key: array.shape[1:] or (1,) for key, array in arrays.items() if array.dtype.kind in "biuf" and array.ndim < 4
-    }

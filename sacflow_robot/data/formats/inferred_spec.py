@@ -12,19 +12,17 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.log.columns import FILLS, OLD_NAMES, STEP_COLUMNS
+from sacflow_robot.data.log.columns import LOG_DTYPES, OLD_NAMES
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import ArraySpec, RobotSpec
 
 UNKNOWN = "unknown"
 """Unit, controller or robot of which a data set says nothing."""
 
-_MARGIN = 0.05
-"""Margin by which an action may go beyond the recorded values, as a share of their range."""
-
+_MARGIN = 0.05  # by which an action may go beyond the recorded values, as a share of their range
 _GREATEST = 1e30
 
-_RESERVED = {*STEP_COLUMNS, *FILLS, *OLD_NAMES.values(), "time_ns", "state"}
+_RESERVED = {*LOG_DTYPES, *OLD_NAMES.values()}
 """Columns of an episode log, whose names no observation can take."""
 
 _UNITS = {
@@ -57,22 +55,7 @@ def infer_spec(
     action_units: Sequence[str] = (),
     bounds: tuple[float, float] | None = None,
 ) -> RobotSpec:
-    """Specification from what a data set holds.
-
-    Args:
-        robot: Its name, as the data set gives it.
-        task: What it does there.
-        rate_hz: Actions per second.
-        observations: Shape of one sample by key.
-        actions: Actions (T, A) of each episode.
-        controller: What interprets the actions.
-        action_names: One name per action dimension; otherwise they are numbered.
-        action_units: One unit per action dimension; otherwise they are unknown.
-        bounds: Of every action dimension, where the data set says them.
-
-    Raises:
-        DataError: There are no observations that can be used, or no actions.
-    """
+    """Specification from what a data set holds."""
     if not observations:
         raise DataError("it has no low-dimensional observations, and images alone cannot be used")
     lowest, highest = _range(actions)
@@ -80,16 +63,14 @@ def infer_spec(
         limits = [_bounds(low, high) for low, high in zip(lowest, highest, strict=True)]
     else:
         limits = [bounds] * len(lowest)
-    names = (
-        tuple(action_names) if len(action_names) == len(limits) else tuple(f"action_{i}" for i in range(len(limits)))
-    )
+    names = action_names if len(action_names) == len(limits) else [f"action_{i}" for i in range(len(limits))]
     return RobotSpec(
         robot=robot,
         task=task,
         controller=controller,
         control_rate_hz=float(rate_hz),
         observations=tuple(_array(key, shape) for key, shape in observations.items()),
-        action_names=names,
+        action_names=tuple(names),
         action_units=tuple(action_units) or (UNKNOWN,) * len(limits),
         action_low=tuple(low for low, _ in limits),
         action_high=tuple(high for _, high in limits),
@@ -119,15 +100,11 @@ def _array(key: str, shape: tuple[int, ...]) -> ArraySpec:
 
 def _range(actions: Iterable[npt.NDArray[np.float64]]) -> tuple[list[float], list[float]]:
     """Least and greatest finite value of each dimension (A,), (A,)."""
-    extremes = [
-        (np.where(np.isfinite(rows), rows, np.inf).min(0), np.where(np.isfinite(rows), rows, -np.inf).max(0))
-        for rows in actions
-        if len(rows)
-    ]
-    if not extremes:
+    found = [rows for rows in actions if len(rows)]
+    if not found:
         raise DataError("it has no actions")
-    low = np.min([low for low, _ in extremes], axis=0)
-    high = np.max([high for _, high in extremes], axis=0)
+    rows = np.concatenate(found)
+    low, high = np.where(np.isfinite(rows), rows, np.inf).min(0), np.where(np.isfinite(rows), rows, -np.inf).max(0)
     return low.tolist(), high.tolist()
 
 

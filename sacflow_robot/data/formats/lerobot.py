@@ -11,7 +11,7 @@ of ``meta/episodes`` the episode's info and what follows its last step, under ``
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +21,29 @@ import numpy.typing as npt
 from sacflow_robot.data.formats.adapt import adapt
 from sacflow_robot.data.formats.agreement import AgreementOptions, Claims, check_agreement, check_robot
 from sacflow_robot.data.formats.checks import capture_times
-from sacflow_robot.data.formats.demonstrations import (
-    OBSERVATION_COLUMNS,
-    STEP_COLUMNS,
-    DemoOptions,
-    DemoSet,
-    Losses,
-    human_episode,
-)
-from sacflow_robot.data.formats.foreign_episodes import ForeignEpisode, make_episodes
+from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, Description, Losses, human_episode
+from sacflow_robot.data.formats.foreign_episodes import ForeignEpisode, Recorded, make_episodes
 from sacflow_robot.data.formats.inferred_spec import UNKNOWN, infer_spec, observation_key
 from sacflow_robot.data.formats.lerobot_files import (
     BOOKKEEPING,
+    DAMAGE,
     INFO,
-    UNREADABLE,
+    OURS,
     VISUAL,
     Dataset,
     Feature,
+    Frames,
+    dimension_names,
     open_dataset,
+    read_frames,
 )
-from sacflow_robot.data.formats.lerobot_frames import Frames, origin_of, read_frames
-from sacflow_robot.data.formats.outcomes import Recorded
-from sacflow_robot.data.log.columns import stored_name
+from sacflow_robot.data.formats.lerobot_writer import FEATURE_NAMES, write
+from sacflow_robot.data.log.columns import OBSERVATION_COLUMNS, STEP_COLUMNS, stored_name
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import FloatArray, RobotSpec
 
-OURS = "meta/sacflow_robot.json"
-FEATURE_NAMES = "lerobot_feature_names"
-"""Attribute of a set: JSON with the names of the dimensions of each feature, which a specification has no place for."""
+__all__ = ["describe", "infer_robot", "read", "write"]
 
 _ACTIONS = ("action", "actions")
 _OUTCOMES = ("next.reward", "next.success", "next.done")
@@ -59,97 +53,71 @@ Layout = Mapping[str, tuple[str, list[int] | None]]
 """Per observation key, the feature that holds it and which of its dimensions; None for all."""
 
 
-def recorded_robot(path: Path) -> tuple[RobotSpec | None, str | None]:
-    """The robot that a dataset written here was recorded with; None for one from elsewhere. It names no robosuite task.
+def describe(path: Path) -> Description:
+    """The robot of a dataset written here, and the frames per second; it names no robosuite task."""
+    return Description(_own_robot(path), rate_hz=open_dataset(path).fps)
 
-    Raises:
-        DataError: It cannot be read.
-    """
+
+def _own_robot(path: Path) -> RobotSpec | None:
     try:
-        return RobotSpec.from_dict(json.loads((path / OURS).read_text())["arm"]), None
+        return RobotSpec.from_dict(json.loads((path / OURS).read_text())["arm"])
     except FileNotFoundError:
-        return None, None
-    except UNREADABLE as error:
+        return None
+    except DAMAGE as error:
         raise _damaged(path, error) from None
 
 
-def has_observations(path: Path) -> bool:
-    """Return True: every dataset holds observations."""
-    return True
-
-
-def recorded_rate(path: Path) -> float | None:
-    """The dataset's frames per second.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    return open_dataset(path).fps
-
-
-def infer_robot(path: Path, rate_hz: float | None = None) -> RobotSpec:
+def infer_robot(path: Path, rate_hz: float) -> RobotSpec:
     """The specification of the robot of a dataset from elsewhere.
 
     Its observations are the features ``observation.*`` that are no images, or all that are neither actions nor outcomes
     where there are none of that name; units are unknown, and the actions' bounds are those of the recorded ones.
-
-    Raises:
-        DataError: It cannot be read, or has no actions or observations that can be used.
     """
     dataset = open_dataset(path)
     action = dataset.features.get(_action_name(dataset))
     if action is None:
         raise DataError(f"{path}: no feature 'action'; it has {', '.join(dataset.features)}")
     tasks = dataset.tasks
-    try:
-        return infer_spec(
-            robot=dataset.robot_type or UNKNOWN,
-            task=tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks" if tasks else UNKNOWN,
-            rate_hz=dataset.fps,
-            observations={observation_key(f.name): f.shape for f in _observation_features(dataset)},
-            actions=(
-                frames.columns[action.name].reshape(frames.row.length, -1).astype(np.float64)
-                for frames in read_frames(dataset, [action.name])
-            ),
-            action_names=action.names,
-        )
-    except DataError as error:
-        raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from None
+    return infer_spec(
+        robot=dataset.robot_type or UNKNOWN,
+        task=tasks[0] if len(tasks) == 1 else f"{len(tasks)} tasks" if tasks else UNKNOWN,
+        rate_hz=rate_hz,
+        observations={observation_key(f.name): f.shape for f in _observation_features(dataset)},
+        actions=(
+            frames.columns[action.name].reshape(frames.row.length, -1).astype(np.float64)
+            for frames in read_frames(dataset, [action.name])
+        ),
+        action_names=action.names,
+    )
 
 
 def read(path: Path, options: DemoOptions) -> DemoSet:
-    """Every episode of a dataset.
-
-    Raises:
-        DataError: It cannot be read, is of another version, or lacks what the task needs.
-        SpecMismatchError: It was written here, of another robot.
-    """
-    robot, _ = recorded_robot(path)
-    dataset, losses = open_dataset(path), Losses()
+    """Every episode of a dataset."""
+    robot, dataset, losses = _own_robot(path), open_dataset(path), Losses()
+    said = Claims(dataset.robot_type, dataset.fps)
     if robot is None:  # before its features, which differ if the robot does
-        check_agreement(str(path), _claims(dataset), options.robot, options.agreement)
+        check_agreement(str(path), said, options.robot, options.agreement)
     try:
         layout = _layout(dataset, options.robot)
-        episodes_of = _plain if robot is None else _whole
         frames = read_frames(dataset, _wanted(dataset, layout, losses, whole=robot is not None))
-        episodes = episodes_of(dataset, frames, layout, options, losses)
-        about = _about(dataset) if robot is None else json.loads((path / OURS).read_text())["about"]
+        if robot is None:
+            found = [_foreign(dataset, each, layout, options.robot, losses) for each in frames]
+            episodes = make_episodes(str(path), found, said, options, losses)
+            names = {feature.name: list(feature.names) for feature in dataset.features.values() if feature.names}
+            about: dict[str, Any] = {"attributes": {FEATURE_NAMES: json.dumps(names)}} if names else {}
+        else:
+            check_agreement(f"{path}/{INFO}", said, robot, AgreementOptions())
+            claims = check_robot(str(path), robot, options.robot, options.agreement)
+            whole = [_own(each, layout, robot, losses) for each in frames]
+            episodes = [adapt(each, claims, options.robot, options.agreement, losses) for each in whole]
+            about = json.loads((path / OURS).read_text())["about"]
         return DemoSet(options.robot, episodes, losses=losses, **about)
-    except UNREADABLE as error:
+    except DAMAGE as error:
         raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read as a LeRobotDataset ({one_line(error)}); is it complete?")
-
-
-def _claims(dataset: Dataset) -> Claims:
-    return Claims(dataset.robot_type, dataset.fps)
-
-
-def _about(dataset: Dataset) -> dict[str, Any]:
-    names = {feature.name: list(feature.names) for feature in dataset.features.values() if feature.names}
-    return {"attributes": {FEATURE_NAMES: json.dumps(names)}} if names else {}
 
 
 def _action_name(dataset: Dataset) -> str:
@@ -165,11 +133,7 @@ def _observation_features(dataset: Dataset) -> list[Feature]:
 
 
 def _layout(dataset: Dataset, robot: RobotSpec) -> dict[str, tuple[str, list[int] | None]]:
-    """Find the feature of each of the robot's observations.
-
-    Raises:
-        DataError: One of them is nowhere, or the actions do not fit.
-    """
+    """Find the feature of each of the robot's observations."""
     features = dataset.features
     action = features.get(_action_name(dataset))
     if action is None or action.shape != (robot.action_dim,):
@@ -198,11 +162,6 @@ def _layout(dataset: Dataset, robot: RobotSpec) -> dict[str, tuple[str, list[int
     return layout
 
 
-def dimension_names(key: str, size: int) -> list[str]:
-    """Names of an observation's dimensions within a feature that joins several observations."""
-    return [f"{key}_{i}" for i in range(size)]
-
-
 def _wanted(dataset: Dataset, layout: Layout, losses: Losses, *, whole: bool) -> list[str]:
     """The features to read; the others are noted as lost."""
     known = {_action_name(dataset), "next.reward", "next.success", *(f for f, _ in layout.values())}
@@ -228,14 +187,6 @@ def _observation(
     return losses.to_float32(rows if dimensions is None else rows[:, dimensions], feature).reshape(len(rows), *shape)
 
 
-def _plain(
-    dataset: Dataset, episodes: Iterator[Frames], layout: Layout, options: DemoOptions, losses: Losses
-) -> list[Episode]:
-    """Episodes of which only the published features are known."""
-    found = [_foreign(dataset, frames, layout, options.robot, losses) for frames in episodes]
-    return make_episodes(str(dataset.path), found, _claims(dataset), options, losses)
-
-
 def _foreign(dataset: Dataset, frames: Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> ForeignEpisode:
     columns, row = frames.columns, frames.row
     observations = {}
@@ -245,10 +196,13 @@ def _foreign(dataset: Dataset, frames: Frames, layout: Layout, robot: RobotSpec,
     action = _action_name(dataset)
     flat = {name: columns[name].reshape(-1) for name in ("next.reward", "next.success") if name in columns}
     rewards = losses.to_float32(flat["next.reward"], "next.reward") if "next.reward" in flat else None
-    recorded = _recorded_times(frames)
+    times = None
+    if "timestamp" in columns:
+        times = capture_times(columns["timestamp"].reshape(-1), dataset.fps)
+    recorded = {} if times is None else {"time_ns": times}
     task = "; ".join(row.tasks) or robot.task
     return ForeignEpisode(
-        origin=origin_of(dataset, row),
+        origin=frames.origin,
         observations=observations,
         actions=losses.to_float32(columns[action].reshape(-1, robot.action_dim), action),
         outcome=Recorded(rewards, flat["next.success"].astype(bool) if "next.success" in flat else None),
@@ -257,37 +211,9 @@ def _foreign(dataset: Dataset, frames: Frames, layout: Layout, robot: RobotSpec,
     )
 
 
-def _recorded_times(frames: Frames) -> dict[str, Any]:
-    """Capture times, where the dataset has others than its rate says."""
-    if "timestamp" not in frames.columns:
-        return {}
-    times = capture_times(frames.columns["timestamp"].reshape(-1), frames.fps)
-    return {} if times is None else {"time_ns": times}
-
-
-def _whole(
-    dataset: Dataset, episodes: Iterator[Frames], layout: Layout, options: DemoOptions, losses: Losses
-) -> list[Episode]:
-    """Episodes written here, every column of them."""
-    robot, _ = recorded_robot(dataset.path)
-    assert robot is not None  # such a dataset holds it
-    check_agreement(f"{dataset.path}/{INFO}", _claims(dataset), robot, AgreementOptions())
-    claims = check_robot(str(dataset.path), robot, options.robot, options.agreement)
-    found = []
-    for frames in episodes:
-        origin = origin_of(dataset, frames.row)
-        try:
-            episode = _own(frames, layout, robot, losses)
-        except DataError as error:
-            raise DataError(f"{origin}: {error}") from None
-        episode.check_fits(robot, origin)
-        found.append(adapt(episode, claims, options.robot, options.agreement, losses))
-    return found
-
-
 def _own(frames: Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> Episode:
-    """An episode written here."""
-    columns, row = frames.columns, frames.row.row
+    """An episode written here, every column of it."""
+    columns, row, origin = frames.columns, frames.row.row, frames.origin
     last = {name: np.asarray([row[f"last/{name}"]]) for name in {feature for feature, _ in layout.values()}}
     observations = {
         spec.key: np.concatenate([_observation(part, layout[spec.key], spec.shape, losses) for part in (columns, last)])
@@ -305,5 +231,9 @@ def _own(frames: Frames, layout: Layout, robot: RobotSpec, losses: Losses) -> Ep
             after = np.asarray([row[f"last/{column.lerobot}"]])
             parts = column.typed(columns[column.lerobot]), column.typed(after)
             whole[column.attribute] = np.concatenate(parts)
-    action = columns["action"].reshape(-1, robot.action_dim).astype(np.float32, copy=False)
-    return human_episode(observations, action, robot, **whole, action=action, info=json.loads(row["info"]))
+    try:
+        episode = human_episode(observations, whole["action"], robot, **whole, info=json.loads(row["info"]))
+    except DataError as error:
+        raise DataError(f"{origin}: {error}") from None
+    episode.check_fits(robot, origin)
+    return episode

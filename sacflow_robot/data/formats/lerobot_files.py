@@ -1,5 +1,7 @@
 """The files of a LeRobotDataset v2.0, v2.1 or v3.0: what ``meta/`` says, and the frames of each episode.
 
+What is damaged, incomplete or of another version raises DataError, which names the file, episode and frame.
+
     v3.0          meta/episodes/chunk-000/file-000.parquet, data/chunk-000/file-000.parquet   many episodes a file
     v2.0, v2.1    meta/episodes.jsonl, data/chunk-000/episode_000000.parquet                  one episode a file
 
@@ -14,14 +16,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sacflow_robot.data.formats.checks import check_frames
+from sacflow_robot.data.log.columns import UNREADABLE
 from sacflow_robot.errors import DataError, one_line
 
 INFO = "meta/info.json"
+OURS = "meta/sacflow_robot.json"
+"""What datasets written here have beside LeRobot's own: JSON with the robot, and ``DemoSet.about``."""
 OLDER_INFO = "meta_data/info.json"
 """Its place in versions before 2.0."""
 
@@ -34,25 +43,17 @@ _V2_DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 _V3_DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _CHUNKS_SIZE = 1000
 
-UNREADABLE = (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError, pa.ArrowException)
-"""Errors that reading damaged files raises."""
+DAMAGE = (*UNREADABLE, pa.ArrowException)
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One entry of ``features`` in ``meta/info.json``.
-
-    Attributes:
-        name: Its name.
-        dtype: ``"float32"``, ``"video"``, ...
-        shape: Of one frame.
-        names: One name per dimension, or none.
-    """
+    """One entry of ``features`` in ``meta/info.json``."""
 
     name: str
-    dtype: str
-    shape: tuple[int, ...]
-    names: tuple[str, ...]
+    dtype: str  # ``"float32"``, ``"video"``, ...
+    shape: tuple[int, ...]  # of one frame
+    names: tuple[str, ...]  # one name per dimension, or none
 
     @property
     def size(self) -> int:
@@ -65,44 +66,26 @@ class Feature:
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """Entry of the episodes table for one episode.
-
-    Attributes:
-        index: Its number.
-        length: Its frames.
-        tasks: Its tasks in words.
-        file: File of its frames, relative to the dataset.
-        first: Global index of its first frame; None in v2, where the table does not say.
-        row: The whole row.
-    """
+    """Entry of the episodes table for one episode."""
 
     index: int
     length: int
-    tasks: tuple[str, ...]
-    file: str
-    first: int | None
+    tasks: tuple[str, ...]  # its tasks in words
+    file: str  # file of its frames, relative to the dataset
+    first: int | None  # global index of its first frame; None in v2, where the table does not say
     row: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Contents of ``meta/``.
-
-    Attributes:
-        path: Folder of the dataset.
-        version: ``codebase_version``, e.g. ``"v2.1"``.
-        fps: Frames per second.
-        robot_type: The robot's name; None where the dataset does not name it.
-        features: By name.
-        rows: The episodes, by number.
-    """
+    """Contents of ``meta/``."""
 
     path: Path
-    version: str
+    version: str  # ``codebase_version``, e.g. ``"v2.1"``
     fps: float
-    robot_type: str | None
+    robot_type: str | None  # the robot's name; None where the dataset does not name it
     features: Mapping[str, Feature]
-    rows: tuple[EpisodeRow, ...]
+    rows: tuple[EpisodeRow, ...]  # the episodes, by number
 
     @property
     def tasks(self) -> list[str]:
@@ -110,11 +93,7 @@ class Dataset:
         return list(dict.fromkeys(task for row in self.rows for task in row.tasks))
 
     def frames(self, wanted: list[str]) -> Iterator[tuple[EpisodeRow, pa.Table]]:
-        """Each episode with the wanted columns of its frames; a file is read once for the episodes in it.
-
-        Raises:
-            DataError: A file is missing or damaged, lacks a column, or has other frames than the episodes table says.
-        """
+        """Each episode with the wanted columns of its frames; a file is read once for the episodes in it."""
         loaded, table, used = "", pa.table({}), 0
         for row in self.rows:
             if row.file != loaded:
@@ -139,7 +118,7 @@ class Dataset:
             if absent := [name for name in wanted if name not in present]:
                 raise DataError(f"{file} has no column {', '.join(absent)}, which {INFO} names; is it complete?")
             return pq.read_table(file, columns=wanted)
-        except UNREADABLE as error:
+        except DAMAGE as error:
             raise DataError(f"{file} cannot be read ({one_line(error)}); is it complete?") from None
 
     def _check_used(self, file: str, table: pa.Table, used: int) -> None:
@@ -150,18 +129,17 @@ class Dataset:
 
 
 def open_dataset(path: Path) -> Dataset:
-    """Read everything under ``meta/``.
-
-    Raises:
-        DataError: It is no LeRobotDataset, is of an unsupported version, or ``meta/`` is damaged or incomplete.
-    """
+    """Read everything under ``meta/``."""
     info = _read_info(path)
     try:
-        features = {name: _feature(name, entry) for name, entry in info["features"].items()}
+        features = {}
+        for name, entry in info["features"].items():
+            shape = tuple(int(n) for n in entry["shape"] or (1,))
+            features[name] = Feature(name, str(entry["dtype"]), shape, _names(entry.get("names"), math.prod(shape)))
         fps = float(info["fps"])
         if not 0 < fps < math.inf:
             raise ValueError(f"fps {info['fps']}")
-    except UNREADABLE as error:
+    except DAMAGE as error:
         raise _damaged(path / INFO, error) from None
     rows = _rows_v3(path, info) if info["codebase_version"].startswith("v3.") else _rows_v2(path, info)
     for before, after in pairwise(rows):
@@ -179,7 +157,7 @@ def _read_info(path: Path) -> dict[str, Any]:
     try:
         info = json.loads(file.read_text())
         version = str(info["codebase_version"])
-    except UNREADABLE as error:
+    except DAMAGE as error:
         raise _damaged(file, error) from None
     if not version.startswith(("v2.0", "v2.1", "v3.")) or file != path / INFO:
         older = version.startswith(("v1.", "1."))
@@ -191,11 +169,6 @@ def _read_info(path: Path) -> dict[str, Any]:
 def _damaged(file: Path, error: Exception) -> DataError:
     what = f"no {error.args[0]!r}" if isinstance(error, KeyError) and error.args else one_line(error)
     return DataError(f"{file} cannot be read as part of a LeRobotDataset ({what}); is it complete?")
-
-
-def _feature(name: str, entry: Mapping[str, Any]) -> Feature:
-    shape = tuple(int(n) for n in entry["shape"] or (1,))
-    return Feature(name, str(entry["dtype"]), shape, _names(entry.get("names"), math.prod(shape)))
 
 
 def _names(names: Any, size: int) -> tuple[str, ...]:
@@ -219,7 +192,7 @@ def _rows_v3(path: Path, info: Mapping[str, Any]) -> list[EpisodeRow]:
         try:
             names = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
             rows += [_row_v3(row, template) for row in pq.read_table(file, columns=names).to_pylist()]
-        except UNREADABLE as error:
+        except DAMAGE as error:
             raise _damaged(file, error) from None
     return sorted(rows, key=lambda row: row.index)
 
@@ -238,11 +211,13 @@ def _rows_v2(path: Path, info: Mapping[str, Any]) -> list[EpisodeRow]:
     template = str(info.get("data_path") or _V2_DATA)
     chunks_size = info.get("chunks_size", _CHUNKS_SIZE)
     file, rows = path / "meta" / "episodes.jsonl", []
-    if not file.exists():
-        raise DataError(f"{path} has no meta/episodes.jsonl, which {info['codebase_version']} has; is it complete?")
     try:
         lines = file.read_text().splitlines()
-    except UNREADABLE as error:
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} has no meta/{file.name}, which {info['codebase_version']} has; is it complete?"
+        ) from None
+    except DAMAGE as error:
         raise _damaged(file, error) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -254,11 +229,103 @@ def _rows_v2(path: Path, info: Mapping[str, Any]) -> list[EpisodeRow]:
                 raise ValueError(f"episode {index}: length {length}")
             data = template.format(episode_chunk=index // int(chunks_size), episode_index=index)
             rows.append(EpisodeRow(index, length, _tasks(row), data, None, row))
-        except (*UNREADABLE, ZeroDivisionError) as error:
+        except DAMAGE as error:
             raise DataError(f"{file}, line {number} is damaged ({one_line(error)}); is it complete?") from None
     return sorted(rows, key=lambda row: row.index)
+
+
+def dimension_names(key: str, size: int) -> list[str]:
+    """Names of an observation's dimensions within a feature that joins several observations."""
+    return [f"{key}_{i}" for i in range(size)]
 
 
 def _tasks(row: Mapping[str, Any]) -> tuple[str, ...]:
     tasks = row.get("tasks") or ()
     return (tasks,) if isinstance(tasks, str) else tuple(str(task) for task in tasks)
+
+
+class Frames(NamedTuple):
+    """One episode: its columns, its row of the episodes table, and its name in messages."""
+
+    columns: Mapping[str, npt.NDArray[Any]]
+    row: EpisodeRow
+    origin: str
+
+
+def read_frames(dataset: Dataset, wanted: list[str]) -> Iterator[Frames]:
+    """Episodes in order, once what numbers and times their frames was found to agree."""
+    numbering = [name for name in BOOKKEEPING if name in dataset.features and name != "task_index"]
+    names = list(dict.fromkeys([*numbering, *wanted]))
+    least_index = 0
+    for row, table in dataset.frames(names):
+        origin = f"{dataset.path / row.file}, episode {row.index}"
+        try:
+            columns = {name: _to_array(table[name], dataset.features[name]) for name in names}
+            flat = {name: columns[name].reshape(len(columns[name])) for name in numbering}
+            _check_order(flat, row, least_index)
+        except DataError as error:
+            raise DataError(f"{origin}, {error}") from None
+        if "timestamp" in flat:
+            check_frames(flat["timestamp"], dataset.fps, origin)
+        if "index" in flat:
+            least_index = int(flat["index"][-1]) + 1
+        yield Frames(columns, row, origin)
+
+
+def _to_array(column: pa.ChunkedArray, feature: Feature) -> npt.NDArray[Any]:
+    """A feature of T frames: (T, size)."""
+    values = column.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):  # what an empty column stays
+        values = pa.concat_arrays(values.chunks) if values.chunks else pa.array([], values.type)
+    frames, per_frame = len(values), 1
+    while _is_list(values.type):
+        _check_complete(values, feature.name, per_frame)
+        widths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
+        width = int(widths[0]) if len(widths) else 1
+        if (unequal := np.flatnonzero(widths != width)).size:
+            # The first row may be the odd one out.
+            odd = unequal[0] if feature.shape[-1] == width else 0
+            raise _wrong_width(feature, int(odd) // per_frame, int(widths[odd]))
+        values, per_frame = values.flatten(), per_frame * width
+    if per_frame != feature.size:
+        raise _wrong_width(feature, 0, per_frame)
+    _check_complete(values, feature.name, per_frame)
+    flat = np.asarray(values.to_numpy(zero_copy_only=False))
+    if flat.dtype.kind not in "biuf":
+        raise DataError(f"frame 0: {feature.name} holds {values.type}, {INFO} says {feature.dtype}")
+    return flat.reshape(frames, per_frame)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _check_complete(values: pa.Array, name: str, per_frame: int) -> None:
+    if values.null_count:
+        absent = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+        raise DataError(f"frame {absent // per_frame}: {name} has no value; leave the episode out")
+
+
+def _wrong_width(feature: Feature, frame: int, found: int) -> DataError:
+    return DataError(f"frame {frame}: {feature.name} has {found} values, expected {feature.size} as {INFO} says")
+
+
+def _check_order(columns: Mapping[str, npt.NDArray[Any]], row: EpisodeRow, least_index: int) -> None:
+    """Refuse frames that are not those of the episode, in order, as the columns that number them (T,) say.
+
+    ``least_index`` is what a dataset of v2, whose table names none, leaves for the global index of the first frame.
+    """
+    numbers = np.arange(row.length)
+    first = row.first
+    if "index" in columns and first is None:
+        first = max(int(columns["index"][0]), least_index)
+    expected = {"episode_index": np.full(row.length, row.index), "frame_index": numbers}
+    if first is not None:
+        expected["index"] = first + numbers
+    for name, right in expected.items():
+        if name in columns and (wrong := np.flatnonzero(columns[name] != right)).size:
+            frame = int(wrong[0])
+            raise DataError(
+                f"frame {frame}: {name} is {columns[name][frame]}, expected {right[frame]}: the frames are out of order "
+                "or do not match the episodes table; sort or export the dataset again"
+            )

@@ -22,12 +22,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sacflow_robot.data.formats.demonstrations import OBSERVATION_COLUMNS, STEP_COLUMNS, DemoSet
-from sacflow_robot.data.formats.lerobot import FEATURE_NAMES, OURS, dimension_names
-from sacflow_robot.data.formats.lerobot_files import BOOKKEEPING
+from sacflow_robot.data.formats.demonstrations import DemoSet
+from sacflow_robot.data.formats.lerobot_files import BOOKKEEPING, OURS, dimension_names
+from sacflow_robot.data.log.columns import OBSERVATION_COLUMNS, STEP_COLUMNS
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import LogWriteError, one_line
 from sacflow_robot.spec import RobotSpec
+
+FEATURE_NAMES = "lerobot_feature_names"
+"""Attribute of a set: JSON with the names of the dimensions of each feature, which a specification has no place for."""
 
 CHUNK_PATH = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 CHUNKS_SIZE, DATA_FILE_MB, VIDEO_FILE_MB = 1000, 100, 200  # LeRobot's defaults: files per folder, MB per file
@@ -36,42 +39,41 @@ QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 Columns = dict[str, npt.NDArray[Any]]
 
 
-def write_lerobot(
-    path: Path, demos: DemoSet, *, chunks_size: int = CHUNKS_SIZE, data_file_mb: float = DATA_FILE_MB
-) -> None:
-    """Write the dataset; what not every episode has is left out, and noted in ``demos.losses``.
-
-    Raises:
-        LogWriteError: It cannot be written there.
-    """
+def write(path: Path, demos: DemoSet, *, chunks_size: int = CHUNKS_SIZE, data_file_mb: float = DATA_FILE_MB) -> None:
+    """Write the dataset; what not every episode has is left out, and noted in ``demos.losses``."""
     robot = demos.robot
     optional = _columns_of_all(demos)
-    tasks = _tasks(demos)
+    tasks = list(dict.fromkeys(_task(episode, robot) for episode in demos.episodes))
     frames, lasts, start = [], [], 0
     for i, episode in enumerate(demos.episodes):
         columns, last = _episode_columns(episode, robot, optional)
-        frames.append(
-            columns | _bookkeeping(i, start, len(episode), robot.control_rate_hz, tasks[_task(episode, robot)])
-        )
+        frame = np.arange(len(episode), dtype=np.int64)
+        # LeRobot's own columns; its timestamps stand on the grid of the frame rate, time_ns says when it was.
+        columns["timestamp"] = (frame / robot.control_rate_hz).astype(np.float32)
+        columns["frame_index"] = frame
+        columns["episode_index"] = np.full_like(frame, i)
+        columns["index"] = start + frame
+        columns["task_index"] = np.full_like(frame, tasks.index(_task(episode, robot)))
+        frames.append(columns)
         lasts.append(last)
         start += len(episode)
     features = _features(frames[0], demos)
     files = list(_files(frames, chunks_size, data_file_mb * 2**20))
+    everything = {key: np.concatenate([each[key] for each in frames]) for key in frames[0]}
     try:
         for chunk, file, first, stop in files:
-            _write_table(
-                path / "data" / CHUNK_PATH.format(chunk_index=chunk, file_index=file), frames[first:stop], features
-            )
+            target = path / "data" / CHUNK_PATH.format(chunk_index=chunk, file_index=file)
+            _write_table(target, frames[first:stop], features)
         rows = _episode_rows(demos, frames, lasts, files)
         episodes_file = path / "meta" / "episodes" / CHUNK_PATH.format(chunk_index=0, file_index=0)
         episodes_file.parent.mkdir(parents=True)
         names = dict.fromkeys(name for row in rows for name in row)
         table = pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in names})
         pq.write_table(table, episodes_file, compression="snappy")
-        _write_tasks(path / "meta" / "tasks.parquet", list(tasks))
-        everything = {key: np.concatenate([each[key] for each in frames]) for key in frames[0]}
+        _write_tasks(path / "meta" / "tasks.parquet", tasks)
         _write_json(path / "meta" / "stats.json", _statistics(everything))
-        _write_json(path / "meta" / "info.json", _info(demos, features, chunks_size, data_file_mb))
+        layout = {"chunks_size": chunks_size, "data_files_size_in_mb": data_file_mb}
+        _write_json(path / "meta" / "info.json", _info(demos, features, len(tasks), layout))
         _write_json(path / OURS, {"arm": asdict(robot), "about": demos.about()})
     except OSError as error:
         raise LogWriteError(f"cannot write {path}: {one_line(error)}") from None
@@ -97,12 +99,6 @@ def _task(episode: Episode, robot: RobotSpec) -> str:
     return str(episode.info.get("task", robot.task))
 
 
-def _tasks(demos: DemoSet) -> dict[str, int]:
-    """Every task in words, with its index."""
-    found = dict.fromkeys(_task(episode, demos.robot) for episode in demos.episodes)
-    return {task: i for i, task in enumerate(found)}
-
-
 def _joined(robot: RobotSpec) -> dict[str, list[str]]:
     """Observation features: feature to the keys that it joins."""
     keys = [a.key for a in robot.observations]
@@ -123,7 +119,6 @@ def _episode_columns(episode: Episode, robot: RobotSpec, optional: set[str]) -> 
     for feature, keys in _joined(robot).items():
         rows = np.concatenate([episode.observations[key].reshape(len(episode) + 1, -1) for key in keys], axis=1)
         columns[feature], last[feature] = rows[:-1], rows[-1]
-    columns["action"] = episode.action
     ends = np.arange(len(episode)) == len(episode) - 1
     columns["next.done"], columns["next.success"] = ends, ends & episode.success
     for column in STEP_COLUMNS:
@@ -135,18 +130,6 @@ def _episode_columns(episode: Episode, robot: RobotSpec, optional: set[str]) -> 
             values = getattr(episode, column.attribute)
             columns[column.lerobot], last[column.lerobot] = values[:-1], values[-1]
     return columns, last
-
-
-def _bookkeeping(episode: int, start: int, steps: int, rate_hz: float, task: int) -> Columns:
-    """LeRobot's own columns; its timestamps stand on the grid of the frame rate, ``time_ns`` says when it was."""
-    frame = np.arange(steps, dtype=np.int64)
-    return {
-        "timestamp": (frame / rate_hz).astype(np.float32),
-        "frame_index": frame,
-        "episode_index": np.full(steps, episode, np.int64),
-        "index": start + frame,
-        "task_index": np.full(steps, task, np.int64),
-    }
 
 
 def _features(columns: Columns, demos: DemoSet) -> dict[str, dict[str, Any]]:
@@ -257,16 +240,15 @@ def _write_tasks(path: Path, tasks: list[str]) -> None:
     pq.write_table(table.replace_schema_metadata({"pandas": json.dumps(about)}), path)
 
 
-def _info(demos: DemoSet, features: Mapping[str, Any], chunks_size: int, data_file_mb: float) -> dict[str, Any]:
+def _info(demos: DemoSet, features: Mapping[str, Any], tasks: int, layout: Mapping[str, float]) -> dict[str, Any]:
     rate = demos.robot.control_rate_hz
     return {
         "codebase_version": "v3.0",
         "robot_type": demos.robot.robot,
         "total_episodes": len(demos.episodes),
         "total_frames": sum(map(len, demos.episodes)),
-        "total_tasks": len(_tasks(demos)),
-        "chunks_size": chunks_size,
-        "data_files_size_in_mb": data_file_mb,
+        "total_tasks": tasks,
+        **layout,
         "video_files_size_in_mb": VIDEO_FILE_MB,
         "fps": int(rate) if rate.is_integer() else rate,
         "splits": {"train": f"0:{len(demos.episodes)}"},

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
+import zarr
 
 from sacflow_robot.data.formats.adapt import adapt
 from sacflow_robot.data.formats.agreement import check_robot
 from sacflow_robot.data.formats.checks import check_log_times
-from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, Losses, end_at_success
-from sacflow_robot.data.formats.gripper import gripper_disagreement
+from sacflow_robot.data.formats.demonstrations import (
+    DemoOptions,
+    DemoSet,
+    Description,
+    Losses,
+    end_at_success,
+    gripper_disagreement,
+)
 from sacflow_robot.data.formats.inferred_spec import with_bounds_of
 from sacflow_robot.data.log import remote
-from sacflow_robot.data.log.columns import FILLS, STEP_COLUMNS
+from sacflow_robot.data.log.columns import LOG_DTYPES
+from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.data.log.reader import EpisodeLog
 from sacflow_robot.data.log.store import WRITING
 from sacflow_robot.episode import Episode
-from sacflow_robot.errors import DataError, UnknownNameError, UsageError
+from sacflow_robot.errors import DataError, LogWriteError, UnknownNameError, UsageError, one_line, reason_of
 from sacflow_robot.spec import RobotSpec
 from sacflow_robot.utils.action_history import history_of, robot_with_history, without_history
+from sacflow_robot.utils.atomic_files import check_output, replacing
 
 # Kind: the suffixes that name it
 KINDS = {"zarr": (".zarr",), "hdf5": (".hdf5", ".h5"), "lerobot": (".lerobot",)}
@@ -95,54 +106,56 @@ def kind_to_write(path: Path, kind: str | None = None) -> str:
     return kind
 
 
-class _Format(Protocol):
-    """Functions that the module of each format offers, but for episode logs, which hold all of it themselves."""
+class Format(Protocol):
+    """Functions that the module of each format offers, but for episode logs, which hold all of it themselves.
 
-    def recorded_robot(self, path: Path) -> tuple[RobotSpec | None, str | None]: ...
-    def infer_robot(self, path: Path, rate_hz: float | None = None) -> RobotSpec: ...
-    def has_observations(self, path: Path) -> bool: ...
-    def recorded_rate(self, path: Path) -> float | None: ...
+    All raise DataError for what cannot be read, or has nothing that can be used. ``write`` raises LogWriteError where it
+    cannot, and there is none for diffusion_policy; ``read`` is :func:`read_demos` without what that does for every format.
+    """
+
+    def describe(self, path: Path) -> Description: ...
+    def infer_robot(self, path: Path, rate_hz: float) -> RobotSpec: ...
     def read(self, path: Path, options: DemoOptions) -> DemoSet: ...
+    def write(self, path: Path, demos: DemoSet) -> None: ...
 
 
-def _format(kind: str) -> _Format:
+def format_of(kind: str) -> Format:
     """The module of a format, imported late: h5py and pyarrow take a while."""
-    if kind == "hdf5":
-        from sacflow_robot.data.formats import hdf5
-
-        return hdf5
-    if kind == "lerobot":
-        from sacflow_robot.data.formats import lerobot
-
-        return lerobot
-    from sacflow_robot.data.formats import diffusion_policy
-
-    return diffusion_policy
+    return cast(Format, import_module(f"sacflow_robot.data.formats.{kind}"))
 
 
-def recorded_robot(path: Path | str) -> tuple[RobotSpec | None, str | None]:
-    """The robot that a source was recorded with, and robosuite's name of its task; None where it does not say.
+def describe(path: Path | str) -> Description:
+    """What a source says of itself.
 
     Raises:
         DataError: It cannot be read.
     """
     kind = kind_of(path)
-    return (EpisodeLog.open(path).robot, None) if kind == "zarr" else _format(kind).recorded_robot(Path(path))
+    return Description(EpisodeLog.open(path).robot) if kind == "zarr" else format_of(kind).describe(Path(path))
+
+
+def recorded_robot(path: Path | str) -> tuple[RobotSpec | None, str | None]:
+    """The robot that a source was recorded with, and robosuite's name of its task; see :func:`describe`."""
+    return describe(path)[:2]
 
 
 def demo_spec(path: Path | str, rate_hz: float | None = None) -> RobotSpec:
     """The robot and task that a source is of: as it was recorded with, else as the source's own features describe it.
 
-    Args:
-        path: The source.
-        rate_hz: Control rate, where the source does not say it.
-
     Raises:
         DataError: It cannot be read, or has no actions or observations that can be used.
         UsageError: Neither it nor ``rate_hz`` says the control rate.
     """
-    recorded, _ = recorded_robot(path)
-    return recorded or _format(kind_of(path)).infer_robot(Path(path), rate_hz)
+    said = describe(path)
+    if said.robot is not None:
+        return said.robot
+    rate_hz = said.rate_hz or rate_hz
+    if rate_hz is None:
+        raise UsageError(f"{path} does not say at which rate it was recorded; give --rate HZ")
+    try:
+        return format_of(kind_of(path)).infer_robot(Path(path), rate_hz)
+    except DataError as error:
+        raise error if str(error).startswith(str(path)) else DataError(f"{path}: {error}") from None
 
 
 def common_robot(paths: Sequence[Path | str], rate_hz: float | None = None) -> RobotSpec:
@@ -150,10 +163,6 @@ def common_robot(paths: Sequence[Path | str], rate_hz: float | None = None) -> R
 
     It is the one that a source was recorded with, else the one that their features describe; then its actions have the
     bounds of all of them.
-
-    Args:
-        paths: Demonstrations and logs.
-        rate_hz: Control rate, where a source does not say it.
 
     Raises:
         UsageError: None says which it is, or at which rate.
@@ -177,22 +186,14 @@ def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions
 
 
 def can_infer(path: Path | str) -> bool:
-    """Return True if a source holds observations; raw robosuite files hold states, of which the task's simulator makes some.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    kind = kind_of(path)
-    return kind == "zarr" or _format(kind).has_observations(Path(path))
+    """Return True if a source holds observations; see :func:`describe`."""
+    return describe(path).has_observations
 
 
 def says_rate(path: Path | str) -> bool:
-    """Return True if a source says its control rate; UMI's stores, for one, do not.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    return recorded_robot(path)[0] is not None or _format(kind_of(path)).recorded_rate(Path(path)) is not None
+    """Return True if a source says its control rate; UMI's stores, for one, do not. See :func:`describe`."""
+    said = describe(path)
+    return said.robot is not None or said.rate_hz is not None
 
 
 def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
@@ -204,7 +205,7 @@ def read_demos(path: Path | str, options: DemoOptions) -> DemoSet:
         UnknownNameError: It has no such subset.
     """
     kind = kind_of(path)
-    demos = _read_log(path, options) if kind == "zarr" else _format(kind).read(Path(path), options)
+    demos = _read_log(path, options) if kind == "zarr" else format_of(kind).read(Path(path), options)
     if not demos.episodes:
         raise DataError(f"{path} holds no episodes")
     if options.agreement.filter_key is not None:
@@ -222,11 +223,6 @@ def load_demos(path: Path | str, options: DemoOptions) -> DemoSet:
     if options.sparse_rewards:
         episodes = [_with_sparse_rewards(episode, demos.losses) for episode in episodes]
     return replace(demos, episodes=episodes)
-
-
-def load_episodes(path: Path | str, options: DemoOptions) -> list[Episode]:
-    """The episodes of :func:`load_demos`."""
-    return load_demos(path, options).episodes
 
 
 def _check_times(path: Path | str, episodes: Sequence[Episode], rate_hz: float) -> None:
@@ -264,7 +260,9 @@ def _subset(path: Path | str, demos: DemoSet, key: str) -> DemoSet:
 def _read_log(path: Path | str, options: DemoOptions) -> DemoSet:
     log = EpisodeLog.open(path)
     claims = check_robot(str(path), log.robot, options.robot, options.agreement)
-    losses = _unread(log)
+    known = {a.key for a in log.robot.observations} | LOG_DTYPES.keys()
+    losses = Losses()  # beside the columns of an episode, other programs may keep some in a log
+    losses.leave_out(*(name for name in log.arrays("data") if name.removeprefix("data/") not in known))
     about = log.attributes.get(LOG_ABOUT)
     recorded = list(log.episodes())
     _check_times(path, recorded, log.robot.control_rate_hz)
@@ -276,9 +274,46 @@ def _read_log(path: Path | str, options: DemoOptions) -> DemoSet:
     )
 
 
-def _unread(log: EpisodeLog) -> Losses:
-    """Columns beside those of an episode, which other programs may keep in a log."""
-    known = {a.key for a in log.robot.observations} | {"time_ns", "state"} | STEP_COLUMNS.keys() | FILLS.keys()
-    losses = Losses()
-    losses.leave_out(*(name for name in log.arrays("data") if name.removeprefix("data/") not in known))
-    return losses
+def check_free(path: Path) -> None:
+    """Raise UsageError if something is at the path already, or nothing can be written there."""
+    if os.path.lexists(path):
+        raise UsageError(f"{path} exists already; give another path or remove it")
+    check_output(path, "DST")
+
+
+def write_demos(path: Path, demos: DemoSet, kind: str | None = None) -> DemoSet:
+    """Write demonstrations at a path where nothing is yet, as the kind that is given, or that its suffix names.
+
+    Returns what was written, and in its ``losses`` all that reading and writing together left out.
+
+    Raises:
+        UsageError: Something is there already, or the path says no kind.
+        LogWriteError: It cannot be written there; nothing is left behind.
+    """
+    kind = kind_to_write(path, kind)
+    check_free(path)
+    if kind != "hdf5" and demos.model_files:
+        demos.losses.leave_out("model_file")
+        demos = replace(demos, model_files=[])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            if kind == "zarr":
+                _write_log(partial, demos)
+            else:
+                format_of(kind).write(partial, demos)
+            check_free(path)
+    except (OSError, LogWriteError) as error:  # the writers name the partial file, which nobody will find
+        raise LogWriteError(f"cannot write {path}: {one_line(reason_of(error))}; nothing is left of it") from None
+    return demos
+
+
+def _write_log(path: Path, demos: DemoSet) -> None:
+    having = [episode.states is not None for episode in demos.episodes]
+    episodes = demos.episodes
+    if any(having) and not all(having):
+        demos.losses.leave_out("states (not every episode has them)")
+        episodes = [replace(episode, states=None) for episode in episodes]
+    write_log(path, demos.robot, episodes)
+    if about := demos.about():
+        zarr.open_group(path, mode="r+", zarr_format=2).attrs[LOG_ABOUT] = json.dumps(about)

@@ -1,4 +1,7 @@
-"""Episodes as the columns of an episode log: rows per step, and rows per episode."""
+"""Episodes as the columns of an episode log, rows per step and rows per episode, and what other formats call them.
+
+What does not fit a log, or is none, raises DataError.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,18 @@ from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import RobotSpec
 
 Columns = dict[str, npt.NDArray[Any]]
+
+UNREADABLE = (
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+)
+"""Errors that NumPy and the libraries of file formats raise on files that are damaged, or something else."""
 
 FORMAT, VERSION = "sacflow-robot episodes", 2
 INFO_BYTES = 1024
@@ -30,94 +45,96 @@ class Names(Protocol):
 
 # Columns that files of version 0.1 keep under another name.
 OLD_NAMES = {"policy_action": "proposed", "intervention_action": "human"}
+_NEW_NAMES = {old: new for new, old in OLD_NAMES.items()}
 
 
 def stored_name(name: str, stored: Names) -> str:
     """Name under which a file that holds these names keeps a column, e.g. ``data/policy_action``."""
     group, slash, column = name.rpartition("/")
-    if column not in OLD_NAMES or name in stored:
-        return name
-    old = f"{group}{slash}{OLD_NAMES[column]}"
-    return old if old in stored else name
+    old = group + slash + OLD_NAMES.get(column, column)
+    return old if old in stored and name not in stored else name
 
 
 def current_name(name: str, stored: Names) -> str:
     """Name of the column that a file with these names keeps under a name; the inverse of :func:`stored_name`."""
     group, slash, column = name.rpartition("/")
-    new = next((f"{group}{slash}{new}" for new, old in OLD_NAMES.items() if old == column), name)
+    new = group + slash + _NEW_NAMES.get(column, column)
     return name if new in stored else new
 
 
-# Column of the log: attribute of Episode
-STEP_COLUMNS = {
-    "action": "action",
-    "policy_action": "policy_action",
-    "measured": "measured",
-    "source": "source",
-    "reward": "rewards",
-    "terminated": "terminated",
-    "truncated": "truncated",
-}
+class Column(NamedTuple):
+    """One column of :class:`Episode`, and its name in each format."""
 
-# Columns that a log of an earlier version, or an episode made elsewhere, lacks: what stands there instead.
-FILLS: dict[str, float] = {
-    **dict.fromkeys(STEP_TIMES, UNKNOWN_TIME),
-    "flags": int(StepFlag.UNKNOWN),
-    "intervention_action": float("nan"),
-}
+    attribute: str  # of :class:`Episode`
+    log: str  # array of an episode log
+    hdf5: str  # dataset of a demonstration in robomimic's layout
+    # feature; LeRobot takes every name that begins with ``action`` or ``observation`` for a policy's output or input,
+    # so that only the action sent is called so
+    lerobot: str
+    dtype: str  # NumPy name of its type
+    vector: bool = False  # whether each row is a vector, which formats that drop extents of 1 do not tell
+    # what stands in a log for an episode that lacks it: one of an earlier version, or made elsewhere
+    fill: float | None = None
 
-STEP_DTYPES = {
-    "action": "<f4",
-    "policy_action": "<f4",
-    "measured": "<f4",
-    "source": "|u1",
-    "reward": "<f4",
-    "terminated": "|b1",
-    "truncated": "|b1",
-    "time_ns": "<i8",
-    "state": "<f8",
-    **dict.fromkeys(STEP_TIMES, "<i8"),
-    "flags": "|u1",
-    "intervention_action": "<f4",
-}
+    def typed(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Rows as they came out of a file, with an episode's type and number of axes."""
+        shaped = rows.reshape(len(rows), -1) if self.vector else rows.reshape(len(rows))
+        return shaped.astype(self.dtype, copy=False)
+
+
+_INTERVENTION = ("intervention_action", "intervention_action", "intervention_action", "intervention_action")
+STEP_COLUMNS = (
+    Column("action", "action", "actions", "action", "float32", vector=True),
+    Column("policy_action", "policy_action", "policy_action", "policy_action", "float32", vector=True),
+    Column("measured", "measured", "measured", "measured", "float32", vector=True),
+    Column("source", "source", "source", "source", "uint8"),
+    Column("rewards", "reward", "rewards", "next.reward", "float32"),
+    Column("terminated", "terminated", "dones", "next.terminated", "bool"),
+    Column("truncated", "truncated", "truncated", "next.truncated", "bool"),
+    *(Column(name, name, name, name, "int64", fill=UNKNOWN_TIME) for name in STEP_TIMES),
+    Column("flags", "flags", "flags", "flags", "uint8", fill=int(StepFlag.UNKNOWN)),
+    Column(*_INTERVENTION, "float32", vector=True, fill=float("nan")),
+)
+"""One row per step (T, ...). A column that joins Episode joins every format by one more row here."""
+
+OBSERVATION_COLUMNS = (
+    Column("time_ns", "time_ns", "time_ns", "time_ns", "int64"),
+    Column("states", "state", "states", "sim_state", "float64", vector=True),
+)
+"""One row per observation (T + 1, ...), beside the observations themselves."""
+
+FILLS = {column.log: column.fill for column in STEP_COLUMNS if column.fill is not None}
+LOG_DTYPES = {column.log: column.dtype for column in (*STEP_COLUMNS, *OBSERVATION_COLUMNS)}
 
 
 def step_columns(episode: Episode, robot: RobotSpec) -> Columns:
     """Columns with one row per step (T, ...), for the group ``data``."""
-    columns: Columns = {a.key: episode.observations[a.key][:-1].astype(a.dtype, copy=False) for a in robot.observations}
-    columns |= {key: getattr(episode, name) for key, name in STEP_COLUMNS.items()}
-    columns["time_ns"] = episode.time_ns[:-1]
-    if episode.states is not None:
-        columns["state"] = episode.states[:-1]
-    for key, fill in FILLS.items():
-        known = getattr(episode, key)
-        shape = episode.action.shape if key == "intervention_action" else (len(episode),)
-        columns[key] = np.full(shape, fill) if known is None else known
-    return {key: np.asarray(rows, STEP_DTYPES.get(key, rows.dtype)) for key, rows in columns.items()}
+    columns: Columns = {key: rows[:-1] for key, rows in _observed(episode, robot).items()}
+    for column in STEP_COLUMNS:
+        rows = getattr(episode, column.attribute)
+        if rows is None:
+            rows = np.full(episode.action.shape if column.vector else len(episode), column.fill)
+        columns[column.log] = np.asarray(rows, column.dtype)
+    return columns
 
 
 def episode_columns(episode: Episode, robot: RobotSpec) -> Columns:
-    """Columns with one row for the episode (1, ...), for the group ``meta``.
+    """Columns with one row for the episode (1, ...), for the group ``meta``."""
+    last = {f"last_{key}": rows[-1:] for key, rows in _observed(episode, robot).items()}
+    return {**last, "info": info_row(episode.info)[None]}
 
-    Raises:
-        DataError: The episode's info is too long.
-    """
-    columns: Columns = {
-        f"last_{a.key}": episode.observations[a.key][-1:].astype(a.dtype, copy=False) for a in robot.observations
-    }
-    columns["last_time_ns"] = np.asarray(episode.time_ns[-1:], np.int64)
-    if episode.states is not None:
-        columns["last_state"] = np.asarray(episode.states[-1:], np.float64)
-    columns["info"] = info_row(episode.info)[None]
+
+def _observed(episode: Episode, robot: RobotSpec) -> Columns:
+    """Columns with one row per observation (T + 1, ...)."""
+    columns: Columns = {a.key: episode.observations[a.key].astype(a.dtype, copy=False) for a in robot.observations}
+    for column in OBSERVATION_COLUMNS:
+        if (rows := getattr(episode, column.attribute)) is not None:
+            columns[column.log] = np.asarray(rows, column.dtype)
     return columns
 
 
 def info_row(info: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
-    """An episode's info as one row (1024,) of JSON bytes, deflated (RFC 1950) if it would not fit otherwise.
-
-    Raises:
-        DataError: It is too long even so, or not JSON.
-    """
+    """An episode's info as one row (1024,) of JSON bytes, deflated (RFC 1950) if it would not fit otherwise."""
     try:
         text = json.dumps(dict(info), separators=(",", ":")).encode()
     except (TypeError, ValueError) as error:
@@ -130,11 +147,7 @@ def info_row(info: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
 
 
 def whole_ends(ends: list[int]) -> list[int]:
-    """Ends of whole episodes: an interrupted append can leave zeros behind them, as room made but not filled.
-
-    Raises:
-        DataError: They are not increasing; such a log must be repaired, and not be written to.
-    """
+    """Ends of whole episodes: an interrupted append can leave zeros behind them, as room made but not filled."""
     while ends and ends[-1] == 0:
         ends = ends[:-1]
     if any(later <= earlier for earlier, later in pairwise([0, *ends])):
@@ -155,11 +168,7 @@ def parse_info(row: npt.NDArray[np.uint8]) -> dict[str, Any]:
 
 
 def parse_attributes(attributes: Mapping[str, Any], path: Path | str) -> tuple[int, RobotSpec]:
-    """Version and robot of a log, from the attributes of its root.
-
-    Raises:
-        DataError: It is no log, or one of a later version.
-    """
+    """Version and robot of a log, from the attributes of its root."""
     if attributes.get("format") != FORMAT:
         raise DataError(f"{path} is a Zarr store but not an episode log; expected one written by this program")
     version: Any = attributes.get("version")
@@ -169,12 +178,7 @@ def parse_attributes(attributes: Mapping[str, Any], path: Path | str) -> tuple[i
 
 
 def read_robot(path: Path) -> RobotSpec:
-    """The robot of the log in a folder.
-
-    Raises:
-        DataError: It is no log.
-        OSError: It cannot be read.
-    """
+    """The robot of the log in a folder."""
     try:
         return parse_attributes(json.loads((path / ".zattrs").read_text()), path)[1]
     except (ValueError, KeyError, AttributeError) as error:

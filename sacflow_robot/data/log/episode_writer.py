@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import zarr
 
 from sacflow_robot.data.log import remote
@@ -62,11 +61,9 @@ def lock_for_writing(path: Path | str, robot: RobotSpec) -> tuple[LogLock, Episo
 
 
 class EpisodeWriter(EpisodeLog):
-    """An episode log that is open for whole episodes. Close it, or use it as a context manager.
+    """An episode log, made if absent, that is open for whole episodes. Close it, or use it as a context manager.
 
-    Args:
-        path: The log, made if absent.
-        robot: The robot whose episodes it will get.
+    A disk that is full or failing raises LogWriteError; what was appended before counts.
 
     Raises:
         DataError: The path holds something else, or episodes of a different robot.
@@ -98,7 +95,7 @@ class EpisodeWriter(EpisodeLog):
             for episode in episodes:
                 episode.check_fits(self.robot, str(self.path))
                 self._store.stage("data", step_columns(episode, self.robot))
-                self._store.end_episodes(np.array([len(episode)]), episode_columns(episode, self.robot))
+                self._store.end_episode(episode_columns(episode, self.robot))
             self._store.commit()
         except BaseException as error:
             self._store.rollback()
@@ -111,11 +108,7 @@ class EpisodeWriter(EpisodeLog):
         self._take_ends()
 
     def truncate(self, count: int) -> None:
-        """Keep the first ``count`` episodes only.
-
-        Raises:
-            LogWriteError: The disk is full or failing; all of them are kept.
-        """
+        """Keep the first ``count`` episodes only."""
         try:
             self._store.truncate(count)
         except OSError as error:
@@ -128,11 +121,7 @@ class EpisodeWriter(EpisodeLog):
         self._arrays.clear()
 
     def close(self) -> None:
-        """Make the log an ordinary Zarr store, and let other processes write to it.
-
-        Raises:
-            LogWriteError: The disk is failing; what was appended counts.
-        """
+        """Make the log an ordinary Zarr store, and let other processes write to it."""
         if self._closed:
             return
         self._closed = True
@@ -152,12 +141,9 @@ class EpisodeWriter(EpisodeLog):
 
 
 def write_log(path: Path | str, robot: RobotSpec, episodes: Iterable[Episode]) -> None:
-    """Write a new log with these episodes, under its final name only once it is whole.
+    """Write a new log with these episodes, taken one by one, under its final name only once it is whole.
 
-    Args:
-        path: Folder, or address on an object store, e.g. ``s3://bucket/episodes.zarr``.
-        robot: The robot that the episodes are of.
-        episodes: The episodes; taken one by one.
+    The path is a folder, or an address on an object store, e.g. ``s3://bucket/episodes.zarr``.
 
     Raises:
         UsageError: Something is at the path already.

@@ -1,4 +1,7 @@
-"""The exclusive right to write to an episode log, by whatever name the log is reached."""
+"""The exclusive right to write to an episode log, by whatever name the log is reached.
+
+Where a lock cannot be made OSError is raised.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,6 @@ class LogLock:
 
     The first is a file beside the folder that the path leads to, symbolic links resolved; it is there before the log is.
     The second is on the folder itself, which a bind mount shows under another name.
-
-    Args:
-        log: The log's folder, present or yet to be made.
     """
 
     def __init__(self, log: Path) -> None:
@@ -32,11 +32,7 @@ class LogLock:
         self._descriptor = -1
 
     def acquire(self, patience_s: float = 0.0) -> bool:
-        """Take the lock; returns whether that worked within that time (s).
-
-        Raises:
-            OSError: The lock cannot be made there.
-        """
+        """Take the lock; returns whether that worked within that time (s)."""
         until = time.monotonic() + patience_s
         try:
             self._beside.acquire(timeout=patience_s, poll_interval=_WAIT_S)

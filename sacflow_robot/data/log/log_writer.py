@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sacflow_robot.data.log.columns import read_robot
-from sacflow_robot.data.log.ring import Kind, Layout, Ring
+from sacflow_robot.data.log.ring import Kind, Ring
 from sacflow_robot.data.log.store import WRITING, Store
 from sacflow_robot.data.log.write_ahead_log import Assembler, Session, WriteAheadLog
 from sacflow_robot.errors import DataError, SacflowError, one_line
@@ -26,36 +26,22 @@ _BLOCK_BYTES = 8 << 20
 
 
 class LogWriter:
-    """Drains one ring into one log.
+    """Drains one ring, held by this process, into one log."""
 
-    Args:
-        log: The log.
-        ring: Its ring, held by this process.
-        session: Its session.
-    """
-
-    def __init__(self, log: Path, ring: Ring, session: Session) -> None:
+    def __init__(self, log: Path, ring: Ring, token: str) -> None:
         self._ring = ring
-        layout = Layout(read_robot(log), session.state_size)
-        self._block = max(1, min(ring.capacity // 4, _BLOCK_BYTES // layout.bytes))
+        self._block = max(1, min(ring.capacity // 4, _BLOCK_BYTES // ring.layout.bytes))
         self._journal = WriteAheadLog(log / WRITING)
         self._store = Store(log)
-        self._assembler = Assembler(self._store, layout, session.token)
+        self._assembler = Assembler(self._store, ring.layout, token)
         self._synced_at = time.monotonic()
-        self._take_over(log / WRITING, layout)
-
-    def _take_over(self, writing: Path, layout: Layout) -> None:
-        """Bring in what a log writer before this one had in its journal.
-
-        Raises:
-            DataError: The journal lacks records that are no longer in the ring.
-        """
-        for records in WriteAheadLog.read(writing, layout, self._assembler.next):
+        # What a log writer before this one had in its journal.
+        for records in WriteAheadLog.read(log / WRITING, ring.layout, self._assembler.next):
             self._assembler.feed(records)
-            self._ring.beat()
-        if self._assembler.next < self._ring.drained:
-            raise DataError(f"the journal ends at record {self._assembler.next}, expected {self._ring.drained}")
-        self._ring.drained = self._assembler.next
+            ring.beat()
+        if self._assembler.next < ring.drained:
+            raise DataError(f"the journal ends at record {self._assembler.next}, expected {ring.drained}")
+        ring.drained = self._assembler.next
 
     def drain(self, stop: int) -> None:
         """Take the records before number ``stop`` from the ring.
@@ -108,10 +94,10 @@ def main(log: Path, token: str, parent: int) -> int:
         return 1
     ring = None
     try:
-        ring = Ring.attach(Path(session.ring), token, Layout(read_robot(log), session.state_size))
+        ring = session.attach(read_robot(log))
         if ring is None or Session.read(log) != session:  # somebody else has recovered the log meanwhile
             return 1
-        LogWriter(log, ring, session).run(parent)
+        LogWriter(log, ring, token).run(parent)
     except (OSError, SacflowError) as error:
         if ring is not None:
             ring.error = one_line(error)
@@ -119,14 +105,10 @@ def main(log: Path, token: str, parent: int) -> int:
     return 0
 
 
-def yield_to_the_loop() -> None:
-    """Never take a core from the control loop: wait until it sleeps. Full speed otherwise."""
+if __name__ == "__main__":
+    # Never take a core from the control loop: wait until it sleeps. Full speed otherwise.
     if hasattr(os, "sched_setscheduler"):  # Linux
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-if __name__ == "__main__":
-    yield_to_the_loop()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -28,8 +28,8 @@ import zarr
 
 from sacflow_robot.data.log import remote
 from sacflow_robot.data.log.columns import (
-    FILLS,
     STEP_COLUMNS,
+    UNREADABLE,
     current_name,
     parse_attributes,
     parse_info,
@@ -46,11 +46,7 @@ _BLOCK_BYTES = 64 << 20
 _LOOKS, _LOOK_AGAIN_S = 40, 0.05  # a busy machine may stop a closing writer between two files
 _LOCK_PATIENCE_S = 0.5  # a reader that brings a killed writer's steps in holds the lock for a moment
 
-# What zarr and numpy raise on a store whose files are damaged.
-_DAMAGE = (
-    *(KeyError, ValueError, TypeError, OSError, RuntimeError, AssertionError, IndexError),
-    *(ZeroDivisionError, OverflowError, MemoryError, DataError),
-)
+_DAMAGE = (*UNREADABLE, MemoryError, DataError)
 
 
 class EpisodeLog:
@@ -77,13 +73,9 @@ class EpisodeLog:
     ) -> EpisodeLog:
         """Open for reading, also while another process appends.
 
-        A log whose writers were killed gets the steps that they left behind first, as SQLite does it, unless its folder
-        may not be written to.
-
-        Args:
-            path: Folder, or address of a finished log on an object store, e.g. ``s3://bucket/episodes.zarr``.
-            heal: Whether to do that.
-            ends: How to find the episodes' ends, for a log that has lost them.
+        A log whose writers were killed gets the steps that they left behind first (``heal``), as SQLite does it, unless its
+        folder may not be written to. ``ends`` finds the episodes' ends of a log that has lost them. A finished log may be
+        on an object store, e.g. ``s3://bucket/episodes.zarr``.
 
         Raises:
             DataError: There is no log at the path, or it cannot be read.
@@ -125,7 +117,7 @@ class EpisodeLog:
         """S of the simulator states, 0 for episodes without; None while there are no episodes."""
         if not self.ends:
             return None
-        return int(self.shape("data/state")[1]) if self.has("data/state") else 0
+        return int(self.array("data/state").shape[1]) if self.has("data/state") else 0
 
     def read(self, index: int) -> Episode:
         """Read one episode; negative indices count from the end.
@@ -173,8 +165,10 @@ class EpisodeLog:
         try:
             if self.has("data/state"):
                 observed.append("state")
-            acted = {**STEP_COLUMNS, **{key: key for key in FILLS if self.has(f"data/{key}")}}
-            data = {key: self.rows(f"data/{key}", bounds[0], bounds[-1]) for key in (*observed, *acted)}
+            acted = [c for c in STEP_COLUMNS if c.fill is None or self.has(f"data/{c.log}")]
+            data = {
+                key: self.rows(f"data/{key}", bounds[0], bounds[-1]) for key in (*observed, *(c.log for c in acted))
+            }
             last = {key: self.rows(f"meta/last_{key}", first, stop) for key in observed}
             infos = [parse_info(row) for row in self.rows("meta/info", first, stop)]
             episodes = []
@@ -187,8 +181,8 @@ class EpisodeLog:
                         time_ns=whole["time_ns"],
                         states=whole.get("state"),
                         info=infos[i],
-                        **{name: data[key][rows] for key, name in STEP_COLUMNS.items()},
-                        **known_columns({key: data[key][rows] for key in acted if key in FILLS}),
+                        **{c.attribute: data[c.log][rows] for c in acted if c.fill is None},
+                        **known_columns({c.attribute: data[c.log][rows] for c in acted if c.fill is not None}),
                     )
                 )
             return episodes
@@ -203,7 +197,7 @@ class EpisodeLog:
         Raises:
             DataError: The array is too short, or a chunk's file is missing.
         """
-        array = self._array(name)
+        array = self.array(name)
         if array.shape[0] < stop:
             raise DataError(f"{name} is shorter than meta/episode_ends says")
         size, rest = array.chunks[0], ["0"] * (array.ndim - 1)
@@ -230,15 +224,7 @@ class EpisodeLog:
         """Return True if there is an array of that name, e.g. ``data/state``."""
         return stored_name(name, self._root) in self._root
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of an array, its rows first."""
-        return tuple(self._array(name).shape)
-
-    def dtype(self, name: str) -> np.dtype[Any]:
-        """Type of an array's entries."""
-        return np.dtype(self._array(name).dtype)
-
-    def _array(self, name: str) -> zarr.Array[Any]:
+    def array(self, name: str) -> zarr.Array[Any]:
         """The array of that name; looking one up costs a read of its metadata, so it is kept."""
         if name not in self._arrays:
             array = self._root[stored_name(name, self._root)]
@@ -248,7 +234,7 @@ class EpisodeLog:
 
 
 def _recorded_ends(log: EpisodeLog) -> list[int]:
-    return whole_ends(log.rows("meta/episode_ends", 0, log.shape("meta/episode_ends")[0]).tolist())
+    return whole_ends(log.rows("meta/episode_ends", 0, log.array("meta/episode_ends").shape[0]).tolist())
 
 
 def _heal(path: Path) -> None:

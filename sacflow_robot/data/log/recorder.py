@@ -17,13 +17,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import monotonic_ns
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
 from sacflow_robot.data.log.columns import info_row
 from sacflow_robot.data.log.episode_writer import lock_for_writing
-from sacflow_robot.data.log.record_writer import RecordWriter
 from sacflow_robot.data.log.ring import BEAT, PUBLISHED, QUIET_NS, Kind, Layout, Ring
 from sacflow_robot.data.log.store import WRITING
 from sacflow_robot.data.log.write_ahead_log import Session, recover
@@ -31,11 +30,11 @@ from sacflow_robot.episode import Step, StepResult
 from sacflow_robot.errors import DataError, LogWriteError, UsageError, one_line
 from sacflow_robot.spec import RobotSpec
 
-_LONGEST_CLOSE_S = 120.0
+LONGEST_CLOSE_S = 120.0
 _WAIT_S = 0.002
 _EXIT_S = 1.0
 _SPARE_BYTES = 1 << 16  # of a commit's small files
-LEAVE_S = 3.0  # wait for the log writer after an error; it finishes by itself
+_LEAVE_S = 3.0  # wait for the log writer after an error; it finishes by itself
 _STEP = int(Kind.STEP)
 
 
@@ -44,6 +43,10 @@ class Process(Protocol):
 
     def poll(self) -> int | None: ...
     def wait(self, timeout: float | None = None) -> int: ...
+
+
+WriterStarter = Callable[[Path, str], Process]
+"""How to start the log writer, given the log and the session's token."""
 
 
 def start_writer(log: Path, token: str) -> Process:
@@ -71,7 +74,7 @@ class StepRecorder:
         self,
         path: Path,
         robot: RobotSpec,
-        start_writer: Callable[[Path, str], Process] = start_writer,
+        start_writer: WriterStarter = start_writer,
         patience_s: float = 0.0,
     ) -> None:
         self.path = path
@@ -99,14 +102,15 @@ class StepRecorder:
         state_size = 0 if start.state is None else len(start.state)
         if self._ring is None:
             self._open(state_size)
-        elif state_size != self._records.state_size:
+        elif state_size != self._ring.layout.state_size:
             raise DataError("episodes with and without simulator states cannot share a log; give another path")
-        self._make_room(2)
+        ring = self._make_room(2)
         interrupted = info_row({**info, "success": False, "interrupted": True})
-        self._records.write_info(Kind.BEGIN, interrupted, self._count)
+        ring.write_info(Kind.BEGIN, interrupted, self._count)
         standstill = np.zeros(self._robot.action_dim, np.float32)
-        self._records.write_step(Kind.START, Step(start, standstill, time_ns), self._count + 1)
-        self._publish(2)
+        ring.write_step(Kind.START, Step(start, standstill, time_ns), self._count + 1)
+        self._count += 2
+        ring.published = self._count
         self._info = dict(info)
         self._ended = False
         self._solved = False
@@ -118,10 +122,10 @@ class StepRecorder:
             DataError: The step does not fit the log or holds a NaN; it was not kept.
             LogWriteError: The disk is full or failing, or the log writer is dead or too slow. All steps before are kept.
         """
-        self._require_episode()
-        if monotonic_ns() - self._words[BEAT] > QUIET_NS or self._count >= self._room_until:
+        ring = self._in_episode()
+        if monotonic_ns() - ring.words[BEAT] > QUIET_NS or self._count >= self._room_until:
             self._make_room(1)
-        self._take(step)
+        self._take(ring, step)
 
     def keep(self, step: Step) -> bool:
         """Put a step into the ring whether or not the log writer is well; return False when the ring has no place left.
@@ -129,10 +133,10 @@ class StepRecorder:
         Raises:
             DataError: The step does not fit the log or holds a NaN; it was not kept.
         """
-        self._require_episode()
-        if not self._free(1):
+        ring = self._in_episode()
+        if not self._free(ring, 1):
             return False
-        self._take(step)
+        self._take(ring, step)
         return True
 
     def end(self, info: Mapping[str, Any]) -> None:
@@ -142,12 +146,13 @@ class StepRecorder:
             DataError: The info is too long; the episode will count as interrupted.
             LogWriteError: The log writer has failed; the steps and the end are kept.
         """
-        if self._info is None:
+        if self._info is None or self._ring is None:
             raise UsageError("no episode is in progress; begin one first")
         whole = {**self._info, "success": self._solved, **info}
         self._info = None
-        self._records.write_info(Kind.END, info_row(whole), self._count)
-        self._publish(1)
+        self._ring.write_info(Kind.END, info_row(whole), self._count)
+        self._count += 1
+        self._ring.published = self._count
         self.check()
 
     @property
@@ -164,13 +169,9 @@ class StepRecorder:
             raise LogWriteError(f"step not logged: {reason}; what was logged to {self.path} before is kept")
 
     def restart(self, waiting: int = 0) -> bool:
-        """Start the log writer again if it has failed; it goes on with the episode where it failed.
+        """Start the log writer again if it has failed, which is returned; it goes on with the episode where it failed.
 
-        Args:
-            waiting: Steps that the caller will append at once.
-
-        Returns:
-            Whether there was a log writer that had failed.
+        The disk has to have room for all that waits in the ring, and for the steps that the caller says it will append.
 
         Raises:
             LogWriteError: The disk has no room for what waits; nothing is lost.
@@ -180,7 +181,7 @@ class StepRecorder:
             return False
         try:
             writer.wait(_EXIT_S)
-            self._check_disk((waiting + self._count - ring.drained) * self._records.bytes)
+            self._check_disk((waiting + self._count - ring.drained) * ring.layout.bytes)
             ring.error = ""
             ring.beat()
             self._writer = self._start_writer(self.path, self._token)
@@ -202,7 +203,7 @@ class StepRecorder:
             os.close(descriptor)
             trial.unlink()
 
-    def close(self, within_s: float = _LONGEST_CLOSE_S) -> None:
+    def close(self, within_s: float = LONGEST_CLOSE_S) -> None:
         """Wait until everything is in the log, and let others write to it.
 
         Args:
@@ -215,17 +216,17 @@ class StepRecorder:
         try:
             if self._info is not None:
                 with contextlib.suppress(DataError):
-                    self.end({"interrupted": True})
+                    StepRecorder.end(self, {"interrupted": True})
             if self._ring is not None and self._writer is not None:
                 self._ring.closed = True
-                self._finish(self._ring, self._writer, within_s)
+                self._wait_for(self._writer, self._ring, within_s)
         finally:
             if self._ring is not None:
                 self._ring.close()
             self._ring = self._writer = self._info = None
             self._lock.release()
 
-    def __enter__(self) -> StepRecorder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -233,26 +234,26 @@ class StepRecorder:
             self.close()
             return
         with contextlib.suppress(LogWriteError):  # what went wrong first is what the user must hear
-            self.close(LEAVE_S)
+            self.close(_LEAVE_S)
 
-    def _require_episode(self) -> None:
-        if self._info is None or self._ended:
+    def _in_episode(self) -> Ring:
+        if self._info is None or self._ended or self._ring is None:
             raise UsageError("no episode is in progress; begin one first")
+        return self._ring
 
-    def _take(self, step: Step) -> None:
+    def _take(self, ring: Ring, step: Step) -> None:
         """Put a step into the ring, which has a place for it."""
-        count = self._count
-        self._records.write_step(_STEP, step, count)
-        self._words[PUBLISHED] = self._count = count + 1
+        ring.write_step(_STEP, step, self._count)
+        self._count += 1
+        ring.words[PUBLISHED] = self._count
         result = step.result
         self._ended = result.terminated or result.truncated
         self._solved |= result.terminated if result.success is None else result.success
 
-    def _free(self, count: int) -> bool:
+    def _free(self, ring: Ring, count: int) -> bool:
         """Return True if the ring has places for that many records, besides one for the episode's end."""
-        assert self._ring is not None
         if self._count + count > self._room_until:
-            self._room_until = self._ring.drained + self._ring.capacity - 1
+            self._room_until = ring.drained + ring.capacity - 1
         return self._count + count <= self._room_until
 
     def _open(self, state_size: int) -> None:
@@ -260,12 +261,11 @@ class StepRecorder:
         held = self._log.state_size
         if held is not None and held != state_size:
             raise DataError(f"the episodes differ from those in {self.path} in state; log them to another path")
-        layout = Layout(self._robot, state_size)
         self._token = uuid.uuid4().hex
         ring: Ring | None = None
         try:
             (self.path / WRITING).mkdir(exist_ok=True)
-            ring = Ring.create(self.path, self._token, self._robot, layout)
+            ring = Ring.create(self.path, self._token, Layout(self._robot, state_size))
             Session(self._token, str(ring.path), state_size).write(self.path)
             self._writer = self._start_writer(self.path, self._token)
         except OSError as error:
@@ -273,30 +273,24 @@ class StepRecorder:
                 ring.close(remove=True)
             raise LogWriteError(f"cannot log to {self.path}: {one_line(error)}") from None
         self._ring = ring
-        self._words = ring.words
-        self._records = RecordWriter(ring, layout, self._robot, state_size)
         self._count = 0
         self._room_until = ring.capacity - 1
 
-    def _make_room(self, count: int) -> None:
-        """Raise LogWriteError unless the log writer is alive and there is, within the patience, room for that many records."""
+    def _make_room(self, count: int) -> Ring:
+        """The ring, once the log writer is alive and there is, within the patience, room for that many records."""
+        assert self._ring is not None
         until = monotonic_ns() + 1e9 * self._patience_s
         while True:
             self.check()
-            if self._free(count):
-                return
+            if self._free(self._ring, count):
+                return self._ring
             if monotonic_ns() >= until:
                 raise LogWriteError(
                     f"step not logged: the disk of {self.path} is {self.capacity} steps behind; log to a faster one"
                 )
             time.sleep(_WAIT_S)
 
-    def _publish(self, count: int) -> None:
-        assert self._ring is not None
-        self._count += count
-        self._ring.published = self._count
-
-    def _finish(self, ring: Ring, writer: Process, within_s: float) -> None:
+    def _wait_for(self, writer: Process, ring: Ring, within_s: float) -> None:
         try:
             status = writer.wait(within_s)
         except subprocess.TimeoutExpired:

@@ -1,6 +1,7 @@
 """Finished episode logs on object stores, through fsspec: ``s3://bucket/episodes.zarr`` and its like.
 
-Credentials and endpoint come from where the store's own library looks for them, e.g. ``AWS_ENDPOINT_URL``.
+A store that refuses or does not answer raises DataError where it is read, LogWriteError where it is written; one that
+nothing here can reach raises UsageError. Credentials and endpoint come from where the store's own library looks for them, e.g. ``AWS_ENDPOINT_URL``.
 """
 
 from __future__ import annotations
@@ -19,12 +20,7 @@ def is_url(path: Path | str) -> bool:
 
 
 def open_group(url: str) -> zarr.Group:
-    """The Zarr group at an address, read-only.
-
-    Raises:
-        UsageError: There is no way to that kind of store.
-        DataError: There is no log, or the store does not answer.
-    """
+    """The Zarr group at an address, read-only."""
     _file_system(url)
     try:
         return zarr.open_group(url, mode="r", zarr_format=2)
@@ -35,11 +31,7 @@ def open_group(url: str) -> zarr.Group:
 
 
 def names(log: Path | str, array: str) -> set[str]:
-    """Names of the files of one array, wherever the log is.
-
-    Raises:
-        OSError: They cannot be listed.
-    """
+    """Names of the files of one array, wherever the log is."""
     if not is_url(log):
         return {file.name for file in (Path(log) / array).iterdir()}
     system, root = _file_system(str(log))
@@ -58,11 +50,7 @@ def check_absent(url: str) -> None:
 
 
 def upload(log: Path, url: str) -> None:
-    """Copy a finished log there; what makes it a log goes last, so that nobody reads half of one.
-
-    Raises:
-        LogWriteError: The store refuses it, or does not answer.
-    """
+    """Copy a finished log there; what makes it a log goes last, so that nobody reads half of one."""
     system, root = _file_system(url)
     files = [f for f in sorted(log.rglob("*")) if f.is_file() and f != log / ".zattrs"]
     try:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,21 +18,16 @@ from sacflow_robot.data.log.columns import FILLS, STEP_COLUMNS
 from sacflow_robot.data.log.episode_writer import EpisodeWriter, new_log
 from sacflow_robot.data.log.lock import LogLock
 from sacflow_robot.data.log.reader import EpisodeLog
-from sacflow_robot.data.log.ring import Layout, Ring
+from sacflow_robot.data.log.ring import Layout
 from sacflow_robot.data.log.store import WRITING, Store
-from sacflow_robot.data.log.write_ahead_log import Assembler, Session, waiting
+from sacflow_robot.data.log.write_ahead_log import Assembler, Session
 from sacflow_robot.episode import STEP_TIMES, UNKNOWN_TIME, Episode, Source
 from sacflow_robot.errors import DataError, LogWriteError, SacflowError, UsageError, one_line
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
-
-    Attributes:
-        where: Array, episode or file.
-        what: What is wrong with it, and what was expected.
-    """
+    """One thing that is wrong: where (array, episode or file), and what was expected."""
 
     where: str
     what: str
@@ -47,39 +45,36 @@ def verify(path: Path | str) -> list[Problem]:
 
 def _check_arrays(log: EpisodeLog) -> Iterator[Problem]:
     """Presence, dtype, shape and length of every array."""
-    expected = {a.key: (np.dtype(a.dtype), a.shape) for a in log.robot.observations}
-    expected["time_ns"] = (np.dtype(np.int64), ())
-    if log.has("data/state"):
-        expected["state"] = (np.dtype(np.float64), (log.shape("data/state")[1],))
-    names = {f"data/{key}": of for key, of in expected.items()} | {
-        f"meta/last_{key}": of for key, of in expected.items()
-    }
-    action = (np.dtype(np.float32), (log.robot.action_dim,))
-    names |= {f"data/{key}": action for key in ("action", "policy_action", "measured")}
-    others = [*(f"data/{key}" for key in STEP_COLUMNS if f"data/{key}" not in names), "meta/info"]
-    if log.has("data/intervention_action"):  # logs begun before it was kept lack it
-        names["data/intervention_action"] = action
-    flat = [f"data/{key}" for key in FILLS if key != "intervention_action"]
-    if any(map(log.has, flat)):
-        others += flat
     if not log.ends:
         return
+    expected: dict[str, tuple[Any, ...]] = {a.key: (np.dtype(a.dtype), a.shape) for a in log.robot.observations}
+    expected["time_ns"] = (np.dtype(np.int64), ())
+    if log.has("data/state"):
+        expected["state"] = (np.dtype(np.float64), (log.array("data/state").shape[1],))
+    names = {f"{prefix}{key}": of for prefix in ("data/", "meta/last_") for key, of in expected.items()}
+    names["meta/info"] = ()
+    flags = any(log.has(f"data/{key}") for key in FILLS if key != "intervention_action")
+    for column in STEP_COLUMNS:  # logs begun before some of them were kept lack those
+        name = f"data/{column.log}"
+        if column.vector and (column.fill is None or log.has(name)):
+            names[name] = np.dtype(column.dtype), (log.robot.action_dim,)
+        elif not column.vector and (column.fill is None or flags):
+            names[name] = ()
     for name in log.arrays("data"):
-        if name not in names and name not in others and log.shape(name)[0] != log.steps:
-            yield Problem(name, f"has {log.shape(name)[0]} rows, expected {log.steps}")
-    if log.shape("meta/episode_ends")[0] != len(log):
-        yield Problem("meta/episode_ends", f"has {log.shape('meta/episode_ends')[0]} rows for {len(log)} episodes")
-    for name in (*names, *others):
+        if name not in names and log.array(name).shape[0] != log.steps:
+            yield Problem(name, f"has {log.array(name).shape[0]} rows, expected {log.steps}")
+    if (rows := log.array("meta/episode_ends").shape[0]) != len(log):
+        yield Problem("meta/episode_ends", f"has {rows} rows for {len(log)} episodes")
+    for name, of in names.items():
         if not log.has(name):
             yield Problem(name, "is missing")
             continue
         length = log.steps if name.startswith("data/") else len(log)
-        if log.shape(name)[0] != length:
-            yield Problem(name, f"has {log.shape(name)[0]} rows, expected {length}")
-        if name in names:
-            dtype, shape = names[name]
-            if (log.dtype(name), log.shape(name)[1:]) != (dtype, shape):
-                yield Problem(name, f"holds {log.dtype(name)} {log.shape(name)[1:]}, the robot says {dtype} {shape}")
+        array = log.array(name)
+        if array.shape[0] != length:
+            yield Problem(name, f"has {array.shape[0]} rows, expected {length}")
+        if of and of != (array.dtype, array.shape[1:]):
+            yield Problem(name, f"holds {array.dtype} {array.shape[1:]}, the robot says {of[0]} {of[1]}")
 
 
 def _check_episodes(log: EpisodeLog) -> Iterator[Problem]:
@@ -89,7 +84,7 @@ def _check_episodes(log: EpisodeLog) -> Iterator[Problem]:
         try:
             found += [(index, what) for what in _complaints(log, log.read(index))]
         except DataError as error:
-            found.append((index, str(error).partition(f"episodes {index} to {index}: ")[2] or str(error)))
+            found.append((index, _complaint(index, error)))
     for what in dict.fromkeys(what for _, what in found):
         of = [index for index, other in found if other == what]
         runs = np.split(of, np.flatnonzero(np.diff(of) > 1) + 1)
@@ -158,31 +153,27 @@ def repair(path: Path, out: Path) -> tuple[int, list[Problem]]:
     if not path.exists():
         raise DataError(f"no episode log at {path}; check the path")
     lost: list[Problem] = []
-    log = _open_damaged(path, lost)
-    saved = 0
+    try:
+        log = EpisodeLog.open(path, heal=False)
+    except DataError as error:
+        lost.append(Problem("meta/episode_ends", one_line(error)))
+        log = EpisodeLog.open(path, heal=False, ends=_ends_by_steps)
     with new_log(out, log.robot) as copy:
 
-        def keep(index: int | str, episode: Episode) -> None:
-            nonlocal saved
+        def keep(which: int | str, read: Callable[[], Episode]) -> bool:
             try:
-                copy.append(episode)
-                saved += 1
+                copy.append(read())
+                return True
             except LogWriteError:
                 raise
             except DataError as error:
-                lost.append(Problem(f"episode {index}", one_line(error)))
+                lost.append(Problem(f"episode {which}", _complaint(which, error)))
+                return False
 
-        for index in range(len(log)):
-            try:
-                keep(index, log.read(index))
-            except LogWriteError:
-                raise
-            except DataError as error:
-                what = str(error).partition(f"episodes {index} to {index}: ")[2] or str(error)
-                lost.append(Problem(f"episode {index}", what))
+        saved = sum(keep(index, partial(log.read, index)) for index in range(len(log)))
         try:
             for episode in _left_behind(path, log):
-                keep("in the journal", episode)
+                saved += keep("in the journal", partial(lambda left: left, episode))
         except LogWriteError:
             raise
         except (SacflowError, OSError, ValueError, KeyError) as error:
@@ -190,44 +181,34 @@ def repair(path: Path, out: Path) -> tuple[int, list[Problem]]:
     return saved, lost
 
 
-def _open_damaged(path: Path, lost: list[Problem]) -> EpisodeLog:
-    """The log, with the ends told from the steps where its own are lost."""
-    try:
-        return EpisodeLog.open(path, heal=False)
-    except DataError as error:
-        lost.append(Problem("meta/episode_ends", one_line(error)))
-        return EpisodeLog.open(path, heal=False, ends=_ends_by_steps)
+def _complaint(index: int | str, error: DataError) -> str:
+    """What is wrong with an episode, without what names it."""
+    return str(error).partition(f"episodes {index} to {index}: ")[2] or one_line(error)
 
 
 def _ends_by_steps(log: EpisodeLog) -> list[int]:
-    last = np.zeros(log.shape("data/terminated")[0], bool)
+    last = np.zeros(log.array("data/terminated").shape[0], bool)
     for name in ("data/terminated", "data/truncated"):
-        rows = log.rows(name, 0, min(len(last), log.shape(name)[0]))
+        rows = log.rows(name, 0, min(len(last), log.array(name).shape[0]))
         last[: len(rows)] |= rows
     return [int(row) + 1 for row in np.flatnonzero(last)]
 
 
 def _left_behind(path: Path, log: EpisodeLog) -> Iterator[Episode]:
     """Episodes in the journal and the ring of a log whose writers are dead, the last one perhaps interrupted."""
-    import tempfile
-
     session = Session.read(path)
     if session is None:
         return
     position = {}
     with contextlib.suppress(OSError, ValueError):
         position = json.loads((path / WRITING / "commit" / "position").read_text())
-    layout = Layout(log.robot, session.state_size)
-    first = int(position.get("next", 0)) if position.get("token") == session.token else 0
-    ring = Ring.attach(Path(session.ring), session.token, layout)
+    ring = session.attach(log.robot)
     try:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "log.zarr"
             EpisodeWriter(target, log.robot).close()
-            assembler = Assembler(Store(target), layout, session.token)
-            for records in waiting(path, layout, ring, first):
-                assembler.feed(records)
-            assembler.finish()
+            layout = Layout(log.robot, session.state_size)
+            Assembler(Store(target), layout, session.token, position).bring_in(path, ring)
             yield from EpisodeLog.open(target, heal=False).episodes()
     finally:
         if ring is not None:

@@ -5,33 +5,28 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from sacflow_robot.data.log.recorder import LEAVE_S, StepRecorder
+from sacflow_robot.data.log.recorder import LONGEST_CLOSE_S, StepRecorder, WriterStarter, start_writer
 from sacflow_robot.episode import Step, StepResult
 from sacflow_robot.errors import DataError, LogWriteError, UsageError
+from sacflow_robot.spec import RobotSpec
 
 _STALLED_S, _WAIT_S = 10.0, 0.005
 _CATCH_UP = 8  # steps handed over with each new one, while older ones wait: little time for the control loop
 
 
-class ResilientRecorder:
-    """A :class:`~sacflow_robot.spec.Recorder` for robots that move on their own time.
+class ResilientRecorder(StepRecorder):
+    """A :class:`~sacflow_robot.interfaces.ResilientRecorder` for robots that move on their own time.
 
     When the log fails, ``append`` raises LogWriteError once. From then on it keeps steps: in shared memory, where they survive
     this process, and once that is full in its own. :meth:`mend` has them written where the log broke off.
-
-    Args:
-        open_log: Opens the log.
-
-    Raises:
-        DataError, LogWriteError: As ``open_log``.
     """
 
-    def __init__(self, open_log: Callable[[], StepRecorder]) -> None:
-        self._log = open_log()
+    def __init__(self, path: Path, robot: RobotSpec, start_writer: WriterStarter = start_writer) -> None:
+        super().__init__(path, robot, start_writer)
         self._unlogged: deque[Step] = deque()  # what shared memory has no place for
         self._most = 0  # of these, while the disk catches up
         self._end: Mapping[str, Any] | None = None  # of an episode whose steps are not all handed over
@@ -40,25 +35,25 @@ class ResilientRecorder:
     def begin(self, start: StepResult, time_ns: int, info: Mapping[str, Any]) -> None:
         self._catch_up()
         with self._noticed():
-            self._log.begin(start, time_ns, info)
+            super().begin(start, time_ns, info)
 
     def append(self, step: Step) -> None:
         if self._end is not None:
             raise UsageError("no episode is in progress; begin one first")
         if self._broken or self._unlogged:
-            self._keep(step)
+            self._put_off(step)
         else:
             try:
-                self._log.append(step)
+                super().append(step)
             except LogWriteError:
                 self._broken = True
-                self._keep(step)
+                self._put_off(step)
                 raise
         if self._unlogged and not self._broken:
             with self._noticed():
-                self._log.check()
+                self.check()
                 if len(self._unlogged) > self._most:
-                    raise LogWriteError(f"the disk of {self._log.path} is behind by more and more; log to a faster one")
+                    raise LogWriteError(f"the disk of {self.path} is behind by more and more; log to a faster one")
 
     def end(self, info: Mapping[str, Any]) -> None:
         """End the episode.
@@ -86,9 +81,9 @@ class ResilientRecorder:
         if not self._broken or self._revive() or not self._unlogged or self._hand_over(_CATCH_UP):
             return
         self._broken = True
-        raise LogWriteError(f"the disk of {self._log.path} is still behind; try again, or log to a faster one")
+        raise LogWriteError(f"the disk of {self.path} is still behind; try again, or log to a faster one")
 
-    def close(self, within_s: float | None = None) -> None:
+    def close(self, within_s: float = LONGEST_CLOSE_S) -> None:
         """As ``StepRecorder.close``, after mending.
 
         Raises:
@@ -96,24 +91,14 @@ class ResilientRecorder:
                 space and close it again.
         """
         try:
-            self._catch_up(_STALLED_S if within_s is None else min(within_s, _STALLED_S))
+            self._catch_up(min(within_s, _STALLED_S))
         except LogWriteError as error:
             if self._unlogged:
                 raise LogWriteError(f"{error}; until then {len(self._unlogged)} steps are in memory only") from None
             if self._end is not None:
                 with contextlib.suppress(DataError):
                     self._write_end()
-        self._log.close(*(() if within_s is None else (within_s,)))
-
-    def __enter__(self) -> ResilientRecorder:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if error is None:
-            self.close()
-            return
-        with contextlib.suppress(LogWriteError):
-            self.close(LEAVE_S)
+        super().close(within_s)
 
     @contextlib.contextmanager
     def _noticed(self) -> Iterator[None]:
@@ -125,12 +110,12 @@ class ResilientRecorder:
 
     def _revive(self) -> bool:
         """Have the log written again; returns whether its writer had died."""
-        died = self._log.restart(len(self._unlogged))
+        died = self.restart(len(self._unlogged))
         self._broken = False
-        self._most = len(self._unlogged) + self._log.capacity
+        self._most = len(self._unlogged) + self.capacity
         return died
 
-    def _keep(self, step: Step) -> None:
+    def _put_off(self, step: Step) -> None:
         self._unlogged.append(step)
         self._hand_over(_CATCH_UP)
 
@@ -139,7 +124,7 @@ class ResilientRecorder:
         count = 0
         while count < most and self._unlogged:
             try:
-                if not self._log.keep(self._unlogged[0]):
+                if not self.keep(self._unlogged[0]):
                     break
             except DataError:  # a step that no log takes; the ones after it are none the worse
                 self._unlogged.popleft()
@@ -155,11 +140,11 @@ class ResilientRecorder:
         until = time.monotonic() + stalled_s
         while self._unlogged:
             with self._noticed():
-                self._log.check()
+                self.check()
                 if self._hand_over(_CATCH_UP):
                     until = time.monotonic() + stalled_s
                 elif time.monotonic() > until:
-                    raise LogWriteError(f"the disk of {self._log.path} takes nothing; what was logged is kept")
+                    raise LogWriteError(f"the disk of {self.path} takes nothing; what was logged is kept")
                 else:
                     time.sleep(_WAIT_S)
         if self._end is not None:
@@ -169,4 +154,4 @@ class ResilientRecorder:
         info, self._end = self._end, None
         assert info is not None
         with self._noticed():
-            self._log.end(info)
+            super().end(info)

@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sacflow_robot.data.log.columns import INFO_BYTES, STEP_DTYPES
-from sacflow_robot.episode import STEP_TIMES
-from sacflow_robot.errors import LogWriteError, one_line
+from sacflow_robot.data.log.columns import INFO_BYTES, LOG_DTYPES, STEP_COLUMNS
+from sacflow_robot.episode import STEP_TIMES, Step
+from sacflow_robot.errors import DataError, LogWriteError, one_line
 from sacflow_robot.spec import RobotSpec
 
 Records = npt.NDArray[np.void]
+_Field = tuple[str, tuple[int, ...], npt.NDArray[Any]]
+"""Name and shape of an array in a record, and a view of it in all records."""
 
 _TMPFS = Path("/dev/shm")
 HEADER = np.dtype(
@@ -42,6 +44,13 @@ HEADER_BYTES = 4096
 PUBLISHED, DRAINED, BEAT = 5, 6, 7  # as words of 8 bytes
 QUIET_NS = 1_000_000_000
 _LEAST_BYTES, _MOST_BYTES, _SECONDS = 1 << 20, 1 << 29, 4.0
+_ACTIONS = [column.log for column in STEP_COLUMNS if column.vector]
+
+# The scalars that every step's record starts with, for struct and for NumPy. What writing a step needs is found once.
+_isfinite = np.isfinite
+_pack_head = struct.Struct("@QIIqqqqfBB??").pack_into
+_HEAD = [("index", "<u8"), ("crc", "<u4"), ("kind", "<u4")]
+_SCALARS = ("time_ns", *STEP_TIMES, "reward", "source", "flags", "terminated", "truncated")
 
 
 class Kind(IntEnum):
@@ -54,42 +63,26 @@ class Kind(IntEnum):
 
 
 class Layout:
-    """Layout of a record in memory: one dtype for steps and starts, one of the same size for infos.
-
-    Args:
-        robot: The robot whose observations and actions it holds.
-        state_size: S of the simulator's state; 0 on a robot that has none.
-    """
+    """Layout of a record in memory: one dtype for steps and starts, one of the same size for infos."""
 
     def __init__(self, robot: RobotSpec, state_size: int) -> None:
         arrays = {a.key: (np.dtype(a.dtype).str, a.shape) for a in robot.observations}
         floats = {key: of for key, of in arrays.items() if of[0] == "<f4"}
-        actions = dict.fromkeys(
-            ("action", "policy_action", "measured", "intervention_action"), ("<f4", (robot.action_dim,))
-        )
+        actions = dict.fromkeys(_ACTIONS, ("<f4", (robot.action_dim,)))
         state = {"state": ("<f8", (state_size,))} if state_size else {}
         # What must be finite lies side by side, so that one look finds a NaN in any of it.
-        self.finite = {"action": actions.pop("action"), **floats}
-        self.finite_floats = sum(math.prod(shape) for _, shape in self.finite.values())
-        others = {key: of for key, of in arrays.items() if key not in floats}
-        fields = [(key, *of) for key, of in {**self.finite, **actions, **others, **state}.items()]
+        finite = {"action": actions.pop("action"), **floats}
+        fields = [(key, *of) for key, of in {**finite, **actions, **arrays, **state}.items()]
+        head = [*_HEAD, *((name, LOG_DTYPES[name]) for name in _SCALARS)]
+        size = max(np.dtype([*head, *fields]).itemsize, np.dtype(_HEAD).itemsize + INFO_BYTES)
+        self.robot = robot
+        self.state_size = state_size
+        self.finite_floats = sum(math.prod(shape) for _, shape in finite.values())
         self.observed = [*arrays, "time_ns", *state]
-        self.acted = ["action", *actions, "reward", *STEP_TIMES, "source", "flags", "terminated", "truncated"]
-        head = [(name, STEP_DTYPES.get(name, code)) for name, code in _HEAD]
-        size = max(np.dtype([*head, *fields]).itemsize, np.dtype(head[:3]).itemsize + INFO_BYTES)
+        self.acted = ["action", *actions, *(name for name in _SCALARS if name != "time_ns")]
         self.bytes = -(-size // 8) * 8
         self.step = _sized([*head, *fields], self.bytes)
-        self.info = _sized([*head[:3], ("info", "u1", (INFO_BYTES,))], self.bytes)
-        assert struct.calcsize(HEAD) == np.dtype(head).itemsize
-
-
-HEAD = "@QIIqqqqfBB??"
-"""The scalars that every step's record starts with, for :mod:`struct`."""
-
-_HEAD = (
-    *(("index", "<u8"), ("crc", "<u4"), ("kind", "<u4"), ("time_ns", ""), ("received_ns", ""), ("inferred_ns", "")),
-    *(("sent_ns", ""), ("reward", ""), ("source", ""), ("flags", ""), ("terminated", ""), ("truncated", "")),
-)
+        self.info = _sized([*_HEAD, ("info", "u1", (INFO_BYTES,))], self.bytes)
 
 
 def _sized(fields: list[Any], size: int) -> np.dtype[np.void]:
@@ -98,8 +91,16 @@ def _sized(fields: list[Any], size: int) -> np.dtype[np.void]:
     return np.dtype([*fields, ("left", f"V{left}")] if left else fields)
 
 
+def _word(place: int) -> property:
+    """A whole word of the header, which changes at once."""
+    return property(lambda ring: ring.words[place], lambda ring, count: ring.words.__setitem__(place, count))
+
+
 class Ring:
     """The mapped file. Use :meth:`create` in the writer and :meth:`attach` in the reader."""
+
+    published = _word(PUBLISHED)
+    drained = _word(DRAINED)
 
     def __init__(self, path: Path, layout: Layout, descriptor: int) -> None:
         self.path = path
@@ -107,19 +108,32 @@ class Ring:
         # Populated at once, so that no append waits for a page.
         self.map = mmap.mmap(descriptor, 0, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         self._header = np.frombuffer(self.map, HEADER, 1)
-        self.words = memoryview(self.map).cast("Q")  # whole words change at once
+        self.words = memoryview(self.map).cast("Q")
         self.records: Records = np.frombuffer(self.map, layout.step, offset=HEADER_BYTES)
-        self.infos: Records = self.records.view(layout.info)
         self.capacity = len(self.records)
+        self.layout = layout
+        self._infos: Records = self.records.view(layout.info)
+        self._unknown = np.full(layout.robot.action_dim, np.nan, np.float32)
+        # Views of each array in all records, made once: writing a step has no time to look things up.
+        self._actions = [self._field(name) for name in _ACTIONS]
+        self._observed = [self._field(a.key) for a in layout.robot.observations]
+        self._states = self._field("state") if layout.state_size else None
+        first = self.records["action"]
+        shape = self.capacity, layout.finite_floats
+        checked = [np.lib.stride_tricks.as_strided(first, shape, first.strides)]
+        if self._states is not None:
+            checked.append(self.records["state"])
+        # What must be finite in each record, and room for the answer, which is searched quickly as bytes.
+        self._finite = [(rows, room := bytearray(rows.shape[1]), np.frombuffer(room, np.bool_)) for rows in checked]
+
+    def _field(self, name: str) -> _Field:
+        rows = self.records[name]
+        return name, rows.shape[1:], rows
 
     @staticmethod
-    def create(log: Path, token: str, robot: RobotSpec, layout: Layout) -> Ring:
-        """Make a ring for some seconds of steps, in the log's own folder where shared memory lacks room.
-
-        Raises:
-            LogWriteError: There is no room in either place.
-        """
-        wanted = _SECONDS * robot.control_rate_hz * layout.bytes
+    def create(log: Path, token: str, layout: Layout) -> Ring:
+        """Make a ring for some seconds of steps, in the log's own folder where shared memory lacks room."""
+        wanted = _SECONDS * layout.robot.control_rate_hz * layout.bytes
         size = HEADER_BYTES + layout.bytes * int(max(16, min(max(wanted, _LEAST_BYTES), _MOST_BYTES) // layout.bytes))
         Ring.remove_orphans(log)
         for path in _places(log):
@@ -148,11 +162,7 @@ class Ring:
 
     @staticmethod
     def attach(path: Path, token: str, layout: Layout, patience_s: float = 10.0) -> Ring | None:
-        """The ring at ``path`` for this process alone, or None when it is gone or another one is there.
-
-        Raises:
-            LogWriteError: Another process is still busy with it, or it is not this user's.
-        """
+        """The ring at ``path`` for this process alone, or None when it is gone or another one is there."""
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -177,22 +187,6 @@ class Ring:
             ring.close()
             return None
         return ring
-
-    @property
-    def published(self) -> int:
-        return self.words[PUBLISHED]
-
-    @published.setter
-    def published(self, count: int) -> None:
-        self.words[PUBLISHED] = count
-
-    @property
-    def drained(self) -> int:
-        return self.words[DRAINED]
-
-    @drained.setter
-    def drained(self, count: int) -> None:
-        self.words[DRAINED] = count
 
     @property
     def closed(self) -> bool:
@@ -222,10 +216,37 @@ class Ring:
         self._header["error"][0] = text.encode()[:500]
         self.words[BEAT] = 0
 
-    def columns(self, dtype: str, count: int, start: int) -> npt.NDArray[Any]:
-        """View of ``count`` numbers of each record, from the byte ``start`` of it on (capacity, count)."""
-        shape, strides = (self.capacity, count), (self.records.itemsize, np.dtype(dtype).itemsize)
-        return np.ndarray(shape, dtype, self.map, HEADER_BYTES + start, strides)
+    def write_info(self, kind: Kind, text: npt.NDArray[np.uint8], index: int) -> None:
+        """Fill the record of that number with an episode's info; it does not count yet."""
+        record = self._infos[index % self.capacity]
+        record["index"] = index
+        record["kind"] = kind
+        record["info"] = text
+
+    def write_step(self, kind: int, step: Step, index: int) -> None:
+        """Fill the record of that number; it does not count yet. This is what the control loop pays."""
+        result, action, time_ns, policy_action, source, flags, received_ns, inferred_ns, sent_ns, by_hand = step
+        place, unknown, measured = index % self.capacity, self._unknown, result.measured
+        # fmt: off
+        _pack_head(
+            self.map, HEADER_BYTES + place * self.layout.bytes, index, 0, kind, time_ns, received_ns, inferred_ns, sent_ns,
+            result.reward, source, flags, result.terminated, result.truncated,
+        )
+        # fmt: on
+        asked = action if policy_action is None else policy_action
+        told = (action, asked, unknown if measured is None else measured, unknown if by_hand is None else by_hand)
+        for field, array in zip(self._actions, told, strict=True):
+            _fill(field, place, array)
+        for field in self._observed:
+            _fill(field, place, result.observation[field[0]])
+        if self._states is not None:
+            if result.state is None:
+                raise DataError("a simulator state is missing; the step was not logged")
+            _fill(self._states, place, result.state)
+        for rows, answer, finite in self._finite:
+            _isfinite(rows[place], finite)
+            if 0 in answer:
+                raise DataError("an observation, action or state holds NaN or infinity; the step was not logged")
 
     def copy(self, first: int, stop: int) -> Records:
         """Records first to stop - 1."""
@@ -243,6 +264,13 @@ class Ring:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _fill(field: _Field, place: int, array: npt.NDArray[Any]) -> None:
+    name, shape, rows = field
+    if array.shape != shape:
+        raise DataError(f"{name} has shape {array.shape}, expected {shape}; the step was not logged")
+    rows[place] = array
 
 
 def _places(log: Path) -> tuple[Path, Path]:

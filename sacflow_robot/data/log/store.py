@@ -16,6 +16,8 @@ A commit happens in this order, each step finished before the next:
 
 Whatever instant a process is killed at, the store is that of the last commit. Closing turns the links into plain files
 of the same content, one by one, and removes ``.writing``: a finished log is an ordinary Zarr store that any tool copies.
+
+A disk that is full or failing raises OSError: nothing that was staged counts then, and the writer rolls back.
 """
 
 from __future__ import annotations
@@ -27,16 +29,119 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.data.log.columns import FILLS, Columns, current_name, whole_ends
-from sacflow_robot.data.log.stored_array import StoredArray, describe_array
 from sacflow_robot.errors import DataError, LogWriteError, one_line
 from sacflow_robot.utils import atomic_files
 from sacflow_robot.utils.atomic_files import put, replacing, sync_folder
 
 WRITING = ".writing"
+_CHUNK_BYTES = 2_000_000
+_CHUNK_ROWS = 4096
+_COMPRESSOR = {"id": "zstd", "level": 1}
+
+
+class StoredArray:
+    """One array: what is on disk, and rows on their way there."""
+
+    def __init__(self, folder: Path, description: dict[str, Any]) -> None:
+        self.folder = folder
+        self.stored_name = f"{folder.parent.name}.{folder.name}"
+        self._description = description
+        self.rows: int = description["shape"][0]
+        self._shape = tuple(description["chunks"])
+        self._dtype = np.dtype(description["dtype"])
+        codec = description["compressor"]
+        self._codec = None if codec is None else numcodecs.get_codec(codec)
+        if description["filters"] or description["order"] != "C" or self._shape[1:] != tuple(description["shape"][1:]):
+            raise ValueError(f"{folder.name} is not laid out as this program lays arrays out")
+        self._tail: npt.NDArray[Any] | None = None  # the chunk that the next row goes into
+        self._dirty = False
+        self._surplus = True
+
+    def describe(self) -> dict[str, Any]:
+        return {**self._description, "shape": [self.rows, *self._shape[1:]]}
+
+    def fits(self, values: npt.NDArray[Any]) -> bool:
+        return values.shape[1:] == self._shape[1:] and values.dtype == self._dtype
+
+    def cut(self, rows: int) -> None:
+        self._surplus = True
+        self.rows = rows
+        self._tail = None
+        self._dirty = False
+
+    def read(self) -> npt.NDArray[Any]:
+        """All rows, as far as they are on disk."""
+        chunks = [self._read_chunk(i) for i in range(-(-self.rows // self._shape[0]))]
+        rows: npt.NDArray[Any] = np.concatenate([*chunks, np.empty((0, *self._shape[1:]), self._dtype)])[: self.rows]
+        return rows
+
+    def append(self, values: npt.NDArray[Any], scratch: Path) -> None:
+        while len(values):
+            tail, at = self._load_tail(), self.rows % self._shape[0]
+            count = min(len(values), self._shape[0] - at)
+            tail[at : at + count] = values[:count]
+            self._dirty, values = True, values[count:]
+            if at + count == self._shape[0]:
+                self._write_tail(self.rows // self._shape[0], scratch)
+                self._tail = None
+            self.rows += count
+
+    def flush(self, scratch: Path) -> None:
+        if self._dirty and self._tail is not None:
+            self._write_tail(self.rows // self._shape[0], scratch)
+
+    def remove_surplus(self) -> None:
+        if self._surplus:
+            for file in self.folder.iterdir():
+                head = file.name.partition(".")[0]
+                if head.isdigit() and int(head) * self._shape[0] >= self.rows:
+                    file.unlink()
+            self._surplus = False
+
+    def _load_tail(self) -> npt.NDArray[Any]:
+        if self._tail is None:
+            at = self.rows % self._shape[0]
+            self._tail = np.zeros(self._shape, self._dtype)
+            if at:
+                self._tail[:at] = self._read_chunk(self.rows // self._shape[0])[:at]
+        return self._tail
+
+    def _read_chunk(self, number: int) -> npt.NDArray[Any]:
+        data = self._file(number).read_bytes()
+        raw = data if self._codec is None else self._codec.decode(data)
+        chunk: npt.NDArray[Any] = np.frombuffer(raw, self._dtype).reshape(self._shape)
+        return chunk
+
+    def _write_tail(self, number: int, scratch: Path) -> None:
+        assert self._tail is not None
+        data = self._tail.tobytes() if self._codec is None else self._codec.encode(self._tail)
+        put(self._file(number), bytes(data), scratch)
+        self._dirty = False
+
+    def _file(self, number: int) -> Path:
+        return self.folder / ".".join([str(number), *["0"] * (len(self._shape) - 1)])
+
+
+def describe_array(like: npt.NDArray[Any]) -> dict[str, Any]:
+    """The ``.zarray`` of an empty array for rows like these (N, ...)."""
+    row_bytes = max(1, like.dtype.itemsize * int(np.prod(like.shape[1:])))
+    rows = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // row_bytes))
+    return {
+        "shape": [0, *like.shape[1:]],
+        "chunks": [rows, *like.shape[1:]],
+        "dtype": like.dtype.str,
+        "fill_value": False if like.dtype == bool else 0,
+        "order": "C",
+        "filters": None,
+        "dimension_separator": ".",
+        "compressor": _COMPRESSOR,
+        "zarr_format": 2,
+    }
 
 
 class Store:
@@ -89,12 +194,7 @@ class Store:
         return self.ends[-1] if self.ends else 0
 
     def stage(self, group: str, columns: Columns) -> None:
-        """Add rows that the next commit will make count. Full chunks are written at once, the rest with the commit.
-
-        Raises:
-            DataError: The columns are not those of the log.
-            OSError: The disk is full or failing; roll back.
-        """
+        """Add rows that the next commit will make count. Full chunks are written at once, the rest with the commit."""
         self._link()
         held = {name.partition("/")[2]: a for name, a in self._arrays.items() if name.startswith(f"{group}/")}
         held.pop("episode_ends", None)
@@ -104,69 +204,50 @@ class Store:
             held = {k: a for k, a in held.items() if k in columns and a.fits(columns[k])}
         rows = next((array.rows for array in held.values()), 0)
         missing = columns.keys() - held.keys()
-        if rows and missing <= FILLS.keys():  # a log of an earlier version: nothing is known of these for its old rows
-            extra = {key: np.full((rows, *columns[key].shape[1:]), FILLS[key], columns[key].dtype) for key in missing}
-        else:
-            extra = {}
-        different = sorted(
-            {k for k in held.keys() ^ columns.keys() if k not in extra and (rows or k in held)}
-            | {k for k in held.keys() & columns.keys() if not held[k].fits(columns[k])}
-        )
+        filled = rows and missing <= FILLS.keys()  # a log of an earlier version: nothing is known of its old rows
+        different = {key for key in held if key not in columns or not held[key].fits(columns[key])}
+        different |= missing if rows and not filled else set()
         if different:
             raise DataError(
-                f"the episodes differ from those in {self.path} in {', '.join(different)}; log them to another path"
+                f"the episodes differ from those in {self.path} in {', '.join(sorted(different))}; log them to another path"
             )
         for key in missing:
             folder = self.path / group / key
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            self._arrays[f"{group}/{key}"] = StoredArray(folder, describe_array(columns[key]))
-            if key in extra:
-                self._arrays[f"{group}/{key}"].append(extra[key], self._writing)
+            array = self._arrays[f"{group}/{key}"] = StoredArray(folder, describe_array(columns[key]))
+            if filled:
+                array.append(np.full((rows, *columns[key].shape[1:]), FILLS[key], columns[key].dtype), self._writing)
         for key, values in columns.items():
             self._arrays[f"{group}/{key}"].append(values, self._writing)
 
-    def end_episodes(self, lengths: npt.NDArray[np.int64], meta: Columns) -> None:
-        """Stage the rows of ``meta/`` for episodes of these lengths (N,), whose steps have been staged."""
-        ends = self._arrays["meta/episode_ends"]
-        last = int(ends.read_staged()[-1]) if ends.rows else 0
+    def end_episode(self, meta: Columns) -> None:
+        """Stage the row of ``meta/`` for the episode whose steps have been staged."""
         self.stage("meta", meta)
-        ends.append(last + np.cumsum(lengths, dtype=np.int64), self._writing)
+        self._arrays["meta/episode_ends"].append(np.array([self._arrays["data/action"].rows]), self._writing)
 
     def commit(self, position: Mapping[str, Any] | None = None) -> None:
-        """Make everything staged count, at once.
-
-        Raises:
-            OSError: The disk is full or failing; nothing of it counts. Roll back.
-        """
+        """Make everything staged count, at once."""
         if position is None and all(array.rows == self._length(name) for name, array in self._arrays.items()):
             return
         self._link()
         for array in self._arrays.values():
             array.flush(self._writing)
             sync_folder(array.folder)
-        before = self._swap(position or {})
-        self.ends = whole_ends(self._arrays["meta/episode_ends"].read_staged().tolist())
-        with contextlib.suppress(OSError):  # it counts already
-            self._prune(before)
+        self._swap(position or {})
+        self.ends = whole_ends(self._arrays["meta/episode_ends"].read().tolist())
 
     def rollback(self) -> None:
         """Forget what was staged since the last commit."""
         self._load()
 
     def truncate(self, count: int) -> None:
-        """Keep the first ``count`` episodes only.
-
-        Raises:
-            OSError: The disk is full or failing; all of them are kept. Roll back.
-        """
+        """Keep the first ``count`` episodes only."""
         self._link()
         self.ends = self.ends[:count]
         for name, array in self._arrays.items():
             array.cut(self._length(name))
-        before = self._swap({})
-        with contextlib.suppress(OSError):  # it counts already
-            self._prune(before)
+        self._swap({})
 
     def close(self) -> None:
         """Make the log an ordinary Zarr store again, with nothing left in it but what was committed."""
@@ -197,20 +278,19 @@ class Store:
         for array in self._arrays.values():
             self._point(array)
         self._linked = True
-        self._prune(self._commits - 1)
 
     def _point(self, array: StoredArray) -> None:
-        target = f"../../{WRITING}/commit/{array.stored_name}"
-        file = array.folder / ".zarray"
-        if file.is_symlink():
-            return
+        if not (array.folder / ".zarray").is_symlink():
+            self._relink(array.folder / ".zarray", f"../../{WRITING}/commit/{array.stored_name}")
+
+    def _relink(self, file: Path, target: str) -> None:
         link = self._writing / "link"
         link.unlink(missing_ok=True)
         link.symlink_to(target)
         link.replace(file)
 
-    def _swap(self, position: Mapping[str, Any]) -> int:
-        """Put the arrays' present lengths in force; returns the number of the commit before."""
+    def _swap(self, position: Mapping[str, Any]) -> None:
+        """Put the arrays' present lengths in force, and remove commits that nobody looks at and chunks past the end."""
         folder = self._writing / f"{self._commits + 1:06}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -223,32 +303,21 @@ class Store:
         if self._linked:
             for array in arrays:
                 self._point(array)
-        link = self._writing / "commit.next"
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder.name)
-        link.replace(self._writing / "commit")
+        self._relink(self._writing / "commit", folder.name)
         self._commits += 1
         self._written = written
         self.position = dict(position)
         with contextlib.suppress(OSError):  # it counts already
             sync_folder(self._writing)
-        return self._commits - 1
-
-    def _prune(self, before: int) -> None:
-        """Remove commits older than ``before``, which somebody may be looking at, and chunks past the end."""
-        for folder in self._writing.iterdir():
-            if folder.name.isdigit() and int(folder.name) < before:
-                shutil.rmtree(folder)
-        for array in self._arrays.values():
-            array.remove_surplus()
+            for old in self._writing.iterdir():
+                if old.name.isdigit() and int(old.name) < self._commits - 1:  # somebody may look at the one before
+                    shutil.rmtree(old)
+            for array in arrays:
+                array.remove_surplus()
 
 
 def create_store(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Make a log without episodes beside its final name, then move it there.
-
-    Raises:
-        LogWriteError: It cannot be made there.
-    """
+    """Make a log without episodes beside its final name, then move it there."""
     group = json.dumps({"zarr_format": 2}).encode()
     try:
         with replacing(path) as partial:

@@ -2,16 +2,18 @@
 
 Beside the arrays, ``.writing`` holds ``session`` (where the ring is) and ``journal.N``: records from number N on, as they
 came, each with a checksum. Every record up to a commit's ``position`` is in the arrays; the later ones are in the
-journal, the latest of all in the ring alone. A killed process leaves all three, a power cut takes the ring.
+journal, the latest of all in the ring alone. A killed process leaves all three, a power cut takes the ring. A disk that is
+full or failing raises OSError; nothing is lost by trying again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,30 +29,24 @@ _BLOCK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Session:
-    """One recorder's writing to a log.
+    """One recorder's writing to a log."""
 
-    Attributes:
-        token: Tells its ring and its positions from those of others.
-        ring: Where its ring is.
-        state_size: S of its simulator states; 0 for none.
-    """
-
-    token: str
-    ring: str
-    state_size: int
+    token: str  # tells its ring and its positions from those of others
+    ring: str  # where its ring is
+    state_size: int  # S of its simulator states; 0 for none
 
     def write(self, log: Path) -> None:
         """Say so in the log's folder."""
         put(log / WRITING / "session", json.dumps(asdict(self)).encode(), log / WRITING)
         sync_folder(log / WRITING)
 
+    def attach(self, robot: RobotSpec) -> Ring | None:
+        """Its ring, for this process alone, or None when it is gone; see :meth:`Ring.attach`."""
+        return Ring.attach(Path(self.ring), self.token, Layout(robot, self.state_size))
+
     @staticmethod
     def read(log: Path) -> Session | None:
-        """The session that a log is in, or was in when its writers died; None where there was none.
-
-        Raises:
-            DataError: It cannot be read, or is gone while its journal is there.
-        """
+        """The session that a log is in, or was in when its writers died; None where there was none."""
         try:
             return Session(**json.loads((log / WRITING / "session").read_text()))
         except FileNotFoundError:
@@ -69,11 +65,7 @@ class WriteAheadLog:
         self._file = -1
 
     def write(self, records: Records) -> None:
-        """Append records to the file; the operating system has them then, the disk not yet.
-
-        Raises:
-            OSError: The disk is full or failing.
-        """
+        """Append records to the file; the operating system has them then, the disk not yet."""
         if self._file < 0:
             name = self._folder / f"journal.{int(records['index'][0])}"
             self._file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -90,25 +82,20 @@ class WriteAheadLog:
 
     def begin_anew(self) -> None:
         """Forget what was written, by a log writer before this one too: it is committed."""
-        self.close()
-        for file in self._folder.glob("journal.*"):
-            file.unlink()
-
-    def close(self) -> None:
-        """Let go of the file."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+        for file in self._folder.glob("journal.*"):
+            file.unlink()
 
     @staticmethod
     def read(folder: Path, layout: Layout, first: int) -> Iterator[Records]:
         """The intact records from number ``first`` on, in blocks."""
+        size = max(1, _BLOCK_BYTES // layout.bytes)
         files = sorted((int(f.suffix[1:]), f) for f in folder.glob("journal.*") if f.suffix[1:].isdigit())
         for _, file in files:
-            held = file.stat().st_size // layout.bytes
-            records: Records = np.memmap(file, layout.step, "r", shape=(held,)) if held else np.empty(0, layout.step)
-            for at in range(0, held, max(1, _BLOCK_BYTES // layout.bytes)):
-                block = np.array(records[at : at + max(1, _BLOCK_BYTES // layout.bytes)])
+            for at in range(0, file.stat().st_size // layout.bytes, size):
+                block = np.fromfile(file, layout.step, size, offset=at * layout.bytes)
                 block = block[block["index"] >= first]
                 sound = (block["index"] == first + np.arange(len(block))) & (block["crc"] == checksum(block))
                 whole = len(block) if sound.all() else int(np.argmin(sound))
@@ -125,21 +112,17 @@ class Assembler:
     The last step is held back until it is known whether another follows: an episode's last step is marked as its end.
     """
 
-    def __init__(self, store: Store, layout: Layout, token: str) -> None:
+    def __init__(self, store: Store, layout: Layout, token: str, position: Mapping[str, Any] | None = None) -> None:
+        position = store.position if position is None else position
         self._store = store
         self._layout = layout
         self._token = token
-        self.next = int(store.position.get("next", 0)) if store.position.get("token") == token else 0
+        self.next = int(position.get("next", 0)) if position.get("token") == token else 0
         self._info: Records | None = None
         self._held: Records = np.empty(0, layout.step)  # the last step and the observation before it
-        self._steps = 0
 
     def feed(self, records: Records) -> None:
-        """Take the records from number ``next`` on.
-
-        Raises:
-            OSError: The disk is full or failing.
-        """
+        """Take the records from number ``next`` on."""
         marks = np.flatnonzero(records["kind"] != Kind.STEP)
         for part in np.split(records, np.unique([*marks, *(marks + 1)])):
             if len(part) == 0:
@@ -159,6 +142,20 @@ class Assembler:
                 self._stage(rows[:-1])
                 self._held = rows[-2:]
 
+    def bring_in(self, log: Path, ring: Ring | None) -> None:
+        """Take the records that a log's dead writers left in journal and ring, and finish the episode in progress."""
+        for block in WriteAheadLog.read(log / WRITING, self._layout, self.next):
+            self.feed(block)
+        while ring is not None and self.next < ring.published:
+            most = max(1, min(ring.capacity, _BLOCK_BYTES // self._layout.bytes))
+            block = ring.copy(self.next, min(ring.published, self.next + most))
+            sound = block["index"] == self.next + np.arange(len(block))
+            block = block if sound.all() else block[: int(np.argmin(sound))]
+            if len(block) == 0:
+                break
+            self.feed(block)
+        self.finish()
+
     def finish(self, following: int | None = None) -> None:
         """Commit the episode in progress, if it has steps, with the info that came last."""
         if self._info is not None and len(self._held) == 2:
@@ -166,13 +163,11 @@ class Assembler:
             last["truncated"][1] |= not last["terminated"][1]
             self._stage(last)
             meta: Columns = {f"last_{key}": last[key][1:] for key in self._layout.observed}
-            meta["info"] = self._info
-            self._store.end_episodes(np.array([self._steps]), meta)
+            self._store.end_episode({**meta, "info": self._info})
         if self._info is not None:
             self._store.commit({"token": self._token, "next": self.next if following is None else following})
         self._info = None
         self._held = np.empty(0, self._layout.step)
-        self._steps = 0
 
     def _stage(self, records: Records) -> None:
         """Stage the steps of records[1:]; each follows the observation of the record before it."""
@@ -180,49 +175,21 @@ class Assembler:
             rows: Columns = {key: records[key][:-1] for key in self._layout.observed}
             rows |= {key: records[key][1:] for key in self._layout.acted}
             self._store.stage("data", rows)
-            self._steps += len(records) - 1
-
-
-def waiting(log: Path, layout: Layout, ring: Ring | None, first: int) -> Iterator[Records]:
-    """Records that a log's dead writers left in journal and ring, from number ``first`` on."""
-    for block in WriteAheadLog.read(log / WRITING, layout, first):
-        yield block
-        first = int(block["index"][-1]) + 1
-    if ring is None:
-        return
-    while first < ring.published:
-        block = ring.copy(first, min(ring.published, first + max(1, min(ring.capacity, _BLOCK_BYTES // layout.bytes))))
-        sound = block["index"] == first + np.arange(len(block))
-        block = block if sound.all() else block[: int(np.argmin(sound))]
-        if len(block) == 0:
-            return
-        yield block
-        first += len(block)
 
 
 def recover(log: Path, robot: RobotSpec) -> None:
-    """Bring what dead writers left behind into the arrays, and close the log. The caller holds the log's lock.
-
-    Raises:
-        DataError: The arrays are damaged.
-        LogWriteError: A writer is still alive.
-        OSError: The disk is full or failing; nothing is lost by trying again.
-    """
+    """Bring what dead writers left behind into the arrays, and close the log. The caller holds the log's lock."""
     session, ring = Session.read(log), None
     if session is None:
         Ring.remove_orphans(log)
     else:
-        layout = Layout(robot, session.state_size)
-        ring = Ring.attach(Path(session.ring), session.token, layout)
+        ring = session.attach(robot)
     try:
         if not (log / WRITING).exists():  # the log writer was alive and has finished
             return
         store = Store(log)
         if session is not None:
-            assembler = Assembler(store, layout, session.token)
-            for records in waiting(log, layout, ring, assembler.next):
-                assembler.feed(records)
-            assembler.finish()
+            Assembler(store, Layout(robot, session.state_size), session.token).bring_in(log, ring)
         if ring is not None:
             ring.close(remove=True)
         store.close()

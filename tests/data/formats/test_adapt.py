@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sacflow_robot.data.formats.adapt import adapt, follows_poses, robot_of_file
+from sacflow_robot.data.formats.adapt import adapt, follows_poses, resample, robot_of_file
 from sacflow_robot.data.formats.agreement import AgreementOptions, Claims, Controller
 from sacflow_robot.data.formats.demonstrations import Losses, human_episode
-from sacflow_robot.data.formats.resample import resample
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError

@@ -17,13 +17,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sacflow_robot.data.formats import lerobot_writer
-from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet, end_at_success
-from sacflow_robot.data.formats.sources import load_episodes, read_demos, recorded_robot
+from sacflow_robot.data.formats.sources import load_demos, read_demos, recorded_robot, write_demos
 from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.episode import STEP_TIMES, Episode
 from sacflow_robot.errors import DataError, LogWriteError, SpecMismatchError, UsageError
 from sacflow_robot.spec import ArraySpec, RobotSpec
+
+
+def load_episodes(path: Path, options: DemoOptions) -> list[Episode]:
+    return load_demos(path, options).episodes
+
 
 SUFFIXES = (".zarr", ".hdf5", ".lerobot")
 ROBOT = RobotSpec(
@@ -182,7 +186,7 @@ def test_a_conversion_that_fails_leaves_nothing(
 
     targets = {
         ".zarr": ("sacflow_robot.data.log.episode_writer.EpisodeWriter.extend", fail),
-        ".hdf5": ("sacflow_robot.data.formats.hdf5_writer._write_episode", fail),
+        ".hdf5": ("sacflow_robot.data.formats.hdf5._write_episode", fail),
         ".lerobot": ("sacflow_robot.data.formats.lerobot_writer._write_json", fail),
     }
     monkeypatch.setattr(*targets[suffix])
@@ -242,7 +246,7 @@ def test_raw_robosuite_becomes_every_format(human_demos: Path, env: Any, robot: 
 
 def test_big_sets_take_several_files(make_episode: Callable[..., Episode], robot: RobotSpec, tmp_path: Path) -> None:
     demos = DemoSet(robot, [make_episode(4, seed=i) for i in range(7)])
-    lerobot_writer.write_lerobot(tmp_path / "a.lerobot", demos, chunks_size=2, data_file_mb=0.004)
+    lerobot_writer.write(tmp_path / "a.lerobot", demos, chunks_size=2, data_file_mb=0.004)
     files = sorted(str(p.relative_to(tmp_path / "a.lerobot" / "data")) for p in tmp_path.rglob("data/*/*.parquet"))
     assert files[:3] == ["chunk-000/file-000.parquet", "chunk-000/file-001.parquet", "chunk-001/file-000.parquet"]
     assert_same(read_demos(tmp_path / "a.lerobot", DemoOptions(robot, "Lift")), demos)

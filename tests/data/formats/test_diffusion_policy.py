@@ -14,9 +14,8 @@ import pytest
 import zarr
 
 from sacflow_robot.data.formats.agreement import AgreementOptions
-from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
-from sacflow_robot.data.formats.sources import demo_spec, kind_of, read_demos, says_rate
+from sacflow_robot.data.formats.sources import demo_spec, kind_of, read_demos, says_rate, write_demos
 from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError, UsageError
@@ -227,7 +226,7 @@ def test_rewards(tmp_path: Path) -> None:
         (
             {"robot_joint": np.where(np.arange(12) == 7, np.inf, 0.0)},
             ENDS,
-            "episode 1: NaN or infinity among the observation 'robot_joint', first in frame 2",
+            "episode 1, step 2: NaN or infinity among the observation 'robot_joint'",
         ),
         ({"timestamp": np.zeros(12)}, ENDS, "data/timestamp does not increase"),
         ({"timestamp": np.r_[0:5, 7, 6, 7:12] / 10}, ENDS, "episode 1, step 1: its timestamp runs backwards"),

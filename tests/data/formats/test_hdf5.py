@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from sacflow_robot.data.formats.demonstrations import DemoOptions
-from sacflow_robot.data.formats.sources import load_episodes, read_demos
+from sacflow_robot.data.formats.sources import load_demos, read_demos
 from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.episode import Episode, Source
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.spec import RobotSpec
+
+
+def load_episodes(path: Path, options: DemoOptions) -> list[Episode]:
+    return load_demos(path, options).episodes
 
 
 @pytest.fixture
@@ -143,7 +147,10 @@ def test_actions_are_clipped_to_the_controllers_range(robot: RobotSpec, options:
         ({"obs__object": None}, "no observation 'object'"),
         ({"obs__object": np.zeros((4, 14)), "next_obs__object": np.zeros((4, 14))}, r"'object' has shape \(14,\)"),
         ({"obs__object": np.zeros((3, 10))}, "obs/object has 3 rows for 4 actions"),
-        ({"obs__object": np.full((4, 10), np.nan)}, "a.hdf5, demo_0, step 0: observation 'object' holds NaN"),
+        (
+            {"obs__object": np.full((4, 10), np.nan)},
+            "a.hdf5, demo_0, step 0: NaN or infinity among the observation 'object'",
+        ),
         ({"states": np.zeros((3, 32))}, r"states has 3 rows for 4 actions"),
         ({"rewards": np.zeros(3)}, r"rewards has 3 rows for 4 actions"),
         ({"actions": np.array([b"x"] * 4)}, "cannot be read as demonstrations"),

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from sacflow_robot.data.formats.agreement import AgreementOptions
-from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions
-from sacflow_robot.data.formats.sources import load_demos, read_demos
+from sacflow_robot.data.formats.sources import load_demos, read_demos, write_demos
 from sacflow_robot.envs.robomimic_metadata import env_args
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.errors import DataError, SpecMismatchError, UnknownNameError, UsageError
@@ -250,8 +249,8 @@ def _not_a_number(key: str) -> Callable[[Arrays], None]:
         (_shorter("dones"), "demo_0: dones has 21 rows for 24 actions"),
         (_not_a_number("actions"), "demo_0, step 7: NaN or infinity among its actions"),
         (_not_a_number("rewards"), "demo_0, step 7: its reward is nan"),
-        (_not_a_number("states"), "demo_0, step 7: its state holds NaN"),
-        (_not_a_number("obs/object"), "demo_0, step 7: observation 'object' holds NaN"),
+        (_not_a_number("states"), "demo_0, step 7: NaN or infinity among its states"),
+        (_not_a_number("obs/object"), "demo_0, step 7: NaN or infinity among the observation 'object'"),
     ],
 )
 def test_what_contradicts_itself_is_refused_by_demonstration_and_step(

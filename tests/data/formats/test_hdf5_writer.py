@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoSet
+from sacflow_robot.data.formats.sources import write_demos
 from sacflow_robot.envs.robomimic_metadata import env_args
 from sacflow_robot.episode import Episode
 from sacflow_robot.spec import RobotSpec

@@ -13,12 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
-from sacflow_robot.data.formats.sources import kind_of, load_episodes, read_demos
+from sacflow_robot.data.formats.sources import kind_of, load_demos, read_demos, write_demos
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import RobotSpec
+
+
+def load_episodes(path: Path, options: DemoOptions) -> list[Episode]:
+    return load_demos(path, options).episodes
+
 
 BOOKKEEPING = {
     "timestamp": "float32",
@@ -254,7 +258,7 @@ def test_observations_are_found_by_the_names_of_dimensions(
             {},
             "episode 0, step 0: the quaternion in .* norm 6",
         ),
-        ({"action": np.full((3, 7), np.nan, np.float32)}, {}, "episode 0: NaN or infinity among its actions"),
+        ({"action": np.full((3, 7), np.nan, np.float32)}, {}, "episode 0, step 0: NaN or infinity among its actions"),
         ({}, {"codebase_version": "v2.1"}, "has no meta/episodes.jsonl, which v2.1 has; is it complete"),
         ({}, {"codebase_version": "v1.6"}, r"LeRobotDataset v1.6; supported are v2.0, v2.1 and v3.0: convert it"),
         ({}, {"codebase_version": "v4.0"}, r"LeRobotDataset v4.0; supported are v2.0, v2.1 and v3.0: install a later"),

@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sacflow_robot.data.formats.agreement import AgreementOptions
-from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
-from sacflow_robot.data.formats.sources import demo_spec, kind_of, read_demos
+from sacflow_robot.data.formats.sources import demo_spec, kind_of, read_demos, write_demos
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.spec import RobotSpec
@@ -195,7 +194,7 @@ def test_an_index_beside_the_episodes_table(tmp_path: Path) -> None:
             lambda rows: [[*row[:5], None] if i == 4 else row for i, row in enumerate(rows)],
             "frame 4: observation.state has",
         ),
-        (lambda rows: [[*row[:5], np.nan] if i == 4 else row for i, row in enumerate(rows)], "first in frame 4"),
+        (lambda rows: [[*row[:5], np.nan] if i == 4 else row for i, row in enumerate(rows)], "step 4: NaN or infinity"),
         (lambda rows: [["a"] * 6 for _ in rows], "observation.state holds string"),
     ],
 )

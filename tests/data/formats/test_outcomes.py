@@ -8,7 +8,7 @@ import pytest
 
 from sacflow_robot.data.formats.agreement import AgreementOptions
 from sacflow_robot.data.formats.demonstrations import DemoOptions, Losses, end_at_success, human_episode
-from sacflow_robot.data.formats.outcomes import Outcome, Recorded, judge_outcomes, reward_kind
+from sacflow_robot.data.formats.foreign_episodes import Outcome, Recorded, judge_outcomes, reward_kind
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import RobotSpec
 

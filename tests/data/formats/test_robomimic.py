@@ -10,9 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions
-from sacflow_robot.data.formats.sources import demo_spec, read_demos, recorded_robot, says_rate
+from sacflow_robot.data.formats.sources import demo_spec, read_demos, recorded_robot, says_rate, write_demos
 from sacflow_robot.errors import DataError, UsageError
 
 OUTPUT = [0.05] * 3 + [0.5] * 3

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from sacflow_robot.data.formats.agreement import AgreementOptions
-from sacflow_robot.data.formats.convert import write_demos
 from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
-from sacflow_robot.data.formats.sources import load_demos, read_demos
+from sacflow_robot.data.formats.sources import load_demos, read_demos, write_demos
 from sacflow_robot.data.log.episode_writer import write_log
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, SpecMismatchError, UnknownNameError

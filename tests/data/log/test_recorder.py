@@ -507,13 +507,7 @@ def test_whoever_is_interrupted_leaves_a_slow_keeper_to_finish_alone(
         keepers.append(Forked(log, token))
         return keepers[0]
 
-    def opened() -> StepRecorder:
-        return StepRecorder(tmp_path / "log.zarr", ROBOT, start)
-
-    with (
-        pytest.raises(KeyboardInterrupt),
-        opened() if recorder is StepRecorder else ResilientRecorder(opened) as log,
-    ):
+    with pytest.raises(KeyboardInterrupt), recorder(tmp_path / "log.zarr", ROBOT, start) as log:
         log.begin(result(0, 0), 0, {})
         os.kill(keepers[0].pid, signal.SIGSTOP)  # a disk that hangs; it would be waited for two minutes
         log.append(Step(result(0, 1), ONE, 1))

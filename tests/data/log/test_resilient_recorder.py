@@ -96,7 +96,7 @@ class Cell(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.log = ResilientRecorder(lambda: StepRecorder(self.path, ROBOT, self.start))
+        self.log = ResilientRecorder(self.path, ROBOT, self.start)
 
     def start(self, log: Path, token: str) -> Forked:
         self.keepers.append(Forked(log, token))
@@ -192,7 +192,7 @@ def written(path: Path) -> list[int]:
 def test_a_try_at_mending_on_a_full_disk_holds_no_lock_and_loses_nothing(tmp_path: Path, then: str) -> None:
     path = tmp_path / "log.zarr"
     with disk_that_may_be_full() as disk:
-        log = ResilientRecorder(lambda: StepRecorder(path, ROBOT, Forked))
+        log = ResilientRecorder(path, ROBOT, Forked)
         log.begin(result(0, 0), 1000, {})
         disk.full = True
         told = []
@@ -224,7 +224,7 @@ def test_a_try_at_mending_on_a_full_disk_holds_no_lock_and_loses_nothing(tmp_pat
 def test_what_shared_memory_holds_outlives_a_process_that_ends_on_a_full_disk(tmp_path: Path) -> None:
     path = tmp_path / "log.zarr"
     with disk_that_may_be_full() as disk:
-        log = ResilientRecorder(lambda: StepRecorder(path, ROBOT, Forked))
+        log = ResilientRecorder(path, ROBOT, Forked)
         log.begin(result(0, 0), 1000, {})
         disk.full = True
         for number in range(1, RING - 2):
@@ -244,7 +244,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         pytest.skip("a small disk can be mounted by root alone")
     try:
         path, filler = tmp_path / "log.zarr", tmp_path / "filler"
-        log = ResilientRecorder(lambda: StepRecorder(path, ROBOT, Forked))
+        log = ResilientRecorder(path, ROBOT, Forked)
         log.begin(result(0, 0), 1000, {})
         filler.write_bytes(bytes(shutil.disk_usage(tmp_path).free - 4096))
         for number in range(1, 201):

@@ -58,7 +58,7 @@ def what_recorded(sources: Sequence[str]) -> Recorded:
     Raises:
         DataError: One cannot be read.
     """
-    from sacflow_robot.data.formats.sources import can_infer, kind_of, recorded_robot
+    from sacflow_robot.data.formats.sources import describe, kind_of, recorded_robot
     from sacflow_robot.data.robomimic_download import parse_name
     from sacflow_robot.envs.registry import environment_of
     from sacflow_robot.envs.tasks import TASKS
@@ -78,7 +78,7 @@ def what_recorded(sources: Sequence[str]) -> Recorded:
         if known is not None:
             return Recorded(known)
         path = locate(source)
-        if can_infer(path) and (env_name is not None or kind_of(path) != "hdf5"):
+        if describe(path).has_observations and (env_name is not None or kind_of(path) != "hdf5"):
             return Recorded(NO_ENVIRONMENT)
     return Recorded()
 
@@ -136,7 +136,7 @@ def read(path: Path | str, task: str | None, trim_idle: bool, agreement: Agreeme
         UsageError: It does not say enough.
         DataError: It cannot be read.
     """
-    from sacflow_robot.data.formats.sources import can_infer, demo_spec, read_demos, recorded_robot
+    from sacflow_robot.data.formats.sources import demo_spec, describe, read_demos, recorded_robot
     from sacflow_robot.envs.registry import get_robot
     from sacflow_robot.envs.tasks import TASKS
 
@@ -148,7 +148,7 @@ def read(path: Path | str, task: str | None, trim_idle: bool, agreement: Agreeme
         task = next((each.name for each in TASKS.values() if each.robosuite_name == env_name), None)
     if task is not None:
         return read_demos(path, options_for(task, trim_idle, agreement))
-    if robot is None and not can_infer(path):
+    if robot is None and not describe(path).has_observations:
         if env_name is None:
             raise UsageError(f"{path} does not say which task it is of; give --env")
         known = ", ".join(sorted(each.robosuite_name for each in TASKS.values()))

@@ -26,7 +26,7 @@ _SAME_TURN = 0.1  # of a quaternion's entries; observations may lag behind a sta
 
 def check_finite(rows: npt.NDArray[Any], origin: str, what: str) -> None:
     """Refuse rows (T, ...) that hold NaN or infinity."""
-    wrong = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
+    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim))))
     if wrong.size:
         raise DataError(f"{origin}, step {wrong[0]}: NaN or infinity among {what}; leave it out")
 

@@ -174,14 +174,12 @@ def gripper_disagreement(episodes: Sequence[Episode], robot: RobotSpec) -> str |
         return None
     if any(FINGERS not in each.observations for each in episodes):
         return None
-    against = moves = commands = 0
-    for episode in episodes:
-        closing = episode.action[:, dimensions[0]]
-        change = np.diff(finger_width(episode))
-        moving = np.abs(change) > _MOVES_M
-        against += int(((closing > 0) & (change > 0) & moving).sum() + ((closing < 0) & (change < 0) & moving).sum())
-        moves += int(moving.sum())
-        commands += int((np.diff(np.sign(closing)) != 0).sum())
+    closing = [episode.action[:, dimensions[0]] for episode in episodes]
+    change = np.concatenate([np.diff(finger_width(episode)) for episode in episodes])
+    moving = np.abs(change) > _MOVES_M
+    moves = int(moving.sum())
+    against = int((moving & (np.sign(np.concatenate(closing)) == np.sign(change))).sum())
+    commands = sum(int((np.diff(np.sign(each)) != 0).sum()) for each in closing)
     if moves >= _FEWEST and against > _AGAINST * moves:
         return (
             f"the gripper's command and fingers disagree: in {against / moves:.0%} of the steps that move the fingers they go "

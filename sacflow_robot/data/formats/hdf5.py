@@ -66,63 +66,58 @@ def read(path: Path, options: DemoOptions) -> DemoSet:
         for name in names:
             if "actions" not in data[name]:
                 raise DataError(f"{path}, {name} has no actions; expected a robosuite or robomimic file")
-        found, losses = own_robot(data), Losses()
+        found, losses, outcomes = own_robot(data), Losses(), {}
         if found is None:
-            _check_task(path, env_name(path, data), options.env_name)
+            task = env_name(path, data)
+            if task is not None and task != options.env_name:
+                raise DataError(
+                    f"{path} holds demonstrations of {task!r}, not of {options.env_name!r}; give demonstrations of the task"
+                )
             claims = _claims(path, data, names, options, losses)
             check_agreement(str(path), claims, options.robot, options.agreement)
+            outcomes = _outcomes(path, data, names, claims, options, losses)
         else:
             check_agreement(f"{path}: env_args", said_claims(path, data), found, AgreementOptions())
             claims = check_robot(str(path), found, options.robot, options.agreement)
-        recorded = _episodes(path, data, names, found, claims, options, losses)
+        robot = found or robot_of_file(claims, options.robot)
+        recorded = []
+        for name in names:
+            demo, origin = data[name], f"{path}, {name}"
+            try:
+                if found is not None:
+                    recorded.append(own_episode(demo, robot, origin, losses))
+                elif name in outcomes:
+                    recorded.append(robomimic_episode(demo, robot, options, outcomes[name], origin, losses))
+                else:
+                    recorded.append(raw_episode(demo, robot, options, origin, losses))
+            except DataError as error:
+                raise error if str(error).startswith(origin) else DataError(f"{origin}: {error}") from None
+        low, high = robot.action_bounds
+        beyond = np.mean([((e.policy_action < low) | (e.policy_action > high)).any(axis=1).mean() for e in recorded])
+        if found is None and beyond:
+            losses.remark(f"{beyond:.1%} of the steps command beyond the controller's range, which clips them")
         episodes = [adapt(each, claims, options.robot, options.agreement, losses) for each in recorded]
         for name, episode in zip(names, episodes, strict=True):
             episode.check_fits(options.robot, f"{path}, {name}")
+        attributes = _attributes(data)
+        env_args = json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else None
+        as_robot = options.agreement.as_robot
+        vouched_for = as_robot is not None and claims.robot is not None and not same_robot(claims.robot, as_robot)
+        if vouched_for or any(one is not other for one, other in zip(recorded, episodes, strict=True)):
+            # Without what describes the robot, rate and controller that the episodes no longer have.
+            losses.leave_out(*(["env_info"] if attributes.pop("env_info", None) is not None else ()))
+            losses.leave_out(*(["env_args"] if env_args is not None else ()))
+            env_args = None
         models = [text_of(data[name].attrs.get("model_file")) for name in names]
-        demos = DemoSet(
+        return DemoSet(
             robot=options.robot,
             episodes=episodes,
-            env_args=json.loads(data.attrs["env_args"]) if "env_args" in data.attrs else None,
-            attributes=_attributes(data),
+            env_args=env_args,
+            attributes=attributes,
             masks=_masks(data.file, names, losses),
             model_files=models if any(models) else [],
             losses=losses,
         )
-        converted = any(one is not other for one, other in zip(recorded, episodes, strict=True))
-        robot = options.agreement.as_robot
-        vouched_for = robot is not None and claims.robot is not None and not same_robot(claims.robot, robot)
-        return _as_converted(demos) if converted or vouched_for else demos
-
-
-def _episodes(
-    path: Path,
-    data: h5py.Group,
-    names: Sequence[str],
-    found: RobotSpec | None,
-    claims: Claims,
-    options: DemoOptions,
-    losses: Losses,
-) -> list[Episode]:
-    """Every demonstration as it was recorded, at the file's own rate and in its own actions."""
-    robot = found if found is not None else robot_of_file(claims, options.robot)
-    outcomes = {} if found is not None else _outcomes(path, data, names, claims, options, losses)
-    episodes = []
-    for name in names:
-        demo, origin = data[name], f"{path}, {name}"
-        try:
-            if found is not None:
-                episodes.append(own_episode(demo, robot, origin, losses))
-            elif name in outcomes:
-                episodes.append(robomimic_episode(demo, robot, options, outcomes[name], origin, losses))
-            else:
-                episodes.append(raw_episode(demo, robot, options, origin, losses))
-        except DataError as error:
-            raise error if str(error).startswith(origin) else DataError(f"{origin}: {error}") from None
-    low, high = robot.action_bounds
-    beyond = np.mean([((e.policy_action < low) | (e.policy_action > high)).any(axis=1).mean() for e in episodes])
-    if found is None and beyond:
-        losses.remark(f"{beyond:.1%} of the steps command beyond the controller's range, which clips them")
-    return episodes
 
 
 def _outcomes(
@@ -187,26 +182,11 @@ def _has_absolute_actions(demo: h5py.Group, robot: RobotSpec) -> bool:
     return follows_poses(actions[()], {EEF_QUAT: np.concatenate([quats[()], quats[-1:]])})
 
 
-def _as_converted(demos: DemoSet) -> DemoSet:
-    """Without what described the robot, rate and controller that the episodes no longer have."""
-    stale = ["env_info"] * ("env_info" in demos.attributes) + ["env_args"] * (demos.env_args is not None)
-    demos.losses.leave_out(*stale)
-    attributes = {key: value for key, value in demos.attributes.items() if key != "env_info"}
-    return replace(demos, env_args=None, attributes=attributes)
-
-
 def _attributes(data: h5py.Group) -> dict[str, Any]:
     """Other attributes of the file, such as a raw file's ``env_info``."""
     values = {key: value.decode() if isinstance(value, bytes) else value for key, value in data.attrs.items()}
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in values.items()}
     return {k: v for k, v in plain.items() if isinstance(v, str | int | float) and k not in ("total", "env_args", OURS)}
-
-
-def _check_task(path: Path, found: str | None, expected: str) -> None:
-    if found is not None and found != expected:
-        raise DataError(
-            f"{path} holds demonstrations of {found!r}, not of {expected!r}; give demonstrations of the task"
-        )
 
 
 def _masks(file: h5py.File, names: Sequence[str], losses: Losses) -> Mapping[str, list[int]]:

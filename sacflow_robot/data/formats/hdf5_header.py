@@ -144,11 +144,8 @@ def _all_alike(controllers: Sequence[Controller | None]) -> Controller | None:
 
 
 def _robot(config: Mapping[str, Any]) -> Controller:
-    delta: bool | None = None
-    if "input_type" in config:
-        delta = str(config["input_type"]) == "delta"
-    elif "control_delta" in config:
-        delta = bool(config["control_delta"])
+    delta = bool(config["control_delta"]) if "control_delta" in config else None
+    delta = str(config["input_type"]) == "delta" if "input_type" in config else delta
     kind, frame = config.get("type"), config.get("input_ref_frame")
     if frame not in (None, *_BASE_AXES):
         kind = f"{kind} in {frame} axes"

@@ -278,7 +278,7 @@ def _to_array(column: pa.ChunkedArray, feature: Feature) -> npt.NDArray[Any]:
     if isinstance(values, pa.ChunkedArray):  # what an empty column stays
         values = pa.concat_arrays(values.chunks) if values.chunks else pa.array([], values.type)
     frames, per_frame = len(values), 1
-    while _is_list(values.type):
+    while isinstance(values.type, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
         _check_complete(values, feature.name, per_frame)
         widths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
         width = int(widths[0]) if len(widths) else 1
@@ -294,10 +294,6 @@ def _to_array(column: pa.ChunkedArray, feature: Feature) -> npt.NDArray[Any]:
     if flat.dtype.kind not in "biuf":
         raise DataError(f"frame 0: {feature.name} holds {values.type}, {INFO} says {feature.dtype}")
     return flat.reshape(frames, per_frame)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _check_complete(values: pa.Array, name: str, per_frame: int) -> None:

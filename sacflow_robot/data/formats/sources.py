@@ -185,11 +185,6 @@ def with_recorded_history(options: DemoOptions, path: Path | str) -> DemoOptions
     return replace(options, robot=robot_with_history(options.robot, 0 if robot is None else history_of(robot)))
 
 
-def can_infer(path: Path | str) -> bool:
-    """Return True if a source holds observations; see :func:`describe`."""
-    return describe(path).has_observations
-
-
 def says_rate(path: Path | str) -> bool:
     """Return True if a source says its control rate; UMI's stores, for one, do not. See :func:`describe`."""
     said = describe(path)

@@ -32,6 +32,20 @@ def safety_filter(robot: Robot, profile: Profile | None) -> Safety:
     return safety
 
 
+def profile_of(path: Path | None) -> Profile | None:
+    """The calibration profile of that file; None for none."""
+    if path is None:
+        return None
+    from sacflow_robot.calibrate.profile import load_profile
+
+    return load_profile(path)
+
+
+def with_clock(robot: str, clock: str | None) -> str:
+    """The name of a robot's driver with a clock among what it takes."""
+    return robot if clock is None else f"{robot}{'&' if '?' in robot else '?'}clock={clock}"
+
+
 def teller(robot: str, say: Callable[[str], None]) -> Callable[[str], None]:
     """A function that prints a message about a robot, with the command that enables it again."""
 

@@ -73,13 +73,9 @@ class RunAll(Protocol):
 def in_parallel(
     work: Callable[[_Cell], _Result], cells: Iterable[_Cell], workers: int, advance: Callable[[], None]
 ) -> list[_Result]:
-    """``work`` on every cell, in the order of the cells.
+    """``work``, which a process of its own can import, on every cell, in their order; ``advance`` is called as cells are done.
 
-    Args:
-        work: A function that a process of its own can import.
-        cells: What to work on.
-        workers: Processes at once; 1 works in this one.
-        advance: Called when a cell is done.
+    ``workers`` are processes at once; 1 works in this one.
     """
     todo = list(cells)
     processes: ProcessPoolExecutor | None = None

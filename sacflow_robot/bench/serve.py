@@ -227,11 +227,7 @@ def serve_plain(path: Path, engine: Engine, ready: Connection) -> None:
 
 @contextmanager
 def process(target: Callable[..., None], *args: object) -> Iterator[Any]:
-    """Run ``target(*args, ready)`` in a new process; what it sends first.
-
-    Raises:
-        RobotError: It ends without a word.
-    """
+    """Run ``target(*args, ready)`` in a new process; what it sends first."""
     context = mp.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=target, args=(*args, theirs), daemon=True)

@@ -219,9 +219,6 @@ def _check_given_once(name: str, arguments: Sequence[str]) -> None:
     """Refuse an option that names data and is given twice: the parser takes the last, and the first would be lost unseen.
 
     Of any other option the last counts, as in other command lines: a script may append to a command that it was given.
-
-    Raises:
-        UsageError: There is one.
     """
     given: set[str] = set()
     for argument in arguments:

@@ -246,12 +246,13 @@ class Handeye(_Result):
     what, method = "handeye", "handeye, ChArUco"
 
     def measure(self, profile: Profile) -> tuple[Values, list[str], Mapping[str, Any]]:
-        from sacflow_robot.calibrate.figures import draw_handeye
         from sacflow_robot.calibrate.hand_eye import Board, measure_handeye, read_pictures
 
         board = Board(self.columns, self.rows, self.square_m, self.marker_m, self.dictionary)
         pictures = read_pictures(self.images)
         found = measure_handeye(pictures.images, pictures.grips, pictures.camera, pictures.distortion, board)
+        from sacflow_robot.calibrate.figures import draw_handeye
+
         draw_handeye(found, self.figure)
         lines = [f"{len(found.corners)} of {len(pictures.images)} pictures used"]
         return found.measured(), lines, {"pictures": len(found.corners)}

@@ -147,11 +147,7 @@ class ClientOptions:
 
     @property
     def keys(self) -> Keys | None:
-        """This client's keys; None where there are none.
-
-        Raises:
-            UsageError: Only one is given.
-        """
+        """This client's keys; None where there are none."""
         from sacflow_robot.serve.client import Keys
 
         if (self.key is None) != (self.server_key is None):

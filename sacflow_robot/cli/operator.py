@@ -103,10 +103,7 @@ class OperatorOptions:
 def operating(options: OperatorOptions, robot: RobotSpec, requests: OperatorRequests) -> Iterator[StopOnlyOperator]:
     """A person's ways to stop a robot that runs something other than episodes, while this lasts.
 
-    Args:
-        options: The ways beside signals.
-        robot: The robot.
-        requests: Requests; the caller passes signals on to them, from before it makes the robot.
+    The caller passes signals on to ``requests``, from before it makes the robot.
 
     Raises:
         KeyboardInterrupt: A signal asked the program to end; the robot is at rest.

@@ -227,11 +227,7 @@ class Follow(common.JsonOptions):
 
 
 def options_given(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Values of the options on a command line, by name with hyphens; of one given twice the last counts.
-
-    Raises:
-        UsageError: One that decides over the defaults of others has no value.
-    """
+    """Values of the options on a command line, by name with hyphens; of one given twice the last counts."""
     given: dict[str, list[str]] = {}
     values: list[str] = []
     for argument in arguments:

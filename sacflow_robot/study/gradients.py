@@ -66,12 +66,8 @@ def study(options: GradientsOptions, run_all: RunAll) -> Report:
 
 
 def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Gradient of the actor loss's value term at raw observations (B, O).
-
-    Returns:
-        Mean over the batch of ||dL_b/dA_k|| (K + 1,), L_b being -Q of a row; and the norm of the loss's gradient
-        in all parameters of the velocity network.
-    """
+    """Gradient of the actor loss's value term at raw observations (B, O): mean over the batch of ||dL_b/dA_k|| (K + 1,), L_b
+    being -Q of a row; and the norm of the loss's gradient in all parameters of the velocity network."""
     policy: FlowPolicy = agent.policy
     noise = policy.draw(len(observation), generator).requires_grad_()
     latents, rollout = latents_of(policy, observation, noise)

@@ -63,7 +63,6 @@ class GradientsOptions(StudyOptions):
 
     @property
     def update_count(self) -> int:
-        """Updates of SAC, one for each environment step, after which it is measured again."""
         return (50_000 if self.full else 500) if self.updates is None else self.updates
 
     @property

@@ -44,11 +44,7 @@ class Report(NamedTuple):
 
 
 def make_folder(path: Path) -> Path:
-    """Make the folder that a study writes to, before it computes anything.
-
-    Raises:
-        UsageError: It cannot be made.
-    """
+    """Make the folder that a study writes to, before it computes anything."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sacflow_robot.data.formats.hdf5_writer import write_hdf5
 
-from sacflow_robot.bench import export, limits, serve_load, sim, train
+from sacflow_robot.bench import export, serve_load, sim, train
 from sacflow_robot.bench import replay_buffer as replay
 from sacflow_robot.cli import main
+from sacflow_robot.data.formats.demonstrations import DemoSet
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.spec import Engine, RobotSpec
 
@@ -41,7 +43,7 @@ def test_robomimic_reads_the_same_steps(robot: RobotSpec, tmp_path: Path) -> Non
     dataset = pytest.importorskip("robomimic.utils.dataset")
     obs_utils = pytest.importorskip("robomimic.utils.obs_utils")
     episodes = replay.made_up_episodes(robot, 400)
-    replay.write_robomimic(tmp_path / "steps.hdf5", episodes)
+    write_hdf5(tmp_path / "steps.hdf5", DemoSet(robot, episodes, {"env_name": "", "type": 1, "env_kwargs": {}}))
     keys = [a.key for a in robot.observations]
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys}})
     read = dataset.SequenceDataset(
@@ -59,8 +61,9 @@ def test_bench_sim_reports_ratios(
 ) -> None:
     rates: dict[sim.BenchEngine, float] = {"stock": 100.0, "stripped": 110.0, "compiled": 430.0, "physics": 500.0}
     seconds: dict[Engine, float] = {"stock": 9.0, "compiled": 2.0}
-    monkeypatch.setattr(sim, "measure", lambda task, *_: [sim.Row(task, name, 1, rate) for name, rate in rates.items()])
-    evaluations = [sim.Evaluation(name, 100, 97, median) for name, median in seconds.items()]
+    rows = [{"task": "lift", "engine": name, "workers": 1, "steps_per_s": rate} for name, rate in rates.items()]
+    monkeypatch.setattr(sim, "measure", lambda *_: rows)
+    evaluations = [{"engine": name, "episodes": 100, "successes": 97, "seconds": s} for name, s in seconds.items()]
     monkeypatch.setattr(sim, "measure_evaluation", lambda *_: (evaluations, True))
     out = tmp_path / "new" / "sim.json"
     command = ["bench", "sim", "--tasks", "lift", "--workers", "1", "--policy", str(policy_file), "--json"]
@@ -85,7 +88,10 @@ def test_bench_sim_measures_every_engine(capsys: pytest.CaptureFixture[str]) -> 
 def test_bench_sim_times_the_same_episodes_under_both_engines() -> None:
     policy = OnnxPolicy(Path(__file__).parent.parent / "policies" / "lift.onnx")
     evaluations, same_actions = sim.measure_evaluation(policy, 2, 1)
-    assert same_actions and [(row.engine, row.successes) for row in evaluations] == [("stock", 2), ("compiled", 2)]
+    assert same_actions and [(row["engine"], row["successes"]) for row in evaluations] == [
+        ("stock", 2),
+        ("compiled", 2),
+    ]
 
 
 @pytest.mark.realtime  # what it holds against each other is measured one after the other
@@ -139,25 +145,25 @@ def test_limits_count_what_no_fusion_saves() -> None:
     def product() -> None:
         (left @ right).relu()  # the relu can be fused away
 
-    assert limits.count_work(product, product, 2, cpu) == (2 * 16 * 8 * 4, 4 * (16 * 8 + 8 * 4 + 16 * 4), None)
+    assert train.count_work(product, product, 2, cpu) == (2 * 16 * 8 * 4, 4 * (16 * 8 + 8 * 4 + 16 * 4), None)
     weight = torch.nn.Parameter(torch.zeros(32))
     adam = torch.optim.Adam([weight], fused=True)
     weight.grad = torch.ones(32)
     adam.step()
     read, written, step = 4 * 32 * 4, 3 * 32 * 4, 4
-    assert limits.count_work(adam.step, adam.step, 1, cpu) == (0, read + written + step, None)
-    work, rates = limits.Work(100.0, 10.0, 4.0), limits.Rates(1000.0, 50.0, 8.0)
-    assert limits.lowest_limit(work, rates) == ("launches", 2.0)
-    assert limits.lowest_limit(work._replace(kernels=None), rates) == ("memory", 5.0)
-    assert limits.lowest_limit(work._replace(bytes=0.0), rates._replace(kernels=None)) == ("arithmetic", 10.0)
+    assert train.count_work(adam.step, adam.step, 1, cpu) == (0, read + written + step, None)
+    work, rates = train.Load(100.0, 10.0, 4.0), train.Load(1000.0, 50.0, 8.0)
+    assert train.lowest_limit(work, rates) == ("launches", 2.0)
+    assert train.lowest_limit(work._replace(kernels=None), rates) == ("memory", 5.0)
+    assert train.lowest_limit(work._replace(bytes=0.0), rates._replace(kernels=None)) == ("arithmetic", 10.0)
 
 
 @pytest.mark.gpu
 def test_limits_of_a_gpu() -> None:
     gpu, x = torch.device("cuda"), torch.ones(64, 64, device="cuda")
-    work = limits.count_work(lambda: x @ x, lambda: x @ x, 3, gpu)
+    work = train.count_work(lambda: x @ x, lambda: x @ x, 3, gpu)
     assert work.operations == 2 * 64**3 and work.kernels is not None and 1 <= work.kernels <= 2
-    rates = limits.measure_rates(gpu, "bfloat16")
+    rates = train.measure_rates(gpu, "bfloat16")
     assert rates.operations > 1e12 and rates.bytes > 1e11 and rates.kernels is not None and rates.kernels > 1e5
 
 
@@ -231,7 +237,19 @@ def test_bench_export_keeps_other_velocities(
     monkeypatch.setattr(
         export,
         "measure",
-        lambda robot, velocity, *_: [export.Row(velocity, v, 4, 9, 9, t, t, 1e-6) for v, t in times.items()],
+        lambda robot, velocity, *_: [
+            {
+                "velocity": velocity,
+                "variant": name,
+                "euler_steps": 4,
+                "bytes": 9,
+                "nodes": 9,
+                "p50_us": t,
+                "p99_us": t,
+                "max_abs_error": 1e-6,
+            }
+            for name, t in times.items()
+        ],
     )
     out = tmp_path / "new" / "export.json"
     for velocity in ("mlp", "flow-g"):
@@ -250,11 +268,11 @@ def test_bench_export_keeps_other_velocities(
 
 @pytest.mark.slow
 def test_bench_export_sets_graphs_side_by_side(robot: RobotSpec) -> None:
-    rows = {row.variant: row for row in export.measure(robot, "mlp", (1,), 1)}
+    rows = {row["variant"]: row for row in export.measure(robot, "mlp", (1,), 1)}
     kinds = ["folded, float16", "folded, bf16", "folded, int8"]
     assert list(rows) == ["naive", "as trained", "folded", *kinds, "folded, prefix", "folded, K = 1"]
     for name, row in rows.items():
-        assert row.velocity == "mlp" and row.euler_steps == (1 if name == "folded, K = 1" else 4)
-        assert row.p50_us > 0 and 0 < row.max_abs_error < (0.05 if name in kinds else 1e-5)
-    assert rows["folded"].nodes < rows["as trained"].nodes < rows["naive"].nodes
-    assert all(rows[name].bytes < 0.7 * rows["folded"].bytes for name in kinds)
+        assert row["velocity"] == "mlp" and row["euler_steps"] == (1 if name == "folded, K = 1" else 4)
+        assert row["p50_us"] > 0 and 0 < row["max_abs_error"] < (0.05 if name in kinds else 1e-5)
+    assert rows["folded"]["nodes"] < rows["as trained"]["nodes"] < rows["naive"]["nodes"]
+    assert all(rows[name]["bytes"] < 0.7 * rows["folded"]["bytes"] for name in kinds)

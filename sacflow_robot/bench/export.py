@@ -1,4 +1,9 @@
-"""Exported graphs side by side: as a plain export makes them, folded, with fewer bits, with other Euler steps."""
+"""Exported graphs side by side: as a plain export makes them, folded, with fewer bits, with other Euler steps.
+
+A plain export (:class:`NaiveFlow`) holds the networks as published, called K times with (time, action, observation): time is
+embedded and the observation encoded at every step, and Flow-T's attentions have queries and keys, at torch's initial weights,
+for the result does not depend on them. All other weights are those of the policy measured.
+"""
 
 from __future__ import annotations
 
@@ -6,55 +11,32 @@ import copy
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sacflow_robot.bench.naive import NaiveFlow
 from sacflow_robot.export import metadata as policyfile
 from sacflow_robot.export.graph import ExportedGraph
 from sacflow_robot.export.metadata import WeightsKind
 from sacflow_robot.export.to_onnx import export_policy, to_onnx
 from sacflow_robot.learn.config import VelocityName
 from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.networks.policy import squash
+from sacflow_robot.learn.networks.velocity import FlowG, FlowT, Mlp, embed_time
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 _BURST = 50  # evaluations of one graph in succession, which find its weights where those before left them
 _WARM_UP = 5
 _BATCH = 256
-
-
-@dataclass(frozen=True)
-class Row:
-    """One graph.
-
-    Attributes:
-        velocity: Velocity network.
-        variant: How it was exported.
-        euler_steps: K.
-        bytes: Size of the file.
-        nodes: Nodes that are evaluated, after ONNX Runtime's own optimization.
-        p50_us: Median time of one evaluation, one row, one thread (microseconds).
-        p99_us: 99th percentile.
-        max_abs_error: Largest difference of any action from torch, with the same K, of 256 rows.
-    """
-
-    velocity: VelocityName
-    variant: str
-    euler_steps: int
-    bytes: int
-    nodes: int
-    p50_us: float
-    p99_us: float
-    max_abs_error: float
+_HEADS = 4
 
 
 class _Variant(NamedTuple):
@@ -63,14 +45,12 @@ class _Variant(NamedTuple):
     path: Path
 
 
-def measure(robot: RobotSpec, velocity: VelocityName, euler_steps: Sequence[int], bursts: int) -> list[Row]:
-    """A row per variant of an untrained policy of the size that training makes it by default.
+def measure(robot: RobotSpec, velocity: VelocityName, euler_steps: Sequence[int], bursts: int) -> list[dict[str, Any]]:
+    """A row per variant of an untrained policy of the size that training makes it by default, and per further K.
 
-    Args:
-        robot: The robot.
-        velocity: Name of the velocity network.
-        euler_steps: Further variants' K.
-        bursts: Turns that each graph takes, 50 evaluations each.
+    Each graph takes ``bursts`` turns of 50 evaluations of one row on one thread. ``bytes`` is the file's size, ``nodes`` those
+    left after ONNX Runtime's own optimization, ``p50_us`` and ``p99_us`` microseconds an evaluation, ``max_abs_error`` the
+    largest difference of any action from torch with the same K, of 256 rows.
     """
     torch.manual_seed(0)
     config = preset("lift", velocity)
@@ -86,9 +66,18 @@ def measure(robot: RobotSpec, velocity: VelocityName, euler_steps: Sequence[int]
         rows = []
         for variant, session, own in zip(variants, sessions, times, strict=True):
             p50, p99 = (round(float(value), 1) for value in np.percentile(own, [50, 99]))
-            error, size = _error(session, variant.policy, robot), variant.path.stat().st_size
-            nodes, steps = _count_nodes(variant.path), variant.policy.euler_steps
-            rows.append(Row(velocity, variant.name, steps, size, nodes, p50, p99, error))
+            rows.append(
+                {
+                    "velocity": velocity,
+                    "variant": variant.name,
+                    "euler_steps": variant.policy.euler_steps,
+                    "bytes": variant.path.stat().st_size,
+                    "nodes": _count_nodes(variant.path),
+                    "p50_us": p50,
+                    "p99_us": p99,
+                    "max_abs_error": _error(session, variant.policy, robot),
+                }
+            )
     return rows
 
 
@@ -161,3 +150,101 @@ def _time(
                 session.run(outputs, inputs)
                 own[i] = (time.perf_counter_ns() - began) / 1e3
     return times.reshape(len(sessions), -1)
+
+
+class NaiveFlow(nn.Module):
+    """``FlowPolicy.forward`` without any of the policy's own savings; for velocities mlp, flow-g, flow-t and flow-l."""
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        super().__init__()
+        self.normalizer, self._steps = policy, policy.euler_steps
+        self.velocity = _published(policy.velocity)
+
+    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
+        """Actions (B, D) for raw observations (B, O) and noise (B, D)."""
+        latent = noise
+        for i in range(self._steps):
+            time = torch.full_like(noise[:, :1], i / self._steps)
+            latent = latent + self.velocity(time, latent, self.normalizer.normalize(observation)) / self._steps
+        return squash(latent)
+
+
+class _Whole(nn.Module):
+    def __init__(self, velocity: Any) -> None:
+        super().__init__()
+        self.velocity = velocity
+
+    def forward(self, time: Tensor, action: Tensor, observation: Tensor) -> Tensor:
+        return cast(Tensor, self.velocity(time, action, self.velocity.encode(observation)))
+
+
+class _Stacked(nn.Module):
+    """An MLP on time, action and observation, stacked."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        parts = trunk.from_time, trunk.from_action, trunk.from_observation
+        self.first = nn.Linear(sum(p.in_features for p in parts), trunk.from_action.out_features)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.cat([p.weight for p in parts], 1))
+            self.first.bias.copy_(trunk.from_observation.bias)
+        self.hidden, self.head = trunk.hidden, trunk.head
+
+    def forward(self, time: Tensor, action: Tensor, observation: Tensor) -> Tensor:
+        x = F.silu(self.first(torch.cat([embed_time(time), action, observation], -1)))
+        for layer in self.hidden:
+            x = F.silu(layer(x))
+        return cast(Tensor, self.head(x))
+
+
+class _FlowG(nn.Module):
+    def __init__(self, velocity: Any) -> None:
+        super().__init__()
+        self.candidate, self.gate = _Stacked(velocity.candidate), _Stacked(velocity.gate)
+
+    def forward(self, time: Tensor, action: Tensor, observation: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate(time, action, observation))
+        return cast(Tensor, gate * (self.candidate(time, action, observation) - action))
+
+
+class _FlowT(nn.Module):
+    def __init__(self, velocity: Any) -> None:
+        super().__init__()
+        self.parts = velocity
+        self.layers = nn.ModuleList(map(_decoder_layer, velocity.layers))
+
+    def forward(self, time: Tensor, action: Tensor, observation: Tensor) -> Tensor:
+        parts = self.parts
+        state = parts.from_observation(observation)
+        token = (parts.from_action(action) + parts.from_time(embed_time(time))).unsqueeze(1)
+        for layer, norm in zip(self.layers, [layer.cross_attention[0] for layer in parts.layers], strict=True):
+            token = layer(token, norm(state).unsqueeze(1))
+        return cast(Tensor, parts.head(token.squeeze(1)))
+
+
+def _decoder_layer(ours: Any) -> nn.Module:
+    """torch's own pre-norm decoder layer, queries, keys and all."""
+    width = len(ours.self_norm.weight)
+    layer = nn.TransformerDecoderLayer(width, _HEADS, 4 * width, 0.0, F.gelu, batch_first=True, norm_first=True)
+    attentions = (layer.self_attn, ours.self_attention), (layer.multihead_attn, ours.cross_attention[1:])
+    with torch.no_grad():
+        for theirs, (value, out) in attentions:
+            theirs.in_proj_weight[2 * width :] = value.weight
+            theirs.in_proj_bias[2 * width :] = value.bias
+            theirs.out_proj.load_state_dict(out.state_dict())
+    layer.norm1.load_state_dict(ours.self_norm.state_dict())
+    layer.norm3.load_state_dict(ours.feed_forward[0].state_dict())
+    layer.linear1.load_state_dict(ours.feed_forward[1].state_dict())
+    layer.linear2.load_state_dict(ours.feed_forward[3].state_dict())
+    return layer
+
+
+def _published(velocity: Any) -> nn.Module:
+    match velocity:
+        case Mlp():
+            return _Stacked(velocity.trunk)
+        case FlowG():
+            return _FlowG(velocity)
+        case FlowT():
+            return _FlowT(velocity)
+    return _Whole(velocity)

@@ -31,9 +31,6 @@ PAYLOADS = {
 def bench_log(seconds: float, least_steps: int, folder: Path | None = None) -> dict[str, Any]:
     """Measure every rate with every payload, then the opening of a log of 10 000 episodes.
 
-    Returns:
-        ``rows``, with latencies in microseconds, and ``open_10k_episodes_s``.
-
     Raises:
         LogWriteError: The disk is full or too slow for one of the rates.
     """

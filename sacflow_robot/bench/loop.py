@@ -3,19 +3,14 @@ and the log writer, each in a process of its own, and the safety filter with lim
 
 from __future__ import annotations
 
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sacflow_robot.bench.serve import process, serve_native
 from sacflow_robot.data.log.recorder import StepRecorder
-from sacflow_robot.errors import RobotError, ServerError
 from sacflow_robot.robot.control.action_queue import ActionQueue
 from sacflow_robot.robot.control.operator import Operator
 from sacflow_robot.robot.control.operator_requests import OperatorRequests
@@ -25,10 +20,11 @@ from sacflow_robot.robot.control.timing import joined
 from sacflow_robot.robot.drivers.rtsim import ProcessRobot
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
+from sacflow_robot.serve.autotune import quickest
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.spec import RobotSpec
 
-_START_S, _SEED = 60.0, 40_000
+_SEED = 40_000
 
 # A Panda's, but patient: what is measured is the loop's time, which a hold would change.
 LIMITS = SafetyLimits(
@@ -66,9 +62,10 @@ def measure(policy: Path, rate_hz: float, seconds: float) -> dict[str, Any]:
     Raises:
         ServerError, RobotError: The server or the robot does not start.
     """
+    engine = quickest(policy)[0].engine
     with (
         tempfile.TemporaryDirectory() as folder,
-        _server(policy) as address,
+        process(serve_native, policy, engine, "tcp://127.0.0.1:*") as address,
         PolicyClient(address, 5.0, swap="episode") as client,
         closing(_AtRate(client.spec.robot.task, rate_hz)) as robot,
         StepRecorder(Path(folder) / "episodes.zarr", robot.spec) as log,
@@ -98,25 +95,3 @@ def measure(policy: Path, rate_hz: float, seconds: float) -> dict[str, Any]:
             left, seed = left - len(run.episode), seed + 1
     timing = joined([run.timing for run in runs])
     return {**timing.row(), "held": sum(run.held for run in runs), "steps": len(timing.sent_ns)}
-
-
-@contextmanager
-def _server(policy: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-P", "-m", "sacflow_robot", "serve", "--policy", str(policy), "--bind", address]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + _START_S
-        while True:
-            try:
-                PolicyClient(address, 0.5).close()
-                break
-            except ServerError:
-                if process.poll() is not None or time.monotonic() > until:
-                    raise RobotError(f"no server started; to see why: sacflow-robot serve --policy {policy}") from None
-        yield address
-    finally:
-        process.terminate()
-        process.wait()

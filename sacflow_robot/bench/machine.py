@@ -28,6 +28,12 @@ def present_load() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
+def now() -> dict[str, Any]:
+    """The time, and how busy the machine is: processes that wanted a core in the last 1, 5 and 15 minutes, on average."""
+    moment = datetime.datetime.now().isoformat(timespec="minutes")
+    return {"time": moment, "load": [round(value, 2) for value in os.getloadavg()]}
+
+
 def stamp() -> dict[str, Any]:
     """Date, machine and present load, with which a result begins. Call it before measuring, which is load itself."""
     return {"date": datetime.date.today().isoformat(), "machine": machine(), "load_1min": present_load()}

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import timeit
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +26,8 @@ BATCH, CHUNK = 256, 5
 _CALLS = 50  # batches per turn; a turn must be short beside what disturbs it
 
 
-@dataclass(frozen=True)
-class Row:
-    """One source of batches.
-
-    Attributes:
-        source: What draws them.
-        steps: Environment steps that it draws from.
-        batches_per_s: Batches of 256 windows of 5 steps per second.
-    """
-
-    source: str
-    steps: int
-    batches_per_s: float
-
-
-def measure_buffers(robot: RobotSpec, steps: int, turns: int, folder: Path) -> list[Row]:
-    """The replay buffer, in memory and in files under ``folder``, beside plain gathers from the same steps."""
+def measure_buffers(robot: RobotSpec, steps: int, turns: int, folder: Path) -> list[dict[str, Any]]:
+    """Batches of 256 windows of 5 steps per second: the replay buffer, in memory and in files under ``folder``, beside plain gathers from the same steps."""
     memory = ReplayBuffer(robot, CHUNK, 0.99, steps)
     files = ReplayBuffer(robot, CHUNK, 0.99, steps, folder)
     episodes = made_up_episodes(robot, steps)
@@ -68,14 +52,15 @@ def measure_buffers(robot: RobotSpec, steps: int, turns: int, folder: Path) -> l
     order = np.random.default_rng(1)
     for turn in range(turns + turns // 10):
         for name in order.permutation(list(sources)):  # nobody always follows the same one, which would leave its cache
-            draw = sources[name]
-            draw()
-            began = time.perf_counter()
-            for _ in range(_CALLS):
-                draw()
+            sources[name]()
+            spent = timeit.timeit(sources[name], number=_CALLS)
             if turn >= turns // 10:  # the first ones warm up
-                times[name].append((time.perf_counter() - began) / _CALLS)
-    return [Row(name, len(memory), round(float(1 / np.median(t)), 1)) for name, t in times.items()]
+                times[name].append(spent / _CALLS)
+    return [_row(name, len(memory), float(1 / np.median(t))) for name, t in times.items()]
+
+
+def _row(source: str, steps: int, rate: float) -> dict[str, Any]:
+    return {"source": source, "steps": steps, "batches_per_s": round(rate, 1)}
 
 
 def _gathers(
@@ -96,7 +81,7 @@ def _gathers(
     return gather, take
 
 
-def measure_robomimic(robot: RobotSpec, steps: int, seconds: float) -> list[Row]:
+def measure_robomimic(robot: RobotSpec, steps: int, seconds: float) -> list[dict[str, Any]]:
     """robomimic's SequenceDataset behind a DataLoader, in the ways that it recommends for low-dimensional data.
 
     Raises:
@@ -109,8 +94,12 @@ def measure_robomimic(robot: RobotSpec, steps: int, seconds: float) -> list[Row]
         from robomimic.utils.dataset import SequenceDataset
         from torch.utils.data import DataLoader
 
+        from sacflow_robot.data.formats.demonstrations import DemoSet
+        from sacflow_robot.data.formats.hdf5_writer import write_hdf5
+
         path = Path(folder) / "steps.hdf5"
-        write_robomimic(path, made_up_episodes(robot, steps))
+        env_args = {"env_name": "", "type": 1, "env_kwargs": {}}
+        write_hdf5(path, DemoSet(robot, made_up_episodes(robot, steps), env_args))
         keys = [a.key for a in robot.observations]
         obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys}})
         for cache in ("all", "low_dim"):
@@ -119,8 +108,8 @@ def measure_robomimic(robot: RobotSpec, steps: int, seconds: float) -> list[Row]
             )
             for workers in (0, 2):
                 loader = DataLoader(dataset, BATCH, shuffle=True, drop_last=True, num_workers=workers)
-                rate = _loader_rate(loader, seconds)
-                rows.append(Row(f"robomimic, cache {cache}, {workers} workers", len(dataset), round(rate, 1)))
+                name = f"robomimic, cache {cache}, {workers} workers"
+                rows.append(_row(name, len(dataset), _loader_rate(loader, seconds)))
     return rows
 
 
@@ -161,20 +150,3 @@ def made_up_episodes(robot: RobotSpec, steps: int) -> list[Episode]:
         )
         left -= length
     return episodes
-
-
-def write_robomimic(path: Path, episodes: Sequence[Episode]) -> None:
-    """Episodes in robomimic's HDF5 layout, as far as its SequenceDataset reads it."""
-    import h5py
-
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs["total"] = sum(map(len, episodes))
-        data.attrs["env_args"] = json.dumps({"env_name": "", "type": 1, "env_kwargs": {}})
-        for i, episode in enumerate(episodes):
-            demo = data.create_group(f"demo_{i}")
-            demo.attrs["num_samples"] = len(episode)
-            demo["actions"], demo["rewards"] = episode.action, episode.rewards
-            demo["dones"] = episode.terminated.astype(np.int64)
-            for key, rows in episode.observations.items():
-                demo[f"obs/{key}"], demo[f"next_obs/{key}"] = rows[:-1], rows[1:]

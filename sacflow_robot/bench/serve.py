@@ -7,7 +7,6 @@ else the machine does meets all of them.
 from __future__ import annotations
 
 import asyncio
-import datetime
 import itertools
 import multiprocessing as mp
 import os
@@ -16,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from sacflow_robot.bench.machine import machine
+from sacflow_robot.errors import RobotError
 from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.client import PolicyClient
@@ -37,17 +37,6 @@ _ROUNDS = 20
 IMAGES = {f"camera_{i}": np.zeros((1, 128, 128, 3), np.uint8) for i in range(2)}
 
 
-def describe() -> dict[str, Any]:
-    """Stamp of date and machine."""
-    return {"date": datetime.date.today().isoformat(), "machine": machine()}
-
-
-def now() -> dict[str, Any]:
-    """The time, and how busy the machine is: processes that wanted a core in the last 1, 5 and 15 minutes, on average."""
-    moment = datetime.datetime.now().isoformat(timespec="minutes")
-    return {"time": moment, "load": [round(value, 2) for value in os.getloadavg()]}
-
-
 def round_trips(path: Path, engine: Engine, requests: int) -> list[dict[str, Any]]:
     """A row per transport and payload: native server, bare ONNX Runtime (``InferenceSession.run``), bare ZeroMQ echo of the
     same bytes."""
@@ -55,29 +44,21 @@ def round_trips(path: Path, engine: Engine, requests: int) -> list[dict[str, Any
     observation, noise = example(policy)
     for transport, bind in _BINDS.items():
         with (
-            process(serve_native, path, engine, _place(bind, "serve")) as address,
-            process(echo, _place(bind, "echo")) as echo_address,
+            process(serve_native, path, engine, bind.format(name="serve", pid=os.getpid())) as address,
+            process(echo, bind.format(name="echo", pid=os.getpid())) as echo_address,
             PolicyClient(address) as client,
-            _dealer(echo_address) as socket,
+            dealer(echo_address) as socket,
         ):
+            inputs = policy.check(observation, noise)
             for payload, extra in (("state", {}), ("state + 2 images 128x128", IMAGES)):
                 sent = {**observation, **extra}
-                inputs = policy.check(observation, noise)
                 frames = wire.encode(wire.Message({"op": "infer", "id": 1}, {**sent, "noise": noise}))
-
-                def bounce(frames: list[Any] = frames, socket: zmq.Socket[bytes] = socket) -> None:
-                    wire.send(socket, frames)
-                    wire.receive(socket)
-
-                served, direct, echoed = take_turns(
-                    [
-                        lambda sent=sent, client=client: client.infer(sent, noise),  # type: ignore[misc]
-                        lambda inputs=inputs: policy.run(inputs),  # type: ignore[misc]
-                        bounce,
-                    ],
-                    requests,
-                )
-                own, ort, bounced = (percentiles(times) for times in (served, direct, echoed))
+                calls: list[Call] = [
+                    partial(client.infer, sent, noise),
+                    partial(policy.run, inputs),
+                    partial(_bounce, socket, frames),
+                ]
+                own, ort, bounced = map(percentiles, take_turns(calls, requests))
                 row = {"velocity": policy.spec.velocity, "transport": transport, "payload": payload, **own}
                 row |= {"ort_p50_us": ort["p50_us"], "echo_p50_us": bounced["p50_us"]}
                 row["ratio_p50"] = round(own["p50_us"] / (ort["p50_us"] + bounced["p50_us"]), 3)
@@ -85,8 +66,14 @@ def round_trips(path: Path, engine: Engine, requests: int) -> list[dict[str, Any
     return rows
 
 
+def _bounce(socket: zmq.Socket[bytes], frames: list[Any]) -> None:
+    wire.send(socket, frames)
+    wire.receive(socket)
+
+
 def against_websockets(path: Path, engine: Engine, requests: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows, and by how much they differ. Native client over TCP; the real openpi client with our gateway, and with a plain websockets + msgpack server.
+    """Rows, and by how much they differ: native client over TCP; the real openpi client with our gateway, and with a plain
+    websockets + msgpack server.
 
     Asked back to back; and each way at 20 Hz, as a robot asks, where the cores sleep in between and every answer is slower.
     """
@@ -100,12 +87,12 @@ def against_websockets(path: Path, engine: Engine, requests: int) -> tuple[list[
         warnings.simplefilter("ignore", DeprecationWarning)  # openpi-client with websockets 17
         address = stack.enter_context(process(serve_native, path, engine, _BINDS["tcp"]))
         client = stack.enter_context(PolicyClient(address))
-        ways["native"] = lambda: client.infer(observation, noise)
+        ways["native"] = partial(client.infer, observation, noise)
         for name, server in (("openpi gateway", serve_gateway), ("plain websockets + msgpack", serve_plain)):
             port = int(stack.enter_context(process(server, path, engine)))
             websocket = WebsocketClientPolicy("127.0.0.1", port)
             stack.callback(websocket._ws.close)
-            ways[name] = lambda websocket=websocket: websocket.infer(single)  # type: ignore[misc]
+            ways[name] = partial(websocket.infer, single)
         rows, gaps = [], []
         for asked, count, pause_s in (
             ("back to back", requests, 0.0),
@@ -245,15 +232,20 @@ def process(target: Callable[..., None], *args: object) -> Iterator[Any]:
     ours, theirs = context.Pipe()
     child = context.Process(target=target, args=(*args, theirs), daemon=True)
     child.start()
+    theirs.close()
     try:
-        yield ours.recv()
+        try:
+            first = ours.recv()
+        except EOFError:
+            raise RobotError("no server started; to see why: sacflow-robot serve --policy FILE") from None
+        yield first
     finally:
         child.terminate()
         child.join()
 
 
 @contextmanager
-def _dealer(address: str) -> Iterator[zmq.Socket[bytes]]:
+def dealer(address: str) -> Iterator[zmq.Socket[bytes]]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.connect(address)
@@ -261,7 +253,3 @@ def _dealer(address: str) -> Iterator[zmq.Socket[bytes]]:
         yield socket
     finally:
         context.destroy(linger=0)
-
-
-def _place(bind: str, name: str) -> str:
-    return bind.format(name=name, pid=os.getpid())

@@ -7,8 +7,8 @@ import random
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -113,23 +113,26 @@ def spoil(whole: list[bytes], rng: random.Random) -> list[bytes]:
 
 @contextmanager
 def _native(address: str, arrays: dict[str, Any], noise: Any) -> Iterator[tuple[list[bytes], Attack]]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.connect(address)
-    wire.send(socket, wire.encode(wire.Message({"op": "hello", "id": 0})))
-    session = wire.decode(wire.receive(socket)).header["session"]
-    header = {"op": "infer", "id": 1, "session": session, "client": MARKER.decode()}
-    whole = [bytes(frame) for frame in wire.encode(wire.Message(header, {**arrays, "noise": noise}))]
+    with trips.dealer(address) as socket:
+        wire.send(socket, wire.encode(wire.Message({"op": "hello", "id": 0})))
+        session = wire.decode(wire.receive(socket)).header["session"]
+        header = {"op": "infer", "id": 1, "session": session, "client": MARKER.decode()}
+        whole = [bytes(frame) for frame in wire.encode(wire.Message(header, {**arrays, "noise": noise}))]
 
-    def attack(frames: list[bytes]) -> list[bytes]:
-        socket.send_multipart(frames)
-        back: list[bytes] = []
+        def attack(frames: list[bytes]) -> list[bytes]:
+            socket.send_multipart(frames)
+            return _arrived([socket])
+
+        yield whole, attack
+
+
+def _arrived(sockets: Iterable[zmq.Socket[bytes]]) -> list[bytes]:
+    """Frames that have come back by now."""
+    back: list[bytes] = []
+    for socket in sockets:
         while socket.poll(0):
             back += socket.recv_multipart()
-        return back
-
-    yield whole, attack
-    context.destroy(linger=0)
+    return back
 
 
 @contextmanager
@@ -155,11 +158,7 @@ def _stranger(
             sockets[-1].connect(address)
         with suppress(zmq.Again):
             sockets[-1].send_multipart(frames, zmq.NOBLOCK)
-        back: list[bytes] = []
-        for socket in sockets:
-            while socket.poll(0):
-                back += socket.recv_multipart()
-        return back
+        return _arrived(sockets)
 
     yield whole, attack
     context.destroy(linger=0)
@@ -167,21 +166,15 @@ def _stranger(
 
 @contextmanager
 def _groot(address: str, arrays: dict[str, Any], noise: Any) -> Iterator[tuple[list[bytes], Attack]]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    socket = context.socket(zmq.DEALER)  # a REQ socket without its manners
-    socket.connect(address)
     data = {"observation": {"state": {key: array[:, None] for key, array in arrays.items()}}}
     whole = [msgpack.packb({"endpoint": "get_action", "data": data}, default=groot.pack)]
+    with trips.dealer(address) as socket:  # a REQ socket without its manners
 
-    def attack(frames: list[bytes]) -> list[bytes]:
-        socket.send_multipart([b"", *frames])
-        back: list[bytes] = []
-        while socket.poll(0):
-            back += socket.recv_multipart()[1:]  # what follows the empty delimiter
-        return back
+        def attack(frames: list[bytes]) -> list[bytes]:
+            socket.send_multipart([b"", *frames])
+            return [frame for frame in _arrived([socket]) if frame]  # without the empty delimiters
 
-    yield whole, attack
-    context.destroy(linger=0)
+        yield whole, attack
 
 
 @contextmanager
@@ -203,11 +196,11 @@ def _openpi(address: str, arrays: dict[str, Any], noise: Any) -> Iterator[tuple[
 
 def serve_all(path: Path, engine: Engine, ready: Connection) -> None:
     """The native port and both gateways, as ``sacflow-robot serve --openpi --groot``."""
-    with PolicyServer(OnnxPolicy(path, engine), "tcp://127.0.0.1:*") as server, ExitStack() as stack:
-        websocket = openpi.OpenpiGateway(lambda: server.policy, "127.0.0.1", 0)
-        stack.callback(websocket.close)
-        other = groot.GrootGateway(lambda: server.policy, "tcp://127.0.0.1:*")
-        stack.callback(other.close)
+    with (
+        PolicyServer(OnnxPolicy(path, engine), "tcp://127.0.0.1:*") as server,
+        closing(openpi.OpenpiGateway(lambda: server.policy, "127.0.0.1", 0)) as websocket,
+        closing(groot.GrootGateway(lambda: server.policy, "tcp://127.0.0.1:*")) as other,
+    ):
         places = {"openpi": f"ws://127.0.0.1:{websocket.port}", "groot": other.address}
         ready.send({"native": server.address, **places})
         server.run()

@@ -27,16 +27,13 @@ from sacflow_robot.serve.server import PolicyServer
 _MEMORY_SAMPLES = 20
 _LOST_AFTER_S = 5.0
 _TCP = "tcp://127.0.0.1:*"
+_CLIENTS, _HZ, _DEADLINE_S = 64, 20, 0.02
+_THROUGHPUT_S = 1.5
+_RELOADING_CLIENTS, _RELOAD_EVERY_S = 4, 1.0
 
 
 class Crowd:
-    """Clients in one process: a session and a socket each, and one loop over them all.
-
-    Args:
-        address: The server's.
-        count: How many.
-        arrays: What each of them asks with.
-    """
+    """Clients in one process, asking with the same arrays: a session and a socket each, and one loop over them all."""
 
     def __init__(self, address: str, count: int, arrays: dict[str, Any]) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -69,36 +66,34 @@ class Crowd:
         self._context.destroy(linger=0)
 
 
-def many_clients(
-    path: Path, engine: Engine, *, clients: int = 64, hz: float = 20, deadline_s: float = 0.02, seconds: float = 10
-) -> dict[str, Any]:
-    """Clients that ask at a fixed rate, out of step with each other, each answer within a deadline."""
+def many_clients(path: Path, engine: Engine, seconds: float) -> dict[str, Any]:
+    """64 clients that ask at a fixed rate, out of step with each other, each answer within a deadline."""
     arrays, noise = trips.example(OnnxPolicy(path, engine))
-    period_ns = round(1e9 / hz)
+    period_ns = round(1e9 / _HZ)
     times, counts = [], Counter[str]()
     with (
         trips.process(trips.serve_native, path, engine, _TCP) as address,
-        closing(Crowd(address, clients, {**arrays, "noise": noise})) as crowd,
+        closing(Crowd(address, _CLIENTS, {**arrays, "noise": noise})) as crowd,
     ):
         began = time.monotonic_ns() + 200_000_000
-        due = {socket: began + i * period_ns // clients for i, socket in enumerate(crowd.sockets)}
+        due = {socket: began + i * period_ns // _CLIENTS for i, socket in enumerate(crowd.sockets)}
         sent: dict[int, int] = {}
         end = began + round(seconds * 1e9)
         while (now := time.monotonic_ns()) < end or (sent and now < end + 1_000_000_000):
             for socket, at in due.items():
                 if at <= now < end:
                     due[socket] = at + period_ns
-                    sent[crowd.ask(socket, now + round(deadline_s * 1e9))] = now
+                    sent[crowd.ask(socket, now + round(_DEADLINE_S * 1e9))] = now
             for _, reply in crowd.answers((min(min(due.values()), end + 10**9) - time.monotonic_ns()) / 1e9):
                 asked = sent.pop(reply.header["id"])
                 took = time.monotonic_ns() - asked
                 if reply.header["ok"]:
                     times.append(took / 1e3)
-                    counts["answered_after_deadline"] += took > deadline_s * 1e9
+                    counts["answered_after_deadline"] += took > _DEADLINE_S * 1e9
                     counts["together"] += reply.header["batch"] > 1
                 else:
                     counts[reply.header["error"]["kind"]] += 1
-    row = {"clients": clients, "hz": hz, "deadline_ms": deadline_s * 1e3, "requests": len(times) + counts["late"]}
+    row = {"clients": _CLIENTS, "hz": _HZ, "deadline_ms": _DEADLINE_S * 1e3, "requests": len(times) + counts["late"]}
     row |= {"late": counts["late"], "answered_after_deadline": counts["answered_after_deadline"], "lost": len(sent)}
     return {
         **row,
@@ -107,19 +102,19 @@ def many_clients(
     }
 
 
-def throughput(path: Path, engine: Engine, seconds: float = 1.5, clients: int = 64) -> list[dict[str, Any]]:
+def throughput(path: Path, engine: Engine) -> list[dict[str, Any]]:
     """Requests a second when every client asks again at once, against the rows evaluated together at most."""
     arrays, noise = trips.example(OnnxPolicy(path, engine))
     rows = []
     for batch in (1, 4, 16, 64):
         with (
             trips.process(serve_batches, path, engine, batch) as address,
-            closing(Crowd(address, clients, {**arrays, "noise": noise})) as crowd,
+            closing(Crowd(address, _CLIENTS, {**arrays, "noise": noise})) as crowd,
         ):
             for socket in crowd.sockets:
                 crowd.ask(socket)
             count, sizes, began = 0, 0, time.perf_counter()
-            while time.perf_counter() < began + seconds:
+            while time.perf_counter() < began + _THROUGHPUT_S:
                 for socket, reply in crowd.answers(0.1):
                     count, sizes = count + 1, sizes + reply.header["batch"]
                     crowd.ask(socket)
@@ -128,7 +123,7 @@ def throughput(path: Path, engine: Engine, seconds: float = 1.5, clients: int = 
     return rows
 
 
-def at_rest(path: Path, engine: Engine, requests: int, deadline_s: float = 0.02) -> dict[str, Any]:
+def at_rest(path: Path, engine: Engine, requests: int) -> dict[str, Any]:
     """Many requests of one client, one after another: how many are late or wrong, and how the server's memory grows."""
     policy = OnnxPolicy(path, engine)
     arrays, noise = trips.example(policy)
@@ -136,7 +131,7 @@ def at_rest(path: Path, engine: Engine, requests: int, deadline_s: float = 0.02)
     times, memory = np.empty(requests, np.float32), []
     with (
         trips.process(serve_reloading, path, engine) as (address, pid),
-        PolicyClient(address, deadline_s=deadline_s) as client,
+        PolicyClient(address, deadline_s=_DEADLINE_S) as client,
     ):
         for i in range(requests):
             if i % max(1, requests // _MEMORY_SAMPLES) == 0:
@@ -151,15 +146,13 @@ def at_rest(path: Path, engine: Engine, requests: int, deadline_s: float = 0.02)
             times[i] = (time.perf_counter_ns() - began) / 1e3
         memory.append(_resident_mb(pid))
     row = {"while": "at rest", "clients": 1, "requests": requests, "reloads": 0}
-    row |= {"deadline_ms": deadline_s * 1e3, **{name: counts[name] for name in ("late", "lost", "wrong")}}
-    row["answered_after_deadline"] = int((times > deadline_s * 1e6).sum()) - counts["late"]
+    row |= {"deadline_ms": _DEADLINE_S * 1e3, **{name: counts[name] for name in ("late", "lost", "wrong")}}
+    row["answered_after_deadline"] = int((times > _DEADLINE_S * 1e6).sum()) - counts["late"]
     return {**row, **trips.percentiles(times), "memory_mb": memory}
 
 
-def reloading(
-    path: Path, twin: Path, engine: Engine, folder: Path, requests: int, clients: int = 4, period_s: float = 1.0
-) -> dict[str, Any]:
-    """Clients that each ask again at once, while the policy file is replaced every second by another and back; each
+def reloading(path: Path, twin: Path, engine: Engine, folder: Path, requests: int) -> dict[str, Any]:
+    """Four clients that each ask again at once, while the policy file is replaced every second by another and back; each
     answer is held against the policy that it says it is from."""
     policies = [OnnxPolicy(p, engine) for p in (path, twin)]
     arrays, noise = trips.example(policies[0])
@@ -170,13 +163,13 @@ def reloading(
     times = np.empty(requests, np.float32)
     with (
         trips.process(serve_reloading, served, engine) as (address, pid),
-        closing(Crowd(address, clients, {**arrays, "noise": noise})) as crowd,
+        closing(Crowd(address, _RELOADING_CLIENTS, {**arrays, "noise": noise})) as crowd,
     ):
         asked = {crowd.ask(socket): time.perf_counter() for socket in crowd.sockets}
-        following, done, last = time.monotonic() + period_s, 0, time.monotonic()
+        following, done, last = time.monotonic() + _RELOAD_EVERY_S, 0, time.monotonic()
         while done < requests and time.monotonic() < last + _LOST_AFTER_S:
             if time.monotonic() > following:
-                following += period_s
+                following += _RELOAD_EVERY_S
                 counts["files"] += 1
                 (folder / "next").write_bytes(contents[counts["files"] % 2])
                 (folder / "next").replace(served)
@@ -195,7 +188,12 @@ def reloading(
         memory.append(_resident_mb(pid))
         with PolicyClient(address) as client:
             reloads = client.status()["reloads_taken"]
-    row = {"while": "a new file every second", "clients": clients, "requests": min(done, requests), "reloads": reloads}
+    row = {
+        "while": "a new file every second",
+        "clients": _RELOADING_CLIENTS,
+        "requests": min(done, requests),
+        "reloads": reloads,
+    }
     row |= {"lost": max(0, requests - done), "wrong": counts["wrong"]}
     return {**row, **trips.percentiles(times[: min(done, requests)]), "memory_mb": memory}
 

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
 from sacflow_robot.robot.control.action_queue import ActionQueue
-from sacflow_robot.spec import FloatArray, Observation, PolicySpec
+from sacflow_robot.spec import FloatArray, Observation
 from sacflow_robot.utils.seeding import chunk_noise
 
 _FIRST_SEED = 10_000
+_DELAYS_MS = 10, 90
 _EEF = "robot0_eef_pos"
 
 
@@ -21,52 +22,30 @@ class DelayedPolicy:
     """A local policy whose answers take ``delay_ns`` on a clock of its own, as a client that ActionQueue asks."""
 
     def __init__(self, policy: OnnxPolicy, delay_ns: int) -> None:
+        self.spec, self.takes_prefix = policy.spec, policy.takes_prefix
         self._policy, self._delay_ns = policy, delay_ns
-        self.now_ns, self._count = 0, 0
-        self._answer: tuple[int, int, FloatArray] | None = None
+        self.now_ns = self._number = self._ready_ns = 0
 
-    @property
-    def spec(self) -> PolicySpec:
-        return self._policy.spec
+    def ask(self, observation: Observation, noise: Any = None, deadline_s: float | None = None, **decided: Any) -> int:
+        self._answer = self._policy.infer(observation, noise, **decided)
+        self._number, self._ready_ns = self._number + 1, self.now_ns + self._delay_ns
+        return self._number
 
     def clock_ns(self) -> int:
         return self.now_ns
 
-    @property
-    def takes_prefix(self) -> bool:
-        return self._policy.takes_prefix
-
-    def ask(
-        self,
-        observation: Observation,
-        noise: FloatArray | None = None,
-        deadline_s: float | None = None,
-        *,
-        prefix: FloatArray | None = None,
-        prefix_mask: FloatArray | None = None,
-    ) -> int:
-        infer: Any = self._policy.infer
-        decided = {} if prefix is None else {"prefix": prefix, "prefix_mask": prefix_mask}
-        self._count += 1
-        self._answer = self._count, self.now_ns + self._delay_ns, infer(observation, noise, **decided)
-        return self._count
-
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
-        assert self._answer is not None and self._answer[0] == number
-        if wait_s is None:  # the robot stands still meanwhile
-            return self._answer[2]
-        if self.now_ns < self._answer[1]:
+        assert self._number == number
+        if wait_s is not None and self.now_ns < self._ready_ns:  # else the robot stands still meanwhile
             raise TimeoutError
-        return self._answer[2]
+        return self._answer
 
     def keep_alive(self) -> None:
         """It is always there."""
 
 
-def seams(
-    path: Path, engine: Engine, episodes: int = 10, delays_ms: tuple[int, ...] = (10, 90)
-) -> list[dict[str, Any]]:
-    """Two rows per way of joining chunks and delay of the answers.
+def seams(path: Path, engine: Engine, episodes: int) -> list[dict[str, Any]]:
+    """Two rows per way of joining chunks and delay of the answers; none for a policy without the gripper's position.
 
     Accelerations in m/s^2: ``commanded`` is what consecutive translation commands ask for, ``measured`` that of the gripper,
     from its positions; each where a new chunk begins to be played (``seam``) and elsewhere (``within``). Needs robosuite.
@@ -74,17 +53,19 @@ def seams(
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
     policy = OnnxPolicy(path, engine)
+    if all(array.key != _EEF for array in policy.spec.robot.observations):
+        return []
     ways = [("switch", 0, False), ("blend", 2, False)]
     if policy.takes_prefix:
         ways += [("prefix", 0, True), ("prefix, blend", 2, True)]
     env, rows = RobosuiteEnv(policy.spec.robot.task), []
-    for delay_ms in delays_ms:
+    for delay_ms in _DELAYS_MS:
         for way, blend, prefix in ways:
             parts, solved = [], 0
             for seed in range(_FIRST_SEED, _FIRST_SEED + episodes):
                 network = DelayedPolicy(policy, delay_ms * 1_000_000)
                 stream = ActionQueue(network, blend=blend, prefix=prefix, clock_ns=network.clock_ns)
-                part, success = _play(env, network, stream, seed)
+                *part, success = _play(env, network, stream, seed)
                 parts.append(part)
                 solved += success
             commanded, measured, joined = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -102,7 +83,7 @@ def seams(
 
 def _play(
     env: Any, network: DelayedPolicy, stream: ActionQueue, seed: int
-) -> tuple[tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]], bool]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], bool]:
     """One episode: accelerations commanded and measured, and whether a chunk began there, from the second step on."""
     from sacflow_robot.envs.tasks import METERS_PER_ACTION
 
@@ -121,9 +102,4 @@ def _play(
         network.now_ns += network.spec.robot.period_ns
     commanded = np.linalg.norm(np.diff(np.array(actions)[:, :3], axis=0), axis=1) * METERS_PER_ACTION * rate**2
     measured = np.linalg.norm(np.diff(np.array(places, np.float64), 2, axis=0), axis=1) * rate**2
-    return (commanded, measured, np.array(joined[1:])), result.terminated
-
-
-def has_gripper_position(path: Path) -> bool:
-    """True if seams can be measured with this policy."""
-    return any(array.key == _EEF for array in OnnxPolicy(path).spec.robot.observations)
+    return commanded, measured, np.array(joined[1:]), result.terminated

@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack
 from functools import cache, partial
 from typing import Any, Literal, get_args
 
@@ -24,14 +23,12 @@ from sacflow_robot.envs import gl as gl  # before MuJoCo, which else loads OpenG
 import mujoco
 import numpy as np
 
-from sacflow_robot.envs.collector import rollout
+from sacflow_robot.envs.collector import evaluation_envs, rollout
 from sacflow_robot.envs.fast.fast_robot import FastRobot
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.vector import make_vector_env
 from sacflow_robot.episode import Episode
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.spec import Engine
-from sacflow_robot.utils.processes import core_count
 
 BenchEngine = Literal["stock", "stripped", "compiled", "physics"]
 """robosuite's own ``step``; the same without what nobody reads, as ``--env-engine stock`` has it; ``--env-engine compiled``;
@@ -44,30 +41,10 @@ _EVAL_SEED = 10_000
 _CHUNK = 5  # actions at once, as the shipped policies choose them
 
 
-@dataclass(frozen=True)
-class Row:
-    """One task under one engine.
+def measure(task: str, workers: Sequence[int], turns: int) -> list[dict[str, Any]]:
+    """A row per engine and number of workers: control steps per second of all of them together, of the median turn.
 
-    Attributes:
-        task: Name of the task.
-        engine: See ``BenchEngine``.
-        workers: Robots at once: processes, or threads for ``compiled`` and ``physics``.
-        steps_per_s: Control steps per second of all of them together.
-    """
-
-    task: str
-    engine: BenchEngine
-    workers: int
-    steps_per_s: float
-
-
-def measure(task: str, workers: Sequence[int], turns: int) -> list[Row]:
-    """Rates of all engines with each number of workers.
-
-    Args:
-        task: Name of the task.
-        workers: Robots at once, one measurement each.
-        turns: Turns that each engine takes; the median counts.
+    Workers are robots at once: processes, or threads for ``compiled`` and ``physics``.
     """
     times: dict[tuple[BenchEngine, int], list[float]] = {}
     most, context = max(workers), mp.get_context("spawn")
@@ -85,7 +62,7 @@ def measure(task: str, workers: Sequence[int], turns: int) -> list[Row]:
                     if turn > 0:  # the first one warms up
                         times.setdefault((engine, count), []).append(spent)
     return [
-        Row(task, engine, count, round(count * _STEPS / float(np.median(spent)), 1))
+        {"task": task, "engine": engine, "workers": count, "steps_per_s": round(count * _STEPS / np.median(spent), 1)}
         for (engine, count), spent in times.items()
     ]
 
@@ -107,54 +84,29 @@ def _turn(task: str, engine: BenchEngine, worker: int, turn: int, barrier: int) 
         env = _interpreted(task)
         env.begin(turn)
         step = env._suite.step if engine == "stock" else env.command
-        work = partial(_each, step, actions)
+        work = partial(list, map(step, actions))
     _here.barriers[barrier].wait(timeout=600)
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-def _each(step: Callable[[Any], Any], actions: Any) -> None:
-    for action in actions:
-        step(action)
+_interpreted = cache(RobosuiteEnv)
 
 
-@cache
-def _interpreted(task: str) -> RobosuiteEnv:
-    return RobosuiteEnv(task)
+def measure_evaluation(policy: OnnxPolicy, episodes: int, turns: int) -> tuple[list[dict[str, Any]], bool]:
+    """Time the same episodes under either engine, in turns, as ``sacflow-robot eval`` runs them.
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The same episodes of a policy under one engine, as ``sacflow-robot eval`` runs them.
-
-    Attributes:
-        engine: Name of the engine.
-        episodes: Number of episodes.
-        successes: How many were solved.
-        seconds: Median over the turns.
+    Returns:
+        A row per engine, its ``seconds`` the median over the turns; and whether all actions are equal to the last bit.
     """
-
-    engine: Engine
-    episodes: int
-    successes: int
-    seconds: float
-
-
-def measure_evaluation(policy: OnnxPolicy, episodes: int, turns: int) -> tuple[list[Evaluation], bool]:
-    """Time episodes under either engine, in turns, and compare their actions to the last bit."""
     task = policy.spec.robot.task
     engines: tuple[Engine, ...] = get_args(Engine)
     times: dict[Engine, list[float]] = {engine: [] for engine in engines}
     ran: dict[Engine, dict[int, Episode]] = {}
     seeds = range(_EVAL_SEED, _EVAL_SEED + episodes)
     with ExitStack() as stack:
-        envs = {
-            e: [
-                stack.enter_context(closing(make_vector_env(task, 1, e, background=False))) for _ in range(core_count())
-            ]
-            for e in engines
-        }
+        envs = {e: stack.enter_context(evaluation_envs(task, episodes, e)) for e in engines}
         for turn in range(turns + 1):
             for engine in engines:
                 began = time.perf_counter()
@@ -162,17 +114,18 @@ def measure_evaluation(policy: OnnxPolicy, episodes: int, turns: int) -> tuple[l
                 if turn > 0:  # the first one warms up
                     times[engine].append(time.perf_counter() - began)
                     ran[engine] = {episode.info["seed"]: episode for episode in run}
-    rows = [
-        Evaluation(e, episodes, sum(episode.success for episode in ran[e].values()), round(float(np.median(t)), 3))
-        for e, t in times.items()
-    ]
+    rows = []
+    for engine, spent in times.items():
+        solved = sum(episode.success for episode in ran[engine].values())
+        seconds = round(float(np.median(spent)), 3)
+        rows.append({"engine": engine, "episodes": episodes, "successes": solved, "seconds": seconds})
     first, second = (ran[engine] for engine in engines)
     same = all(np.array_equal(first[seed].action, second[seed].action) for seed in seeds)
     return rows, same
 
 
 class _Native:
-    """Robots in threads."""
+    """Robots of a task in threads."""
 
     def __init__(self, task: str) -> None:
         self._env = RobosuiteEnv(task)
@@ -203,6 +156,4 @@ class _Native:
             return lambda: robot.physics_only(*rows)
 
 
-@cache
-def _native(task: str) -> _Native:
-    return _Native(task)
+_native = cache(_Native)

@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
-Each command is a frozen dataclass with a ``run`` method in a module of its own, imported only when it is called, so
-that ``serve --help`` does not wait for torch.
+Each command is a frozen dataclass with a ``run`` method, in a module that is imported only when it is called, so that
+``serve --help`` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 
 from sacflow_robot import __version__
-from sacflow_robot.cli.renamed import with_new_names
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 from sacflow_robot.utils import caches
 
@@ -38,23 +37,23 @@ MOVING = ("run", "replay", "calibrate", "twin", "launch")
 # command: (module, class, what it does)
 COMMANDS = {
     "train": ("train", "Train", "train a flow policy offline to online and export it"),
-    "follow": ("follow", "Follow", "learn from what a robot logs while it runs, and replace the policy being served"),
-    "export": ("export", "Export", "export the policy of a run folder to ONNX"),
+    "follow": ("train", "Follow", "learn from what a robot logs while it runs, and replace the policy being served"),
+    "export": ("evaluate", "Export", "export the policy of a run folder to ONNX"),
     "eval": ("evaluate", "Eval", "success rate of a policy file on held-out seeds"),
     "serve": ("serve", "Serve", "serve a policy file over ZeroMQ"),
-    "top": ("top", "Top", "watch a policy server"),
-    "keys new": ("keys", "New", "make a pair of keys for a server or a client"),
+    "top": ("serve", "Top", "watch a policy server"),
+    "keys new": ("serve", "New", "make a pair of keys for a server or a client"),
     "run": ("run", "Run", "drive a robot with a served policy and log its episodes"),
-    "estop": ("estop", "Estop", "stop a running robot over the network, or enable it again"),
+    "estop": ("run", "Estop", "stop a running robot over the network, or enable it again"),
     "replay": ("replay", "Replay", "run a logged episode again; as a video; into the Rerun viewer"),
     "calibrate latency": ("calibrate", "Latency", "measure how late observations and commands are"),
     "calibrate noise": ("calibrate", "NoiseOf", "measure the sensors' errors on a robot at rest"),
     "calibrate dynamics": ("calibrate", "Dynamics", "identify joints, gains, payload and delay from motion"),
     "calibrate handeye": ("calibrate", "Handeye", "measure where a camera is, from pictures of a board in the gripper"),
-    "gap": ("gap", "GapReport", "why a robot does not do what the simulator says, ranked by cause"),
+    "gap": ("calibrate", "GapReport", "why a robot does not do what the simulator says, ranked by cause"),
     "demos collect": ("demos", "Collect", "collect demonstrations from a scripted expert"),
-    "demos convert": ("convert", "Convert", "convert demonstrations: episode log, robomimic HDF5, LeRobotDataset"),
-    "demos info": ("demo_info", "Info", "what demonstrations hold, with a page of plots"),
+    "demos convert": ("demos", "Convert", "convert demonstrations: episode log, robomimic HDF5, LeRobotDataset"),
+    "demos info": ("demos", "Info", "what demonstrations hold, with a page of plots"),
     "log info": ("log", "Info", "what an episode log holds"),
     "log verify": ("log", "Verify", "check everything in an episode log"),
     "log repair": ("log", "Repair", "save what can be read of a damaged log to a new one"),
@@ -64,19 +63,38 @@ COMMANDS = {
     "bench loop": ("bench", "BenchLoop", "how well the control loop keeps time, with everything running"),
     "bench sim": ("bench", "BenchSim", "control steps per second of the simulated tasks"),
     "bench train": ("bench", "BenchTrain", "updates per second of each algorithm and velocity"),
-    "bench export": ("bench_export", "BenchExport", "size and microseconds of exported graphs, naive and folded"),
-    "bench serve": ("bench_serve", "BenchServe", "round trips of a served policy, many clients, long and hostile runs"),
+    "bench export": ("bench_policy", "BenchExport", "size and microseconds of exported graphs, naive and folded"),
+    "bench serve": (
+        "bench_policy",
+        "BenchServe",
+        "round trips of a served policy, many clients, long and hostile runs",
+    ),
     "study gradients": ("study", "Gradients", "gradient norm at each step of the rollout, by velocity network and K"),
     "study likelihood": ("study", "Likelihood", "path density, drift and exact density against closed forms"),
     "study architecture": ("study", "Architecture", "gate, heads, width and K: gradients, success, cost of an action"),
     "study regularization": ("study", "Regularization", "regularizers and schedules on data with two ways"),
-    "twin franka": ("twin", "TwinFranka", "stand in for a Franka Panda behind deoxys, in simulation"),
+    "twin franka": ("run", "TwinFranka", "stand in for a Franka Panda behind deoxys, in simulation"),
     "launch": ("launch", "Launch", "start the processes of a launch file"),
     "doctor": ("doctor", "Doctor", "what works on this machine"),
 }
 
 GROUPS = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS if " " in name))
 """First words of the commands of two words."""
+
+
+# Names of version 0.1, still taken, each with one line that says the new name.
+_RENAMED_COMMANDS = {"study regularisation": "study regularization"}
+
+_RENAMED_OPTIONS = {
+    "arm": "enable",
+    "arm-wait": "enable-wait",
+    "handheld": "teleop",
+    "perturb": "robustness",
+    "randomise": "randomize",
+    "reload-limit": "max-action-change",
+    "spoil": "inject-bad-candidate",
+    "updates-per-step": "utd-ratio",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,33 +126,57 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Run one command and say what went wrong; returns the exit status."""
     try:
-        name, rest = _split(with_new_names(arguments))
+        name, rest = _split(_with_new_names(arguments))
         caches.lend_folders()
         return _parse(name, rest).run() or 0  # type: ignore[attr-defined]
     except BrokenPipeError:
         return 1
     except SacflowError as error:
-        print(f"{PROGRAM}: error: {one_line(error, 1000)}", file=sys.stderr)
-        return error.exit_status
+        status, said = error.exit_status, f"error: {one_line(error, 1000)}"
     except ImportError as error:
         if (error.name or PACKAGE).partition(".")[0] == PACKAGE:  # our own mistake
             raise
-        print(f"{PROGRAM}: error: {missing(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:  # what no room foresaw, e.g. a disk that filled up elsewhere
-        print(f"{PROGRAM}: error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except SystemError as error:  # compiled code turns a Ctrl-C that hits it into this
-        if not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
-            raise
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+        status, said = 2, f"error: {missing(error)}"
+    except OSError as error:  # unforeseen, e.g. a disk that filled up elsewhere
+        status, said = 1, f"error: {one_line(error)}"
     except MemoryError as error:
-        print(f"{PROGRAM}: error: out of memory: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+        status, said = 1, f"error: out of memory: {one_line(error)}"
+    except (KeyboardInterrupt, SystemError) as error:  # compiled code turns a Ctrl-C that hits it into a SystemError
+        if isinstance(error, SystemError) and not isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise
+        status, said = 130, "interrupted"
+    print(f"{PROGRAM}: {said}", file=sys.stderr)
+    return status
+
+
+def _with_new_names(arguments: Sequence[str]) -> list[str]:
+    """Replace old names of commands and options, with a line on stderr for each."""
+    command = " ".join(arguments[:2])
+    if command in _RENAMED_COMMANDS:
+        _say(command, _RENAMED_COMMANDS[command])
+        arguments = [*_RENAMED_COMMANDS[command].split(), *arguments[2:]]
+    options = _RENAMED_OPTIONS
+    if arguments[0] in ("train", "study"):
+        from sacflow_robot.learn.config_file import RENAMED
+
+        options = {**_RENAMED_OPTIONS, **{old.replace("_", "-"): new.replace("_", "-") for old, new in RENAMED.items()}}
+    renamed = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        words = option.removeprefix("--").replace("_", "-")
+        no = next((part for part in ("learner.no-", "no-") if words.startswith(part)), "")
+        plain = words.replace("no-", "", 1) if no else words
+        if option.startswith("--") and plain in options:
+            new = options[plain]
+            new = f"--{no}{new.removeprefix(no.removesuffix('no-'))}"
+            _say(option, new)
+            argument = f"{new}{equals}{value}"
+        renamed.append(argument)
+    return renamed
+
+
+def _say(old: str, new: str) -> None:
+    print(f"sacflow-robot: {old} is now {new}; the old name still works in this release", file=sys.stderr)
 
 
 def _split(arguments: list[str]) -> tuple[str, list[str]]:
@@ -177,9 +219,6 @@ def _check_given_once(name: str, arguments: Sequence[str]) -> None:
     """Refuse an option that names data and is given twice: the parser takes the last, and the first would be lost unseen.
 
     Of any other option the last counts, as in other command lines: a script may append to a command that it was given.
-
-    Raises:
-        UsageError: There is one.
     """
     given: set[str] = set()
     for argument in arguments:

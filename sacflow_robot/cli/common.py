@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import UsageError
@@ -18,7 +20,6 @@ from sacflow_robot.interfaces import Policy, VectorEnv
 from sacflow_robot.spec import NO_ENVIRONMENT, RobotSpec
 from sacflow_robot.utils.action_history import history_of as history_of
 from sacflow_robot.utils.action_history import robot_with_history as robot_with_history
-from sacflow_robot.utils.atomic_files import write_text
 from sacflow_robot.utils.console import console as console
 from sacflow_robot.utils.console import progress_bar as progress_bar
 from sacflow_robot.utils.intervals import wilson_interval
@@ -26,6 +27,8 @@ from sacflow_robot.utils.seeding import EVAL_SEED as EVAL_SEED
 from sacflow_robot.utils.seeding import RUN_SEED as RUN_SEED
 
 if TYPE_CHECKING:
+    from sacflow_robot.envs.wrappers import ActionFilter
+    from sacflow_robot.learn.config import TrainConfig
     from sacflow_robot.serve.client import Keys
 
 
@@ -40,57 +43,78 @@ def results(as_json: bool = False) -> Console:
     return out
 
 
-def print_json(data: dict[str, Any]) -> None:
-    """One JSON object on one line of stdout."""
-    print(json.dumps(data), flush=True)
-
-
-@dataclass(frozen=True)
-class ResultOptions:
-    """Options of commands that measure.
+@dataclass(frozen=True, kw_only=True)
+class JsonOptions:
+    """Option of commands that report figures.
 
     Attributes:
         json: Print the result as one JSON object.
-        out: JSON file to write the result to as well.
     """
 
     json: bool = False
-    out: Path | None = None
 
-    def finish(self, result: dict[str, Any]) -> int:
-        """Write the result and print it, as the options say; returns the exit status."""
-        if self.out is not None:
-            write_text(self.out, json.dumps(result) + "\n")
+    def say(self, *parts: object) -> None:
+        """Print results for people, each on lines of its own."""
+        out = results(self.json)
+        for part in parts:
+            out.print(part)
+
+    def finish(self, result: Mapping[str, Any]) -> int:
+        """Print the result as JSON where the option says so; returns the exit status."""
         if self.json:
-            print_json(result)
+            print(json.dumps(result), flush=True)
         return 0
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> Table:
-    """A table of rows of the same names: texts on the left, numbers on the right, columns never broken."""
+    """A table of rows of the same names: texts on the left, numbers on the right, columns never broken.
+
+    A text that reads as a number is one.
+    """
     made = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name, value in rows[0].items():
         words = name.replace("_us", " us").replace("_", " ")
-        made.add_column(words, justify="left" if isinstance(value, str) else "right", no_wrap=True)
+        number = re.fullmatch(r"[\d,.]+(e[-+]\d+|%)?", str(value)) or not isinstance(value, str)
+        made.add_column(words, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         made.add_row(*(value if isinstance(value, str) else f"{value:,}" for value in row.values()))
     return made
 
 
-def describe_success(successes: int, episodes: int) -> str:
-    """``97/100 (97 %, 95 % interval 92 % to 99 %)``."""
-    low, high = wilson_interval(successes, episodes)
-    return f"{successes}/{episodes} ({successes / max(episodes, 1):.0%}, 95 % interval {low:.0%} to {high:.0%})"
+def facts(rows: Mapping[str, str]) -> Table:
+    """A table of two columns: names, and what is known of them."""
+    made = Table(show_header=False, box=None, pad_edge=False)
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in rows.items():
+        made.add_row(Text(name, "bold"), Text(value))
+    return made
 
 
-def success_json(successes: int, episodes: int) -> dict[str, Any]:
-    low, high = wilson_interval(successes, episodes)
-    return {
-        "episodes": episodes,
-        "successes": successes,
-        "success_rate": successes / episodes if episodes else None,
-        "ci95": [low, high],
-    }
+def describe_success(found: Mapping[str, Any]) -> str:
+    """``97/100 (97 %, 95 % interval 92 % to 99 %)``, of :func:`success_json`."""
+    low, high = found["ci95"]
+    share = f"{found['success_rate'] or 0:.0%}, 95 % interval {low:.0%} to {high:.0%}"
+    return f"{found['successes']}/{found['episodes']} ({share})"
+
+
+def success_json(episodes: Sequence[Episode | bool]) -> dict[str, Any]:
+    """The figures that commands give of success, from episodes or from whether each was solved."""
+    solved, count = sum(e if isinstance(e, bool) else e.success for e in episodes), len(episodes)
+    rate = solved / count if count else None
+    return {"episodes": count, "successes": solved, "success_rate": rate, "ci95": list(wilson_interval(solved, count))}
+
+
+def evaluate_run(
+    config: TrainConfig, path: Path, count: int, limiter: Callable[[], ActionFilter] | None = None
+) -> list[Episode]:
+    """Run a training run's policy file on the first seeds of ``sacflow-robot eval``."""
+    from sacflow_robot.envs.collector import evaluation_envs
+    from sacflow_robot.export.onnx_policy import OnnxPolicy
+
+    policy = OnnxPolicy(path)
+    with evaluation_envs(config.env, count, config.env_engine, config.action_history, limiter) as envs:
+        return evaluate(policy, envs, range(EVAL_SEED, EVAL_SEED + count))
 
 
 def evaluate(policy: Policy, envs: Sequence[VectorEnv], seeds: Sequence[int]) -> list[Episode]:
@@ -107,17 +131,30 @@ def evaluate(policy: Policy, envs: Sequence[VectorEnv], seeds: Sequence[int]) ->
     return episodes
 
 
-def client_keys(own: Path | None, server: Path | None) -> Keys | None:
-    """Keys of a client, from its options --key and --server-key; None where there are neither.
+@dataclass(frozen=True, kw_only=True)
+class ClientOptions:
+    """Options of commands that ask a policy server.
 
-    Raises:
-        UsageError: Only one is given.
+    Attributes:
+        server: Address of the policy server.
+        key: Secret key file of this client, where the server asks for keys.
+        server_key: Public key file of the server, likewise.
     """
-    from sacflow_robot.serve.client import Keys
 
-    if (own is None) != (server is None):
-        raise UsageError("--key and --server-key go together: this client's secret key, and the server's public key")
-    return None if own is None or server is None else Keys(own, server)
+    server: str = "tcp://127.0.0.1:5555"
+    key: Path | None = None
+    server_key: Path | None = None
+
+    @property
+    def keys(self) -> Keys | None:
+        """This client's keys; None where there are none."""
+        from sacflow_robot.serve.client import Keys
+
+        if (self.key is None) != (self.server_key is None):
+            raise UsageError(
+                "--key and --server-key go together: this client's secret key, and the server's public key"
+            )
+        return None if self.key is None or self.server_key is None else Keys(self.key, self.server_key)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

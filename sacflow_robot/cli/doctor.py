@@ -15,19 +15,10 @@ _PACKAGES = ("numpy", "onnxruntime", "pyzmq", "zarr", "mujoco", "robosuite", "gy
 
 
 @dataclass(frozen=True)
-class Doctor:
-    """Check what works on this machine: versions, the accelerator, the simulator, off-screen rendering.
-
-    Attributes:
-        json: Print the result as one JSON object.
-    """
-
-    json: bool = False
+class Doctor(common.JsonOptions):
+    """Check what works on this machine: versions, the accelerator, the simulator, off-screen rendering."""
 
     def run(self) -> int:
-        from rich.table import Table
-        from rich.text import Text
-
         from sacflow_robot import __version__
 
         rows = {"sacflow-robot": __version__, "python": platform.python_version(), "machine": platform.platform()}
@@ -39,13 +30,8 @@ class Doctor:
         rows["accelerator"] = _probe(_accelerator)
         rows["simulator"] = _probe(_simulator)
         rows["video"] = _probe(_video)
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for name, value in rows.items():
-            table.add_row(Text(name, "bold"), Text(value))
-        common.results(self.json).print(table)
-        if self.json:
-            common.print_json(rows)
-        return 0
+        self.say(common.facts(rows))
+        return self.finish(rows)
 
 
 def _probe(check: Callable[[], str]) -> str:

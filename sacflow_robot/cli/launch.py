@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Launch:
+class Launch(common.JsonOptions):
     """Bring up the processes of a launch file, watch over them, and stop them all when the last one ends or one fails.
 
     Attributes:
@@ -28,13 +28,11 @@ class Launch:
             docs/launch.md.
         output: Folder for everything that the processes say, a file each.
         plain: Print what they say line by line, instead of one table; so it is where there is no terminal.
-        json: Print what became of the processes as one JSON object.
     """
 
     file: Annotated[Path, tyro.conf.Positional]
     output: Path | None = None
     plain: bool = False
-    json: bool = False
 
     def run(self) -> int:
         from sacflow_robot.launch.cell import read_cell
@@ -81,12 +79,11 @@ class Launch:
             supervisor.run()
             return 0
         finally:
-            if self.json:
-                processes = {
-                    p.plan.name: {"status": p.status, "restarts": p.restarts, "uptime_s": round(p.uptime_s, 1)}
-                    for p in supervisor.processes
-                }
-                common.print_json({"processes": processes})
+            processes = {
+                p.plan.name: {"status": p.status, "restarts": p.restarts, "uptime_s": round(p.uptime_s, 1)}
+                for p in supervisor.processes
+            }
+            self.finish({"processes": processes})
 
     def _open_files(self, names: list[str], stack: contextlib.ExitStack) -> dict[str, IO[str]]:
         if self.output is None:

@@ -32,6 +32,20 @@ def safety_filter(robot: Robot, profile: Profile | None) -> Safety:
     return safety
 
 
+def profile_of(path: Path | None) -> Profile | None:
+    """The calibration profile of that file; None for none."""
+    if path is None:
+        return None
+    from sacflow_robot.calibrate.profile import load_profile
+
+    return load_profile(path)
+
+
+def with_clock(robot: str, clock: str | None) -> str:
+    """The name of a robot's driver with a clock among what it takes."""
+    return robot if clock is None else f"{robot}{'&' if '?' in robot else '?'}clock={clock}"
+
+
 def teller(robot: str, say: Callable[[str], None]) -> Callable[[str], None]:
     """A function that prints a message about a robot, with the command that enables it again."""
 
@@ -89,10 +103,7 @@ class OperatorOptions:
 def operating(options: OperatorOptions, robot: RobotSpec, requests: OperatorRequests) -> Iterator[StopOnlyOperator]:
     """A person's ways to stop a robot that runs something other than episodes, while this lasts.
 
-    Args:
-        options: The ways beside signals.
-        robot: The robot.
-        requests: Requests; the caller passes signals on to them, from before it makes the robot.
+    The caller passes signals on to ``requests``, from before it makes the robot.
 
     Raises:
         KeyboardInterrupt: A signal asked the program to end; the robot is at rest.

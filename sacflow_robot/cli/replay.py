@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from sacflow_robot.cli import common
-from sacflow_robot.cli.operator import OperatorOptions, operating, safety_filter
+from sacflow_robot.cli.operator import OperatorOptions, operating, profile_of, safety_filter
 from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, one_line
 from sacflow_robot.spec import NO_ENVIRONMENT, Engine
 from sacflow_robot.utils.atomic_files import check_output
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from sacflow_robot.envs.robosuite_env import RobosuiteEnv
     from sacflow_robot.episode import Episode
     from sacflow_robot.interfaces import Robot
-    from sacflow_robot.robot.control.operator import StopOnlyOperator
     from sacflow_robot.robot.control.playback import ReplayResult
     from sacflow_robot.spec import RobotSpec
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Replay:
+class Replay(common.JsonOptions):
     """Send a logged episode's commands to a robot again, and compare what comes of them with the log.
 
     In the simulator every state is compared; with lockstep timing they come out equal. On another robot the observations
@@ -49,7 +48,6 @@ class Replay:
             logged.
         rerun: Recording to write for the Rerun viewer (.rrd); works without a simulator too, without pictures.
         operator: How a person stops the robot.
-        json: Print the result as one JSON object.
     """
 
     log: Annotated[Path, tyro.conf.Positional]
@@ -61,11 +59,11 @@ class Replay:
     env_engine: Engine | None = None
     rerun: Path | None = None
     operator: tyro.conf.OmitArgPrefixes[OperatorOptions] = field(default_factory=OperatorOptions)
-    json: bool = False
 
     def run(self) -> int:
         from sacflow_robot.data.log.reader import EpisodeLog
         from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
+        from sacflow_robot.robot.control.playback import replay_episode, sending_offsets
 
         check_output(self.video, "--video", suffix=".mp4", parents=False)
         check_output(self.rerun, "--rerun", suffix=".rrd", parents=False)
@@ -90,9 +88,19 @@ class Replay:
                     raise UsageError(f"--video needs a simulated robot to draw, and {self.robot} is none; leave it out")
                 with operating(self.operator, robot.spec, requests) as operator:
                     robot.connect()
-                    result = self._replay(robot, episode, operator)
+                    result = replay_episode(
+                        robot,
+                        episode,
+                        offsets_ns=sending_offsets(episode) if self.timing == "logged" else None,
+                        safety=safety_filter(robot, profile_of(self.profile)),
+                        operator=operator,
+                    )
             written = self._export(env, log.robot, episode, result, title)
-        self._report(index, episode, result, written)
+        told = f"{len(episode)} steps, {_verdict(episode.success)} when it was logged"
+        if result is not None:
+            told = _describe(result)
+        self.say(*(f"{kind}: {path}" for kind, path in written.items()), f"episode {index}: {told}")
+        self.finish({"episode": index, **_result_json(episode, result), "timing": self.timing})
         return 1 if result is not None and result.stopped else 0
 
     def _robot(self, spec: RobotSpec, episode: Episode) -> Robot | None:
@@ -129,22 +137,6 @@ class Replay:
             )
         return f"sim:{env}"
 
-    def _replay(self, robot: Robot, episode: Episode, operator: StopOnlyOperator) -> ReplayResult:
-        from sacflow_robot.robot.control.playback import replay_episode, sending_offsets
-
-        profile = None
-        if self.profile is not None:
-            from sacflow_robot.calibrate.profile import load_profile
-
-            profile = load_profile(self.profile)
-        return replay_episode(
-            robot,
-            episode,
-            offsets_ns=sending_offsets(episode) if self.timing == "logged" else None,
-            safety=safety_filter(robot, profile),
-            operator=operator,
-        )
-
     def _export(
         self, env: RobosuiteEnv | None, robot: RobotSpec, episode: Episode, result: ReplayResult | None, title: str
     ) -> dict[str, Path]:
@@ -153,26 +145,21 @@ class Replay:
         Pictures are drawn from states after the replay, because drawing one takes as long as a control period.
         """
         written = {}
-        drawing = env is not None and (self.video is not None or self.rerun is not None) and _can_draw(env)
+        drawing = False
+        if env is not None and (self.video is not None or self.rerun is not None):
+            try:
+                env.render()
+                drawing = True
+            except InvalidValueError as error:
+                common.console().print(f"no pictures: {error}")
         if self.video is not None and drawing and env is not None and result is not None:
             shown = replace(episode, action=result.commanded, states=result.states, info={"success": result.success})
             _write_video(self.video, env, robot, shown, title)
             written["video"] = self.video
         if self.rerun is not None:
             _write_recording(self.rerun, env, drawing, robot, episode, title)
-            written["rerun"] = self.rerun
+            written["recording"] = self.rerun
         return written
-
-    def _report(self, index: int, episode: Episode, result: ReplayResult | None, written: dict[str, Path]) -> None:
-        out = common.results(self.json)
-        for kind, path in written.items():
-            out.print(f"{'video' if kind == 'video' else 'recording'}: {path}")
-        if result is None:
-            out.print(f"episode {index}: {len(episode)} steps, {_verdict(episode.success)} when it was logged")
-        else:
-            out.print(f"episode {index}: {_describe(result)}")
-        if self.json:
-            common.print_json({"episode": index, **_result_json(episode, result), "timing": self.timing})
 
 
 def _describe(result: ReplayResult) -> str:
@@ -230,15 +217,6 @@ def _simulator(robot: Robot) -> RobosuiteEnv | None:
     from sacflow_robot.robot.drivers.sim import SimRobot
 
     return robot.env if isinstance(robot, SimRobot) and isinstance(robot.env, RobosuiteEnv) else None
-
-
-def _can_draw(env: RobosuiteEnv) -> bool:
-    try:
-        env.render()
-    except InvalidValueError as error:
-        common.console().print(f"no pictures: {error}")
-        return False
-    return True
 
 
 def _drawn(what: str, env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Pictures:

@@ -1,18 +1,19 @@
-"""``sacflow-robot run``."""
+"""``sacflow-robot run``, ``estop`` and ``twin``."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from sacflow_robot.cli import common
-from sacflow_robot.cli.operator import OperatorOptions, safety_filter, teller
-from sacflow_robot.errors import UsageError
+from sacflow_robot.cli.operator import OperatorOptions, profile_of, safety_filter, teller, with_clock
+from sacflow_robot.errors import RobotError, UsageError
 from sacflow_robot.interfaces import Recorder, Robot, SimulatedRobot
 from sacflow_robot.spec import Engine, RobotSpec
 from sacflow_robot.utils.atomic_files import check_output
@@ -30,7 +31,7 @@ _LOCKSTEP_PATIENCE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(common.ClientOptions, common.JsonOptions):
     """Drive a robot with a served policy, and log its episodes.
 
     A robot that moves on its own time (any but sim) is commanded through the safety filter. It holds when actions fail to come,
@@ -40,7 +41,6 @@ class Run:
 
     Attributes:
         robot: Driver and what it takes, e.g. sim:lift, or rtsim:lift?obs_delay_ms=40&jitter_ms=10.
-        server: Address of the policy server.
         episodes: Episodes to run.
         seed: First seed: start of the episode (on a simulated robot) and noise of the policy.
         log: Episode log to append to; made if absent.
@@ -51,13 +51,9 @@ class Run:
         clock: Of rtsim: real, or virtual, which does not wait.
         enable_wait: Longest wait for a person to enable the robot again (s).
         operator: How a person stops the robot, and takes it over.
-        key: Secret key file of this client, where the server asks for keys.
-        server_key: Public key file of the server, likewise.
-        json: Print the result as one JSON object.
     """
 
     robot: str = "sim:lift"
-    server: str = "tcp://127.0.0.1:5555"
     episodes: int = 10
     seed: int = common.RUN_SEED
     log: Path | None = None
@@ -68,9 +64,6 @@ class Run:
     clock: Literal["real", "virtual"] | None = None
     enable_wait: float = 60.0
     operator: tyro.conf.OmitArgPrefixes[OperatorOptions] = field(default_factory=OperatorOptions)
-    key: Path | None = None
-    server_key: Path | None = None
-    json: bool = False
 
     def run(self) -> int:
         from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
@@ -88,12 +81,9 @@ class Run:
         with ExitStack() as stack:
             requests = OperatorRequests()
             stack.enter_context(operator_signals(requests))
-            driver, profile = find_driver(self._robot_name(), self.env_engine), None
-            if self.profile is not None:
-                from sacflow_robot.calibrate.profile import load_profile
-
-                profile = load_profile(self.profile)
-            keys = common.client_keys(self.key, self.server_key)
+            driver = find_driver(with_clock(self.robot, self.clock), self.env_engine)
+            profile = profile_of(self.profile)
+            keys = self.keys
             robot = stack.enter_context(closing(driver()))
             if profile is not None:
                 robot = by_loop_clock(robot, profile.model.number("transport.clock_offset_ms"))
@@ -110,19 +100,13 @@ class Run:
                 for seed in range(self.seed, self.seed + self.episodes):
                     session.await_enabled()
                     runs.append(session.run(seed, client.begin_episode(seed)))
-                    solved = sum(run.episode.success for run in runs)
-                    bar.update(row, advance=1, success=f"success {solved / len(runs):.0%}")
+                    success = common.success_json([run.episode for run in runs])
+                    bar.update(row, advance=1, success=f"success {success['success_rate']:.0%}")
             except KeyboardInterrupt:
                 if self.log is not None:
                     bar.console.print(f"logged until now; see: {common.command_line('log info', self.log)}")
                 raise
-            self._report(robot, client, runs)
-        return 0
-
-    def _robot_name(self) -> str:
-        if self.clock is None:
-            return self.robot
-        return f"{self.robot}{'&' if '?' in self.robot else '?'}clock={self.clock}"
+            return self._report(robot, client, runs)
 
     def _session(
         self,
@@ -174,24 +158,103 @@ class Run:
             with ResilientRecorder(path, robot) as mending:
                 yield mending
 
-    def _report(self, robot: Robot, client: PolicyClient, runs: list[EpisodeRun]) -> None:
+    def _report(self, robot: Robot, client: PolicyClient, runs: list[EpisodeRun]) -> int:
         from sacflow_robot.robot.control.timing import joined
 
-        solved, done = sum(run.episode.success for run in runs), len(runs)
+        success = common.success_json([run.episode for run in runs])
         overruns, held = sum(run.overruns for run in runs), sum(run.held for run in runs)
         timing = joined([run.timing for run in runs])
-        out, hints = common.results(self.json), common.console()
         late = f"{overruns} late actions" + (f", {held} held" if held else "")
-        out.print(f"{self.robot}: success {common.describe_success(solved, done)}, {late}")
+        self.say(f"{self.robot}: success {common.describe_success(success)}, {late}")
         if not robot.lockstep and self.clock != "virtual":
-            out.print(timing.histogram())
+            self.say(timing.histogram())
         if self.log is not None:
-            hints.print(f"logged to {self.log}; replay one or learn from all with:")
-            hints.print(f"  {common.replay_hint(robot.spec, self.log, self.robot)}")
-            hints.print(f"  {common.train_hint(robot.spec, self.log)}")
-        if self.json:
-            result = {**common.success_json(solved, done), "overruns": overruns, "held": held}
-            result["stopped"] = [run.stopped for run in runs if run.stopped]
-            if not robot.lockstep:
-                result["timing"] = timing.row()
-            common.print_json({**result, "policy_version": client.policy_version})
+            replay = common.replay_hint(robot.spec, self.log, self.robot)
+            learn = common.train_hint(robot.spec, self.log)
+            common.console().print(f"logged to {self.log}; replay one or learn from all with:\n  {replay}\n  {learn}")
+        result = {**success, "overruns": overruns, "held": held}
+        result["stopped"] = [run.stopped for run in runs if run.stopped]
+        if not robot.lockstep:
+            result["timing"] = timing.row()
+        return self.finish({**result, "policy_version": client.policy_version})
+
+
+@dataclass(frozen=True)
+class Estop:
+    """Stop a running robot: it comes to rest within its limits, and takes no command until it is enabled again.
+
+    It says which state was reached: stopped, hold or running. This is software over a network. It does not take the
+    place of the robot's own stop button.
+
+    Attributes:
+        address: Where the running robot listens: what was given to run --estop.
+        key: Shared key file: the same that run --estop-key was given.
+        reason: Shown in the terminal of the program that moves the robot.
+        enable: Enable it again instead, after a hold or a stop. Look at the robot first.
+        timeout: Longest wait for the state (s).
+    """
+
+    address: Annotated[str, tyro.conf.Positional]
+    key: Path | None = None
+    reason: str = ""
+    enable: bool = False
+    timeout: float = 2.0
+
+    def run(self) -> int:
+        from sacflow_robot.robot.control.estop import PENDING, read_key, request
+
+        if not 0 < self.timeout <= 60:
+            raise UsageError("--timeout must be above 0 and at most 60")
+        state = request(
+            self.address, "enable" if self.enable else "stop", self.reason, read_key(self.key), self.timeout
+        )
+        within = f"within {self.timeout:g} s"
+        if self.enable and state == PENDING:
+            raise RobotError(f"{self.address}: asked to enable the robot, but it was not enabled {within}; look at it")
+        if self.enable and state != "running":
+            raise RobotError(
+                f"{self.address}: not enabled, the robot stays in {state}; the program that moves it says why"
+            )
+        if state == PENDING:
+            raise RobotError(
+                f"{self.address}: the stop was accepted, but the robot was not seen to stop {within}; "
+                "USE THE ROBOT'S OWN STOP BUTTON"
+            )
+        if not self.enable and state == "running":
+            raise RobotError(f"{self.address}: the robot was stopped, and somebody has enabled it again since")
+        print(f"{self.address}: {state}")
+        return 0
+
+
+@dataclass(frozen=True)
+class TwinFranka:
+    """Stand in for a Franka Panda and its real-time computer: deoxys's wire, over robosuite's Panda, at the robot's rates.
+
+    Whatever speaks deoxys can drive it. An episode starts anew, and faults are made, on a socket that only the twin has
+    (SACFLOW.RESET in the file); object poses are published as a tracker would (SACFLOW.OBJECTS).
+
+    Attributes:
+        config: deoxys's YAML file, the same that the driver reads.
+    """
+
+    config: Path = Path("launch/deoxys_twin.yml")
+
+    def run(self) -> int:
+        from sacflow_robot.robot.drivers.deoxys.config import load_config
+        from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
+
+        config, out = load_config(self.config), common.console()
+        with closing(FrankaTwin(config)) as twin:
+            for asked in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(asked, lambda *_: twin.stop())
+            out.print(
+                f"twin of a Franka Panda before {config.task}: states at tcp://{config.nuc_ip}:{config.state_port} "
+                f"({config.state_rate_hz:g} Hz), commands from tcp://{config.pc_ip}:{config.command_port} "
+                f"({config.policy_rate_hz:g} Hz)"
+            )
+            out.print(f"drive it with:\n  {common.command_line('run --robot', f'deoxys:{self.config}')}")
+            twin.run()
+            out.print(
+                f"stopped after {twin.commands:,} robot commands, {twin.refused} refused; {twin.overruns} ticks were late"
+            )
+        return 0

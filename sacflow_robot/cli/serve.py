@@ -1,18 +1,23 @@
-"""``sacflow-robot serve``."""
+"""``sacflow-robot serve``, ``top`` and ``keys``."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from sacflow_robot.cli import common
-from sacflow_robot.errors import UsageError
+from sacflow_robot.errors import ServerError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from sacflow_robot.export.onnx_policy import OnnxPolicy
     from sacflow_robot.serve.server import PolicyServer
 
@@ -157,3 +162,114 @@ class Serve:
             )
             lines.append(f"GR00T clients are served at {gateway.address}")
         return lines
+
+
+@dataclass(frozen=True)
+class Top(common.ClientOptions, common.JsonOptions):
+    """Watch a policy server: what it serves, how fast, and to whom.
+
+    Attributes:
+        every: Time between looks (s).
+        once: Look once and stop, as --json does.
+    """
+
+    every: float = 1.0
+    once: bool = False
+
+    def run(self) -> int:
+        from rich.live import Live
+
+        from sacflow_robot.serve.client import PolicyClient
+
+        if not 0.1 <= self.every <= 3600:
+            raise UsageError("--every must be 0.1 to 3600")
+        with PolicyClient(self.server, name="top", keys=self.keys) as client:
+            first = client.status()
+            if self.json:
+                hidden = "id", "ok", "server_ns"
+                return self.finish({name: value for name, value in first.items() if name not in hidden})
+            if self.once:
+                common.results().print(table(self.server, first, None))
+                return 0
+            with Live(table(self.server, first, None), console=common.console(), auto_refresh=False) as live:
+                while True:
+                    time.sleep(self.every)
+                    try:
+                        now = client.status()
+                    except ServerError as error:
+                        live.update(f"{error}", refresh=True)
+                        continue
+                    live.update(table(self.server, now, first), refresh=True)
+                    first = now
+
+
+def table(address: str, now: Mapping[str, Any], before: Mapping[str, Any] | None) -> Group:
+    """Table of one look at the server; rates since the look before."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    seconds = (now["server_ns"] - before["server_ns"]) / 1e9 if before is not None else 0.0
+
+    def count(name: str) -> str:
+        rate = f"  {(now[name] - before[name]) / seconds:,.0f}/s" if before is not None and seconds > 0 else ""
+        return f"{now[name]:,}{rate}"
+
+    head = Table.grid(padding=(0, 3))
+    head.add_row(
+        Text(address, "bold"), f"{now['task']}, {now['velocity']}, version {now['policy_version']}", now["engine"]
+    )
+    counts = Table("answered", "late", "refused", "dropped", "reloads", "refused", box=None, pad_edge=False)
+    names = "requests", "late", "refused", "dropped"
+    counts.add_row(*map(count, names), str(now["reloads_taken"]), str(now["reloads_refused"]))
+    phases = Table("phase", "p50 us", "p99 us", box=None, pad_edge=False)
+    for name, value in now["latency_us"].items():
+        phases.add_row(name, f"{value['p50']:,.0f}", f"{value['p99']:,.0f}")
+    clients = Table("client", "answered", "late", "refused", box=None, pad_edge=False)
+    for client in now["clients"]:
+        row = client["requests"], client["late"], client["refused"]
+        clients.add_row(Text(client["client"] or "-"), *(f"{n:,}" for n in row))
+    for part in (counts, phases, clients):
+        for column in part.columns[1:]:
+            column.justify = "right"
+    return Group(head, "", counts, "", phases, "", *_reload_line(now.get("last_reload")), clients)
+
+
+def _reload_line(last: Mapping[str, Any] | None) -> list[str]:
+    """Outcome of the last reload, in words."""
+    if last is None:
+        return []
+    if last["result"] == "refused":
+        return [f"last new file refused: {last['reason']}", ""]
+    compared = f"{last['compared_rows']} observations of late ({last['compared_share']:.0%})"
+    return [
+        f"last new file taken; actions differ by {last['mean_change']:g}, {last['max_change']:g} at most, over {compared}",
+        "",
+    ]
+
+
+@dataclass(frozen=True)
+class New:
+    """Make a pair of keys: NAME.key, to give away, and NAME.key_secret, to keep.
+
+    Make one for the server and one for each client, on the computer that it is for. Then
+
+        sacflow-robot serve --policy FILE --bind tcp://*:5555 --key keys/server.key_secret --clients keys/clients
+        sacflow-robot run --server tcp://HOST:5555 --key keys/arm.key_secret --server-key keys/server.key
+
+    where keys/clients holds the .key file of every client that may connect.
+
+    Attributes:
+        name: Name of the files, e.g. server or arm-1.
+        out: Folder to write them to; made if absent.
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    out: Path = Path("keys")
+
+    def run(self) -> int:
+        from sacflow_robot.serve.auth import new_keys
+
+        public, secret = new_keys(self.out, self.name)
+        common.results().print(f"{public}: public, for the other side\n{secret}: secret, stays here")
+        return 0

@@ -1,4 +1,4 @@
-"""``sacflow-robot train``."""
+"""``sacflow-robot train`` and ``follow``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sacflow_robot.errors import UsageError
 from sacflow_robot.learn.config import TrainConfig, check_given, extended
 from sacflow_robot.learn.presets import preset
 from sacflow_robot.spec import NO_ENVIRONMENT
+from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.learn.run_folder import RunFolder
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(common.JsonOptions):
     """Train a flow policy offline to online, or from scratch, and export it.
 
     Attributes:
@@ -31,7 +32,6 @@ class Train:
         out: Run folder to make; by default the first free runs/<env>-<velocity>-s<seed>.
         resume: Run folder to go on with; with --profile or --replay a copy of it is fitted to one robot (docs/learning.md).
         tune_updates: Updates for each step of the log when fine-tuning.
-        json: Print one JSON object as the last line.
         unchanged: The run to resume goes on as what it is, and ``config`` is its own.
     """
 
@@ -39,7 +39,6 @@ class Train:
     out: Path | None = None
     resume: Path | None = None
     tune_updates: float = 0.25
-    json: bool = False
     full: bool = False
     unchanged: Annotated[bool, tyro.conf.Suppress] = False
 
@@ -135,67 +134,100 @@ class Train:
         except Interrupted:
             common.console().print(f"stopped; no copy of {run} was made, and it is as it was")
             return 130
-        common.results(self.json).print(f"fine-tuned run: {folder.path}\npolicy:         {folder.policy}")
-        if self.json:
-            figures = {"env_steps": learner.trainer.env_steps, "updates": learner.trainer.agent.updates}
-            common.print_json({"run_dir": str(folder.path), "policy": str(folder.policy), **figures})
-        return 0
+        self.say(f"fine-tuned run: {folder.path}\npolicy:         {folder.policy}")
+        figures = {"env_steps": learner.trainer.env_steps, "updates": learner.trainer.agent.updates}
+        return self.finish({"run_dir": str(folder.path), "policy": str(folder.policy), **figures})
 
     def _finish(self, trainer: Trainer, folder: RunFolder, began: float) -> int:
-        from sacflow_robot.envs.collector import evaluation_envs
-        from sacflow_robot.export.onnx_policy import OnnxPolicy
         from sacflow_robot.learn.trained_run import export_agent, export_notes
         from sacflow_robot.learn.training_envs import training_limiter
 
-        config, out = trainer.config, common.results(self.json)
+        config, hints = trainer.config, common.console()
         notes = export_notes(config, trainer.done.offline_steps, trainer.env_steps)
         difference = export_agent(trainer.agent, notes, folder.policy)
-        policy = OnnxPolicy(folder.policy)
-        seeds = range(common.EVAL_SEED, common.EVAL_SEED + config.final_eval_episodes)
-        final = []
-        if seeds:
-            limiter = training_limiter(config)
-            with evaluation_envs(config.env, len(seeds), config.env_engine, config.action_history, limiter) as envs:
-                final = common.evaluate(policy, envs, seeds)
-        solved = sum(e.success for e in final)
-        cloning = trainer.done.evaluations[0] if trainer.done.evaluations else None
-        if cloning is not None and not config.from_scratch:
-            out.print(f"cloning alone:  {common.describe_success(cloning.successes, cloning.episodes)}")
+        count = config.final_eval_episodes
+        final = common.evaluate_run(config, folder.policy, count, training_limiter(config)) if count else []
+        success = common.success_json(final)
+        cloning = trainer.done.evaluations[0] if trainer.done.evaluations and not config.from_scratch else None
+        if cloning is not None:
+            cloned = common.success_json([i < cloning.successes for i in range(cloning.episodes)])
+            self.say(f"cloning alone:  {common.describe_success(cloned)}")
         mean_return = sum(float(e.rewards.sum()) for e in final) / len(final) if final else None
         if final:
             returned = f"return {mean_return:.4g} over {len(final)} episodes"
-            out.print(
-                f"final policy:   {returned if config.from_scratch else common.describe_success(solved, len(final))}"
-            )
+            self.say(f"final policy:   {returned if config.from_scratch else common.describe_success(success)}")
         if folder.curve.exists():
-            out.print(f"curve:          {folder.curve}")
-        out.print(f"policy:         {folder.policy} (differs from torch by {difference:.1e} at most)")
-        common.console().print(f"serve it with:\n  {common.command_line('serve --policy', folder.policy)}")
+            self.say(f"curve:          {folder.curve}")
+        self.say(f"policy:         {folder.policy} (differs from torch by {difference:.1e} at most)")
+        hints.print(f"serve it with:\n  {common.command_line('serve --policy', folder.policy)}")
         if config.env == NO_ENVIRONMENT:
-            common.console().print(
+            hints.print(
                 "not evaluated, because there is no environment; measure it on the robot with 'sacflow-robot run'"
             )
-        if self.json:
-            common.print_json(
-                {
-                    "run_dir": str(folder.path),
-                    "policy": str(folder.policy),
-                    "wall_s": round(trainer.done.wall_s + time.monotonic() - began, 1),
-                    "env_steps": trainer.env_steps,
-                    "success_rate": solved / len(final) if final else None,
-                    "bc_success_rate": cloning.success_rate if cloning and not config.from_scratch else None,
-                    "mean_return": mean_return,
-                }
-            )
-        return 0
+        return self.finish(
+            {
+                "run_dir": str(folder.path),
+                "policy": str(folder.policy),
+                "wall_s": round(trainer.done.wall_s + time.monotonic() - began, 1),
+                "env_steps": trainer.env_steps,
+                "success_rate": success["success_rate"],
+                "bc_success_rate": None if cloning is None else cloning.success_rate,
+                "mean_return": mean_return,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Follow(common.JsonOptions):
+    """Go on with a training run from what a robot logs while it runs, and replace the policy that is being served.
+
+    The server takes a new file between two episodes of a client (serve --reload); each logged episode names its policy's
+    version. A candidate that is worse, damaged or not finite is not published.
+
+    Attributes:
+        run_dir: Run folder to go on with, as train leaves it; learning goes on in it.
+        log: Episode log that 'run --log' appends to.
+        publish: Policy file to replace; by default <env>.onnx in the run folder.
+        publish_every: Environment steps taken from the log between two candidates.
+        gate_episodes: Simulated episodes that a candidate is held against the best published policy with; by default 30, and
+            0 for a run without an environment.
+        stop_after: End once so many environment steps have been learned from.
+        utd_ratio: Updates for each step of the log, in place of the run's own.
+        warmup_steps: Steps of the log during which only the critic learns, likewise.
+        inject_bad_candidate: To see the gate refuse one: corrupt the weights of the candidate of this number (1 for the first).
+    """
+
+    run_dir: Annotated[Path, tyro.conf.Positional]
+    log: Path
+    publish: Path | None = None
+    publish_every: int = 1000
+    gate_episodes: int | None = None
+    stop_after: int | None = None
+    utd_ratio: float | None = None
+    warmup_steps: int | None = None
+    inject_bad_candidate: int = 0
+
+    def run(self) -> int:
+        from sacflow_robot.learn.online_learner import OnlineConfig, learn_from_log
+        from sacflow_robot.learn.training_guards import Interrupted
+
+        online = OnlineConfig(
+            self.log, self.publish, self.publish_every, self.gate_episodes, self.stop_after,
+            inject_bad_candidate=self.inject_bad_candidate,
+        )  # fmt: skip
+        check_output(self.publish, "--publish")
+        named = {"utd_ratio": self.utd_ratio, "warmup_steps": self.warmup_steps}
+        try:
+            learner = learn_from_log(self.run_dir, online, {n: v for n, v in named.items() if v is not None})
+        except Interrupted:
+            common.console().print(f"saved in {self.run_dir}")
+            return 130
+        figures = {"env_steps": learner.trainer.env_steps, "updates": learner.trainer.agent.updates}
+        return self.finish({**figures, "published": learner.gate.published, "refused": learner.gate.refused})
 
 
 def options_given(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Values of the options on a command line, by name with hyphens; of one given twice the last counts.
-
-    Raises:
-        UsageError: One that decides over the defaults of others has no value.
-    """
+    """Values of the options on a command line, by name with hyphens; of one given twice the last counts."""
     given: dict[str, list[str]] = {}
     values: list[str] = []
     for argument in arguments:

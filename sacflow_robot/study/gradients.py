@@ -12,15 +12,16 @@ Gradient clipping does not enter the numbers themselves; it changes which networ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
-from torch import Tensor, nn
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from sacflow_robot.envs.gymnasium_env import GymnasiumEnv
 from sacflow_robot.envs.vector import ThreadVectorEnv
@@ -34,6 +35,7 @@ from sacflow_robot.learn.presets import preset
 from sacflow_robot.study.options import GradientsOptions
 from sacflow_robot.study.report import Report, geometric_mean, listed
 from sacflow_robot.study.runs import RunAll, train
+from sacflow_robot.study.targets import latents_of
 from sacflow_robot.utils.plot_style import COLORS, MARKERS, new_figure, tidy
 
 # name: velocity, largest norm of the policy's gradient, weight norm
@@ -50,11 +52,7 @@ _RANDOM_STEPS = 1000  # before the first update; an episode of HalfCheetah
 
 
 def study(options: GradientsOptions, run_all: RunAll) -> Report:
-    """Measure at initialization and after updates of SAC from scratch.
-
-    Raises:
-        UnknownNameError: A variant has no such name.
-    """
+    """Measure at initialization and after updates of SAC from scratch."""
     for name in options.variants:
         if name not in VARIANTS:
             raise UnknownNameError("variant", name, VARIANTS)
@@ -68,42 +66,20 @@ def study(options: GradientsOptions, run_all: RunAll) -> Report:
 
 
 def gradient_norms(agent: SacFlow, observation: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
-    """Gradient of the actor loss's value term at raw observations (B, O).
-
-    Returns:
-        Mean over the batch of ||dL_b/dA_k|| (K + 1,), L_b being -Q of a row; and the norm of the loss's gradient
-        in all parameters of the velocity network.
-    """
+    """Gradient of the actor loss's value term at raw observations (B, O): mean over the batch of ||dL_b/dA_k|| (K + 1,), L_b
+    being -Q of a row; and the norm of the loss's gradient in all parameters of the velocity network."""
     policy: FlowPolicy = agent.policy
-    latents: list[Tensor] = []
-
-    def note(_: nn.Module, args: tuple[Any, ...]) -> None:
-        args[1].retain_grad()
-        latents.append(args[1])
-
     noise = policy.draw(len(observation), generator).requires_grad_()
-    hook = policy.velocity.register_forward_pre_hook(note)
-    try:
-        rollout = policy.rollout(observation, noise)
-    finally:
-        hook.remove()
-    rollout.latent.retain_grad()
+    latents, rollout = latents_of(policy, observation, noise)
     members = agent.critic(policy.normalize(observation), rollout.action)
     loss = -aggregate(members, agent.config.learner.critic_aggregate).mean()
-    parameters = list(policy.velocity.parameters())
-    for parameter in parameters:
-        parameter.grad = None
-    loss.backward()  # type: ignore[no-untyped-call]
-    grads = [latent.grad for latent in (*latents, rollout.latent)]
-    norms = torch.stack([len(observation) * g.norm(dim=-1).mean() for g in grads if g is not None])
-    total = torch.stack([p.grad.norm() for p in parameters if p.grad is not None]).norm()
-    agent.policy.zero_grad(set_to_none=True)
-    agent.critic.zero_grad(set_to_none=True)
+    grads = torch.autograd.grad(loss, [*latents, *policy.velocity.parameters()], allow_unused=True)
+    norms = torch.stack([len(observation) * grad.norm(dim=-1).mean() for grad in grads[: len(latents)]])
+    total = torch.stack([grad.norm() for grad in grads[len(latents) :] if grad is not None]).norm()
     return norms, float(total)
 
 
-@dataclass(frozen=True)
-class _Case:
+class _Case(NamedTuple):
     variant: str
     euler_steps: int
     seed: int
@@ -145,53 +121,35 @@ def _measure(options: GradientsOptions, case: _Case) -> list[dict[str, Any]]:
             chosen = torch.randint(len(observations), (_ROWS,), generator=generator)
             measured.append(gradient_norms(agent, observations[chosen].to(device), agent.generator))  # type: ignore[arg-type]
         norms = torch.stack([m[0] for m in measured]).mean(0).tolist()
+        about = {"updates": updates, "euler_steps": case.euler_steps, "variant": case.variant, "seed": case.seed}
+        total = float(np.mean([m[1] for m in measured]))
         for k, norm in enumerate(norms):
-            rows.append(
-                {
-                    "updates": updates,
-                    "euler_steps": case.euler_steps,
-                    "variant": case.variant,
-                    "seed": case.seed,
-                    "k": k,
-                    "action_gradient": norm,
-                    "of_last": norm / norms[-1],
-                    "parameter_gradient": float(np.mean([m[1] for m in measured])),
-                }
-            )
+            ratios = {"action_gradient": norm, "of_last": norm / norms[-1], "parameter_gradient": total}
+            rows.append({**about, "k": k, **ratios})
     return rows
-
-
-def _amplification(rows: list[dict[str, Any]], **where: Any) -> list[float]:
-    """||dL/dA_0|| / ||dL/dA_K||, one for each seed."""
-    return [r["of_last"] for r in rows if r["k"] == 0 and all(r[key] == value for key, value in where.items())]
 
 
 def _draw(rows: list[dict[str, Any]], options: GradientsOptions) -> Figure:
     stages = sorted({row["updates"] for row in rows})
     figure = new_figure(2.9 * len(options.euler_steps) + 0.6, 2.7 * len(stages) + 0.5)
-    grid = figure.subplots(len(stages), len(options.euler_steps), squeeze=False, sharey=True)
-    for i, updates in enumerate(stages):
-        for j, steps in enumerate(options.euler_steps):
-            axes = grid[i][j]
-            for n, variant in enumerate(options.variants):
-                of_last = _by_step(rows, updates, steps, variant)
-                if not len(of_last):
-                    continue
-                middle = np.exp(np.log(of_last).mean(0))
-                x, color = np.arange(steps + 1), COLORS[n % len(COLORS)]
-                axes.fill_between(x, of_last.min(0), of_last.max(0), color=color, alpha=0.13, lw=0)
-                axes.plot(x, middle, f"{MARKERS[n % len(MARKERS)]}-", color=color, ms=4, lw=1.5, label=variant)
-            when = "at initialization" if updates == 0 else f"after {updates:,} updates"
-            tidy(axes, f"K = {steps}, {when}")
-            axes.axhline(1, color="#222222", lw=0.8, ls=(0, (4, 3)), zorder=1)
-            axes.set(yscale="log", xlim=(-0.15, steps + 0.15))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-            axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: ""))
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            if i == len(stages) - 1:
-                axes.set_xlabel("rollout step k  (0: noise, K: action)")
-            if j == 0:
-                axes.set_ylabel(r"$\|\partial L/\partial A_k\|\ /\ \|\partial L/\partial A_K\|$")
+    grid: Any = figure.subplots(len(stages), len(options.euler_steps), squeeze=False, sharey=True)
+    for axes, (updates, steps) in zip(grid.flat, itertools.product(stages, options.euler_steps), strict=True):
+        for n, variant in enumerate(options.variants):
+            of_last = _by_step(rows, updates, steps, variant)
+            if not len(of_last):
+                continue
+            middle = np.exp(np.log(of_last).mean(0))
+            x, color = np.arange(steps + 1), COLORS[n % len(COLORS)]
+            axes.fill_between(x, of_last.min(0), of_last.max(0), color=color, alpha=0.13, lw=0)
+            axes.plot(x, middle, f"{MARKERS[n % len(MARKERS)]}-", color=color, ms=4, lw=1.5, label=variant)
+        tidy(axes, f"K = {steps}, {f'after {updates:,} updates' if updates else 'at initialization'}")
+        axes.axhline(1, color="#222222", lw=0.8, ls=(0, (4, 3)), zorder=1)
+        axes.set(yscale="log", xlim=(-0.15, steps + 0.15), xlabel="rollout step k  (0: noise, K: action)")
+        axes.set_ylabel(r"$\|\partial L/\partial A_k\|\ /\ \|\partial L/\partial A_K\|$")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.label_outer()
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     return figure
@@ -209,24 +167,23 @@ def _read(rows: list[dict[str, Any]], options: GradientsOptions) -> str:
     spread: dict[str, float] = {}
     parts = []
     for variant in options.variants:
-        ratios = _amplification(rows, updates=last, euler_steps=most, variant=variant)
-        if not ratios:
+        ratios = _by_step(rows, last, most, variant)
+        if not len(ratios):
             parts.append(f"no number for {variant}, which diverged")
             continue
-        curve = np.exp(np.log(_by_step(rows, last, most, variant)).mean(0))
+        curve = np.exp(np.log(ratios).mean(0))
         spread[variant] = float(curve.max() / curve.min())
-        parts.append(f"{geometric_mean(ratios):.2g} for {variant}")
+        parts.append(f"{geometric_mean(ratios[:, 0]):.2g} for {variant}")
     runs = {(r["variant"], r["euler_steps"], r["seed"]) for r in rows if r["updates"] == last}
     cases = len(options.variants) * len(options.euler_steps) * len(options.all_seeds)
     lost = cases - len(runs)
-    flattest = min(spread, key=lambda name: spread[name])
     order = sorted(spread, key=lambda name: spread[name])
     text = (
         f"On {options.env}, after {last:,} updates of SAC from scratch at K = {most}, with sigma learned and the drift not "
         f"corrected, the gradient of the value term that arrives at the noise "
         f"is, in terms of that at the action, {listed(parts)} (geometric mean over {len(options.all_seeds)} seeds). From the "
         f"smallest to the largest of the {most + 1} norms it is a factor of "
-        f"{listed([f'{spread[name]:.3g} ({name})' for name in order])}: {flattest} is the flattest."
+        f"{listed([f'{spread[name]:.3g} ({name})' for name in order])}: {order[0]} is the flattest."
     )
     if {"flow-l", "flow-t", "flow-g"} <= spread.keys():
         light, token, gated = (spread[name] for name in ("flow-l", "flow-t", "flow-g"))

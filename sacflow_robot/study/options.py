@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
 from sacflow_robot.errors import UsageError
+
+_LEAST = {"seed": 0, "samples": 1000}  # of numbers that options give; 1 of all others
 
 
 @dataclass(frozen=True)
@@ -18,19 +20,23 @@ class StudyOptions:
         seed: First seed.
         full: Take the published sizes and budgets, meant for a GPU.
         workers: Processes at once; by default one for each core.
-        json: Print one JSON object.
     """
 
     out: Path = Path("docs/studies")
     seed: int = 0
     full: bool = False
     workers: int | None = None
-    json: bool = False
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UsageError(f"--seed is {self.seed}; it must be at least 0")
-        check_positive(workers=1 if self.workers is None else self.workers)
+        for option in fields(self):
+            value, least = getattr(self, option.name), _LEAST.get(option.name, 1)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if option.default and not numbers:
+                numbers = (0,)
+            for number in numbers:
+                if type(number) is int and number < least:
+                    name = option.name.replace("_", "-")
+                    raise UsageError(f"--{name} is {number}; it must be at least {least}")
 
     @property
     def device(self) -> str:
@@ -55,13 +61,8 @@ class GradientsOptions(StudyOptions):
     variants: tuple[str, ...] = ()
     env: str = "HalfCheetah-v5"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(seeds=self.seeds, updates=self.update_count, euler_steps=min(self.euler_steps, default=0))
-
     @property
     def update_count(self) -> int:
-        """Updates of SAC, one for each environment step, after which it is measured again."""
         return (50_000 if self.full else 500) if self.updates is None else self.updates
 
     @property
@@ -79,35 +80,9 @@ class LikelihoodOptions(StudyOptions):
 
     samples: int | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sample_count < 1000:
-            raise UsageError(f"--samples is {self.sample_count}; it must be at least 1000")
-
     @property
     def sample_count(self) -> int:
         return (1_000_000 if self.full else 100_000) if self.samples is None else self.samples
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Size of a run on the task of two ways.
-
-    Attributes:
-        demos: Demonstrations, the same for all runs.
-        offline_steps: Updates of cloning.
-        online_steps: Environment steps online.
-        episodes: Episodes that each policy is judged by at the end, from starts held out.
-        full: Take the published network sizes, batch and updates per step.
-        device: Where to compute.
-    """
-
-    demos: int = 200
-    offline_steps: int = 2000
-    online_steps: int = 6000
-    episodes: int = 100
-    full: bool = False
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -129,18 +104,14 @@ class TrialOptions(StudyOptions):
     quick: ClassVar[tuple[int, int]] = 2000, 6000
     """Steps offline and online without --full."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        budget = self.budget
-        offline, online = budget.offline_steps, budget.online_steps
-        check_positive(seeds=self.seeds, offline_steps=offline, online_steps=online, episodes=self.episodes)
-
     @property
-    def budget(self) -> Budget:
+    def steps(self) -> tuple[int, int]:
+        """Updates of cloning, and environment steps online."""
         offline, online = (100_000, 100_000) if self.full else self.quick
-        offline = offline if self.offline_steps is None else self.offline_steps
-        online = online if self.online_steps is None else self.online_steps
-        return Budget(200, offline, online, self.episodes, self.full, self.device)
+        return (
+            offline if self.offline_steps is None else self.offline_steps,
+            online if self.online_steps is None else self.online_steps,
+        )
 
     @property
     def all_seeds(self) -> range:
@@ -163,18 +134,3 @@ class ArchitectureOptions(TrialOptions):
     euler_steps: tuple[int, ...] = (1, 4, 16)
 
     quick: ClassVar[tuple[int, int]] = 1000, 2800  # some 50 runs, which are to be done in 20 minutes
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(widths=min(self.widths, default=0), euler_steps=min(self.euler_steps, default=0))
-
-
-def check_positive(**values: int) -> None:
-    """Refuse options below 1.
-
-    Raises:
-        UsageError: There is one.
-    """
-    for name, value in values.items():
-        if value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")

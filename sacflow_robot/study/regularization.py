@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,10 +14,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
 from sacflow_robot.study import two_ways
-from sacflow_robot.study.options import Budget, TrialOptions
+from sacflow_robot.study.options import TrialOptions
 from sacflow_robot.study.report import Report, listed
 from sacflow_robot.study.runs import RunAll
-from sacflow_robot.study.trial import Path, run_trial, trial_config
+from sacflow_robot.study.two_ways import Path, run_trial, trial_config
 from sacflow_robot.utils.plot_style import (
     BLACK,
     BLUE,
@@ -44,18 +44,18 @@ _MEASURES = {
     "action_distance": "distance from the data's actions",
 }
 _MOST_PATHS = 60
+_CLONING = "cloning", "-"
+_PAIRS = [(regularizer, schedule) for regularizer in BC_LOSSES for schedule in SCHEDULES]
 
 
-@dataclass(frozen=True)
-class _Case:
+class _Case(NamedTuple):
     regularizer: str  # or "cloning": the offline phase alone
     schedule: str
     seed: int
     cloned: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class _Result:
+class _Result(NamedTuple):
     row: dict[str, Any]
     paths: list[Path]
     solved: list[bool]
@@ -64,24 +64,23 @@ class _Result:
 
 def study(options: TrialOptions, run_all: RunAll) -> Report:
     """Clone once for each seed, and go on from that clone with every pair of regularizer and schedule."""
-    measure = partial(_measure, options.budget)
-    clones = run_all(measure, [_Case("cloning", "-", seed) for seed in options.all_seeds])
+    measure = partial(_measure, options)
+    clones = run_all(measure, [_Case(*_CLONING, seed) for seed in options.all_seeds])
     start = dict(zip(options.all_seeds, clones, strict=True))
-    pairs = [(regularizer, schedule) for regularizer in BC_LOSSES for schedule in SCHEDULES]
-    cases = [_Case(*pair, seed, start[seed].agent) for pair in pairs for seed in options.all_seeds]
+    cases = [_Case(*pair, seed, start[seed].agent) for pair in _PAIRS for seed in options.all_seeds]
     results = [*clones, *run_all(measure, cases)]
     rows = [result.row for result in results]
     return Report("regularization", rows, _draw(results, options), _read(rows))
 
 
-def _measure(budget: Budget, case: _Case) -> _Result:
+def _measure(options: TrialOptions, case: _Case) -> _Result:
     cloning = case.regularizer == "cloning"
     if cloning:
-        config = replace(trial_config(budget, case.seed), online_steps=0)
+        config = replace(trial_config(options, case.seed), online_steps=0)
     else:
         weight = BC_LOSSES[case.regularizer]
-        config = trial_config(budget, case.seed, bc_loss=case.regularizer, bc_schedule=case.schedule, bc_coef=weight)
-    outcome = run_trial(config, budget, case.cloned)
+        config = trial_config(options, case.seed, bc_loss=case.regularizer, bc_schedule=case.schedule, bc_coef=weight)
+    outcome = run_trial(config, options.episodes, case.cloned)
     row = {
         "bc_loss": case.regularizer,
         "schedule": case.schedule,
@@ -93,8 +92,8 @@ def _measure(budget: Budget, case: _Case) -> _Result:
     return _Result(row, outcome.paths, outcome.solved, outcome.agent.state_dict() if cloning else None)
 
 
-def _of(rows: Sequence[dict[str, Any]], regularizer: str, schedule: str, measure: str) -> list[float]:
-    return [r[measure] for r in rows if (r["bc_loss"], r["schedule"]) == (regularizer, schedule)]
+def _of(rows: Sequence[dict[str, Any]], pair: tuple[str, str], measure: str) -> list[float]:
+    return [r[measure] for r in rows if (r["bc_loss"], r["schedule"]) == pair]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -108,17 +107,13 @@ def _draw(results: Sequence[_Result], options: TrialOptions) -> Figure:
     parts: Any = figure.subfigures(1, 2, width_ratios=[1.75, 1], wspace=0.02)
     left, right = parts
     grid: Any = left.subplots(len(BC_LOSSES), len(SCHEDULES), sharex=True, sharey=True)
-    demos = two_ways.demonstrate(range(TRAINING_SEED, TRAINING_SEED + min(options.budget.demos, _MOST_PATHS)))
+    demos = two_ways.demonstrate(range(TRAINING_SEED, TRAINING_SEED + _MOST_PATHS))
     shown = {(r.row["bc_loss"], r.row["schedule"]): r for r in results if r.row["seed"] == options.all_seeds[0]}
-    for i, regularizer in enumerate(BC_LOSSES):
-        for j, schedule in enumerate(SCHEDULES):
-            axes = grid[i][j]
-            _draw_paths(axes, shown[regularizer, schedule], [e.observations["position"] for e in demos])
-            tidy(axes, f"{regularizer}, {schedule}", grid="both")
-            if i == len(BC_LOSSES) - 1:
-                axes.set_xlabel("x (m)")
-            if j == 0:
-                axes.set_ylabel("y (m)")
+    for axes, pair in zip(grid.flat, _PAIRS, strict=True):
+        _draw_paths(axes, shown[pair], [e.observations["position"] for e in demos])
+        tidy(axes, ", ".join(pair), grid="both")
+        axes.set(xlabel="x (m)", ylabel="y (m)")
+        axes.label_outer()
     lines = [("demonstrations", "#bbbbbb", ""), ("left", BLUE, ""), ("right", ORANGE, ""), ("failed", VERMILION, "x")]
     handles = [Line2D([], [], color=color, marker=marker, mew=1.5, label=name) for name, color, marker in lines]
     left.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
@@ -140,19 +135,8 @@ def _draw_paths(axes: Axes, result: _Result, demos: list[Path]) -> None:
         axes.plot(path[:, 0], path[:, 1], color=color, lw=0.8, alpha=0.6, zorder=3)
         if not success:
             axes.plot(*path[-1], "x", color=VERMILION, ms=5, mew=1.3, zorder=5)
-    row = result.row
-    axes.text(
-        0.5,
-        0.5,
-        f"{row['success_rate']:.0%}",
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        color="white",
-        fontsize=11,
-        fontweight="bold",
-        zorder=6,
-    )
+    look: dict[str, Any] = {"ha": "center", "va": "center", "color": "white", "fontsize": 11, "fontweight": "bold"}
+    axes.text(0.5, 0.5, f"{result.row['success_rate']:.0%}", transform=axes.transAxes, zorder=6, **look)
     axes.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal", xticks=(-1, 0, 1), yticks=(-1, 0, 1))
 
 
@@ -160,52 +144,44 @@ def _draw_measure(axes: Axes, rows: list[dict[str, Any]], measure: str, label: s
     colors = dict(zip(SCHEDULES, (GREEN, PURPLE, BLACK), strict=True))
     for i, regularizer in enumerate(BC_LOSSES):
         for j, schedule in enumerate(SCHEDULES):
-            values = _of(rows, regularizer, schedule, measure)
-            x = i + 0.24 * (j - 1)
-            axes.plot([x] * len(values), values, MARKERS[j], color=colors[schedule], ms=4, alpha=0.45, mew=0)
-            middle = _mean(values)
-            axes.plot(
-                [x - 0.09, x + 0.09], [middle] * 2, color=colors[schedule], lw=2.4, label=schedule if i == 0 else None
-            )
-    cloned = _mean(_of(rows, "cloning", "-", measure))
+            values = _of(rows, (regularizer, schedule), measure)
+            x, color = i + 0.24 * (j - 1), colors[schedule]
+            axes.plot([x] * len(values), values, MARKERS[j], color=color, ms=4, alpha=0.45, mew=0)
+            label_once = schedule if i == 0 else None
+            axes.plot([x - 0.09, x + 0.09], [_mean(values)] * 2, color=color, lw=2.4, label=label_once)
+    cloned = _mean(_of(rows, _CLONING, measure))
     axes.axhline(cloned, color=GRAY, lw=1, ls=(0, (4, 3)), zorder=1, label="cloning alone")
     tidy(axes, label)
     axes.set_xticks(range(len(BC_LOSSES)), list(BC_LOSSES))
     axes.set_xlim(-0.5, len(BC_LOSSES) - 0.5)
+    axes.set_ylim(0, {"success_rate": 1.04, "rarer_way": 0.52}.get(measure))
     if measure == "success_rate":
-        axes.set_ylim(0, 1.04)
-        axes.figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=8
-        )
-    elif measure == "rarer_way":
-        axes.set_ylim(0, 0.52)
-    else:
-        axes.set_ylim(0, None)
+        handles = axes.get_legend_handles_labels()
+        axes.figure.legend(*handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
 
 
 def _read(rows: list[dict[str, Any]]) -> str:
-    def mean(regularizer: str, schedule: str, measure: str) -> float:
-        return _mean(_of(rows, regularizer, schedule, measure))
+    def mean(pair: tuple[str, str], measure: str) -> float:
+        return _mean(_of(rows, pair, measure))
 
-    pairs = [(r, s) for r in BC_LOSSES for s in SCHEDULES]
-    seeds = len(_of(rows, "cloning", "-", "seed"))
+    seeds = len(_of(rows, _CLONING, "seed"))
 
     def told(pair: tuple[str, str]) -> str:
-        success, way, steps, off = (mean(pair[0], pair[1], measure) for measure in _MEASURES)
+        success, way, steps, off = (mean(pair, measure) for measure in _MEASURES)
         return f"{pair[0]} {pair[1]} {success:.0%}, {way:.0%}, {steps:.0f}, {off:.2f}"
 
-    kept = [pair for pair in pairs if mean(pair[0], pair[1], "rarer_way") >= 0.2]
-    lost = [pair for pair in pairs if pair not in kept]
-    best = max(pairs, key=lambda pair: mean(pair[0], pair[1], "success_rate"))
-    fastest = min(pairs, key=lambda pair: np.nan_to_num(mean(pair[0], pair[1], "mean_steps"), nan=np.inf))
+    lost = [pair for pair in _PAIRS if mean(pair, "rarer_way") < 0.2]
+    best = max(_PAIRS, key=lambda pair: mean(pair, "success_rate"))
+    fastest = min(_PAIRS, key=lambda pair: np.nan_to_num(mean(pair, "mean_steps"), nan=np.inf))
     text = (
         f"Success, share of the rarer way, steps to the goal and distance from the data's actions, means over seeds ({seeds}): "
-        f"{told(('cloning', '-'))}; {'; '.join(map(told, pairs))}. Most successful is {best[0]} with the {best[1]} schedule, "
+        f"{told(_CLONING)}; {'; '.join(map(told, _PAIRS))}. Most successful is {best[0]} with the {best[1]} schedule, "
         f"fastest {fastest[0]} with the {fastest[1]} one. "
     )
     if lost:
-        names = listed([f"{r} {s} ({mean(r, s, 'rarer_way'):.0%})" for r, s in lost])
-        text += f"The rarer way falls below 20 % of successes with {names}; the other {len(kept)} keep both ways."
+        names = listed([f"{' '.join(pair)} ({mean(pair, 'rarer_way'):.0%})" for pair in lost])
+        kept = len(_PAIRS) - len(lost)
+        text += f"The rarer way falls below 20 % of successes with {names}; the other {kept} keep both ways."
     else:
         text += "All keep both ways: the rarer one has at least 20 % of the successes."
     unfinished = sum(not row["finished"] for row in rows)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,16 +18,9 @@ from sacflow_robot.utils.plot_style import save
 Row = Mapping[str, str | int | float]
 
 
-@dataclass(frozen=True)
-class Report:
-    """The outcome of a study.
-
-    Attributes:
-        name: The study's name; its files are named after it.
-        rows: The table, with the same columns in every row.
-        figure: The picture.
-        reading: What the numbers say, one paragraph.
-    """
+class Report(NamedTuple):
+    """The outcome of a study: its name, which its files get; a table with the same columns in every row; a picture; and what
+    the numbers say, one paragraph."""
 
     name: str
     rows: Sequence[Row]
@@ -35,11 +28,9 @@ class Report:
     reading: str
 
     def write(self, folder: Path, made_by: str) -> dict[str, Path]:
-        """Write ``NAME.png``, ``NAME.csv`` and ``NAME.md``, replacing those of an earlier study; returns the paths.
+        """Write ``NAME.png``, ``NAME.csv`` and ``NAME.md`` to a folder that exists, replacing those of an earlier study.
 
-        Args:
-            folder: Where; it exists.
-            made_by: The line below the paragraph: command, version, date.
+        ``made_by`` is the line below the paragraph: command, version, date.
         """
         paths = {kind: folder / f"{self.name}.{kind}" for kind in ("png", "csv", "md")}
         save(self.figure, paths["png"])
@@ -53,11 +44,7 @@ class Report:
 
 
 def make_folder(path: Path) -> Path:
-    """Make the folder that a study writes to, before it computes anything.
-
-    Raises:
-        UsageError: It cannot be made.
-    """
+    """Make the folder that a study writes to, before it computes anything."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -37,14 +37,9 @@ def train(
 ) -> tuple[Trainer, bool]:
     """Train as ``sacflow-robot train`` does; the trainer at the end of it, and whether training came there.
 
-    A run that diverges is a result of a study, not its end: the trainer is then as it was when that was noticed.
-
-    Args:
-        config: The run's configuration, which evaluates nothing on the way.
-        envs: Robots that training moves.
-        demos: What to clone; none from scratch.
-        cloned: State of an agent that the offline phase has ended with already, so that several runs go on from one.
-        prepare: Called with the agent before its first update.
+    A run that diverges is a result of a study, not its end: the trainer is then as it was when that was noticed. ``demos`` are
+    what to clone; ``cloned`` is the state of an agent that has cloned already, so that several runs go on from one; ``prepare``
+    is called with the agent before its first update.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder.create(Path(name) / "run", config)
@@ -73,13 +68,9 @@ class RunAll(Protocol):
 def in_parallel(
     work: Callable[[_Cell], _Result], cells: Iterable[_Cell], workers: int, advance: Callable[[], None]
 ) -> list[_Result]:
-    """``work`` on every cell, in the order of the cells.
+    """``work``, which a process of its own can import, on every cell, in their order; ``advance`` is called as cells are done.
 
-    Args:
-        work: A function that a process of its own can import.
-        cells: What to work on.
-        workers: Processes at once; 1 works in this one.
-        advance: Called when a cell is done.
+    ``workers`` are processes at once; 1 works in this one.
     """
     todo = list(cells)
     processes: ProcessPoolExecutor | None = None

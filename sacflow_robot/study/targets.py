@@ -3,13 +3,14 @@
 A target is a product over D dimensions of one mixture of Gaussians, sum_j w_j N(m_j, s_j^2). Between noise x_0 ~ N(0, 1)
 and data x_1, x_t = (1 - t) x_0 + t x_1 is again such a mixture, of N(t m_j, c_j^2) with c_j^2 = (1 - t)^2 + t^2 s_j^2, and
 the velocity that flow matching looks for, E[x_1 - x_0 | x_t = x], is the mean over components, by their responsibilities
-r_j(t, x), of m_j + (t s_j^2 - (1 - t)) / c_j^2 * (x - t m_j).
+r_j(t, x), of m_j + (t s_j^2 - (1 - t)) / c_j^2 * (x - t m_j). Checks of the path density are made of a rollout's path, and of
+the noise that makes a given path.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +19,14 @@ from torch import Tensor
 
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.flow import FlowPolicy
+from sacflow_robot.learn.networks.policy import Rollout
 from sacflow_robot.learn.networks.velocity import Velocity
 
 Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """sum_j w_j N(m_j, s_j^2), one dimension.
-
-    Attributes:
-        name: What figures call it.
-        weights: w_j, of sum 1.
-        means: m_j.
-        stds: s_j.
-    """
+class Mixture(NamedTuple):
+    """sum_j w_j N(m_j, s_j^2), one dimension: what figures call it, w_j (of sum 1), m_j and s_j."""
 
     name: str
     weights: tuple[float, ...]
@@ -103,14 +97,44 @@ def exact_policy(target: Mixture, dim: int, euler_steps: int, noise_scale: float
     return policy.requires_grad_(False)
 
 
-@dataclass(frozen=True)
-class GaussianSteps:
-    """Marginals of the K + 1 latents of a rollout toward one Gaussian, which stay Gaussian.
+def latents_of(policy: FlowPolicy, observation: Tensor, noise: Tensor) -> tuple[list[Tensor], Rollout]:
+    """Latents A_0 ... A_K, each (B, D), of the rollout that noise (1 + K, B, D) drives at observations (B, O), and the rollout."""
+    latents: list[Tensor] = []
+    hook = policy.velocity.register_forward_pre_hook(lambda _, args: latents.append(args[1]))
+    try:
+        rollout = policy.rollout(observation, noise)
+    finally:
+        hook.remove()
+    return [*latents, rollout.latent], rollout
 
-    Attributes:
-        means: (K + 1,).
-        stds: (K + 1,).
+
+def follow(policy: FlowPolicy, noise: Tensor) -> tuple[Tensor, Rollout]:
+    """The same, stacked (K + 1, B, D), where there is no observation to speak of."""
+    latents, rollout = latents_of(policy, noise.new_zeros(noise.shape[1], 1), noise)
+    return torch.stack(latents), rollout
+
+
+def noise_of(policy: FlowPolicy, path: Tensor) -> Tensor:
+    """The noise (1 + K, B, D) that drives a rollout along a path (K + 1, B, D).
+
+    From the path alone and the rule of a step, A_{i+1} = mean(A_i) + sigma sqrt(1 / K) eps_i: a rollout without eps_i
+    ends step i at the mean.
     """
+    noise = torch.zeros_like(path)
+    noise[0] = path[0]
+    scale = policy.noise_scale / math.sqrt(policy.euler_steps)
+    for i in range(policy.euler_steps):
+        noise[i + 1] = (path[i + 1] - follow(policy, noise)[0][i + 1]) / scale
+    return noise
+
+
+def path_log_density(policy: FlowPolicy, path: Tensor) -> Tensor:
+    """log p (B,) of a path (K + 1, B, D), by the policy's own rollout along it."""
+    return policy.rollout(path.new_zeros(path.shape[1], 1), noise_of(policy, path)).log_prob
+
+
+class GaussianSteps(NamedTuple):
+    """Marginals of the K + 1 latents of a rollout toward one Gaussian, which stay Gaussian: means and stds (K + 1,)."""
 
     means: Array
     stds: Array
@@ -157,4 +181,24 @@ def path_divergence(target: Mixture, other: Mixture, euler_steps: int, noise_sca
         mean = (gain - other_gain) * steps.means[i] + offset - other_offset
         spread = (gain - other_gain) * steps.stds[i]
         total += (mean**2 + spread**2) * dt / (2 * noise_scale**2)
+    return float(total)
+
+
+def divergence_of_steps(target: Mixture, steps: int) -> float:
+    """KL (nats a dimension) from the target of what K deterministic steps make of noise.
+
+    In closed form for a Gaussian; else by quadrature over the noise, for the map of one dimension is increasing and its
+    slope is known by differences.
+    """
+    if len(target.weights) == 1:
+        ends = gaussian_steps(target, steps, 0.0)
+        return gaussian_divergence(ends.means[-1], ends.stds[-1], target.means[0], target.stds[0])
+    start = np.linspace(-7, 7, 200_001)
+    noise = torch.zeros(1 + steps, len(start), 1, dtype=torch.float64)
+    noise[0, :, 0] = torch.from_numpy(start)
+    latents = follow(exact_policy(target, 1, steps, 1.0, drift=False), noise)[1].latent[:, 0]
+    slope = np.gradient(latents.numpy(), start)
+    mass = np.exp(-0.5 * start**2) / math.sqrt(2 * math.pi)
+    own = -0.5 * start**2 - 0.5 * math.log(2 * math.pi) - np.log(np.abs(slope))
+    total = np.sum(mass * (own - target.log_density(latents).numpy())) * (start[1] - start[0])
     return float(total)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sacflow_robot.bench.naive import NaiveFlow
+from sacflow_robot.bench.export import NaiveFlow
 from sacflow_robot.learn.config import FlowConfig, VelocityName
 from sacflow_robot.learn.flow import FlowPolicy
 from sacflow_robot.learn.networks.policy import squash, unsquash

@@ -23,10 +23,17 @@ from sacflow_robot.learn.algorithms.registry import make_agent
 from sacflow_robot.learn.config import FlowConfig
 from sacflow_robot.learn.networks.policy import Rollout
 from sacflow_robot.study import architecture, gradients, likelihood, two_ways
-from sacflow_robot.study.options import Budget, GradientsOptions
+from sacflow_robot.study.options import GradientsOptions, TrialOptions
 from sacflow_robot.study.report import geometric_mean, listed
-from sacflow_robot.study.targets import GAUSSIAN, MIXTURE, exact_policy, gaussian_divergence, gaussian_steps
-from sacflow_robot.study.trial import action_distance, rarer_way, trial_config
+from sacflow_robot.study.targets import (
+    GAUSSIAN,
+    MIXTURE,
+    divergence_of_steps,
+    exact_policy,
+    gaussian_divergence,
+    gaussian_steps,
+)
+from sacflow_robot.study.two_ways import action_distance, rarer_way, trial_config
 
 TINY = ["--seeds", "1", "--offline-steps", "3", "--online-steps", "60", "--episodes", "4", "--workers", "1"]
 
@@ -128,9 +135,9 @@ def test_the_distance_to_a_target_by_hand() -> None:
 def test_the_divergence_of_euler_steps_is_the_same_by_quadrature_and_in_closed_form() -> None:
     ends = gaussian_steps(GAUSSIAN, 4, 0.0)
     closed = gaussian_divergence(ends.means[-1], ends.stds[-1], GAUSSIAN.means[0], GAUSSIAN.stds[0])
-    assert likelihood.divergence_of_steps(GAUSSIAN, 4) == pytest.approx(closed)
+    assert divergence_of_steps(GAUSSIAN, 4) == pytest.approx(closed)
     twice = type(GAUSSIAN)("split", (0.5, 0.5), GAUSSIAN.means * 2, GAUSSIAN.stds * 2)  # the same, by the other way
-    assert likelihood.divergence_of_steps(twice, 4) == pytest.approx(closed, rel=1e-4)
+    assert divergence_of_steps(twice, 4) == pytest.approx(closed, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -160,9 +167,9 @@ def test_heads_are_no_choice() -> None:
 
 
 def test_a_gate_starts_as_told() -> None:
-    budget, robot = Budget(), two_ways.TwoWays().robot
+    options, robot = TrialOptions(), two_ways.TwoWays().robot
     for velocity, start, share in (("flow-g", 0.0, 0.5), ("flow-l", 1.0, 0.5)):
-        config = trial_config(budget, 0, FlowConfig(width=16, depth=1, gate_width=8))
+        config = trial_config(options, 0, FlowConfig(width=16, depth=1, gate_width=8))
         agent: Any = make_agent(robot, type(config)(**{**vars(config), "velocity": velocity}), torch.device("cpu"))
         architecture.start_gate(agent, start)
         net = agent.policy.velocity

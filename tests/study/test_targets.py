@@ -11,16 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sacflow_robot.learn.networks.policy import squash_log_det
-from sacflow_robot.study.paths import follow, noise_of, path_log_density
 from sacflow_robot.study.targets import (
     GAUSSIAN,
     MIXTURE,
     Mixture,
     exact_policy,
+    follow,
     gaussian_divergence,
     gaussian_drift,
     gaussian_steps,
+    noise_of,
     path_divergence,
+    path_log_density,
 )
 
 

@@ -27,11 +27,6 @@ _AWAKE_S = 0.002  # an answer is waited for awake first: waking up takes as long
 _STANDS = zmq.Event.HANDSHAKE_SUCCEEDED
 _GONE = zmq.Event.DISCONNECTED
 _BARRED = zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
-_EVENTS, _IN, _NOBLOCK = (
-    int(zmq.EVENTS),
-    int(zmq.POLLIN),
-    int(zmq.NOBLOCK),
-)  # arithmetic on their enums takes a microsecond
 
 
 @dataclass(frozen=True)
@@ -61,19 +56,26 @@ class Connection:
 
     def __init__(self, address: str, heartbeat_s: float, keys: Keys | None = None) -> None:
         self.address = address
+        self._keys = keys
+        self._context: zmq.Context[Any] = zmq.Context()
+        self.connect(heartbeat_s)
+
+    def connect(self, heartbeat_s: float) -> None:
+        """Make the connection, or make it anew: ZeroMQ takes the period of heartbeats when one begins."""
+        self._context.destroy(linger=0)
         self.heartbeat_s = heartbeat_s
         self._stands = False
         self._lost = False
         self._barred = False
-        self._context: zmq.Context[Any] = zmq.Context()
+        self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         try:
-            self._open(keys)
+            self._open()
         except BaseException:
             self._context.destroy(linger=0)
             raise
 
-    def _open(self, keys: Keys | None) -> None:
+    def _open(self) -> None:
         socket, milliseconds = self._socket, 1e3 * self.heartbeat_s
         for option, value in (
             (zmq.LINGER, 0),
@@ -89,9 +91,9 @@ class Connection:
             (zmq.HEARTBEAT_TTL, max(1, round(_TIME_TO_LIVE * milliseconds))),
         ):
             socket.setsockopt(option, value)
-        if keys is not None:
-            socket.curve_publickey, socket.curve_secretkey = load_secret(keys.own)
-            socket.curve_serverkey = load_public(keys.server)
+        if self._keys is not None:
+            socket.curve_publickey, socket.curve_secretkey = load_secret(self._keys.own)
+            socket.curve_serverkey = load_public(self._keys.server)
         self._monitor = socket.get_monitor_socket(_STANDS | _GONE | _BARRED)
         self._news, self._room = zmq.Poller(), zmq.Poller()
         for poller, what in ((self._news, zmq.POLLIN), (self._room, zmq.POLLOUT)):
@@ -137,7 +139,7 @@ class Connection:
             ConnectionLost: There is no server to send it to.
         """
         try:
-            wire.send(self._socket, frames, _NOBLOCK)
+            wire.send(self._socket, frames, wire.NOBLOCK)
         except zmq.Again:
             raise ConnectionLost(f"{self.address} is gone; nothing was sent") from None
 
@@ -154,7 +156,7 @@ class Connection:
                 found = self._news.poll(0)
             else:
                 found = self._news.poll(math.ceil((wait_s - waited_s) * 1e3))
-        return wire.receive(self._socket, _NOBLOCK) if self._socket in dict(found) else None
+        return wire.receive(self._socket, wire.NOBLOCK) if self._socket in dict(found) else None
 
     def close(self, linger_ms: int = 0) -> None:
         """Close the socket; what was sent has ``linger_ms`` to leave."""
@@ -164,8 +166,7 @@ class Connection:
             self._context.destroy(linger=linger_ms)
 
     def _read_events(self) -> None:
-        """Bring up to date what is known of the connection."""
-        while int(self._monitor.get(_EVENTS)) & _IN:
+        while wire.has_come(self._monitor):
             event = recv_monitor_message(self._monitor)["event"]
             self._stands = event == _STANDS
             self._lost |= event == _GONE

@@ -35,7 +35,8 @@ _NO_CONTAINERS = bytes(set(range(256)) - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 
 _DTYPES = {name: np.dtype(name) for name in ("<f4", "<f8", "|u1", "<i4", "<i8", "|b1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # As integers: arithmetic on pyzmq's enums takes a microsecond, on every frame.
-_SNDMORE = int(zmq.SNDMORE)
+NOBLOCK = int(zmq.NOBLOCK)
+_SNDMORE, _EVENTS, _POLLIN = int(zmq.SNDMORE), int(zmq.EVENTS), int(zmq.POLLIN)
 _COPY_BELOW = 64 * 1024
 give_way = getattr(os, "sched_yield", lambda: time.sleep(0))
 """Let another thread or process have this core, where one waits for it."""
@@ -45,12 +46,7 @@ Frame = bytes | memoryview | zmq.Frame
 
 
 class Message(NamedTuple):
-    """One request or reply.
-
-    Attributes:
-        header: Fields besides ``v`` and ``arrays``.
-        arrays: Arrays by name.
-    """
+    """One request or reply: the fields of its header besides ``v`` and ``arrays``, and arrays by name."""
 
     header: Mapping[str, Any]
     arrays: Mapping[str, Array] = {}
@@ -108,6 +104,11 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Frame], flags: int = 0) -> 
     for frame in frames[:-1]:
         socket.send(frame, flags | _SNDMORE, copy=len(frame) < _COPY_BELOW)
     socket.send(frames[-1], flags, copy=len(frames[-1]) < _COPY_BELOW)
+
+
+def has_come(socket: zmq.Socket[Any]) -> bool:
+    """True if a message waits."""
+    return bool(int(socket.get(_EVENTS)) & _POLLIN)
 
 
 def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[Any]:
@@ -172,11 +173,11 @@ def decode_header(frames: Sequence[Any], most_bytes: int = MAX_HEADER_BYTES) -> 
     return header
 
 
-def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any]) -> Any:
+def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any], arrays: str) -> Any:
     """Unpack msgpack data of other protocols, each map passed through ``hook``: few values, however large their arrays.
 
     Raises:
-        ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException: They are not msgpack, or hold too much.
+        WireError: It is not msgpack of plain values and such ``arrays``, or holds too much.
     """
     left = _MAX_VALUES
 
@@ -188,7 +189,10 @@ def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any]) -> Any:
         return hook(value) if isinstance(value, dict) else value
 
     limits = {"max_array_len": _MAX_VALUES, "max_map_len": _MAX_ENTRIES}
-    return msgpack.unpackb(data, object_hook=counted, list_hook=counted, strict_map_key=False, raw=False, **limits)
+    try:
+        return msgpack.unpackb(data, object_hook=counted, list_hook=counted, strict_map_key=False, raw=False, **limits)
+    except (ValueError, TypeError, KeyError, EOFError, RecursionError, msgpack.exceptions.UnpackException):
+        raise WireError(f"the message is not msgpack of plain values and {arrays} arrays") from None
 
 
 def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:
@@ -221,7 +225,6 @@ def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:
 
 
 def _is_shape(shape: object) -> bool:
-    """True if it is a list of few, not negative and not absurd whole numbers."""
     if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
         return False
     for extent in shape:  # noqa: SIM110 - all() takes twice as long, on every array of every request

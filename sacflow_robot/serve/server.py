@@ -23,11 +23,9 @@ from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.export.metadata import NOISE
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve import protocol as wire
-from sacflow_robot.serve.answers import Answers
 from sacflow_robot.serve.auth import Gate, Security, check_bind
-from sacflow_robot.serve.backlog import Backlog, TimeBudget
-from sacflow_robot.serve.batching import Pace, Request, checked, join, too_late, warm_up
-from sacflow_robot.serve.handlers import Operations
+from sacflow_robot.serve.batching import Backlog, Pace, Request, TimeBudget, checked, join, too_late, warm_up
+from sacflow_robot.serve.handlers import Answers, Operations
 from sacflow_robot.serve.metrics import Meters
 from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed
 from sacflow_robot.spec import FloatArray, all_finite
@@ -44,11 +42,6 @@ _RECENT = 64
 _NO_STOP_SERVER = (
     b"this is a policy server, which moves and stops no robot; a robot's stop listens where run --estop said"
 )
-_EVENTS, _IN, _NOBLOCK = (
-    int(zmq.EVENTS),
-    int(zmq.POLLIN),
-    int(zmq.NOBLOCK),
-)  # arithmetic on their enums takes a microsecond
 
 
 class PolicyServer:
@@ -137,7 +130,7 @@ class PolicyServer:
     def _round(self) -> None:
         """Take what waits and answer it; wait a while for something to come where there is nothing."""
         try:
-            waiting = self._collect(self._next(_NOBLOCK if self._backlog else 0))
+            waiting = self._collect(self._next(wire.NOBLOCK if self._backlog else 0))
         except zmq.Again:
             waiting = []
         if len(waiting) == 1:
@@ -149,11 +142,7 @@ class PolicyServer:
         self._upkeep(time.monotonic_ns())
 
     def _next(self, flags: int = 0) -> list[Any]:
-        """The next message, its connection and its header as bytes; empty where its client may not ask any more.
-
-        Raises:
-            zmq.Again: There is none.
-        """
+        """The next message, its connection and its header as bytes; empty where its client may not ask any more."""
         frames = wire.receive_frames(self._socket, flags)
         allowed = self._gate.allows(frames[0])
         frames = wire.as_heads(frames, 2)
@@ -177,7 +166,7 @@ class PolicyServer:
                 if request is not None:
                     waiting.append(request)
                     rows += request.rows
-            if rows >= self._max_batch or others >= _OTHERS_A_ROUND or not self._has_come():
+            if rows >= self._max_batch or others >= _OTHERS_A_ROUND or not wire.has_come(self._socket):
                 break
             frames = self._next()
         return waiting
@@ -199,11 +188,8 @@ class PolicyServer:
             request = self._accept(self._backlog.take())
             if request is not None:
                 self._infer([request])
-            if self._has_come() or time.monotonic_ns() > until:
+            if wire.has_come(self._socket) or time.monotonic_ns() > until:
                 return
-
-    def _has_come(self) -> bool:
-        return bool(int(self._socket.get(_EVENTS)) & _IN)
 
     def _accept(self, frames: list[Any]) -> Request | None:
         """The inference request in these frames; None if they held something else, which is then answered."""
@@ -223,7 +209,7 @@ class PolicyServer:
             answer = self._operations.answer(operation, header, peer)
             if operation == "bye":
                 self._answers.said_goodbye(peer)
-            self._answers.send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()}, {})
+            self._answers.send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()})
         except Exception as error:  # whatever one client sends, the others are served on
             self._answers.refuse(peer, identifier, session, error)
         now_ns = time.monotonic_ns()
@@ -233,11 +219,7 @@ class PolicyServer:
     def _admit(
         self, peer: bytes, header: dict[str, Any], frames: list[Any], session: Session, received_ns: int
     ) -> Request:
-        """Check an inference request.
-
-        Raises:
-            Refusal, WireError, InvalidValueError: It cannot be met.
-        """
+        """Check an inference request; raises Refusal, WireError or InvalidValueError where it cannot be met."""
         deadline_ns, policy = header.get("deadline_ns"), session.policy or self.policy
         if deadline_ns is not None and type(deadline_ns) is not int:
             raise Refusal("invalid", "deadline_ns is not an integer")
@@ -251,21 +233,14 @@ class PolicyServer:
             raise Refusal("limit", f"{rows} rows, at most {self._max_batch} are answered at once")
         noise = arrays.get(NOISE)
         if noise is None:
-            seed, step = self._noise_source(session, header)
+            if header.get("seed") is not None:
+                seed, step = checked_seed(header["seed"]), checked_seed(header.get("step", 0))
+            else:
+                seed, step = session.seed, session.step
+                session.step += 1
             noise = chunk_noise((rows, *policy.spec.noise_shape), seed, step)
         inputs = checked(policy, arrays, noise)
         return Request(peer, header["id"], session, policy, inputs, rows, seed, step, deadline_ns, received_ns)
-
-    def _noise_source(self, session: Session, header: dict[str, Any]) -> tuple[int, int]:
-        """Seed and step of the noise of a request that brings none.
-
-        Raises:
-            Refusal: It names ones that are none.
-        """
-        if header.get("seed") is not None:
-            return checked_seed(header["seed"]), checked_seed(header.get("step", 0))
-        session.step += 1
-        return session.seed, session.step - 1
 
     def _infer(self, requests: Sequence[Request]) -> None:
         """Evaluate requests for one policy together, and answer them."""

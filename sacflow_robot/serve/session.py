@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sacflow_robot.errors import InvalidValueError, WireError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.spec import PolicySpec, RobotSpec
 
@@ -19,7 +17,6 @@ _IDLE_NS = 60_000_000_000
 _NAME_LENGTH = 64
 _SEED_LIMIT = 2**63
 ACTIVE_NS = 5_000_000_000
-_LOG = logging.getLogger(__name__)
 
 
 class Refusal(Exception):
@@ -230,15 +227,3 @@ def _plain(value: object) -> object:
 
 def _printable(name: str) -> str:
     return "".join(c for c in name[:_NAME_LENGTH] if c.isprintable())
-
-
-def describe(error: Exception) -> tuple[str, str, dict[str, Any]]:
-    """Kind, message and further fields of an error, for the client."""
-    if isinstance(error, Refusal):
-        return error.kind, str(error), error.fields
-    if isinstance(error, WireError):
-        return "malformed", str(error), {}
-    if isinstance(error, InvalidValueError):
-        return "invalid", str(error), {}
-    _LOG.error("request failed", exc_info=error)
-    return "internal", "the server could not answer this request; its log says why", {}

@@ -1,4 +1,4 @@
-"""Chunks played on the robot's clock: the next one is asked for before it is needed, and joined to the one being played."""
+"""Sources of actions: chunks one after another, or played on the robot's clock while the next one is on its way."""
 
 from __future__ import annotations
 
@@ -7,19 +7,73 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from sacflow_robot.errors import DeadlineExceeded, ServerError, SpecMismatchError
-from sacflow_robot.interfaces import Robot
+from sacflow_robot.interfaces import Policy, Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
-from sacflow_robot.serve.client import as_batch
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
 
 _REMEMBERED = 32
 _OUTLIERS = 8  # one answer in so many may take longer than is planned for
 _FIRST_GUESS_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class ActionStep:
+    """The action of one control period.
+
+    Attributes:
+        action: Action (A,); None for none: hold still.
+        joined: Whether a new chunk begins with it.
+        asked: Whether a chunk was asked for with this step's observation.
+    """
+
+    action: FloatArray | None
+    joined: bool = False
+    asked: bool = False
+
+
+class ActionSource(Protocol):
+    """A source of actions, one in each control period."""
+
+    def begin(self) -> None:
+        """Forget what was planned."""
+        ...
+
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep: ...
+
+
+@runtime_checkable
+class Connected(Protocol):
+    """A source behind a connection, which is to be kept while no action is wanted."""
+
+    def keep_alive(self) -> None:
+        """Keep the connection, or make it anew; must not wait."""
+        ...
+
+
+class SyncChunking:
+    """Chunks one after another, each played to its end: for robots whose time stands still while a policy thinks."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.begin()
+
+    def begin(self) -> None:
+        self._chunk = np.zeros((0, 0), np.float32)
+        self._next = 0
+
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep:
+        joined = self._next == len(self._chunk)
+        if joined:
+            assert noise is not None
+            self._chunk = self._policy.infer(_batched(observation), noise[None])[0]
+            self._next = 0
+        self._next += 1
+        return ActionStep(self._chunk[self._next - 1], joined)
 
 
 class Asks(Protocol):
@@ -44,21 +98,6 @@ class Asks(Protocol):
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray: ...
 
     def keep_alive(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class StreamStep:
-    """The action of one control period.
-
-    Attributes:
-        action: Action (A,); None where no chunk reaches this far: hold still.
-        asked: Whether a chunk was asked for with this step's observation.
-        joined: Whether a new chunk begins to be played here.
-    """
-
-    action: FloatArray | None
-    asked: bool
-    joined: bool
 
 
 class ActionQueue:
@@ -132,7 +171,7 @@ class ActionQueue:
         slowest_s = delays_s[max(0, len(delays_s) - 1 - math.ceil(len(delays_s) / _OUTLIERS))]
         return math.ceil(slowest_s / self._period_s)
 
-    def step(self, observation: Observation, noise: FloatArray | None = None) -> StreamStep:
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep:
         """The action of this control period, from its observation (unbatched); waits only for the first chunk.
 
         Where that wait outlasts the period, the robot stands until the next one, which the chunk then begins in.
@@ -149,13 +188,13 @@ class ActionQueue:
         if self._chunk is None:
             self._take(wait=True)
             if self._clock_ns() - began_ns > self._period_s * 1e9:
-                return StreamStep(None, asked, False)
+                return ActionStep(None, asked=asked)
         action = self._action(self._step)
         if action is None:
-            return StreamStep(None, asked, False)
+            return ActionStep(None, asked=asked)
         self._step += 1
         joined, self._fresh = self._fresh, False
-        return StreamStep(action, asked, joined)
+        return ActionStep(action, joined, asked)
 
     def _ask(self, observation: Observation, noise: FloatArray | None) -> bool:
         if self._number is not None or not self._is_time():
@@ -168,7 +207,7 @@ class ActionQueue:
             self._budget_s = left * self._period_s if left > 0 else None
             prefix, mask, self._decided = self._plan()
             self._number = self._client.ask(
-                as_batch(observation), batch, self._budget_s, prefix=prefix, prefix_mask=mask
+                _batched(observation), batch, self._budget_s, prefix=prefix, prefix_mask=mask
             )
             self._asked_step = self._step
         except ServerError:
@@ -254,6 +293,11 @@ def queue_for(client: Asks, robot: Robot) -> ActionQueue:
     """A queue on the robot's clock. On a virtual one the real time that an answer takes is no time: it is waited for."""
     virtual = not isinstance(robot.clock, MonotonicClock)
     return ActionQueue(client, wait=virtual, clock_ns=robot.clock.now_ns)
+
+
+def _batched(observation: Observation) -> dict[str, FloatArray]:
+    """One observation as a batch of one."""
+    return {key: np.asarray(array)[None] for key, array in observation.items()}
 
 
 def _at(chunk: FloatArray | None, index: int) -> FloatArray | None:

@@ -24,11 +24,9 @@ import numpy as np
 from sacflow_robot.episode import EpisodeBuilder, Source, Step, StepFlag, StepResult
 from sacflow_robot.errors import DataError, InvalidValueError, LogWriteError, RobotError, ServerError, StoppedError
 from sacflow_robot.interfaces import Robot
-from sacflow_robot.robot.control.action_sources import ActionSource, Connected
-from sacflow_robot.robot.control.operator import obey, refuse_if_stopped, settle
-from sacflow_robot.robot.control.operator_requests import OperatorInput
-from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig, default_safety
-from sacflow_robot.robot.control.step_recording import StepRecording
+from sacflow_robot.robot.control.action_queue import ActionSource, Connected
+from sacflow_robot.robot.control.operator import OperatorInput, obey, refuse_if_stopped, settle
+from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig, StepRecording, default_safety
 from sacflow_robot.robot.control.timing import Pacer, no_garbage_collection
 from sacflow_robot.robot.safety.latch import State, Verdict
 from sacflow_robot.robot.teleop.intervention import Label

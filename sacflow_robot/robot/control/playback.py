@@ -12,14 +12,13 @@ import numpy.typing as npt
 from sacflow_robot.episode import Episode, Step, StepFlag, StepResult
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.interfaces import Robot
-from sacflow_robot.robot.control.action_sources import PlannedAction
+from sacflow_robot.robot.control.action_queue import ActionStep
 from sacflow_robot.robot.control.loop import EpisodeLoop
 from sacflow_robot.robot.control.operator import StopOnlyOperator
 from sacflow_robot.robot.control.run_config import RunConfig, Safety, default_safety
 from sacflow_robot.robot.control.timing import Pacer
-from sacflow_robot.robot.drivers.action_history import bare
-from sacflow_robot.robot.safety.action_clipper import ActionClipper
-from sacflow_robot.robot.safety.latch import State
+from sacflow_robot.robot.drivers.wrappers import bare
+from sacflow_robot.robot.safety.latch import ActionClipper, State
 from sacflow_robot.spec import ArraySpec, FloatArray, Observation, RobotSpec
 from sacflow_robot.utils.action_history import without_history
 
@@ -188,12 +187,12 @@ class _LoggedActions:
     def begin(self) -> None:
         pass
 
-    def step(self, observation: Observation, noise: FloatArray | None = None) -> PlannedAction:
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep:
         if self._step == len(self._commanded):
-            return PlannedAction(None, joined=False)
+            return ActionStep(None)
         action = self._clip(self._commanded[self._step])
         self._step += 1
-        return PlannedAction(action, joined=False)
+        return ActionStep(action)
 
 
 class _LoggedPacer(Pacer):

@@ -12,10 +12,9 @@ import numpy as np
 from sacflow_robot.episode import LOOP_CLOCK
 from sacflow_robot.errors import RobotError, StoppedError
 from sacflow_robot.interfaces import Policy, Robot
-from sacflow_robot.robot.control.action_sources import SyncChunking
+from sacflow_robot.robot.control.action_queue import SyncChunking
 from sacflow_robot.robot.control.loop import EpisodeLoop
-from sacflow_robot.robot.control.operator import obey
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.operator import OperatorRequests, obey
 from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig, default_safety
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.latch import State

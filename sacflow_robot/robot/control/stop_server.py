@@ -21,7 +21,7 @@ import zmq
 from sacflow_robot.errors import UsageError, one_line
 from sacflow_robot.robot.control.announcer import announce
 from sacflow_robot.robot.control.estop import ENABLE, PENDING, RUNNING, TICKET, proof_of
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.operator import OperatorRequests
 from sacflow_robot.utils.sockets import AddressClaim
 
 _LOOPBACK = "tcp://127.0.0.1:", "tcp://localhost:", "ipc://"

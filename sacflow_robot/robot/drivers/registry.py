@@ -74,7 +74,7 @@ def _make(driver: Driver, subject: str, options: Options, history: int) -> Robot
     robot = driver(subject, options)
     if not history:
         return robot
-    from sacflow_robot.robot.drivers.action_history import HistoryRobot
+    from sacflow_robot.robot.drivers.wrappers import HistoryRobot
 
     wrapped: Any = HistoryRobot(robot, history)
     made: Robot = wrapped

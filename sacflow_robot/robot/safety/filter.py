@@ -28,8 +28,7 @@ from sacflow_robot.errors import InvalidValueError, RobotError
 from sacflow_robot.robot.safety import braking as stopping
 from sacflow_robot.robot.safety.latch import Latch, State, Verdict
 from sacflow_robot.robot.safety.safety_limits import Array, SafetyLimits, action_axes
-from sacflow_robot.robot.safety.unshown_motion import UnshownMotion
-from sacflow_robot.robot.safety.workspace import Places, hull
+from sacflow_robot.robot.safety.workspace import Places, UnshownMotion, hull
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 __all__ = ["SafetyFilter", "State", "Verdict"]

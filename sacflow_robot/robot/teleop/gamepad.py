@@ -16,8 +16,7 @@ import numpy as np
 
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.robot.control.announcer import announce
-from sacflow_robot.robot.teleop.device import TeleopDevice
-from sacflow_robot.robot.teleop.intervention import Label, Teleoperator, TeleopSignal
+from sacflow_robot.robot.teleop.intervention import Label, TeleopDevice, Teleoperator, TeleopSignal
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 _SPEED = 0.5  # share of the action's range at full deflection

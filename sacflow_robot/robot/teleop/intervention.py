@@ -6,11 +6,16 @@ person wants. What a person commands goes through the same safety filter as what
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from sacflow_robot.spec import FloatArray
+import numpy as np
+
+from sacflow_robot.robot.safety.safety_limits import moves_tool
+from sacflow_robot.spec import FloatArray, RobotSpec
 
 
 class Label(StrEnum):
@@ -61,3 +66,90 @@ class Teleoperator(Protocol):
     def close(self) -> None:
         """Give the device back, e.g. the terminal its echo."""
         ...
+
+
+class TeleopDevice(ABC):
+    """A ``Teleoperator`` whose keys or buttons take the robot over, label episodes and stop.
+
+    Actions are translations and a rotation vector in the frame of the robot's base, and the gripper. The safety filter stands
+    behind them as behind a policy. If the device goes away, that is an emergency stop while the person has the robot, and else
+    a hold.
+
+    Args:
+        robot: The robot. One whose action is not a motion (7,) of the tool is stopped, enabled and labeled, and not taken over.
+        say: Shows the person a line.
+    """
+
+    help: str
+    """Keys or buttons, as lines of text."""
+
+    def __init__(self, robot: RobotSpec, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._moves = moves_tool(robot)
+        self._low, self._high = robot.action_bounds
+        self._human = False
+        self._gripper = -1.0
+        self._label: Label | None = None
+        self._stop = False
+        self._enable = False
+        self._hold = False
+        say(self.help if self._moves else f"{self.help}\n{NOT_BY_HAND}")
+
+    def poll(self, commanded: FloatArray) -> TeleopSignal:
+        """The person's wishes since the last call; a stop takes precedence over what came with it, before or after."""
+        self._read(commanded)
+        if not (self._human or self._label or self._stop or self._enable or self._hold):
+            return HANDS_OFF
+        action = None
+        if self._human:
+            action = np.clip(np.append(self._motion(), self._gripper).astype(np.float32), self._low, self._high)
+        enable = self._enable and not (self._stop or self._hold)
+        signal = TeleopSignal(action, self._label, self._stop, enable, self._hold)
+        self._label = None
+        self._stop = False
+        self._enable = False
+        self._hold = False
+        return signal
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the device back."""
+
+    @abstractmethod
+    def _read(self, commanded: FloatArray) -> None:
+        """Take what was pressed since the last call."""
+
+    @abstractmethod
+    def _motion(self) -> FloatArray:
+        """Translation and rotation (6,) that the person commands, in shares of the action's range."""
+
+    def _emergency(self, line: str) -> None:
+        self._human = False
+        self._stop = True
+        self._say(line)
+
+    def _gone(self, what: str) -> None:
+        if self._human:
+            self._emergency(f"{what} is gone: EMERGENCY STOP")
+        elif not self._stop:
+            self._hold = True
+            self._say(f"{what} is gone: hold")
+
+    def _take_over(self, commanded: FloatArray) -> None:
+        if self._stop:
+            return
+        if not self._moves:
+            self._say(NOT_BY_HAND)
+            return
+        self._human = not self._human
+        self._gripper = 1.0 if commanded[6] > 0 else -1.0  # nothing is dropped by taking over
+        self._say("you have the robot" if self._human else "the policy has the robot")
+
+    def _grip(self) -> None:
+        if self._human:
+            self._gripper = -self._gripper
+            self._say("gripper closes" if self._gripper > 0 else "gripper opens")
+
+    def _label_episode(self, label: Label) -> None:
+        self._label = label
+        self._say(f"episode labeled: {label}")

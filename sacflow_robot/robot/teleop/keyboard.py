@@ -19,8 +19,7 @@ import numpy as np
 
 from sacflow_robot.errors import UsageError
 from sacflow_robot.robot.control.announcer import announce
-from sacflow_robot.robot.teleop.device import TeleopDevice
-from sacflow_robot.robot.teleop.intervention import Label
+from sacflow_robot.robot.teleop.intervention import Label, TeleopDevice
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 HELP = """\

@@ -159,10 +159,7 @@ def unpack(frames: list[bytes]) -> dict[str, Any]:
     Raises:
         WireError: It is none.
     """
-    try:
-        request = wire.unpack_bounded(b"".join(frames), _unpack_array)
-    except (ValueError, TypeError, KeyError, EOFError, RecursionError, msgpack.exceptions.UnpackException):
-        raise WireError("the message is not msgpack of plain values and .npy arrays") from None
+    request = wire.unpack_bounded(b"".join(frames), _unpack_array, ".npy")
     if not isinstance(request, dict):
         raise WireError("the message is not a map")
     return request

@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -30,15 +31,12 @@ from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, Wi
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.batching import checked
-from sacflow_robot.serve.protocol import MAX_FRAME_BYTES
 from sacflow_robot.spec import all_finite
 
 _INTERNAL_ERROR = 1011
 _PREFIX = "observation/"
 _DTYPE = re.compile("[<>|=]?[fiubUS][0-9]{1,3}")
 _WAITING = 2  # messages of one client that wait; it is one question at a time by protocol
-
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -78,19 +76,18 @@ class OpenpiGateway:
         return await serve(
             *(self._talk, host, port),
             compression=None,
-            max_size=MAX_FRAME_BYTES,
+            max_size=wire.MAX_FRAME_BYTES,
             max_queue=_WAITING,
             process_request=_answer_health,
             server_header=None,
         )
 
-    def _run(self) -> None:
-        async def until_stopped() -> None:
+    async def _until_stopped(self) -> None:
+        async with self._server:
             await self._stopped.wait()
-            self._server.close()
-            await self._server.wait_closed()
 
-        self._loop.run_until_complete(until_stopped())
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._until_stopped())
         self._loop.close()
 
     async def _talk(self, connection: ServerConnection) -> None:
@@ -126,11 +123,6 @@ class OpenpiGateway:
 
     @np.errstate(over="ignore")  # a float64 too large for float32 becomes infinite, and is refused
     def _infer(self, message: str | bytes) -> dict[str, Any]:
-        """The answer to one observation.
-
-        Raises:
-            WireError, InvalidValueError, PolicyFileError: It cannot be given.
-        """
         policy, began = self._policy(), time.monotonic()
         observation = unpack(message)
         if not isinstance(observation, dict):
@@ -163,10 +155,7 @@ def unpack(message: str | bytes) -> Any:
     """
     if isinstance(message, str):
         raise WireError("messages are binary msgpack, not text")
-    try:
-        return wire.unpack_bounded(message, _unpack_array)
-    except (ValueError, TypeError, KeyError, RecursionError, msgpack.exceptions.UnpackException):
-        raise WireError("the message is not msgpack of plain values and numeric arrays") from None
+    return wire.unpack_bounded(message, _unpack_array, "numeric")
 
 
 def pack_array(value: Any) -> Any:
@@ -184,13 +173,11 @@ def as_numbers(value: Any) -> npt.NDArray[Any]:
     Raises:
         WireError: It is none.
     """
-    try:
+    with suppress(ValueError, TypeError):
         array = np.asarray(value)
-    except (ValueError, TypeError):
-        raise WireError("an observation's value is not an array of numbers") from None
-    if array.dtype.kind not in "fiub":
-        raise WireError("an observation's value is not an array of numbers")
-    return array
+        if array.dtype.kind in "fiub":
+            return array
+    raise WireError("an observation's value is not an array of numbers")
 
 
 def _unpack_array(value: dict[Any, Any]) -> Any:

@@ -14,14 +14,11 @@ from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
 from sacflow_robot.robot.drivers.deoxys import wire
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config, with_options
-from sacflow_robot.robot.drivers.deoxys.gripper import Gripper
 from sacflow_robot.robot.drivers.deoxys.listener import Listener, News
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
 from sacflow_robot.robot.drivers.deoxys.objects import ObjectSource, Sighting, load_source
-from sacflow_robot.robot.drivers.deoxys.observation import ObservationBuilder
-from sacflow_robot.robot.drivers.deoxys.standstill import Standstill
-from sacflow_robot.robot.drivers.deoxys.states import fault_of
-from sacflow_robot.robot.drivers.deoxys.wire import DeoxysWire
+from sacflow_robot.robot.drivers.deoxys.states import ObservationBuilder, fault_of
+from sacflow_robot.robot.drivers.deoxys.wire import DeoxysWire, Gripper, Standstill
 from sacflow_robot.robot.drivers.options import Options
 from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.rotations import Array

@@ -25,8 +25,6 @@ class ProcessPlan:
     """One process of a cell.
 
     Attributes:
-        name: Its name in the file.
-        words: Arguments of this program.
         ready: When the next process may start: text that appears in a line of its output; ``tcp://host:port``, once
             something listens there; ``end``, once it has ended well; None, at once.
         ready_within_s: Longest wait for that (s).
@@ -71,7 +69,6 @@ def read_cell(path: Path, commands: Collection[str]) -> list[ProcessPlan]:
     command line stand for environment variables.
 
     Args:
-        path: The file.
         commands: This program's commands, of one word or two.
 
     Raises:
@@ -138,11 +135,7 @@ _NOUNS = {str: "text", float: "a number of seconds", int: "a whole number", bool
 
 
 def _words(line: str) -> tuple[str, ...]:
-    """A command line's words. What a variable holds stays in its word, whatever is in it, and whether it stands in quotes.
-
-    Raises:
-        ValueError: A variable is not set, or a quotation does not end.
-    """
+    """A command line's words. What a variable holds stays in its word, whatever is in it, and whether it stands in quotes."""
     values: list[str] = []
 
     def number(found: re.Match[str]) -> str:

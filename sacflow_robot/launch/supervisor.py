@@ -33,7 +33,6 @@ class Supervisor:
     """A running cell. The last process is what the cell is for: when it ends, the cell does.
 
     Args:
-        plans: The processes, in the order of starting.
         program: Command that this program's arguments follow.
         heard: Called with the name of a process and each line of its output, from reading threads.
         refresh: Called often while the cell runs, to show it.

@@ -202,9 +202,6 @@ def is_local(place: str) -> bool:
 def check_bind(bind: str, security: Security) -> None:
     """Refuse what ZeroMQ would accept to somebody's harm: a port that wraps round, or one that is open to a network without
     keys.
-
-    Raises:
-        UsageError: The address is one of these.
     """
     transport, _, place = bind.partition("://")
     if transport == "tcp":
@@ -216,11 +213,7 @@ def check_bind(bind: str, security: Security) -> None:
 
 
 def check_open(place: str, insecure: bool, remedy: str) -> None:
-    """Refuse an unprotected ``host:port`` that other computers reach.
-
-    Raises:
-        UsageError: It is one, and ``insecure`` was not asked for.
-    """
+    """Refuse an unprotected ``host:port`` that other computers reach."""
     if not insecure and not is_local(place):
         raise UsageError(
             f"{place} can be reached from other computers, by anyone; protect it with {remedy}, or say --insecure"

@@ -23,8 +23,7 @@ from sacflow_robot.errors import (
 )
 from sacflow_robot.export.metadata import NOISE
 from sacflow_robot.serve import protocol as wire
-from sacflow_robot.serve.channel import Channel
-from sacflow_robot.serve.connection import Keys
+from sacflow_robot.serve.connection import Channel, Keys
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec, RobotSpec
 
 __all__ = ["Keys", "PolicyClient"]

@@ -28,12 +28,7 @@ _LOG_NS = 100_000_000
 
 
 class Answers:
-    """Sends answers at once or not at all: a client that does not take its own holds up nobody.
-
-    Args:
-        socket: The server's ROUTER.
-        meters: Where to count those dropped.
-    """
+    """Sends answers at once or not at all: a client that does not take its own holds up nobody."""
 
     def __init__(self, socket: zmq.Socket[bytes], meters: Meters) -> None:
         self._socket, self._meters = socket, meters
@@ -47,9 +42,6 @@ class Answers:
         """Send the actions (B, H, A) of a request that was evaluated among ``batch`` rows.
 
         Args:
-            request: The request.
-            actions: Its actions.
-            batch: Rows evaluated together.
             times_ns: Time in the queue, of the evaluation, and altogether (ns).
             now_ns: Present time of the server's clock (ns).
         """
@@ -124,13 +116,7 @@ class Server(Protocol):
 
 
 class Operations:
-    """Answers requests that need no inference; each takes a request's header and returns the fields of its answer.
-
-    Args:
-        server: The server asked.
-        heartbeat_s: Its time between heartbeats.
-        max_rows: Rows of one request at most.
-    """
+    """Answers requests that need no inference; each takes a request's header and returns the fields of its answer."""
 
     def __init__(self, server: Server, heartbeat_s: float, max_rows: int) -> None:
         self._server, self._heartbeat_s, self._max_rows = server, heartbeat_s, max_rows

@@ -51,7 +51,6 @@ class Meters:
     """Counters and histograms of one server; the loop writes, whoever likes reads. A collector of Prometheus' registry.
 
     Attributes:
-        counts: Since the start.
         last_reload: What came of the last new policy file; None before one.
     """
 
@@ -123,11 +122,9 @@ class Meters:
         self.counts[f"reloads_{result}"] += 1
 
     def clients(self, count: int) -> None:
-        """So many clients are there."""
         self._clients = count
 
     def serves(self, version: str, velocity: str) -> None:
-        """This policy is served from now on."""
         self._policy = version, velocity
 
     def snapshot(self) -> dict[str, Any]:
@@ -153,7 +150,6 @@ class Meters:
         return int(server.server_port)
 
     def close(self) -> None:
-        """Stop answering Prometheus."""
         if self._http is not None:
             server, thread = self._http
             server.shutdown()

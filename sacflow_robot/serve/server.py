@@ -53,7 +53,6 @@ class PolicyServer:
         max_batch: Rows evaluated together, and rows of one request, at most.
         heartbeat_s: Time between heartbeats that clients are asked for; a connection is dead after two without one.
         security: Who may connect; by default whoever is on this computer.
-        meters: Where to count.
 
     Raises:
         UsageError: The address is malformed, in use, or open to others without keys.
@@ -105,7 +104,6 @@ class PolicyServer:
 
     @property
     def stopping(self) -> bool:
-        """True once the server was asked to stop."""
         return self._stop.is_set()
 
     @property
@@ -305,7 +303,6 @@ class PolicyServer:
             self._round()
 
     def start(self) -> PolicyServer:
-        """Answer requests on a thread."""
         self._thread = threading.Thread(target=self.run, name="policy-server", daemon=True)
         self._thread.start()
         return self
@@ -315,7 +312,6 @@ class PolicyServer:
         self._stop.set()
 
     def close(self) -> None:
-        """Stop answering and release the address."""
         self.stop()
         if self._thread is not None:
             self._thread.join()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.spec import PolicySpec, RobotSpec
+from sacflow_robot.spec import PolicySpec
 
 _MOST_SESSIONS = 4096
 _MOST_OF_A_CONNECTION = 64
@@ -23,9 +23,7 @@ class Refusal(Exception):
     """A request that is not met: ``kind``, one of the protocol's, and why in one line.
 
     Args:
-        kind: For programs.
         message: For people; never a client's own words.
-        fields: What else the answer carries.
     """
 
     def __init__(self, kind: str, message: str, **fields: Any) -> None:
@@ -40,8 +38,6 @@ class Session:
     Attributes:
         token: What the client names it by; nobody else can guess it.
         peer: The connection that it was opened over, or taken up again.
-        client: What the client calls itself.
-        seed: Seed of its noise.
         policy: The policy it keeps until its next episode; None where it follows every swap at once.
         step: Step of the noise stream that its next request draws from.
         last_id: Highest request id so far; what comes with that or a lower one is a repetition.
@@ -109,9 +105,6 @@ class Sessions:
     def _make_room(self, peer: bytes, now_ns: int) -> None:
         """Forget a session where there are too many: of this connection; or one that asked for nothing yet, of the connection
         with most of these; or one that has been silent for a minute.
-
-        Raises:
-            Refusal: All are in use.
         """
         own = self._of_peer.get(peer, {})
         if len(own) >= _MOST_OF_A_CONNECTION:
@@ -129,7 +122,6 @@ class Sessions:
         self.close(oldest)
 
     def _move(self, session: Session, peer: bytes) -> None:
-        """It is now over this connection."""
         if session.peer != peer:
             self._let_go(session)
             session.peer = peer
@@ -158,7 +150,6 @@ class Sessions:
         return session
 
     def close(self, session: Session) -> None:
-        """Forget it."""
         if self._sessions.pop(session.token, None) is not None:
             self._let_go(session)
 
@@ -194,35 +185,22 @@ def differing_fields(spec: PolicySpec, fingerprint: str, expect: object) -> list
     if not isinstance(expect, dict):
         raise Refusal("invalid", "expect is not a map")
     served = {**json.loads(spec.to_json()), "fingerprint": fingerprint}
-    served["robot"] = served.pop("arm")
+    robot = served["robot"] = served.pop("arm")
     different = []
     for name, value in expect.items():
         if name in ("robot", "arm"):  # clients of version 0.1 say arm
-            different += [f"robot.{field}" for field in _differing_robot(spec.robot, value)]
+            if not isinstance(value, dict) or not set(value) <= set(robot):
+                raise Refusal("invalid", f"expect.robot is not a map of some of {', '.join(robot)}")
+            for arrays in (robot["observations"], value.get("observations")):
+                for array in arrays if isinstance(arrays, list) else ():
+                    if isinstance(array, dict):
+                        array.pop("quaternions", None)  # a hint for learners
+            different += [f"robot.{field}" for field in robot if field in value and robot[field] != value[field]]
         elif name not in served:
             raise Refusal("invalid", f"expect has a field that is none of {', '.join(served)}")
-        elif _plain(served[name]) != _plain(value):
+        elif served[name] != value:
             different.append(name)
     return different
-
-
-def _differing_robot(robot: RobotSpec, expect: object) -> list[str]:
-    names = [field.name for field in fields(robot)]
-    if not isinstance(expect, dict) or not set(expect) <= set(names):
-        raise Refusal("invalid", f"expect.robot is not a map of some of {', '.join(names)}")
-    served = asdict(robot)
-    for arrays in (served["observations"], expect.get("observations", ())):
-        for array in arrays if isinstance(arrays, (list, tuple)) else ():
-            if isinstance(array, dict):
-                array.pop("quaternions", None)  # a hint for learners
-    return [name for name in names if name in expect and _plain(served[name]) != _plain(expect[name])]
-
-
-def _plain(value: object) -> object:
-    """Tuples as lists, as msgpack and JSON have them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _printable(name: str) -> str:

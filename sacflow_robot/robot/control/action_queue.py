@@ -27,7 +27,6 @@ class ActionStep:
 
     Attributes:
         action: Action (A,); None for none: hold still.
-        joined: Whether a new chunk begins with it.
         asked: Whether a chunk was asked for with this step's observation.
     """
 
@@ -37,11 +36,7 @@ class ActionStep:
 
 
 class ActionSource(Protocol):
-    """A source of actions, one in each control period."""
-
-    def begin(self) -> None:
-        """Forget what was planned."""
-        ...
+    def begin(self) -> None: ...
 
     def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep: ...
 
@@ -110,11 +105,9 @@ class ActionQueue:
     takes over from the old one over the next ``blend`` steps, from where it is free to differ, as far as the old one reaches.
 
     Args:
-        client: A connected client.
         blend: Steps over which a new chunk takes over; 0 requests at once.
         wait: Whether to wait for every answer, as where the robot's clock stands still meanwhile.
         prefix: Whether to send what will be played meanwhile, where the policy takes it.
-        clock_ns: Clock that the delay is measured with.
     """
 
     def __init__(
@@ -296,7 +289,6 @@ def queue_for(client: Asks, robot: Robot) -> ActionQueue:
 
 
 def _batched(observation: Observation) -> dict[str, FloatArray]:
-    """One observation as a batch of one."""
     return {key: np.asarray(array)[None] for key, array in observation.items()}
 
 

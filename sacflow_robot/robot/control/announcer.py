@@ -25,7 +25,6 @@ class Announcer(io.TextIOBase):
     what is written to it. Threads and signal handlers may write.
 
     Args:
-        stream: The stream behind it.
         most_waiting: Pieces of text to keep while it accepts nothing.
     """
 
@@ -42,7 +41,6 @@ class Announcer(io.TextIOBase):
         self._thread.start()
 
     def write(self, text: str) -> int:
-        """Put text in the queue; returns its length."""
         while self._waiting.qsize() >= self._most:
             try:
                 self._waiting.get_nowait()

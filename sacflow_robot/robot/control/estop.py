@@ -74,7 +74,6 @@ def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout
     Args:
         address: Where ``run --estop`` listens.
         verb: ``stop`` or ``enable``.
-        reason: What to say there.
         key: Shared key; empty for none.
         timeout_s: Longest wait for the answer and the state together (s).
 
@@ -165,11 +164,7 @@ class _Line:
             self._socket = None
 
     def ask(self, frames: list[bytes], patience_s: float, again: bool = True) -> list[bytes] | None:
-        """The answer; None if none comes in time. Sent again and again meanwhile, unless that is forbidden.
-
-        Raises:
-            UsageError: The address is none.
-        """
+        """The answer; None if none comes in time. Sent again and again meanwhile, unless that is forbidden."""
         if self._socket is None:
             self._socket = self._connected()
         until = min(self._until, time.monotonic() + patience_s)

@@ -43,22 +43,15 @@ class EpisodeLoop:
     """An episode in progress: :meth:`begin`, then :meth:`step` until ``ended``, then :meth:`finish`; or :meth:`run`.
 
     Args:
-        robot: The robot, connected.
-        actions: Source of the actions.
-        config: Filter, operator, recorder and the like.
         seed: Decides the noise, and the start on a simulated robot.
         noise_shape: Shape (H, A) of the noise that the source of actions gets; None for no noise.
         pacer: When to send; by default once in each control period.
 
     Attributes:
         safety: Passes every command.
-        pacer: When commands are due and were sent.
         steps: Commands sent.
         overruns: Commands that were late.
-        held: Steps on which the robot was held.
         stopped: Why the robot was stopped; empty if it was not.
-        label: What a person said of the episode.
-        ended: Whether it is over.
     """
 
     def __init__(
@@ -99,9 +92,6 @@ class EpisodeLoop:
 
     def run(self, info: Mapping[str, Any]) -> dict[str, Any]:
         """Run the episode from its begin to its end.
-
-        Args:
-            info: What to record about it; JSON values.
 
         Returns:
             More to record about it, known at its end.

@@ -37,9 +37,7 @@ class OperatorInput:
     Attributes:
         stop: Why to stop; empty for no stop.
         hold: Why to hold; empty for no hold.
-        enable: Whether to enable.
         action: What the person commands by an input device (A,); None while nobody has taken over.
-        label: The person's word on the episode.
     """
 
     stop: str = ""
@@ -133,7 +131,6 @@ class OperatorRequests:
 
     @property
     def state(self) -> str:
-        """The last reported state; empty before the first report."""
         return self._state
 
     def outcome(self, number: int) -> str:
@@ -154,7 +151,6 @@ class Operator:
     """Everything through which a person controls a robot: requests from anywhere, and an input device.
 
     Args:
-        requests: Requests over the network and by signals.
         teleop: Keyboard, gamepad or SpaceMouse; None for none.
     """
 

@@ -27,9 +27,7 @@ from sacflow_robot.utils.action_history import without_history
 class Restorable(Robot, Protocol):
     """A robot that can start from a logged state, which only a simulated one can."""
 
-    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
-        """Start from a logged simulator state (S,)."""
-        ...
+    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,6 @@ class ReplayResult:
         steps: Steps sent; fewer than logged where a physical robot ended the episode early.
         success: Whether the replay solved the task, as far as the robot can tell.
         commanded: What was sent (steps, A).
-        limited_steps: Steps whose logged command the safety filter changed.
         observation_deviation: Per key, the largest absolute difference in any entry of any observation, in its unit.
         max_state_deviation: The same over the simulator states; None on a robot that has none.
         max_lateness_ns: How late the latest command was sent; None in lockstep.
@@ -64,12 +61,6 @@ def check_replayable(robot: Robot, log_robot: RobotSpec, episode: Episode, origi
 
     That the last commands are among the observations of one and not of the other is no difference: they follow from the
     commands.
-
-    Args:
-        robot: The robot.
-        log_robot: Robot that the log is of.
-        episode: The episode.
-        origin: Name of the log in the error.
 
     Raises:
         SpecMismatchError: The log is of another robot; names every field that differs.
@@ -117,7 +108,6 @@ def replay_episode(
 
     Args:
         robot: The robot; one that :func:`check_replayable` accepts.
-        episode: The episode.
         offsets_ns: When to send each command (T,), from the start, by the robot's clock. None sends each as soon as the one
             before is done to a lockstep robot, and at the robot's control rate to any other. Whatever they say, a robot that
             moves on its own time gets its whole period for each command.

@@ -29,11 +29,9 @@ class RunConfig:
     """Everything about an episode beside the robot, the policy and the seed.
 
     Attributes:
-        policy_version: Recorded with the episode.
         safety: Passes every command; None for :func:`default_safety`. Starting an episode enables it, unless it was held or
             stopped since.
         actions: Source of the actions; None for the policy, chunk by chunk, open loop.
-        operator: A person's requests and input device.
         recorder: Gets every step as it is taken. After an error on the way, the episode is ended there and marked
             interrupted.
         info: More to record about the episode; JSON values.
@@ -58,13 +56,10 @@ class EpisodeRun:
     """One episode and how well the loop kept time.
 
     Attributes:
-        episode: The episode.
         overruns: Steps whose action was not ready within one control period: of its observation on a lockstep robot, of its
             deadline on any other.
-        timing: When commands were sent.
         held: Steps on which the robot was held, or stood still for want of an action.
         stopped: Why the robot was stopped; empty if it was not.
-        label: What a person said of the episode; None for nothing.
     """
 
     episode: Episode
@@ -118,11 +113,7 @@ class StepRecording:
         return ""
 
     def mend(self) -> None:
-        """Have a resilient recorder try again.
-
-        Raises:
-            LogWriteError: It still cannot write.
-        """
+        """Have a resilient recorder try again."""
         if isinstance(self._recorder, ResilientRecorder):
             self._recorder.mend()
 

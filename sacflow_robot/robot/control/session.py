@@ -28,10 +28,7 @@ def run_episode(robot: Robot, policy: Policy, seed: int, config: RunConfig) -> E
     The noise of the chunk chosen at step t is ``chunk_noise((H, A), seed, t)``, so that the episode can be repeated.
 
     Args:
-        robot: The robot, connected.
-        policy: Local or remote policy.
         seed: Decides the noise, and the start on a simulated robot.
-        config: Everything else.
 
     Raises:
         StoppedError: The robot was stopped before the first command; nothing was sent.
@@ -75,14 +72,7 @@ def watched(requests: OperatorRequests) -> Iterator[None]:
 
 
 class Session:
-    """Runs episodes on one robot. After a hold or a stop, the next one waits for a person to enable the robot.
-
-    Args:
-        robot: The robot, connected.
-        policy: Local or remote policy.
-        config: Filter, operator, recorder and the like, the same for all episodes.
-        sleep: Waits so many seconds between two looks for requests.
-    """
+    """Runs episodes on one robot. After a hold or a stop, the next one waits for a person to enable the robot."""
 
     def __init__(
         self, robot: Robot, policy: Policy, config: RunConfig, sleep: Callable[[float], None] = time.sleep

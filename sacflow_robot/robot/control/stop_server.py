@@ -46,11 +46,7 @@ class StopServer:
 
     Args:
         address: Where to listen, e.g. ``tcp://127.0.0.1:5560``; port 0 picks a free one.
-        requests: Where the requests go.
         key: Shared key; needed to listen beyond this machine, and to enable from anywhere.
-
-    Attributes:
-        address: Where it listens.
 
     Raises:
         UsageError: It cannot listen there, or should do so without a key.
@@ -185,11 +181,7 @@ class StopServer:
 
 
 def _bound(address: str) -> tuple[zmq.Context[Any], zmq.Socket[Any]]:
-    """A socket that listens there, in a context of its own: ending that ends the connections, too, before it returns.
-
-    Raises:
-        zmq.ZMQError: It cannot listen there.
-    """
+    """A socket that listens there, in a context of its own: ending that ends the connections, too, before it returns."""
     context: zmq.Context[Any] = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     options = {
@@ -226,7 +218,6 @@ class _Nonces:
         self._used: dict[bytes, int] = {}  # nonce: its period
 
     def current(self, who: bytes) -> bytes:
-        """The nonce of a connection now."""
         return self._unused(who, self._period())
 
     def valid(self, who: bytes) -> list[tuple[bytes, int]]:

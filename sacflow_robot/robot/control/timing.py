@@ -23,7 +23,6 @@ class LoopTiming:
     """Times at which a loop's commands were sent.
 
     Attributes:
-        period_ns: What the time from one to the next should be.
         sent_ns: When they were sent (T,).
         missed: Deadlines that passed while the loop was busy with something else.
     """
@@ -87,11 +86,6 @@ class Pacer:
 
     After a late command, the next deadline is the first one that leaves the robot its whole period: nothing is sent in haste,
     so that limits hold over wall time.
-
-    Args:
-        clock: The robot's clock.
-        period_ns: Control period (ns).
-        lockstep: Whether the robot's time stands still between commands.
 
     Attributes:
         deadline_ns: When the next command is due (ns).

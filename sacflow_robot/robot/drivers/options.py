@@ -27,22 +27,14 @@ def split_name(name: str) -> tuple[str, str, dict[str, str]]:
 
 
 def check_options(driver: str, options: Options, known: Collection[str]) -> None:
-    """Refuse options that a driver does not know.
-
-    Raises:
-        UnknownNameError: Names the option, and the valid ones.
-    """
+    """Refuse options that a driver does not know."""
     for option in options:
         if option not in known:
             raise UnknownNameError(f"option of robot driver {driver!r}", option, known)
 
 
 def engine_option(options: Options) -> Engine:
-    """The option ``engine``: ``compiled`` or ``stock``.
-
-    Raises:
-        UnknownNameError: There is no such engine.
-    """
+    """The option ``engine``: ``compiled`` or ``stock``."""
     engine = options.get("engine", "compiled")
     if engine == "stock":
         return "stock"

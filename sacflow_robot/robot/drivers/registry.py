@@ -43,10 +43,6 @@ def make_robot(name: str, engine: Engine = "compiled") -> Robot:
     """The robot that a name such as ``sim:lift`` stands for, not connected yet.
 
     ``engine`` is what steps it if it is simulated, and its name does not say.
-
-    Raises:
-        UnknownNameError: No such driver.
-        UsageError: The driver cannot be loaded, or refuses what it was given.
     """
     return find_driver(name, engine)()
 
@@ -113,12 +109,7 @@ def _known(driver: str) -> Driver | None:
 
 
 def _own(name: str, module: str, rest: str) -> tuple[Driver, str, str]:
-    """A driver of the user's own, ``MODULE:FUNCTION[:SUBJECT]``; returns it, its name and the subject.
-
-    Raises:
-        UnknownNameError: There is neither a driver nor a module of that name.
-        UsageError: The module cannot be imported, or has no such function.
-    """
+    """A driver of the user's own, ``MODULE:FUNCTION[:SUBJECT]``; returns it, its name and the subject."""
     if not has_module(module):
         known = {*DRIVERS, *(point.name for point in entry_points(group=GROUP))}
         raise UnknownNameError(

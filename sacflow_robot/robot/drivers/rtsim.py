@@ -48,16 +48,7 @@ class VirtualClock:
 
 
 class _Robot:
-    """A robot by either clock.
-
-    Args:
-        task: Name of the task.
-        options: The network and the robot.
-        engine: Steps the simulator.
-
-    Raises:
-        UnknownNameError: No such task.
-    """
+    """A robot by either clock."""
 
     lockstep = False
 
@@ -138,7 +129,6 @@ class VirtualRobot(_Robot):
         self.plant.flush(gripper=True)
 
     def network(self, down: bool) -> None:
-        """Have the network fail, or come back."""
         self.plant.network(down)
 
     def close(self) -> None:
@@ -230,7 +220,7 @@ class ProcessRobot(_Robot):
             sys.executable,
             "-P",  # not what the working folder has by that name
             "-m",
-            "sacflow_robot.robot.drivers.rtsim_process",
+            "sacflow_robot.robot.drivers.plant",
             self.task,
             self.engine,
             str(port),

@@ -22,7 +22,6 @@ class SimRobot:
 
     Args:
         task: Name of the task, Gymnasium's id, or ``MODULE:CLASS``.
-        engine: What steps a robosuite task.
         speed: Times real time that a command takes at least; 0 for as fast as it goes.
 
     Raises:
@@ -56,12 +55,10 @@ class SimRobot:
         self._stopped = False
 
     def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides."""
         self._seen = self.env.begin(seed)
         return self._seen
 
     def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
-        """Start from a logged simulator state (S,)."""
         if isinstance(self.env, UserEnv):
             raise DataError(f"{self.spec.task} cannot start from a logged state; only robosuite tasks can")
         self._seen = self.env.begin_at(state)

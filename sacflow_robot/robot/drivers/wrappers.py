@@ -75,7 +75,6 @@ class OtherClockRobot(RobotWrapper):
     Commands' validity is by the loop's clock already: drivers judge it on this side.
 
     Args:
-        robot: The robot.
         offset_ns: The robot's clock minus the loop's.
     """
 

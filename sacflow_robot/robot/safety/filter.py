@@ -50,10 +50,6 @@ class SafetyFilter(Latch):
         robot: The robot. Axes are the entries of its action whose unit is a length or an angle; its own bounds always hold.
         limits: What to enforce on top of them.
 
-    Attributes:
-        state: Begins as ready.
-        reason: Why it holds, stops or has stopped.
-
     Raises:
         InvalidValueError: The limits do not fit the robot, or need an observation that it does not make.
     """
@@ -92,7 +88,6 @@ class SafetyFilter(Latch):
 
     @property
     def at_rest(self) -> bool:
-        """True while no motion is commanded."""
         return not (self._velocity.any() or self._change.any())
 
     @property
@@ -133,12 +128,10 @@ class SafetyFilter(Latch):
             raise RobotError(f"cannot enable: the robot is inside {inside}, which it must keep out of; move it by hand")
 
     def stop(self, reason: str) -> None:
-        """Send nothing any more, at once, until enabled anew."""
         super().stop(reason)
         self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
 
     def rest(self) -> None:
-        """Note that the robot has been told to hold: no motion is commanded any more. A stop under way is complete."""
         self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
         super().rest()
 
@@ -186,7 +179,11 @@ class SafetyFilter(Latch):
         self._velocity = self._velocity + change
         small = np.abs(self._velocity) < 1e-12 * self._motion.speed
         self._velocity, self._change = np.where(small, 0.0, self._velocity), change
-        motion = self._within_wall_time(self._velocity * self._motion.period_s, now_ns)
+        motion = self._velocity * self._motion.period_s
+        if self._moved_ns is not None and self._moved_ns <= now_ns < self.earliest_ns:
+            # A caller that sends two commands within one period would move the robot at twice its speed limit. (The control loop
+            # waits, so that nothing is lost; a time before the last motion's is that of a clock that has started anew.)
+            motion = np.zeros_like(motion)
         if motion.any():
             self._unshown.send(motion, now_ns)
             self._moved_ns = now_ns
@@ -195,22 +192,10 @@ class SafetyFilter(Latch):
                 return Verdict(None, self.state, True, True, self.reason)
             self._target = self._target + motion
         action = np.zeros(self.robot_spec.action_dim)
-        action[self.axes.index] = (
-            (motion if self._target is None else self._target) - self.axes.offset
-        ) / self.axes.scale
+        place = motion if self._target is None else self._target
+        action[self.axes.index] = (place - self.axes.offset) / self.axes.scale
         action[self.axes.gripper] = self._gripper
         return self._verdict(action, proposed, wanted is None)
-
-    def _within_wall_time(self, motion: Array, now_ns: int) -> Array:
-        """The motion (N,), or none while the last one still has its period.
-
-        A caller that sends two commands within one period would else move the robot at twice its speed limit. The control
-        loop waits, so that nothing is lost.
-        """
-        early = (
-            self._moved_ns is not None and self._moved_ns <= now_ns < self.earliest_ns
-        )  # else its clock started anew
-        return np.zeros_like(motion) if early else motion
 
     def _verdict(self, action: Array, proposed: npt.ArrayLike | None, held: bool) -> Verdict:
         sent = action.astype(np.float32)

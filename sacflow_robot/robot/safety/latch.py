@@ -63,7 +63,6 @@ class Verdict:
 
     Attributes:
         action: The action (A,), float32; None: send nothing; if the state is stopped, stop the robot.
-        state: The filter's state.
         changed: Whether it differs from what was proposed, or nothing was.
         held: Whether it is a stop, or standing still, for want of an action that may be followed.
         reason: Why the filter holds, stops or has stopped; empty while it is running.
@@ -157,7 +156,6 @@ class ActionClipper(Latch):
     it holds.
 
     Args:
-        robot: The robot; its bounds always hold.
         bounds: Lower and upper bound (A,), (A,) on top of them, in action units, e.g. those of a calibration profile.
 
     Attributes:
@@ -196,11 +194,7 @@ class ActionClipper(Latch):
         return True
 
     def step(self, proposed: npt.ArrayLike | None, now_ns: int, due_ns: int | None = None) -> Verdict:
-        """The action to send in place of a proposed one (A,); nothing where there is none, or while held or stopped.
-
-        Raises:
-            InvalidValueError: The action has the wrong shape or holds NaN or infinity.
-        """
+        """The action to send in place of a proposed one (A,); nothing where there is none, or while held or stopped."""
         self.rest()
         if self.state is not State.RUNNING or proposed is None:
             return Verdict(None, self.state, True, True, self.reason or "no action came")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ class Box:
     Attributes:
         low: Lowest corner x, y, z (m).
         high: Highest corner (m).
-        name: What it stands for, in messages.
     """
 
     low: tuple[float, float, float]
@@ -132,8 +131,13 @@ class Axes:
     gripper: npt.NDArray[np.intp]
     gripper_low: Array
     gripper_high: Array
-    names: tuple[str, ...] = field(default=())
-    assumed: str = ""
+    names: tuple[str, ...]
+    assumed: str
+
+    def __post_init__(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
 
 
 POSITION_SPEED_M_PER_S, POSITION_SPEED_RAD_PER_S = 0.1, 0.5
@@ -195,14 +199,10 @@ def action_axes(robot: RobotSpec, limits: SafetyLimits) -> Axes:
     grip_low, grip_high = (np.asarray(bound, np.float64)[others] for bound in (robot.action_low, robot.action_high))
     for place, entry in enumerate(others):
         _limit_gripper(robot.action_units[entry], limits, grip_low, grip_high, place)
-    frozen = (index, scale, offset, length, speed, acceleration, jerk, low, high, others, grip_low, grip_high)
-    for array in frozen:
-        array.setflags(write=False)
     names = tuple(robot.action_names[i] for i in index)
     return Axes(
         *(index, scale, offset, length, absolute, speed, acceleration, jerk, low, high, others, grip_low, grip_high),
-        names,
-        assumed,
+        *(names, assumed),
     )
 
 

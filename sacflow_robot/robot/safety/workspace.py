@@ -34,11 +34,6 @@ class Pose(NamedTuple):
 class Places:
     """The robot's place, as far as its observation tells, and the places where it may be.
 
-    Args:
-        robot: The robot.
-        limits: Its limits.
-        axes: What its actions move.
-
     Attributes:
         pose: The end effector's pose; None before it was seen, or where it is not observed.
         joints: Positions (N,) of the joints, those that are commanded if any are; rad.
@@ -181,10 +176,7 @@ class Places:
         """Check that the displacements (P, N), from any of the places between low and high, keep out of boxes and in the cone.
 
         Args:
-            low: Least place (N,) of the axes when the next command is acted on.
-            high: Greatest place (N,).
             path: Displacements (P, N), one a period.
-            pending: Motions (N,) that the last observation may not show.
             maybe_shown: How many of those, from the first on, it may show.
         """
         if len(self._out_low) and self.translation is not None:
@@ -246,11 +238,6 @@ class UnshownMotion:
     Values that freeze while their time stamps stay fresh (a tracker, a driver's thread) would else let the robot drift without
     bound: each observation would seem to say that nothing moved. A measured value repeats to the last bit only by chance.
 
-    Args:
-        axes: What the robot's actions move.
-        limits: How old observations may be, and how late commands.
-        period_ns: Control period (ns).
-
     Attributes:
         frozen: Why the observed values count as frozen; empty while they do not.
     """
@@ -302,7 +289,6 @@ class UnshownMotion:
 
         Args:
             same: Which axes (N,) read bit for bit what they did in the observation before.
-            captured_ns: Capture time of the observation.
         """
         self._changed_ns = np.where(same, self._changed_ns, captured_ns)
         self._overdue = np.where(same, self._overdue, 0.0)

@@ -40,11 +40,6 @@ _SPACEMOUSES = ("0000256F:", "0000046D:0000C6")  # vendor, and vendor with the p
 class HandheldDevice(TeleopDevice):
     """A ``Teleoperator`` read from a device file without waiting; it commands at most half of the action's range.
 
-    Args:
-        robot: The robot.
-        path: Device file.
-        say: Shows the person a line.
-
     Raises:
         UsageError: The device cannot be opened.
     """

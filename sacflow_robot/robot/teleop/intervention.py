@@ -34,7 +34,6 @@ class TeleopSignal:
         action: What the person commands (A,), float32, in the robot's action units. None: hands off, the policy has the robot.
             No motion (zeros but for the gripper): the person has it, and lets it stand still.
         label: The person's word on the episode, once, in the period in which it was given.
-        stop: Emergency stop.
         enable: The person wants the robot enabled again after a hold or a stop: the deliberate act without which nothing moves.
         hold: Hold until enabled: a device is gone through which a person could have stopped the robot. A device that is gone
             while its person has the robot says ``stop`` instead. Said once.
@@ -77,7 +76,6 @@ class TeleopDevice(ABC):
 
     Args:
         robot: The robot. One whose action is not a motion (7,) of the tool is stopped, enabled and labeled, and not taken over.
-        say: Shows the person a line.
     """
 
     help: str

@@ -29,20 +29,8 @@ w s    forward, back (x)      i k  pitch     + -    faster, slower
 a d    left, right (y)        j l  roll      y n x  episode: success, failure, discard
 q e    up, down (z)           u o  yaw       ?      this help"""
 
-_MOVES = {
-    "w": (0, 1.0),
-    "s": (0, -1.0),
-    "a": (1, 1.0),
-    "d": (1, -1.0),
-    "q": (2, 1.0),
-    "e": (2, -1.0),
-    "j": (3, 1.0),
-    "l": (3, -1.0),
-    "i": (4, 1.0),
-    "k": (4, -1.0),
-    "u": (5, 1.0),
-    "o": (5, -1.0),
-}
+_PAIRS = "ws", "ad", "qe", "jl", "ik", "uo"  # of the six axes: the key forward, and the one back
+_MOVES = {key: (axis, sign) for axis, pair in enumerate(_PAIRS) for key, sign in zip(pair, (1.0, -1.0), strict=True)}
 _LABELS = {"y": Label.SUCCESS, "n": Label.FAILURE, "x": Label.DISCARD}
 
 # A terminal tells of keys pressed, not of keys released: a held key repeats, after half a second or so and then some
@@ -63,9 +51,6 @@ class Terminal:
     be done about SIGKILL, after which ``stty sane`` helps.
 
     Neither Ctrl-S nor Ctrl-Z stops the process meanwhile; they are keys like others.
-
-    Args:
-        file: Its file descriptor.
 
     Attributes:
         gone: Whether it has vanished, e.g. with an ssh connection.
@@ -134,9 +119,7 @@ class Keyboard(TeleopDevice):
     """A ``Teleoperator``: the keys of a terminal, see ``help``. A key commands a share of the action's range, 0.2 at first.
 
     Args:
-        robot: The robot.
         file: File descriptor of the terminal; standard input if None.
-        say: Shows the person a line.
         clock_s: Clock of held keys (s).
 
     Raises:

@@ -68,7 +68,6 @@ class GrootGateway:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering and release the address."""
         self._stop.set()
         self._thread.join()
         self._context.destroy(linger=200)
@@ -154,11 +153,7 @@ def modality_config(policy: OnnxPolicy, as_text: bool = False) -> dict[str, Any]
 
 
 def unpack(frames: list[bytes]) -> dict[str, Any]:
-    """A request, arrays as NumPy arrays.
-
-    Raises:
-        WireError: It is none.
-    """
+    """A request, arrays as NumPy arrays."""
     request = wire.unpack_bounded(b"".join(frames), _unpack_array, ".npy")
     if not isinstance(request, dict):
         raise WireError("the message is not a map")

@@ -45,7 +45,6 @@ class OpenpiGateway:
 
     Args:
         policy: Gives the policy to ask, anew for every request.
-        host: Host to listen at.
         port: Port; 0 takes a free one, see ``port``.
 
     Raises:
@@ -68,7 +67,6 @@ class OpenpiGateway:
         self._thread.start()
 
     def close(self) -> None:
-        """Say goodbye to the clients and release the address."""
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
 
@@ -168,11 +166,7 @@ def pack_array(value: Any) -> Any:
 
 
 def as_numbers(value: Any) -> npt.NDArray[Any]:
-    """A client's value as an array of numbers.
-
-    Raises:
-        WireError: It is none.
-    """
+    """A client's value as an array of numbers."""
     with suppress(ValueError, TypeError):
         array = np.asarray(value)
         if array.dtype.kind in "fiub":

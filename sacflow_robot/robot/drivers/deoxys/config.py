@@ -36,7 +36,6 @@ class DeoxysConfig:
         gripper_state_port: ``NUC.GRIPPER_PUB_PORT``.
         state_rate_hz: ``CONTROL.STATE_PUBLISHER_RATE``.
         policy_rate_hz: ``CONTROL.POLICY_RATE``: how often the real-time computer looks for a command.
-        traj_rate_hz: ``CONTROL.TRAJ_RATE``.
         gripper_rate_hz: ``GRIPPER.PUB_RATE``.
         task: Task that the policy was trained for.
         horizon: Control periods after which an episode is cut.
@@ -70,7 +69,6 @@ class DeoxysConfig:
     gripper_state_port: int
     state_rate_hz: float = 100.0
     policy_rate_hz: float = 20.0
-    traj_rate_hz: float = 500.0
     gripper_rate_hz: float = 40.0
     task: str = "lift"
     horizon: int = 300
@@ -156,7 +154,6 @@ def load_config(path: Path | str) -> DeoxysConfig:
             "gripper_state_port": nuc["GRIPPER_PUB_PORT"],
             "state_rate_hz": control.get("STATE_PUBLISHER_RATE", 100),
             "policy_rate_hz": control.get("POLICY_RATE", 20),
-            "traj_rate_hz": control.get("TRAJ_RATE", 500),
             "gripper_rate_hz": gripper.get("PUB_RATE", 40),
         }
         return _checked({**values, **_ours(data.get(_OURS) or {}, values)})
@@ -169,12 +166,7 @@ def load_config(path: Path | str) -> DeoxysConfig:
 
 
 def with_options(config: DeoxysConfig, options: Options) -> DeoxysConfig:
-    """The configuration with the options of a robot's name in place of the file's.
-
-    Raises:
-        UnknownNameError: There is no such option.
-        UsageError: A value is none.
-    """
+    """The configuration with the options of a robot's name in place of the file's."""
     switches = "joints", "arm_stamps"
     check_options("deoxys", options, ["task", "nuc_ip", "pc_ip", *switches])
     for name in switches:

@@ -18,7 +18,7 @@ from sacflow_robot.robot.drivers.deoxys.listener import Listener, News
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
 from sacflow_robot.robot.drivers.deoxys.objects import ObjectSource, Sighting, load_source
 from sacflow_robot.robot.drivers.deoxys.states import ObservationBuilder, fault_of
-from sacflow_robot.robot.drivers.deoxys.wire import DeoxysWire, Gripper, Standstill
+from sacflow_robot.robot.drivers.deoxys.wire import Gripper, Standstill
 from sacflow_robot.robot.drivers.options import Options
 from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.rotations import Array
@@ -55,7 +55,6 @@ class DeoxysRobot:
     A gripper finishes by itself what it was told; only :meth:`stop` ends it.
 
     Args:
-        config: Sockets, rates and frames.
         source: Where object poses come from, if not from what the configuration names.
     """
 
@@ -68,8 +67,7 @@ class DeoxysRobot:
         if source is None and config.objects and not config.objects.startswith(("tcp://", "ipc://")):
             source = load_source(config.objects)
         self._source = source
-        self._wire: DeoxysWire | None = None
-        self._listener: Listener | None = None
+        self._wire: Listener | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -104,7 +102,7 @@ class DeoxysRobot:
             RobotError: Something is not heard, the arm is not ready, or it was stopped meanwhile.
             UsageError: The sockets cannot be opened.
         """
-        if self._listener is not None and self._ended():
+        if self._ended():
             self._let_go()
         self._connected = False
         self._stopped = False  # a stop that comes from here on is not undone by connecting
@@ -133,9 +131,7 @@ class DeoxysRobot:
     def _open(self) -> None:
         # Poses come from one place: a source that is called takes the place of one that publishes.
         config = self.config if self._source is None else replace(self.config, objects="")
-        source = None if self._source is None else self._call_source
-        self._wire = DeoxysWire(config)
-        self._listener = Listener(config, self._wire, source, self._complain)
+        self._wire = Listener(config, None if self._source is None else self._call_source, self._complain)
         self._closing.clear()
         self._thread = threading.Thread(target=self._live, name="deoxys", daemon=True)
         self._thread.start()
@@ -163,9 +159,9 @@ class DeoxysRobot:
         trouble, self._trouble = self._trouble, ""
         if trouble:
             raise RobotError(trouble)
-        assert self._listener is not None
-        news, now = self._listener.news(self._engaged_ns), time.monotonic_ns()
-        stale_reason = self._listener.check_ages(news, now)
+        assert self._wire is not None
+        news, now = self._wire.news(self._engaged_ns), time.monotonic_ns()
+        stale_reason = self._wire.check_ages(news, now)
         arm, oldest = news.arm, min(news.captured_ns.values())
         periods = (now - self._began_ns) * 1e-9 * self.config.policy_rate_hz
         solved = news.sighting is not None and bool(news.sighting.solved)
@@ -181,16 +177,12 @@ class DeoxysRobot:
         )
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
-        """Send one action (7,); dropped if it is out of date already.
-
-        Raises:
-            InvalidValueError, StoppedError, RobotFaultError: It is no action, or the arm has been stopped, or by itself.
-        """
+        """Send one action (7,); dropped if it is out of date already."""
         action = self.spec.check_action(action)
         with self._lock:
             self._check()
-            assert self._listener is not None
-            arm = self._listener.news(self._engaged_ns).arm
+            assert self._wire is not None
+            arm = self._wire.news(self._engaged_ns).arm
             now = time.monotonic_ns()
             if now >= valid_until_ns:
                 return
@@ -226,15 +218,13 @@ class DeoxysRobot:
     def _let_go(self) -> None:
         self._closing.set()
         self._connected = False
-        if self._listener is not None:
-            self._listener.close()
         if self._thread is not None:
             self._thread.join()
         with self._lock:  # a stop from another thread finds either
             found, self._wire = self._wire, None
         if found is not None:
             found.close()
-        self._thread = self._listener = None
+        self._thread = None
 
     def _send(self, delta: Array, closing: float = 0.0) -> None:
         assert self._wire is not None
@@ -249,8 +239,8 @@ class DeoxysRobot:
     def _stand(self, now: int, gripper: bytes | None = None) -> None:
         assert self._wire is not None
         self._sent_ns, arm = now, None
-        if self._listener is not None and self.config.absolute_hold:
-            arm = self._listener.fresh_arm(now, self._engaged_ns)
+        if self.config.absolute_hold:
+            arm = self._wire.fresh_arm(now, self._engaged_ns)
         self._wire.send(self._standstill.command(arm, now), gripper)
 
     def _live(self) -> None:
@@ -321,15 +311,15 @@ class DeoxysRobot:
         """The task of a thread that has ended; empty if all run."""
         if self._thread is not None and not self._thread.is_alive():
             return "keeps the arm standing"
-        return "asks where objects are" if self._listener is not None and not self._listener.alive else ""
+        return "asks where objects are" if self._wire is not None and not self._wire.alive else ""
 
     def _call_source(self) -> Sighting:
         assert self._source is not None
         return self._source()
 
     def _await(self, frame: int = -1) -> News:
-        assert self._listener is not None
-        return self._listener.wait(_REACH_WITHIN_S, self._engaged_ns, frame, lambda: self._trouble)
+        assert self._wire is not None
+        return self._wire.wait(_REACH_WITHIN_S, self._engaged_ns, frame, lambda: self._trouble)
 
     def _reset_twin(self, seed: int) -> int:
         """Have the twin start an episode; the number of the first frame that belongs to it."""

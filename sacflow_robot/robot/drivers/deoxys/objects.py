@@ -104,9 +104,7 @@ class SourceReader:
     """Calls an object source on a thread of its own, so that one that raises, hangs or exits holds nothing else up.
 
     Args:
-        source: The source.
         take: Gets each sighting; may raise what is wrong with it.
-        complain: Gets what went wrong.
     """
 
     def __init__(self, source: ObjectSource, take: Callable[[Sighting], None], complain: Callable[[str], None]) -> None:
@@ -118,7 +116,6 @@ class SourceReader:
 
     @property
     def alive(self) -> bool:
-        """True while the thread runs."""
         return self._thread.is_alive()
 
     @property
@@ -161,6 +158,5 @@ def load_source(name: str) -> ObjectSource:
 
 
 def publish_form(poses: Mapping[str, Pose], *, solved: bool | None = None, frame: int = -1) -> bytes:
-    """The message that a source publishes."""
     message = {"poses": {name: pose.tolist() for name, pose in poses.items()}, "frame": frame}
     return json.dumps(message if solved is None else {**message, "solved": solved}).encode()

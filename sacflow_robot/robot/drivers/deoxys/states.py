@@ -33,7 +33,6 @@ class ArmState:
     Attributes:
         position: Of libfranka's end effector in base (3,), m.
         rotation: Likewise (3, 3).
-        mode: What the arm does.
         errors: Names of libfranka's errors that are set.
         frame: Counter of the real-time computer.
         joints: Joint positions (7,), rad; None if the message has none.
@@ -122,9 +121,6 @@ class Heard:
     it is.
 
     Attributes:
-        arm: The newest arm state.
-        gripper: The newest gripper state.
-        sighting: The newest sighting of the objects.
         repeats: For those of the three whose last message was a repetition, by ``arm state``, ``gripper state`` and ``object
             pose``: what it repeats.
         restarted: Those of the three that have begun to count anew, as after a restart of the other side, and how it showed.
@@ -138,7 +134,6 @@ class Heard:
         self.restarted: dict[str, str] = {}
 
     def take_arm(self, new: ArmState) -> None:
-        """Take in an arm state."""
         old, said = self.arm, ""
         if old is not None and (new.frame < old.frame or new.stamp_ns < old.stamp_ns):
             self.restarted["arm state"] = f"the arm's states began anew (frame {old.frame}, then {new.frame})"
@@ -152,7 +147,6 @@ class Heard:
         self.arm = new
 
     def take_gripper(self, new: GripperState) -> None:
-        """Take in a gripper state."""
         old, said = self.gripper, ""
         if old is not None and new.stamp_ns < old.stamp_ns:
             self.restarted["gripper state"] = "the gripper's states began anew"
@@ -165,12 +159,7 @@ class Heard:
         self.gripper = new
 
     def take_sighting(self, sighting: Sighting) -> None:
-        """Take in what an object source saw.
-
-        Raises:
-            ValueError: It holds NaN, infinity, or a quaternion that is none, or is from the future.
-            TypeError: It is no sighting.
-        """
+        """Take in what an object source saw."""
         old, new, said = self.sighting, checked(sighting, time.monotonic_ns()), ""
         if old is not None and 0 <= new.frame < old.frame:
             self.restarted["object pose"] = f"the object source began anew (frame {old.frame}, then {new.frame})"
@@ -191,18 +180,13 @@ class Heard:
 
 
 class ObservationBuilder:
-    """Makes observations, in which quaternions do not jump within an episode.
-
-    Args:
-        config: Where the arm stands in the policy's world, and what is observed.
-    """
+    """Makes observations, in which quaternions do not jump within an episode."""
 
     def __init__(self, config: DeoxysConfig) -> None:
         self.config = config
         self.begin()
 
     def begin(self) -> None:
-        """Start an episode."""
         self._quaternion: Array | None = None
         self._before: tuple[ArmState, float] | None = None
 

@@ -114,7 +114,6 @@ class FrankaTwin:
         self._stop = True
 
     def close(self) -> None:
-        """Close its sockets."""
         self._sockets.close()
         self.plant.close()
 
@@ -142,7 +141,6 @@ class FrankaTwin:
         self._ticks += 1
 
     def state(self) -> Any:
-        """The arm's state as a message."""
         position, rotation = self.plant.ee_pose()
         pose = _column_major(position, rotation)
         q, dq, torque = self.plant.joints()
@@ -168,7 +166,6 @@ class FrankaTwin:
         return state
 
     def gripper_state(self) -> Any:
-        """The gripper's state as a message."""
         state = messages.make(
             "FrankaGripperStateMessage",
             width=self.plant.finger_width(),

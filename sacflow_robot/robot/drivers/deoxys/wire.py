@@ -44,7 +44,6 @@ def pose_command(config: DeoxysConfig, pose: Array, *, is_delta: bool = True) ->
     """An OSC_POSE command.
 
     Args:
-        config: Gains and interpolation.
         pose: (6,), m and rad (rotation vector), base axes: how far to go from where the arm is, or where to.
         is_delta: Which of the two. Where to, as a pose of the end effector in base, only deoxys from August 2023 on takes.
     """
@@ -82,7 +81,6 @@ def gripper_command(closing: float, force_n: float | None = None, width_m: tuple
     deoxys's own client opens by as much as the action is negative; here its sign alone counts, as in robosuite.
 
     Args:
-        closing: The gripper's entry of the action.
         force_n: Largest force to grasp with (N); None for no limit but deoxys's own choice.
         width_m: Least and greatest width to go to (m), likewise.
     """
@@ -156,9 +154,6 @@ class Standstill:
     has a version, and a goal that is harmless under both meanings does not exist. (One without stiffness would be, but would
     show nothing, for joints stick.) So the setting is off unless the operator turns it on, and where it is wrong, or somebody
     pushes the arm, an arm that leaves the latched pose by 20 mm or 0.1 rad is held by deltas until it is connected again.
-
-    Args:
-        config: Gains, and whether deoxys takes absolute goals.
     """
 
     def __init__(self, config: DeoxysConfig) -> None:
@@ -185,7 +180,6 @@ class Standstill:
 
         Args:
             arm: The arm's state; None if there is none that is new enough to be held at.
-            now_ns: The time (monotonic ns).
         """
         self._since_ns = now_ns if self._since_ns is None else self._since_ns
         may_latch = self._may_latch and not self._paused and now_ns - self._since_ns >= _BRAKE_NS
@@ -237,9 +231,6 @@ class DeoxysWire(Heard):
 
     Commands are published with a short queue, and with none where nobody has subscribed, so that nothing old is acted on
     after a reconnect.
-
-    Args:
-        config: Where.
 
     Attributes:
         malformed: Messages that could not be read.

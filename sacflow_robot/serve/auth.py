@@ -39,12 +39,8 @@ class Security:
     insecure: bool = False
 
     def guard(self, context: zmq.Context[Any], socket: zmq.Socket[bytes]) -> Gate:
-        """Set the socket up before it is bound.
-
-        Raises:
-            UsageError: A key without clients, or clients without a key.
-            DataError: The key cannot be read, or the folder is not there.
-        """
+        """Set the socket up before it is bound. Raises UsageError: a key without clients, or clients without a key;
+        DataError: the key cannot be read, or the folder is not there."""
         if (self.key is None) != (self.clients is None):
             raise UsageError("--key and --clients go together: the server's secret key, and a folder of clients' keys")
         if self.key is None or self.clients is None:
@@ -131,12 +127,8 @@ class _AllowList:
 
 
 def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a pair of keys; returns the public and the secret file, the latter readable by its owner alone.
-
-    Raises:
-        UsageError: The name is no file name, or there are keys of that name.
-        DataError: They cannot be written.
-    """
+    """Make a pair of keys; returns the public and the secret file, the latter readable by its owner alone. Raises
+    UsageError: the name is no file name, or there are keys of that name; DataError: they cannot be written."""
     import zmq.auth
 
     if not name or name != Path(name).name or name.startswith("."):
@@ -157,20 +149,12 @@ def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def load_public(path: Path) -> bytes:
-    """The public key in a file, in Z85.
-
-    Raises:
-        DataError: There is none.
-    """
+    """The public key in a file, in Z85. Raises DataError: there is none."""
     return _load(path)[0]
 
 
 def load_secret(path: Path) -> tuple[bytes, bytes]:
-    """The public and secret key in a file, in Z85.
-
-    Raises:
-        DataError: There is none.
-    """
+    """The public and secret key in a file, in Z85. Raises DataError: there is none."""
     public, secret = _load(path)
     if secret is None:
         raise DataError(f"{path} holds no secret key; give the .key_secret file")
@@ -221,11 +205,7 @@ def check_open(place: str, insecure: bool, remedy: str) -> None:
 
 
 def split_place(place: str) -> tuple[str, int]:
-    """Host and port of ``host:port``.
-
-    Raises:
-        UsageError: It is something else.
-    """
+    """Host and port of ``host:port``. Raises UsageError: it is something else."""
     host, _, port = place.rpartition(":")
     if not host or not (port.isascii() and port.isdigit() and int(port[:9]) <= _LAST_PORT):
         raise UsageError(f"{place!r} is not host:port; give e.g. 127.0.0.1:8000")

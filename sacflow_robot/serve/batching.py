@@ -106,11 +106,8 @@ class Pace:
 
 
 def checked(policy: OnnxPolicy, arrays: Mapping[str, Any], noise: Any) -> dict[str, FloatArray]:
-    """The policy's inputs, from a request's arrays; a prefix that it does not take is ignored.
-
-    Raises:
-        InvalidValueError: One is missing, has a wrong shape, or holds NaN or infinity.
-    """
+    """The policy's inputs, from a request's arrays; a prefix that it does not take is ignored. Raises
+    InvalidValueError: one is missing, has a wrong shape, or holds NaN or infinity."""
     prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
     decided = () if not policy.takes_prefix or (prefix is None and mask is None) else (prefix, mask)
     if any(part is None for part in decided):

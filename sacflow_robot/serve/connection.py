@@ -120,11 +120,8 @@ class Connection:
             raise UsageError(f"cannot connect to {self.address}: {error}; expected e.g. tcp://127.0.0.1:5555") from None
 
     def ready(self, wait_s: float) -> bool:
-        """Wait until there is a server to send to; whether there is.
-
-        Raises:
-            RefusedError: The server does not let this client in.
-        """
+        """Wait until there is a server to send to; whether there is. Raises RefusedError: the server does not let this
+        client in."""
         deadline = time.monotonic() + wait_s
         while True:
             self._read_events()
@@ -148,11 +145,7 @@ class Connection:
         return lost
 
     def send(self, frames: Sequence[bytes | memoryview]) -> None:
-        """Hand a message over.
-
-        Raises:
-            ConnectionLost: There is no server to send it to.
-        """
+        """Hand a message over. Raises ConnectionLost: there is no server to send it to."""
         try:
             wire.send(self._socket, frames, wire.NOBLOCK)
         except zmq.Again:
@@ -235,12 +228,8 @@ class Channel(Connection):
         return (time.monotonic_ns() - self._sent_ns.get(number, 0)) / 1e9
 
     def request(self, header: dict[str, Any], arrays: Mapping[str, Any] | None = None) -> int:
-        """Send a request; returns its number.
-
-        Raises:
-            WireError: It is too large, or has a dtype that does not travel.
-            ConnectionLost: There is no server to send it to.
-        """
+        """Send a request; returns its number. Raises WireError: it is too large, or has a dtype that does not travel;
+        ConnectionLost: there is no server to send it to."""
         number = next(self._ids)
         header["id"] = number
         frames = wire.encode(wire.Message(header, arrays or {}))

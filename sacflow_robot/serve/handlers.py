@@ -135,12 +135,8 @@ class Operations:
         }
 
     def answer(self, operation: object, header: dict[str, Any], peer: bytes) -> dict[str, Any]:
-        """The fields of the answer to a request that came over the connection ``peer``.
-
-        Raises:
-            WireError: There is no such operation.
-            Refusal: The request cannot be met.
-        """
+        """The fields of the answer to a request that came over the connection ``peer``. Raises WireError: there is no
+        such operation; Refusal: the request cannot be met."""
         handler = self._handlers.get(operation) if isinstance(operation, str) else None
         if handler is None:
             raise WireError(f"unknown op; valid: infer, {', '.join(self._handlers)}")

@@ -138,11 +138,8 @@ class Meters:
         return {**{name: self.counts[name] for name in names}, "latency_us": latency, "last_reload": self.last_reload}
 
     def expose(self, host: str, port: int) -> int:
-        """Answer Prometheus at ``http://host:port/metrics``; returns the port, chosen where 0 was given.
-
-        Raises:
-            OSError: The address cannot be had.
-        """
+        """Answer Prometheus at ``http://host:port/metrics``; returns the port, chosen where 0 was given. Raises
+        OSError: the address cannot be had."""
         registry = prometheus.CollectorRegistry()
         registry.register(self)
         server, thread = prometheus.start_http_server(port, host, registry)

@@ -96,11 +96,8 @@ def encode(message: Message) -> list[bytes | memoryview]:
 
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Frame], flags: int = 0) -> None:
-    """Send a message at once or not at all; frames of 64 KiB and more are not copied.
-
-    Raises:
-        zmq.ZMQError: The peer is unknown, or takes no more.
-    """
+    """Send a message at once or not at all; frames of 64 KiB and more are not copied. Raises zmq.ZMQError: the peer is
+    unknown, or takes no more."""
     for frame in frames[:-1]:
         socket.send(frame, flags | _SNDMORE, copy=len(frame) < _COPY_BELOW)
     socket.send(frames[-1], flags, copy=len(frames[-1]) < _COPY_BELOW)
@@ -112,12 +109,8 @@ def has_come(socket: zmq.Socket[Any]) -> bool:
 
 
 def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[Any]:
-    """The next message: ``heads`` frames as bytes (routing identity, header), array frames as they lie in memory. Of frames
-    beyond those that a message may have, one is kept.
-
-    Raises:
-        zmq.Again: There is none (yet).
-    """
+    """The next message: ``heads`` frames as bytes (routing identity, header), array frames as they lie in memory. Of
+    frames beyond those that a message may have, one is kept. Raises zmq.Again: there is none (yet)."""
     return as_heads(receive_frames(socket, flags), heads)
 
 
@@ -141,20 +134,14 @@ def as_heads(frames: list[Any], heads: int) -> list[Any]:
 
 
 def decode(frames: Sequence[Any]) -> Message:
-    """Inverse of :func:`encode`, for answers; arrays are read-only views of the frames.
-
-    Raises:
-        WireError: The frames are not a message of this version.
-    """
+    """Inverse of :func:`encode`, for answers; arrays are read-only views of the frames. Raises WireError: the frames
+    are not a message of this version."""
     return decode_arrays(decode_header(frames, MAX_ANSWER_HEADER_BYTES), frames)
 
 
 def decode_header(frames: Sequence[Any], most_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
-    """The header, still with ``arrays``; the first thing to know of a message, for it says whom to answer.
-
-    Raises:
-        WireError: It is not a header of this version, or too large.
-    """
+    """The header, still with ``arrays``; the first thing to know of a message, for it says whom to answer. Raises
+    WireError: it is not a header of this version, or too large."""
     if not frames or len(frames[0]) > most_bytes:
         raise WireError(f"a header frame has 1 to {most_bytes} bytes")
     content = bytes(frames[0])
@@ -175,10 +162,7 @@ def decode_header(frames: Sequence[Any], most_bytes: int = MAX_HEADER_BYTES) -> 
 
 def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any], arrays: str) -> Any:
     """Unpack msgpack data of other protocols, each map passed through ``hook``: few values, however large their arrays.
-
-    Raises:
-        WireError: It is not msgpack of plain values and such ``arrays``, or holds too much.
-    """
+    Raises WireError: it is not msgpack of plain values and such ``arrays``, or holds too much."""
     left = _MAX_VALUES
 
     def counted(value: Any) -> Any:
@@ -196,11 +180,7 @@ def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any], arrays: s
 
 
 def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:
-    """The message with that header.
-
-    Raises:
-        WireError: The frames are not what the header says.
-    """
+    """The message with that header. Raises WireError: the frames are not what the header says."""
     layout = header.pop("arrays", [])
     if not isinstance(layout, list) or len(layout) != len(frames) - 1 or len(layout) > MAX_ARRAYS:
         raise WireError("the header does not describe the array frames that follow it")

@@ -277,11 +277,8 @@ class PolicyServer:
     # ---- around the loop
 
     def offer(self, policy: OnnxPolicy) -> None:
-        """Serve this policy from the next round on, once it is warm; may be called from any thread.
-
-        Raises:
-            PolicyFileError: Its graph cannot be evaluated; the policy before it is served on.
-        """
+        """Serve this policy from the next round on, once it is warm; may be called from any thread. Raises
+        PolicyFileError: its graph cannot be evaluated; the policy before it is served on."""
         warm_up(policy, self._max_batch)
         with self._swap:
             self._offered = policy

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.spec import PolicySpec
+from sacflow_robot.spec import PolicySpec, RobotSpec
 
 _MOST_SESSIONS = 4096
 _MOST_OF_A_CONNECTION = 64
@@ -134,11 +134,8 @@ class Sessions:
             del self._of_peer[session.peer]
 
     def find(self, header: Mapping[str, Any], now_ns: int) -> Session:
-        """The session of a request.
-
-        Raises:
-            Refusal: It is not one of this process; or the request's id does not rise.
-        """
+        """The session of a request. Raises Refusal: it is not one of this process; or the request's id does not
+        rise."""
         token, identifier = header.get("session"), header.get("id")
         session = self._sessions.get(token) if isinstance(token, str) else None
         if session is None:
@@ -164,11 +161,7 @@ class Sessions:
 
 
 def checked_seed(seed: object) -> int:
-    """A client's seed, or a random one for None.
-
-    Raises:
-        Refusal: It is no seed.
-    """
+    """A client's seed, or a random one for None. Raises Refusal: it is no seed."""
     if seed is None:
         return secrets.randbits(63)
     if type(seed) is not int or not 0 <= seed < _SEED_LIMIT:
@@ -177,25 +170,23 @@ def checked_seed(seed: object) -> int:
 
 
 def differing_fields(spec: PolicySpec, fingerprint: str, expect: object) -> list[str]:
-    """Names of the fields in which ``expect``, a part of a specification as plain data, differs from ``spec``.
-
-    Raises:
-        Refusal: It names a field that does not exist.
-    """
+    """Names of the fields in which ``expect``, a part of a specification as plain data, differs from ``spec``. Raises
+    Refusal: it names a field that does not exist."""
     if not isinstance(expect, dict):
         raise Refusal("invalid", "expect is not a map")
     served = {**json.loads(spec.to_json()), "fingerprint": fingerprint}
     robot = served["robot"] = served.pop("arm")
+    names = [field.name for field in fields(RobotSpec)]
     different = []
     for name, value in expect.items():
         if name in ("robot", "arm"):  # clients of version 0.1 say arm
-            if not isinstance(value, dict) or not set(value) <= set(robot):
-                raise Refusal("invalid", f"expect.robot is not a map of some of {', '.join(robot)}")
+            if not isinstance(value, dict) or not set(value) <= set(names):
+                raise Refusal("invalid", f"expect.robot is not a map of some of {', '.join(names)}")
             for arrays in (robot["observations"], value.get("observations")):
                 for array in arrays if isinstance(arrays, list) else ():
                     if isinstance(array, dict):
                         array.pop("quaternions", None)  # a hint for learners
-            different += [f"robot.{field}" for field in robot if field in value and robot[field] != value[field]]
+            different += [f"robot.{field}" for field in names if field in value and robot[field] != value[field]]
         elif name not in served:
             raise Refusal("invalid", f"expect has a field that is none of {', '.join(served)}")
         elif served[name] != value:

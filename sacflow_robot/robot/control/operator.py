@@ -212,12 +212,8 @@ def obey(safety: Latch, requested: OperatorInput) -> None:
 
 
 def refuse_if_stopped(robot: Robot, safety: Latch, operator: Operator) -> None:
-    """Refuse to start an episode of a robot that is held or stopped, or is requested to be.
-
-    Raises:
-        StoppedError: A stop or a hold was requested.
-        RobotError: The robot was held or stopped before, and nobody has enabled it since.
-    """
+    """Refuse to start an episode of a robot that is held or stopped, or is requested to be. Raises StoppedError: a stop
+    or a hold was requested; RobotError: the robot was held or stopped before, and nobody has enabled it since."""
     requested = operator.look(np.zeros(robot.spec.action_dim, np.float32), between=True)
     obey(safety, requested)
     if safety.may_start:

@@ -95,11 +95,8 @@ class StepRecording:
         self._step = step
 
     def flush(self) -> str:
-        """Give the step to the recorder; the reason why a resilient one could not write it, else empty.
-
-        Raises:
-            LogWriteError: The recorder cannot keep the step.
-        """
+        """Give the step to the recorder; the reason why a resilient one could not write it, else empty. Raises
+        LogWriteError: the recorder cannot keep the step."""
         step = self._step
         self._step = None
         if step is None or self._recorder is None or not self._begun:
@@ -146,11 +143,7 @@ def default_safety(robot: Robot, profile: Profile | None = None) -> Safety:
 
 
 def check_fit(policy: Policy, robot: RobotSpec) -> None:
-    """Refuse a policy that was made for another robot.
-
-    Raises:
-        SpecMismatchError: Names every field that differs.
-    """
+    """Refuse a policy that was made for another robot. Raises SpecMismatchError: names every field that differs."""
     different = robot.differences(policy.spec.robot)
     if different:
         raise SpecMismatchError(f"the policy does not fit the robot (robot, policy): {'; '.join(different)}")

@@ -68,11 +68,8 @@ class LeRobotConfig:
 
 
 def load_config(path: Path | str) -> LeRobotConfig:
-    """Read a configuration, a YAML map of the attributes above.
-
-    Raises:
-        DataError: It cannot be read, or has no bounds that make sense.
-    """
+    """Read a configuration, a YAML map of the attributes above. Raises DataError: it cannot be read, or has no bounds
+    that make sense."""
     try:
         data = dict(yaml.safe_load(Path(path).read_text()))
         joints = {str(name): (float(low), float(high)) for name, (low, high) in data.pop("joints").items()}
@@ -91,11 +88,8 @@ def load_config(path: Path | str) -> LeRobotConfig:
 
 
 def find_lerobot(name: str, settings: Mapping[str, Any]) -> Any:
-    """The LeRobot robot registered under that name, not connected yet.
-
-    Raises:
-        UsageError: lerobot is not installed, knows no such robot, or refuses the settings.
-    """
+    """The LeRobot robot registered under that name, not connected yet. Raises UsageError: lerobot is not installed,
+    knows no such robot, or refuses the settings."""
     try:
         robots = import_module("lerobot.robots")
     except ImportError as error:
@@ -159,12 +153,8 @@ class LeRobotDriver:
         return self._spec
 
     def connect(self) -> None:
-        """Connect, without calibrating: that moves joints, and is for lerobot's own command.
-
-        Raises:
-            RobotError: It cannot be reached, or is not calibrated.
-            StoppedError: It was stopped meanwhile.
-        """
+        """Connect, without calibrating: that moves joints, and is for lerobot's own command. Raises RobotError: it
+        cannot be reached, or is not calibrated; StoppedError: it was stopped meanwhile."""
         self._end_thread()
         if self._thread is not None:
             raise RobotError(f"the robot is lost: {_HANGS}")
@@ -192,12 +182,7 @@ class LeRobotDriver:
         return self.observe()
 
     def observe(self) -> StepResult:
-        """The newest observation.
-
-        Raises:
-            StaleStateError: It is too old to act on.
-            RobotError: The robot is lost.
-        """
+        """The newest observation. Raises StaleStateError: it is too old to act on; RobotError: the robot is lost."""
         self._check()
         if self._seen is None:
             raise RobotError(_UNREAD)

@@ -104,10 +104,7 @@ class SafetyFilter(Latch):
 
     def enable(self, now_ns: int) -> None:
         """Let actions through from now on: a deliberate act of a person, or of the program that a person started.
-
-        Raises:
-            RobotError: The robot still moves, has not been seen lately, or stands where it must not be.
-        """
+        Raises RobotError: the robot still moves, has not been seen lately, or stands where it must not be."""
         super().enable(now_ns)
         if self.axes.absolute:
             self._target = self._joints_now()  # it may have been moved by hand

@@ -109,10 +109,7 @@ class Latch:
 
     def enable(self, now_ns: int) -> None:
         """Let actions through from now on: a person's explicit act, or that of the program that a person started.
-
-        Raises:
-            RobotError: A stop is under way, or the robot still moves.
-        """
+        Raises RobotError: a stop is under way, or the robot still moves."""
         self._check_enabling(now_ns)
         self.allow()
 
@@ -175,11 +172,8 @@ class ActionClipper(Latch):
             raise InvalidValueError(f"action limits have shapes {shapes}, expected ({robot.action_dim},)")
 
     def __call__(self, proposed: npt.ArrayLike) -> FloatArray:
-        """The action (A,) to send, float32.
-
-        Raises:
-            InvalidValueError: The action has the wrong shape or holds NaN or infinity; nothing may be sent.
-        """
+        """The action (A,) to send, float32. Raises InvalidValueError: the action has the wrong shape or holds NaN or
+        infinity; nothing may be sent."""
         allowed = self._robot.check_action(proposed)
         if self._bounds is None:
             return allowed

@@ -146,11 +146,8 @@ class OpenpiGateway:
 
 
 def unpack(message: str | bytes) -> Any:
-    """Unpack a binary frame, arrays as NumPy arrays.
-
-    Raises:
-        WireError: It is no msgpack of plain values and numeric arrays.
-    """
+    """Unpack a binary frame, arrays as NumPy arrays. Raises WireError: it is no msgpack of plain values and numeric
+    arrays."""
     if isinstance(message, str):
         raise WireError("messages are binary msgpack, not text")
     return wire.unpack_bounded(message, _unpack_array, "numeric")

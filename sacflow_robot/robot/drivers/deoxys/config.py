@@ -124,11 +124,8 @@ class DeoxysConfig:
 
 
 def split_part(part: str) -> tuple[bool, str, str]:
-    """A part of the observation ``object``: whether it is relative to the gripper, of which object, ``pos`` or ``quat``.
-
-    Raises:
-        ValueError: It is of no known form.
-    """
+    """A part of the observation ``object``: whether it is relative to the gripper, of which object, ``pos`` or
+    ``quat``. Raises ValueError: it is of no known form."""
     found = _PART.fullmatch(part)
     if found is None or (found["between"] and found["what"] == "quat"):
         raise ValueError(f"{part!r} is no part of 'object'; expected NAME_pos, NAME_quat or gripper_to_NAME_pos")
@@ -136,11 +133,8 @@ def split_part(part: str) -> tuple[bool, str, str]:
 
 
 def load_config(path: Path | str) -> DeoxysConfig:
-    """Read a deoxys YAML file.
-
-    Raises:
-        DataError: It cannot be read, lacks what deoxys itself needs, or has a value that makes no sense.
-    """
+    """Read a deoxys YAML file. Raises DataError: it cannot be read, lacks what deoxys itself needs, or has a value that
+    makes no sense."""
     try:
         data = yaml.safe_load(Path(path).read_text())
         pc, nuc = data["PC"], data["NUC"]

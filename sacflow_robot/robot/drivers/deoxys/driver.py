@@ -96,12 +96,9 @@ class DeoxysRobot:
         return self._spec
 
     def connect(self) -> None:
-        """Reach the real-time computer, and have it ready for OSC_POSE; nothing moves, the gripper included.
-
-        Raises:
-            RobotError: Something is not heard, the arm is not ready, or it was stopped meanwhile.
-            UsageError: The sockets cannot be opened.
-        """
+        """Reach the real-time computer, and have it ready for OSC_POSE; nothing moves, the gripper included. Raises
+        RobotError: something is not heard, the arm is not ready, or it was stopped meanwhile; UsageError: the sockets
+        cannot be opened."""
         if self._ended():
             self._let_go()
         self._connected = False
@@ -148,13 +145,8 @@ class DeoxysRobot:
         return self.observe()
 
     def observe(self) -> StepResult:
-        """The newest observation.
-
-        Raises:
-            StaleStateError: It is too old to act on.
-            RobotFaultError: The arm has stopped by itself.
-            RobotError: Something failed since the last call, such as the object source; told once.
-        """
+        """The newest observation. Raises StaleStateError: it is too old to act on; RobotFaultError: the arm has stopped
+        by itself; RobotError: something failed since the last call, such as the object source; told once."""
         self._check()
         trouble, self._trouble = self._trouble, ""
         if trouble:

@@ -73,11 +73,8 @@ class Listener(DeoxysWire):
         return None if old else self.arm
 
     def check_ages(self, news: News, now_ns: int) -> str:
-        """The reason why parts of an observation are old, yet not too old; empty if none is.
-
-        Raises:
-            StaleStateError: One is too old to act on.
-        """
+        """The reason why parts of an observation are old, yet not too old; empty if none is. Raises StaleStateError:
+        one is too old to act on."""
         for what, at in {**news.captured_ns, "gripper state": news.gripper.received_ns}.items():
             if now_ns - at > self._config.stale_s * 1e9:
                 raise StaleStateError(

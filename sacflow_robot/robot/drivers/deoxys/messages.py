@@ -160,11 +160,8 @@ def parse(name: str, data: bytes) -> Any:
 
 
 def packed(message: Any, field: str = "control_msg") -> Any:
-    """The message inside a message's ``Any`` field, decoded; None if it is empty.
-
-    Raises:
-        WireError: It is of no known type, or damaged.
-    """
+    """The message inside a message's ``Any`` field, decoded; None if it is empty. Raises WireError: it is of no known
+    type, or damaged."""
     inner = getattr(message, field)
     if not inner.type_url:
         return None

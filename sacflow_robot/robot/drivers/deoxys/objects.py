@@ -61,12 +61,8 @@ _PAUSE_S = 0.005
 
 
 def checked(sighting: Sighting, now_ns: int) -> Sighting:
-    """A copy of a sighting that is one.
-
-    Raises:
-        ValueError: It holds NaN, infinity, or a quaternion that is none, or is from the future.
-        TypeError: It is no sighting.
-    """
+    """A copy of a sighting that is one. Raises ValueError: it holds NaN, infinity, or a quaternion that is none, or is
+    from the future; TypeError: it is no sighting."""
     if not isinstance(sighting, Sighting):
         raise TypeError(f"a {type(sighting).__name__} where a Sighting is expected")
     poses = {str(name): np.array(pose, np.float64) for name, pose in sighting.poses.items()}
@@ -84,11 +80,8 @@ def checked(sighting: Sighting, now_ns: int) -> Sighting:
 
 
 def parse_sighting(data: bytes, received_ns: int) -> Sighting:
-    """Decode a published sighting.
-
-    Raises:
-        WireError: It is not of the form above, or holds NaN, infinity, or a quaternion that is none.
-    """
+    """Decode a published sighting. Raises WireError: it is not of the form above, or holds NaN, infinity, or a
+    quaternion that is none."""
     try:
         message: dict[str, Any] = json.loads(data)
         age_s = float(message.get("age_s", 0.0))
@@ -139,11 +132,7 @@ class SourceReader:
 
 
 def load_source(name: str) -> ObjectSource:
-    """The function that ``module:function`` names.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """The function that ``module:function`` names. Raises UsageError: there is none."""
     module, _, function = name.partition(":")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # last, so that it hides nothing that is installed

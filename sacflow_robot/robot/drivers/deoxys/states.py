@@ -73,11 +73,7 @@ class GripperState:
 
 
 def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
-    """Decode an arm state.
-
-    Raises:
-        WireError: It is none, or its pose is none.
-    """
+    """Decode an arm state. Raises WireError: it is none, or its pose is none."""
     state = messages.parse("FrankaRobotStateMessage", data)
     pose = np.array(state.O_T_EE, np.float64)
     if pose.shape != (16,) or not np.isfinite(pose).all():
@@ -97,11 +93,7 @@ def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
 
 
 def parse_gripper_state(data: bytes, received_ns: int) -> GripperState:
-    """Decode a gripper state.
-
-    Raises:
-        WireError: It is none, or its width is no number.
-    """
+    """Decode a gripper state. Raises WireError: it is none, or its width is no number."""
     state = messages.parse("FrankaGripperStateMessage", data)
     if not np.isfinite(state.width):
         raise WireError("a gripper state whose width is no number")
@@ -204,11 +196,7 @@ class ObservationBuilder:
         return np.append(moved, closing).astype(np.float32)
 
     def __call__(self, arm: ArmState, gripper: GripperState, sighting: Sighting | None) -> dict[str, FloatArray]:
-        """The observation by its keys, float32.
-
-        Raises:
-            RobotError: A part of it is not to be had.
-        """
+        """The observation by its keys, float32. Raises RobotError: a part of it is not to be had."""
         world = np.array(self.config.base_pos_in_world)
         eef = arm.position + arm.rotation @ np.array(self.config.eef_pos_in_ee) + world
         quaternion = from_matrix(arm.rotation)

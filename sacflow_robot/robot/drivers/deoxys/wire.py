@@ -208,11 +208,8 @@ class Standstill:
 
 
 def reset_twin(address: str, seed: int, within_s: float) -> int:
-    """Have a twin start an episode; the number of the first frame that belongs to it.
-
-    Raises:
-        RobotError: It does not answer within that time (s), or refuses.
-    """
+    """Have a twin start an episode; the number of the first frame that belongs to it. Raises RobotError: it does not
+    answer within that time (s), or refuses."""
     try:
         with zmq.Context() as context, context.socket(zmq.REQ) as socket:
             socket.setsockopt(zmq.LINGER, 0)

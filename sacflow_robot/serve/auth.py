@@ -58,12 +58,9 @@ class Security:
 
 
 class Gate:
-    """Check connections, and the senders of frames, until closed.
-
-    Args:
-        authenticator: pyzmq's, which checks keys when a connection is made; None where there are no keys.
-        allowed: The keys that count now; not shared with the authenticator, which has a thread of its own.
-    """
+    """Check connections, and the senders of frames, until closed. ``authenticator``: pyzmq's, which checks keys when a
+    connection is made; None where there are no keys; ``allowed``: the keys that count now; not shared with the
+    authenticator, which has a thread of its own."""
 
     def __init__(self, authenticator: Any, allowed: _AllowList | None = None) -> None:
         self._authenticator, self._allowed = authenticator, allowed

@@ -60,14 +60,9 @@ class Keys:
 
 
 class Connection:
-    """A DEALER socket that reconnects by itself and keeps nothing for a server that is not there.
-
-    Args:
-        heartbeat_s: Time between heartbeats; a server that does not answer is gone within two.
-
-    Raises:
-        UsageError: The address is malformed.
-    """
+    """A DEALER socket that reconnects by itself and keeps nothing for a server that is not there. ``heartbeat_s``: time
+    between heartbeats; a server that does not answer is gone within two. Raises UsageError: the address is
+    malformed."""
 
     def __init__(self, address: str, heartbeat_s: float, keys: Keys | None = None) -> None:
         self.address = address
@@ -183,13 +178,7 @@ class Connection:
 
 class Channel(Connection):
     """Requests over one connection. For the process that made it: a forked one shares its parent's sockets.
-
-    Args:
-        timeout_s: Longest wait for a reply, where no other is given.
-
-    Raises:
-        UsageError: The address is malformed.
-    """
+    ``timeout_s``: longest wait for a reply, where no other is given. Raises UsageError: the address is malformed."""
 
     def __init__(self, address: str, timeout_s: float, keys: Keys | None) -> None:
         self.last_header: Mapping[str, Any] = {}

@@ -39,12 +39,8 @@ class Answers:
     def actions(
         self, request: Request, actions: FloatArray, batch: int, times_ns: tuple[int, int, int], now_ns: int
     ) -> None:
-        """Send the actions (B, H, A) of a request that was evaluated among ``batch`` rows.
-
-        Args:
-            times_ns: Time in the queue, of the evaluation, and altogether (ns).
-            now_ns: Present time of the server's clock (ns).
-        """
+        """Send the actions (B, H, A) of a request that was evaluated among ``batch`` rows. ``times_ns``: time in the
+        queue, of the evaluation, and altogether (ns); ``now_ns``: present time of the server's clock (ns)."""
         queue, infer, total = times_ns
         header = {
             "id": request.identifier,

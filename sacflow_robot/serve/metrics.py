@@ -49,10 +49,7 @@ class _Histogram:
 
 class Meters:
     """Counters and histograms of one server; the loop writes, whoever likes reads. A collector of Prometheus' registry.
-
-    Attributes:
-        last_reload: What came of the last new policy file; None before one.
-    """
+    ``last_reload``: what came of the last new policy file; None before one."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

@@ -20,11 +20,8 @@ ACTIVE_NS = 5_000_000_000
 
 
 class Refusal(Exception):
-    """A request that is not met: ``kind``, one of the protocol's, and why in one line.
-
-    Args:
-        message: For people; never a client's own words.
-    """
+    """A request that is not met: ``kind``, one of the protocol's, and why in one line. ``message``: for people; never a
+    client's own words."""
 
     def __init__(self, kind: str, message: str, **fields: Any) -> None:
         super().__init__(message)

@@ -51,11 +51,8 @@ class Announcer(io.TextIOBase):
         return len(text)
 
     def finish(self, patience_s: float = PATIENCE_S) -> bool:
-        """Write what waits, for ``patience_s`` seconds at most; what comes later is dropped.
-
-        Returns:
-            Whether the stream has taken everything.
-        """
+        """Write what waits, for ``patience_s`` seconds at most; what comes later is dropped. Returns whether the stream
+        has taken everything."""
         self._waiting.put(None)
         self._thread.join(patience_s)
         return not (self._thread.is_alive() or self._broken)
@@ -147,11 +144,8 @@ class TerminalGuard:
                 self._handlers[number] = signal.signal(number, signal.SIG_IGN)
 
     def end(self) -> bool:
-        """Give the terminal what waits, within bounds, and everything its state back.
-
-        Returns:
-            Whether standard output has taken everything.
-        """
+        """Give the terminal what waits, within bounds, and everything its state back. Returns whether standard output
+        has taken everything."""
         sys.stdout, sys.stderr = self._streams
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

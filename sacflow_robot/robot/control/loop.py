@@ -91,11 +91,7 @@ class EpisodeLoop:
         self.ended = False
 
     def run(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the episode from its begin to its end.
-
-        Returns:
-            More to record about it, known at its end.
-        """
+        """Run the episode from its begin to its end. Returns more to record about it, known at its end."""
         try:
             # The collection comes first: it takes long enough to miss deadlines.
             with contextlib.nullcontext() if self._robot.lockstep else no_garbage_collection():

@@ -93,11 +93,8 @@ class OperatorRequests:
         return any(kind is not _Kind.ENABLE for kind, _, _ in tuple(self._requests))
 
     def take(self, in_charge: bool = False) -> OperatorInput:
-        """Requests since the last call.
-
-        Args:
-            in_charge: Whether a person moves the robot by an input device: a terminal that is gone then stops it.
-        """
+        """Requests since the last call. ``in_charge``: whether a person moves the robot by an input device: a terminal
+        that is gone then stops it."""
         stop = ""
         hold = ""
         enable = False
@@ -115,12 +112,9 @@ class OperatorRequests:
         return OperatorInput(stop, hold, enable and not (stop or hold))
 
     def report(self, state: str, settled: bool) -> None:
-        """Say what became of the requests taken so far; called by whatever moves the robot.
-
-        Args:
-            state: That of the robot's :class:`~sacflow_robot.robot.safety.latch.Latch`.
-            settled: Whether that state is final for those requests: false while the robot still comes to rest.
-        """
+        """Say what became of the requests taken so far; called by whatever moves the robot. ``state``: that of the
+        robot's :class:`~sacflow_robot.robot.safety.latch.Latch`; ``settled``: whether that state is final for those
+        requests: false while the robot still comes to rest."""
         self._state = state
         if not settled or not self._open:
             return
@@ -148,11 +142,8 @@ class OperatorRequests:
 
 
 class Operator:
-    """Everything through which a person controls a robot: requests from anywhere, and an input device.
-
-    Args:
-        teleop: Keyboard, gamepad or SpaceMouse; None for none.
-    """
+    """Everything through which a person controls a robot: requests from anywhere, and an input device. ``teleop``:
+    keyboard, gamepad or SpaceMouse; None for none."""
 
     def __init__(self, requests: OperatorRequests | None = None, teleop: Teleoperator | None = None) -> None:
         self.requests = OperatorRequests() if requests is None else requests
@@ -161,12 +152,8 @@ class Operator:
         self._label: Label | None = None
 
     def look(self, commanded: FloatArray, between: bool = False) -> OperatorInput:
-        """Take what was requested since the last look; does not wait.
-
-        Args:
-            commanded: The last action (A,) that was sent.
-            between: Whether no episode is under way: a label is kept for the next look in an episode.
-        """
+        """Take what was requested since the last look; does not wait. ``commanded``: the last action (A,) that was
+        sent; ``between``: whether no episode is under way: a label is kept for the next look in an episode."""
         signal = HANDS_OFF
         stop = ""
         if self.teleop is not None:

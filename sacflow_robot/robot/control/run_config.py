@@ -72,12 +72,8 @@ class EpisodeRun:
 
 class StepRecording:
     """The recording of one episode: each step in the period after it, when a robot that moves has had its next command.
-
-    Args:
-        recorder: Gets the steps; None records nothing.
-        wait: Whether a step that cannot be kept is an error at once, as on a robot that stands still meanwhile. Else a
-            resilient recorder keeps it for later.
-    """
+    ``recorder``: gets the steps; None records nothing; ``wait``: whether a step that cannot be kept is an error at
+    once, as on a robot that stands still meanwhile. Else a resilient recorder keeps it for later."""
 
     def __init__(self, recorder: Recorder | None, wait: bool) -> None:
         self._recorder = recorder

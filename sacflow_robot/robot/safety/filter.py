@@ -68,11 +68,8 @@ class SafetyFilter(Latch):
 
     def begin(self, measured: FloatArray | None = None) -> None:
         """Forget what was seen and sent: the robot is at rest, at a place not yet seen. The state stays what it is.
-
-        Args:
-            measured: Where the robot stands, in action units (A,), if it tells. The gripper of a robot that is commanded in
-                positions stays there until an action comes; any other gets zeros.
-        """
+        ``measured``: where the robot stands, in action units (A,), if it tells. The gripper of a robot that is
+        commanded in positions stays there until an action comes; any other gets zeros."""
         n = len(self.axes.index)
         self._velocity, self._change = np.zeros(n), np.zeros(n)
         self._unshown.begin()

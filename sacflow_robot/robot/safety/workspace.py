@@ -173,12 +173,9 @@ class Places:
         return self._tilt(tool_axis(self.pose.quat)) + turn <= self._cone_rad
 
     def path_clear(self, low: Array, high: Array, path: Array, pending: Sequence[Array], maybe_shown: int) -> bool:
-        """Check that the displacements (P, N), from any of the places between low and high, keep out of boxes and in the cone.
-
-        Args:
-            path: Displacements (P, N), one a period.
-            maybe_shown: How many of those, from the first on, it may show.
-        """
+        """Check that the displacements (P, N), from any of the places between low and high, keep out of boxes and in
+        the cone. ``path``: displacements (P, N), one a period; ``maybe_shown``: how many of those, from the first on,
+        it may show."""
         if len(self._out_low) and self.translation is not None:
             ends = np.cumsum(path[:, self.translation], axis=0)
             ends = np.concatenate([np.zeros((1, 3)), ends])
@@ -285,11 +282,8 @@ class UnshownMotion:
         return [*overdue, *(motion for _, motion in self._sent)], maybe_shown
 
     def see(self, same: npt.NDArray[np.bool_], captured_ns: int) -> None:
-        """Drop the motions that an observation has to show by now, and add up those of axes that read as they did before.
-
-        Args:
-            same: Which axes (N,) read bit for bit what they did in the observation before.
-        """
+        """Drop the motions that an observation has to show by now, and add up those of axes that read as they did
+        before. ``same``: which axes (N,) read bit for bit what they did in the observation before."""
         self._changed_ns = np.where(same, self._changed_ns, captured_ns)
         self._overdue = np.where(same, self._overdue, 0.0)
         while self._sent and self._sent[0][0] + self._span_ns <= captured_ns:

@@ -55,11 +55,8 @@ class Teleoperator(Protocol):
 
     def poll(self, commanded: FloatArray) -> TeleopSignal:
         """The person's wishes now; called once each control period, must not wait (well under a millisecond).
-
-        Args:
-            commanded: What the robot was last commanded (A,), whoever chose it. A device that takes over goes on with its
-                gripper entry until the person says otherwise, so that taking over drops nothing.
-        """
+        ``commanded``: what the robot was last commanded (A,), whoever chose it. A device that takes over goes on with
+        its gripper entry until the person says otherwise, so that taking over drops nothing."""
         ...
 
     def close(self) -> None:

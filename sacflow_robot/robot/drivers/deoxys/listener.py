@@ -51,14 +51,8 @@ class Listener(DeoxysWire):
         super().close()
 
     def news(self, engaged_ns: int | None) -> News:
-        """The newest of everything, whatever its age.
-
-        Args:
-            engaged_ns: Since when a controller runs on our behalf (monotonic ns); None if none does.
-
-        Raises:
-            StaleStateError: Something has never been heard.
-        """
+        """The newest of everything, whatever its age. ``engaged_ns``: since when a controller runs on our behalf
+        (monotonic ns); None if none does. Raises StaleStateError: something has never been heard."""
         arm, gripper, sighting = self.arm, self.gripper, self.sighting
         if arm is None or gripper is None or (sighting is None and self._config.object):
             raise StaleStateError("the arm has not been heard; connect it first")

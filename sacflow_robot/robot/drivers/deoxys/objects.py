@@ -95,10 +95,7 @@ def parse_sighting(data: bytes, received_ns: int) -> Sighting:
 
 class SourceReader:
     """Calls an object source on a thread of its own, so that one that raises, hangs or exits holds nothing else up.
-
-    Args:
-        take: Gets each sighting; may raise what is wrong with it.
-    """
+    ``take``: gets each sighting; may raise what is wrong with it."""
 
     def __init__(self, source: ObjectSource, take: Callable[[Sighting], None], complain: Callable[[str], None]) -> None:
         self._source, self._take, self._complain = source, take, complain

@@ -292,11 +292,8 @@ def _column_major(position: Array, rotation: Array) -> list[float]:
 
 
 class GoalPath:
-    """The way to a goal, as deoxys interpolates it.
-
-    Attributes:
-        goal: Position (3,) and rotation (3, 3) of the end effector in base.
-    """
+    """The way to a goal, as deoxys interpolates it. ``goal``: position (3,) and rotation (3, 3) of the end effector in
+    base."""
 
     def __init__(self, plant: PandaPlant, config: DeoxysConfig) -> None:
         self._plant = plant

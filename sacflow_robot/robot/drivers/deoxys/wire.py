@@ -41,12 +41,9 @@ _ESTIMATOR = {"alpha_q": 0.9, "alpha_dq": 0.9, "alpha_eef": 1.0}
 
 
 def pose_command(config: DeoxysConfig, pose: Array, *, is_delta: bool = True) -> bytes:
-    """An OSC_POSE command.
-
-    Args:
-        pose: (6,), m and rad (rotation vector), base axes: how far to go from where the arm is, or where to.
-        is_delta: Which of the two. Where to, as a pose of the end effector in base, only deoxys from August 2023 on takes.
-    """
+    """An OSC_POSE command. ``pose``: (6,), m and rad (rotation vector), base axes: how far to go from where the arm is,
+    or where to; ``is_delta``: which of the two. Where to, as a pose of the end effector in base, only deoxys from
+    August 2023 on takes."""
     goal = dict(zip(("x", "y", "z", "ax", "ay", "az"), map(float, pose), strict=True))
     inner = messages.make(
         "FrankaOSCPoseControllerMessage",
@@ -176,11 +173,7 @@ class Standstill:
         self._paused = paused
 
     def command(self, arm: ArmState | None, now_ns: int) -> bytes:
-        """The command to send now.
-
-        Args:
-            arm: The arm's state; None if there is none that is new enough to be held at.
-        """
+        """The command to send now. ``arm``: the arm's state; None if there is none that is new enough to be held at."""
         self._since_ns = now_ns if self._since_ns is None else self._since_ns
         may_latch = self._may_latch and not self._paused and now_ns - self._since_ns >= _BRAKE_NS
         if self._pose is None and arm is not None and may_latch:

@@ -120,7 +120,6 @@ class SupervisedProcess:
             self.state = State.FAILED
 
     def overdue(self) -> bool:
-        """True if it has not become ready in time."""
         return self.state is State.STARTING and self.uptime_s > self.plan.ready_within_s
 
     def ask_to_stop(self) -> None:

@@ -66,7 +66,6 @@ class Gate:
         self._authenticator, self._allowed = authenticator, allowed
 
     def allows(self, frame: zmq.Frame) -> bool:
-        """True if the sender of this frame still has access."""
         if self._allowed is None:
             return True
         try:

@@ -26,8 +26,6 @@ _KEPT = 4096
 
 
 class Request(NamedTuple):
-    """One admitted inference request."""
-
     peer: bytes
     identifier: int
     session: Session

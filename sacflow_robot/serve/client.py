@@ -74,6 +74,7 @@ class PolicyClient:
         _check_deadline(deadline_s)
         self.address = address
         self.interrupted: Callable[[], bool] | None = None
+        self.spec: PolicySpec
         self.policy_version = ""
         self.takes_prefix = False
         self._timeout_s = timeout_s
@@ -91,10 +92,6 @@ class PolicyClient:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def spec(self) -> PolicySpec:
-        return self._spec
 
     @property
     def connected(self) -> bool:
@@ -179,7 +176,7 @@ class PolicyClient:
             ServerError: As :meth:`infer`; or ``interrupted`` ended the wait.
         """
         reply = self._await(number, wait_s, self.interrupted)
-        array, shape = reply.arrays.get("actions"), self._spec.noise_shape
+        array, shape = reply.arrays.get("actions"), self.spec.noise_shape
         if array is None or array.dtype != np.float32 or array.ndim != 3 or not len(array) or array.shape[1:] != shape:
             raise ServerError(f"{self.address} answered without float32 actions of shape (B, {shape[0]}, {shape[1]})")
         self.policy_version = str(reply.header.get("policy_version"))
@@ -201,14 +198,11 @@ class PolicyClient:
         """Tell the server that an episode begins; returns the version of the policy that it will be run with.
 
         The noise stream starts anew from ``seed``, and a swap put off to the next episode takes place.
-
-        Raises:
-            ServerError: As :meth:`infer`.
         """
         reply = self._request("episode", seed=seed)
         self.policy_version = str(reply.header.get("policy_version"))
         self._seed, self._step = reply.header.get("seed"), 0
-        if reply.header.get("fingerprint") != self._spec.fingerprint:
+        if reply.header.get("fingerprint") != self.spec.fingerprint:
             self._linked = False
             self._link(self._timeout_s)
         return self.policy_version
@@ -270,7 +264,7 @@ class PolicyClient:
             seed = int(header["seed"])
         except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
             raise ServerError(f"{self.address} did not introduce itself as a policy server: {error}") from None
-        self._spec = spec
+        self.spec = spec
         self.policy_version = version
         self.takes_prefix = header.get("takes_prefix") is True
         self._session = session

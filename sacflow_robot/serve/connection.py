@@ -193,7 +193,6 @@ class Channel(Connection):
 
     @property
     def is_open(self) -> bool:
-        """True if it is open, in the process that made it."""
         return not self._context.closed and os.getpid() == self._process
 
     def check_open(self) -> None:

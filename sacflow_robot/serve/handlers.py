@@ -75,11 +75,9 @@ class Answers:
         self.send(peer, {"id": identifier, "ok": False, "error": failure, "server_ns": time.monotonic_ns()})
 
     def send(self, peer: bytes, header: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
-        """Send an answer of the protocol over the connection ``peer``."""
         self.send_frames(peer, wire.encode(wire.Message(header, arrays or {})))
 
     def send_frames(self, peer: bytes, frames: Sequence[bytes | memoryview]) -> None:
-        """Send these frames over the connection ``peer``."""
         try:
             wire.send(self._socket, [peer, *frames], wire.NOBLOCK)
         except zmq.Again:

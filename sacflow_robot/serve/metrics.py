@@ -63,7 +63,6 @@ class Meters:
         self._http: tuple[Any, threading.Thread] | None = None
 
     def collect(self) -> Iterator[prometheus.Metric]:
-        """Everything, as Prometheus reads it."""
         latency = HistogramMetricFamily(
             "sacflow_latency_seconds", "Time of a request in the server, by phase", labels=["phase"]
         )

@@ -104,7 +104,6 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[Frame], flags: int = 0) -> 
 
 
 def has_come(socket: zmq.Socket[Any]) -> bool:
-    """True if a message waits."""
     return bool(int(socket.get(_EVENTS)) & _POLLIN)
 
 

@@ -148,7 +148,6 @@ class Sessions:
             self._let_go(session)
 
     def close_all_of(self, peer: bytes) -> None:
-        """Forget those of a connection."""
         for session in list(self._of_peer.get(peer, {}).values()):
             self.close(session)
 

@@ -132,7 +132,6 @@ class EpisodeLoop:
         self.ended = self._is_over(start)
 
     def step(self) -> None:
-        """One control period: from an observation to the next."""
         proposed, joined = self._choose()
         self.pacer.wait_for_spacing(self.safety.earliest_ns)
         requested = self._operator.look(self._commanded)
@@ -218,7 +217,6 @@ class EpisodeLoop:
         return chosen.action, chosen.joined
 
     def _make_safe(self, proposed: FloatArray | None, requested: OperatorInput) -> tuple[Verdict, Source]:
-        """The verdict on the action, and the source of the action."""
         safety = self.safety
         obey(safety, requested)
         if requested.enable:

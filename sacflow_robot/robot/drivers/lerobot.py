@@ -136,7 +136,7 @@ class LeRobotDriver:
         self._config = config
         self.clock = MonotonicClock()
         self._names = list(robot.action_features)
-        self._spec = self._make_spec(name)
+        self.spec = self._make_spec(name)
         self._low, self._high = np.array([config.joints[j] for j in self._names]).T
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -147,10 +147,6 @@ class LeRobotDriver:
         self._goal: npt.NDArray[np.float64] | None = None
         self._valid_until_ns: int | None = None  # None: nothing was commanded yet, and nothing is sent
         self._began_ns = 0
-
-    @property
-    def spec(self) -> RobotSpec:
-        return self._spec
 
     def connect(self) -> None:
         """Connect, without calibrating: that moves joints, and is for lerobot's own command. Raises RobotError: it
@@ -288,7 +284,7 @@ class LeRobotDriver:
         begun_ns = time.monotonic_ns()  # nothing of what the call returns is older
         seen: Mapping[str, Any] = self._robot.get_observation()
         joints = np.array([float(seen[name]) for name in self._names], np.float32)
-        images = {a.key: np.asarray(seen[a.key], a.dtype) for a in self._spec.observations if a.key != JOINTS}
+        images = {a.key: np.asarray(seen[a.key], a.dtype) for a in self.spec.observations if a.key != JOINTS}
         self._seen = {JOINTS: joints, **images}, begun_ns
 
     def _send(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import cast, get_args
 from urllib.parse import parse_qsl
 
 from sacflow_robot.errors import UnknownNameError, UsageError, one_line
@@ -33,8 +34,6 @@ def check_options(driver: str, options: Options, known: Collection[str]) -> None
 def engine_option(options: Options) -> Engine:
     """The option ``engine``: ``compiled`` or ``stock``."""
     engine = options.get("engine", "compiled")
-    if engine == "stock":
-        return "stock"
-    if engine == "compiled":
-        return "compiled"
-    raise UnknownNameError("engine", engine, ["stock", "compiled"])
+    if engine not in get_args(Engine):
+        raise UnknownNameError("engine", engine, get_args(Engine))
+    return cast(Engine, engine)

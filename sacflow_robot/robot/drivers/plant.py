@@ -103,14 +103,12 @@ class Plant:
         self._network_down = down
 
     def send(self, action: FloatArray, valid_until_ns: int, now_ns: int) -> None:
-        """A command leaves the control loop."""
         delay_ns = self._commands.draw_delay()
         content = self._sent, action, valid_until_ns
         self._commands.send(content, now_ns, None if self._is_down(now_ns) else delay_ns)
         self._sent += 1
 
     def hold(self) -> None:
-        """Come to rest where the robot is."""
         self._pending = None
         self._valid_until_ns = 0
 
@@ -120,7 +118,6 @@ class Plant:
         return min(self._tick_ns, self._observations.next_ns or self._tick_ns)
 
     def advance(self, until_ns: int) -> None:
-        """Play everything up to and at a time."""
         while self._tick_ns <= until_ns:
             self._take_up(self._tick_ns)
             self._move(self._tick_ns)
@@ -139,7 +136,6 @@ class Plant:
             self._pending = arrived[-1][1]
 
     def _move(self, end_ns: int) -> None:
-        """The tick that ends now."""
         begin_ns = end_ns - self.options.tick_ns
         if self._pending is not None:
             number, action, valid_until_ns = self._pending

@@ -16,11 +16,12 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import Any
+from typing import cast
 
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.drivers.options import Options, check_options, engine_option, split_name
+from sacflow_robot.robot.drivers.wrappers import HistoryRobot
 from sacflow_robot.spec import Engine
 from sacflow_robot.utils.plugins import has_module, load_object
 
@@ -64,13 +65,7 @@ def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
 
 def _make(driver: Driver, subject: str, options: Options, history: int) -> Robot:
     robot = driver(subject, options)
-    if not history:
-        return robot
-    from sacflow_robot.robot.drivers.wrappers import HistoryRobot
-
-    wrapped: Any = HistoryRobot(robot, history)
-    made: Robot = wrapped
-    return made
+    return cast(Robot, HistoryRobot(robot, history)) if history else robot
 
 
 def check_is_robot(robot: object) -> None:

@@ -65,7 +65,6 @@ class _Robot:
         return self.options.robot(get_task(self.task).robot)
 
     def observe(self) -> StepResult:
-        """The newest observation that has arrived."""
         self._receive()
         if self._newest is None:
             raise RobotError("no episode has begun; begin one first")
@@ -154,7 +153,6 @@ class ProcessRobot(_Robot):
 
     @property
     def pid(self) -> int | None:
-        """The process in which the robot moves."""
         return None if self._process is None else self._process.pid
 
     def connect(self) -> None:

@@ -29,6 +29,8 @@ class SimRobot:
         UsageError: The Gymnasium environment cannot be made, or does not fit; or the speed is negative.
     """
 
+    lockstep = True
+
     def __init__(self, task: str, engine: Engine = "compiled", speed: float = 0.0) -> None:
         if not 0 <= speed < math.inf:
             raise UsageError(f"sim: speed is {speed:g}, expected how many times real time, or 0 for no limit")
@@ -39,16 +41,11 @@ class SimRobot:
         self._least_ns = round(self.spec.period_ns / speed) if speed else 0
 
     @property
-    def lockstep(self) -> bool:
-        return True
-
-    @property
     def spec(self) -> RobotSpec:
         return self.env.robot
 
     @property
     def engine(self) -> Engine:
-        """The engine that steps it, or what took its place."""
         return self.env.engine
 
     def connect(self) -> None:
@@ -65,7 +62,6 @@ class SimRobot:
         return self._seen
 
     def observe(self) -> StepResult:
-        """The result of the last action."""
         if self._seen is None:
             raise RobotError("no episode has begun; begin one first")
         return self._seen

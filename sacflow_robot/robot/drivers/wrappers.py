@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from sacflow_robot.episode import StepResult
 from sacflow_robot.interfaces import Robot
-from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.spec import FloatArray
 from sacflow_robot.utils.action_history import KEY, push, robot_with_history, start_history
 
 
@@ -45,15 +45,11 @@ class HistoryRobot(RobotWrapper):
     def __init__(self, robot: Robot, history: int) -> None:
         super().__init__(robot)
         self._length = history
-        self._spec = robot_with_history(robot.spec, history)
+        self.spec = robot_with_history(robot.spec, history)
         self._actions = start_history(robot.spec, history)
 
-    @property
-    def spec(self) -> RobotSpec:
-        return self._spec
-
     def begin(self, seed: int) -> StepResult:
-        self._actions = start_history(self._spec, self._length)
+        self._actions = start_history(self.spec, self._length)
         return super().begin(seed)
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
@@ -88,6 +84,4 @@ class OtherClockRobot(RobotWrapper):
 
 def by_loop_clock(robot: Robot, offset_ms: float) -> Robot:
     """The robot itself where the clocks do not differ."""
-    wrapped: Any = robot if not offset_ms else OtherClockRobot(robot, round(1e6 * offset_ms))
-    made: Robot = wrapped
-    return made
+    return cast(Robot, OtherClockRobot(robot, round(1e6 * offset_ms))) if offset_ms else robot

@@ -90,7 +90,6 @@ class SafetyLimits:
 
     @property
     def sha256(self) -> str:
-        """Digest of every value."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def within(self, per_step_m: float, per_step_rad: float, period_s: float) -> SafetyLimits:

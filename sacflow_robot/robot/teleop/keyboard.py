@@ -82,7 +82,6 @@ class Terminal:
                 self._handlers[number] = signal.signal(number, self._ended)
 
     def read(self) -> str:
-        """The keys pressed since, without waiting."""
         keys = b""
         while self._open and not self.gone and len(keys) < _MOST_KEYS and self._come.poll(0):
             try:

@@ -20,7 +20,7 @@ from sacflow_robot.robot.drivers.deoxys.objects import ObjectSource, Sighting, l
 from sacflow_robot.robot.drivers.deoxys.states import ObservationBuilder, fault_of
 from sacflow_robot.robot.drivers.deoxys.wire import Gripper, Standstill
 from sacflow_robot.robot.drivers.options import Options
-from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.spec import FloatArray
 from sacflow_robot.utils.rotations import Array
 
 _IDLE_COMMANDS, _IDLE_EVERY_S = 20, 0.05
@@ -62,7 +62,7 @@ class DeoxysRobot:
 
     def __init__(self, config: DeoxysConfig, source: ObjectSource | None = None) -> None:
         self.config = config
-        self._spec = config.arm
+        self.spec = config.arm
         self.clock = MonotonicClock()
         if source is None and config.objects and not config.objects.startswith(("tcp://", "ipc://")):
             source = load_source(config.objects)
@@ -90,10 +90,6 @@ class DeoxysRobot:
         """
         self._gripper.force_n = force_n
         self._gripper.width_m = width_m
-
-    @property
-    def spec(self) -> RobotSpec:
-        return self._spec
 
     def connect(self) -> None:
         """Reach the real-time computer, and have it ready for OSC_POSE; nothing moves, the gripper included. Raises

@@ -40,7 +40,6 @@ class GripperTwin:
             self._pending = action
 
     def step(self, seconds: float) -> None:
-        """Move on by one step of the physics."""
         if not self._busy and self._pending is not None:
             action, self._pending = self._pending, None
             self._begin(action)

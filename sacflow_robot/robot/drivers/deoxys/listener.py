@@ -62,7 +62,6 @@ class Listener(DeoxysWire):
         return News(arm, gripper, sighting, captured)
 
     def fresh_arm(self, now_ns: int, engaged_ns: int | None) -> ArmState | None:
-        """The arm's state, unless it is old."""
         old = self.arm is None or now_ns - _captured_ns(self.arm, engaged_ns) > self._old_ns
         return None if old else self.arm
 

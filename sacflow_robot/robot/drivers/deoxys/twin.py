@@ -97,7 +97,6 @@ class FrankaTwin:
             self._side.bind(config.reset)
 
     def run(self) -> None:
-        """Live at the arm's own rate until :meth:`stop`."""
         began, ticks = time.monotonic(), 0
         while not self._stop:
             self.tick()
@@ -118,7 +117,6 @@ class FrankaTwin:
         self.plant.close()
 
     def tick(self) -> None:
-        """Ten milliseconds of its life."""
         config = self.config
         if self._due(config.policy_rate_hz):
             self._look()

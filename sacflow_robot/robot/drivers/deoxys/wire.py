@@ -158,7 +158,6 @@ class Standstill:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, after the arm was connected."""
         self._may_latch, self._paused = self._config.absolute_hold, False
         self.end()
 

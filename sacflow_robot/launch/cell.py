@@ -64,16 +64,10 @@ class ProcessPlan:
 def read_cell(path: Path, commands: Collection[str]) -> list[ProcessPlan]:
     """The processes of a launch file, in the order of starting.
 
-    A file is a YAML map of process names to either a command line of this program, or a map with the key ``run`` for the
-    command line and any of the other attributes of :class:`ProcessPlan`. ``${NAME}`` and ``${NAME:-default}`` in a
-    command line stand for environment variables.
-
-    Args:
-        commands: This program's commands, of one word or two.
-
-    Raises:
-        DataError: It cannot be read, or says something that is not understood.
-    """
+    A file is a YAML map of process names to either a command line of this program, or a map with the key ``run`` for
+    the command line and any of the other attributes of :class:`ProcessPlan`. ``${NAME}`` and ``${NAME:-default}`` in a
+    command line stand for environment variables. ``commands``: this program's commands, of one word or two. Raises
+    DataError: it cannot be read, or says something that is not understood."""
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:

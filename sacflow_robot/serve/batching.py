@@ -49,11 +49,8 @@ def join(requests: Sequence[Request]) -> dict[str, FloatArray]:
 def warm_up(policy: OnnxPolicy, most_rows: int, budget_s: float = _WARM_UP_S) -> None:
     """Evaluate once what requests of every size will ask for: an engine's first evaluation of a size may take a second.
 
-    One row comes first, then the most, the powers of two and the sizes between, until the time is over.
-
-    Raises:
-        PolicyFileError: The graph cannot be evaluated.
-    """
+    One row comes first, then the most, the powers of two and the sizes between, until the time is over. Raises
+    PolicyFileError: the graph cannot be evaluated."""
     deadline = time.monotonic() + budget_s
     powers = [2**n for n in range(most_rows.bit_length())]
     for rows in dict.fromkeys((1, most_rows, *powers, *range(1, most_rows))):

@@ -79,11 +79,8 @@ def configure_router(socket: zmq.Socket[bytes], receive_ms: int, bind: str = "")
 def encode(message: Message) -> list[bytes | memoryview]:
     """Frames of a message: header, then the bytes of each array in C order, little-endian.
 
-    The frames of arrays of 64 KiB and more are their own memory, not copies, where they are contiguous.
-
-    Raises:
-        WireError: An array has a dtype that the protocol does not carry.
-    """
+    The frames of arrays of 64 KiB and more are their own memory, not copies, where they are contiguous. Raises
+    WireError: an array has a dtype that the protocol does not carry."""
     layout, frames = [], []
     for name, value in message.arrays.items():
         array = np.asarray(value, order="C")

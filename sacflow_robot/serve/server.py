@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -115,8 +114,6 @@ class PolicyServer:
     def requests(self) -> int:
         """Requests answered with actions so far."""
         return self.meters.counts["requests"]
-
-    # ---- the loop
 
     @np.errstate(over="ignore")  # a float64 too large for float32 becomes infinite, and is refused
     def run(self) -> None:
@@ -274,8 +271,6 @@ class PolicyServer:
         self.recent.append((inputs, actions))
         self.meters.evaluated(start, answered)
 
-    # ---- around the loop
-
     def offer(self, policy: OnnxPolicy) -> None:
         """Serve this policy from the next round on, once it is warm; may be called from any thread. Raises
         PolicyFileError: its graph cannot be evaluated; the policy before it is served on."""
@@ -320,5 +315,5 @@ class PolicyServer:
     def __enter__(self) -> PolicyServer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

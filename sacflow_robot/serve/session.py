@@ -64,11 +64,8 @@ class Sessions:
     def open(self, header: Mapping[str, Any], policy: OnnxPolicy, now_ns: int, peer: bytes = b"") -> Session:
         """The session that a ``hello`` asks for: the one it names, if it is one of these, or a new one.
 
-        A connection has 64 at most; one more takes the place of the one of these that was silent the longest.
-
-        Raises:
-            Refusal: The client expects another policy, or there is no room for it.
-        """
+        A connection has 64 at most; one more takes the place of the one of these that was silent the longest. Raises
+        Refusal: the client expects another policy, or there is no room for it."""
         expect = header.get("expect")
         if expect is not None:
             different = differing_fields(policy.spec, policy.fingerprint, expect)

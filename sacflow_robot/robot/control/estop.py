@@ -19,7 +19,7 @@ import hmac
 import secrets
 import struct
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -82,7 +82,7 @@ def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout
         RobotError: Nobody answers there, or the request is refused; says why.
         UsageError: That is no address.
     """
-    with _Line(address, timeout_s) as line:
+    with closing(_Line(address, timeout_s)) as line:
         ticket = _put(line, verb, reason, key)
         while ticket and not line.over:
             state = line.ask([b"outcome", ticket], _PATIENCE_S)
@@ -140,10 +140,7 @@ class _Line:
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket: zmq.Socket[Any] | None = None
 
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._context.destroy(linger=0)
 
     @property

@@ -55,12 +55,13 @@ class OperatorRequests:
     Attributes:
         ending: The name of the signal that asked the program to end; empty for none.
         watched: Whether somebody takes requests.
+        state: The last reported state; empty before the first report.
     """
 
     def __init__(self) -> None:
         self._requests: deque[tuple[_Kind, str, int]] = deque()
         self._count = 0
-        self._state = ""
+        self.state = ""
         self._open: list[int] = []  # taken, and the robot still comes to rest
         self._outcomes: dict[int, str] = {}
         self.ending = ""
@@ -115,17 +116,13 @@ class OperatorRequests:
         """Say what became of the requests taken so far; called by whatever moves the robot. ``state``: that of the
         robot's :class:`~sacflow_robot.robot.safety.latch.Latch`; ``settled``: whether that state is final for those
         requests: false while the robot still comes to rest."""
-        self._state = state
+        self.state = state
         if not settled or not self._open:
             return
         done, self._open = self._open, []
         self._outcomes.update(dict.fromkeys(done, state))
         for number in sorted(self._outcomes)[:-_REMEMBERED]:
             del self._outcomes[number]
-
-    @property
-    def state(self) -> str:
-        return self._state
 
     def outcome(self, number: int) -> str:
         """The state that a request led to; empty while it has not been taken, or the robot still comes to rest.

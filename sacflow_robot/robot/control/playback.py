@@ -60,12 +60,8 @@ def check_replayable(robot: Robot, log_robot: RobotSpec, episode: Episode, origi
     """Refuse an episode that this robot cannot repeat, before anything moves.
 
     That the last commands are among the observations of one and not of the other is no difference: they follow from the
-    commands.
-
-    Raises:
-        SpecMismatchError: The log is of another robot; names every field that differs.
-        DataError: The robot is simulated, and the episode has no states to start from.
-    """
+    commands. Raises SpecMismatchError: the log is of another robot; names every field that differs; DataError: the
+    robot is simulated, and the episode has no states to start from."""
     robot = bare(robot)
     different = robot.spec.differences(without_history(log_robot))
     if different:
@@ -80,10 +76,7 @@ def sending_offsets(episode: Episode) -> npt.NDArray[np.int64]:
     """Times at which commands were sent (T,), in nanoseconds from the episode's first observation.
 
     Where the log keeps no sending time, or a negative one, the capture time of the observation acted on stands in.
-
-    Raises:
-        DataError: The times run backwards.
-    """
+    Raises DataError: the times run backwards."""
     sent, times = episode.sent_ns, episode.time_ns[:-1]
     if sent is not None:
         times = np.where(np.asarray(sent) < 0, times, sent)

@@ -118,15 +118,10 @@ class StepRecording:
 
 
 def default_safety(robot: Robot, profile: Profile | None = None) -> Safety:
-    """Bounds and a latch for a robot in lockstep, the safety filter for any other and with a profile that has safety limits.
-
-    Args:
-        robot: The robot. One that commands its gripper in more than the action says gets the limits of it.
-        profile: Calibration profile whose limits hold on top of the robot's own.
-
-    Raises:
-        SpecMismatchError: The profile is of another robot.
-    """
+    """Bounds and a latch for a robot in lockstep, the safety filter for any other and with a profile that has safety
+    limits. ``robot``: the robot. One that commands its gripper in more than the action says gets the limits of it;
+    ``profile``: calibration profile whose limits hold on top of the robot's own. Raises SpecMismatchError: the profile
+    is of another robot."""
     if profile is None:
         return ActionClipper(robot.spec) if robot.lockstep else SafetyFilter(robot.spec)
     if profile.safety is None and robot.lockstep:

@@ -121,13 +121,10 @@ class LeRobotDriver:
     name (H, W, 3) uint8. Action (N,): positions, from -1 at the lowest to 1 at the highest.
 
     LeRobot's calls wait for a bus and bear one thread, so a thread of ours makes them all: it sends what is to be sent,
-    reads, and starts again, at the control rate. To hold is to be sent the positions last read, once read, again and again.
-    A motor goes on to its last goal whatever becomes of who sent it, so when a call fails, a camera's included, the thread
-    goes on, with a hold, and the next call says what failed.
-
-    Raises:
-        UsageError: Its features are not joint positions, or the bounds are of other joints.
-    """
+    reads, and starts again, at the control rate. To hold is to be sent the positions last read, once read, again and
+    again. A motor goes on to its last goal whatever becomes of who sent it, so when a call fails, a camera's included,
+    the thread goes on, with a hold, and the next call says what failed. Raises UsageError: its features are not joint
+    positions, or the bounds are of other joints."""
 
     lockstep = False
 

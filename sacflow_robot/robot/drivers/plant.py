@@ -127,8 +127,6 @@ class Plant:
             if not self._is_down(arrival_ns):
                 self.arrived = seen
 
-    # ---- the robot
-
     def _take_up(self, now_ns: int) -> None:
         # By the nearest tick: on the real clock a loop's command leaves a moment after the tick that it is for.
         arrived = self._commands.receive(now_ns - self.options.tick_ns // 2)
@@ -178,8 +176,6 @@ class Plant:
     def _pose(self) -> tuple[Array, Array]:
         seen = self._seen.observation
         return seen["robot0_eef_pos"].astype(np.float64), seen["robot0_eef_quat"].astype(np.float64)
-
-    # ---- the network
 
     def _capture(self, now_ns: int) -> None:
         delay_ns = self._observations.draw_delay()

@@ -45,14 +45,9 @@ LEAST_SPACING = 0.99
 
 class SafetyFilter(Latch):
     """Turns proposed actions into ones that may be sent; call :meth:`see` and :meth:`step` once in each control period.
-
-    Args:
-        robot: The robot. Axes are the entries of its action whose unit is a length or an angle; its own bounds always hold.
-        limits: What to enforce on top of them.
-
-    Raises:
-        InvalidValueError: The limits do not fit the robot, or need an observation that it does not make.
-    """
+    ``robot``: the robot. Axes are the entries of its action whose unit is a length or an angle; its own bounds always
+    hold; ``limits``: what to enforce on top of them. Raises InvalidValueError: the limits do not fit the robot, or need
+    an observation that it does not make."""
 
     def __init__(self, robot: RobotSpec, limits: SafetyLimits | None = None) -> None:
         super().__init__()

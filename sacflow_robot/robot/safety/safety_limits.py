@@ -151,13 +151,10 @@ _FACTOR = {"m": 1.0, "rad": 1.0, "deg": np.pi / 180}
 def action_axes(robot: RobotSpec, limits: SafetyLimits) -> Axes:
     """Work out what a robot's actions mean, and how fast its axes may move.
 
-    An action is a motion for one period (delta) unless the robot's controller is named a position controller
-    (``"joint position"``). A position's unit may be a range, e.g. ``"-90 to 90 deg"``: what the lowest and the highest
-    action stand for.
-
-    Raises:
-        InvalidValueError: The limits do not have the robot's number of axes, or a position has no unit of length or angle.
-    """
+    An action is a motion for one period (delta) unless the robot's controller is named a position controller (``"joint
+    position"``). A position's unit may be a range, e.g. ``"-90 to 90 deg"``: what the lowest and the highest action
+    stand for. Raises InvalidValueError: the limits do not have the robot's number of axes, or a position has no unit of
+    length or angle."""
     absolute = _is_absolute(robot)
     grip = [i for i, name in enumerate(robot.action_names) if "gripper" in name.lower()]
     units = {i: m for i in range(robot.action_dim) if i not in grip and (m := _meaning(robot, i, absolute)) is not None}

@@ -217,13 +217,10 @@ def _find_joints(robot: RobotSpec, least: int) -> tuple[str, float] | None:
 
 
 def hull(motions: Array, reflected: int) -> tuple[Array, Array]:
-    """Least and greatest displacement (N,) since an observation, by commands of which it may or may not show the effect.
-
-    Args:
-        motions: Displacements commanded (M, N), oldest first.
-        reflected: How many of the first of them the observation may show already, or not, or in part; it does not show
-            the others. Those may have been acted on already, or not.
-    """
+    """Least and greatest displacement (N,) since an observation, by commands of which it may or may not show the
+    effect. ``motions``: displacements commanded (M, N), oldest first; ``reflected``: how many of the first of them the
+    observation may show already, or not, or in part; it does not show the others. Those may have been acted on already,
+    or not."""
     after = np.concatenate([np.zeros((1, motions.shape[1])), np.cumsum(motions, axis=0)])
     shown, done = after[: reflected + 1], after[reflected:]
     return done.min(0) - shown.max(0), done.max(0) - shown.min(0)

@@ -67,13 +67,10 @@ class Teleoperator(Protocol):
 class TeleopDevice(ABC):
     """A ``Teleoperator`` whose keys or buttons take the robot over, label episodes and stop.
 
-    Actions are translations and a rotation vector in the frame of the robot's base, and the gripper. The safety filter stands
-    behind them as behind a policy. If the device goes away, that is an emergency stop while the person has the robot, and else
-    a hold.
-
-    Args:
-        robot: The robot. One whose action is not a motion (7,) of the tool is stopped, enabled and labeled, and not taken over.
-    """
+    Actions are translations and a rotation vector in the frame of the robot's base, and the gripper. The safety filter
+    stands behind them as behind a policy. If the device goes away, that is an emergency stop while the person has the
+    robot, and else a hold. ``robot``: the robot. One whose action is not a motion (7,) of the tool is stopped, enabled
+    and labeled, and not taken over."""
 
     help: str
     """Keys or buttons, as lines of text."""

@@ -41,15 +41,8 @@ _LOG = logging.getLogger(__name__)
 
 
 class OpenpiGateway:
-    """A WebSocket server on a thread of its own.
-
-    Args:
-        policy: Gives the policy to ask, anew for every request.
-        port: Port; 0 takes a free one, see ``port``.
-
-    Raises:
-        UsageError: The address cannot be had.
-    """
+    """A WebSocket server on a thread of its own. ``policy``: gives the policy to ask, anew for every request; ``port``:
+    port; 0 takes a free one, see ``port``. Raises UsageError: the address cannot be had."""
 
     def __init__(self, policy: Callable[[], OnnxPolicy], host: str, port: int) -> None:
         self._policy = policy

@@ -52,11 +52,8 @@ class DeoxysRobot:
     once a period, without which the arm's side would give up after a second. It runs no code but this package's: a source of
     object poses is called on another thread, and what goes wrong on either is raised by the next :meth:`observe`.
 
-    A gripper finishes by itself what it was told; only :meth:`stop` ends it.
-
-    Args:
-        source: Where object poses come from, if not from what the configuration names.
-    """
+    A gripper finishes by itself what it was told; only :meth:`stop` ends it. ``source``: where object poses come from,
+    if not from what the configuration names."""
 
     lockstep = False
 

@@ -78,14 +78,8 @@ class Listener(DeoxysWire):
 
     def wait(self, within_s: float, engaged_ns: int | None, frame: int = -1, trouble: Callable[[], str] = str) -> News:
         """Wait until everything has been heard that was captured after this call, and of no earlier frame.
-
-        Args:
-            engaged_ns: As in :meth:`news`.
-            frame: The first frame that counts.
-
-        Raises:
-            StaleStateError: Something is not heard; says what, and why where that is known.
-        """
+        ``engaged_ns``: as in :meth:`news`; ``frame``: the first frame that counts. Raises StaleStateError: something is
+        not heard; says what, and why where that is known."""
         since_ns = time.monotonic_ns()
         seen_frame = frame if self._reader is None else -1  # a source that is called counts frames of its own, if any
 

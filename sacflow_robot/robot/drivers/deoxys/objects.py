@@ -54,9 +54,8 @@ class Sighting:
 ObjectSource = Callable[[], Sighting]
 """A function that ``SACFLOW.OBJECTS: module:function`` names: returns the newest sighting, without waiting."""
 
-_FUTURE_NS = (
-    50_000_000  # a source's estimate of its camera's delay may be off by as much; another clock is off by far more
-)
+# A source's estimate of its camera's delay may be off by as much; another clock is off by far more.
+_FUTURE_NS = 50_000_000
 _PAUSE_S = 0.005
 
 

@@ -76,11 +76,8 @@ def gripper_command(closing: float, force_n: float | None = None, width_m: tuple
     """A gripper command: grasp if ``closing`` is above 0, else open.
 
     deoxys's own client opens by as much as the action is negative; here its sign alone counts, as in robosuite.
-
-    Args:
-        force_n: Largest force to grasp with (N); None for no limit but deoxys's own choice.
-        width_m: Least and greatest width to go to (m), likewise.
-    """
+    ``force_n``: largest force to grasp with (N); None for no limit but deoxys's own choice; ``width_m``: least and
+    greatest width to go to (m), likewise."""
     grasp, width = dict(GRASP), dict(OPEN)
     if force_n is not None:
         grasp["force"] = min(grasp["force"], force_n)

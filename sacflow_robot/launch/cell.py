@@ -113,7 +113,7 @@ def _plan(name: str, entry: Mapping[str, Any]) -> ProcessPlan:
         accepted = (float, int) if kind is float else (kind,)
         if type(value) not in accepted:
             raise TypeError(f"{key} is {value!r}; it must be {_NOUNS[kind]}")
-        values[field] = float(value) if kind is float else _filled_in(value) if field == "unless" else value
+        values[field] = float(value) if kind is float else _VARIABLE.sub(_value, value) if field == "unless" else value
     plan = ProcessPlan(name, words, **values)
     if plan.restart not in _RESTARTS:
         raise ValueError(f"restart is {plan.restart!r}; it must be one of {', '.join(_RESTARTS)}")
@@ -138,11 +138,6 @@ def _words(line: str) -> tuple[str, ...]:
 
     split = shlex.split(_VARIABLE.sub(number, line.replace("\0", "")))
     return tuple(re.sub("\0(\\d+)\0", lambda found: values[int(found[1])], word) for word in split)
-
-
-def _filled_in(text: str) -> str:
-    """Raises ValueError."""
-    return _VARIABLE.sub(_value, text)
 
 
 def _value(found: re.Match[str]) -> str:

@@ -26,7 +26,7 @@ from sacflow_robot.errors import (
     WireError,
 )
 from sacflow_robot.serve import protocol as wire
-from sacflow_robot.serve.auth import load_public, load_secret
+from sacflow_robot.serve.auth import load_keys, load_secret
 
 # A ping every half heartbeat, and an answer to it within one and a half: a server that does not answer is gone within two, and
 # a computer that is busy for one heartbeat is not taken for one that is gone.
@@ -103,7 +103,7 @@ class Connection:
             socket.setsockopt(option, value)
         if self._keys is not None:
             socket.curve_publickey, socket.curve_secretkey = load_secret(self._keys.own)
-            socket.curve_serverkey = load_public(self._keys.server)
+            socket.curve_serverkey = load_keys(self._keys.server)[0]
         self._monitor = socket.get_monitor_socket(_STANDS | _GONE | _BARRED)
         self._news, self._room = zmq.Poller(), zmq.Poller()
         for poller, what in ((self._news, zmq.POLLIN), (self._room, zmq.POLLOUT)):

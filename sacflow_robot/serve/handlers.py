@@ -34,7 +34,7 @@ class Answers:
         self._socket, self._meters = socket, meters
         self._unreachable: Counter[bytes] = Counter()  # answers that found their connection gone, since the last count
         self._before: Counter[bytes] = Counter()  # and before it: by now a goodbye has been read
-        self._polite: deque[bytes] = deque(maxlen=_REMEMBERED)
+        self.polite: deque[bytes] = deque(maxlen=_REMEMBERED)  # those whose clients said goodbye, and want no answers
 
     def actions(
         self, request: Request, actions: FloatArray, batch: int, times_ns: tuple[int, int, int], now_ns: int
@@ -85,14 +85,10 @@ class Answers:
         except zmq.ZMQError:
             self._unreachable[peer] += 1  # it is gone; perhaps with a goodbye, which is still to be read
 
-    def said_goodbye(self, peer: bytes) -> None:
-        """The client of this connection has left: answers that it did not wait for were of no use to it."""
-        self._polite.append(peer)
-
     def count_dropped(self) -> None:
         """Count the answers of late that found their client gone without a goodbye."""
         for peer, answers in self._before.items():
-            if peer not in self._polite:
+            if peer not in self.polite:
                 self._meters.dropped(answers)
         self._before, self._unreachable = self._unreachable, Counter()
 

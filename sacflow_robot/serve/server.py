@@ -81,7 +81,7 @@ class PolicyServer:
         self._claim = AddressClaim(bind)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._gate = Gate(None)
+        self._gate = Gate()
         try:
             wire.configure_router(self._socket, _POLL_MS, bind)
             self._gate = security.guard(self._context, self._socket)
@@ -154,7 +154,9 @@ class PolicyServer:
         waiting, rows, others = [], 0, 0
         for _ in range(_MESSAGES_A_ROUND):
             if not frames or self._may_wait(frames):
-                self._put_off(frames)
+                if frames and not self._backlog.put(frames):
+                    too_many = "too many requests of this connection wait already; read their answers first"
+                    self._answers.refuse(frames[0], None, None, Refusal("limit", too_many))
                 others += 1
             else:
                 request = self._accept(frames)
@@ -170,11 +172,6 @@ class PolicyServer:
         """True if a message brings no arrays, or is behind such a one, or its connection has had more than its share."""
         peer = frames[0]
         return len(frames) <= 2 or peer in self._backlog or self._budget.exceeded(peer, time.monotonic_ns())
-
-    def _put_off(self, frames: list[Any]) -> None:
-        if frames and not self._backlog.put(frames):
-            too_many = Refusal("limit", "too many requests of this connection wait already; read their answers first")
-            self._answers.refuse(frames[0], None, None, too_many)
 
     def _work_off(self) -> None:
         """Answer one message that was put off, if any, and more as long as nothing else has come."""
@@ -203,7 +200,7 @@ class PolicyServer:
                 return self._admit(peer, header, frames, session, received_ns)
             answer = self._operations.answer(operation, header, peer)
             if operation == "bye":
-                self._answers.said_goodbye(peer)
+                self._answers.polite.append(peer)
             self._answers.send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()})
         except Exception as error:  # whatever one client sends, the others are served on
             self._answers.refuse(peer, identifier, session, error)

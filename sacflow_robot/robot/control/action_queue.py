@@ -183,9 +183,9 @@ class ActionQueue:
         return ActionStep(action, joined, asked)
 
     def _ask(self, observation: Observation, noise: FloatArray | None) -> bool:
-        if self._number is not None or not self._is_time():
-            return False
         left = self._end - self._step
+        if self._number is not None or left > self.delay_steps + self._blend:
+            return False
         try:
             self._asked_ns = self._clock_ns()
             batch = None if noise is None else noise[None]
@@ -214,9 +214,6 @@ class ActionQueue:
             prefix[count], mask[count] = action, 1
             count += 1
         return prefix[None], mask[None], count
-
-    def _is_time(self) -> bool:
-        return self._chunk is None or self._end - self._step <= self.delay_steps + self._blend
 
     def _take(self, wait: bool = False) -> None:
         """Look for the chunk that is on its way, and take it up if it has come."""

@@ -121,7 +121,8 @@ def replay_episode(
         operator=StopOnlyOperator() if operator is None else operator,
         recorder=kept,
     )
-    loop = _Replay(robot, episode, config, offsets_ns)
+    pacer = None if offsets_ns is None else _LoggedPacer(robot, offsets_ns)
+    loop = _Replay(robot, episode, config, pacer)
     loop.run({})
     steps = kept.steps
     while steps and steps[-1].flags & StepFlag.HELD:  # the robot braked
@@ -131,7 +132,7 @@ def replay_episode(
     results = [kept.start, *(step.result for step in steps)]
     commanded = np.array([step.action for step in steps], np.float32)
     states = np.stack([r.state for r in results if r.state is not None]) if kept.start.state is not None else None
-    lateness_ns = [step.sent_ns - due_ns for step, due_ns in zip(steps, loop.due_ns, strict=False)]
+    lateness_ns = [step.sent_ns - due_ns for step, due_ns in zip(steps, pacer.due_ns if pacer else (), strict=False)]
     return ReplayResult(
         steps=len(steps),
         success=any(r.terminated if r.success is None else r.success for r in results),
@@ -163,19 +164,15 @@ class _LoggedActions:
     """The commands of an episode, one after another, each clipped to the robot's bounds."""
 
     def __init__(self, episode: Episode, clip: ActionClipper) -> None:
-        self._commanded = episode.action
+        self._rest = iter(episode.action)
         self._clip = clip
-        self._step = 0
 
     def begin(self) -> None:
         pass
 
     def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep:
-        if self._step == len(self._commanded):
-            return ActionStep(None)
-        action = self._clip(self._commanded[self._step])
-        self._step += 1
-        return ActionStep(action)
+        action = next(self._rest, None)
+        return ActionStep(None if action is None else self._clip(action))
 
 
 class _LoggedPacer(Pacer):
@@ -188,12 +185,9 @@ class _LoggedPacer(Pacer):
 
     def begin(self, now_ns: int) -> None:
         self.due_ns = [now_ns + int(offset) for offset in self._offsets_ns]
-        self._wait()
+        self.wait_for_deadline()
 
     def wait_for_deadline(self) -> None:
-        self._wait()
-
-    def _wait(self) -> None:
         self.deadline_ns = self.due_ns[min(len(self.sent_ns), len(self.due_ns) - 1)]
         self._clock.sleep_until(self.deadline_ns)
 
@@ -201,18 +195,10 @@ class _LoggedPacer(Pacer):
 class _Replay(EpisodeLoop):
     """An episode that begins where the log did, and that a hold ends as soon as the robot is at rest."""
 
-    def __init__(
-        self, robot: Robot, episode: Episode, config: RunConfig, offsets_ns: npt.NDArray[np.int64] | None
-    ) -> None:
-        self._logged_pacer = None if offsets_ns is None else _LoggedPacer(robot, offsets_ns)
+    def __init__(self, robot: Robot, episode: Episode, config: RunConfig, pacer: Pacer | None) -> None:
         actions = _LoggedActions(episode, ActionClipper(robot.spec))
-        super().__init__(robot, actions, config, seed=int(episode.info.get("seed") or 0), pacer=self._logged_pacer)
+        super().__init__(robot, actions, config, seed=int(episode.info.get("seed") or 0), pacer=pacer)
         self._episode = episode
-
-    @property
-    def due_ns(self) -> list[int]:
-        """Times at which commands were due (ns); empty without times."""
-        return [] if self._logged_pacer is None else self._logged_pacer.due_ns
 
     def step(self) -> None:
         super().step()

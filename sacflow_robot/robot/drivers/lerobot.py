@@ -188,7 +188,7 @@ class LeRobotDriver:
         return StepResult(
             observation,
             truncated=periods >= self._config.horizon,
-            measured=self._as_action(observation[JOINTS]),
+            measured=(2 * (observation[JOINTS] - self._low) / (self._high - self._low) - 1).astype(np.float32),
             success=False,
             time_ns=captured,
             stale_reason="the robot has not been read since" if old else "",
@@ -296,10 +296,6 @@ class LeRobotDriver:
                 self._valid_until_ns = 0
         if goal is not None:
             self._robot.send_action(dict(zip(self._names, map(float, goal), strict=True)))
-
-    def _as_action(self, joints: FloatArray) -> FloatArray:
-        measured: FloatArray = (2 * (joints - self._low) / (self._high - self._low) - 1).astype(np.float32)
-        return measured
 
     def _await(self, since_ns: int) -> None:
         deadline = time.monotonic() + _FIRST_WITHIN_S

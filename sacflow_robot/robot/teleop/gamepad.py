@@ -10,6 +10,7 @@ import os
 import struct
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ Y success, X failure, guide discard"""
         elif number == _BACK and self._b_held:
             self._say("let go of B first")
         elif number == _BACK:
-            self._enable = True
+            self._said = replace(self._said, enable=True)
         elif number == _START:
             self._take_over(commanded)
         elif number == _A:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -81,27 +81,19 @@ class TeleopDevice(ABC):
         self._low, self._high = robot.action_bounds
         self._human = False
         self._gripper = -1.0
-        self._label: Label | None = None
-        self._stop = False
-        self._enable = False
-        self._hold = False
+        self._said = HANDS_OFF  # since the last poll, without an action
         say(self.help if self._moves else f"{self.help}\n{NOT_BY_HAND}")
 
     def poll(self, commanded: FloatArray) -> TeleopSignal:
         """The person's wishes since the last call; a stop takes precedence over what came with it, before or after."""
         self._read(commanded)
-        if not (self._human or self._label or self._stop or self._enable or self._hold):
+        said, self._said = self._said, HANDS_OFF
+        if said == HANDS_OFF and not self._human:
             return HANDS_OFF
         action = None
         if self._human:
             action = np.clip(np.append(self._motion(), self._gripper).astype(np.float32), self._low, self._high)
-        enable = self._enable and not (self._stop or self._hold)
-        signal = TeleopSignal(action, self._label, self._stop, enable, self._hold)
-        self._label = None
-        self._stop = False
-        self._enable = False
-        self._hold = False
-        return signal
+        return replace(said, action=action, enable=said.enable and not (said.stop or said.hold))
 
     @abstractmethod
     def close(self) -> None:
@@ -117,18 +109,18 @@ class TeleopDevice(ABC):
 
     def _emergency(self, line: str) -> None:
         self._human = False
-        self._stop = True
+        self._said = replace(self._said, stop=True)
         self._say(line)
 
     def _gone(self, what: str) -> None:
         if self._human:
             self._emergency(f"{what} is gone: EMERGENCY STOP")
-        elif not self._stop:
-            self._hold = True
+        elif not self._said.stop:
+            self._said = replace(self._said, hold=True)
             self._say(f"{what} is gone: hold")
 
     def _take_over(self, commanded: FloatArray) -> None:
-        if self._stop:
+        if self._said.stop:
             return
         if not self._moves:
             self._say(NOT_BY_HAND)
@@ -143,5 +135,5 @@ class TeleopDevice(ABC):
             self._say("gripper closes" if self._gripper > 0 else "gripper opens")
 
     def _label_episode(self, label: Label) -> None:
-        self._label = label
+        self._said = replace(self._said, label=label)
         self._say(f"episode labeled: {label}")

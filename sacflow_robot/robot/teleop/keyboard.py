@@ -12,6 +12,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -154,7 +155,7 @@ class Keyboard(TeleopDevice):
         if key in _LABELS:
             self._label_episode(_LABELS[key])
         elif key in "\r\n":
-            self._enable = True
+            self._said = replace(self._said, enable=True)
         elif key == "t":
             self._until.clear()
             self._take_over(commanded)

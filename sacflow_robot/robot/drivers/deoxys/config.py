@@ -150,7 +150,12 @@ def load_config(path: Path | str) -> DeoxysConfig:
             "policy_rate_hz": control.get("POLICY_RATE", 20),
             "gripper_rate_hz": gripper.get("PUB_RATE", 40),
         }
-        return _checked({**values, **_ours(data.get(_OURS) or {}, values)})
+        known = {f.name.upper(): f.name for f in fields(DeoxysConfig) if f.name not in values}
+        for key, value in (data.get(_OURS) or {}).items():
+            if key not in known:
+                raise ValueError(f"unknown key {_OURS}.{key}; valid keys: {', '.join(known)}")
+            values[known[key]] = value
+        return _checked(values)
     except (OSError, yaml.YAMLError) as error:
         raise DataError(f"deoxys file {path} cannot be read: {one_line(error)}") from None
     except KeyError as error:
@@ -168,14 +173,6 @@ def with_options(config: DeoxysConfig, options: Options) -> DeoxysConfig:
             raise UsageError(f"deoxys: {name} is {options[name]!r}, expected 0 or 1")
     values: dict[str, Any] = {name: text == "1" if name in switches else text for name, text in options.items()}
     return replace(config, **values)
-
-
-def _ours(section: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    known = {f.name.upper(): f.name for f in fields(DeoxysConfig) if f.name not in theirs}
-    unknown = [key for key in section if key not in known]
-    if unknown:
-        raise ValueError(f"unknown key {_OURS}.{unknown[0]}; valid keys: {', '.join(known)}")
-    return {known[key]: value for key, value in section.items()}
 
 
 def _checked(values: Mapping[str, Any]) -> DeoxysConfig:

@@ -121,7 +121,11 @@ class FrankaTwin:
         if self._due(config.policy_rate_hz):
             self._look()
         with suppress(zmq.Again):
-            self._keep(self._gripper_commands.recv(zmq.NOBLOCK))
+            try:
+                self.gripper.take(self._gripper_commands.recv(zmq.NOBLOCK))
+            except WireError as error:
+                self.refused += 1
+                print(f"gripper command refused: {one_line(error)}", flush=True)
         for _ in range(round(_TICK_S / self.plant.step_s)):
             self._path.step()
             self.gripper.step(self.plant.step_s)
@@ -236,13 +240,6 @@ class FrankaTwin:
         self.plant.set_stiffness(_REST_GAINS, _REST_GAINS)
         self._path.end()
         self.plant.set_goal(*self._path.goal)
-
-    def _keep(self, data: bytes) -> None:
-        try:
-            self.gripper.take(data)
-        except WireError as error:
-            self.refused += 1
-            print(f"gripper command refused: {one_line(error)}", flush=True)
 
     def _answer(self) -> None:
         """Answer what is asked on the twin's own socket."""

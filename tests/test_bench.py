@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sacflow_robot.data.formats.hdf5_writer import write_hdf5
 
 from sacflow_robot.bench import export, serve_load, sim, train
 from sacflow_robot.bench import replay_buffer as replay
 from sacflow_robot.cli import main
 from sacflow_robot.data.formats.demonstrations import DemoSet
+from sacflow_robot.data.formats.hdf5 import write_hdf5
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.spec import Engine, RobotSpec
 

@@ -12,8 +12,7 @@ from typing import Any
 from sacflow_robot.bench.serve import process, serve_native
 from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.robot.control.action_queue import ActionQueue
-from sacflow_robot.robot.control.operator import Operator
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.operator import Operator, OperatorRequests
 from sacflow_robot.robot.control.run_config import RunConfig
 from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.control.timing import joined

@@ -95,7 +95,7 @@ def measure_robomimic(robot: RobotSpec, steps: int, seconds: float) -> list[dict
         from torch.utils.data import DataLoader
 
         from sacflow_robot.data.formats.demonstrations import DemoSet
-        from sacflow_robot.data.formats.hdf5_writer import write_hdf5
+        from sacflow_robot.data.formats.hdf5 import write_hdf5
 
         path = Path(folder) / "steps.hdf5"
         env_args = {"env_name": "", "type": 1, "env_kwargs": {}}

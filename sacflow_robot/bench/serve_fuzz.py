@@ -23,7 +23,7 @@ from sacflow_robot.bench import serve as trips
 from sacflow_robot.errors import ServerError
 from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy
 from sacflow_robot.serve import protocol as wire
-from sacflow_robot.serve.auth import Security, load_public, load_secret, new_keys
+from sacflow_robot.serve.auth import Security, load_keys, load_secret, new_keys
 from sacflow_robot.serve.client import Keys, PolicyClient
 from sacflow_robot.serve.gateways import groot, openpi
 from sacflow_robot.serve.server import PolicyServer
@@ -154,7 +154,7 @@ def _stranger(
             key = keys[knock % len(keys)]
             if key is not None:
                 sockets[-1].curve_publickey, sockets[-1].curve_secretkey = load_secret(key.own)
-                sockets[-1].curve_serverkey = load_public(key.server)
+                sockets[-1].curve_serverkey = load_keys(key.server)[0]
             sockets[-1].connect(address)
         with suppress(zmq.Again):
             sockets[-1].send_multipart(frames, zmq.NOBLOCK)

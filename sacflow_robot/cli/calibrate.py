@@ -97,8 +97,7 @@ class _Measure(_Result):
     def _record(self, profile: Profile, size: float = 0.6) -> Recording:
         from sacflow_robot.calibrate.excitation import Excitation, patient, record
         from sacflow_robot.calibrate.recording import Recording
-        from sacflow_robot.robot.control.operator import obey, settle
-        from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
+        from sacflow_robot.robot.control.operator import OperatorRequests, obey, operator_signals, settle
         from sacflow_robot.robot.drivers.registry import make_robot
         from sacflow_robot.robot.safety.filter import SafetyFilter
 

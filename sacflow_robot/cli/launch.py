@@ -36,8 +36,7 @@ class Launch(common.JsonOptions):
 
     def run(self) -> int:
         from sacflow_robot.launch.cell import read_cell
-        from sacflow_robot.launch.supervisor import Supervisor
-        from sacflow_robot.launch.table import cell_table
+        from sacflow_robot.launch.supervisor import Supervisor, cell_table
 
         out = common.console()
         plans = read_cell(self.file, COMMANDS)

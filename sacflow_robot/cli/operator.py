@@ -15,8 +15,7 @@ from sacflow_robot.spec import RobotSpec
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
-    from sacflow_robot.robot.control.operator import StopOnlyOperator
-    from sacflow_robot.robot.control.operator_requests import OperatorRequests
+    from sacflow_robot.robot.control.operator import OperatorRequests, StopOnlyOperator
     from sacflow_robot.robot.control.run_config import Safety
     from sacflow_robot.robot.teleop.intervention import Teleoperator
 

@@ -62,7 +62,7 @@ class Replay(common.JsonOptions):
 
     def run(self) -> int:
         from sacflow_robot.data.log.reader import EpisodeLog
-        from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
+        from sacflow_robot.robot.control.operator import OperatorRequests, operator_signals
         from sacflow_robot.robot.control.playback import replay_episode, sending_offsets
 
         check_output(self.video, "--video", suffix=".mp4", parents=False)
@@ -106,8 +106,8 @@ class Replay(common.JsonOptions):
     def _robot(self, spec: RobotSpec, episode: Episode) -> Robot | None:
         """The robot to replay on; None, with a line that says why, where a recording alone can be made."""
         from sacflow_robot.robot.control.playback import check_replayable
-        from sacflow_robot.robot.drivers.action_history import bare
         from sacflow_robot.robot.drivers.registry import make_robot
+        from sacflow_robot.robot.drivers.wrappers import bare
 
         asked = self.robot, self.video, self.profile
         needed = self.rerun is None or self.timing == "logged" or any(option is not None for option in asked)

@@ -20,8 +20,8 @@ from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
-    from sacflow_robot.robot.control.action_sources import ActionSource
-    from sacflow_robot.robot.control.operator_requests import OperatorRequests
+    from sacflow_robot.robot.control.action_queue import ActionSource
+    from sacflow_robot.robot.control.operator import OperatorRequests
     from sacflow_robot.robot.control.run_config import EpisodeRun
     from sacflow_robot.robot.control.session import Session
     from sacflow_robot.serve.client import PolicyClient
@@ -66,10 +66,10 @@ class Run(common.ClientOptions, common.JsonOptions):
     operator: tyro.conf.OmitArgPrefixes[OperatorOptions] = field(default_factory=OperatorOptions)
 
     def run(self) -> int:
-        from sacflow_robot.robot.control.operator_requests import OperatorRequests, operator_signals
+        from sacflow_robot.robot.control.operator import OperatorRequests, operator_signals
         from sacflow_robot.robot.control.run_config import check_fit
-        from sacflow_robot.robot.drivers.clock_offset import by_loop_clock
         from sacflow_robot.robot.drivers.registry import find_driver
+        from sacflow_robot.robot.drivers.wrappers import by_loop_clock
         from sacflow_robot.serve.client import PolicyClient
 
         if self.episodes < 1 or self.seed < 0 or not 0 < self.timeout <= _LONGEST_TIMEOUT_S:
@@ -120,7 +120,7 @@ class Run(common.ClientOptions, common.JsonOptions):
         from sacflow_robot.robot.control.operator import Operator
         from sacflow_robot.robot.control.run_config import RunConfig
         from sacflow_robot.robot.control.session import Session
-        from sacflow_robot.robot.drivers.wrapper import unwrapped
+        from sacflow_robot.robot.drivers.wrappers import unwrapped
 
         info: dict[str, Any] = {} if self.note is None else {"note": self.note}
         inner = unwrapped(robot)

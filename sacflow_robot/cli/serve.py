@@ -68,7 +68,7 @@ class Serve:
 
     def run(self) -> int:
         from sacflow_robot.serve.auth import Security
-        from sacflow_robot.serve.logs import set_up_logging
+        from sacflow_robot.serve.metrics import set_up_logging
         from sacflow_robot.serve.reload import Reloader
         from sacflow_robot.serve.server import PolicyServer
 

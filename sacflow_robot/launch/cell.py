@@ -25,8 +25,6 @@ class ProcessPlan:
     """One process of a cell.
 
     Attributes:
-        name: Its name in the file.
-        words: Arguments of this program.
         ready: When the next process may start: text that appears in a line of its output; ``tcp://host:port``, once
             something listens there; ``end``, once it has ended well; None, at once.
         ready_within_s: Longest wait for that (s).
@@ -66,17 +64,10 @@ class ProcessPlan:
 def read_cell(path: Path, commands: Collection[str]) -> list[ProcessPlan]:
     """The processes of a launch file, in the order of starting.
 
-    A file is a YAML map of process names to either a command line of this program, or a map with the key ``run`` for the
-    command line and any of the other attributes of :class:`ProcessPlan`. ``${NAME}`` and ``${NAME:-default}`` in a
-    command line stand for environment variables.
-
-    Args:
-        path: The file.
-        commands: This program's commands, of one word or two.
-
-    Raises:
-        DataError: It cannot be read, or says something that is not understood.
-    """
+    A file is a YAML map of process names to either a command line of this program, or a map with the key ``run`` for
+    the command line and any of the other attributes of :class:`ProcessPlan`. ``${NAME}`` and ``${NAME:-default}`` in a
+    command line stand for environment variables. ``commands``: this program's commands, of one word or two. Raises
+    DataError: it cannot be read, or says something that is not understood."""
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
@@ -122,7 +113,7 @@ def _plan(name: str, entry: Mapping[str, Any]) -> ProcessPlan:
         accepted = (float, int) if kind is float else (kind,)
         if type(value) not in accepted:
             raise TypeError(f"{key} is {value!r}; it must be {_NOUNS[kind]}")
-        values[field] = float(value) if kind is float else _filled_in(value) if field == "unless" else value
+        values[field] = float(value) if kind is float else _VARIABLE.sub(_value, value) if field == "unless" else value
     plan = ProcessPlan(name, words, **values)
     if plan.restart not in _RESTARTS:
         raise ValueError(f"restart is {plan.restart!r}; it must be one of {', '.join(_RESTARTS)}")
@@ -138,11 +129,7 @@ _NOUNS = {str: "text", float: "a number of seconds", int: "a whole number", bool
 
 
 def _words(line: str) -> tuple[str, ...]:
-    """A command line's words. What a variable holds stays in its word, whatever is in it, and whether it stands in quotes.
-
-    Raises:
-        ValueError: A variable is not set, or a quotation does not end.
-    """
+    """A command line's words. What a variable holds stays in its word, whatever is in it, and whether it stands in quotes."""
     values: list[str] = []
 
     def number(found: re.Match[str]) -> str:
@@ -151,11 +138,6 @@ def _words(line: str) -> tuple[str, ...]:
 
     split = shlex.split(_VARIABLE.sub(number, line.replace("\0", "")))
     return tuple(re.sub("\0(\\d+)\0", lambda found: values[int(found[1])], word) for word in split)
-
-
-def _filled_in(text: str) -> str:
-    """Raises ValueError."""
-    return _VARIABLE.sub(_value, text)
 
 
 def _value(found: re.Match[str]) -> str:

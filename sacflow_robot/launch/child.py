@@ -17,9 +17,8 @@ PR_SET_PDEATHSIG = 1
 def main() -> None:
     launcher, *command = sys.argv[1:]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(
-            number, signal.SIG_DFL
-        )  # a launcher in the background of a script ignores SIGINT, and so would we
+        # A launcher in the background of a script ignores SIGINT, and so would we.
+        signal.signal(number, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != int(launcher):  # it died before we asked to be told

@@ -29,8 +29,6 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 
 class State(Enum):
-    """State of a supervised process."""
-
     WAITING = "waiting"  # for those before it
     STARTING = "starting"  # running, not ready yet
     READY = "ready"
@@ -43,13 +41,8 @@ class State(Enum):
 class SupervisedProcess:
     """A process of a cell: started in a process group of its own, its output read, stopped with all that it started.
 
-    Not thread-safe: one supervisor calls it. Its output is read on a thread.
-
-    Args:
-        plan: What to run.
-        program: Command that this program's arguments follow.
-        heard: Called with each line of its output, from the reading thread.
-    """
+    Not thread-safe: one supervisor calls it. Its output is read on a thread. ``heard``: called with each line of its
+    output, from the reading thread."""
 
     def __init__(self, plan: ProcessPlan, program: Sequence[str], heard: Callable[[str, str], None]) -> None:
         self.plan, self.state, self.restarts = plan, State.WAITING, 0
@@ -64,18 +57,15 @@ class SupervisedProcess:
 
     @property
     def pid(self) -> int | None:
-        """Its process id while it runs."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     @property
     def uptime_s(self) -> float:
-        """Time it has been running, or ran (s)."""
         if not self._began:
             return 0.0
         return (time.monotonic() if self.pid is not None else self._ended) - self._began
 
     def last_lines(self, count: int) -> list[str]:
-        """The latest lines of its output, oldest first."""
         return list(self._lines)[-count:]
 
     def needless(self) -> bool:
@@ -87,7 +77,6 @@ class SupervisedProcess:
         return True
 
     def start(self) -> None:
-        """Start it."""
         terminal = self.plan.terminal
         child = [sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py")), str(os.getpid())]
         self._said_ready.clear()
@@ -128,7 +117,6 @@ class SupervisedProcess:
             self.state = State.FAILED
 
     def overdue(self) -> bool:
-        """True if it has not become ready in time."""
         return self.state is State.STARTING and self.uptime_s > self.plan.ready_within_s
 
     def ask_to_stop(self) -> None:
@@ -159,7 +147,6 @@ class SupervisedProcess:
         refresh()
 
     def kill(self) -> None:
-        """Kill it, and all that it started, now."""
         if self._process is not None and self._process.poll() is None:
             self._signal(signal.SIGKILL)
             self._finish(self._process.wait())
@@ -203,7 +190,6 @@ class SupervisedProcess:
                 self._process.send_signal(number)
 
     def _clear_group(self) -> None:
-        """See that nothing is left of what it started."""
         if self.plan.terminal or self._process is None:
             return
         group, begun = self._process.pid, time.monotonic()

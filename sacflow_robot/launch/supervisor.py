@@ -1,9 +1,12 @@
-"""Starts the processes of a cell one after the other, watches over them, and stops them in the opposite order."""
+"""Starts the processes of a cell one after the other, watches over them, shows them, and stops them in the opposite order."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+
+from rich.table import Table
+from rich.text import Text
 
 from sacflow_robot.errors import SacflowError
 from sacflow_robot.launch.cell import ProcessPlan
@@ -11,6 +14,15 @@ from sacflow_robot.launch.process import State, SupervisedProcess
 
 _POLL_S = 0.05
 _SHOWN_LINES = 8
+_COLORS = {
+    State.READY: "green",
+    State.DONE: "dim",
+    State.FAILED: "bold red",
+    State.PAUSING: "yellow",
+    State.STARTING: "cyan",
+    State.STOPPING: "cyan",
+    State.WAITING: "dim",
+}
 
 
 class CellError(SacflowError):
@@ -21,7 +33,6 @@ class Supervisor:
     """A running cell. The last process is what the cell is for: when it ends, the cell does.
 
     Args:
-        plans: The processes, in the order of starting.
         program: Command that this program's arguments follow.
         heard: Called with the name of a process and each line of its output, from reading threads.
         refresh: Called often while the cell runs, to show it.
@@ -40,12 +51,8 @@ class Supervisor:
         self._missed: set[str] = set()
 
     def run(self) -> None:
-        """Run the cell until its last process ends well. Stops everything in any case.
-
-        Raises:
-            CellError: A process failed that may not, or ended before the last; the message has its name, its exit status and its last
-                lines.
-        """
+        """Run the cell until its last process ends well. Stops everything in any case. Raises CellError: a process
+        failed that may not, or ended before the last; the message has its name, its exit status and its last lines."""
         try:
             for process in self.processes:
                 if process.needless():
@@ -104,3 +111,35 @@ def _how(process: SupervisedProcess) -> str:
 def _said(process: SupervisedProcess) -> str:
     lines = process.last_lines(_SHOWN_LINES)
     return f"; it said last: {' / '.join(lines)}" if lines else ""
+
+
+def cell_table(title: str, processes: Sequence[SupervisedProcess]) -> Table:
+    """One row per process: state, process id, time running, restarts, and the last line that it said."""
+    table = Table(title=title, title_justify="left", expand=True, box=None, pad_edge=False)
+    table.add_column("process", no_wrap=True)
+    table.add_column("state", no_wrap=True, min_width=10)
+    table.add_column("pid", justify="right", no_wrap=True)
+    table.add_column("up", justify="right", no_wrap=True, min_width=7)
+    table.add_column("restarts", justify="right", no_wrap=True)
+    table.add_column("last line", no_wrap=True, overflow="ellipsis", ratio=1)
+    for process in processes:
+        said = process.last_lines(1)
+        table.add_row(
+            Text(process.plan.name),
+            Text(process.state.value, _COLORS[process.state]),
+            "" if process.pid is None else str(process.pid),
+            duration(process.uptime_s) if process.uptime_s else "",
+            str(process.restarts) if process.restarts else "",
+            Text(said[0] if said else "", "" if process.state is State.FAILED else "dim"),
+        )
+    return table
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3:07``, ``1:02:03``."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    clock = f"{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+    return f"{hours}:{clock}" if hours else clock

@@ -20,11 +20,9 @@ class FakeRobot:
     """A robot in lockstep that does nothing but keep what it is sent; override ``react`` to make it do something.
 
     Args:
-        spec: What it claims to be.
         clock: Its clock; the machine's if None.
 
     Attributes:
-        commands: Actions that it was sent.
         calls: Names of the methods called, in order.
     """
 
@@ -87,8 +85,6 @@ def check_robot(
 
     Args:
         make: Makes a robot that is not connected yet; called several times, never two robots at once.
-        seed: Seed of the episodes.
-        steps: Control periods to run.
         lose: Takes the robot away from a robot in the middle of an episode: unplugs it, kills its process, ends its thread. With
             it, the kit also checks that ``observe`` and ``command`` say so, and that ``hold`` and ``stop`` still work.
     """

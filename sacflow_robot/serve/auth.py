@@ -39,16 +39,12 @@ class Security:
     insecure: bool = False
 
     def guard(self, context: zmq.Context[Any], socket: zmq.Socket[bytes]) -> Gate:
-        """Set the socket up before it is bound.
-
-        Raises:
-            UsageError: A key without clients, or clients without a key.
-            DataError: The key cannot be read, or the folder is not there.
-        """
+        """Set the socket up before it is bound. Raises UsageError: a key without clients, or clients without a key;
+        DataError: the key cannot be read, or the folder is not there."""
         if (self.key is None) != (self.clients is None):
             raise UsageError("--key and --clients go together: the server's secret key, and a folder of clients' keys")
         if self.key is None or self.clients is None:
-            return Gate(None)
+            return Gate()
         public, secret = load_secret(self.key)
         if not self.clients.is_dir():
             raise DataError(f"no folder of clients' public keys at {self.clients}; put their .key files there")
@@ -61,32 +57,28 @@ class Security:
         return Gate(authenticator, _AllowList(self.clients))
 
 
+@dataclass
 class Gate:
-    """Check connections, and the senders of frames, until closed.
+    """Check connections (pyzmq's authenticator, None where there are no keys), and the senders of frames, until closed. The
+    keys that count now are not shared with the authenticator, which has a thread of its own."""
 
-    Args:
-        authenticator: pyzmq's, which checks keys when a connection is made; None where there are no keys.
-        allowed: The keys that count now; not shared with the authenticator, which has a thread of its own.
-    """
-
-    def __init__(self, authenticator: Any, allowed: _AllowList | None = None) -> None:
-        self._authenticator, self._allowed = authenticator, allowed
+    authenticator: Any = None
+    allowed: _AllowList | None = None
 
     def allows(self, frame: zmq.Frame) -> bool:
-        """True if the sender of this frame still has access."""
-        if self._allowed is None:
+        if self.allowed is None:
             return True
         try:
             user = frame.get("User-Id")
         except zmq.ZMQError:
             return False
-        return isinstance(user, str) and user.encode() in self._allowed
+        return isinstance(user, str) and user.encode() in self.allowed
 
     def close(self) -> None:
         """Stop checking; nobody gets in any more."""
-        if self._authenticator is not None:
-            self._authenticator.stop()
-            self._authenticator = None
+        if self.authenticator is not None:
+            self.authenticator.stop()
+            self.authenticator = None
 
 
 class _AllowList:
@@ -127,16 +119,12 @@ class _AllowList:
     def _read(self, names: Iterable[str]) -> Iterator[bytes]:
         for name in names:
             with contextlib.suppress(DataError):
-                yield load_public(self._folder / name)
+                yield load_keys(self._folder / name)[0]
 
 
 def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a pair of keys; returns the public and the secret file, the latter readable by its owner alone.
-
-    Raises:
-        UsageError: The name is no file name, or there are keys of that name.
-        DataError: They cannot be written.
-    """
+    """Make a pair of keys; returns the public and the secret file, the latter readable by its owner alone. Raises
+    UsageError: the name is no file name, or there are keys of that name; DataError: they cannot be written."""
     import zmq.auth
 
     if not name or name != Path(name).name or name.startswith("."):
@@ -156,28 +144,16 @@ def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
     return public, secret
 
 
-def load_public(path: Path) -> bytes:
-    """The public key in a file, in Z85.
-
-    Raises:
-        DataError: There is none.
-    """
-    return _load(path)[0]
-
-
 def load_secret(path: Path) -> tuple[bytes, bytes]:
-    """The public and secret key in a file, in Z85.
-
-    Raises:
-        DataError: There is none.
-    """
-    public, secret = _load(path)
+    """The public and secret key in a file, in Z85. Raises DataError: there is none."""
+    public, secret = load_keys(path)
     if secret is None:
         raise DataError(f"{path} holds no secret key; give the .key_secret file")
     return public, secret
 
 
-def _load(path: Path) -> tuple[bytes, bytes | None]:
+def load_keys(path: Path) -> tuple[bytes, bytes | None]:
+    """The public key in a file, in Z85, and the secret one if it is there. Raises DataError: there is none."""
     import zmq.auth
 
     try:
@@ -202,25 +178,18 @@ def is_local(place: str) -> bool:
 def check_bind(bind: str, security: Security) -> None:
     """Refuse what ZeroMQ would accept to somebody's harm: a port that wraps round, or one that is open to a network without
     keys.
-
-    Raises:
-        UsageError: The address is one of these.
     """
     transport, _, place = bind.partition("://")
     if transport == "tcp":
         port = place.rpartition(":")[2]
-        if port != "*" and not (port.isascii() and port.isdigit() and int(port[:9]) <= _LAST_PORT):
+        if port != "*" and not _is_port(port):
             raise UsageError(f"cannot bind {bind!r}: {port!r} is no port; give e.g. tcp://127.0.0.1:5555 with --bind")
         if security.key is None:
             check_open(place, security.insecure, "--key and --clients, see 'sacflow-robot keys new --help'")
 
 
 def check_open(place: str, insecure: bool, remedy: str) -> None:
-    """Refuse an unprotected ``host:port`` that other computers reach.
-
-    Raises:
-        UsageError: It is one, and ``insecure`` was not asked for.
-    """
+    """Refuse an unprotected ``host:port`` that other computers reach."""
     if not insecure and not is_local(place):
         raise UsageError(
             f"{place} can be reached from other computers, by anyone; protect it with {remedy}, or say --insecure"
@@ -228,12 +197,12 @@ def check_open(place: str, insecure: bool, remedy: str) -> None:
 
 
 def split_place(place: str) -> tuple[str, int]:
-    """Host and port of ``host:port``.
-
-    Raises:
-        UsageError: It is something else.
-    """
+    """Host and port of ``host:port``. Raises UsageError: it is something else."""
     host, _, port = place.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and int(port[:9]) <= _LAST_PORT):
+    if not host or not _is_port(port):
         raise UsageError(f"{place!r} is not host:port; give e.g. 127.0.0.1:8000")
     return host.strip("[]"), int(port)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and int(text[:9]) <= _LAST_PORT

@@ -34,11 +34,8 @@ def candidates(cores: int) -> list[Engine]:
 def quickest(path: Path, budget_s: float = _BUDGET_S) -> tuple[OnnxPolicy, list[Trial]]:
     """The policy on the engine that answers single requests soonest, loading included in ``budget_s``.
 
-    All engines are tried in turn, so that what else the machine does at that moment meets all of them.
-
-    Raises:
-        PolicyFileError: As :class:`OnnxPolicy`.
-    """
+    All engines are tried in turn, so that what else the machine does at that moment meets all of them. Raises
+    PolicyFileError: as :class:`OnnxPolicy`."""
     deadline = time.perf_counter() + budget_s
     policies: list[OnnxPolicy] = []
     for engine in candidates(core_count()):

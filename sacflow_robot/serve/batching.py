@@ -1,9 +1,10 @@
-"""Requests that are evaluated together, and which of them would be answered too late."""
+"""Requests that are evaluated together, those that would be answered too late, and those that may wait: they need no inference,
+or are of connections that take more of the server's time than others."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,11 +19,13 @@ from sacflow_robot.spec import FloatArray
 _AGREEING = 5
 _REFUSALS = 8
 _WARM_UP_S = 1.0
+_MOST_WAITING = 256
+_BURST_NS = 10_000_000
+_SHARE = 0.02  # of the server's time
+_KEPT = 4096
 
 
 class Request(NamedTuple):
-    """One admitted inference request."""
-
     peer: bytes
     identifier: int
     session: Session
@@ -46,11 +49,8 @@ def join(requests: Sequence[Request]) -> dict[str, FloatArray]:
 def warm_up(policy: OnnxPolicy, most_rows: int, budget_s: float = _WARM_UP_S) -> None:
     """Evaluate once what requests of every size will ask for: an engine's first evaluation of a size may take a second.
 
-    One row comes first, then the most, the powers of two and the sizes between, until the time is over.
-
-    Raises:
-        PolicyFileError: The graph cannot be evaluated.
-    """
+    One row comes first, then the most, the powers of two and the sizes between, until the time is over. Raises
+    PolicyFileError: the graph cannot be evaluated."""
     deadline = time.monotonic() + budget_s
     powers = [2**n for n in range(most_rows.bit_length())]
     for rows in dict.fromkeys((1, most_rows, *powers, *range(1, most_rows))):
@@ -101,13 +101,69 @@ class Pace:
 
 
 def checked(policy: OnnxPolicy, arrays: Mapping[str, Any], noise: Any) -> dict[str, FloatArray]:
-    """The policy's inputs, from a request's arrays; a prefix that it does not take is ignored.
-
-    Raises:
-        InvalidValueError: One is missing, has a wrong shape, or holds NaN or infinity.
-    """
+    """The policy's inputs, from a request's arrays; a prefix that it does not take is ignored. Raises
+    InvalidValueError: one is missing, has a wrong shape, or holds NaN or infinity."""
     prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
     decided = () if not policy.takes_prefix or (prefix is None and mask is None) else (prefix, mask)
     if any(part is None for part in decided):
         raise InvalidValueError(f"{wire.PREFIX} and {wire.PREFIX_MASK} come together; one of them is missing")
     return policy.check(arrays, noise, *decided)
+
+
+class Backlog:
+    """Messages put off until no inference waits: those of one connection in the order in which they came, and the
+    connections in turn."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[bytes, deque[list[Any]]] = OrderedDict()
+        self._bytes: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, peer: bytes) -> bool:
+        return peer in self._waiting
+
+    def put(self, frames: list[Any]) -> bool:
+        """Put a message off (its peer first); false where its connection has too much waiting already."""
+        peer, size = frames[0], sum(map(len, frames))
+        queue = self._waiting.setdefault(peer, deque())
+        size += self._bytes.get(peer, 0)
+        if queue and (len(queue) >= _MOST_WAITING or size > wire.MAX_MESSAGE_BYTES):
+            return False
+        queue.append(frames)
+        self._bytes[peer] = size
+        return True
+
+    def take(self) -> list[Any]:
+        """The next message; there has to be one."""
+        peer, queue = self._waiting.popitem(last=False)
+        frames = queue.popleft()
+        if queue:
+            self._waiting[peer] = queue
+            self._bytes[peer] -= sum(map(len, frames))
+        else:
+            del self._bytes[peer]
+        return frames
+
+
+class TimeBudget:
+    """Time that the server spends on a connection, besides inference: 2 % of it, and 10 ms at once."""
+
+    def __init__(self) -> None:
+        self._spent_ns: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
+
+    def charge(self, peer: bytes, duration_ns: int, now_ns: int) -> None:
+        """So much time was spent on a message of this connection."""
+        self._spent_ns[peer] = self._left_over(peer, now_ns) + duration_ns, now_ns
+        self._spent_ns.move_to_end(peer)
+        if len(self._spent_ns) > _KEPT:
+            self._spent_ns.popitem(last=False)
+
+    def exceeded(self, peer: bytes, now_ns: int) -> bool:
+        """True if the connection has to wait for its turn."""
+        return peer in self._spent_ns and self._left_over(peer, now_ns) > _BURST_NS
+
+    def _left_over(self, peer: bytes, now_ns: int) -> float:
+        spent_ns, at_ns = self._spent_ns.get(peer, (0.0, now_ns))
+        return max(0.0, spent_ns - _SHARE * (now_ns - at_ns))

@@ -7,13 +7,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from sacflow_robot.errors import (
     ConnectionLost,
+    DataError,
     InvalidValueError,
     ServerError,
     ServerRestartedError,
@@ -22,14 +22,13 @@ from sacflow_robot.errors import (
 )
 from sacflow_robot.export.metadata import NOISE
 from sacflow_robot.serve import protocol as wire
-from sacflow_robot.serve import replies
-from sacflow_robot.serve.channel import Channel
-from sacflow_robot.serve.connection import Keys
+from sacflow_robot.serve.connection import Channel, Keys
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec, RobotSpec
 
-__all__ = ["Keys", "PolicyClient", "as_batch"]
+__all__ = ["Keys", "PolicyClient"]
 
 _LONGEST_S = 1e6
+_HEARTBEATS_S = 0.001, 3600.0
 
 
 class PolicyClient:
@@ -74,6 +73,7 @@ class PolicyClient:
         _check_deadline(deadline_s)
         self.address = address
         self.interrupted: Callable[[], bool] | None = None
+        self.spec: PolicySpec
         self.policy_version = ""
         self.takes_prefix = False
         self._timeout_s = timeout_s
@@ -91,10 +91,6 @@ class PolicyClient:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def spec(self) -> PolicySpec:
-        return self._spec
 
     @property
     def connected(self) -> bool:
@@ -160,11 +156,11 @@ class PolicyClient:
             arrays[wire.PREFIX], arrays[wire.PREFIX_MASK] = prefix, prefix_mask
         limit_s = self._deadline_s if deadline_s is None else deadline_s
         if limit_s is not None:
-            ahead_ns = self._channel.clock.ahead_ns
+            ahead_ns = self._channel.ahead_ns
             if ahead_ns is None:
                 raise ServerError(f"{self.address} does not tell its clock, which a deadline has to be set by")
             header["deadline_ns"] = time.monotonic_ns() + round(limit_s * 1e9) + ahead_ns
-        number = self._channel.send(header, arrays)
+        number = self._channel.request(header, arrays)
         self._step += noise is None
         return number
 
@@ -179,9 +175,11 @@ class PolicyClient:
             ServerError: As :meth:`infer`; or ``interrupted`` ended the wait.
         """
         reply = self._await(number, wait_s, self.interrupted)
-        actions = replies.actions(reply, self._spec.noise_shape, self.address)
+        array, shape = reply.arrays.get("actions"), self.spec.noise_shape
+        if array is None or array.dtype != np.float32 or array.ndim != 3 or not len(array) or array.shape[1:] != shape:
+            raise ServerError(f"{self.address} answered without float32 actions of shape (B, {shape[0]}, {shape[1]})")
         self.policy_version = str(reply.header.get("policy_version"))
-        return actions
+        return array
 
     def keep_alive(self) -> None:
         """Take a step toward a session on a connection that stands, waiting for nothing: well under a millisecond.
@@ -199,14 +197,11 @@ class PolicyClient:
         """Tell the server that an episode begins; returns the version of the policy that it will be run with.
 
         The noise stream starts anew from ``seed``, and a swap put off to the next episode takes place.
-
-        Raises:
-            ServerError: As :meth:`infer`.
         """
         reply = self._request("episode", seed=seed)
         self.policy_version = str(reply.header.get("policy_version"))
         self._seed, self._step = reply.header.get("seed"), 0
-        if reply.header.get("fingerprint") != self._spec.fingerprint:
+        if reply.header.get("fingerprint") != self.spec.fingerprint:
             self._linked = False
             self._link(self._timeout_s)
         return self.policy_version
@@ -219,22 +214,17 @@ class PolicyClient:
         """Say goodbye, as far as somebody listens."""
         if self._linked and self._channel.is_open:
             with contextlib.suppress(ServerError):
-                self._channel.send({"op": "bye", "session": self._session}, {})
+                self._channel.request({"op": "bye", "session": self._session})
         self._channel.close()
 
     def __enter__(self) -> PolicyClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _link(self, wait_s: float) -> None:
-        """Have a session on a connection that stands, waiting so long at most.
-
-        Raises:
-            ServerError, SpecMismatchError: There is none.
-            UsageError: This client is closed.
-        """
+        """Have a session on a connection that stands, waiting so long at most."""
         self._channel.check_open()
         self._look()
         deadline = time.monotonic() + wait_s
@@ -247,43 +237,56 @@ class PolicyClient:
         if not self._greeting:
             if not self._channel.ready(wait_s):
                 raise self._channel.gone(wait_s)
-            self._channel.clock.forget()
-            self._greeting = self._channel.send(
-                {**self._introduction, "session": self._session, "seed": self._seed}, {}
-            )
+            self._channel.forget_clock()
+            self._greeting = self._channel.request({**self._introduction, "session": self._session, "seed": self._seed})
         try:
-            reply = self._channel.receive(self._greeting, max(0.0, deadline - time.monotonic()))
+            reply = self._channel.reply(self._greeting, max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            if wait_s or self._channel.clock.since_s(self._greeting) > self._timeout_s:
+            if wait_s or self._channel.waited_s(self._greeting) > self._timeout_s:
                 self._greeting = 0
             raise self._channel.gone(wait_s) from None
         except (ServerError, SpecMismatchError):
             self._greeting = 0
             raise
         self._greeting = 0
-        welcome = replies.welcome(reply, self.address)
-        self._spec = welcome.spec
-        self.policy_version = welcome.policy_version
-        self.takes_prefix = welcome.takes_prefix
-        self._session = welcome.session
-        self._seed = welcome.seed if self._seed is None else self._seed
-        self._linked = self._channel.keep_heartbeat(welcome.heartbeat_s)
+        self._read_welcome(reply.header)
+
+    def _read_welcome(self, header: Mapping[str, Any]) -> None:
+        """Take the answer to ``hello``; a connection with another heartbeat than the server's is made anew."""
+        try:
+            heartbeat_s = float(header["heartbeat_s"])
+            if not _HEARTBEATS_S[0] <= heartbeat_s <= _HEARTBEATS_S[1]:
+                raise ValueError(f"a heartbeat of {heartbeat_s} s cannot be kept")
+            spec = PolicySpec.from_json(header["spec"])
+            version = str(header["policy_version"])
+            session = str(header["session"])
+            seed = int(header["seed"])
+        except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
+            raise ServerError(f"{self.address} did not introduce itself as a policy server: {error}") from None
+        self.spec = spec
+        self.policy_version = version
+        self.takes_prefix = header.get("takes_prefix") is True
+        self._session = session
+        self._seed = seed if self._seed is None else self._seed
+        self._linked = heartbeat_s == self._channel.heartbeat_s
+        if not self._linked:
+            self._channel.connect(heartbeat_s)
 
     def _look(self) -> None:
         """See whether the connection was lost since the last look; if so, it has to be greeted again."""
-        if self._channel.lost():
+        if self._channel.broken():
             self._linked = False
             self._greeting = 0
 
     def _request(self, operation: str, **fields: Any) -> wire.Message:
         self._link(self._timeout_s)
-        return self._await(self._channel.send({"op": operation, "session": self._session, **fields}, {}))
+        return self._await(self._channel.request({"op": operation, "session": self._session, **fields}))
 
     def _await(
         self, number: int, wait_s: float | None = None, interrupted: Callable[[], bool] | None = None
     ) -> wire.Message:
         try:
-            return self._channel.receive(number, wait_s, interrupted)
+            return self._channel.reply(number, wait_s, interrupted)
         except (ConnectionLost, ServerRestartedError):
             self._linked = False
             raise
@@ -292,8 +295,3 @@ class PolicyClient:
 def _check_deadline(deadline_s: float | None) -> None:
     if deadline_s is not None and not math.isfinite(deadline_s):
         raise UsageError(f"deadline_s is {deadline_s}; give a number of seconds, or None for no deadline")
-
-
-def as_batch(observation: Observation) -> dict[str, FloatArray]:
-    """One observation as a batch of one."""
-    return {key: np.asarray(array)[None] for key, array in observation.items()}

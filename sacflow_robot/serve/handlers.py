@@ -1,22 +1,96 @@
-"""Requests that need no inference: opening and closing sessions, starting episodes, looking at the server."""
+"""Answers of the policy server on their way, and what it answers to requests that need no inference: opening and closing
+sessions, starting episodes, looking at the server."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import zmq
+
 from sacflow_robot import __version__
-from sacflow_robot.errors import WireError
+from sacflow_robot.errors import InvalidValueError, WireError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
+from sacflow_robot.serve import protocol as wire
+from sacflow_robot.serve.batching import Request
 from sacflow_robot.serve.metrics import Meters
 from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed
+from sacflow_robot.spec import FloatArray
 
 _LOG = logging.getLogger(__name__)
+_REMEMBERED = 1024
 _MOST_LISTED = 64
 _STATUS_NS = 100_000_000  # how long a look at the server is good for
 _LOG_NS = 100_000_000
+
+
+class Answers:
+    """Sends answers at once or not at all: a client that does not take its own holds up nobody."""
+
+    def __init__(self, socket: zmq.Socket[bytes], meters: Meters) -> None:
+        self._socket, self._meters = socket, meters
+        self._unreachable: Counter[bytes] = Counter()  # answers that found their connection gone, since the last count
+        self._before: Counter[bytes] = Counter()  # and before it: by now a goodbye has been read
+        self.polite: deque[bytes] = deque(maxlen=_REMEMBERED)  # those whose clients said goodbye, and want no answers
+
+    def actions(
+        self, request: Request, actions: FloatArray, batch: int, times_ns: tuple[int, int, int], now_ns: int
+    ) -> None:
+        """Send the actions (B, H, A) of a request that was evaluated among ``batch`` rows. ``times_ns``: time in the
+        queue, of the evaluation, and altogether (ns); ``now_ns``: present time of the server's clock (ns)."""
+        queue, infer, total = times_ns
+        header = {
+            "id": request.identifier,
+            "ok": True,
+            "policy_version": request.policy.version,
+            "seed": request.seed,
+            "step": request.step,
+            "batch": batch,
+            "timings_us": {"queue": queue / 1e3, "infer": infer / 1e3, "total": total / 1e3},
+            "server_ns": now_ns,
+        }
+        self.send(request.peer, header, {"actions": actions})
+
+    def refuse(self, peer: bytes, identifier: int | None, session: Session | None, error: Exception) -> None:
+        """Send why a request is not met, and count it, for its session, too."""
+        more: dict[str, Any] = {}
+        message = str(error)
+        if isinstance(error, Refusal):
+            kind, more = error.kind, error.fields
+        elif isinstance(error, WireError):
+            kind = "malformed"
+        elif isinstance(error, InvalidValueError):
+            kind = "invalid"
+        else:
+            _LOG.error("request failed", exc_info=error)
+            kind, message = "internal", "the server could not answer this request; its log says why"
+        self._meters.refused(kind)
+        if session is not None:
+            session.late += kind == "late"
+            session.refused += kind != "late"
+        failure = {"kind": kind, "message": message, **more}
+        self.send(peer, {"id": identifier, "ok": False, "error": failure, "server_ns": time.monotonic_ns()})
+
+    def send(self, peer: bytes, header: dict[str, Any], arrays: dict[str, Any] | None = None) -> None:
+        self.send_frames(peer, wire.encode(wire.Message(header, arrays or {})))
+
+    def send_frames(self, peer: bytes, frames: Sequence[bytes | memoryview]) -> None:
+        try:
+            wire.send(self._socket, [peer, *frames], wire.NOBLOCK)
+        except zmq.Again:
+            self._meters.dropped()  # it does not take its answers
+        except zmq.ZMQError:
+            self._unreachable[peer] += 1  # it is gone; perhaps with a goodbye, which is still to be read
+
+    def count_dropped(self) -> None:
+        """Count the answers of late that found their client gone without a goodbye."""
+        for peer, answers in self._before.items():
+            if peer not in self.polite:
+                self._meters.dropped(answers)
+        self._before, self._unreachable = self._unreachable, Counter()
 
 
 class Server(Protocol):
@@ -32,18 +106,15 @@ class Server(Protocol):
 
 
 class Operations:
-    """Answers them; each takes a request's header and returns the fields of its answer.
-
-    Args:
-        server: The server asked.
-        heartbeat_s: Its time between heartbeats.
-        max_rows: Rows of one request at most.
-    """
+    """Answers requests that need no inference; each takes a request's header and returns the fields of its answer."""
 
     def __init__(self, server: Server, heartbeat_s: float, max_rows: int) -> None:
         self._server, self._heartbeat_s, self._max_rows = server, heartbeat_s, max_rows
         self._status_ns, self._last_status = 0, dict[str, Any]()
-        self._described = "", ""
+        self._described = (
+            "",
+            "",
+        )  # a policy's fingerprint, and its specification, which takes longer to make than to send
         self._logged_ns, self._unlogged = 0, 0
         self._handlers: dict[str, Callable[[dict[str, Any], bytes], dict[str, Any]]] = {
             "hello": self._hello,
@@ -54,12 +125,8 @@ class Operations:
         }
 
     def answer(self, operation: object, header: dict[str, Any], peer: bytes) -> dict[str, Any]:
-        """The fields of the answer to a request that came over the connection ``peer``.
-
-        Raises:
-            WireError: There is no such operation.
-            Refusal: The request cannot be met.
-        """
+        """The fields of the answer to a request that came over the connection ``peer``. Raises WireError: there is no
+        such operation; Refusal: the request cannot be met."""
         handler = self._handlers.get(operation) if isinstance(operation, str) else None
         if handler is None:
             raise WireError(f"unknown op; valid: infer, {', '.join(self._handlers)}")
@@ -72,6 +139,8 @@ class Operations:
         session = self._server.sessions.open(header, policy, now_ns, peer)
         policy = session.policy or policy
         self._log_connected(session, now_ns)
+        if self._described[0] != policy.fingerprint:
+            self._described = policy.fingerprint, policy.spec.to_json()
         return {
             "session": session.token,
             "seed": session.seed,
@@ -80,7 +149,7 @@ class Operations:
             "heartbeat_s": self._heartbeat_s,
             "max_rows": self._max_rows,
             "takes_prefix": policy.takes_prefix,
-            "spec": self._describe(policy),
+            "spec": self._described[1],
             "fingerprint": policy.fingerprint,
             "policy_version": policy.version,
         }
@@ -93,12 +162,6 @@ class Operations:
         more = {"others": self._unlogged} if self._unlogged else {}
         self._logged_ns, self._unlogged = now_ns, 0
         _LOG.info("client connected", extra={"client": session.client, "session": session.token[:4], **more})
-
-    def _describe(self, policy: OnnxPolicy) -> str:
-        """The specification as JSON, which takes longer to make than to send."""
-        if self._described[0] != policy.fingerprint:
-            self._described = policy.fingerprint, policy.spec.to_json()
-        return self._described[1]
 
     def _episode(self, header: dict[str, Any], peer: bytes) -> dict[str, Any]:
         """A new episode begins: the noise starts anew, and a session that held on to its policy gets the newest."""

@@ -35,7 +35,8 @@ _NO_CONTAINERS = bytes(set(range(256)) - {*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 
 _DTYPES = {name: np.dtype(name) for name in ("<f4", "<f8", "|u1", "<i4", "<i8", "|b1")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # As integers: arithmetic on pyzmq's enums takes a microsecond, on every frame.
-_SNDMORE = int(zmq.SNDMORE)
+NOBLOCK = int(zmq.NOBLOCK)
+_SNDMORE, _EVENTS, _POLLIN = int(zmq.SNDMORE), int(zmq.EVENTS), int(zmq.POLLIN)
 _COPY_BELOW = 64 * 1024
 give_way = getattr(os, "sched_yield", lambda: time.sleep(0))
 """Let another thread or process have this core, where one waits for it."""
@@ -45,12 +46,7 @@ Frame = bytes | memoryview | zmq.Frame
 
 
 class Message(NamedTuple):
-    """One request or reply.
-
-    Attributes:
-        header: Fields besides ``v`` and ``arrays``.
-        arrays: Arrays by name.
-    """
+    """One request or reply: the fields of its header besides ``v`` and ``arrays``, and arrays by name."""
 
     header: Mapping[str, Any]
     arrays: Mapping[str, Array] = {}
@@ -83,11 +79,8 @@ def configure_router(socket: zmq.Socket[bytes], receive_ms: int, bind: str = "")
 def encode(message: Message) -> list[bytes | memoryview]:
     """Frames of a message: header, then the bytes of each array in C order, little-endian.
 
-    The frames of arrays of 64 KiB and more are their own memory, not copies, where they are contiguous.
-
-    Raises:
-        WireError: An array has a dtype that the protocol does not carry.
-    """
+    The frames of arrays of 64 KiB and more are their own memory, not copies, where they are contiguous. Raises
+    WireError: an array has a dtype that the protocol does not carry."""
     layout, frames = [], []
     for name, value in message.arrays.items():
         array = np.asarray(value, order="C")
@@ -100,23 +93,20 @@ def encode(message: Message) -> list[bytes | memoryview]:
 
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Frame], flags: int = 0) -> None:
-    """Send a message at once or not at all; frames of 64 KiB and more are not copied.
-
-    Raises:
-        zmq.ZMQError: The peer is unknown, or takes no more.
-    """
+    """Send a message at once or not at all; frames of 64 KiB and more are not copied. Raises zmq.ZMQError: the peer is
+    unknown, or takes no more."""
     for frame in frames[:-1]:
         socket.send(frame, flags | _SNDMORE, copy=len(frame) < _COPY_BELOW)
     socket.send(frames[-1], flags, copy=len(frames[-1]) < _COPY_BELOW)
 
 
-def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[Any]:
-    """The next message: ``heads`` frames as bytes (routing identity, header), array frames as they lie in memory. Of frames
-    beyond those that a message may have, one is kept.
+def has_come(socket: zmq.Socket[Any]) -> bool:
+    return bool(int(socket.get(_EVENTS)) & _POLLIN)
 
-    Raises:
-        zmq.Again: There is none (yet).
-    """
+
+def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[Any]:
+    """The next message: ``heads`` frames as bytes (routing identity, header), array frames as they lie in memory. Of
+    frames beyond those that a message may have, one is kept. Raises zmq.Again: there is none (yet)."""
     return as_heads(receive_frames(socket, flags), heads)
 
 
@@ -140,20 +130,14 @@ def as_heads(frames: list[Any], heads: int) -> list[Any]:
 
 
 def decode(frames: Sequence[Any]) -> Message:
-    """Inverse of :func:`encode`, for answers; arrays are read-only views of the frames.
-
-    Raises:
-        WireError: The frames are not a message of this version.
-    """
+    """Inverse of :func:`encode`, for answers; arrays are read-only views of the frames. Raises WireError: the frames
+    are not a message of this version."""
     return decode_arrays(decode_header(frames, MAX_ANSWER_HEADER_BYTES), frames)
 
 
 def decode_header(frames: Sequence[Any], most_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
-    """The header, still with ``arrays``; the first thing to know of a message, for it says whom to answer.
-
-    Raises:
-        WireError: It is not a header of this version, or too large.
-    """
+    """The header, still with ``arrays``; the first thing to know of a message, for it says whom to answer. Raises
+    WireError: it is not a header of this version, or too large."""
     if not frames or len(frames[0]) > most_bytes:
         raise WireError(f"a header frame has 1 to {most_bytes} bytes")
     content = bytes(frames[0])
@@ -172,12 +156,9 @@ def decode_header(frames: Sequence[Any], most_bytes: int = MAX_HEADER_BYTES) -> 
     return header
 
 
-def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any]) -> Any:
+def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any], arrays: str) -> Any:
     """Unpack msgpack data of other protocols, each map passed through ``hook``: few values, however large their arrays.
-
-    Raises:
-        ValueError, TypeError, KeyError, msgpack.exceptions.UnpackException: They are not msgpack, or hold too much.
-    """
+    Raises WireError: it is not msgpack of plain values and such ``arrays``, or holds too much."""
     left = _MAX_VALUES
 
     def counted(value: Any) -> Any:
@@ -188,15 +169,14 @@ def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any]) -> Any:
         return hook(value) if isinstance(value, dict) else value
 
     limits = {"max_array_len": _MAX_VALUES, "max_map_len": _MAX_ENTRIES}
-    return msgpack.unpackb(data, object_hook=counted, list_hook=counted, strict_map_key=False, raw=False, **limits)
+    try:
+        return msgpack.unpackb(data, object_hook=counted, list_hook=counted, strict_map_key=False, raw=False, **limits)
+    except (ValueError, TypeError, KeyError, EOFError, RecursionError, msgpack.exceptions.UnpackException):
+        raise WireError(f"the message is not msgpack of plain values and {arrays} arrays") from None
 
 
 def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:
-    """The message with that header.
-
-    Raises:
-        WireError: The frames are not what the header says.
-    """
+    """The message with that header. Raises WireError: the frames are not what the header says."""
     layout = header.pop("arrays", [])
     if not isinstance(layout, list) or len(layout) != len(frames) - 1 or len(layout) > MAX_ARRAYS:
         raise WireError("the header does not describe the array frames that follow it")
@@ -221,7 +201,6 @@ def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:
 
 
 def _is_shape(shape: object) -> bool:
-    """True if it is a list of few, not negative and not absurd whole numbers."""
     if type(shape) is not list or len(shape) > _MAX_DIMENSIONS:
         return False
     for extent in shape:  # noqa: SIM110 - all() takes twice as long, on every array of every request

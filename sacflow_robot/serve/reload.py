@@ -20,15 +20,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class Reloader:
-    """Watches the policy file; loads, tests and compares a new one beside the one that is being served.
-
-    Args:
-        server: The server whose policy is replaced.
-        path: The file.
-        max_change: Largest difference from the actions given for the last observations that a new policy may have, in
-            action units; None for any.
-        watch: Whether to look for a new file; otherwise :meth:`ask` does.
-    """
+    """Watches the policy file; loads, tests and compares a new one beside the one that is being served. ``max_change``:
+    largest difference from the actions given for the last observations that a new policy may have, in action units;
+    None for any; ``watch``: whether to look for a new file; otherwise :meth:`ask` does."""
 
     def __init__(
         self, server: PolicyServer, path: Path, *, max_change: float | None = None, watch: bool = True
@@ -39,7 +33,6 @@ class Reloader:
         self._thread = threading.Thread(target=self._run, name="policy-reloader", daemon=True)
 
     def start(self) -> Reloader:
-        """Watch on a thread of its own."""
         self._thread.start()
         return self
 
@@ -48,7 +41,6 @@ class Reloader:
         self._wake.set()
 
     def close(self) -> None:
-        """Stop watching."""
         self._stop.set()
         self._wake.set()
         self._thread.join()
@@ -74,9 +66,6 @@ class Reloader:
     def _compare(self, running: OnnxPolicy, candidate: OnnxPolicy) -> dict[str, float]:
         """Largest and mean difference of actions on the observations of late, how many rows these were, and which share of
         the rows of late.
-
-        Raises:
-            PolicyFileError: The candidate is for another robot, cannot be evaluated, or differs too much.
         """
         different = running.spec.robot.differences(candidate.spec.robot)
         if candidate.spec.chunk_length != running.spec.chunk_length:

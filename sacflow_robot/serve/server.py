@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,9 @@ from sacflow_robot.errors import InvalidValueError, UsageError
 from sacflow_robot.export.metadata import NOISE
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve import protocol as wire
-from sacflow_robot.serve.answers import Answers
 from sacflow_robot.serve.auth import Gate, Security, check_bind
-from sacflow_robot.serve.backlog import Backlog, TimeBudget
-from sacflow_robot.serve.batching import Pace, Request, checked, join, too_late, warm_up
-from sacflow_robot.serve.handlers import Operations
+from sacflow_robot.serve.batching import Backlog, Pace, Request, TimeBudget, checked, join, too_late, warm_up
+from sacflow_robot.serve.handlers import Answers, Operations
 from sacflow_robot.serve.metrics import Meters
 from sacflow_robot.serve.session import Refusal, Session, Sessions, checked_seed
 from sacflow_robot.spec import FloatArray, all_finite
@@ -44,11 +41,6 @@ _RECENT = 64
 _NO_STOP_SERVER = (
     b"this is a policy server, which moves and stops no robot; a robot's stop listens where run --estop said"
 )
-_EVENTS, _IN, _NOBLOCK = (
-    int(zmq.EVENTS),
-    int(zmq.POLLIN),
-    int(zmq.NOBLOCK),
-)  # arithmetic on their enums takes a microsecond
 
 
 class PolicyServer:
@@ -60,7 +52,6 @@ class PolicyServer:
         max_batch: Rows evaluated together, and rows of one request, at most.
         heartbeat_s: Time between heartbeats that clients are asked for; a connection is dead after two without one.
         security: Who may connect; by default whoever is on this computer.
-        meters: Where to count.
 
     Raises:
         UsageError: The address is malformed, in use, or open to others without keys.
@@ -90,7 +81,7 @@ class PolicyServer:
         self._claim = AddressClaim(bind)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._gate = Gate(None)
+        self._gate = Gate()
         try:
             wire.configure_router(self._socket, _POLL_MS, bind)
             self._gate = security.guard(self._context, self._socket)
@@ -112,7 +103,6 @@ class PolicyServer:
 
     @property
     def stopping(self) -> bool:
-        """True once the server was asked to stop."""
         return self._stop.is_set()
 
     @property
@@ -125,8 +115,6 @@ class PolicyServer:
         """Requests answered with actions so far."""
         return self.meters.counts["requests"]
 
-    # ---- the loop
-
     @np.errstate(over="ignore")  # a float64 too large for float32 becomes infinite, and is refused
     def run(self) -> None:
         """Answer requests until :meth:`stop` is called, then those that have come by then."""
@@ -137,7 +125,7 @@ class PolicyServer:
     def _round(self) -> None:
         """Take what waits and answer it; wait a while for something to come where there is nothing."""
         try:
-            waiting = self._collect(self._next(_NOBLOCK if self._backlog else 0))
+            waiting = self._collect(self._next(wire.NOBLOCK if self._backlog else 0))
         except zmq.Again:
             waiting = []
         if len(waiting) == 1:
@@ -149,11 +137,7 @@ class PolicyServer:
         self._upkeep(time.monotonic_ns())
 
     def _next(self, flags: int = 0) -> list[Any]:
-        """The next message, its connection and its header as bytes; empty where its client may not ask any more.
-
-        Raises:
-            zmq.Again: There is none.
-        """
+        """The next message, its connection and its header as bytes; empty where its client may not ask any more."""
         frames = wire.receive_frames(self._socket, flags)
         allowed = self._gate.allows(frames[0])
         frames = wire.as_heads(frames, 2)
@@ -170,14 +154,16 @@ class PolicyServer:
         waiting, rows, others = [], 0, 0
         for _ in range(_MESSAGES_A_ROUND):
             if not frames or self._may_wait(frames):
-                self._put_off(frames)
+                if frames and not self._backlog.put(frames):
+                    too_many = "too many requests of this connection wait already; read their answers first"
+                    self._answers.refuse(frames[0], None, None, Refusal("limit", too_many))
                 others += 1
             else:
                 request = self._accept(frames)
                 if request is not None:
                     waiting.append(request)
                     rows += request.rows
-            if rows >= self._max_batch or others >= _OTHERS_A_ROUND or not self._has_come():
+            if rows >= self._max_batch or others >= _OTHERS_A_ROUND or not wire.has_come(self._socket):
                 break
             frames = self._next()
         return waiting
@@ -187,11 +173,6 @@ class PolicyServer:
         peer = frames[0]
         return len(frames) <= 2 or peer in self._backlog or self._budget.exceeded(peer, time.monotonic_ns())
 
-    def _put_off(self, frames: list[Any]) -> None:
-        if frames and not self._backlog.put(frames):
-            too_many = Refusal("limit", "too many requests of this connection wait already; read their answers first")
-            self._answers.refuse(frames[0], None, None, too_many)
-
     def _work_off(self) -> None:
         """Answer one message that was put off, if any, and more as long as nothing else has come."""
         until = time.monotonic_ns() + _OTHERS_NS
@@ -199,11 +180,8 @@ class PolicyServer:
             request = self._accept(self._backlog.take())
             if request is not None:
                 self._infer([request])
-            if self._has_come() or time.monotonic_ns() > until:
+            if wire.has_come(self._socket) or time.monotonic_ns() > until:
                 return
-
-    def _has_come(self) -> bool:
-        return bool(int(self._socket.get(_EVENTS)) & _IN)
 
     def _accept(self, frames: list[Any]) -> Request | None:
         """The inference request in these frames; None if they held something else, which is then answered."""
@@ -222,8 +200,8 @@ class PolicyServer:
                 return self._admit(peer, header, frames, session, received_ns)
             answer = self._operations.answer(operation, header, peer)
             if operation == "bye":
-                self._answers.said_goodbye(peer)
-            self._answers.send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()}, {})
+                self._answers.polite.append(peer)
+            self._answers.send(peer, {"id": identifier, "ok": True, **answer, "server_ns": time.monotonic_ns()})
         except Exception as error:  # whatever one client sends, the others are served on
             self._answers.refuse(peer, identifier, session, error)
         now_ns = time.monotonic_ns()
@@ -233,11 +211,7 @@ class PolicyServer:
     def _admit(
         self, peer: bytes, header: dict[str, Any], frames: list[Any], session: Session, received_ns: int
     ) -> Request:
-        """Check an inference request.
-
-        Raises:
-            Refusal, WireError, InvalidValueError: It cannot be met.
-        """
+        """Check an inference request; raises Refusal, WireError or InvalidValueError where it cannot be met."""
         deadline_ns, policy = header.get("deadline_ns"), session.policy or self.policy
         if deadline_ns is not None and type(deadline_ns) is not int:
             raise Refusal("invalid", "deadline_ns is not an integer")
@@ -251,21 +225,14 @@ class PolicyServer:
             raise Refusal("limit", f"{rows} rows, at most {self._max_batch} are answered at once")
         noise = arrays.get(NOISE)
         if noise is None:
-            seed, step = self._noise_source(session, header)
+            if header.get("seed") is not None:
+                seed, step = checked_seed(header["seed"]), checked_seed(header.get("step", 0))
+            else:
+                seed, step = session.seed, session.step
+                session.step += 1
             noise = chunk_noise((rows, *policy.spec.noise_shape), seed, step)
         inputs = checked(policy, arrays, noise)
         return Request(peer, header["id"], session, policy, inputs, rows, seed, step, deadline_ns, received_ns)
-
-    def _noise_source(self, session: Session, header: dict[str, Any]) -> tuple[int, int]:
-        """Seed and step of the noise of a request that brings none.
-
-        Raises:
-            Refusal: It names ones that are none.
-        """
-        if header.get("seed") is not None:
-            return checked_seed(header["seed"]), checked_seed(header.get("step", 0))
-        session.step += 1
-        return session.seed, session.step - 1
 
     def _infer(self, requests: Sequence[Request]) -> None:
         """Evaluate requests for one policy together, and answer them."""
@@ -301,14 +268,9 @@ class PolicyServer:
         self.recent.append((inputs, actions))
         self.meters.evaluated(start, answered)
 
-    # ---- around the loop
-
     def offer(self, policy: OnnxPolicy) -> None:
-        """Serve this policy from the next round on, once it is warm; may be called from any thread.
-
-        Raises:
-            PolicyFileError: Its graph cannot be evaluated; the policy before it is served on.
-        """
+        """Serve this policy from the next round on, once it is warm; may be called from any thread. Raises
+        PolicyFileError: its graph cannot be evaluated; the policy before it is served on."""
         warm_up(policy, self._max_batch)
         with self._swap:
             self._offered = policy
@@ -330,7 +292,6 @@ class PolicyServer:
             self._round()
 
     def start(self) -> PolicyServer:
-        """Answer requests on a thread."""
         self._thread = threading.Thread(target=self.run, name="policy-server", daemon=True)
         self._thread.start()
         return self
@@ -340,7 +301,6 @@ class PolicyServer:
         self._stop.set()
 
     def close(self) -> None:
-        """Stop answering and release the address."""
         self.stop()
         if self._thread is not None:
             self._thread.join()
@@ -352,5 +312,5 @@ class PolicyServer:
     def __enter__(self) -> PolicyServer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

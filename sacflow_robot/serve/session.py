@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sacflow_robot.errors import InvalidValueError, WireError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.spec import PolicySpec, RobotSpec
 
@@ -19,17 +17,11 @@ _IDLE_NS = 60_000_000_000
 _NAME_LENGTH = 64
 _SEED_LIMIT = 2**63
 ACTIVE_NS = 5_000_000_000
-_LOG = logging.getLogger(__name__)
 
 
 class Refusal(Exception):
-    """A request that is not met: ``kind``, one of the protocol's, and why in one line.
-
-    Args:
-        kind: For programs.
-        message: For people; never a client's own words.
-        fields: What else the answer carries.
-    """
+    """A request that is not met: ``kind``, one of the protocol's, and why in one line. ``message``: for people; never a
+    client's own words."""
 
     def __init__(self, kind: str, message: str, **fields: Any) -> None:
         super().__init__(message)
@@ -43,8 +35,6 @@ class Session:
     Attributes:
         token: What the client names it by; nobody else can guess it.
         peer: The connection that it was opened over, or taken up again.
-        client: What the client calls itself.
-        seed: Seed of its noise.
         policy: The policy it keeps until its next episode; None where it follows every swap at once.
         step: Step of the noise stream that its next request draws from.
         last_id: Highest request id so far; what comes with that or a lower one is a repetition.
@@ -74,11 +64,8 @@ class Sessions:
     def open(self, header: Mapping[str, Any], policy: OnnxPolicy, now_ns: int, peer: bytes = b"") -> Session:
         """The session that a ``hello`` asks for: the one it names, if it is one of these, or a new one.
 
-        A connection has 64 at most; one more takes the place of the one of these that was silent the longest.
-
-        Raises:
-            Refusal: The client expects another policy, or there is no room for it.
-        """
+        A connection has 64 at most; one more takes the place of the one of these that was silent the longest. Raises
+        Refusal: the client expects another policy, or there is no room for it."""
         expect = header.get("expect")
         if expect is not None:
             different = differing_fields(policy.spec, policy.fingerprint, expect)
@@ -112,9 +99,6 @@ class Sessions:
     def _make_room(self, peer: bytes, now_ns: int) -> None:
         """Forget a session where there are too many: of this connection; or one that asked for nothing yet, of the connection
         with most of these; or one that has been silent for a minute.
-
-        Raises:
-            Refusal: All are in use.
         """
         own = self._of_peer.get(peer, {})
         if len(own) >= _MOST_OF_A_CONNECTION:
@@ -132,7 +116,6 @@ class Sessions:
         self.close(oldest)
 
     def _move(self, session: Session, peer: bytes) -> None:
-        """It is now over this connection."""
         if session.peer != peer:
             self._let_go(session)
             session.peer = peer
@@ -145,11 +128,8 @@ class Sessions:
             del self._of_peer[session.peer]
 
     def find(self, header: Mapping[str, Any], now_ns: int) -> Session:
-        """The session of a request.
-
-        Raises:
-            Refusal: It is not one of this process; or the request's id does not rise.
-        """
+        """The session of a request. Raises Refusal: it is not one of this process; or the request's id does not
+        rise."""
         token, identifier = header.get("session"), header.get("id")
         session = self._sessions.get(token) if isinstance(token, str) else None
         if session is None:
@@ -161,12 +141,10 @@ class Sessions:
         return session
 
     def close(self, session: Session) -> None:
-        """Forget it."""
         if self._sessions.pop(session.token, None) is not None:
             self._let_go(session)
 
     def close_all_of(self, peer: bytes) -> None:
-        """Forget those of a connection."""
         for session in list(self._of_peer.get(peer, {}).values()):
             self.close(session)
 
@@ -176,11 +154,7 @@ class Sessions:
 
 
 def checked_seed(seed: object) -> int:
-    """A client's seed, or a random one for None.
-
-    Raises:
-        Refusal: It is no seed.
-    """
+    """A client's seed, or a random one for None. Raises Refusal: it is no seed."""
     if seed is None:
         return secrets.randbits(63)
     if type(seed) is not int or not 0 <= seed < _SEED_LIMIT:
@@ -189,56 +163,29 @@ def checked_seed(seed: object) -> int:
 
 
 def differing_fields(spec: PolicySpec, fingerprint: str, expect: object) -> list[str]:
-    """Names of the fields in which ``expect``, a part of a specification as plain data, differs from ``spec``.
-
-    Raises:
-        Refusal: It names a field that does not exist.
-    """
+    """Names of the fields in which ``expect``, a part of a specification as plain data, differs from ``spec``. Raises
+    Refusal: it names a field that does not exist."""
     if not isinstance(expect, dict):
         raise Refusal("invalid", "expect is not a map")
     served = {**json.loads(spec.to_json()), "fingerprint": fingerprint}
-    served["robot"] = served.pop("arm")
+    robot = served["robot"] = served.pop("arm")
+    names = [field.name for field in fields(RobotSpec)]
     different = []
     for name, value in expect.items():
         if name in ("robot", "arm"):  # clients of version 0.1 say arm
-            different += [f"robot.{field}" for field in _differing_robot(spec.robot, value)]
+            if not isinstance(value, dict) or not set(value) <= set(names):
+                raise Refusal("invalid", f"expect.robot is not a map of some of {', '.join(names)}")
+            for arrays in (robot["observations"], value.get("observations")):
+                for array in arrays if isinstance(arrays, list) else ():
+                    if isinstance(array, dict):
+                        array.pop("quaternions", None)  # a hint for learners
+            different += [f"robot.{field}" for field in names if field in value and robot[field] != value[field]]
         elif name not in served:
             raise Refusal("invalid", f"expect has a field that is none of {', '.join(served)}")
-        elif _plain(served[name]) != _plain(value):
+        elif served[name] != value:
             different.append(name)
     return different
 
 
-def _differing_robot(robot: RobotSpec, expect: object) -> list[str]:
-    names = [field.name for field in fields(robot)]
-    if not isinstance(expect, dict) or not set(expect) <= set(names):
-        raise Refusal("invalid", f"expect.robot is not a map of some of {', '.join(names)}")
-    served = asdict(robot)
-    for arrays in (served["observations"], expect.get("observations", ())):
-        for array in arrays if isinstance(arrays, (list, tuple)) else ():
-            if isinstance(array, dict):
-                array.pop("quaternions", None)  # a hint for learners
-    return [name for name in names if name in expect and _plain(served[name]) != _plain(expect[name])]
-
-
-def _plain(value: object) -> object:
-    """Tuples as lists, as msgpack and JSON have them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def _printable(name: str) -> str:
     return "".join(c for c in name[:_NAME_LENGTH] if c.isprintable())
-
-
-def describe(error: Exception) -> tuple[str, str, dict[str, Any]]:
-    """Kind, message and further fields of an error, for the client."""
-    if isinstance(error, Refusal):
-        return error.kind, str(error), error.fields
-    if isinstance(error, WireError):
-        return "malformed", str(error), {}
-    if isinstance(error, InvalidValueError):
-        return "invalid", str(error), {}
-    _LOG.error("request failed", exc_info=error)
-    return "internal", "the server could not answer this request; its log says why", {}

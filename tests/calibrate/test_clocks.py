@@ -20,10 +20,10 @@ from sacflow_robot.cli import main
 from sacflow_robot.envs.randomization import FRANKA
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.errors import DataError
-from sacflow_robot.robot.drivers.clock_offset import by_loop_clock
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.drivers.rtsim import VirtualRobot
 from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
+from sacflow_robot.robot.drivers.wrappers import by_loop_clock
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.safety_limits import SafetyLimits
 

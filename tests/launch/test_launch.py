@@ -16,8 +16,7 @@ from rich.console import Console
 from sacflow_robot.errors import DataError
 from sacflow_robot.launch.cell import ProcessPlan, read_cell
 from sacflow_robot.launch.process import State
-from sacflow_robot.launch.supervisor import CellError, Supervisor
-from sacflow_robot.launch.table import cell_table, duration
+from sacflow_robot.launch.supervisor import CellError, Supervisor, cell_table, duration
 
 pytestmark = pytest.mark.realtime
 

@@ -21,8 +21,7 @@ from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.data.log.resilient_recorder import ResilientRecorder
 from sacflow_robot.episode import Source, StepFlag, StepResult
 from sacflow_robot.robot.control.action_queue import ActionQueue
-from sacflow_robot.robot.control.operator import Operator
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.operator import Operator, OperatorRequests
 from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig
 from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.rtsim import ProcessRobot

@@ -17,7 +17,7 @@ import zmq
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve import handlers as operations
 from sacflow_robot.serve import protocol as wire
-from sacflow_robot.serve.backlog import Backlog, TimeBudget
+from sacflow_robot.serve.batching import Backlog, TimeBudget
 from sacflow_robot.serve.server import PolicyServer
 
 MAPS = 4000

@@ -27,7 +27,7 @@ from sacflow_robot.errors import (
 )
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.robot.control.estop import request
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.operator import OperatorRequests
 from sacflow_robot.robot.control.stop_server import StopServer
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.auth import Security, new_keys

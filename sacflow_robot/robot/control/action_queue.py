@@ -1,4 +1,4 @@
-"""Chunks played on the robot's clock: the next one is asked for before it is needed, and joined to the one being played."""
+"""Sources of actions: chunks one after another, or played on the robot's clock while the next one is on its way."""
 
 from __future__ import annotations
 
@@ -7,19 +7,68 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from sacflow_robot.errors import DeadlineExceeded, ServerError, SpecMismatchError
-from sacflow_robot.interfaces import Robot
+from sacflow_robot.interfaces import Policy, Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
-from sacflow_robot.serve.client import as_batch
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
 
 _REMEMBERED = 32
 _OUTLIERS = 8  # one answer in so many may take longer than is planned for
 _FIRST_GUESS_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class ActionStep:
+    """The action of one control period.
+
+    Attributes:
+        action: Action (A,); None for none: hold still.
+        asked: Whether a chunk was asked for with this step's observation.
+    """
+
+    action: FloatArray | None
+    joined: bool = False
+    asked: bool = False
+
+
+class ActionSource(Protocol):
+    def begin(self) -> None: ...
+
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep: ...
+
+
+@runtime_checkable
+class Connected(Protocol):
+    """A source behind a connection, which is to be kept while no action is wanted."""
+
+    def keep_alive(self) -> None:
+        """Keep the connection, or make it anew; must not wait."""
+        ...
+
+
+class SyncChunking:
+    """Chunks one after another, each played to its end: for robots whose time stands still while a policy thinks."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.begin()
+
+    def begin(self) -> None:
+        self._chunk = np.zeros((0, 0), np.float32)
+        self._next = 0
+
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep:
+        joined = self._next == len(self._chunk)
+        if joined:
+            assert noise is not None
+            self._chunk = self._policy.infer(_batched(observation), noise[None])[0]
+            self._next = 0
+        self._next += 1
+        return ActionStep(self._chunk[self._next - 1], joined)
 
 
 class Asks(Protocol):
@@ -46,21 +95,6 @@ class Asks(Protocol):
     def keep_alive(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class StreamStep:
-    """The action of one control period.
-
-    Attributes:
-        action: Action (A,); None where no chunk reaches this far: hold still.
-        asked: Whether a chunk was asked for with this step's observation.
-        joined: Whether a new chunk begins to be played here.
-    """
-
-    action: FloatArray | None
-    asked: bool
-    joined: bool
-
-
 class ActionQueue:
     """Plays chunks step by step while the next ones are on their way.
 
@@ -71,11 +105,9 @@ class ActionQueue:
     takes over from the old one over the next ``blend`` steps, from where it is free to differ, as far as the old one reaches.
 
     Args:
-        client: A connected client.
         blend: Steps over which a new chunk takes over; 0 requests at once.
         wait: Whether to wait for every answer, as where the robot's clock stands still meanwhile.
         prefix: Whether to send what will be played meanwhile, where the policy takes it.
-        clock_ns: Clock that the delay is measured with.
     """
 
     def __init__(
@@ -113,12 +145,9 @@ class ActionQueue:
     def keep_alive(self) -> None:
         """Keep the connection while no action is wanted: call it in every control period in which the robot is held.
 
-        Waits for nothing, and takes well under a millisecond. A server that was restarted meanwhile has been greeted by the
-        time the robot is enabled again, so that the next :meth:`step` gets a chunk. A server that is gone is no error here.
-
-        Raises:
-            SpecMismatchError: The server was restarted with a policy that does not fit.
-        """
+        Waits for nothing, and takes well under a millisecond. A server that was restarted meanwhile has been greeted by
+        the time the robot is enabled again, so that the next :meth:`step` gets a chunk. A server that is gone is no
+        error here. Raises SpecMismatchError: the server was restarted with a policy that does not fit."""
         self._client.keep_alive()
         self._check_shape()
 
@@ -132,16 +161,12 @@ class ActionQueue:
         slowest_s = delays_s[max(0, len(delays_s) - 1 - math.ceil(len(delays_s) / _OUTLIERS))]
         return math.ceil(slowest_s / self._period_s)
 
-    def step(self, observation: Observation, noise: FloatArray | None = None) -> StreamStep:
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep:
         """The action of this control period, from its observation (unbatched); waits only for the first chunk.
 
-        Where that wait outlasts the period, the robot stands until the next one, which the chunk then begins in.
-
-        Raises:
-            ServerError: There is no chunk to play, and none to be had. While there is one to play, errors count in
-                ``lost`` and the next step asks again.
-            SpecMismatchError: The server was restarted with a policy that does not fit.
-        """
+        Where that wait outlasts the period, the robot stands until the next one, which the chunk then begins in. Raises
+        ServerError: there is no chunk to play, and none to be had. While there is one to play, errors count in ``lost``
+        and the next step asks again; SpecMismatchError: the server was restarted with a policy that does not fit."""
         began_ns = self._clock_ns()
         self._check_shape()
         self._take()
@@ -149,18 +174,18 @@ class ActionQueue:
         if self._chunk is None:
             self._take(wait=True)
             if self._clock_ns() - began_ns > self._period_s * 1e9:
-                return StreamStep(None, asked, False)
+                return ActionStep(None, asked=asked)
         action = self._action(self._step)
         if action is None:
-            return StreamStep(None, asked, False)
+            return ActionStep(None, asked=asked)
         self._step += 1
         joined, self._fresh = self._fresh, False
-        return StreamStep(action, asked, joined)
+        return ActionStep(action, joined, asked)
 
     def _ask(self, observation: Observation, noise: FloatArray | None) -> bool:
-        if self._number is not None or not self._is_time():
-            return False
         left = self._end - self._step
+        if self._number is not None or left > self.delay_steps + self._blend:
+            return False
         try:
             self._asked_ns = self._clock_ns()
             batch = None if noise is None else noise[None]
@@ -168,7 +193,7 @@ class ActionQueue:
             self._budget_s = left * self._period_s if left > 0 else None
             prefix, mask, self._decided = self._plan()
             self._number = self._client.ask(
-                as_batch(observation), batch, self._budget_s, prefix=prefix, prefix_mask=mask
+                _batched(observation), batch, self._budget_s, prefix=prefix, prefix_mask=mask
             )
             self._asked_step = self._step
         except ServerError:
@@ -189,9 +214,6 @@ class ActionQueue:
             prefix[count], mask[count] = action, 1
             count += 1
         return prefix[None], mask[None], count
-
-    def _is_time(self) -> bool:
-        return self._chunk is None or self._end - self._step <= self.delay_steps + self._blend
 
     def _take(self, wait: bool = False) -> None:
         """Look for the chunk that is on its way, and take it up if it has come."""
@@ -254,6 +276,10 @@ def queue_for(client: Asks, robot: Robot) -> ActionQueue:
     """A queue on the robot's clock. On a virtual one the real time that an answer takes is no time: it is waited for."""
     virtual = not isinstance(robot.clock, MonotonicClock)
     return ActionQueue(client, wait=virtual, clock_ns=robot.clock.now_ns)
+
+
+def _batched(observation: Observation) -> dict[str, FloatArray]:
+    return {key: np.asarray(array)[None] for key, array in observation.items()}
 
 
 def _at(chunk: FloatArray | None, index: int) -> FloatArray | None:

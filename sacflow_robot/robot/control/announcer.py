@@ -21,13 +21,9 @@ class Announcer(io.TextIOBase):
     """A text stream whose writer never waits: a thread writes to the stream behind it.
 
     A terminal may accept no text for long: Ctrl-S, a connection that stalls, a full pipe. Then the oldest pieces are
-    dropped, and their number is told once the terminal accepts text again. Nothing raises: a stream that is gone swallows
-    what is written to it. Threads and signal handlers may write.
-
-    Args:
-        stream: The stream behind it.
-        most_waiting: Pieces of text to keep while it accepts nothing.
-    """
+    dropped, and their number is told once the terminal accepts text again. Nothing raises: a stream that is gone
+    swallows what is written to it. Threads and signal handlers may write. ``most_waiting``: pieces of text to keep
+    while it accepts nothing."""
 
     def __init__(self, stream: TextIO, most_waiting: int = _MOST_WAITING) -> None:
         self._stream, self._most = stream, most_waiting
@@ -42,7 +38,6 @@ class Announcer(io.TextIOBase):
         self._thread.start()
 
     def write(self, text: str) -> int:
-        """Put text in the queue; returns its length."""
         while self._waiting.qsize() >= self._most:
             try:
                 self._waiting.get_nowait()
@@ -53,11 +48,8 @@ class Announcer(io.TextIOBase):
         return len(text)
 
     def finish(self, patience_s: float = PATIENCE_S) -> bool:
-        """Write what waits, for ``patience_s`` seconds at most; what comes later is dropped.
-
-        Returns:
-            Whether the stream has taken everything.
-        """
+        """Write what waits, for ``patience_s`` seconds at most; what comes later is dropped. Returns whether the stream
+        has taken everything."""
         self._waiting.put(None)
         self._thread.join(patience_s)
         return not (self._thread.is_alive() or self._broken)
@@ -149,11 +141,8 @@ class TerminalGuard:
                 self._handlers[number] = signal.signal(number, signal.SIG_IGN)
 
     def end(self) -> bool:
-        """Give the terminal what waits, within bounds, and everything its state back.
-
-        Returns:
-            Whether standard output has taken everything.
-        """
+        """Give the terminal what waits, within bounds, and everything its state back. Returns whether standard output
+        has taken everything."""
         sys.stdout, sys.stderr = self._streams
         for number, handler in self._handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

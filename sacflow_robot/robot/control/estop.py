@@ -19,7 +19,7 @@ import hmac
 import secrets
 import struct
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,11 +44,8 @@ _TRIES = 3
 
 
 def read_key(path: Path | None) -> bytes:
-    """A shared key: any file of at least 16 bytes; empty for None.
-
-    Raises:
-        DataError: The file cannot be read, or is too short.
-    """
+    """A shared key: any file of at least 16 bytes; empty for None. Raises DataError: the file cannot be read, or is too
+    short."""
     if path is None:
         return b""
     try:
@@ -74,7 +71,6 @@ def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout
     Args:
         address: Where ``run --estop`` listens.
         verb: ``stop`` or ``enable``.
-        reason: What to say there.
         key: Shared key; empty for none.
         timeout_s: Longest wait for the answer and the state together (s).
 
@@ -86,7 +82,7 @@ def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout
         RobotError: Nobody answers there, or the request is refused; says why.
         UsageError: That is no address.
     """
-    with _Line(address, timeout_s) as line:
+    with closing(_Line(address, timeout_s)) as line:
         ticket = _put(line, verb, reason, key)
         while ticket and not line.over:
             state = line.ask([b"outcome", ticket], _PATIENCE_S)
@@ -144,10 +140,7 @@ class _Line:
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket: zmq.Socket[Any] | None = None
 
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._context.destroy(linger=0)
 
     @property
@@ -165,11 +158,7 @@ class _Line:
             self._socket = None
 
     def ask(self, frames: list[bytes], patience_s: float, again: bool = True) -> list[bytes] | None:
-        """The answer; None if none comes in time. Sent again and again meanwhile, unless that is forbidden.
-
-        Raises:
-            UsageError: The address is none.
-        """
+        """The answer; None if none comes in time. Sent again and again meanwhile, unless that is forbidden."""
         if self._socket is None:
             self._socket = self._connected()
         until = min(self._until, time.monotonic() + patience_s)

@@ -24,11 +24,9 @@ import numpy as np
 from sacflow_robot.episode import EpisodeBuilder, Source, Step, StepFlag, StepResult
 from sacflow_robot.errors import DataError, InvalidValueError, LogWriteError, RobotError, ServerError, StoppedError
 from sacflow_robot.interfaces import Robot
-from sacflow_robot.robot.control.action_sources import ActionSource, Connected
-from sacflow_robot.robot.control.operator import obey, refuse_if_stopped, settle
-from sacflow_robot.robot.control.operator_requests import OperatorInput
-from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig, default_safety
-from sacflow_robot.robot.control.step_recording import StepRecording
+from sacflow_robot.robot.control.action_queue import ActionSource, Connected
+from sacflow_robot.robot.control.operator import OperatorInput, obey, refuse_if_stopped, settle
+from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig, StepRecording, default_safety
 from sacflow_robot.robot.control.timing import Pacer, no_garbage_collection
 from sacflow_robot.robot.safety.latch import State, Verdict
 from sacflow_robot.robot.teleop.intervention import Label
@@ -45,22 +43,15 @@ class EpisodeLoop:
     """An episode in progress: :meth:`begin`, then :meth:`step` until ``ended``, then :meth:`finish`; or :meth:`run`.
 
     Args:
-        robot: The robot, connected.
-        actions: Source of the actions.
-        config: Filter, operator, recorder and the like.
         seed: Decides the noise, and the start on a simulated robot.
         noise_shape: Shape (H, A) of the noise that the source of actions gets; None for no noise.
         pacer: When to send; by default once in each control period.
 
     Attributes:
         safety: Passes every command.
-        pacer: When commands are due and were sent.
         steps: Commands sent.
         overruns: Commands that were late.
-        held: Steps on which the robot was held.
         stopped: Why the robot was stopped; empty if it was not.
-        label: What a person said of the episode.
-        ended: Whether it is over.
     """
 
     def __init__(
@@ -100,14 +91,7 @@ class EpisodeLoop:
         self.ended = False
 
     def run(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the episode from its begin to its end.
-
-        Args:
-            info: What to record about it; JSON values.
-
-        Returns:
-            More to record about it, known at its end.
-        """
+        """Run the episode from its begin to its end. Returns more to record about it, known at its end."""
         try:
             # The collection comes first: it takes long enough to miss deadlines.
             with contextlib.nullcontext() if self._robot.lockstep else no_garbage_collection():
@@ -128,12 +112,9 @@ class EpisodeLoop:
         return outcome
 
     def begin(self, info: Mapping[str, Any]) -> None:
-        """Start the episode and enable the robot.
-
-        Raises:
-            StoppedError: A stop or a hold was requested; nothing was sent.
-            RobotError: The robot was held or stopped before, and nobody has enabled it since; or it cannot be enabled.
-        """
+        """Start the episode and enable the robot. Raises StoppedError: a stop or a hold was requested; nothing was
+        sent; RobotError: the robot was held or stopped before, and nobody has enabled it since; or it cannot be
+        enabled."""
         refuse_if_stopped(self._robot, self.safety, self._operator)
         self._actions.begin()
         start = self._start()
@@ -151,7 +132,6 @@ class EpisodeLoop:
         self.ended = self._is_over(start)
 
     def step(self) -> None:
-        """One control period: from an observation to the next."""
         proposed, joined = self._choose()
         self.pacer.wait_for_spacing(self.safety.earliest_ns)
         requested = self._operator.look(self._commanded)
@@ -199,11 +179,7 @@ class EpisodeLoop:
             self._recording.end(info)
 
     def result(self, info: Mapping[str, Any]) -> EpisodeRun:
-        """The episode so far.
-
-        Raises:
-            StoppedError: It has no steps, for the robot was stopped before the first.
-        """
+        """The episode so far. Raises StoppedError: it has no steps, for the robot was stopped before the first."""
         if not self.steps and self.stopped:
             raise StoppedError(f"stopped before the first command: {self.stopped}")
         episode = self._builder.build(**info)
@@ -241,7 +217,6 @@ class EpisodeLoop:
         return chosen.action, chosen.joined
 
     def _make_safe(self, proposed: FloatArray | None, requested: OperatorInput) -> tuple[Verdict, Source]:
-        """The verdict on the action, and the source of the action."""
         safety = self.safety
         obey(safety, requested)
         if requested.enable:

@@ -12,14 +12,13 @@ import numpy.typing as npt
 from sacflow_robot.episode import Episode, Step, StepFlag, StepResult
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.interfaces import Robot
-from sacflow_robot.robot.control.action_sources import PlannedAction
+from sacflow_robot.robot.control.action_queue import ActionStep
 from sacflow_robot.robot.control.loop import EpisodeLoop
 from sacflow_robot.robot.control.operator import StopOnlyOperator
 from sacflow_robot.robot.control.run_config import RunConfig, Safety, default_safety
 from sacflow_robot.robot.control.timing import Pacer
-from sacflow_robot.robot.drivers.action_history import bare
-from sacflow_robot.robot.safety.action_clipper import ActionClipper
-from sacflow_robot.robot.safety.latch import State
+from sacflow_robot.robot.drivers.wrappers import bare
+from sacflow_robot.robot.safety.latch import ActionClipper, State
 from sacflow_robot.spec import ArraySpec, FloatArray, Observation, RobotSpec
 from sacflow_robot.utils.action_history import without_history
 
@@ -28,9 +27,7 @@ from sacflow_robot.utils.action_history import without_history
 class Restorable(Robot, Protocol):
     """A robot that can start from a logged state, which only a simulated one can."""
 
-    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
-        """Start from a logged simulator state (S,)."""
-        ...
+    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult: ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,6 @@ class ReplayResult:
         steps: Steps sent; fewer than logged where a physical robot ended the episode early.
         success: Whether the replay solved the task, as far as the robot can tell.
         commanded: What was sent (steps, A).
-        limited_steps: Steps whose logged command the safety filter changed.
         observation_deviation: Per key, the largest absolute difference in any entry of any observation, in its unit.
         max_state_deviation: The same over the simulator states; None on a robot that has none.
         max_lateness_ns: How late the latest command was sent; None in lockstep.
@@ -64,18 +60,8 @@ def check_replayable(robot: Robot, log_robot: RobotSpec, episode: Episode, origi
     """Refuse an episode that this robot cannot repeat, before anything moves.
 
     That the last commands are among the observations of one and not of the other is no difference: they follow from the
-    commands.
-
-    Args:
-        robot: The robot.
-        log_robot: Robot that the log is of.
-        episode: The episode.
-        origin: Name of the log in the error.
-
-    Raises:
-        SpecMismatchError: The log is of another robot; names every field that differs.
-        DataError: The robot is simulated, and the episode has no states to start from.
-    """
+    commands. Raises SpecMismatchError: the log is of another robot; names every field that differs; DataError: the
+    robot is simulated, and the episode has no states to start from."""
     robot = bare(robot)
     different = robot.spec.differences(without_history(log_robot))
     if different:
@@ -90,10 +76,7 @@ def sending_offsets(episode: Episode) -> npt.NDArray[np.int64]:
     """Times at which commands were sent (T,), in nanoseconds from the episode's first observation.
 
     Where the log keeps no sending time, or a negative one, the capture time of the observation acted on stands in.
-
-    Raises:
-        DataError: The times run backwards.
-    """
+    Raises DataError: the times run backwards."""
     sent, times = episode.sent_ns, episode.time_ns[:-1]
     if sent is not None:
         times = np.where(np.asarray(sent) < 0, times, sent)
@@ -118,7 +101,6 @@ def replay_episode(
 
     Args:
         robot: The robot; one that :func:`check_replayable` accepts.
-        episode: The episode.
         offsets_ns: When to send each command (T,), from the start, by the robot's clock. None sends each as soon as the one
             before is done to a lockstep robot, and at the robot's control rate to any other. Whatever they say, a robot that
             moves on its own time gets its whole period for each command.
@@ -139,7 +121,8 @@ def replay_episode(
         operator=StopOnlyOperator() if operator is None else operator,
         recorder=kept,
     )
-    loop = _Replay(robot, episode, config, offsets_ns)
+    pacer = None if offsets_ns is None else _LoggedPacer(robot, offsets_ns)
+    loop = _Replay(robot, episode, config, pacer)
     loop.run({})
     steps = kept.steps
     while steps and steps[-1].flags & StepFlag.HELD:  # the robot braked
@@ -149,7 +132,7 @@ def replay_episode(
     results = [kept.start, *(step.result for step in steps)]
     commanded = np.array([step.action for step in steps], np.float32)
     states = np.stack([r.state for r in results if r.state is not None]) if kept.start.state is not None else None
-    lateness_ns = [step.sent_ns - due_ns for step, due_ns in zip(steps, loop.due_ns, strict=False)]
+    lateness_ns = [step.sent_ns - due_ns for step, due_ns in zip(steps, pacer.due_ns if pacer else (), strict=False)]
     return ReplayResult(
         steps=len(steps),
         success=any(r.terminated if r.success is None else r.success for r in results),
@@ -181,19 +164,15 @@ class _LoggedActions:
     """The commands of an episode, one after another, each clipped to the robot's bounds."""
 
     def __init__(self, episode: Episode, clip: ActionClipper) -> None:
-        self._commanded = episode.action
+        self._rest = iter(episode.action)
         self._clip = clip
-        self._step = 0
 
     def begin(self) -> None:
         pass
 
-    def step(self, observation: Observation, noise: FloatArray | None = None) -> PlannedAction:
-        if self._step == len(self._commanded):
-            return PlannedAction(None, joined=False)
-        action = self._clip(self._commanded[self._step])
-        self._step += 1
-        return PlannedAction(action, joined=False)
+    def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep:
+        action = next(self._rest, None)
+        return ActionStep(None if action is None else self._clip(action))
 
 
 class _LoggedPacer(Pacer):
@@ -206,12 +185,9 @@ class _LoggedPacer(Pacer):
 
     def begin(self, now_ns: int) -> None:
         self.due_ns = [now_ns + int(offset) for offset in self._offsets_ns]
-        self._wait()
+        self.wait_for_deadline()
 
     def wait_for_deadline(self) -> None:
-        self._wait()
-
-    def _wait(self) -> None:
         self.deadline_ns = self.due_ns[min(len(self.sent_ns), len(self.due_ns) - 1)]
         self._clock.sleep_until(self.deadline_ns)
 
@@ -219,18 +195,10 @@ class _LoggedPacer(Pacer):
 class _Replay(EpisodeLoop):
     """An episode that begins where the log did, and that a hold ends as soon as the robot is at rest."""
 
-    def __init__(
-        self, robot: Robot, episode: Episode, config: RunConfig, offsets_ns: npt.NDArray[np.int64] | None
-    ) -> None:
-        self._logged_pacer = None if offsets_ns is None else _LoggedPacer(robot, offsets_ns)
+    def __init__(self, robot: Robot, episode: Episode, config: RunConfig, pacer: Pacer | None) -> None:
         actions = _LoggedActions(episode, ActionClipper(robot.spec))
-        super().__init__(robot, actions, config, seed=int(episode.info.get("seed") or 0), pacer=self._logged_pacer)
+        super().__init__(robot, actions, config, seed=int(episode.info.get("seed") or 0), pacer=pacer)
         self._episode = episode
-
-    @property
-    def due_ns(self) -> list[int]:
-        """Times at which commands were due (ns); empty without times."""
-        return [] if self._logged_pacer is None else self._logged_pacer.due_ns
 
     def step(self) -> None:
         super().step()

@@ -12,10 +12,9 @@ import numpy as np
 from sacflow_robot.episode import LOOP_CLOCK
 from sacflow_robot.errors import RobotError, StoppedError
 from sacflow_robot.interfaces import Policy, Robot
-from sacflow_robot.robot.control.action_sources import SyncChunking
+from sacflow_robot.robot.control.action_queue import SyncChunking
 from sacflow_robot.robot.control.loop import EpisodeLoop
-from sacflow_robot.robot.control.operator import obey
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.operator import OperatorRequests, obey
 from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig, default_safety
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.latch import State
@@ -29,10 +28,7 @@ def run_episode(robot: Robot, policy: Policy, seed: int, config: RunConfig) -> E
     The noise of the chunk chosen at step t is ``chunk_noise((H, A), seed, t)``, so that the episode can be repeated.
 
     Args:
-        robot: The robot, connected.
-        policy: Local or remote policy.
         seed: Decides the noise, and the start on a simulated robot.
-        config: Everything else.
 
     Raises:
         StoppedError: The robot was stopped before the first command; nothing was sent.
@@ -58,11 +54,8 @@ def run_episode(robot: Robot, policy: Policy, seed: int, config: RunConfig) -> E
 
 @contextmanager
 def watched(requests: OperatorRequests) -> Iterator[None]:
-    """Say that requests are looked at while this lasts; afterward end the program if that was requested.
-
-    Raises:
-        KeyboardInterrupt: SIGINT or SIGTERM asked for it, and the robot is at rest.
-    """
+    """Say that requests are looked at while this lasts; afterward end the program if that was requested. Raises
+    KeyboardInterrupt: SIGINT or SIGTERM asked for it, and the robot is at rest."""
     requests.watched = True
     try:
         yield
@@ -76,14 +69,7 @@ def watched(requests: OperatorRequests) -> Iterator[None]:
 
 
 class Session:
-    """Runs episodes on one robot. After a hold or a stop, the next one waits for a person to enable the robot.
-
-    Args:
-        robot: The robot, connected.
-        policy: Local or remote policy.
-        config: Filter, operator, recorder and the like, the same for all episodes.
-        sleep: Waits so many seconds between two looks for requests.
-    """
+    """Runs episodes on one robot. After a hold or a stop, the next one waits for a person to enable the robot."""
 
     def __init__(
         self, robot: Robot, policy: Policy, config: RunConfig, sleep: Callable[[float], None] = time.sleep
@@ -96,12 +82,9 @@ class Session:
         self._sleep = sleep
 
     def run(self, seed: int, policy_version: str) -> EpisodeRun:
-        """Run one episode; one that is stopped before its first command starts again once the robot is enabled.
-
-        Raises:
-            RobotError: Nobody enabled the robot in time, or it failed.
-            KeyboardInterrupt: A signal asked the program to end; the robot is at rest.
-        """
+        """Run one episode; one that is stopped before its first command starts again once the robot is enabled. Raises
+        RobotError: nobody enabled the robot in time, or it failed; KeyboardInterrupt: a signal asked the program to
+        end; the robot is at rest."""
         config = replace(self.config, policy_version=policy_version)
         while True:
             self.await_enabled()
@@ -115,11 +98,7 @@ class Session:
 
     def await_enabled(self) -> None:
         """After a hold or a stop, wait until a person enables the robot, then reach it anew. Returns at once otherwise.
-
-        Raises:
-            RobotError: Nobody does in time.
-            KeyboardInterrupt: A signal asked the program to end.
-        """
+        Raises RobotError: nobody does in time; KeyboardInterrupt: a signal asked the program to end."""
         with watched(self.operator.requests):
             try:
                 if self._is_enabled():

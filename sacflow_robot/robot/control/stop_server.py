@@ -21,7 +21,7 @@ import zmq
 from sacflow_robot.errors import UsageError, one_line
 from sacflow_robot.robot.control.announcer import announce
 from sacflow_robot.robot.control.estop import ENABLE, PENDING, RUNNING, TICKET, proof_of
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.operator import OperatorRequests
 from sacflow_robot.utils.sockets import AddressClaim
 
 _LOOPBACK = "tcp://127.0.0.1:", "tcp://localhost:", "ipc://"
@@ -42,19 +42,9 @@ _NO_KEY = (
 
 
 class StopServer:
-    """Receives requests in a thread of its own, and passes them on; use it as a context manager.
-
-    Args:
-        address: Where to listen, e.g. ``tcp://127.0.0.1:5560``; port 0 picks a free one.
-        requests: Where the requests go.
-        key: Shared key; needed to listen beyond this machine, and to enable from anywhere.
-
-    Attributes:
-        address: Where it listens.
-
-    Raises:
-        UsageError: It cannot listen there, or should do so without a key.
-    """
+    """Receives requests in a thread of its own, and passes them on; use it as a context manager. ``address``: where to
+    listen, e.g. ``tcp://127.0.0.1:5560``; port 0 picks a free one; ``key``: shared key; needed to listen beyond this
+    machine, and to enable from anywhere. Raises UsageError: it cannot listen there, or should do so without a key."""
 
     def __init__(self, address: str, requests: OperatorRequests, key: bytes = b"") -> None:
         if not key and not address.startswith(_LOOPBACK):
@@ -185,11 +175,7 @@ class StopServer:
 
 
 def _bound(address: str) -> tuple[zmq.Context[Any], zmq.Socket[Any]]:
-    """A socket that listens there, in a context of its own: ending that ends the connections, too, before it returns.
-
-    Raises:
-        zmq.ZMQError: It cannot listen there.
-    """
+    """A socket that listens there, in a context of its own: ending that ends the connections, too, before it returns."""
     context: zmq.Context[Any] = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     options = {
@@ -226,7 +212,6 @@ class _Nonces:
         self._used: dict[bytes, int] = {}  # nonce: its period
 
     def current(self, who: bytes) -> bytes:
-        """The nonce of a connection now."""
         return self._unused(who, self._period())
 
     def valid(self, who: bytes) -> list[tuple[bytes, int]]:

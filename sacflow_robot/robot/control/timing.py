@@ -23,7 +23,6 @@ class LoopTiming:
     """Times at which a loop's commands were sent.
 
     Attributes:
-        period_ns: What the time from one to the next should be.
         sent_ns: When they were sent (T,).
         missed: Deadlines that passed while the loop was busy with something else.
     """
@@ -88,11 +87,6 @@ class Pacer:
     After a late command, the next deadline is the first one that leaves the robot its whole period: nothing is sent in haste,
     so that limits hold over wall time.
 
-    Args:
-        clock: The robot's clock.
-        period_ns: Control period (ns).
-        lockstep: Whether the robot's time stands still between commands.
-
     Attributes:
         deadline_ns: When the next command is due (ns).
         sent_ns: When commands were sent (ns).
@@ -112,11 +106,8 @@ class Pacer:
         self.deadline_ns = now_ns
 
     def wait_for_spacing(self, earliest_ns: int) -> None:
-        """Wait until the command before has had its period, less what a clock and a scheduler are off.
-
-        Args:
-            earliest_ns: When the filter lets the robot move again, after a command of the last episode, too.
-        """
+        """Wait until the command before has had its period, less what a clock and a scheduler are off. ``earliest_ns``:
+        when the filter lets the robot move again, after a command of the last episode, too."""
         if not self._lockstep:
             self._clock.sleep_until(max(self._own_earliest_ns, earliest_ns))
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
 from sacflow_robot.episode import StepResult
-from sacflow_robot.errors import RobotError, StaleStateError, StoppedError, UsageError, one_line
+from sacflow_robot.errors import DataError, RobotError, StaleStateError, StoppedError, UsageError, one_line
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
-from sacflow_robot.robot.drivers.lerobot_config import LeRobot, LeRobotConfig, find_lerobot, load_config
 from sacflow_robot.robot.drivers.options import Options, check_options
 from sacflow_robot.spec import ArraySpec, FloatArray, RobotSpec
 
@@ -41,6 +45,75 @@ def make_lerobot(name: str, options: Options) -> Robot:
     return LeRobotDriver(find_lerobot(name, config.robot), config, name)
 
 
+@dataclass(frozen=True)
+class LeRobotConfig:
+    """Settings that LeRobot's own configuration lacks.
+
+    Attributes:
+        joints: Per action feature of the robot, lowest and highest position, in LeRobot's unit. An action of -1 and 1
+            stands for them; nothing beyond is commanded.
+        robot: Fields of LeRobot's configuration class, e.g. ``port`` and ``id``.
+        unit: LeRobot's unit with that configuration, e.g. ``deg``, or ``%`` of the calibrated range.
+        task: Task, as policies are trained for it.
+        control_rate_hz: Actions per second.
+        horizon: Control periods after which an episode is cut.
+    """
+
+    joints: Mapping[str, tuple[float, float]]
+    robot: Mapping[str, Any]
+    unit: str = "% of range"
+    task: str = "task"
+    control_rate_hz: float = 30.0
+    horizon: int = 600
+
+
+def load_config(path: Path | str) -> LeRobotConfig:
+    """Read a configuration, a YAML map of the attributes above. Raises DataError: it cannot be read, or has no bounds
+    that make sense."""
+    try:
+        data = dict(yaml.safe_load(Path(path).read_text()))
+        joints = {str(name): (float(low), float(high)) for name, (low, high) in data.pop("joints").items()}
+        config = LeRobotConfig(joints, dict(data.pop("robot", {})), **data)
+        if not joints or not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in joints.values()):
+            raise ValueError("each joint needs a lowest and a higher highest position")
+        if not 0 < config.control_rate_hz <= 1000 or config.horizon < 1:
+            raise ValueError("control_rate_hz must be above 0 and at most 1000, horizon at least 1")
+        return config
+    except KeyError as error:
+        raise DataError(
+            f"{path} lacks {error}: lowest and highest position of each joint, without which none is moved"
+        ) from None
+    except (OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise DataError(f"{path} is no configuration of a LeRobot robot: {one_line(error)}") from None
+
+
+def find_lerobot(name: str, settings: Mapping[str, Any]) -> Any:
+    """The LeRobot robot registered under that name, not connected yet. Raises UsageError: lerobot is not installed,
+    knows no such robot, or refuses the settings."""
+    try:
+        robots = import_module("lerobot.robots")
+    except ImportError as error:
+        raise UsageError(
+            f"lerobot cannot be imported ({one_line(error)}); install it beside this package, in an environment without "
+            "the extra 'train', whose torch it does not bear"
+        ) from None
+    with contextlib.suppress(ImportError, AttributeError):  # from lerobot 0.4.1 on: robots of installed plugins
+        import_module("lerobot.utils.import_utils").register_third_party_plugins()
+    with contextlib.suppress(ImportError):  # a robot registers itself when its module is imported
+        import_module(f"lerobot.robots.{name}")
+    known = robots.RobotConfig.get_known_choices()
+    if name not in known:
+        raise UsageError(f"lerobot knows no robot {name!r}; imported so far: {', '.join(sorted(known)) or 'none'}")
+    try:
+        make = (
+            getattr(robots, "make_robot_from_config", None)
+            or import_module("lerobot.robots.utils").make_robot_from_config
+        )
+        return make(known[name](**settings))
+    except (TypeError, ValueError, ImportError) as error:
+        raise UsageError(f"lerobot refuses the settings of {name}: {one_line(error)}") from None
+
+
 class LeRobotDriver:
     """A LeRobot robot as a ``Robot``.
 
@@ -48,27 +121,19 @@ class LeRobotDriver:
     name (H, W, 3) uint8. Action (N,): positions, from -1 at the lowest to 1 at the highest.
 
     LeRobot's calls wait for a bus and bear one thread, so a thread of ours makes them all: it sends what is to be sent,
-    reads, and starts again, at the control rate. To hold is to be sent the positions last read, once read, again and again.
-    A motor goes on to its last goal whatever becomes of who sent it, so when a call fails, a camera's included, the thread
-    goes on, with a hold, and the next call says what failed.
-
-    Args:
-        robot: LeRobot's robot.
-        config: Bounds and rate.
-        name: Its name in the specification.
-
-    Raises:
-        UsageError: Its features are not joint positions, or the bounds are of other joints.
-    """
+    reads, and starts again, at the control rate. To hold is to be sent the positions last read, once read, again and
+    again. A motor goes on to its last goal whatever becomes of who sent it, so when a call fails, a camera's included,
+    the thread goes on, with a hold, and the next call says what failed. Raises UsageError: its features are not joint
+    positions, or the bounds are of other joints."""
 
     lockstep = False
 
-    def __init__(self, robot: LeRobot, config: LeRobotConfig, name: str) -> None:
+    def __init__(self, robot: Any, config: LeRobotConfig, name: str) -> None:
         self._robot = robot
         self._config = config
         self.clock = MonotonicClock()
         self._names = list(robot.action_features)
-        self._spec = self._make_spec(name)
+        self.spec = self._make_spec(name)
         self._low, self._high = np.array([config.joints[j] for j in self._names]).T
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -80,17 +145,9 @@ class LeRobotDriver:
         self._valid_until_ns: int | None = None  # None: nothing was commanded yet, and nothing is sent
         self._began_ns = 0
 
-    @property
-    def spec(self) -> RobotSpec:
-        return self._spec
-
     def connect(self) -> None:
-        """Connect, without calibrating: that moves joints, and is for lerobot's own command.
-
-        Raises:
-            RobotError: It cannot be reached, or is not calibrated.
-            StoppedError: It was stopped meanwhile.
-        """
+        """Connect, without calibrating: that moves joints, and is for lerobot's own command. Raises RobotError: it
+        cannot be reached, or is not calibrated; StoppedError: it was stopped meanwhile."""
         self._end_thread()
         if self._thread is not None:
             raise RobotError(f"the robot is lost: {_HANGS}")
@@ -113,18 +170,12 @@ class LeRobotDriver:
             raise _STOPPED
 
     def begin(self, seed: int) -> StepResult:
-        """Start an episode where the robot stands."""
         self._await(time.monotonic_ns())
         self._began_ns = time.monotonic_ns()
         return self.observe()
 
     def observe(self) -> StepResult:
-        """The newest observation.
-
-        Raises:
-            StaleStateError: It is too old to act on.
-            RobotError: The robot is lost.
-        """
+        """The newest observation. Raises StaleStateError: it is too old to act on; RobotError: the robot is lost."""
         self._check()
         if self._seen is None:
             raise RobotError(_UNREAD)
@@ -137,20 +188,14 @@ class LeRobotDriver:
         return StepResult(
             observation,
             truncated=periods >= self._config.horizon,
-            measured=self._as_action(observation[JOINTS]),
+            measured=(2 * (observation[JOINTS] - self._low) / (self._high - self._low) - 1).astype(np.float32),
             success=False,
             time_ns=captured,
             stale_reason="the robot has not been read since" if old else "",
         )
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
-        """Hand one action (N,) over; dropped if it is out of date already.
-
-        Raises:
-            InvalidValueError: It has the wrong shape or holds NaN or infinity.
-            StoppedError: The robot has been stopped.
-            RobotError: The robot is lost.
-        """
+        """Hand one action (N,) over; dropped if it is out of date already."""
         action = self.spec.check_action(action)
         share = (action.astype(np.float64) + 1) / 2
         with self._lock:
@@ -234,7 +279,10 @@ class LeRobotDriver:
 
     def _receive(self) -> None:
         begun_ns = time.monotonic_ns()  # nothing of what the call returns is older
-        self._seen = self._read(self._robot.get_observation()), begun_ns
+        seen: Mapping[str, Any] = self._robot.get_observation()
+        joints = np.array([float(seen[name]) for name in self._names], np.float32)
+        images = {a.key: np.asarray(seen[a.key], a.dtype) for a in self.spec.observations if a.key != JOINTS}
+        self._seen = {JOINTS: joints, **images}, begun_ns
 
     def _send(self) -> None:
         with self._lock:
@@ -248,15 +296,6 @@ class LeRobotDriver:
                 self._valid_until_ns = 0
         if goal is not None:
             self._robot.send_action(dict(zip(self._names, map(float, goal), strict=True)))
-
-    def _read(self, seen: Mapping[str, Any]) -> dict[str, FloatArray]:
-        joints = np.array([float(seen[name]) for name in self._names], np.float32)
-        images = {a.key: np.asarray(seen[a.key], a.dtype) for a in self._spec.observations if a.key != JOINTS}
-        return {JOINTS: joints, **images}
-
-    def _as_action(self, joints: FloatArray) -> FloatArray:
-        measured: FloatArray = (2 * (joints - self._low) / (self._high - self._low) - 1).astype(np.float32)
-        return measured
 
     def _await(self, since_ns: int) -> None:
         deadline = time.monotonic() + _FIRST_WITHIN_S

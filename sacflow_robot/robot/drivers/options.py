@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import cast, get_args
 from urllib.parse import parse_qsl
 
 from sacflow_robot.errors import UnknownNameError, UsageError, one_line
@@ -12,11 +13,8 @@ Options = Mapping[str, str]
 
 
 def split_name(name: str) -> tuple[str, str, dict[str, str]]:
-    """Driver, subject and options of a name.
-
-    Raises:
-        UsageError: The options are not of the form ``name=value&name=value``.
-    """
+    """Driver, subject and options of a name. Raises UsageError: the options are not of the form
+    ``name=value&name=value``."""
     driver, _, rest = name.partition(":")
     subject, _, query = rest.partition("?")
     try:
@@ -27,25 +25,15 @@ def split_name(name: str) -> tuple[str, str, dict[str, str]]:
 
 
 def check_options(driver: str, options: Options, known: Collection[str]) -> None:
-    """Refuse options that a driver does not know.
-
-    Raises:
-        UnknownNameError: Names the option, and the valid ones.
-    """
+    """Refuse options that a driver does not know."""
     for option in options:
         if option not in known:
             raise UnknownNameError(f"option of robot driver {driver!r}", option, known)
 
 
 def engine_option(options: Options) -> Engine:
-    """The option ``engine``: ``compiled`` or ``stock``.
-
-    Raises:
-        UnknownNameError: There is no such engine.
-    """
+    """The option ``engine``: ``compiled`` or ``stock``."""
     engine = options.get("engine", "compiled")
-    if engine == "stock":
-        return "stock"
-    if engine == "compiled":
-        return "compiled"
-    raise UnknownNameError("engine", engine, ["stock", "compiled"])
+    if engine not in get_args(Engine):
+        raise UnknownNameError("engine", engine, get_args(Engine))
+    return cast(Engine, engine)

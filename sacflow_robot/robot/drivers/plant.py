@@ -3,27 +3,40 @@
 :meth:`Plant.advance` plays what happens up to a time: commands arrive, the robot moves (a tick), observations arrive. On the
 virtual clock the driver calls it when the loop sleeps; on the real clock a process of its own calls it as time goes by.
 Delays, losses and noise are drawn in the order of messages from the episode's seed, so that both clocks draw the same.
+
+Run as a program, it is the process of an ``rtsim`` robot: it plays its plant's events as the machine's clock reaches them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import time
 from dataclasses import replace
+from typing import Any
 
+import msgpack
 import numpy as np
 import numpy.typing as npt
+import zmq
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.sensing import JOINT_POSITION, Sensors
 from sacflow_robot.envs.tasks import METERS_PER_ACTION, RADIANS_PER_ACTION, get_task
 from sacflow_robot.envs.transport import Channel
 from sacflow_robot.episode import StepResult
-from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
+from sacflow_robot.errors import SacflowError, one_line
+from sacflow_robot.robot.drivers.options import split_name
+from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions, read_options
 from sacflow_robot.robot.drivers.sim import measured_action
 from sacflow_robot.spec import Engine, FloatArray
 from sacflow_robot.utils.rotations import rotated, rotation_between
 from sacflow_robot.utils.seeding import Stream, random_stream
 
 Array = npt.NDArray[np.float64]
+_CATCH_UP_MS = 2
+_LOOK_MS = 200  # how often to see whether the driver is still there, while nothing is to be done
 _SCALE = np.array([METERS_PER_ACTION] * 3 + [RADIANS_PER_ACTION] * 3)
 
 
@@ -32,11 +45,6 @@ class Plant:
 
     A command counts from the tick nearest to its arrival on. Within its validity the robot is drawn to the goal that the
     command set when it was taken up, as robosuite's controller does for one control period; after it, to where it was then.
-
-    Args:
-        task: Name of the task.
-        options: The network and the robot.
-        engine: Steps the simulator.
 
     Attributes:
         arrived: The newest observation that has reached the control loop; None before the first.
@@ -95,14 +103,12 @@ class Plant:
         self._network_down = down
 
     def send(self, action: FloatArray, valid_until_ns: int, now_ns: int) -> None:
-        """A command leaves the control loop."""
         delay_ns = self._commands.draw_delay()
         content = self._sent, action, valid_until_ns
         self._commands.send(content, now_ns, None if self._is_down(now_ns) else delay_ns)
         self._sent += 1
 
     def hold(self) -> None:
-        """Come to rest where the robot is."""
         self._pending = None
         self._valid_until_ns = 0
 
@@ -112,7 +118,6 @@ class Plant:
         return min(self._tick_ns, self._observations.next_ns or self._tick_ns)
 
     def advance(self, until_ns: int) -> None:
-        """Play everything up to and at a time."""
         while self._tick_ns <= until_ns:
             self._take_up(self._tick_ns)
             self._move(self._tick_ns)
@@ -122,8 +127,6 @@ class Plant:
             if not self._is_down(arrival_ns):
                 self.arrived = seen
 
-    # ---- the robot
-
     def _take_up(self, now_ns: int) -> None:
         # By the nearest tick: on the real clock a loop's command leaves a moment after the tick that it is for.
         arrived = self._commands.receive(now_ns - self.options.tick_ns // 2)
@@ -131,7 +134,6 @@ class Plant:
             self._pending = arrived[-1][1]
 
     def _move(self, end_ns: int) -> None:
-        """The tick that ends now."""
         begin_ns = end_ns - self.options.tick_ns
         if self._pending is not None:
             number, action, valid_until_ns = self._pending
@@ -175,8 +177,6 @@ class Plant:
         seen = self._seen.observation
         return seen["robot0_eef_pos"].astype(np.float64), seen["robot0_eef_quat"].astype(np.float64)
 
-    # ---- the network
-
     def _capture(self, now_ns: int) -> None:
         delay_ns = self._observations.draw_delay()
         if delay_ns is None and now_ns == self._start_ns:  # an episode begins with an observation
@@ -188,3 +188,103 @@ class Plant:
     def _is_down(self, now_ns: int) -> bool:
         seconds = (now_ns - self._start_ns) / 1e9
         return self._network_down or 0 <= self.options.down_s <= seconds < self.options.up_s
+
+
+def main(task: str, engine: str, port: str, options: str, parent: str) -> None:
+    given = split_name(f"rtsim:{task}?{options}&engine={engine}")[2]
+    _, chosen, made = read_options(given)
+    plant = Plant(task, made, chosen)
+    context: zmq.Context[Any] = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(f"tcp://127.0.0.1:{port}")
+    socket.send(b"ready")
+    try:
+        _Server(plant, socket).run(int(parent))
+    finally:
+        context.destroy(linger=0)
+
+
+class _Server:
+    """Plays the plant's events and obeys the driver; reports failures of either to the driver and stands still."""
+
+    def __init__(self, plant: Plant, socket: zmq.Socket[Any]) -> None:
+        self._plant, self._socket = plant, socket
+        self._episode, self._stopped, self._ended = 0, True, False
+        self._told: StepResult | None = None
+
+    def run(self, parent: int) -> None:
+        """Until told to end, or the driver's process is gone."""
+        while os.getppid() == parent and not self._ended:
+            try:
+                self._round()
+            except Exception as error:
+                self._fail(error)
+
+    def _round(self) -> None:
+        # What has come first: where cores are busy, a command may have waited here past the tick that it was in time for,
+        # and so may the thread that takes it from the network.
+        plant, socket = self._plant, self._socket
+        behind = bool(self._episode) and time.monotonic_ns() - plant.next_ns > plant.options.tick_ns // 2
+        while socket.poll(_CATCH_UP_MS if behind else 0) and not self._ended:
+            self._take(msgpack.unpackb(socket.recv()))
+        wait_ms: float = _LOOK_MS
+        if self._episode:
+            plant.advance(time.monotonic_ns())
+            if plant.arrived is not None and plant.arrived is not self._told:
+                self._told = plant.arrived
+                self._tell(self._told)
+            wait_ms = max(0.0, (plant.next_ns - time.monotonic_ns()) / 1e6)
+        if not socket.poll(int(min(wait_ms, _LOOK_MS))) and wait_ms < 1:  # polls wake in whole milliseconds
+            time.sleep(wait_ms / 1e3)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        plant = self._plant
+        match message["do"]:
+            case "connect":
+                plant.flush()
+                self._stopped = False
+            case "begin":
+                self._episode, self._told = 0, None
+                plant.begin(message["seed"], time.monotonic_ns())
+                self._episode = message["episode"]
+            case "command" if self._episode and not self._stopped:
+                action = np.frombuffer(message["action"], np.float32)
+                plant.send(action, message["until"], message["at"])
+            case "hold":
+                plant.flush()
+            case "stop":
+                self._stopped = True
+                plant.flush(gripper=True)
+            case "network":
+                plant.network(message["down"])
+            case "end":
+                self._ended = True
+
+    def _tell(self, seen: StepResult) -> None:
+        message = {
+            "episode": self._episode,
+            "seen": {key: array.tobytes() for key, array in seen.observation.items()},
+            "measured": b"" if seen.measured is None else seen.measured.tobytes(),
+            "reward": seen.reward,
+            "terminated": seen.terminated,
+            "truncated": seen.truncated,
+            "time_ns": seen.time_ns,
+            "applied": self._plant.applied[-3:],
+        }
+        self._socket.send(msgpack.packb(message), zmq.NOBLOCK)
+
+    def _fail(self, error: Exception) -> None:
+        """Time stands still from here on, for nothing can be said of the robot, until an episode begins."""
+        self._episode = 0
+        failure = f"{type(error).__name__}: {one_line(error)}"
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.send(msgpack.packb({"failure": failure}), zmq.NOBLOCK)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except (OSError, SacflowError) as error:
+        sys.exit(f"{type(error).__name__}: {one_line(error)}")
+    os._exit(0)  # nothing is left to be flushed, and taking the simulator apart takes seconds where cores are busy

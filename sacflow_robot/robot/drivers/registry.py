@@ -16,11 +16,12 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
-from typing import Any
+from typing import cast
 
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.drivers.options import Options, check_options, engine_option, split_name
+from sacflow_robot.robot.drivers.wrappers import HistoryRobot
 from sacflow_robot.spec import Engine
 from sacflow_robot.utils.plugins import has_module, load_object
 
@@ -43,21 +44,13 @@ def make_robot(name: str, engine: Engine = "compiled") -> Robot:
     """The robot that a name such as ``sim:lift`` stands for, not connected yet.
 
     ``engine`` is what steps it if it is simulated, and its name does not say.
-
-    Raises:
-        UnknownNameError: No such driver.
-        UsageError: The driver cannot be loaded, or refuses what it was given.
     """
     return find_driver(name, engine)()
 
 
 def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
-    """Find the function that makes the robot of that name.
-
-    Raises:
-        UnknownNameError: No such driver.
-        UsageError: The driver cannot be loaded, or the options cannot be read.
-    """
+    """Find the function that makes the robot of that name. Raises UnknownNameError: no such driver; UsageError: the
+    driver cannot be loaded, or the options cannot be read."""
     driver, subject, options = split_name(name)
     found = _known(driver)
     if found is None:
@@ -72,21 +65,12 @@ def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
 
 def _make(driver: Driver, subject: str, options: Options, history: int) -> Robot:
     robot = driver(subject, options)
-    if not history:
-        return robot
-    from sacflow_robot.robot.drivers.action_history import HistoryRobot
-
-    wrapped: Any = HistoryRobot(robot, history)
-    made: Robot = wrapped
-    return made
+    return cast(Robot, HistoryRobot(robot, history)) if history else robot
 
 
 def check_is_robot(robot: object) -> None:
-    """Refuse what a driver made that is no ``Robot``, before anything moves.
-
-    Raises:
-        UsageError: It lacks something of the protocol; names all of it.
-    """
+    """Refuse what a driver made that is no ``Robot``, before anything moves. Raises UsageError: it lacks something of
+    the protocol; names all of it."""
     lacking = [name for name in _OF_A_ROBOT if not hasattr(robot, name)]
     if lacking:
         raise UsageError(
@@ -113,12 +97,7 @@ def _known(driver: str) -> Driver | None:
 
 
 def _own(name: str, module: str, rest: str) -> tuple[Driver, str, str]:
-    """A driver of the user's own, ``MODULE:FUNCTION[:SUBJECT]``; returns it, its name and the subject.
-
-    Raises:
-        UnknownNameError: There is neither a driver nor a module of that name.
-        UsageError: The module cannot be imported, or has no such function.
-    """
+    """A driver of the user's own, ``MODULE:FUNCTION[:SUBJECT]``; returns it, its name and the subject."""
     if not has_module(module):
         known = {*DRIVERS, *(point.name for point in entry_points(group=GROUP))}
         raise UnknownNameError(

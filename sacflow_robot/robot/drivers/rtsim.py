@@ -48,16 +48,7 @@ class VirtualClock:
 
 
 class _Robot:
-    """A robot by either clock.
-
-    Args:
-        task: Name of the task.
-        options: The network and the robot.
-        engine: Steps the simulator.
-
-    Raises:
-        UnknownNameError: No such task.
-    """
+    """A robot by either clock."""
 
     lockstep = False
 
@@ -74,7 +65,6 @@ class _Robot:
         return self.options.robot(get_task(self.task).robot)
 
     def observe(self) -> StepResult:
-        """The newest observation that has arrived."""
         self._receive()
         if self._newest is None:
             raise RobotError("no episode has begun; begin one first")
@@ -138,7 +128,6 @@ class VirtualRobot(_Robot):
         self.plant.flush(gripper=True)
 
     def network(self, down: bool) -> None:
-        """Have the network fail, or come back."""
         self.plant.network(down)
 
     def close(self) -> None:
@@ -164,7 +153,6 @@ class ProcessRobot(_Robot):
 
     @property
     def pid(self) -> int | None:
-        """The process in which the robot moves."""
         return None if self._process is None else self._process.pid
 
     def connect(self) -> None:
@@ -230,7 +218,7 @@ class ProcessRobot(_Robot):
             sys.executable,
             "-P",  # not what the working folder has by that name
             "-m",
-            "sacflow_robot.robot.drivers.rtsim_process",
+            "sacflow_robot.robot.drivers.plant",
             self.task,
             self.engine,
             str(port),

@@ -22,13 +22,14 @@ class SimRobot:
 
     Args:
         task: Name of the task, Gymnasium's id, or ``MODULE:CLASS``.
-        engine: What steps a robosuite task.
         speed: Times real time that a command takes at least; 0 for as fast as it goes.
 
     Raises:
         UnknownNameError: No such task.
         UsageError: The Gymnasium environment cannot be made, or does not fit; or the speed is negative.
     """
+
+    lockstep = True
 
     def __init__(self, task: str, engine: Engine = "compiled", speed: float = 0.0) -> None:
         if not 0 <= speed < math.inf:
@@ -40,35 +41,27 @@ class SimRobot:
         self._least_ns = round(self.spec.period_ns / speed) if speed else 0
 
     @property
-    def lockstep(self) -> bool:
-        return True
-
-    @property
     def spec(self) -> RobotSpec:
         return self.env.robot
 
     @property
     def engine(self) -> Engine:
-        """The engine that steps it, or what took its place."""
         return self.env.engine
 
     def connect(self) -> None:
         self._stopped = False
 
     def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides."""
         self._seen = self.env.begin(seed)
         return self._seen
 
     def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
-        """Start from a logged simulator state (S,)."""
         if isinstance(self.env, UserEnv):
             raise DataError(f"{self.spec.task} cannot start from a logged state; only robosuite tasks can")
         self._seen = self.env.begin_at(state)
         return self._seen
 
     def observe(self) -> StepResult:
-        """The result of the last action."""
         if self._seen is None:
             raise RobotError("no episode has begun; begin one first")
         return self._seen

@@ -28,8 +28,7 @@ from sacflow_robot.errors import InvalidValueError, RobotError
 from sacflow_robot.robot.safety import braking as stopping
 from sacflow_robot.robot.safety.latch import Latch, State, Verdict
 from sacflow_robot.robot.safety.safety_limits import Array, SafetyLimits, action_axes
-from sacflow_robot.robot.safety.unshown_motion import UnshownMotion
-from sacflow_robot.robot.safety.workspace import Places, hull
+from sacflow_robot.robot.safety.workspace import Places, UnshownMotion, hull
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 __all__ = ["SafetyFilter", "State", "Verdict"]
@@ -46,18 +45,9 @@ LEAST_SPACING = 0.99
 
 class SafetyFilter(Latch):
     """Turns proposed actions into ones that may be sent; call :meth:`see` and :meth:`step` once in each control period.
-
-    Args:
-        robot: The robot. Axes are the entries of its action whose unit is a length or an angle; its own bounds always hold.
-        limits: What to enforce on top of them.
-
-    Attributes:
-        state: Begins as ready.
-        reason: Why it holds, stops or has stopped.
-
-    Raises:
-        InvalidValueError: The limits do not fit the robot, or need an observation that it does not make.
-    """
+    ``robot``: the robot. Axes are the entries of its action whose unit is a length or an angle; its own bounds always
+    hold; ``limits``: what to enforce on top of them. Raises InvalidValueError: the limits do not fit the robot, or need
+    an observation that it does not make."""
 
     def __init__(self, robot: RobotSpec, limits: SafetyLimits | None = None) -> None:
         super().__init__()
@@ -73,11 +63,8 @@ class SafetyFilter(Latch):
 
     def begin(self, measured: FloatArray | None = None) -> None:
         """Forget what was seen and sent: the robot is at rest, at a place not yet seen. The state stays what it is.
-
-        Args:
-            measured: Where the robot stands, in action units (A,), if it tells. The gripper of a robot that is commanded in
-                positions stays there until an action comes; any other gets zeros.
-        """
+        ``measured``: where the robot stands, in action units (A,), if it tells. The gripper of a robot that is
+        commanded in positions stays there until an action comes; any other gets zeros."""
         n = len(self.axes.index)
         self._velocity, self._change = np.zeros(n), np.zeros(n)
         self._unshown.begin()
@@ -93,7 +80,6 @@ class SafetyFilter(Latch):
 
     @property
     def at_rest(self) -> bool:
-        """True while no motion is commanded."""
         return not (self._velocity.any() or self._change.any())
 
     @property
@@ -110,10 +96,7 @@ class SafetyFilter(Latch):
 
     def enable(self, now_ns: int) -> None:
         """Let actions through from now on: a deliberate act of a person, or of the program that a person started.
-
-        Raises:
-            RobotError: The robot still moves, has not been seen lately, or stands where it must not be.
-        """
+        Raises RobotError: the robot still moves, has not been seen lately, or stands where it must not be."""
         super().enable(now_ns)
         if self.axes.absolute:
             self._target = self._joints_now()  # it may have been moved by hand
@@ -134,12 +117,10 @@ class SafetyFilter(Latch):
             raise RobotError(f"cannot enable: the robot is inside {inside}, which it must keep out of; move it by hand")
 
     def stop(self, reason: str) -> None:
-        """Send nothing any more, at once, until enabled anew."""
         super().stop(reason)
         self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
 
     def rest(self) -> None:
-        """Note that the robot has been told to hold: no motion is commanded any more. A stop under way is complete."""
         self._velocity, self._change = np.zeros_like(self._velocity), np.zeros_like(self._change)
         super().rest()
 
@@ -187,7 +168,11 @@ class SafetyFilter(Latch):
         self._velocity = self._velocity + change
         small = np.abs(self._velocity) < 1e-12 * self._motion.speed
         self._velocity, self._change = np.where(small, 0.0, self._velocity), change
-        motion = self._within_wall_time(self._velocity * self._motion.period_s, now_ns)
+        motion = self._velocity * self._motion.period_s
+        if self._moved_ns is not None and self._moved_ns <= now_ns < self.earliest_ns:
+            # A caller that sends two commands within one period would move the robot at twice its speed limit. (The control loop
+            # waits, so that nothing is lost; a time before the last motion's is that of a clock that has started anew.)
+            motion = np.zeros_like(motion)
         if motion.any():
             self._unshown.send(motion, now_ns)
             self._moved_ns = now_ns
@@ -196,22 +181,10 @@ class SafetyFilter(Latch):
                 return Verdict(None, self.state, True, True, self.reason)
             self._target = self._target + motion
         action = np.zeros(self.robot_spec.action_dim)
-        action[self.axes.index] = (
-            (motion if self._target is None else self._target) - self.axes.offset
-        ) / self.axes.scale
+        place = motion if self._target is None else self._target
+        action[self.axes.index] = (place - self.axes.offset) / self.axes.scale
         action[self.axes.gripper] = self._gripper
         return self._verdict(action, proposed, wanted is None)
-
-    def _within_wall_time(self, motion: Array, now_ns: int) -> Array:
-        """The motion (N,), or none while the last one still has its period.
-
-        A caller that sends two commands within one period would else move the robot at twice its speed limit. The control
-        loop waits, so that nothing is lost.
-        """
-        early = (
-            self._moved_ns is not None and self._moved_ns <= now_ns < self.earliest_ns
-        )  # else its clock started anew
-        return np.zeros_like(motion) if early else motion
 
     def _verdict(self, action: Array, proposed: npt.ArrayLike | None, held: bool) -> Verdict:
         sent = action.astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ class Box:
     Attributes:
         low: Lowest corner x, y, z (m).
         high: Highest corner (m).
-        name: What it stands for, in messages.
     """
 
     low: tuple[float, float, float]
@@ -91,7 +90,6 @@ class SafetyLimits:
 
     @property
     def sha256(self) -> str:
-        """Digest of every value."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def within(self, per_step_m: float, per_step_rad: float, period_s: float) -> SafetyLimits:
@@ -132,8 +130,13 @@ class Axes:
     gripper: npt.NDArray[np.intp]
     gripper_low: Array
     gripper_high: Array
-    names: tuple[str, ...] = field(default=())
-    assumed: str = ""
+    names: tuple[str, ...]
+    assumed: str
+
+    def __post_init__(self) -> None:
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
 
 
 POSITION_SPEED_M_PER_S, POSITION_SPEED_RAD_PER_S = 0.1, 0.5
@@ -148,13 +151,10 @@ _FACTOR = {"m": 1.0, "rad": 1.0, "deg": np.pi / 180}
 def action_axes(robot: RobotSpec, limits: SafetyLimits) -> Axes:
     """Work out what a robot's actions mean, and how fast its axes may move.
 
-    An action is a motion for one period (delta) unless the robot's controller is named a position controller
-    (``"joint position"``). A position's unit may be a range, e.g. ``"-90 to 90 deg"``: what the lowest and the highest
-    action stand for.
-
-    Raises:
-        InvalidValueError: The limits do not have the robot's number of axes, or a position has no unit of length or angle.
-    """
+    An action is a motion for one period (delta) unless the robot's controller is named a position controller (``"joint
+    position"``). A position's unit may be a range, e.g. ``"-90 to 90 deg"``: what the lowest and the highest action
+    stand for. Raises InvalidValueError: the limits do not have the robot's number of axes, or a position has no unit of
+    length or angle."""
     absolute = _is_absolute(robot)
     grip = [i for i, name in enumerate(robot.action_names) if "gripper" in name.lower()]
     units = {i: m for i in range(robot.action_dim) if i not in grip and (m := _meaning(robot, i, absolute)) is not None}
@@ -195,14 +195,10 @@ def action_axes(robot: RobotSpec, limits: SafetyLimits) -> Axes:
     grip_low, grip_high = (np.asarray(bound, np.float64)[others] for bound in (robot.action_low, robot.action_high))
     for place, entry in enumerate(others):
         _limit_gripper(robot.action_units[entry], limits, grip_low, grip_high, place)
-    frozen = (index, scale, offset, length, speed, acceleration, jerk, low, high, others, grip_low, grip_high)
-    for array in frozen:
-        array.setflags(write=False)
     names = tuple(robot.action_names[i] for i in index)
     return Axes(
         *(index, scale, offset, length, absolute, speed, acceleration, jerk, low, high, others, grip_low, grip_high),
-        names,
-        assumed,
+        *(names, assumed),
     )
 
 

@@ -10,14 +10,14 @@ import os
 import struct
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.robot.control.announcer import announce
-from sacflow_robot.robot.teleop.device import TeleopDevice
-from sacflow_robot.robot.teleop.intervention import Label, Teleoperator, TeleopSignal
+from sacflow_robot.robot.teleop.intervention import Label, TeleopDevice, Teleoperator, TeleopSignal
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 _SPEED = 0.5  # share of the action's range at full deflection
@@ -40,15 +40,7 @@ _SPACEMOUSES = ("0000256F:", "0000046D:0000C6")  # vendor, and vendor with the p
 
 class HandheldDevice(TeleopDevice):
     """A ``Teleoperator`` read from a device file without waiting; it commands at most half of the action's range.
-
-    Args:
-        robot: The robot.
-        path: Device file.
-        say: Shows the person a line.
-
-    Raises:
-        UsageError: The device cannot be opened.
-    """
+    Raises UsageError: the device cannot be opened."""
 
     report_bytes: int
     """Most bytes of one report."""
@@ -120,7 +112,7 @@ Y success, X failure, guide discard"""
         elif number == _BACK and self._b_held:
             self._say("let go of B first")
         elif number == _BACK:
-            self._enable = True
+            self._said = replace(self._said, enable=True)
         elif number == _START:
             self._take_over(commanded)
         elif number == _A:
@@ -182,12 +174,8 @@ class Both:
 
 
 def open_handheld(name: str, robot: RobotSpec, say: Callable[[str], None]) -> HandheldDevice:
-    """The device called ``gamepad``, ``spacemouse``, or either with ``:`` and its device file.
-
-    Raises:
-        UnknownNameError: It is called something else.
-        UsageError: There is none, or it cannot be read.
-    """
+    """The device called ``gamepad``, ``spacemouse``, or either with ``:`` and its device file. Raises UnknownNameError:
+    it is called something else; UsageError: there is none, or it cannot be read."""
     kind, _, path = name.partition(":")
     if kind == "gamepad":
         return Gamepad(robot, Path(path or "/dev/input/js0"), say)

@@ -12,6 +12,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -19,8 +20,7 @@ import numpy as np
 
 from sacflow_robot.errors import UsageError
 from sacflow_robot.robot.control.announcer import announce
-from sacflow_robot.robot.teleop.device import TeleopDevice
-from sacflow_robot.robot.teleop.intervention import Label
+from sacflow_robot.robot.teleop.intervention import Label, TeleopDevice
 from sacflow_robot.spec import FloatArray, RobotSpec
 
 HELP = """\
@@ -30,20 +30,8 @@ w s    forward, back (x)      i k  pitch     + -    faster, slower
 a d    left, right (y)        j l  roll      y n x  episode: success, failure, discard
 q e    up, down (z)           u o  yaw       ?      this help"""
 
-_MOVES = {
-    "w": (0, 1.0),
-    "s": (0, -1.0),
-    "a": (1, 1.0),
-    "d": (1, -1.0),
-    "q": (2, 1.0),
-    "e": (2, -1.0),
-    "j": (3, 1.0),
-    "l": (3, -1.0),
-    "i": (4, 1.0),
-    "k": (4, -1.0),
-    "u": (5, 1.0),
-    "o": (5, -1.0),
-}
+_PAIRS = "ws", "ad", "qe", "jl", "ik", "uo"  # of the six axes: the key forward, and the one back
+_MOVES = {key: (axis, sign) for axis, pair in enumerate(_PAIRS) for key, sign in zip(pair, (1.0, -1.0), strict=True)}
 _LABELS = {"y": Label.SUCCESS, "n": Label.FAILURE, "x": Label.DISCARD}
 
 # A terminal tells of keys pressed, not of keys released: a held key repeats, after half a second or so and then some
@@ -64,9 +52,6 @@ class Terminal:
     be done about SIGKILL, after which ``stty sane`` helps.
 
     Neither Ctrl-S nor Ctrl-Z stops the process meanwhile; they are keys like others.
-
-    Args:
-        file: Its file descriptor.
 
     Attributes:
         gone: Whether it has vanished, e.g. with an ssh connection.
@@ -98,7 +83,6 @@ class Terminal:
                 self._handlers[number] = signal.signal(number, self._ended)
 
     def read(self) -> str:
-        """The keys pressed since, without waiting."""
         keys = b""
         while self._open and not self.gone and len(keys) < _MOST_KEYS and self._come.poll(0):
             try:
@@ -132,17 +116,9 @@ class Terminal:
 
 
 class Keyboard(TeleopDevice):
-    """A ``Teleoperator``: the keys of a terminal, see ``help``. A key commands a share of the action's range, 0.2 at first.
-
-    Args:
-        robot: The robot.
-        file: File descriptor of the terminal; standard input if None.
-        say: Shows the person a line.
-        clock_s: Clock of held keys (s).
-
-    Raises:
-        UsageError: There is no terminal.
-    """
+    """A ``Teleoperator``: the keys of a terminal, see ``help``. A key commands a share of the action's range, 0.2 at
+    first. ``file``: file descriptor of the terminal; standard input if None; ``clock_s``: clock of held keys (s).
+    Raises UsageError: there is no terminal."""
 
     help = HELP
 
@@ -179,7 +155,7 @@ class Keyboard(TeleopDevice):
         if key in _LABELS:
             self._label_episode(_LABELS[key])
         elif key in "\r\n":
-            self._enable = True
+            self._said = replace(self._said, enable=True)
         elif key == "t":
             self._until.clear()
             self._take_over(commanded)

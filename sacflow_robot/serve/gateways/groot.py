@@ -68,7 +68,6 @@ class GrootGateway:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering and release the address."""
         self._stop.set()
         self._thread.join()
         self._context.destroy(linger=200)
@@ -122,10 +121,7 @@ class GrootGateway:
 
 def last_steps(observation: Mapping[str, Any], policy: OnnxPolicy) -> dict[str, FloatArray]:
     """The policy's observation arrays (B, *shape), each from ``state`` or ``video``, at the last time step given.
-
-    Raises:
-        WireError: One is no array (B, T, ...).
-    """
+    Raises WireError: one is no array (B, T, ...)."""
     arrays = {}
     groups = [group for group in (observation.get("state"), observation.get("video")) if isinstance(group, dict)]
     for spec in policy.spec.robot.observations:
@@ -154,15 +150,8 @@ def modality_config(policy: OnnxPolicy, as_text: bool = False) -> dict[str, Any]
 
 
 def unpack(frames: list[bytes]) -> dict[str, Any]:
-    """A request, arrays as NumPy arrays.
-
-    Raises:
-        WireError: It is none.
-    """
-    try:
-        request = wire.unpack_bounded(b"".join(frames), _unpack_array)
-    except (ValueError, TypeError, KeyError, EOFError, RecursionError, msgpack.exceptions.UnpackException):
-        raise WireError("the message is not msgpack of plain values and .npy arrays") from None
+    """A request, arrays as NumPy arrays."""
+    request = wire.unpack_bounded(b"".join(frames), _unpack_array, ".npy")
     if not isinstance(request, dict):
         raise WireError("the message is not a map")
     return request

@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -30,29 +31,18 @@ from sacflow_robot.errors import InvalidValueError, SacflowError, UsageError, Wi
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve import protocol as wire
 from sacflow_robot.serve.batching import checked
-from sacflow_robot.serve.protocol import MAX_FRAME_BYTES
 from sacflow_robot.spec import all_finite
 
 _INTERNAL_ERROR = 1011
 _PREFIX = "observation/"
 _DTYPE = re.compile("[<>|=]?[fiubUS][0-9]{1,3}")
 _WAITING = 2  # messages of one client that wait; it is one question at a time by protocol
-
-
 _LOG = logging.getLogger(__name__)
 
 
 class OpenpiGateway:
-    """A WebSocket server on a thread of its own.
-
-    Args:
-        policy: Gives the policy to ask, anew for every request.
-        host: Host to listen at.
-        port: Port; 0 takes a free one, see ``port``.
-
-    Raises:
-        UsageError: The address cannot be had.
-    """
+    """A WebSocket server on a thread of its own. ``policy``: gives the policy to ask, anew for every request; ``port``:
+    port; 0 takes a free one, see ``port``. Raises UsageError: the address cannot be had."""
 
     def __init__(self, policy: Callable[[], OnnxPolicy], host: str, port: int) -> None:
         self._policy = policy
@@ -70,7 +60,6 @@ class OpenpiGateway:
         self._thread.start()
 
     def close(self) -> None:
-        """Say goodbye to the clients and release the address."""
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
 
@@ -78,19 +67,18 @@ class OpenpiGateway:
         return await serve(
             *(self._talk, host, port),
             compression=None,
-            max_size=MAX_FRAME_BYTES,
+            max_size=wire.MAX_FRAME_BYTES,
             max_queue=_WAITING,
             process_request=_answer_health,
             server_header=None,
         )
 
-    def _run(self) -> None:
-        async def until_stopped() -> None:
+    async def _until_stopped(self) -> None:
+        async with self._server:
             await self._stopped.wait()
-            self._server.close()
-            await self._server.wait_closed()
 
-        self._loop.run_until_complete(until_stopped())
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._until_stopped())
         self._loop.close()
 
     async def _talk(self, connection: ServerConnection) -> None:
@@ -126,11 +114,6 @@ class OpenpiGateway:
 
     @np.errstate(over="ignore")  # a float64 too large for float32 becomes infinite, and is refused
     def _infer(self, message: str | bytes) -> dict[str, Any]:
-        """The answer to one observation.
-
-        Raises:
-            WireError, InvalidValueError, PolicyFileError: It cannot be given.
-        """
         policy, began = self._policy(), time.monotonic()
         observation = unpack(message)
         if not isinstance(observation, dict):
@@ -156,17 +139,11 @@ class OpenpiGateway:
 
 
 def unpack(message: str | bytes) -> Any:
-    """Unpack a binary frame, arrays as NumPy arrays.
-
-    Raises:
-        WireError: It is no msgpack of plain values and numeric arrays.
-    """
+    """Unpack a binary frame, arrays as NumPy arrays. Raises WireError: it is no msgpack of plain values and numeric
+    arrays."""
     if isinstance(message, str):
         raise WireError("messages are binary msgpack, not text")
-    try:
-        return wire.unpack_bounded(message, _unpack_array)
-    except (ValueError, TypeError, KeyError, RecursionError, msgpack.exceptions.UnpackException):
-        raise WireError("the message is not msgpack of plain values and numeric arrays") from None
+    return wire.unpack_bounded(message, _unpack_array, "numeric")
 
 
 def pack_array(value: Any) -> Any:
@@ -179,18 +156,12 @@ def pack_array(value: Any) -> Any:
 
 
 def as_numbers(value: Any) -> npt.NDArray[Any]:
-    """A client's value as an array of numbers.
-
-    Raises:
-        WireError: It is none.
-    """
-    try:
+    """A client's value as an array of numbers."""
+    with suppress(ValueError, TypeError):
         array = np.asarray(value)
-    except (ValueError, TypeError):
-        raise WireError("an observation's value is not an array of numbers") from None
-    if array.dtype.kind not in "fiub":
-        raise WireError("an observation's value is not an array of numbers")
-    return array
+        if array.dtype.kind in "fiub":
+            return array
+    raise WireError("an observation's value is not an array of numbers")
 
 
 def _unpack_array(value: dict[Any, Any]) -> Any:

@@ -17,7 +17,7 @@ from sacflow_robot.cli import main
 from sacflow_robot.errors import DataError, RobotError, UsageError
 from sacflow_robot.robot.control import stop_server
 from sacflow_robot.robot.control.estop import PENDING, proof_of, read_key, request
-from sacflow_robot.robot.control.operator_requests import OperatorInput, OperatorRequests
+from sacflow_robot.robot.control.operator import OperatorInput, OperatorRequests
 from sacflow_robot.robot.control.stop_server import StopServer
 
 KEY = b"0123456789abcdef0123456789abcdef"

@@ -12,8 +12,7 @@ import pytest
 from sacflow_robot.calibrate.excitation import Excitation, record
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import RobotError, StoppedError
-from sacflow_robot.robot.control.operator import StopOnlyOperator, obey, settle
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.operator import OperatorRequests, StopOnlyOperator, obey, settle
 from sacflow_robot.robot.control.playback import replay_episode
 from sacflow_robot.robot.safety.filter import SafetyFilter
 from sacflow_robot.robot.safety.latch import State

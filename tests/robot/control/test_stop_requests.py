@@ -15,9 +15,8 @@ import pytest
 
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import RobotError, StoppedError
-from sacflow_robot.robot.control import operator_requests as requests_module
-from sacflow_robot.robot.control.operator import Operator
-from sacflow_robot.robot.control.operator_requests import OperatorInput, OperatorRequests, operator_signals
+from sacflow_robot.robot.control import operator as requests_module
+from sacflow_robot.robot.control.operator import Operator, OperatorInput, OperatorRequests, operator_signals
 from sacflow_robot.robot.control.run_config import RunConfig
 from sacflow_robot.robot.control.session import Session, watched
 from sacflow_robot.robot.safety.filter import SafetyFilter

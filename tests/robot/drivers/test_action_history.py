@@ -6,9 +6,9 @@ import pytest
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError
 from sacflow_robot.robot.conformance import FakeRobot, check_robot
-from sacflow_robot.robot.drivers.action_history import HistoryRobot
 from sacflow_robot.robot.drivers.registry import find_driver, make_robot
 from sacflow_robot.robot.drivers.rtsim_options import read_options
+from sacflow_robot.robot.drivers.wrappers import HistoryRobot
 from sacflow_robot.spec import RobotSpec
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.robot.conformance import check_robot
-from sacflow_robot.robot.drivers.action_history import HistoryRobot
 from sacflow_robot.robot.drivers.registry import make_robot
+from sacflow_robot.robot.drivers.wrappers import HistoryRobot
 
 GANTRY = Path(__file__).parents[3] / "examples" / "my_robot" / "driver.py"
 MODULE = """

@@ -15,9 +15,8 @@ import pytest
 from sacflow_robot.episode import StepFlag
 from sacflow_robot.errors import ConnectionLost, RobotError, StoppedError, UnknownNameError, UsageError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
-from sacflow_robot.robot.control.action_sources import ActionSource, SyncChunking
-from sacflow_robot.robot.control.operator import Operator
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.action_queue import ActionSource, SyncChunking
+from sacflow_robot.robot.control.operator import Operator, OperatorRequests
 from sacflow_robot.robot.control.run_config import EpisodeRun, RunConfig
 from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.plant import Plant

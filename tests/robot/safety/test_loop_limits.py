@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sacflow_robot.robot.control.operator import Operator
-from sacflow_robot.robot.control.operator_requests import OperatorRequests
+from sacflow_robot.robot.control.operator import Operator, OperatorRequests
 from sacflow_robot.robot.safety.filter import LEAST_SPACING, SafetyFilter
 from sacflow_robot.robot.safety.latch import State
 from sacflow_robot.spec import RobotSpec

@@ -36,7 +36,6 @@ class DeoxysConfig:
         gripper_state_port: ``NUC.GRIPPER_PUB_PORT``.
         state_rate_hz: ``CONTROL.STATE_PUBLISHER_RATE``.
         policy_rate_hz: ``CONTROL.POLICY_RATE``: how often the real-time computer looks for a command.
-        traj_rate_hz: ``CONTROL.TRAJ_RATE``.
         gripper_rate_hz: ``GRIPPER.PUB_RATE``.
         task: Task that the policy was trained for.
         horizon: Control periods after which an episode is cut.
@@ -70,7 +69,6 @@ class DeoxysConfig:
     gripper_state_port: int
     state_rate_hz: float = 100.0
     policy_rate_hz: float = 20.0
-    traj_rate_hz: float = 500.0
     gripper_rate_hz: float = 40.0
     task: str = "lift"
     horizon: int = 300
@@ -126,11 +124,8 @@ class DeoxysConfig:
 
 
 def split_part(part: str) -> tuple[bool, str, str]:
-    """A part of the observation ``object``: whether it is relative to the gripper, of which object, ``pos`` or ``quat``.
-
-    Raises:
-        ValueError: It is of no known form.
-    """
+    """A part of the observation ``object``: whether it is relative to the gripper, of which object, ``pos`` or
+    ``quat``. Raises ValueError: it is of no known form."""
     found = _PART.fullmatch(part)
     if found is None or (found["between"] and found["what"] == "quat"):
         raise ValueError(f"{part!r} is no part of 'object'; expected NAME_pos, NAME_quat or gripper_to_NAME_pos")
@@ -138,11 +133,8 @@ def split_part(part: str) -> tuple[bool, str, str]:
 
 
 def load_config(path: Path | str) -> DeoxysConfig:
-    """Read a deoxys YAML file.
-
-    Raises:
-        DataError: It cannot be read, lacks what deoxys itself needs, or has a value that makes no sense.
-    """
+    """Read a deoxys YAML file. Raises DataError: it cannot be read, lacks what deoxys itself needs, or has a value that
+    makes no sense."""
     try:
         data = yaml.safe_load(Path(path).read_text())
         pc, nuc = data["PC"], data["NUC"]
@@ -156,10 +148,14 @@ def load_config(path: Path | str) -> DeoxysConfig:
             "gripper_state_port": nuc["GRIPPER_PUB_PORT"],
             "state_rate_hz": control.get("STATE_PUBLISHER_RATE", 100),
             "policy_rate_hz": control.get("POLICY_RATE", 20),
-            "traj_rate_hz": control.get("TRAJ_RATE", 500),
             "gripper_rate_hz": gripper.get("PUB_RATE", 40),
         }
-        return _checked({**values, **_ours(data.get(_OURS) or {}, values)})
+        known = {f.name.upper(): f.name for f in fields(DeoxysConfig) if f.name not in values}
+        for key, value in (data.get(_OURS) or {}).items():
+            if key not in known:
+                raise ValueError(f"unknown key {_OURS}.{key}; valid keys: {', '.join(known)}")
+            values[known[key]] = value
+        return _checked(values)
     except (OSError, yaml.YAMLError) as error:
         raise DataError(f"deoxys file {path} cannot be read: {one_line(error)}") from None
     except KeyError as error:
@@ -169,12 +165,7 @@ def load_config(path: Path | str) -> DeoxysConfig:
 
 
 def with_options(config: DeoxysConfig, options: Options) -> DeoxysConfig:
-    """The configuration with the options of a robot's name in place of the file's.
-
-    Raises:
-        UnknownNameError: There is no such option.
-        UsageError: A value is none.
-    """
+    """The configuration with the options of a robot's name in place of the file's."""
     switches = "joints", "arm_stamps"
     check_options("deoxys", options, ["task", "nuc_ip", "pc_ip", *switches])
     for name in switches:
@@ -182,14 +173,6 @@ def with_options(config: DeoxysConfig, options: Options) -> DeoxysConfig:
             raise UsageError(f"deoxys: {name} is {options[name]!r}, expected 0 or 1")
     values: dict[str, Any] = {name: text == "1" if name in switches else text for name, text in options.items()}
     return replace(config, **values)
-
-
-def _ours(section: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    known = {f.name.upper(): f.name for f in fields(DeoxysConfig) if f.name not in theirs}
-    unknown = [key for key in section if key not in known]
-    if unknown:
-        raise ValueError(f"unknown key {_OURS}.{unknown[0]}; valid keys: {', '.join(known)}")
-    return {known[key]: value for key, value in section.items()}
 
 
 def _checked(values: Mapping[str, Any]) -> DeoxysConfig:

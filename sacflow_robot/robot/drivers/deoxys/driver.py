@@ -14,16 +14,13 @@ from sacflow_robot.interfaces import Robot
 from sacflow_robot.robot.drivers.clock import MonotonicClock
 from sacflow_robot.robot.drivers.deoxys import wire
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config, with_options
-from sacflow_robot.robot.drivers.deoxys.gripper import Gripper
 from sacflow_robot.robot.drivers.deoxys.listener import Listener, News
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
 from sacflow_robot.robot.drivers.deoxys.objects import ObjectSource, Sighting, load_source
-from sacflow_robot.robot.drivers.deoxys.observation import ObservationBuilder
-from sacflow_robot.robot.drivers.deoxys.standstill import Standstill
-from sacflow_robot.robot.drivers.deoxys.states import fault_of
-from sacflow_robot.robot.drivers.deoxys.wire import DeoxysWire
+from sacflow_robot.robot.drivers.deoxys.states import ObservationBuilder, fault_of
+from sacflow_robot.robot.drivers.deoxys.wire import Gripper, Standstill
 from sacflow_robot.robot.drivers.options import Options
-from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.spec import FloatArray
 from sacflow_robot.utils.rotations import Array
 
 _IDLE_COMMANDS, _IDLE_EVERY_S = 20, 0.05
@@ -55,24 +52,19 @@ class DeoxysRobot:
     once a period, without which the arm's side would give up after a second. It runs no code but this package's: a source of
     object poses is called on another thread, and what goes wrong on either is raised by the next :meth:`observe`.
 
-    A gripper finishes by itself what it was told; only :meth:`stop` ends it.
-
-    Args:
-        config: Sockets, rates and frames.
-        source: Where object poses come from, if not from what the configuration names.
-    """
+    A gripper finishes by itself what it was told; only :meth:`stop` ends it. ``source``: where object poses come from,
+    if not from what the configuration names."""
 
     lockstep = False
 
     def __init__(self, config: DeoxysConfig, source: ObjectSource | None = None) -> None:
         self.config = config
-        self._spec = config.arm
+        self.spec = config.arm
         self.clock = MonotonicClock()
         if source is None and config.objects and not config.objects.startswith(("tcp://", "ipc://")):
             source = load_source(config.objects)
         self._source = source
-        self._wire: DeoxysWire | None = None
-        self._listener: Listener | None = None
+        self._wire: Listener | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -96,18 +88,11 @@ class DeoxysRobot:
         self._gripper.force_n = force_n
         self._gripper.width_m = width_m
 
-    @property
-    def spec(self) -> RobotSpec:
-        return self._spec
-
     def connect(self) -> None:
-        """Reach the real-time computer, and have it ready for OSC_POSE; nothing moves, the gripper included.
-
-        Raises:
-            RobotError: Something is not heard, the arm is not ready, or it was stopped meanwhile.
-            UsageError: The sockets cannot be opened.
-        """
-        if self._listener is not None and self._ended():
+        """Reach the real-time computer, and have it ready for OSC_POSE; nothing moves, the gripper included. Raises
+        RobotError: something is not heard, the arm is not ready, or it was stopped meanwhile; UsageError: the sockets
+        cannot be opened."""
+        if self._ended():
             self._let_go()
         self._connected = False
         self._stopped = False  # a stop that comes from here on is not undone by connecting
@@ -136,9 +121,7 @@ class DeoxysRobot:
     def _open(self) -> None:
         # Poses come from one place: a source that is called takes the place of one that publishes.
         config = self.config if self._source is None else replace(self.config, objects="")
-        source = None if self._source is None else self._call_source
-        self._wire = DeoxysWire(config)
-        self._listener = Listener(config, self._wire, source, self._complain)
+        self._wire = Listener(config, None if self._source is None else self._call_source, self._complain)
         self._closing.clear()
         self._thread = threading.Thread(target=self._live, name="deoxys", daemon=True)
         self._thread.start()
@@ -155,20 +138,15 @@ class DeoxysRobot:
         return self.observe()
 
     def observe(self) -> StepResult:
-        """The newest observation.
-
-        Raises:
-            StaleStateError: It is too old to act on.
-            RobotFaultError: The arm has stopped by itself.
-            RobotError: Something failed since the last call, such as the object source; told once.
-        """
+        """The newest observation. Raises StaleStateError: it is too old to act on; RobotFaultError: the arm has stopped
+        by itself; RobotError: something failed since the last call, such as the object source; told once."""
         self._check()
         trouble, self._trouble = self._trouble, ""
         if trouble:
             raise RobotError(trouble)
-        assert self._listener is not None
-        news, now = self._listener.news(self._engaged_ns), time.monotonic_ns()
-        stale_reason = self._listener.check_ages(news, now)
+        assert self._wire is not None
+        news, now = self._wire.news(self._engaged_ns), time.monotonic_ns()
+        stale_reason = self._wire.check_ages(news, now)
         arm, oldest = news.arm, min(news.captured_ns.values())
         periods = (now - self._began_ns) * 1e-9 * self.config.policy_rate_hz
         solved = news.sighting is not None and bool(news.sighting.solved)
@@ -184,16 +162,12 @@ class DeoxysRobot:
         )
 
     def command(self, action: FloatArray, valid_until_ns: int) -> None:
-        """Send one action (7,); dropped if it is out of date already.
-
-        Raises:
-            InvalidValueError, StoppedError, RobotFaultError: It is no action, or the arm has been stopped, or by itself.
-        """
+        """Send one action (7,); dropped if it is out of date already."""
         action = self.spec.check_action(action)
         with self._lock:
             self._check()
-            assert self._listener is not None
-            arm = self._listener.news(self._engaged_ns).arm
+            assert self._wire is not None
+            arm = self._wire.news(self._engaged_ns).arm
             now = time.monotonic_ns()
             if now >= valid_until_ns:
                 return
@@ -229,15 +203,13 @@ class DeoxysRobot:
     def _let_go(self) -> None:
         self._closing.set()
         self._connected = False
-        if self._listener is not None:
-            self._listener.close()
         if self._thread is not None:
             self._thread.join()
         with self._lock:  # a stop from another thread finds either
             found, self._wire = self._wire, None
         if found is not None:
             found.close()
-        self._thread = self._listener = None
+        self._thread = None
 
     def _send(self, delta: Array, closing: float = 0.0) -> None:
         assert self._wire is not None
@@ -252,8 +224,8 @@ class DeoxysRobot:
     def _stand(self, now: int, gripper: bytes | None = None) -> None:
         assert self._wire is not None
         self._sent_ns, arm = now, None
-        if self._listener is not None and self.config.absolute_hold:
-            arm = self._listener.fresh_arm(now, self._engaged_ns)
+        if self.config.absolute_hold:
+            arm = self._wire.fresh_arm(now, self._engaged_ns)
         self._wire.send(self._standstill.command(arm, now), gripper)
 
     def _live(self) -> None:
@@ -324,15 +296,15 @@ class DeoxysRobot:
         """The task of a thread that has ended; empty if all run."""
         if self._thread is not None and not self._thread.is_alive():
             return "keeps the arm standing"
-        return "asks where objects are" if self._listener is not None and not self._listener.alive else ""
+        return "asks where objects are" if self._wire is not None and not self._wire.alive else ""
 
     def _call_source(self) -> Sighting:
         assert self._source is not None
         return self._source()
 
     def _await(self, frame: int = -1) -> News:
-        assert self._listener is not None
-        return self._listener.wait(_REACH_WITHIN_S, self._engaged_ns, frame, lambda: self._trouble)
+        assert self._wire is not None
+        return self._wire.wait(_REACH_WITHIN_S, self._engaged_ns, frame, lambda: self._trouble)
 
     def _reset_twin(self, seed: int) -> int:
         """Have the twin start an episode; the number of the first frame that belongs to it."""

@@ -15,11 +15,7 @@ _STALLED_S, _STILL_M_S = 0.1, 0.02
 
 
 class GripperTwin:
-    """The gripper: one action at a time, at its own speed.
-
-    Args:
-        plant: Whose fingers it moves.
-    """
+    """The gripper: one action at a time, at its own speed."""
 
     def __init__(self, plant: PandaPlant) -> None:
         self._plant = plant
@@ -34,11 +30,7 @@ class GripperTwin:
         self._grasping, self._within = False, (0.0, 0.0)
 
     def take(self, data: bytes) -> None:
-        """Keep a command until the one before is done; a stop counts at once.
-
-        Raises:
-            WireError: It is none.
-        """
+        """Keep a command until the one before is done; a stop counts at once."""
         action = messages.packed(messages.parse("FrankaGripperControlMessage", data))
         if action is None:
             raise WireError("a gripper command that holds no action")
@@ -48,7 +40,6 @@ class GripperTwin:
             self._pending = action
 
     def step(self, seconds: float) -> None:
-        """Move on by one step of the physics."""
         if not self._busy and self._pending is not None:
             action, self._pending = self._pending, None
             self._begin(action)

@@ -21,8 +21,6 @@ class News:
     """The newest of everything.
 
     Attributes:
-        arm: The arm's state.
-        gripper: The gripper's state.
         sighting: The objects; None where none are observed.
         captured_ns: When ``arm state`` and ``object pose``, which an observation is as old as, were captured (monotonic ns).
     """
@@ -33,22 +31,14 @@ class News:
     captured_ns: dict[str, int]
 
 
-class Listener:
-    """Knows what was heard, and runs the object source.
+class Listener(DeoxysWire):
+    """The wire, how old it is what came over it, and the object source; ``complain`` gets what goes wrong with that."""
 
-    Args:
-        config: What is to be heard, and from where.
-        wire: Takes in what arrives.
-        source: Says where objects are, where that does not arrive on the wire.
-        complain: Gets what goes wrong with the source.
-    """
-
-    def __init__(
-        self, config: DeoxysConfig, wire: DeoxysWire, source: ObjectSource | None, complain: Callable[[str], None]
-    ) -> None:
-        self._config, self._wire = config, wire
+    def __init__(self, config: DeoxysConfig, source: ObjectSource | None, complain: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._config = config
         self._old_ns = _OLD_PERIODS * config.arm.period_ns
-        self._reader = None if source is None else SourceReader(source, wire.take_sighting, complain)
+        self._reader = None if source is None else SourceReader(source, self.take_sighting, complain)
 
     @property
     def alive(self) -> bool:
@@ -56,20 +46,14 @@ class Listener:
         return self._reader is None or self._reader.alive
 
     def close(self) -> None:
-        """Ask the object source no more."""
         if self._reader is not None:
             self._reader.close()
+        super().close()
 
     def news(self, engaged_ns: int | None) -> News:
-        """The newest of everything, whatever its age.
-
-        Args:
-            engaged_ns: Since when a controller runs on our behalf (monotonic ns); None if none does.
-
-        Raises:
-            StaleStateError: Something has never been heard.
-        """
-        arm, gripper, sighting = self._wire.arm, self._wire.gripper, self._wire.sighting
+        """The newest of everything, whatever its age. ``engaged_ns``: since when a controller runs on our behalf
+        (monotonic ns); None if none does. Raises StaleStateError: something has never been heard."""
+        arm, gripper, sighting = self.arm, self.gripper, self.sighting
         if arm is None or gripper is None or (sighting is None and self._config.object):
             raise StaleStateError("the arm has not been heard; connect it first")
         captured = {"arm state": _captured_ns(arm, engaged_ns)}
@@ -78,16 +62,12 @@ class Listener:
         return News(arm, gripper, sighting, captured)
 
     def fresh_arm(self, now_ns: int, engaged_ns: int | None) -> ArmState | None:
-        """The arm's state, unless it is old."""
-        arm = self._wire.arm
-        return None if arm is None or now_ns - _captured_ns(arm, engaged_ns) > self._old_ns else arm
+        old = self.arm is None or now_ns - _captured_ns(self.arm, engaged_ns) > self._old_ns
+        return None if old else self.arm
 
     def check_ages(self, news: News, now_ns: int) -> str:
-        """The reason why parts of an observation are old, yet not too old; empty if none is.
-
-        Raises:
-            StaleStateError: One is too old to act on.
-        """
+        """The reason why parts of an observation are old, yet not too old; empty if none is. Raises StaleStateError:
+        one is too old to act on."""
         for what, at in {**news.captured_ns, "gripper state": news.gripper.received_ns}.items():
             if now_ns - at > self._config.stale_s * 1e9:
                 raise StaleStateError(
@@ -98,21 +78,13 @@ class Listener:
 
     def wait(self, within_s: float, engaged_ns: int | None, frame: int = -1, trouble: Callable[[], str] = str) -> News:
         """Wait until everything has been heard that was captured after this call, and of no earlier frame.
-
-        Args:
-            within_s: How long to wait.
-            engaged_ns: As in :meth:`news`.
-            frame: The first frame that counts.
-            trouble: What has gone wrong meanwhile.
-
-        Raises:
-            StaleStateError: Something is not heard; says what, and why where that is known.
-        """
-        since_ns, wire = time.monotonic_ns(), self._wire
+        ``engaged_ns``: as in :meth:`news`; ``frame``: the first frame that counts. Raises StaleStateError: something is
+        not heard; says what, and why where that is known."""
+        since_ns = time.monotonic_ns()
         seen_frame = frame if self._reader is None else -1  # a source that is called counts frames of its own, if any
 
         def missing() -> list[str]:
-            arm, gripper, sighting = wire.arm, wire.gripper, wire.sighting
+            arm, gripper, sighting = self.arm, self.gripper, self.sighting
             found = {
                 "arm state": arm is not None and _captured_ns(arm, engaged_ns) >= since_ns and arm.frame >= frame,
                 "gripper state": gripper is not None and gripper.received_ns >= since_ns,
@@ -125,8 +97,8 @@ class Listener:
         while lacking := missing():
             if time.monotonic() > deadline:
                 said = [trouble()] if trouble() else [why for what in lacking if (why := self._known_why(what))]
-                if wire.malformed:
-                    said.append(f"{wire.malformed} messages refused: {wire.complaint}")
+                if self.malformed:
+                    said.append(f"{self.malformed} messages refused: {self.complaint}")
                 because = f" ({'; '.join(said)})" if said else ""
                 names = " and no ".join(f"{what} from {self._origin(what)}" for what in lacking)
                 raise StaleStateError(f"no {names} within {within_s:g} s{because}; is it running?")
@@ -143,13 +115,12 @@ class Listener:
     def _known_why(self, what: str) -> str:
         if what == "object pose" and self._reader is not None and self._reader.waiting_s > _HANGS_S:
             return f"the object source has not returned for {self._reader.waiting_s:.2f} s"
-        return self._wire.repeats.get(what, "")
+        return self.repeats.get(what, "")
 
     def _why_old(self, what: str) -> str:
-        """The reason why there is nothing newer."""
         if known := self._known_why(what):
             return known
-        refused = f" ({self._wire.malformed} messages refused: {self._wire.complaint})" if self._wire.malformed else ""
+        refused = f" ({self.malformed} messages refused: {self.complaint})" if self.malformed else ""
         if what == "object pose":
             return f"nothing newer came from {self._config.objects or 'the object source'}{refused}"
         return f"no newer {what} came{refused}; is deoxys running on {self._config.nuc_ip}, and the network up?"

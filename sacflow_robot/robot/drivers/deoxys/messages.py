@@ -2,8 +2,8 @@
 
 They are in no protobuf package, as deoxys's are, and in a descriptor pool of their own, so that this module and deoxys's
 own generated one can be imported side by side. Field numbers are from deoxys_control's ``franka_controller.proto`` and
-``franka_robot_state.proto`` (UT-Austin-RPL/deoxys_control, Apache-2.0); messages that nobody here speaks (torque, joint
-velocity, Cartesian velocity) are left out, and fields that nobody here reads are kept by protobuf as unknown ones.
+``franka_robot_state.proto`` (UT-Austin-RPL/deoxys_control, Apache-2.0); messages that nobody here speaks (joint
+positions and velocities, torques) are left out, and fields that nobody here reads are kept by protobuf as unknown ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from sacflow_robot.errors import WireError, one_line
 
 _FILE = "sacflow_robot/deoxys.proto"
 
-_JOINTS = " ".join(f"double q{i} = {i + 1};" for i in range(1, 8))
 ERRORS = (
     "joint_position_limits_violation",
     "cartesian_position_limits_violation",
@@ -63,7 +62,6 @@ ERRORS = (
 
 # Enums are declared as int32 here: the bytes are the same, and values that a newer deoxys adds need no care.
 _MESSAGES = {
-    "JointGoal": f"bool is_delta = 1; {_JOINTS}",
     "Goal": "bool is_delta = 1; double x = 2; double y = 3; double z = 4; double ax = 5; double ay = 6; double az = 7;",
     "ExponentialSmoothingConfig": (
         "double alpha_q = 1; double alpha_dq = 2; double alpha_eef = 3; double alpha_eef_vel = 4;"
@@ -74,9 +72,6 @@ _MESSAGES = {
     "FrankaOSCPoseControllerMessage": (
         "Goal goal = 1; repeated double translational_stiffness = 2; repeated double rotational_stiffness = 3;"
         "bool termination = 4; FrankaOSCControllerConfig config = 5;"
-    ),
-    "FrankaJointPositionControllerMessage": (
-        "JointGoal goal = 1; double kp_gains = 2; double kd_gains = 3; double speed_factor = 4;"
     ),
     "FrankaControlMessage": (
         "bool termination = 1; int32 controller_type = 2; int32 traj_interpolator_type = 3;"
@@ -104,39 +99,18 @@ _MESSAGES = {
     ),
 }
 
-_SCALARS = {
-    "bool": descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
-    "double": descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE,
-    "int32": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
-    "uint32": descriptor_pb2.FieldDescriptorProto.TYPE_UINT32,
-    "uint64": descriptor_pb2.FieldDescriptorProto.TYPE_UINT64,
-}
-
 
 class Controller(IntEnum):
-    """``controller_type`` of an arm command."""
+    """``controller_type`` of an arm command, those that are used here."""
 
     NO_CONTROL = 0
     OSC_POSE = 1
-    OSC_POSITION = 2
-    JOINT_POSITION = 3
-    JOINT_IMPEDANCE = 4
-    JOINT_VELOCITY = 5
-    TORQUE = 6
-    OSC_YAW = 7
-    CARTESIAN_VELOCITY = 8
 
 
 class Interpolator(IntEnum):
-    """``traj_interpolator_type`` of an arm command."""
+    """``traj_interpolator_type`` of an arm command, the one that is used here."""
 
-    NO_OP = 0
-    LINEAR_POSITION = 1
     LINEAR_POSE = 2
-    MIN_JERK_POSE = 3
-    SMOOTH_JOINT_POSITION = 4
-    MIN_JERK_JOINT_POSITION = 5
-    LINEAR_JOINT_POSITION = 6
 
 
 class RobotMode(IntEnum):
@@ -158,10 +132,8 @@ def _make_classes() -> dict[str, Any]:
         for repeated, kind, name, number in re.findall(r"(repeated )?(\w+) (\w+) = (\d+);", text):
             field = described.field.add(name=name, number=int(number))
             field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            if kind in _SCALARS:
-                field.type = _SCALARS[kind]
-            else:
-                field.type = field.TYPE_MESSAGE
+            field.type = getattr(field, f"TYPE_{kind.upper()}", field.TYPE_MESSAGE)
+            if field.type == field.TYPE_MESSAGE:
                 field.type_name = ".google.protobuf.Any" if kind == "Any" else f".{kind}"
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(any_pb2.DESCRIPTOR.serialized_pb)
@@ -178,11 +150,7 @@ def make(name: str, **fields: Any) -> Any:
 
 
 def parse(name: str, data: bytes) -> Any:
-    """Decode a message.
-
-    Raises:
-        WireError: The bytes are not such a message.
-    """
+    """Decode a message."""
     message = _CLASSES[name]()
     try:
         message.ParseFromString(data)
@@ -192,11 +160,8 @@ def parse(name: str, data: bytes) -> Any:
 
 
 def packed(message: Any, field: str = "control_msg") -> Any:
-    """The message inside a message's ``Any`` field, decoded; None if it is empty.
-
-    Raises:
-        WireError: It is of no known type, or damaged.
-    """
+    """The message inside a message's ``Any`` field, decoded; None if it is empty. Raises WireError: it is of no known
+    type, or damaged."""
     inner = getattr(message, field)
     if not inner.type_url:
         return None

@@ -54,19 +54,14 @@ class Sighting:
 ObjectSource = Callable[[], Sighting]
 """A function that ``SACFLOW.OBJECTS: module:function`` names: returns the newest sighting, without waiting."""
 
-_FUTURE_NS = (
-    50_000_000  # a source's estimate of its camera's delay may be off by as much; another clock is off by far more
-)
+# A source's estimate of its camera's delay may be off by as much; another clock is off by far more.
+_FUTURE_NS = 50_000_000
 _PAUSE_S = 0.005
 
 
 def checked(sighting: Sighting, now_ns: int) -> Sighting:
-    """A copy of a sighting that is one.
-
-    Raises:
-        ValueError: It holds NaN, infinity, or a quaternion that is none, or is from the future.
-        TypeError: It is no sighting.
-    """
+    """A copy of a sighting that is one. Raises ValueError: it holds NaN, infinity, or a quaternion that is none, or is
+    from the future; TypeError: it is no sighting."""
     if not isinstance(sighting, Sighting):
         raise TypeError(f"a {type(sighting).__name__} where a Sighting is expected")
     poses = {str(name): np.array(pose, np.float64) for name, pose in sighting.poses.items()}
@@ -84,11 +79,8 @@ def checked(sighting: Sighting, now_ns: int) -> Sighting:
 
 
 def parse_sighting(data: bytes, received_ns: int) -> Sighting:
-    """Decode a published sighting.
-
-    Raises:
-        WireError: It is not of the form above, or holds NaN, infinity, or a quaternion that is none.
-    """
+    """Decode a published sighting. Raises WireError: it is not of the form above, or holds NaN, infinity, or a
+    quaternion that is none."""
     try:
         message: dict[str, Any] = json.loads(data)
         age_s = float(message.get("age_s", 0.0))
@@ -102,12 +94,7 @@ def parse_sighting(data: bytes, received_ns: int) -> Sighting:
 
 class SourceReader:
     """Calls an object source on a thread of its own, so that one that raises, hangs or exits holds nothing else up.
-
-    Args:
-        source: The source.
-        take: Gets each sighting; may raise what is wrong with it.
-        complain: Gets what went wrong.
-    """
+    ``take``: gets each sighting; may raise what is wrong with it."""
 
     def __init__(self, source: ObjectSource, take: Callable[[Sighting], None], complain: Callable[[str], None]) -> None:
         self._source, self._take, self._complain = source, take, complain
@@ -118,7 +105,6 @@ class SourceReader:
 
     @property
     def alive(self) -> bool:
-        """True while the thread runs."""
         return self._thread.is_alive()
 
     @property
@@ -142,11 +128,7 @@ class SourceReader:
 
 
 def load_source(name: str) -> ObjectSource:
-    """The function that ``module:function`` names.
-
-    Raises:
-        UsageError: There is none.
-    """
+    """The function that ``module:function`` names. Raises UsageError: there is none."""
     module, _, function = name.partition(":")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # last, so that it hides nothing that is installed
@@ -161,6 +143,5 @@ def load_source(name: str) -> ObjectSource:
 
 
 def publish_form(poses: Mapping[str, Pose], *, solved: bool | None = None, frame: int = -1) -> bytes:
-    """The message that a source publishes."""
     message = {"poses": {name: pose.tolist() for name, pose in poses.items()}, "frame": frame}
     return json.dumps(message if solved is None else {**message, "solved": solved}).encode()

@@ -1,4 +1,4 @@
-"""States of arm and gripper, decoded, and the newest of each: a repeated one is as old as what it repeats."""
+"""States of arm and gripper, decoded; the newest of each, as old as what it repeats; and observations made of them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sacflow_robot.errors import WireError
+from sacflow_robot.errors import RobotError, WireError
 from sacflow_robot.robot.drivers.deoxys import messages
+from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, split_part
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
 from sacflow_robot.robot.drivers.deoxys.objects import Sighting, checked
-from sacflow_robot.utils.rotations import Array
+from sacflow_robot.spec import FloatArray
+from sacflow_robot.utils.rotations import Array, from_matrix, matrix_to_vector
 
 _STILL_M = 2e-4  # between two gripper states at 40 Hz; what moves makes ten times that
 
@@ -31,7 +33,6 @@ class ArmState:
     Attributes:
         position: Of libfranka's end effector in base (3,), m.
         rotation: Likewise (3, 3).
-        mode: What the arm does.
         errors: Names of libfranka's errors that are set.
         frame: Counter of the real-time computer.
         joints: Joint positions (7,), rad; None if the message has none.
@@ -72,11 +73,7 @@ class GripperState:
 
 
 def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
-    """Decode an arm state.
-
-    Raises:
-        WireError: It is none, or its pose is none.
-    """
+    """Decode an arm state. Raises WireError: it is none, or its pose is none."""
     state = messages.parse("FrankaRobotStateMessage", data)
     pose = np.array(state.O_T_EE, np.float64)
     if pose.shape != (16,) or not np.isfinite(pose).all():
@@ -96,11 +93,7 @@ def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
 
 
 def parse_gripper_state(data: bytes, received_ns: int) -> GripperState:
-    """Decode a gripper state.
-
-    Raises:
-        WireError: It is none, or its width is no number.
-    """
+    """Decode a gripper state. Raises WireError: it is none, or its width is no number."""
     state = messages.parse("FrankaGripperStateMessage", data)
     if not np.isfinite(state.width):
         raise WireError("a gripper state whose width is no number")
@@ -120,9 +113,6 @@ class Heard:
     it is.
 
     Attributes:
-        arm: The newest arm state.
-        gripper: The newest gripper state.
-        sighting: The newest sighting of the objects.
         repeats: For those of the three whose last message was a repetition, by ``arm state``, ``gripper state`` and ``object
             pose``: what it repeats.
         restarted: Those of the three that have begun to count anew, as after a restart of the other side, and how it showed.
@@ -136,7 +126,6 @@ class Heard:
         self.restarted: dict[str, str] = {}
 
     def take_arm(self, new: ArmState) -> None:
-        """Take in an arm state."""
         old, said = self.arm, ""
         if old is not None and (new.frame < old.frame or new.stamp_ns < old.stamp_ns):
             self.restarted["arm state"] = f"the arm's states began anew (frame {old.frame}, then {new.frame})"
@@ -150,7 +139,6 @@ class Heard:
         self.arm = new
 
     def take_gripper(self, new: GripperState) -> None:
-        """Take in a gripper state."""
         old, said = self.gripper, ""
         if old is not None and new.stamp_ns < old.stamp_ns:
             self.restarted["gripper state"] = "the gripper's states began anew"
@@ -163,12 +151,7 @@ class Heard:
         self.gripper = new
 
     def take_sighting(self, sighting: Sighting) -> None:
-        """Take in what an object source saw.
-
-        Raises:
-            ValueError: It holds NaN, infinity, or a quaternion that is none, or is from the future.
-            TypeError: It is no sighting.
-        """
+        """Take in what an object source saw."""
         old, new, said = self.sighting, checked(sighting, time.monotonic_ns()), ""
         if old is not None and 0 <= new.frame < old.frame:
             self.restarted["object pose"] = f"the object source began anew (frame {old.frame}, then {new.frame})"
@@ -186,3 +169,61 @@ class Heard:
             self.repeats[what] = said
         else:
             self.repeats.pop(what, None)
+
+
+class ObservationBuilder:
+    """Makes observations, in which quaternions do not jump within an episode."""
+
+    def __init__(self, config: DeoxysConfig) -> None:
+        self.config = config
+        self.begin()
+
+    def begin(self) -> None:
+        self._quaternion: Array | None = None
+        self._before: tuple[ArmState, float] | None = None
+
+    def commanded(self, arm: ArmState, closing: float) -> None:
+        """Keep where the arm was when it was commanded, and the gripper's entry of the action."""
+        self._before = arm, closing
+
+    def measured(self, arm: ArmState) -> FloatArray | None:
+        """Motion of the arm since the last command, as the action (7,) that would command it; None before the first."""
+        if self._before is None:
+            return None
+        before, closing = self._before
+        turned = matrix_to_vector(arm.rotation @ before.rotation.T)
+        moved = np.concatenate([arm.position - before.position, turned]) / self.config.action_scale
+        return np.append(moved, closing).astype(np.float32)
+
+    def __call__(self, arm: ArmState, gripper: GripperState, sighting: Sighting | None) -> dict[str, FloatArray]:
+        """The observation by its keys, float32. Raises RobotError: a part of it is not to be had."""
+        world = np.array(self.config.base_pos_in_world)
+        eef = arm.position + arm.rotation @ np.array(self.config.eef_pos_in_ee) + world
+        quaternion = from_matrix(arm.rotation)
+        # q and -q are one rotation; without jumps within an episode.
+        largest = quaternion[np.abs(quaternion).argmax()]
+        if (largest if self._quaternion is None else quaternion @ self._quaternion) < 0:
+            quaternion = -quaternion
+        self._quaternion = quaternion
+        arrays = {
+            "robot0_eef_pos": eef,
+            "robot0_eef_quat": quaternion,
+            "robot0_gripper_qpos": np.array([gripper.width / 2, -gripper.width / 2]),
+        }
+        if self.config.joints:
+            if arm.joints is None:
+                raise RobotError("the arm's states have no joint positions (field q); drive it without joints=1")
+            arrays["robot0_joint_pos"] = arm.joints
+        if sighting is not None and self.config.object:
+            arrays["object"] = np.concatenate([self._part(part, sighting, eef) for part in self.config.object])
+        return {key: array.astype(np.float32) for key, array in arrays.items()}
+
+    def _part(self, part: str, sighting: Sighting, eef: Array) -> Array:
+        relative, name, what = split_part(part)
+        if name not in sighting.poses:
+            raise RobotError(f"the object {name!r} is not seen; seen are: {', '.join(sighting.poses) or 'none'}")
+        pose = sighting.poses[name]
+        if what == "quat":
+            return pose[3:]
+        position: Array = pose[:3] + np.array(self.config.base_pos_in_world)
+        return position - eef if relative else position

@@ -29,16 +29,16 @@ from sacflow_robot.envs.panda_plant import PandaPlant
 from sacflow_robot.errors import SacflowError, UsageError, WireError, one_line
 from sacflow_robot.robot.drivers.deoxys import messages, objects
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
-from sacflow_robot.robot.drivers.deoxys.goal_path import GoalPath
 from sacflow_robot.robot.drivers.deoxys.gripper_twin import MAX_WIDTH_M, GripperTwin
-from sacflow_robot.robot.drivers.deoxys.messages import Controller, RobotMode
-from sacflow_robot.utils.rotations import Array
+from sacflow_robot.robot.drivers.deoxys.messages import Controller, Interpolator, RobotMode
+from sacflow_robot.utils.rotations import Array, matrix_to_vector, vector_to_matrix
 
 EMPTY_LOOKS = 20
 """Looks without a command after which the arm stops."""
 
 _TICK_S = 0.01
 _REST_GAINS = np.full(3, 150.0)
+_LEAST_FRACTION = 0.1
 
 
 class FrankaTwin:
@@ -97,7 +97,6 @@ class FrankaTwin:
             self._side.bind(config.reset)
 
     def run(self) -> None:
-        """Live at the arm's own rate until :meth:`stop`."""
         began, ticks = time.monotonic(), 0
         while not self._stop:
             self.tick()
@@ -114,17 +113,19 @@ class FrankaTwin:
         self._stop = True
 
     def close(self) -> None:
-        """Close its sockets."""
         self._sockets.close()
         self.plant.close()
 
     def tick(self) -> None:
-        """Ten milliseconds of its life."""
         config = self.config
         if self._due(config.policy_rate_hz):
             self._look()
         with suppress(zmq.Again):
-            self._keep(self._gripper_commands.recv(zmq.NOBLOCK))
+            try:
+                self.gripper.take(self._gripper_commands.recv(zmq.NOBLOCK))
+            except WireError as error:
+                self.refused += 1
+                print(f"gripper command refused: {one_line(error)}", flush=True)
         for _ in range(round(_TICK_S / self.plant.step_s)):
             self._path.step()
             self.gripper.step(self.plant.step_s)
@@ -142,7 +143,6 @@ class FrankaTwin:
         self._ticks += 1
 
     def state(self) -> Any:
-        """The arm's state as a message."""
         position, rotation = self.plant.ee_pose()
         pose = _column_major(position, rotation)
         q, dq, torque = self.plant.joints()
@@ -168,7 +168,6 @@ class FrankaTwin:
         return state
 
     def gripper_state(self) -> Any:
-        """The gripper's state as a message."""
         state = messages.make(
             "FrankaGripperStateMessage",
             width=self.plant.finger_width(),
@@ -242,13 +241,6 @@ class FrankaTwin:
         self._path.end()
         self.plant.set_goal(*self._path.goal)
 
-    def _keep(self, data: bytes) -> None:
-        try:
-            self.gripper.take(data)
-        except WireError as error:
-            self.refused += 1
-            print(f"gripper command refused: {one_line(error)}", flush=True)
-
     def _answer(self) -> None:
         """Answer what is asked on the twin's own socket."""
         if self._side is None:
@@ -292,3 +284,41 @@ def _column_major(position: Array, rotation: Array) -> list[float]:
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = rotation, position
     return list(pose.T.reshape(-1))
+
+
+class GoalPath:
+    """The way to a goal, as deoxys interpolates it. ``goal``: position (3,) and rotation (3, 3) of the end effector in
+    base."""
+
+    def __init__(self, plant: PandaPlant, config: DeoxysConfig) -> None:
+        self._plant = plant
+        self._period_s = 1 / config.policy_rate_hz
+        self.end()
+
+    def end(self) -> None:
+        """Go nowhere from where the end effector is."""
+        self._start: tuple[Array, Array] | None = None
+        self.goal: tuple[Array, Array] = self._plant.ee_pose()
+
+    def aim(self, goal: Array, command: Any, *, is_delta: bool) -> None:
+        """Go to a goal from where the end effector is now, or to a pose in base, which deoxys takes since August 2023."""
+        position, rotation = self._plant.ee_pose()
+        turned = vector_to_matrix(goal[3:])
+        self._start = position, rotation
+        self.goal = (position + goal[:3], turned @ rotation) if is_delta else (goal[:3], turned)
+        smooth = command.traj_interpolator_type == Interpolator.LINEAR_POSE
+        fraction = max(_LEAST_FRACTION, command.traj_interpolator_time_fraction)
+        self._reach_s = fraction * self._period_s if smooth else 0.0
+        self._since_s = 0.0
+
+    def step(self) -> None:
+        """Pull to where the end effector is to be now, at the beginning of a step of the physics."""
+        if self._start is None:
+            return
+        share = min(1.0, self._since_s / self._reach_s) if self._reach_s else 1.0
+        (p0, r0), (p1, r1) = self._start, self.goal
+        turn = vector_to_matrix(share * matrix_to_vector(r1 @ r0.T))
+        self._plant.set_goal(p0 + share * (p1 - p0), turn @ r0)
+        self._since_s += self._plant.step_s
+        if share >= 1.0:
+            self._start = None

@@ -151,14 +151,6 @@ def test_a_hand_made_gripper_state_decodes() -> None:
     )
 
 
-def test_joint_positions() -> None:
-    goal = messages.make("JointGoal", **{f"q{i}": float(i) for i in range(1, 8)})
-    data = b"".join(double(i + 1, float(i)) for i in range(1, 8))
-    assert goal.SerializeToString() == data
-    message = messages.make("FrankaJointPositionControllerMessage", goal=goal, speed_factor=0.1)
-    assert message.SerializeToString() == inside(1, data) + double(4, 0.1)
-
-
 def test_what_is_no_message_is_said_to_be_none() -> None:
     with pytest.raises(WireError, match="3 bytes that are no FrankaControlMessage"):
         messages.parse("FrankaControlMessage", b"\x2a\xff\xff")

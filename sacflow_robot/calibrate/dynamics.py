@@ -42,47 +42,29 @@ _STEPS = (4, 4), (2, 2)  # most evaluations over each, windows being weighed ane
 
 @dataclass(frozen=True)
 class Fit:
-    """Result of an identification.
+    """Result of an identification."""
 
-    Attributes:
-        model: The robot model found, with the values before in the place of what the data can't tell.
-        delay_ms: Delay of commands.
-        labels: Of the parameters fitted (P,).
-        values: Their values (P,), in the quantities' units.
-        spread: One standard deviation of each (P,), in the same units.
-        identified: Whether the data tell it (P,).
-        hidden: Whether they say nothing of it (P,); of what is neither, they tell something, but not to 10 %.
-        singular_values: Of the Jacobian in units of the priors (P,), largest first: below 1 the prior says more than the data.
-        weakest: The combination that the data tell least, as shares of parameters by label.
-        train_rmse_m, train_before_m: Gripper error over the windows fitted to, after and before.
-        held_out_rmse_m, held_out_before_m: The same over windows that were not.
-        measured: What to put into a profile: value and one standard deviation, by name.
-        noise: Residuals' size beside what the sensors' noise explains; near 1 where the model explains all.
-        curvature: Of the data's and priors' log likelihood (P, P), in fitted units.
-        fitted: Where it is highest (P,), in fitted units.
-        reference: What shares of ``spread`` are of (P,): values, or the least that counts.
-        problem: What was fitted, over the windows' whole length.
-    """
-
-    model: RobotParameters
-    delay_ms: float
-    labels: tuple[str, ...]
-    values: Array
-    spread: Array
-    identified: npt.NDArray[np.bool_]
+    model: RobotParameters  # the robot model found, with the values before in the place of what the data can't tell
+    delay_ms: float  # delay of commands
+    labels: tuple[str, ...]  # of the parameters fitted (P,)
+    values: Array  # their values (P,), in the quantities' units
+    spread: Array  # one standard deviation of each (P,), in the same units
+    identified: npt.NDArray[np.bool_]  # whether the data tell it (P,)
+    # whether they say nothing of it (P,); of what is neither, they tell something, but not to 10 %
     hidden: npt.NDArray[np.bool_]
+    # of the Jacobian in units of the priors (P,), largest first: below 1 the prior says more than the data
     singular_values: Array
-    weakest: dict[str, float]
-    train_rmse_m: float
-    train_before_m: float
-    held_out_rmse_m: float
-    held_out_before_m: float
-    noise: float
-    measured: dict[str, tuple[Array, Array]]
-    curvature: Array
-    fitted: Array
-    reference: Array
-    problem: Problem = field(repr=False)
+    weakest: dict[str, float]  # the combination that the data tell least, as shares of parameters by label
+    train_rmse_m: float  # gripper error over the windows fitted to, after and before
+    train_before_m: float  # likewise
+    held_out_rmse_m: float  # the same over windows that were not
+    held_out_before_m: float  # likewise
+    noise: float  # residuals' size beside what the sensors' noise explains; near 1 where the model explains all
+    measured: dict[str, tuple[Array, Array]]  # what to put into a profile: value and one standard deviation, by name
+    curvature: Array  # of the data's and priors' log likelihood (P, P), in fitted units
+    fitted: Array  # where it is highest (P,), in fitted units
+    reference: Array  # what shares of ``spread`` are of (P,): values, or the least that counts
+    problem: Problem = field(repr=False)  # what was fitted, over the windows' whole length
 
     @property
     def rough(self) -> dict[str, float]:
@@ -124,18 +106,12 @@ class Fit:
 
 @dataclass(frozen=True)
 class FitData:
-    """Data from which a robot is identified.
+    """Data from which a robot is identified."""
 
-    Attributes:
-        windows: Pieces of the recordings.
-        start: The values before, with the sensors' noise and the command delay as measured.
-        sigma: Noise of position (m), rotation (rad) and joint readings (rad).
-        apart_s: One standard deviation of the command delay that comes of two clocks' unknown offset; 0 for one clock.
-    """
-
-    windows: list[Window]
-    start: RobotParameters
-    sigma: tuple[float, float, float]
+    windows: list[Window]  # pieces of the recordings
+    start: RobotParameters  # the values before, with the sensors' noise and the command delay as measured
+    sigma: tuple[float, float, float]  # noise of position (m), rotation (rad) and joint readings (rad)
+    # one standard deviation of the command delay that comes of two clocks' unknown offset; 0 for one clock
     apart_s: float = 0.0
 
     def measured(self, fit: Fit) -> dict[str, tuple[Array, Array]]:

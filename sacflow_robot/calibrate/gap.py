@@ -30,42 +30,25 @@ _FRICTION = "joints.damping_nm_s_per_rad", "joints.friction_loss_nm"
 
 @dataclass(frozen=True)
 class Cause:
-    """One cause.
+    """One cause."""
 
-    Attributes:
-        name: One of ``CAUSES``.
-        explains: Share of the squared error that it takes away alone; NaN where the log cannot tell.
-        left_m: Root mean square of what is then left (m).
-        change: What to change in the profile: quantity, value now, value found.
-        advice: What to do, for a person.
-    """
-
-    name: str
-    explains: float
-    left_m: float
-    change: Mapping[str, tuple[Array, Array]]
-    advice: str
+    name: str  # one of ``CAUSES``
+    explains: float  # share of the squared error that it takes away alone; NaN where the log cannot tell
+    left_m: float  # root mean square of what is then left (m)
+    change: Mapping[str, tuple[Array, Array]]  # what to change in the profile: quantity, value now, value found
+    advice: str  # what to do, for a person
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The report.
+    """The report."""
 
-    Attributes:
-        rmse_m: Root mean square of the gripper's error (m).
-        joint_rmse_rad: Of each joint (7,), where joints are logged.
-        causes: The most telling first.
-        windows: Pieces of the log.
-        predicted: What the profile's robot does in them.
-        better: What it does with the first cause mended.
-    """
-
-    rmse_m: float
-    joint_rmse_rad: Array | None
-    causes: tuple[Cause, ...]
-    windows: list[Window]
-    predicted: list[Predicted]
-    better: list[Predicted]
+    rmse_m: float  # root mean square of the gripper's error (m)
+    joint_rmse_rad: Array | None  # of each joint (7,), where joints are logged
+    causes: tuple[Cause, ...]  # the most telling first
+    windows: list[Window]  # pieces of the log
+    predicted: list[Predicted]  # what the profile's robot does in them
+    better: list[Predicted]  # what it does with the first cause mended
 
     def summary(self) -> dict[str, Any]:
         """The report as plain numbers, for JSON; what the log cannot tell is None."""

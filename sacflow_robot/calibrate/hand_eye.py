@@ -26,20 +26,13 @@ _Seen = tuple[tuple[Array, Array], Array, Array, Array, Array]
 
 @dataclass(frozen=True)
 class Board:
-    """A ChArUco board.
+    """A ChArUco board."""
 
-    Attributes:
-        columns, rows: Squares.
-        square_m: Side of a square.
-        marker_m: Side of a marker.
-        dictionary: OpenCV's name of the markers' dictionary.
-    """
-
-    columns: int = 5
+    columns: int = 5  # squares
     rows: int = 7
-    square_m: float = 0.03
-    marker_m: float = 0.022
-    dictionary: str = "DICT_4X4_50"
+    square_m: float = 0.03  # side of a square
+    marker_m: float = 0.022  # side of a marker
+    dictionary: str = "DICT_4X4_50"  # OpenCV's name of the markers' dictionary
 
     def make(self) -> Any:
         import cv2
@@ -55,22 +48,14 @@ class Board:
 
 @dataclass(frozen=True)
 class HandEye:
-    """A camera's pose in the robot's base frame.
+    """A camera's pose in the robot's base frame."""
 
-    Attributes:
-        position_m: (3,).
-        rotation_rad: Rotation vector (3,) from camera to base frame.
-        spread_m, spread_rad: One standard deviation of each, over leaving out one picture at a time.
-        reprojection_px: Root mean square over all corners, through the robot's poses.
-        corners: Per picture, corners as seen and as they would be seen (n, 2), (n, 2).
-    """
-
-    position_m: Array
-    rotation_rad: Array
-    spread_m: Array
-    spread_rad: Array
-    reprojection_px: float
-    corners: list[tuple[Array, Array]]
+    position_m: Array  # (3,)
+    rotation_rad: Array  # rotation vector (3,) from camera to base frame
+    spread_m: Array  # one standard deviation of the position, over leaving out one picture at a time
+    spread_rad: Array  # likewise
+    reprojection_px: float  # root mean square over all corners, through the robot's poses
+    corners: list[tuple[Array, Array]]  # per picture, corners as seen and as they would be seen (n, 2), (n, 2)
 
     def measured(self) -> dict[str, tuple[Array, Array]]:
         """Value and one standard deviation of each quantity of a profile, by name."""
@@ -83,19 +68,12 @@ class HandEye:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of a board in the gripper.
+    """Pictures of a board in the gripper."""
 
-    Attributes:
-        images: Gray pictures.
-        grips: The gripper's pose at each: position (3,) m and rotation (3, 3) in base.
-        camera: The camera's matrix (3, 3), px.
-        distortion: Its distortion (5,), OpenCV's.
-    """
-
-    images: list[Image]
-    grips: list[tuple[Array, Array]]
-    camera: Array
-    distortion: Array
+    images: list[Image]  # gray pictures
+    grips: list[tuple[Array, Array]]  # the gripper's pose at each: position (3,) m and rotation (3, 3) in base
+    camera: Array  # the camera's matrix (3, 3), px
+    distortion: Array  # its distortion (5,), OpenCV's
 
 
 def read_pictures(folder: Path) -> Pictures:

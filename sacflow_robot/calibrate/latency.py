@@ -37,30 +37,20 @@ _NEAR_S, _FINE_S = 0.012, 0.0005
 
 @dataclass(frozen=True)
 class Latency:
-    """Delays in seconds.
+    """Delays in seconds."""
 
-    Attributes:
-        observation_s: From capture to the control loop (M,), one per observation; empty where nobody knows.
-        command_s: From sending to acting (B,), one per motion.
-        command_mean_s: That of all motions together.
-        command_spread_s: Its standard error, or the round trip's, where the clocks differ.
-        unsure_s: One standard deviation of delays each way; larger where two clocks differ, for only their sum is known then.
-        times: Of the figure's rows after each command's sending, by the arrival of the fastest observation (R,).
-        seen: How far each motion has come (B, R), less what went on before, in units of its first acceleration (s^2).
-        fitted: The same of what is fitted (R,).
-        round_trip_s: From a command's sending to the earliest that its effect could be seen.
-        clock: Whether the robot's clock is the control loop's; None where nobody knows when observations arrived.
-    """
-
-    observation_s: Array
-    command_s: Array
-    command_mean_s: float
-    command_spread_s: float
+    observation_s: Array  # from capture to the control loop (M,), one per observation; empty where nobody knows
+    command_s: Array  # from sending to acting (B,), one per motion
+    command_mean_s: float  # that of all motions together
+    command_spread_s: float  # its standard error, or the round trip's, where the clocks differ
+    # one standard deviation of delays each way; larger where two clocks differ, for only their sum is known then
     unsure_s: float
-    times: Array
+    times: Array  # of the figure's rows after each command's sending, by the arrival of the fastest observation (R,)
+    # how far each motion has come (B, R), less what went on before, in units of its first acceleration (s^2)
     seen: Array
-    fitted: Array
-    round_trip_s: float
+    fitted: Array  # the same of what is fitted (R,)
+    round_trip_s: float  # from a command's sending to the earliest that its effect could be seen
+    # whether the robot's clock is the control loop's; None where nobody knows when observations arrived
     clock: ClockOffset | None
 
     @property

@@ -21,22 +21,14 @@ Forward = Callable[[Array], tuple[Array, Array]]
 
 @dataclass(frozen=True)
 class Noise:
-    """Errors of the sensors.
+    """Errors of the sensors."""
 
-    Attributes:
-        values: By name, ``sensors.<key>.<quantity>``, and one standard deviation of each.
-        density: Noise per square root of hertz, by name.
-        dropped: Share of the observations that never came.
-        rows: How many readings it is from.
-        rate_hz: How many come per second.
-        readings: What was read at rest, by key (R, n): of positions and joints less their mean, of quaternions rotation vectors.
-    """
-
-    values: dict[str, tuple[Array, Array]]
-    density: dict[str, float]
-    dropped: float
-    rows: int
-    rate_hz: float
+    values: dict[str, tuple[Array, Array]]  # by name, ``sensors.<key>.<quantity>``, and one standard deviation of each
+    density: dict[str, float]  # noise per square root of hertz, by name
+    dropped: float  # share of the observations that never came
+    rows: int  # how many readings it is from
+    rate_hz: float  # how many come per second
+    # what was read at rest, by key (R, n): of positions and joints less their mean, of quaternions rotation vectors
     readings: dict[str, Array]
 
     def measured(self, known: Collection[str] = ()) -> dict[str, tuple[Array, Array]]:

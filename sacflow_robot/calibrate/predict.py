@@ -33,27 +33,16 @@ _IK_STEPS, _IK_DAMPING = 60, 1e-3
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of a recording that is predicted by itself.
+    """A piece of a recording that is predicted by itself."""
 
-    Attributes:
-        commands: (N, 9): seconds after the first one, seconds for which it is valid, action.
-        start: Joint positions and velocities (2, 7) in rad and rad/s when the first command is acted on.
-        rest: Joint positions (7,) when the recording began, to which the controller pulls the robot's nullspace.
-        time_s: Capture times (M,) of what was observed, after the first command's sending.
-        position: Gripper positions (M, 3) in m.
-        quat: Orientations x y z w (M, 4).
-        joints: Joint positions (M, 7) in rad, or None.
-        seconds: Length of what is predicted.
-    """
-
-    commands: Array
-    start: Array
-    rest: Array
-    time_s: Array
-    position: Array
-    quat: Array
-    joints: Array | None
-    seconds: float
+    commands: Array  # (N, 9): seconds after the first one, seconds for which it is valid, action
+    start: Array  # joint positions and velocities (2, 7) in rad and rad/s when the first command is acted on
+    rest: Array  # joint positions (7,) when the recording began, to which the controller pulls the robot's nullspace
+    time_s: Array  # capture times (M,) of what was observed, after the first command's sending
+    position: Array  # gripper positions (M, 3) in m
+    quat: Array  # orientations x y z w (M, 4)
+    joints: Array | None  # joint positions (M, 7) in rad, or None
+    seconds: float  # length of what is predicted
 
 
 @dataclass(frozen=True)

@@ -20,25 +20,15 @@ _ROUGHLY = 0.5  # a joint's value goes into a profile if it is known to this sha
 
 @dataclass(frozen=True)
 class Parameter:
-    """One number that is fitted.
+    """One number that is fitted."""
 
-    Attributes:
-        name: Name of the quantity.
-        index: Which of its numbers; None for a common factor of all.
-        logarithmic: Whether its logarithm is fitted.
-        prior: Standard deviation of the weak prior, in fitted units.
-        low: Lower bound in the quantity's unit, or of the factor.
-        high: Upper bound.
-        step: For finite differences, in fitted units.
-    """
-
-    name: str
-    index: int | None
-    logarithmic: bool
-    prior: float
-    low: float
-    high: float
-    step: float
+    name: str  # name of the quantity
+    index: int | None  # which of its numbers; None for a common factor of all
+    logarithmic: bool  # whether its logarithm is fitted
+    prior: float  # standard deviation of the weak prior, in fitted units
+    low: float  # lower bound in the quantity's unit, or of the factor
+    high: float  # upper bound
+    step: float  # for finite differences, in fitted units
 
     @property
     def label(self) -> str:

@@ -23,28 +23,18 @@ _KNOWN = "robot", "version", "date", "method", "max_translation_per_step_m", "ma
 
 @dataclass(frozen=True)
 class Profile:
-    """Limits of one robot, which are chosen, and its model, which is measured.
+    """Limits of one robot, which are chosen, and its model, which is measured."""
 
-    Attributes:
-        robot: Robot that it is for, as in ``RobotSpec.robot``.
-        version: Version of the profile.
-        date: Day on which its values were set, ISO 8601.
-        method: How they were found.
-        max_translation_per_step_m: Largest commanded translation per control period and axis (m).
-        max_rotation_per_step_rad: Largest commanded rotation per control period and axis (rad).
-        safety: What the safety filter enforces beside them; None where the profile says nothing of it.
-        sha256: Digest of the file.
-        measured: What has been measured, by name (see ``sacflow_robot.envs.robot_parameters``), each with its story.
-    """
-
-    robot: str
-    version: int
-    date: str
-    method: str
-    max_translation_per_step_m: float
-    max_rotation_per_step_rad: float
+    robot: str  # robot that it is for, as in ``RobotSpec.robot``
+    version: int  # version of the profile
+    date: str  # day on which its values were set, ISO 8601
+    method: str  # how they were found
+    max_translation_per_step_m: float  # largest commanded translation per control period and axis (m)
+    max_rotation_per_step_rad: float  # largest commanded rotation per control period and axis (rad)
+    # what the safety filter enforces beside them; None where the profile says nothing of it
     safety: SafetyLimits | None = None
-    sha256: str = field(default="", compare=False)
+    sha256: str = field(default="", compare=False)  # digest of the file
+    # what has been measured, by name (see ``sacflow_robot.envs.robot_parameters``), each with its story
     measured: Mapping[str, Measured] = field(default_factory=dict)
 
     @property

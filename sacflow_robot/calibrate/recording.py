@@ -33,25 +33,15 @@ def validity_ns(robot: RobotSpec) -> int:
 
 @dataclass(frozen=True)
 class Recording:
-    """A robot's observations and commands, by the clock of the control loop (the robot's own for capture times).
-
-    Attributes:
-        robot: The robot.
-        time_ns: Capture times (M,), increasing.
-        received_ns: When each reached the control loop (M,); -1 where nobody knows.
-        observations: Per key (M, ...).
-        sent_ns: When commands were sent (N,), increasing.
-        valid_ns: For how long each was to be acted on (N,).
-        actions: The commands (N, A).
-    """
+    """A robot's observations and commands, by the clock of the control loop (the robot's own for capture times)."""
 
     robot: RobotSpec
-    time_ns: Times
-    received_ns: Times
-    observations: Mapping[str, npt.NDArray[np.float32]]
-    sent_ns: Times
-    valid_ns: Times
-    actions: npt.NDArray[np.float32]
+    time_ns: Times  # capture times (M,), increasing
+    received_ns: Times  # when each reached the control loop (M,); -1 where nobody knows
+    observations: Mapping[str, npt.NDArray[np.float32]]  # per key (M, ...)
+    sent_ns: Times  # when commands were sent (N,), increasing
+    valid_ns: Times  # for how long each was to be acted on (N,)
+    actions: npt.NDArray[np.float32]  # the commands (N, A)
 
     def __post_init__(self) -> None:
         if len(self.time_ns) < 2 or len(self.sent_ns) < 2:

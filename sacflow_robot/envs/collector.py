@@ -124,21 +124,13 @@ class Rollouts:
 
 @dataclass
 class _Running:
-    """An episode in progress.
+    """An episode in progress."""
 
-    Attributes:
-        seed: Its seed.
-        builder: Its steps so far.
-        observation: The newest one.
-        info: To log of it.
-        parts_end: Steps given out in parts.
-    """
-
-    seed: int
-    builder: EpisodeBuilder
-    observation: dict[str, FloatArray]
-    info: dict[str, Any]
-    parts_end: int = 0
+    seed: int  # its seed
+    builder: EpisodeBuilder  # its steps so far
+    observation: dict[str, FloatArray]  # the newest one
+    info: dict[str, Any]  # to log of it
+    parts_end: int = 0  # steps given out in parts
 
 
 @contextmanager

@@ -35,15 +35,10 @@ class Environment(Protocol):
 
 
 class SimulatedEnv(ABC):
-    """One simulated robot.
+    """One simulated robot."""
 
-    Attributes:
-        robot: Its observations and actions.
-        engine: Code that steps it.
-    """
-
-    robot: RobotSpec
-    engine: Engine = "stock"
+    robot: RobotSpec  # its observations and actions
+    engine: Engine = "stock"  # code that steps it
 
     @abstractmethod
     def begin(self, seed: int) -> StepResult:

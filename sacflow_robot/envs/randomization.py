@@ -103,18 +103,14 @@ def draw_around(measured: Mapping[str, Measured], rng: np.random.Generator) -> R
 class Draws:
     """Choice of the robot of an episode.
 
-    Attributes:
-        mode: ``none``: always ``model``; ``wide``: anything in a twin's ranges; ``profile``: around the measured values.
-        measured: A profile's values, for ``profile``.
-        model: The robot of ``none``.
-
     Raises:
         UsageError: ``profile`` without values.
     """
 
+    # ``none``: always ``model``; ``wide``: anything in a twin's ranges; ``profile``: around the measured values
     mode: Randomization = "none"
-    measured: Mapping[str, Measured] = field(default_factory=dict)
-    model: RobotParameters = field(default_factory=RobotParameters)
+    measured: Mapping[str, Measured] = field(default_factory=dict)  # a profile's values, for ``profile``
+    model: RobotParameters = field(default_factory=RobotParameters)  # the robot of ``none``
 
     def __post_init__(self) -> None:
         if self.mode == "profile" and not self.measured:

@@ -22,19 +22,12 @@ JOINTS = 7
 
 @dataclass(frozen=True)
 class Quantity:
-    """One quantity of the table.
+    """One quantity of the table."""
 
-    Attributes:
-        count: Numbers that it has.
-        low: Smallest value that is physically possible.
-        high: Largest.
-        what: Description.
-    """
-
-    count: int
-    low: float
-    high: float
-    what: str
+    count: int  # numbers that it has
+    low: float  # smallest value that is physically possible
+    high: float  # largest
+    what: str  # description
 
 
 _LENGTH_1, _TURN = (-1.0, 1.0), (-math.pi, math.pi)
@@ -194,19 +187,12 @@ class RobotParameters:
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured value.
+    """A measured value."""
 
-    Attributes:
-        value: The numbers, in the unit of the quantity's name.
-        uncertainty: One standard deviation of each, in the same unit.
-        date: Day of the measurement, ISO 8601.
-        method: How it was found.
-    """
-
-    value: tuple[float, ...]
-    uncertainty: tuple[float, ...]
-    date: str
-    method: str
+    value: tuple[float, ...]  # the numbers, in the unit of the quantity's name
+    uncertainty: tuple[float, ...]  # one standard deviation of each, in the same unit
+    date: str  # day of the measurement, ISO 8601
+    method: str  # how it was found
 
 
 def read_measured(name: str, data: Any) -> Measured:

@@ -18,19 +18,12 @@ _LARGEST = 1e6  # meters, radians or seconds
 
 @dataclass(frozen=True)
 class StateLayout:
-    """Time, qpos and qvel in robosuite's flattened order, then position and quaternion w x y z of placed bodies (S,).
+    """Time, qpos and qvel in robosuite's flattened order, then position and quaternion w x y z of placed bodies (S,)."""
 
-    Attributes:
-        task: Name of the task, for messages.
-        nq: Positions.
-        nv: Velocities.
-        placed: Ids of the bodies that an episode's start places in the model itself.
-    """
-
-    task: str
-    nq: int
-    nv: int
-    placed: Sequence[int]
+    task: str  # name of the task, for messages
+    nq: int  # positions
+    nv: int  # velocities
+    placed: Sequence[int]  # ids of the bodies that an episode's start places in the model itself
 
     @property
     def moving(self) -> int:

@@ -20,27 +20,18 @@ _OBJECT = ArraySpec("object", (), "m, unit quaternion xyzw", "world")
 
 @dataclass(frozen=True)
 class Task:
-    """One simulated task.
+    """One simulated task."""
 
-    Attributes:
-        name: Its name on the command line.
-        robosuite_name: robosuite's name of it.
-        horizon: Steps after which an episode is truncated.
-        object_size: Length of the observation ``object``: robosuite's (and robomimic's) ``object-state`` of the task.
-        object_quaternions: Indices in ``object`` at which a quaternion starts.
-        placed_bodies: Bodies without a joint, which an episode's start places in the model itself; their poses are part
-            of the simulator state.
-        object_positions: Indices in ``object`` at which a position in the world starts.
-        object_from_grip: Indices, in the same order, at which the position of the same object from the gripper starts.
-    """
-
-    name: str
-    robosuite_name: str
-    horizon: int
-    object_size: int
-    object_quaternions: tuple[int, ...]
+    name: str  # its name on the command line
+    robosuite_name: str  # robosuite's name of it
+    horizon: int  # steps after which an episode is truncated
+    object_size: int  # length of the observation ``object``: robosuite's (and robomimic's) ``object-state`` of the task
+    object_quaternions: tuple[int, ...]  # indices in ``object`` at which a quaternion starts
+    # bodies without a joint, which an episode's start places in the model itself; their poses are part of the simulator
+    # state
     placed_bodies: tuple[str, ...] = ()
-    object_positions: tuple[int, ...] = ()
+    object_positions: tuple[int, ...] = ()  # indices in ``object`` at which a position in the world starts
+    # indices, in the same order, at which the position of the same object from the gripper starts
     object_from_grip: tuple[int, ...] = ()
 
     @property

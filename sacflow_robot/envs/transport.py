@@ -19,17 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Link:
-    """One direction of a network.
+    """One direction of a network."""
 
-    Attributes:
-        delay_ms: Shortest time that a message takes (ms).
-        jitter_ms: A message takes up to this much longer, drawn evenly (ms).
-        drop_ratio: Share of the messages that never arrive.
-    """
-
-    delay_ms: float = 0.0
-    jitter_ms: float = 0.0
-    drop_ratio: float = 0.0
+    delay_ms: float = 0.0  # shortest time that a message takes (ms)
+    jitter_ms: float = 0.0  # a message takes up to this much longer, drawn evenly (ms)
+    drop_ratio: float = 0.0  # share of the messages that never arrive
 
 
 def observation_link(model: RobotParameters) -> Link:

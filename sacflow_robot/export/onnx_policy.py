@@ -27,16 +27,11 @@ _INT8_RUNTIME, _INT8_OPERATOR = (1, 22), b"MatMulNBits"  # with 8 bits
 
 @dataclass(frozen=True)
 class Engine:
-    """Engine of ONNX Runtime.
+    """Engine of ONNX Runtime."""
 
-    Attributes:
-        provider: ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
-        threads: Threads that share one inference. One gives the same bits however many cores there are.
-        spin: Whether threads that wait for work keep their core busy: quicker, and nothing else gets that core.
-    """
-
-    provider: str = "cpu"
-    threads: int = 1
+    provider: str = "cpu"  # ``"cpu"``, ``"cuda"`` or ``"tensorrt"``
+    threads: int = 1  # threads that share one inference. One gives the same bits however many cores there are
+    # whether threads that wait for work keep their core busy: quicker, and nothing else gets that core
     spin: bool = False
 
     def __str__(self) -> str:

@@ -48,19 +48,14 @@ _TIMES = {"received_ns": "received", "inferred_ns": "inferred", "sent_ns": "sent
 
 @dataclass(frozen=True)
 class SceneColumns:
-    """Columns that a simulator makes of an episode's states; empty where there is none.
+    """Columns that a simulator makes of an episode's states; empty where there is none."""
 
-    Attributes:
-        joints: Per joint its positions (T + 1,), rad or m.
-        objects: Per object its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w.
-        pictures: Pictures (T + 1 of them) of (height, width, 3).
-        camera: Name of the camera that they are from.
-    """
-
+    # per joint its positions (T + 1,), rad or m
     joints: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    # per object its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w
     objects: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    pictures: Iterable[npt.NDArray[np.uint8]] = ()
-    camera: str = "agentview"
+    pictures: Iterable[npt.NDArray[np.uint8]] = ()  # pictures (T + 1 of them) of (height, width, 3)
+    camera: str = "agentview"  # name of the camera that they are from
 
 
 def write_recording(

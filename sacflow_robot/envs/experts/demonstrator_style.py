@@ -14,35 +14,20 @@ QUALITIES: tuple[Quality, ...] = get_args(Quality)
 
 @dataclass(frozen=True)
 class Style:
-    """Parameters of one attempt of a demonstrator; drawn anew for each.
+    """Parameters of one attempt of a demonstrator; drawn anew for each."""
 
-    Attributes:
-        gain: Share of the remaining distance commanded per step; small is slow.
-        top_speed: Largest translation command, in action units.
-        hover: Height above the object from which to descend (m).
-        detour: Sideways offset of the hover point (m), x and y.
-        diagonal: Descend while still moving sideways.
-        aligns: Turn the gripper to the object.
-        carelessness: 1 misses often, 0 never; scales the aim errors of scripts.
-        close_steps: Steps to wait for the fingers.
-        tremor: Standard deviation of the slowly varying command noise, in action units.
-        jitter: Standard deviation of the white command noise, in action units.
-        pause_rate: Probability per step of stopping for a moment.
-        persistence: Probability of trying again after a failed attempt.
-    """
-
-    gain: float
-    top_speed: float
-    hover: float
-    detour: npt.NDArray[np.float64]
-    diagonal: bool
-    aligns: bool
-    carelessness: float
-    close_steps: int
-    tremor: float
-    jitter: float
-    pause_rate: float
-    persistence: float
+    gain: float  # share of the remaining distance commanded per step; small is slow
+    top_speed: float  # largest translation command, in action units
+    hover: float  # height above the object from which to descend (m)
+    detour: npt.NDArray[np.float64]  # sideways offset of the hover point (m), x and y
+    diagonal: bool  # descend while still moving sideways
+    aligns: bool  # turn the gripper to the object
+    carelessness: float  # 1 misses often, 0 never; scales the aim errors of scripts
+    close_steps: int  # steps to wait for the fingers
+    tremor: float  # standard deviation of the slowly varying command noise, in action units
+    jitter: float  # standard deviation of the white command noise, in action units
+    pause_rate: float  # probability per step of stopping for a moment
+    persistence: float  # probability of trying again after a failed attempt
 
 
 def draw_style(quality: Quality, rng: np.random.Generator) -> Style:

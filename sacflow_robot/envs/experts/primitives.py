@@ -25,21 +25,13 @@ _DOWN = np.diag([1.0, -1.0, -1.0])  # gripper pointing down, fingers opening alo
 
 @dataclass(frozen=True)
 class Goal:
-    """Goal of one step.
+    """Goal of one step."""
 
-    Attributes:
-        position: Of the gripper (3,), m, world.
-        gripper: OPEN or CLOSE.
-        yaw: Turn about the vertical from fingers opening along y (rad); None leaves it as it is.
-        steadiness: Share of the noise that is suppressed at this step, 0 to 1.
-        slowness: Largest translation command at this step, in action units; the style's may be lower.
-    """
-
-    position: Vector
-    gripper: float
-    yaw: float | None = None
-    steadiness: float = 0.3
-    slowness: float = 1.0
+    position: Vector  # of the gripper (3,), m, world
+    gripper: float  # OPEN or CLOSE
+    yaw: float | None = None  # turn about the vertical from fingers opening along y (rad); None leaves it as it is
+    steadiness: float = 0.3  # share of the noise that is suppressed at this step, 0 to 1
+    slowness: float = 1.0  # largest translation command at this step, in action units; the style's may be lower
 
 
 Motion = Generator[Goal, None, bool]

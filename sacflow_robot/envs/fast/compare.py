@@ -22,21 +22,14 @@ TOLERANCE = 1e-9  # m, rad, and per second
 
 @dataclass(frozen=True)
 class Comparison:
-    """One episode under both engines.
+    """One episode under both engines."""
 
-    Attributes:
-        steps: Control steps taken.
-        step_deviation: Largest difference in time, qpos and qvel after one control step from the same state.
-        free_deviation: The same with both left to themselves from the start; contacts amplify rounding.
-        free_steps: Control steps for which that stays within 1e-9.
-        alike: True if observations, rewards, ends and success were equal in every step: all of them as computed from the
-            same state, and rewards, ends and success also after the step from the same state.
-    """
-
-    steps: int
-    step_deviation: float
-    free_deviation: float
-    free_steps: int
+    steps: int  # control steps taken
+    step_deviation: float  # largest difference in time, qpos and qvel after one control step from the same state
+    free_deviation: float  # the same with both left to themselves from the start; contacts amplify rounding
+    free_steps: int  # control steps for which that stays within 1e-9
+    # true if observations, rewards, ends and success were equal in every step: all of them as computed from the same
+    # state, and rewards, ends and success also after the step from the same state
     alike: bool
 
 

@@ -41,19 +41,12 @@ class CompiledTask:
 
 
 class Motion(NamedTuple):
-    """Record of a robot that followed commands.
+    """Record of a robot that followed commands."""
 
-    Attributes:
-        observations: (M, D) flattened.
-        joints: (M, 7) positions (rad).
-        states: (M, S).
-        solved: True if the last state solves the task.
-    """
-
-    observations: FloatArray
-    joints: npt.NDArray[np.float64]
-    states: npt.NDArray[np.float64]
-    solved: bool
+    observations: FloatArray  # (M, D) flattened
+    joints: npt.NDArray[np.float64]  # (M, 7) positions (rad)
+    states: npt.NDArray[np.float64]  # (M, S)
+    solved: bool  # true if the last state solves the task
 
 
 class FastRobot:

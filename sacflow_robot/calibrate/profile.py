@@ -1,7 +1,11 @@
-"""Calibration profile of one robot, read from YAML with a unit in every key."""
+"""Calibration profile of one robot, in YAML with a unit in every key.
+
+New values are written into a profile with the file's own words about limits kept and the measured sections written anew.
+"""
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import math
 import re
@@ -10,12 +14,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import yaml
 
-from sacflow_robot.envs.robot_parameters import SECTIONS, Measured, RobotParameters, model_of, read_sections
+from sacflow_robot.envs.robot_parameters import (
+    SECTIONS,
+    Measured,
+    RobotParameters,
+    check_value,
+    model_of,
+    quantity,
+    read_sections,
+)
 from sacflow_robot.errors import DataError, SpecMismatchError, one_line
 from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
 from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.utils.atomic_files import replacing
 
 _LARGEST_LIMIT = 10  # meters or radians in one control period: no robot moves that far
 _KNOWN = "robot", "version", "date", "method", "max_translation_per_step_m", "max_rotation_per_step_rad"
@@ -233,3 +248,71 @@ def _read_safety(data: Any) -> SafetyLimits:
     if unknown:
         raise ValueError(f"unknown keys: {unknown}; known are {', '.join(_SAFETY)}")
     return SafetyLimits(**{_SAFETY[key][0]: _SAFETY[key][1](key, value) for key, value in data.items()})
+
+
+Array = npt.NDArray[np.float64]
+Values = Mapping[str, tuple[Array, Array]]
+"""Value and one standard deviation of quantities, by name."""
+
+_DIGITS = 4
+
+
+def with_story(values: Values, method: str) -> dict[str, Measured]:
+    """Values and standard deviations as measured today, rounded to what they tell.
+
+    Raises:
+        DataError: A value is not physically possible.
+    """
+    today, found = datetime.date.today().isoformat(), {}
+    for name, (value, spread) in values.items():
+        known = quantity(name)
+        assert known is not None
+        numbers = [float(f"{v:.{_DIGITS}g}") for v in np.broadcast_to(value, known.count)]
+        spreads = [float(f"{s:.2g}") for s in np.broadcast_to(spread, known.count)]
+        try:
+            found[name] = Measured(check_value(name, numbers), tuple(spreads), today, method)
+        except ValueError as error:
+            raise DataError(f"what was measured is not possible: {error}") from None
+    return found
+
+
+def write_profile(path: Path, old: Path, new: Mapping[str, Measured]) -> Profile:
+    """Write the profile ``old`` with some values in the place of its own, complete or not at all.
+
+    Raises:
+        DataError: ``old`` is no profile, or ``path`` cannot be written.
+    """
+    before = load_profile(old)
+    head = _without_sections(old.read_text())
+    head = re.sub(r"(?m)^version: .*$", f"version: {before.version + 1}", head)
+    head = re.sub(r"(?m)^date: .*$", f"date: {datetime.date.today().isoformat()}", head)
+    text = head.rstrip() + "\n" + _dump({**before.measured, **new})
+    try:
+        with replacing(path) as partial:
+            partial.write_text(text)
+            made = load_profile(partial)
+    except OSError as error:
+        raise DataError(f"profile {path} cannot be written: {error.strerror}") from None
+    return made
+
+
+def _without_sections(text: str) -> str:
+    kept, skipping = [], False
+    for line in text.splitlines():
+        if re.match(r"[^\s#]", line):
+            skipping = line.split(":")[0] in SECTIONS
+        if not skipping:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def _dump(measured: Mapping[str, Measured]) -> str:
+    tree: dict[str, Any] = {}
+    for name, m in sorted(measured.items(), key=lambda item: SECTIONS.index(item[0].split(".")[0])):
+        section, *rest = name.split(".")
+        place = tree.setdefault(section, {})
+        if len(rest) == 2:
+            place = place.setdefault(rest[0], {})
+        value, spread = (list(v) if len(v) > 1 else v[0] for v in (m.value, m.uncertainty))
+        place[rest[-1]] = {"value": value, "uncertainty": spread, "date": m.date, "method": m.method}
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=116) if tree else ""

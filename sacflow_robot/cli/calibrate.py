@@ -15,8 +15,7 @@ from sacflow_robot.cli.operator import OperatorOptions, operating
 from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
-    from sacflow_robot.calibrate.profile import Profile
-    from sacflow_robot.calibrate.profile_update import Values
+    from sacflow_robot.calibrate.profile import Profile, Values
     from sacflow_robot.calibrate.recording import Recording
 
 _TWIN = "rtsim:lift?joints=1"
@@ -51,8 +50,7 @@ class _Result:
         return load_profile(self.profile)
 
     def _report(self, what: str, method: str, values: Values, lines: list[str], data: Mapping[str, Any]) -> int:
-        from sacflow_robot.calibrate.profile import load_profile
-        from sacflow_robot.calibrate.profile_update import with_story, write_profile
+        from sacflow_robot.calibrate.profile import load_profile, with_story, write_profile
 
         old, new = load_profile(self.profile).measured, with_story(values, f"calibrate {method}")
         out = common.results(self.json)

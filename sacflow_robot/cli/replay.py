@@ -253,8 +253,7 @@ def _drawn(what: str, env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Pic
 
 
 def _write_video(path: Path, env: RobosuiteEnv, robot: RobotSpec, episode: Episode, title: str) -> None:
-    from sacflow_robot.view.caption import CAPTION_HEIGHT, Caption
-    from sacflow_robot.view.video import VideoWriter
+    from sacflow_robot.view.video import CAPTION_HEIGHT, Caption, VideoWriter
 
     assert episode.states is not None
     caption = Caption(robot, episode, title)

@@ -9,10 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 
-from sacflow_robot.envs.engine import usable_engine
-from sacflow_robot.envs.experts.demonstrator_style import Quality
 from sacflow_robot.envs.experts.expert import make_expert
+from sacflow_robot.envs.experts.primitives import Quality
 from sacflow_robot.envs.registry import make_environment
+from sacflow_robot.envs.tasks import usable_engine
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, Source
 from sacflow_robot.errors import SacflowError, one_line
 from sacflow_robot.spec import Engine

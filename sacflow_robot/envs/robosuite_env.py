@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from sacflow_robot.envs.engine import fall_back, usable_engine
 from sacflow_robot.envs.environment import SimulatedEnv
 from sacflow_robot.envs.rendering import SceneRenderer
 from sacflow_robot.envs.robosuite_import import robosuite
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.state import State, StateLayout
-from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, get_task
+from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, fall_back, get_task, usable_engine
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import Engine, FloatArray, RobotSpec
@@ -135,13 +134,12 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         """
         from sacflow_robot.envs.fast import kernels
         from sacflow_robot.envs.fast.compilation import compiling
-        from sacflow_robot.envs.fast.fast_robot import CompiledTask
-        from sacflow_robot.envs.fast.self_check import ACTION, check_step
+        from sacflow_robot.envs.fast.fast_robot import CHECK_ACTION, CompiledTask, check_step
 
         start = self.begin(0)
         task = CompiledTask(self._suite, self.task.name, self.layout.size)
         with compiling(kernels.execute):
-            check_step(task, self.layout, self.robot, start, self.command(ACTION))
+            check_step(task, self.layout, self.robot, start, self.command(CHECK_ACTION))
         return task
 
     def _compile(self) -> None:

@@ -1,12 +1,14 @@
-"""The task table: one row per simulated task."""
+"""The task table, one row per simulated task, and the choice of the code that steps one."""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import re
 from dataclasses import dataclass, replace
 
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.spec import ArraySpec, RobotSpec
+from sacflow_robot.spec import ArraySpec, Engine, RobotSpec
 
 CONTROL_RATE_HZ = 20.0
 
@@ -79,3 +81,28 @@ def get_task(name: str) -> Task:
 def is_gymnasium_id(name: str) -> bool:
     """True for a name that is no task's and looks like Gymnasium's: ``HalfCheetah-v5``, ``my_module:MyArm-v0``."""
     return name not in TASKS and re.fullmatch(r"([\w.]+:)?([\w-]+/)?[\w.-]+-v\d+", name) is not None
+
+
+_log = logging.getLogger(__name__)
+
+
+def usable_engine(task: str, wanted: Engine) -> Engine:
+    """The wanted engine, or ``stock`` with one line in the log saying why where the compiled one does not cover a task.
+
+    Raises:
+        ModuleNotFoundError: The simulator is not installed.
+    """
+    if ":" in task and task not in TASKS:
+        return "stock"  # an environment of one's own has no compiled step, and needs no warning
+    for module in ("gymnasium",) if is_gymnasium_id(task) else ("gymnasium", "mujoco", "robosuite"):
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+    if wanted == "compiled" and task not in TASKS:
+        return fall_back(task, "it is of robosuite's tasks only")
+    return wanted
+
+
+def fall_back(task: str, why: str) -> Engine:
+    """Log that a task is stepped by the stock engine, and why; returns it."""
+    _log.warning("%s is stepped by the stock engine: the compiled one does not cover it (%s)", task, why)
+    return "stock"

@@ -23,7 +23,7 @@ from sacflow_robot.errors import DataError, PolicyFileError, one_line
 from sacflow_robot.spec import FloatArray, PolicySpec
 
 WeightsKind = Literal["float32", "float16", "bf16", "int8"]
-"""Format of a file's weights; see export/quantize.py."""
+"""Format of a file's weights; see ``to_onnx.store_weights``."""
 
 SPEC_KEY = "sacflow_robot.spec"
 FINGERPRINT_KEY = "sacflow_robot.fingerprint"

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sacflow_robot.calibrate.profile import load_profile
-from sacflow_robot.calibrate.profile_update import with_story, write_profile
+from sacflow_robot.calibrate.profile import load_profile, with_story, write_profile
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.spec import RobotSpec
 

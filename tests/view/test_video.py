@@ -10,8 +10,7 @@ import pytest
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import RobotSpec
-from sacflow_robot.view.caption import CAPTION_HEIGHT, Caption
-from sacflow_robot.view.video import VideoWriter
+from sacflow_robot.view.video import CAPTION_HEIGHT, Caption, VideoWriter
 
 
 def test_a_video_is_what_browsers_play(tmp_path: Path) -> None:

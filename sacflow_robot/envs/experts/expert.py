@@ -6,8 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sacflow_robot.envs.experts.demonstrator_style import QUALITIES, Quality, Style, draw_style
-from sacflow_robot.envs.experts.primitives import CLOSE, OPEN, Goal, Hand, Motion
+from sacflow_robot.envs.experts.primitives import CLOSE, OPEN, QUALITIES, Goal, Hand, Motion, Quality, Style, draw_style
 from sacflow_robot.envs.experts.scripts import SCRIPTS
 from sacflow_robot.envs.tasks import METERS_PER_ACTION, RADIANS_PER_ACTION
 from sacflow_robot.errors import UnknownNameError

@@ -1,7 +1,8 @@
-"""One simulated robot under the compiled control step."""
+"""One simulated robot under the compiled control step, its model without visual geoms, and a check against robosuite."""
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,10 +12,50 @@ import numpy.typing as npt
 
 from sacflow_robot.envs.fast import kernels, observation
 from sacflow_robot.envs.fast.compilation import compiling
-from sacflow_robot.envs.fast.plan import make_plan, stacked_check
+from sacflow_robot.envs.fast.plan import NotCoveredError, make_plan, stacked_check
 from sacflow_robot.envs.fast.step_data import ACTION, ARM, DELAYED, TERM_SIZES, Memory, Plan, Views
-from sacflow_robot.envs.fast.strip_visuals import strip_visuals
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.envs.state import StateLayout
+from sacflow_robot.episode import StepResult
+from sacflow_robot.spec import FloatArray, RobotSpec
+
+_MOVES = ("body_", "jnt_", "dof_", "actuator_", "eq_", "tendon_", "qpos", "site_pos", "site_quat", "site_bodyid")
+_OF_GEOMS = ("body_geom", "body_bvh", "body_rbound", "body_plugin", "dof_length")  # lists of geoms, not motion
+_GEOM = ("type", "contype", "conaffinity", "condim", "priority", "size", "pos", "quat", "friction", "solref", "solimp",
+         "solmix", "margin", "gap", "rbound", "aabb", "bodyid")  # fmt: skip
+
+
+def strip_visuals(suite: Any) -> mujoco.MjModel:
+    """The model of a robosuite environment without visual geoms and their meshes; it moves the same to the last bit.
+
+    MuJoCo clears a flag for every node of every mesh's bounding volumes in each step, 364 kB in the Panda's scene; without
+    the visual meshes it is 29 kB, and the whole model is 3 MB instead of 64. Bodies, joints, motors and sites keep their
+    ids, geoms do not.
+
+    Returns:
+        The stripped model; a copy of the whole one if anything that moves differs between the two.
+    """
+    whole = suite.sim.model._model
+    spec = mujoco.MjSpec.from_string(suite.model.get_xml())
+    spec.compiler.discardvisual = True
+    stripped = spec.compile()
+    stripped.body_pos[:] = whole.body_pos  # resets place bodies in the model itself
+    stripped.body_quat[:] = whole.body_quat
+    return stripped if _moves_the_same(stripped, whole) else copy.copy(whole)
+
+
+def _moves_the_same(stripped: mujoco.MjModel, whole: mujoco.MjModel) -> bool:
+    arrays = [
+        (getattr(stripped, name), getattr(whole, name))
+        for name in dir(whole)
+        if name.startswith(_MOVES) and not name.startswith(_OF_GEOMS)
+    ]
+    colliding = np.flatnonzero(whole.geom_contype | whole.geom_conaffinity)
+    kept = np.flatnonzero(stripped.geom_contype | stripped.geom_conaffinity)
+    if len(kept) != len(colliding):
+        return False
+    arrays += [(getattr(stripped, f"geom_{name}")[kept], getattr(whole, f"geom_{name}")[colliding]) for name in _GEOM]
+    arrays += [(getattr(stripped.opt, n), getattr(whole.opt, n)) for n in dir(whole.opt) if not n.startswith("_")]
+    return all(callable(a) or np.array_equal(a, b) for a, b in arrays)
 
 
 class CompiledTask:
@@ -151,3 +192,30 @@ class FastRobot:
             solved = bool(at_goal[done - 1]) and self.solved()
             given = given[given[:, 0] >= done * every] - np.eye(1, given.shape[1])[0] * done * every
         return Motion(made.observations[:done], made.joints[:done], made.states[:done], solved)
+
+
+CHECK_ACTION = np.array([0.3, -0.2, -0.5, 0.1, -0.3, 0.2, 1.0], np.float32)
+_TOLERANCE = 1e-9  # m, rad, and per second, after one control step
+
+
+def check_step(task: CompiledTask, layout: StateLayout, spec: RobotSpec, start: StepResult, stock: StepResult) -> None:
+    """Check the compiled step before it is used: from ``start``, ``CHECK_ACTION`` has to lead where it led the stock engine.
+
+    Raises:
+        NotCoveredError: The two differ.
+    """
+    assert start.state is not None and stock.state is not None
+    data = mujoco.MjData(task.model)
+    layout.write(start.state, task.model, data)
+    robot = FastRobot(task, task.model, data)
+    robot.begin(start.state)
+    first = robot.observe()
+    observations, states, solved = robot.execute(CHECK_ACTION[None].astype(np.float64))
+    difference = float(np.abs(states[0] - stock.state).max())
+    if not difference < _TOLERANCE:
+        raise NotCoveredError(f"it differs from robosuite's by {difference:.1e} after one step on this machine")
+    for compiled, result in ((first, start), (observations[0], stock)):
+        if not np.allclose(compiled, spec.flatten(result.observation), rtol=0, atol=1e-6):
+            raise NotCoveredError("it observes differently from robosuite on this machine")
+    if solved != stock.terminated:
+        raise NotCoveredError("it tells success differently from robosuite on this machine")

@@ -70,8 +70,8 @@ class HandEye:
 class Pictures:
     """Pictures of a board in the gripper."""
 
-    images: list[Image]  # gray pictures
-    grips: list[tuple[Array, Array]]  # the gripper's pose at each: position (3,) m and rotation (3, 3) in base
+    images: Sequence[Image]  # gray pictures
+    grips: Sequence[tuple[Array, Array]]  # the gripper's pose at each: position (3,) m and rotation (3, 3) in base
     camera: Array  # the camera's matrix (3, 3), px
     distortion: Array  # its distortion (5,), OpenCV's
 
@@ -105,28 +105,15 @@ def read_pictures(folder: Path) -> Pictures:
     return Pictures(images, grips, camera, distortion)
 
 
-def measure_handeye(
-    images: Sequence[Image],
-    grips: Sequence[tuple[Array, Array]],
-    camera: Array,
-    distortion: Array,
-    board: Board,
-) -> HandEye:
+def measure_handeye(pictures: Pictures, board: Board) -> HandEye:
     """The pose of a camera that stands beside the robot, from pictures of a board that the gripper holds.
-
-    Args:
-        images: Gray pictures.
-        grips: The gripper's pose at each: position (3,) m and rotation (3, 3) in base.
-        camera: The camera's matrix (3, 3), px.
-        distortion: Its distortion (5,), OpenCV's.
-        board: What the gripper holds.
 
     Raises:
         DataError: Too few pictures show the board, from poses too much alike, or the poses do not agree with the pictures.
     """
     import cv2
 
-    seen = _board_poses(images, grips, camera, distortion, board)
+    seen = _board_poses(pictures, board)
     turn = max((float(np.linalg.norm(matrix_to_vector(a[0][1].T @ b[0][1]))) for a in seen for b in seen), default=0.0)
     if turn < _LEAST_TURN_RAD:
         raise DataError(
@@ -146,7 +133,7 @@ def measure_handeye(
     scale = np.sqrt((len(seen) - 1) / len(seen))
     away = np.array([p - position for _, p in spreads])
     turned = np.array([matrix_to_vector(rotation.T @ r) for r, _ in spreads])
-    error, corners = _reprojection(seen, rotation, position, camera, distortion)
+    error, corners = _reprojection(seen, rotation, position, pictures)
     if error > _WORST_PX:
         raise DataError(
             f"the corners are {error:.1f} px from where the robot's poses put them, {_WORST_PX:g} at most are fine; "
@@ -159,38 +146,32 @@ def measure_handeye(
     )
 
 
-def _board_poses(
-    images: Sequence[Image], grips: Sequence[tuple[Array, Array]], camera: Array, distortion: Array, board: Board
-) -> list[_Seen]:
+def _board_poses(pictures: Pictures, board: Board) -> list[_Seen]:
     """Of every picture that shows enough of the board: grip, board in camera (rotation, position), corners and their places."""
     import cv2
 
     made = board.make()
     detector = cv2.aruco.CharucoDetector(made)
     seen: list[_Seen] = []
-    for image, grip in zip(images, grips, strict=True):
+    for image, grip in zip(pictures.images, pictures.grips, strict=True):
         corners, ids, _, _ = detector.detectBoard(image)
         if ids is None or len(ids) < _LEAST_CORNERS:
             continue
         places, points = made.matchImagePoints(corners, ids)
-        fine, turn, place = cv2.solvePnP(places, points, camera, distortion)
+        fine, turn, place = cv2.solvePnP(places, points, pictures.camera, pictures.distortion)
         if fine:
             parts = cv2.Rodrigues(turn)[0], place.reshape(3), points.reshape(-1, 2), places.reshape(-1, 3)
             a, b, c, d = (np.asarray(part, np.float64) for part in parts)
             seen.append((grip, a, b, c, d))
     if len(seen) < _LEAST_PICTURES:
         raise DataError(
-            f"{len(seen)} of {len(images)} pictures show the board well; at least {_LEAST_PICTURES} are needed"
+            f"{len(seen)} of {len(pictures.images)} pictures show the board well; at least {_LEAST_PICTURES} are needed"
         )
     return seen
 
 
 def _reprojection(
-    seen: list[_Seen],
-    rotation: Array,
-    position: Array,
-    camera: Array,
-    distortion: Array,
+    seen: list[_Seen], rotation: Array, position: Array, pictures: Pictures
 ) -> tuple[float, list[tuple[Array, Array]]]:
     import cv2
 
@@ -204,9 +185,9 @@ def _reprojection(
     squares: list[Array] = []
     for (at, turn), _, _, points, places in seen:
         world = (places @ turned.T + in_grip) @ turn.T + at
-        made = cv2.projectPoints((world - position) @ rotation, np.zeros(3), np.zeros(3), camera, distortion)[
-            0
-        ].reshape(-1, 2)
+        in_camera, still = (world - position) @ rotation, np.zeros(3)
+        made, _ = cv2.projectPoints(in_camera, still, still, pictures.camera, pictures.distortion)
+        made = made.reshape(-1, 2)
         corners.append((points, made.astype(np.float64)))
         squares.append(np.sum((points - made) ** 2, axis=1))
     return float(np.sqrt(np.mean(np.concatenate(squares)))), corners

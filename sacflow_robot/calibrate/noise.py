@@ -12,7 +12,7 @@ from sacflow_robot.calibrate.clocks import by_arrival_ns
 from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
-from sacflow_robot.utils.rotations import rotation_between
+from sacflow_robot.utils.rotations import normalize, rotation_between, without_jumps
 
 Array = npt.NDArray[np.float64]
 _LEAST_ROWS, _SETTLE_S, _REST_S = 100, 0.5, 3.0
@@ -60,8 +60,8 @@ def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise
         turned = np.zeros(seen.shape[1], bool)
         for start in array.quaternions:
             turned[start : start + 4] = True
-            vectors = rotation_between(np.broadcast_to(_mean_quat(seen[:, start : start + 4]), (len(seen), 4)),
-                                       seen[:, start : start + 4])  # fmt: skip
+            quats = without_jumps(seen[:, start : start + 4])
+            vectors = rotation_between(normalize(quats.mean(axis=0)), quats)
             _enter(values, density, f"sensors.{array.key}", "rad", _detrended(times, vectors), interval)
             readings[array.key] = vectors
         unit = "m" if array.unit.startswith("m") else "rad" if array.unit == "rad" else ""
@@ -157,9 +157,3 @@ def _biases(recording: Recording, rows: npt.NDArray[np.intp], forward: Forward) 
         "sensors.robot0_eef_pos.bias_m": (off.mean(axis=0), off.std(axis=0) / root),
         "sensors.robot0_eef_quat.bias_rad": (turned.mean(axis=0), turned.std(axis=0) / root),
     }
-
-
-def _mean_quat(quats: Array) -> Array:
-    signs = np.where(quats @ quats[0] < 0, -1.0, 1.0)
-    mean = (quats * signs[:, None]).mean(axis=0)
-    return np.asarray(mean / np.linalg.norm(mean))

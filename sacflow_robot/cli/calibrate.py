@@ -257,7 +257,7 @@ class Handeye(_Result):
         self._prepare("handeye")
         board = Board(self.columns, self.rows, self.square_m, self.marker_m, self.dictionary)
         pictures = read_pictures(self.images)
-        found = measure_handeye(pictures.images, pictures.grips, pictures.camera, pictures.distortion, board)
+        found = measure_handeye(pictures, board)
         from sacflow_robot.calibrate.figures import draw_handeye
 
         draw_handeye(found, self._plot("handeye"))

@@ -253,14 +253,14 @@ def _drawn(what: str, env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Pic
 
 
 def _write_video(path: Path, env: RobosuiteEnv, robot: RobotSpec, episode: Episode, title: str) -> None:
-    from sacflow_robot.view.video import CAPTION_HEIGHT, Caption, VideoWriter
+    from sacflow_robot.view.video import CAPTION_HEIGHT, Caption, write_video
 
     assert episode.states is not None
     caption = Caption(robot, episode, title)
     height, width = env.render().shape[:2]
-    with VideoWriter(path, robot.control_rate_hz, (width, height + CAPTION_HEIGHT)) as video:
+    with write_video(path, robot.control_rate_hz, (width, height + CAPTION_HEIGHT)) as add:
         for step, picture in enumerate(_drawn("video", env, episode.states)):
-            video.add(caption.draw(picture, step))
+            add(caption.draw(picture, step))
 
 
 def _write_recording(

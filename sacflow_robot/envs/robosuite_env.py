@@ -46,6 +46,8 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
 
     Attributes:
         engine: Code that steps it.
+        model: MuJoCo's model.
+        data: MuJoCo's data of the present state.
 
     Raises:
         UnknownNameError: No such task.
@@ -80,10 +82,10 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         self._suite._setup_references = lambda: None
         self._robot = self._suite.robots[0]
         self._substeps = round(self._suite.control_timestep / self._suite.model_timestep)
-        self._model = self._suite.sim.model._model
-        self._data = self._suite.sim.data._data
+        self.model: mujoco.MjModel = self._suite.sim.model._model
+        self.data: mujoco.MjData = self._suite.sim.data._data
         placed = [self._suite.sim.model.body_name2id(name) for name in self.task.placed_bodies]
-        self.layout = StateLayout(task, self._model.nq, self._model.nv, placed)
+        self.layout = StateLayout(task, self.model.nq, self.model.nv, placed)
         self._object_sensors, self._object_parts = _object_sensors(self._suite)
         self._steps = 0
         self._renderer: SceneRenderer | None = None
@@ -106,7 +108,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
                 raise UsageError("a robot model's dynamics need the compiled engine; leave out the stock engine")
             from sacflow_robot.envs.robot_dynamics import RobotDynamics
 
-            self._physics = RobotDynamics(self._model, self._compiled.plan)
+            self._physics = RobotDynamics(self.model, self._compiled.plan)
         assert self._compiled is not None
         self._compiled.plan = self._physics.apply(robot)
 
@@ -124,7 +126,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
     @property
     def joint_positions(self) -> npt.NDArray[np.float64]:
         """Joint positions (7,), rad."""
-        return np.array(self._data.qpos[self._robot._ref_joint_pos_indexes])
+        return np.array(self.data.qpos[self._robot._ref_joint_pos_indexes])
 
     def compile_task(self) -> CompiledTask:
         """The compiled step of the task, checked against one control step of the stock engine; the episode in progress is lost.
@@ -147,7 +149,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         from sacflow_robot.envs.fast.plan import NotCoveredError
 
         try:
-            self._compiled = FastRobot(self.compile_task(), self._model, self._data)
+            self._compiled = FastRobot(self.compile_task(), self.model, self.data)
         except NotCoveredError as error:
             self.engine = fall_back(self.task.name, str(error))
 
@@ -211,11 +213,11 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
 
     def state(self) -> State:
         """The simulator's state (S,), see ``StateLayout``; S = 32 for lift."""
-        return self.layout.read(self._model, self._data)
+        return self.layout.read(self.model, self.data)
 
     def observe_state(self, state: State) -> tuple[dict[str, FloatArray], bool]:
         """Observation and success flag of a logged state (S,); the episode in progress is lost."""
-        self.layout.write(state, self._model, self._data)
+        self.layout.write(state, self.model, self.data)
         return self.observe()
 
     def observe(self) -> tuple[dict[str, FloatArray], bool]:
@@ -224,16 +226,6 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
             return self.robot.unflatten(self._compiled.observe()), self._compiled.solved()
         return self._observe(), bool(self._suite._check_success())
 
-    @property
-    def model(self) -> mujoco.MjModel:
-        """MuJoCo's model."""
-        return self._model
-
-    @property
-    def data(self) -> mujoco.MjData:
-        """MuJoCo's data of the present state."""
-        return self._data
-
     def render(self) -> npt.NDArray[np.uint8]:
         """The scene as an RGB image (480, 640, 3).
 
@@ -241,8 +233,8 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
             InvalidValueError: Off-screen rendering does not work on this machine.
         """
         if self._renderer is None:
-            self._renderer = SceneRenderer(self._model)
-        return self._renderer.render(self._data)
+            self._renderer = SceneRenderer(self.model)
+        return self._renderer.render(self.data)
 
     def close(self) -> None:
         if self._renderer is not None:
@@ -252,7 +244,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
     def _restore(self, state: State) -> None:
         """Start from a state with fresh controllers, so that state and actions alone decide what follows."""
         self._steps = 0
-        self.layout.write(state, self._model, self._data)
+        self.layout.write(state, self.model, self.data)
         if self._compiled is not None:
             self._compiled.begin(state)
             return
@@ -262,12 +254,12 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         for gripper in self._robot.gripper.values():
             gripper.current_action = np.zeros(gripper.dof)
         # Loading the controllers left traces in the solver's warm start.
-        self.layout.write(state, self._model, self._data)
+        self.layout.write(state, self.model, self.data)
 
     def _control(self, action: npt.NDArray[np.float64]) -> None:
         """robosuite's own control step without its observables and proprioception buffers, which nothing here reads."""
         sim, controller = self._suite.sim, self._robot.composite_controller
-        low, high = self._model.actuator_ctrlrange.T
+        low, high = self.model.actuator_ctrlrange.T
         for substep in range(self._substeps):
             sim.step1()
             controller.update_state()
@@ -275,14 +267,14 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
                 controller.set_goal(action)
             for part, command in controller.run_controller(self._robot._enabled_parts).items():
                 index = self._robot._ref_actuators_indexes_dict[part]
-                self._data.ctrl[index] = np.clip(command, low[index], high[index])
+                self.data.ctrl[index] = np.clip(command, low[index], high[index])
             sim.step2()
         # Positions and contacts as of the state just reached; touches nothing that the next step reads.
-        mujoco.mj_kinematics(self._model, self._data)
-        mujoco.mj_collision(self._model, self._data)
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_collision(self.model, self.data)
 
     def _observe(self) -> dict[str, FloatArray]:
-        data = self._data
+        data = self.data
         side = self._robot.arms[0]
         eef_body = self._suite.sim.model.body_name2id(self._robot.robot_model.eef_name[side])
         arrays = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from sacflow_robot.calibrate.profile import load_profile
 from sacflow_robot.envs.randomization import Draws
 from sacflow_robot.envs.registry import get_robot
-from sacflow_robot.envs.vector import NoRobots, SubprocVectorEnv, ThreadVectorEnv, make_vector_env
+from sacflow_robot.envs.vector import NoRobots, ThreadVectorEnv, make_vector_env
 from sacflow_robot.envs.wrappers import ActionFilter
 from sacflow_robot.errors import UsageError
 from sacflow_robot.interfaces import VectorEnv
@@ -41,7 +41,7 @@ def training_envs(config: TrainConfig, robot: RobotSpec | None = None) -> Iterat
         yield envs, eval_envs
 
 
-def _envs(config: TrainConfig, count: int, draws: Draws | None) -> ThreadVectorEnv | SubprocVectorEnv:
+def _envs(config: TrainConfig, count: int, draws: Draws | None) -> ThreadVectorEnv:
     return make_vector_env(
         config.env,
         count,

@@ -25,7 +25,7 @@ import rerun as rr
 import rerun.blueprint as rrb
 from PIL import Image
 
-from sacflow_robot.episode import Episode, Source, StepFlag
+from sacflow_robot.episode import STEP_TIMES, Episode, Source, StepFlag
 from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import ArraySpec, RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
@@ -42,8 +42,6 @@ _PATHS = [(86, 156, 255), (255, 176, 46), (80, 200, 120), (200, 120, 220), (230,
 _AXIS_M = 0.05
 # Bits of a step's flags that are worth a line; where a chunk starts is not.
 _FLAGS = {StepFlag.LATE: "late", StepFlag.CLIPPED: "clipped", StepFlag.HELD: "held"}
-# Times of a step that a log may keep (T,), in the order in which they happen.
-_TIMES = {"received_ns": "received", "inferred_ns": "inferred", "sent_ns": "sent"}
 
 
 @dataclass(frozen=True)
@@ -90,12 +88,7 @@ def write_recording(
 
 
 def make_blueprint(robot: RobotSpec, contents: set[str]) -> rrb.Blueprint:
-    """Pictures and space on the left, curves in the middle, the episode's own text on the right.
-
-    Args:
-        robot: The robot.
-        contents: Top-level entities that there are.
-    """
+    """Pictures and space on the left, curves in the middle, the episode's own text on the right."""
     legend = rrb.PlotLegend(visible=False)
     left: list[rrb.View] = []
     if "camera" in contents:
@@ -106,36 +99,25 @@ def make_blueprint(robot: RobotSpec, contents: set[str]) -> rrb.Blueprint:
         rrb.TimeSeriesView(origin=f"/action/{name}", name=f"{name} (1 is {unit})")
         for name, unit in zip(robot.action_names, robot.action_units, strict=True)
     ]
-    curves: list[rrb.View | rrb.Container] = [
-        rrb.Grid(*actions, grid_columns=2, name="Proposed, human, commanded, measured")
-    ]
+    grid = rrb.Grid(*actions, grid_columns=2, name="Proposed, human, commanded, measured")
+    curves: list[rrb.View | rrb.Container] = [grid]
     if "world" in contents:
-        curves.append(
-            rrb.Vertical(
-                rrb.TimeSeriesView(origin="/observation/robot0_eef_pos", name="Position (m)"),
-                rrb.TimeSeriesView(origin="/observation/robot0_eef_quat", name="Orientation (quaternion x y z w)"),
-                name="Gripper",
-            )
-        )
+        position = rrb.TimeSeriesView(origin="/observation/robot0_eef_pos", name="Position (m)")
+        turn = rrb.TimeSeriesView(origin="/observation/robot0_eef_quat", name="Orientation (quaternion x y z w)")
+        curves.append(rrb.Vertical(position, turn, name="Gripper"))
     if "joints" in contents:
         curves.append(rrb.TimeSeriesView(origin="/joints", name="Joints (rad, fingers m)"))
     curves.append(rrb.TimeSeriesView(origin="/observation", name="Observation", plot_legend=legend))
-    if "timing" in contents:
-        curves.append(rrb.TimeSeriesView(origin="/timing", name="Timing (ms)"))
+    curves.append(rrb.TimeSeriesView(origin="/timing", name="Timing (ms)"))
     story = rrb.Vertical(
         rrb.TextDocumentView(origin="/episode", name="Episode"),
         rrb.TextLogView(origin="/events", name="Events"),
         rrb.TimeSeriesView(origin="/", contents=["/reward", "/source", "/flags"], name="Reward, source, flags"),
         row_shares=[3, 2, 2],
     )
-    columns: list[rrb.View | rrb.Container] = [
-        *([rrb.Vertical(*left)] if left else []),
-        rrb.Tabs(*curves, active_tab=0),
-        story,
-    ]
-    shares = [*([3.0] if left else []), 4.0, 2.0]
+    columns = [*([rrb.Vertical(*left)] if left else []), rrb.Tabs(*curves, active_tab=0), story]
     return rrb.Blueprint(
-        rrb.Horizontal(*columns, column_shares=shares),
+        rrb.Horizontal(*columns, column_shares=[3.0, 4.0, 2.0][-len(columns) :]),
         rrb.BlueprintPanel(state="collapsed"),
         rrb.SelectionPanel(state="collapsed"),
         rrb.TimePanel(state="expanded"),
@@ -150,26 +132,17 @@ class _Exporter:
         self._robot = robot
         self._episode = episode
         self._scene = scene
-        seconds = (episode.time_ns - episode.time_ns[0]) / 1e9
-        self._times = [
-            rr.TimeColumn("step", sequence=np.arange(len(episode) + 1)),
-            rr.TimeColumn("time", duration=seconds),
-        ]
-        self._step_times = [
-            rr.TimeColumn("step", sequence=np.arange(len(episode))),
-            rr.TimeColumn("time", duration=seconds[:-1]),
-        ]
-        self._seconds = seconds
+        self._seconds = (episode.time_ns - episode.time_ns[0]) / 1e9
 
     def contents(self) -> set[str]:
-        """The top-level entities that this episode will have."""
-        keys = {"action", "reward", "source", "events", "episode"}
-        keys |= {"camera"} if self._cameras() or self._scene.pictures else set()
-        keys |= {"joints"} if self._scene.joints or "robot0_joint_pos" in self._episode.observations else set()
-        keys |= {"world"} if self._scene.objects or "robot0_eef_pos" in self._episode.observations else set()
-        keys |= {"timing"} if len(self._timings()) else set()
-        keys |= {"flags"} if self._episode.flags is not None else set()
-        return keys
+        """The top-level entities that this episode has, of those that not every episode has."""
+        seen = self._episode.observations
+        there = {
+            "camera": self._cameras() or self._scene.pictures,
+            "joints": self._scene.joints or "robot0_joint_pos" in seen,
+            "world": self._scene.objects or "robot0_eef_pos" in seen,
+        }
+        return {name for name, content in there.items() if content}
 
     def send(self, title: str) -> None:
         self._send_text(title)
@@ -224,7 +197,7 @@ class _Exporter:
     ) -> None:
         """A frame that moves, three axes that move with it, and its whole path, which does not."""
         pose = rr.Transform3D.columns(translation=positions, quaternion=quaternions)
-        self._stream.send_columns(entity, self._times, pose)
+        self._stream.send_columns(entity, self._times(len(positions)), pose)
         axes = rr.Arrows3D(vectors=np.eye(3) * _AXIS_M, colors=_AXES, radii=0.002)
         self._stream.log(f"{entity}/axes", axes, static=True)
         name = entity.rpartition("/")[2]
@@ -243,11 +216,11 @@ class _Exporter:
         """Spans of each step (T,), ms: its period, and the times of its events after its observation."""
         episode = self._episode
         spans = {"period": np.diff(episode.time_ns) / 1e6}
-        for column, name in _TIMES.items():
-            times = getattr(episode, column, None)
+        for column in STEP_TIMES:
+            times = getattr(episode, column)
             if times is not None:
-                after = (np.asarray(times, np.int64) - episode.time_ns[:-1]) / 1e6
-                spans[name] = np.where(np.asarray(times) < 0, np.nan, after)  # negative: nobody took it
+                after = (times - episode.time_ns[:-1]) / 1e6
+                spans[column.removesuffix("_ns")] = np.where(times < 0, np.nan, after)  # negative: nobody took it
         return spans
 
     def _send_events(self) -> None:
@@ -277,6 +250,10 @@ class _Exporter:
     def _cameras(self) -> dict[str, npt.NDArray[Any]]:
         return {a.key: self._episode.observations[a.key] for a in self._robot.observations if _is_picture(a)}
 
+    def _times(self, rows: int) -> list[rr.TimeColumn]:
+        steps, seconds = np.arange(rows), self._seconds[:rows]
+        return [rr.TimeColumn("step", sequence=steps), rr.TimeColumn("time", duration=seconds)]
+
     def _set_time(self, step: int) -> None:
         self._stream.set_time("step", sequence=step)
         self._stream.set_time("time", duration=float(self._seconds[step]))
@@ -285,8 +262,8 @@ class _Exporter:
         self, entity: str, values: npt.NDArray[Any], name: str, color: tuple[int, int, int] | None = None
     ) -> None:
         """A curve; rows (T,) of steps or (T + 1,) of observations."""
-        times = self._step_times if len(values) == len(self._episode) else self._times
         self._stream.log(entity, rr.SeriesLines(names=[name], colors=None if color is None else [color]), static=True)
+        times = self._times(len(values))
         self._stream.send_columns(entity, times, rr.Scalars.columns(scalars=np.asarray(values, np.float64)))
 
 

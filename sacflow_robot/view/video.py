@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import numpy as np
@@ -16,10 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 from sacflow_robot.episode import Episode, Source
 from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import RobotSpec
+from sacflow_robot.utils.atomic_files import replacing
+
+Picture = npt.NDArray[np.uint8]
 
 # A constant quality at which a rendered scene shows no blocks; smaller is better.
 _QUALITY = {"crf": "20", "preset": "medium"}
-_FAILURES = OSError, av.error.FFmpegError
 
 CAPTION_HEIGHT = 40
 """Height that it adds to a picture, in pixels."""
@@ -51,7 +52,7 @@ class Caption:
         self._title = title
         self._font = ImageFont.load_default(_TEXT)
 
-    def draw(self, image: npt.NDArray[np.uint8], step: int) -> npt.NDArray[np.uint8]:
+    def draw(self, image: Picture, step: int) -> Picture:
         """The image (height, width, 3) of observation ``step`` (0 to T), with the strip added under it."""
         height, width = image.shape[:2]
         picture = Image.new("RGB", (width, height + CAPTION_HEIGHT), _STRIP)
@@ -89,8 +90,9 @@ class Caption:
         draw.ellipse((dot, middle - 4, dot + 8, middle + 4), fill=color)
 
 
-class VideoWriter:
-    """A video that appears under its name once it is whole; use it as a context manager.
+@contextmanager
+def write_video(path: Path, rate_hz: float, size: tuple[int, int]) -> Iterator[Callable[[Picture], None]]:
+    """Write a video that appears under its name once it is whole; yields what adds a frame, RGB (height, width, 3).
 
     Args:
         path: File that ends in ``.mp4``.
@@ -100,42 +102,20 @@ class VideoWriter:
     Raises:
         DataError: It cannot be written there.
     """
-
-    def __init__(self, path: Path, rate_hz: float, size: tuple[int, int]) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.stem}.partial.mp4")
-        with self._failures():
-            self._partial.touch()  # a folder that takes no file is found out now, and not with the first frame
+    try:
+        with replacing(path) as partial:
+            partial.touch()  # a folder that takes no file is found out now, and not with the first frame
             # The index goes to the front, so that a browser plays before it has the whole file.
-            self._file = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
-        self._stream = self._file.add_stream("libx264", Fraction(rate_hz).limit_denominator(1000), options=_QUALITY)
-        self._stream.width, self._stream.height = size
-        self._stream.pix_fmt = "yuv420p"
+            with av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as file:
+                stream = file.add_stream("libx264", Fraction(rate_hz).limit_denominator(1000), options=_QUALITY)
+                stream.width, stream.height = size
+                stream.pix_fmt = "yuv420p"
 
-    def add(self, image: npt.NDArray[np.uint8]) -> None:
-        """Add one frame, RGB (height, width, 3)."""
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        with self._failures():
-            self._file.mux(self._stream.encode(frame))
+                def add(image: Picture) -> None:
+                    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                    file.mux(stream.encode(frame))
 
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                with self._failures():
-                    self._file.mux(self._stream.encode(None))
-                    self._file.close()
-                    self._partial.replace(self._path)
-        finally:
-            with suppress(*_FAILURES):
-                self._file.close()
-            self._partial.unlink(missing_ok=True)
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        try:
-            yield
-        except _FAILURES as error:
-            raise DataError(f"cannot write a video at {self._path}: {one_line(error)}") from None
+                yield add
+                file.mux(stream.encode(None))
+    except (OSError, av.error.FFmpegError) as error:
+        raise DataError(f"cannot write a video at {path}: {one_line(error)}") from None

@@ -11,15 +11,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.errors import DataError, InvalidValueError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 # What parsing JSON of the wrong form raises.
 _UNREADABLE = KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
@@ -135,24 +132,21 @@ class RobotSpec:
                     f"robot {self.robot!r}: action {name} goes from {low:g} to {high:g}; expected bounds, so that a policy "
                     "can learn what lies between them"
                 )
-        ones = (1.0,) * self.action_dim
-        return replace(self, action_low=tuple(-one for one in ones), action_high=ones)
+        return replace(self, action_low=(-1.0,) * self.action_dim, action_high=(1.0,) * self.action_dim)
 
     def to_unit(self, actions: FloatArray) -> FloatArray:
         """Actions (..., A) of the robot as -1 to 1, from lower to upper bound."""
         if self.has_unit_actions:
             return actions
         middle, half = self.action_scale
-        unit: FloatArray = np.clip((actions - middle) / half, -1, 1).astype(np.float32)
-        return unit
+        return np.clip((actions - middle) / half, -1, 1).astype(np.float32)
 
     def from_unit(self, unit: FloatArray) -> FloatArray:
         """Inverse of :meth:`to_unit`, within the bounds."""
         if self.has_unit_actions:
             return unit
         middle, half = self.action_scale
-        actions: FloatArray = np.clip(middle + half * unit, *self.action_bounds).astype(np.float32)
-        return actions
+        return np.clip(middle + half * unit, *self.action_bounds).astype(np.float32)
 
     def to_json(self) -> str:
         return _canonical(self)
@@ -167,27 +161,16 @@ class RobotSpec:
         try:
             arrays = tuple(
                 ArraySpec(
-                    str(a["key"]),
-                    tuple(int(n) for n in a["shape"]),
-                    str(a["unit"]),
-                    str(a["frame"]),
-                    str(a["dtype"]),
-                    tuple(int(n) for n in a.get("quaternions", ())),
+                    *(str(a["key"]), tuple(map(int, a["shape"])), str(a["unit"]), str(a["frame"]), str(a["dtype"])),
+                    tuple(map(int, a.get("quaternions", ()))),
                 )
                 for a in data["observations"]
             )
-            spec = RobotSpec(
-                robot=str(data["robot"]),
-                task=str(data["task"]),
-                controller=str(data["controller"]),
-                control_rate_hz=float(data["control_rate_hz"]),
-                observations=arrays,
-                action_names=tuple(map(str, data["action_names"])),
-                action_units=tuple(map(str, data["action_units"])),
-                action_low=tuple(map(float, data["action_low"])),
-                action_high=tuple(map(float, data["action_high"])),
-            )
-            per_action = {len(getattr(spec, f"action_{name}")) for name in ("names", "units", "low", "high")}
+            robot, task, controller = (str(data[name]) for name in ("robot", "task", "controller"))
+            names, units = (tuple(map(str, data[name])) for name in ("action_names", "action_units"))
+            low, high = (tuple(map(float, data[name])) for name in ("action_low", "action_high"))
+            spec = RobotSpec(robot, task, controller, float(data["control_rate_hz"]), arrays, names, units, low, high)
+            per_action = {len(values) for values in (names, units, low, high)}
             extents = [n for array in arrays for n in array.shape]
             if len(per_action) != 1 or not arrays or not all(1 <= n <= _MOST for n in (*extents, *per_action)):
                 raise ValueError("array shapes or action dimensions are out of range")
@@ -197,9 +180,8 @@ class RobotSpec:
                 raise ValueError(f"control_rate_hz {spec.control_rate_hz}")
             return spec
         except _UNREADABLE as error:
-            raise DataError(
-                f"arm specification cannot be read ({error!r}); was it written by another version?"
-            ) from None
+            reason = f"arm specification cannot be read ({error!r}); was it written by another version?"
+            raise DataError(reason) from None
 
     def differences(self, other: RobotSpec) -> list[str]:
         """Each field in which ``other`` differs, as ``"field: mine, theirs"``; empty when the two fit."""

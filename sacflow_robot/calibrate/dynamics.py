@@ -170,18 +170,16 @@ def identify(
     sigma: tuple[float, float, float],
     *,
     before: RobotParameters | None = None,
-    held_out_share: float = 0.25,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Fit:
     """Fit a robot model to windows, and look at those kept aside.
 
     Args:
         predictors: The simulator.
-        windows: The recording's; every fourth or so is kept aside.
+        windows: The recording's; every fourth is kept aside.
         start: What is known before; the simulator's own values stand for the rest.
         sigma: Noise of position (m), rotation (rad) and joint readings (rad).
         before: What the errors before are of; the simulator's own robot, without delay, if None.
-        held_out_share: Share of windows kept aside.
         progress: Told the share done.
 
     Raises:
@@ -195,9 +193,8 @@ def identify(
             f"the gripper moves by {1e3 * traveled:.1f} mm per motion, against {1e3 * sigma[0]:.2f} mm of noise; "
             "too little to identify a robot: move it further, or calibrate noise first"
         )
-    every = max(2, round(1 / held_out_share))
-    held = [w for i, w in enumerate(windows) if i % every == every - 1]
-    fitted = [w for i, w in enumerate(windows) if i % every != every - 1]
+    held = [w for i, w in enumerate(windows) if i % 4 == 3]
+    fitted = [w for i, w in enumerate(windows) if i % 4 != 3]
     sigma = max(sigma[0], _FLOOR_M), max(sigma[1], _FLOOR_RAD), max(sigma[2], _FLOOR_JOINT_RAD)
     problems = [Problem(predictors, [cut(w, length) for w in fitted], start, sigma) for length in _LENGTHS_S]
     count, most, problem = 0, sum(map(sum, _STEPS)) + 1, problems[-1]
@@ -245,15 +242,13 @@ def identify(
 def _read(problem: Problem, x: Array, spread_u: Array) -> tuple[Array, Array, Array]:
     """Values, spreads, and what shares of those count (P,), in the quantities' units."""
     values, spread, reference = [], [], []
+    least = {DELAY: 50.0, "controller.actuator_delay_ms": 15.0, "payload.mass_kg": SMALLEST_MASS_KG}
     mass = next(float(u) for p, u in zip(problem.parameters, x, strict=True) if p.name == "payload.mass_kg")
     for p, u, s in zip(problem.parameters, x, spread_u, strict=True):
         value = float(np.exp(u)) if p.logarithmic else float(u)
         values.append(value)
         spread.append(value * s if p.logarithmic else s)
-        least = {DELAY: 50.0, "controller.actuator_delay_ms": 15.0, "payload.mass_kg": SMALLEST_MASS_KG}.get(
-            p.name, 1e-6
-        )
-        reference.append(0.1 * max(mass, SMALLEST_MASS_KG) if p.name == MOMENT else max(value, least))
+        reference.append(0.1 * max(mass, SMALLEST_MASS_KG) if p.name == MOMENT else max(value, least.get(p.name, 1e-6)))
     return np.array(values), np.array(spread), np.array(reference)
 
 

@@ -119,10 +119,10 @@ class _Motions:
     after_s: float
     weight: float  # independent readings per row
 
-    def around(self, delay: float, before_s: float | None = None, after_s: float | None = None) -> _Motions:
+    def around(self, delay: float, before_s: float | None = None, after_s: float = 0.0) -> _Motions:
         """Only the rows around a delay."""
-        before, after = before_s or self.before_s, max(after_s or 0.0, self.after_s)
-        near = (self.times > delay - before) & (self.times < delay + after)
+        near = self.times > delay - (before_s or self.before_s)
+        near &= self.times < delay + max(after_s, self.after_s)
         return replace(self, times=self.times[near], rows=self.rows[:, near])
 
 
@@ -146,15 +146,13 @@ def measure_latency(recording: Recording) -> Latency:
             f"{1e3 * spread:.1f} ms only, {1e3 * _WORST_S:g} are wanted; run longer, or with larger motions"
         )
     seen, fitted = _scaled(motions, round_trip, rate)
-    if way is None:
-        return Latency(
-            np.empty(0), each, max(0.0, round_trip), spread, spread, motions.times, seen, fitted, round_trip, None
-        )
-    clock = measure_offset(way, round_trip)
-    least = way.offset_ns / 1e9 + clock.offset_s  # of an observation
-    # Seen at the first look after it arrived: half a look late on average.
-    late = (recording.received_ns - way.arrival_ns(recording.time_ns))[known] / 1e9 + least - LOOK_NS / 2e9
-    unsure = float(np.hypot(spread, clock.spread_s if clock.differs else 0.0))
+    clock, least, late, unsure = None, 0.0, np.empty(0), spread
+    if way is not None:
+        clock = measure_offset(way, round_trip)
+        least = way.offset_ns / 1e9 + clock.offset_s  # of an observation
+        # Seen at the first look after it arrived: half a look late on average.
+        late = (recording.received_ns - way.arrival_ns(recording.time_ns))[known] / 1e9 + least - LOOK_NS / 2e9
+        unsure = float(np.hypot(spread, clock.spread_s if clock.differs else 0.0))
     return Latency(
         np.maximum(late, 0), each - least, max(0.0, round_trip - least), spread, unsure, motions.times, seen, fitted,
         round_trip, clock,
@@ -201,11 +199,8 @@ def _motions(recording: Recording, times_ns: npt.NDArray[np.int64]) -> _Motions:
     for first, end in bursts(recording):
         begin = first + 1
         goal = float(np.linalg.norm(moved[begin]))
-        if (
-            end - begin < 3
-            or not np.allclose(moved[begin : begin + 3], moved[begin], rtol=1e-3, atol=1e-5)
-            or goal < 1e-3
-        ):
+        held = end - begin >= 3 and np.allclose(moved[begin : begin + 3], moved[begin], rtol=1e-3, atol=1e-5)
+        if not held or goal < 1e-3:
             continue  # the safety filter changed the step, or it was not held long enough
         at = seen_s - sent_s[begin]
         near = (at > times[0] - 2 * interval) & (at < times[-1] + 2 * interval)
@@ -239,9 +234,7 @@ def _fit(motions: _Motions) -> tuple[float, float, Array]:
         gains.append(np.sum(_cost(part, delay, None) - _cost(part, delay, _RATE_PER_S)))
     delay, off = float(tried[int(np.argmax(gains))]), np.arange(-_NEAR_S, _NEAR_S + _FINE_S / 2, _FINE_S)
     unlikely = (np.log(_RATES_PER_S / _RATE_PER_S) / _RATE_LOG_SPREAD) ** 2 / 2
-    for _ in range(
-        5
-    ):  # the readings looked at are those around the delay, so that costs of other ones cannot be compared
+    for _ in range(5):  # readings looked at are those around the delay, so that costs of other ones cannot be compared
         part = motions.around(delay)
         costs = np.array([[_cost(part, delay + o, rate) for o in off] for rate in _RATES_PER_S])
         i, j = np.unravel_index(np.argmin(costs.sum(axis=2) + unlikely[:, None]), costs.shape[:2])
@@ -280,11 +273,9 @@ def _beginning(time: Array, rate: float) -> Array:
 def _scaled(motions: _Motions, delay: float, rate: float) -> tuple[Array, Array]:
     """Motions (B, R) along the way that they begin, less what went on, in units of it; and what is fitted (R,)."""
     part = motions.around(delay)
-    fitted = _beginning(part.times - delay, rate)
-    columns = np.column_stack([_smooth(part, delay), fitted])
+    columns = np.column_stack([_smooth(part, delay), _beginning(part.times - delay, rate)])
     found = np.einsum("kr,brc->bkc", np.linalg.pinv(columns), part.rows)
     smooth = np.einsum("rk,bkc->brc", _smooth(motions, delay), found[:, :-1])
     along = np.einsum("brc,bc->br", motions.rows - smooth, found[:, -1])
-    return along / np.maximum(np.sum(found[:, -1] ** 2, axis=1), 1e-12)[:, None], _beginning(
-        motions.times - delay, rate
-    )
+    scale = np.maximum(np.sum(found[:, -1] ** 2, axis=1), 1e-12)[:, None]
+    return along / scale, _beginning(motions.times - delay, rate)

@@ -55,19 +55,13 @@ class Predicted:
 
 
 class Predictor:
-    """The simulator as a function from commands and a model to motion, without objects to touch.
-
-    Args:
-        task: The task whose enable it is.
-    """
+    """The simulator of a task as a function from commands and a model to motion, without objects to touch."""
 
     def __init__(self, task: str) -> None:
         self._env = RobosuiteEnv(task, engine="compiled", step_rate_hz=500)
         self._robot = self._env.compiled
         self._env.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
-        home = self._env.begin(0).state
-        assert home is not None
-        self._home = home
+        self._home = np.asarray(self._env.begin(0).state)
         self._step_s = float(self._env.model.opt.timestep)
         plan = self._robot.plan
         self._joints, self._dofs, self._site = plan.joints, plan.dofs, plan.grip_site
@@ -140,11 +134,11 @@ class Predictor:
 def make_windows(
     recording: Recording, pieces: Sequence[tuple[int, int]], predictor: Predictor, delay_s: float
 ) -> list[Window]:
-    """The windows of a recording: first and one past the last command of each.
+    """The windows of a recording.
 
     Args:
         recording: What was observed.
-        pieces: Which commands.
+        pieces: First and one past the last command of each.
         predictor: For robots that do not observe their joints.
         delay_s: From sending a command to acting on it, as far as is known.
     """
@@ -176,18 +170,8 @@ def make_windows(
             [sent_s[first:end] - begin_s, recording.valid_ns[first:end] / 1e9, recording.actions[first:end]]
         ).astype(np.float64)
         rows = joints[seen].astype(np.float64) if joints is not None else None
-        found.append(
-            Window(
-                commands,
-                start,
-                rest,
-                robot_s[seen] - begin_s,
-                position[seen],
-                normalize(quat[seen]),
-                rows,
-                until_s + 0.02,
-            )
-        )
+        time_s, turned = robot_s[seen] - begin_s, normalize(quat[seen])
+        found.append(Window(commands, start, rest, time_s, position[seen], turned, rows, until_s + 0.02))
     return found
 
 

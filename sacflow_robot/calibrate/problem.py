@@ -69,11 +69,7 @@ class Problem:
     """
 
     def __init__(
-        self,
-        predictors: Predictors,
-        windows: Sequence[Window],
-        start: RobotParameters,
-        sigma: tuple[float, float, float],
+        self, predictors: Predictors, windows: Sequence[Window], start: RobotParameters, sigma: tuple[float, ...]
     ) -> None:
         self._predictors, self._windows, self._sigma = predictors, [_thinned(w) for w in windows], sigma
         self._last: tuple[Array, Array] | None = None  # where the Jacobian was found last, and that of the data
@@ -83,8 +79,8 @@ class Problem:
         self.base = predictors.first.nominal.having(start.part("controller", "joints", "payload").values)
         self.parameters = parameters(windows[0].joints is not None)
         self.origin = np.array([self._fitted_unit(p, start) for p in self.parameters])
-        bounds = np.array([self._bounds(p) for p in self.parameters])
-        self.low, self.high = bounds.T
+        bounds = [np.log([p.low, p.high]) if p.logarithmic else (p.low, p.high) for p in self.parameters]
+        self.low, self.high = np.array(bounds).T
         self.origin = np.clip(self.origin, self.low + 1e-6, self.high - 1e-6)
         self.prior = np.array([p.prior for p in self.parameters])
 
@@ -101,9 +97,6 @@ class Problem:
         assert found is not None
         value = float(found[p.index or 0])
         return float(np.log(max(value, 1e-3))) if p.logarithmic else value
-
-    def _bounds(self, p: Parameter) -> tuple[float, float]:
-        return (float(np.log(p.low)), float(np.log(p.high))) if p.logarithmic else (p.low, p.high)
 
     def model(self, x: Array) -> tuple[RobotParameters, float]:
         """The robot model and command delay (s) that fitted units (P,) stand for."""
@@ -154,10 +147,8 @@ class Problem:
         if "payload.mass_kg" in found and all(known for _, known in moment):
             center = model.array("payload.center_m")
             assert center is not None
-            found["payload.center_m"] = (
-                center,
-                np.array([s for s, _ in moment]) / max(found["payload.mass_kg"][0][0], 0.05),
-            )
+            spreads = np.array([s for s, _ in moment])
+            found["payload.center_m"] = center, spreads / max(found["payload.mass_kg"][0][0], 0.05)
         return found
 
     def jacobian(self, x: Array) -> Array:
@@ -186,23 +177,19 @@ def cut(window: Window, length_s: float) -> Window:
     """The beginning of a window; all of a shorter one."""
     first = float(window.time_s[0])
     rows = window.time_s <= first + length_s
-    joints = None if window.joints is None else window.joints[rows]
-    seconds = min(window.seconds, first + length_s + 0.02)
-    return replace(
-        window, time_s=window.time_s[rows], position=window.position[rows], quat=window.quat[rows], joints=joints,
-        seconds=seconds,
-    )  # fmt: skip
+    return replace(_only(window, rows), seconds=min(window.seconds, first + length_s + 0.02))
 
 
 def _thinned(window: Window) -> Window:
-    rows = np.flatnonzero(np.append(True, np.diff(np.floor(window.time_s / _ROWS_EVERY_S)) > 0))
-    joints = None if window.joints is None else window.joints[rows]
-    return replace(
-        window, time_s=window.time_s[rows], position=window.position[rows], quat=window.quat[rows], joints=joints
-    )
+    return _only(window, np.append(True, np.diff(np.floor(window.time_s / _ROWS_EVERY_S)) > 0))
 
 
-def _residual(window: Window, made: Predicted, sigma: tuple[float, float, float]) -> Array:
+def _only(window: Window, rows: npt.NDArray[np.bool_]) -> Window:
+    names = [name for name in ("time_s", "position", "quat", "joints") if getattr(window, name) is not None]
+    return replace(window, **{name: getattr(window, name)[rows] for name in names})
+
+
+def _residual(window: Window, made: Predicted, sigma: tuple[float, ...]) -> Array:
     """Differences in standard deviations. With joint readings, poses say nothing more, and may be biased."""
     if window.joints is not None:
         return ((made.joints - window.joints) / sigma[2]).reshape(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,24 +50,12 @@ class Recording:
         if (np.diff(self.time_ns) <= 0).any() or (np.diff(self.sent_ns) <= 0).any():
             raise DataError("the recording's times do not increase; was its clock set back, or are they of two clocks?")
 
-    @property
-    def seconds(self) -> float:
-        return float(self.time_ns[-1] - self.time_ns[0]) / 1e9
-
     def save(self, path: Path) -> None:
         """Write it as one .npz file."""
-        columns = {f"observation.{key}": rows for key, rows in self.observations.items()}
+        columns = {name: getattr(self, name) for name in ("time_ns", "received_ns", "sent_ns", "valid_ns", "actions")}
+        columns |= {f"observation.{key}": rows for key, rows in self.observations.items()}
         with replacing(path) as partial, partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                robot=np.array(self.robot.to_json()),
-                time_ns=self.time_ns,
-                received_ns=self.received_ns,
-                sent_ns=self.sent_ns,
-                valid_ns=self.valid_ns,
-                actions=self.actions,
-                **columns,
-            )
+            np.savez_compressed(file, robot=np.array(self.robot.to_json()), **columns)
 
     @staticmethod
     def load(path: Path) -> Recording:
@@ -75,8 +64,6 @@ class Recording:
         Raises:
             DataError: It cannot be read.
         """
-        import json
-
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}

@@ -109,11 +109,7 @@ def _unknown(name: str) -> str:
     if section not in SECTIONS:
         return f"unknown section {section!r}; known are {', '.join(SECTIONS)}"
     own = rest.split(".")[-1]
-    known = (
-        list(SENSOR_QUANTITIES)
-        if section == "sensors"
-        else [q.split(".")[1] for q in QUANTITIES if q.startswith(f"{section}.")]
-    )
+    known = [q.split(".")[1] for q in QUANTITIES if q.startswith(f"{section}.")] or list(SENSOR_QUANTITIES)
     bare = re.sub(r"_(ms|s|m|mm|rad|deg|nm|kg|ratio|px)$", "", own)
     meant = [q for q in known if q == own or q.startswith((f"{own}_", f"{bare}_"))]
     if meant:

@@ -59,15 +59,16 @@ class ScriptedExpert:
         hand, style, rng = self._hand, self._hand.style, self._rng
         hand.see(observation)
         self._tremor = _TREMOR_MEMORY * self._tremor + np.sqrt(1 - _TREMOR_MEMORY**2) * rng.normal(0, style.tremor, 3)
+        idle = np.array([0, 0, 0, 0, 0, 0, self._gripper], np.float32)
         if self._pause > 0:
             self._pause -= 1
-            return np.array([0, 0, 0, 0, 0, 0, self._gripper], np.float32)
+            return idle
         if rng.uniform() < style.pause_rate:
             self._pause = int(rng.integers(2, 9))
         goal = next(self._goals, None)
         if goal is None:
             self.done = True
-            return np.array([0, 0, 0, 0, 0, 0, self._gripper], np.float32)
+            return idle
         self._gripper = goal.gripper
         return self._command(goal, style)
 
@@ -81,8 +82,7 @@ class ScriptedExpert:
         turn = rng.normal(0, 0.15 * style.jitter, 3)
         if goal.yaw is not None:
             turn += style.gain * hand.turn_to(goal.yaw) / RADIANS_PER_ACTION
-        action: FloatArray = np.clip(np.concatenate([move, turn, [goal.gripper]]), -1, 1).astype(np.float32)
-        return action
+        return np.clip(np.concatenate([move, turn, [goal.gripper]]), -1, 1).astype(np.float32)
 
     def _attempts(self) -> Motion:
         while not (yield from self._script(self._hand)):

@@ -93,18 +93,12 @@ Motion = Generator[Goal, None, bool]
 
 
 class Hand:
-    """The gripper and the objects as of the latest observation, in the world frame.
-
-    Attributes:
-        style: Style of the present attempt.
-        rng: Draws everything random in the attempt.
-        first_way: True if this episode shows the first of two ways of doing the task.
-    """
+    """The gripper and the objects as of the latest observation, in the world frame."""
 
     def __init__(self, style: Style, rng: np.random.Generator, first_way: bool) -> None:
-        self.style = style
+        self.style = style  # of the present attempt
         self.rng = rng
-        self.first_way = first_way
+        self.first_way = first_way  # whether this episode shows the first of two ways of doing the task
         self.position = np.zeros(3)
         self.rotation = _DOWN
         self.opening = 0.0
@@ -193,13 +187,7 @@ class Hand:
         return self.opening > _EMPTY
 
     def grasp(
-        self,
-        at: Callable[[], Vector],
-        miss: Vector,
-        yaw: float | None,
-        *,
-        clearance: float = 0.0,
-        within: float = 0.03,
+        self, at: Callable[[], Vector], miss: Vector, yaw: float | None, *, clearance: float = 0.0, within: float = 0.03
     ) -> Motion:
         """Reach over a point, come down to it, and close; True if something is held.
 

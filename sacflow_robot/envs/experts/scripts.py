@@ -177,10 +177,4 @@ def door(hand: Hand) -> Motion:
     return False
 
 
-SCRIPTS: dict[str, Callable[[Hand], Motion]] = {
-    "lift": lift,
-    "stack": stack,
-    "can": can,
-    "square": square,
-    "door": door,
-}
+SCRIPTS = {"lift": lift, "stack": stack, "can": can, "square": square, "door": door}

@@ -24,6 +24,7 @@ _UNREADABLE = KeyError, TypeError, ValueError, AttributeError, OverflowError, Re
 _MOST = 1_000_000  # a chunk length, number of Euler steps or extent beyond this is damage
 
 FloatArray = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float64]
 Observation = Mapping[str, FloatArray]
 
 Engine = Literal["stock", "compiled"]

@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from sacflow_robot.calibrate.recording import AHEAD_NS, LATEST_NS, Recording, is_other_clock
 from sacflow_robot.errors import DataError
-
-Array = npt.NDArray[np.float64]
+from sacflow_robot.spec import Array
 
 _LEAST_ROWS, _PIECES, _PER_PIECE = 50, 20, 10
 _TOLERANCE_S = (

@@ -22,8 +22,7 @@ from sacflow_robot.calibrate.recording import Recording, bursts
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
-
-Array = npt.NDArray[np.float64]
+from sacflow_robot.spec import Array
 
 IDENTIFIED_SHARE = 1 / 30
 """A parameter counts as identified if one standard deviation is at most this share of its value: three are 10 %."""

@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from sacflow_robot.calibrate.predict import Predicted, Predictors, Window, make_windows
 from sacflow_robot.calibrate.recording import Recording, bursts
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.errors import DataError
-
-Array = npt.NDArray[np.float64]
+from sacflow_robot.spec import Array
 
 CAUSES = "delay", "gain", "friction", "payload", "noise", "pose_bias"
 _PIECE_S, _MOST_WINDOWS = 1.0, 12

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import yaml
 
 from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import matrix_to_vector, vector_to_matrix
 
-Array = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
 _LEAST_PICTURES, _LEAST_CORNERS, _LEAST_TURN_RAD = 6, 6, 0.35
 _WORST_PX = 3.0

@@ -21,9 +21,9 @@ from sacflow_robot.calibrate.recording import LOOK_NS, Recording, bursts
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
 from sacflow_robot.serve.client import PolicyClient
+from sacflow_robot.spec import Array
 from sacflow_robot.utils.seeding import chunk_noise
 
-Array = npt.NDArray[np.float64]
 COMMAND_DELAY = "transport.command_delay_ms"
 
 _STEP_S = 0.002

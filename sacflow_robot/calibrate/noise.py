@@ -12,9 +12,9 @@ from sacflow_robot.calibrate.clocks import by_arrival_ns
 from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
+from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import normalize, rotation_between, without_jumps
 
-Array = npt.NDArray[np.float64]
 _LEAST_ROWS, _SETTLE_S, _REST_S = 100, 0.5, 3.0
 Forward = Callable[[Array], tuple[Array, Array]]
 

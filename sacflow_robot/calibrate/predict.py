@@ -24,9 +24,9 @@ from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
+from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import normalize, rotation_between, without_jumps
 
-Array = npt.NDArray[np.float64]
 _STATE_SPAN_S = 0.06  # readings on either side from which a state is estimated
 _IK_STEPS, _IK_DAMPING = 60, 1e-3
 

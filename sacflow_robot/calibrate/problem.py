@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from sacflow_robot.calibrate.predict import Predicted, Predictors, Window
 from sacflow_robot.envs.robot_parameters import JOINTS, RobotParameters
+from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import rotation_between
-
-Array = npt.NDArray[np.float64]
 
 _ROWS_EVERY_S = 0.01  # residuals closer to each other than this say the same thing twice
 _ROUGHLY = 0.5  # a joint's value goes into a profile if it is known to this share of it, with what it is unsure by

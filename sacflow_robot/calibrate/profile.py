@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import yaml
 
 from sacflow_robot.envs.robot_parameters import (
@@ -29,7 +28,7 @@ from sacflow_robot.envs.robot_parameters import (
 )
 from sacflow_robot.errors import DataError, SpecMismatchError, one_line
 from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
-from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.spec import Array, FloatArray, RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
 
 _LARGEST_LIMIT = 10  # meters or radians in one control period: no robot moves that far
@@ -250,7 +249,6 @@ def _read_safety(data: Any) -> SafetyLimits:
     return SafetyLimits(**{_SAFETY[key][0]: _SAFETY[key][1](key, value) for key, value in data.items()})
 
 
-Array = npt.NDArray[np.float64]
 Values = Mapping[str, tuple[Array, Array]]
 """Value and one standard deviation of quantities, by name."""
 

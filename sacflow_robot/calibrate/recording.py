@@ -15,7 +15,6 @@ from sacflow_robot.errors import DataError, one_line
 from sacflow_robot.spec import RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
 
-Array = npt.NDArray[np.float64]
 Times = npt.NDArray[np.int64]
 
 LOOK_NS = 2_000_000

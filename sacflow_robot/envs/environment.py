@@ -5,12 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import Engine, FloatArray, RobotSpec
+from sacflow_robot.spec import Array, Engine, FloatArray, RobotSpec
 
 
 class Environment(Protocol):
@@ -44,7 +41,7 @@ class SimulatedEnv(ABC):
     def begin(self, seed: int) -> StepResult:
         """Start the episode that this seed decides."""
 
-    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
+    def begin_at(self, state: Array) -> StepResult:
         """Start from a logged simulator state (S,).
 
         Raises:

@@ -18,10 +18,10 @@ from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, get_task
 from sacflow_robot.envs.vector import ThreadVectorEnv
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import InvalidValueError
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.spec import Array, FloatArray
 
 Flags = npt.NDArray[np.bool_]
-Step = tuple[dict[str, FloatArray], npt.NDArray[np.float64], Flags, Flags, dict[str, Any]]
+Step = tuple[dict[str, FloatArray], Array, Flags, Flags, dict[str, Any]]
 """Observations, rewards, terminated, truncated and info, each of N robots."""
 
 

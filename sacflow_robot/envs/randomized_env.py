@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.envs.environment import SimulatedEnv
 from sacflow_robot.envs.randomization import Draws
@@ -11,7 +10,7 @@ from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.sensing import Sensors
 from sacflow_robot.envs.transport import Channel, command_link, observation_link
 from sacflow_robot.episode import StepResult
-from sacflow_robot.spec import Engine, FloatArray
+from sacflow_robot.spec import Array, Engine, FloatArray
 from sacflow_robot.utils.seeding import Stream, random_stream
 
 _ROW_SUBSTEPS = 5  # an observation every 10 ms
@@ -77,7 +76,7 @@ class RandomizedEnv(SimulatedEnv):
     def close(self) -> None:
         self._env.close()
 
-    def _due(self, begin_ns: int) -> npt.NDArray[np.float64]:
+    def _due(self, begin_ns: int) -> Array:
         """Commands (N, 2 + A) taken up in this period: substep of it, substeps of validity, action."""
         end_ns = begin_ns + self._substeps * self._substep_ns
         rows = []

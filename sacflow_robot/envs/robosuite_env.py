@@ -19,7 +19,7 @@ from sacflow_robot.envs.state import State, StateLayout
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, fall_back, get_task, usable_engine
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import Engine, FloatArray, RobotSpec
+from sacflow_robot.spec import Array, Engine, FloatArray, RobotSpec
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.fast.fast_robot import CompiledTask, FastRobot
@@ -124,7 +124,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         return self._compiled
 
     @property
-    def joint_positions(self) -> npt.NDArray[np.float64]:
+    def joint_positions(self) -> Array:
         """Joint positions (7,), rad."""
         return np.array(self.data.qpos[self._robot._ref_joint_pos_indexes])
 
@@ -256,7 +256,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         # Loading the controllers left traces in the solver's warm start.
         self.layout.write(state, self.model, self.data)
 
-    def _control(self, action: npt.NDArray[np.float64]) -> None:
+    def _control(self, action: Array) -> None:
         """robosuite's own control step without its observables and proprioception buffers, which nothing here reads."""
         sim, controller = self._suite.sim, self._robot.composite_controller
         low, high = self.model.actuator_ctrlrange.T
@@ -307,5 +307,5 @@ def _object_sensors(suite: Any) -> tuple[dict[str, Callable[[dict[str, Any]], An
     return {n: observables[n]._sensor for n in ordered}, [n for n, o in observables.items() if o.is_active()]
 
 
-def _xyzw(wxyz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _xyzw(wxyz: Array) -> Array:
     return wxyz[[1, 2, 3, 0]]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.envs.fast.step_data import Plan
 from sacflow_robot.envs.robot_parameters import RobotParameters
+from sacflow_robot.spec import Array
 
-Array = npt.NDArray[np.float64]
 _MOST_INERTIA_KG_M2 = 1e-6  # of the payload about its own center: a point
 
 

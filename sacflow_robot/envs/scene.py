@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.spec import Array
 
 _ROBOT_PARTS = "robot", "gripper"
 _PARKED_M = 5.0  # robosuite puts objects that a task does not use some 10 m away from the origin
@@ -23,11 +24,11 @@ class Scene:
         objects: Per other movable body that the task uses its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w.
     """
 
-    joints: dict[str, npt.NDArray[np.float64]]
-    objects: dict[str, npt.NDArray[np.float64]]
+    joints: dict[str, Array]
+    objects: dict[str, Array]
 
 
-def read_scene(env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Scene:
+def read_scene(env: RobosuiteEnv, states: Array) -> Scene:
     """Joints and objects of simulator states (T + 1, S); the episode in progress is lost.
 
     Raises:
@@ -55,7 +56,7 @@ def read_scene(env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Scene:
     )
 
 
-def pictures(env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Iterator[npt.NDArray[np.uint8]]:
+def pictures(env: RobosuiteEnv, states: Array) -> Iterator[npt.NDArray[np.uint8]]:
     """A picture (480, 640, 3) of each simulator state (T + 1, S); the episode in progress is lost.
 
     Raises:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.tasks import TASKS
-from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.spec import Array, FloatArray, RobotSpec
 from sacflow_robot.utils.rotations import rotated
 
-Array = npt.NDArray[np.float64]
 JOINT_POSITION = "robot0_joint_pos"
 _EEF, _OBJECT = "robot0_eef_pos", "object"
 

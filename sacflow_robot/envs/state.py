@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.errors import DataError
+from sacflow_robot.spec import Array
 
-State = npt.NDArray[np.float64]
+State = Array
 
 _LARGEST = 1e6  # meters, radians or seconds
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from sacflow_robot.episode import STEP_TIMES, Episode, Source, StepFlag
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.spec import ArraySpec, RobotSpec
+from sacflow_robot.spec import Array, ArraySpec, RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
 
 _JPEG_QUALITY = 80
@@ -49,9 +49,9 @@ class SceneColumns:
     """Columns that a simulator makes of an episode's states; empty where there is none."""
 
     # per joint its positions (T + 1,), rad or m
-    joints: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    joints: Mapping[str, Array] = field(default_factory=dict)
     # per object its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w
-    objects: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    objects: Mapping[str, Array] = field(default_factory=dict)
     pictures: Iterable[npt.NDArray[np.uint8]] = ()  # pictures (T + 1 of them) of (height, width, 3)
     camera: str = "agentview"  # name of the camera that they are from
 
@@ -212,7 +212,7 @@ class _Exporter:
         for name, values in self._timings().items():
             self._scalars(f"timing/{name}_ms", values, f"{name} (ms)")
 
-    def _timings(self) -> dict[str, npt.NDArray[np.float64]]:
+    def _timings(self) -> dict[str, Array]:
         """Spans of each step (T,), ms: its period, and the times of its events after its observation."""
         episode = self._episode
         spans = {"period": np.diff(episode.time_ns) / 1e6}

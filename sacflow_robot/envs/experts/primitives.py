@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from sacflow_robot.spec import Observation
+from sacflow_robot.spec import Array, Observation
 from sacflow_robot.utils.rotations import to_matrix
 
-Vector = npt.NDArray[np.float64]
+Vector = Array
 
 OPEN, CLOSE = -1.0, 1.0
 
@@ -32,7 +31,7 @@ class Style:
     gain: float  # share of the remaining distance commanded per step; small is slow
     top_speed: float  # largest translation command, in action units
     hover: float  # height above the object from which to descend (m)
-    detour: npt.NDArray[np.float64]  # sideways offset of the hover point (m), x and y
+    detour: Array  # sideways offset of the hover point (m), x and y
     diagonal: bool  # descend while still moving sideways
     aligns: bool  # turn the gripper to the object
     carelessness: float  # 1 misses often, 0 never; scales the aim errors of scripts
@@ -224,7 +223,7 @@ def nearest_yaw(wanted: float, current: float, period: float) -> float:
     return current + (wanted - current + period / 2) % period - period / 2
 
 
-def _rotation_vector(matrix: npt.NDArray[np.float64]) -> Vector:
+def _rotation_vector(matrix: Array) -> Vector:
     """Axis times angle of a rotation of less than half a turn (rad)."""
     angle = np.arccos(np.clip((np.trace(matrix) - 1) / 2, -1, 1))
     axis = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])

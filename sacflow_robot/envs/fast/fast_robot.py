@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.envs.fast import kernels, observation
 from sacflow_robot.envs.fast.compilation import compiling
@@ -16,7 +15,7 @@ from sacflow_robot.envs.fast.plan import NotCoveredError, make_plan, stacked_che
 from sacflow_robot.envs.fast.step_data import ACTION, ARM, DELAYED, TERM_SIZES, Memory, Plan, Views
 from sacflow_robot.envs.state import StateLayout
 from sacflow_robot.episode import StepResult
-from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.spec import Array, FloatArray, RobotSpec
 
 _MOVES = ("body_", "jnt_", "dof_", "actuator_", "eq_", "tendon_", "qpos", "site_pos", "site_quat", "site_bodyid")
 _OF_GEOMS = ("body_geom", "body_bvh", "body_rbound", "body_plugin", "dof_length")  # lists of geoms, not motion
@@ -85,8 +84,8 @@ class Motion(NamedTuple):
     """Record of a robot that followed commands."""
 
     observations: FloatArray  # (M, D) flattened
-    joints: npt.NDArray[np.float64]  # (M, 7) positions (rad)
-    states: npt.NDArray[np.float64]  # (M, S)
+    joints: Array  # (M, 7) positions (rad)
+    states: Array  # (M, S)
     solved: bool  # true if the last state solves the task
 
 
@@ -115,7 +114,7 @@ class FastRobot:
                               np.zeros(1), np.zeros(2), np.full((DELAYED + 2, ARM), np.nan))  # fmt: skip
         self._placed = np.zeros(0)
 
-    def begin(self, state: npt.NDArray[np.float64], rest: npt.NDArray[np.float64] | None = None) -> None:
+    def begin(self, state: Array, rest: Array | None = None) -> None:
         """Start an episode at a state (S,), which the ``mjData`` is in already.
 
         Args:
@@ -130,7 +129,7 @@ class FastRobot:
             array[:] = 0.0
         self._memory.torques[:] = np.nan
 
-    def physics_only(self, states: npt.NDArray[np.float64], controls: npt.NDArray[np.float64]) -> None:
+    def physics_only(self, states: Array, controls: Array) -> None:
         """The physics alone of a control step from each of the states (T, S), with motor controls (T, nu)."""
         kernels.physics_only(
             self._model._address, self._data._address, self._views, states, controls, self.plan.substeps
@@ -147,7 +146,7 @@ class FastRobot:
         at_goal = bool(observation.at_goal(self._views, self.plan))
         return at_goal and (self._contacts is None or self._contacts(self._data))
 
-    def execute(self, actions: npt.NDArray[np.float64]) -> tuple[FloatArray, npt.NDArray[np.float64], bool]:
+    def execute(self, actions: Array) -> tuple[FloatArray, Array, bool]:
         """Execute actions (H, 7), stopping early when the task is solved.
 
         Returns:
@@ -165,7 +164,7 @@ class FastRobot:
             solved = self.solved()
         return observations[:done], states[:done], solved
 
-    def follow(self, commands: npt.NDArray[np.float64], every: int, rows: int, period: int) -> Motion:
+    def follow(self, commands: Array, every: int, rows: int, period: int) -> Motion:
         """Take up commands at their times; see ``kernels.follow``.
 
         Args:

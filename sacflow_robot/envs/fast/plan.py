@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sacflow_robot.envs.fast import step_data as kinds
 from sacflow_robot.envs.fast.step_data import ARM, Plan
+from sacflow_robot.spec import Array
 
 
 class NotCoveredError(Exception):
@@ -178,5 +179,5 @@ def _indices(values: Any) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(values, np.int64)
 
 
-def _reals(values: Any) -> npt.NDArray[np.float64]:
+def _reals(values: Any) -> Array:
     return np.ascontiguousarray(values, np.float64)

@@ -225,7 +225,6 @@ class EpisodeBuilder:
     """Collects one episode step by step.
 
     Args:
-        start: What the robot reported at the start of the episode.
         time_ns: Capture time of its observation.
         period_ns: Time between observations, for robots whose time is nominal; else every step brings its own time.
     """

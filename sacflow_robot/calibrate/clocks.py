@@ -134,7 +134,6 @@ def measure_offset(way: Fastest, round_trip_s: float) -> ClockOffset:
     """Bounds on the robot's clock from the fastest observation and the round trip.
 
     Args:
-        way: See :func:`fastest_way`.
         round_trip_s: From sending a command, to the robot acting on it, to the earliest that could be seen in the loop.
     """
     here_s = way.offset_ns / 1e9

@@ -174,12 +174,10 @@ def identify(
     """Fit a robot model to windows, and look at those kept aside.
 
     Args:
-        predictors: The simulator.
         windows: The recording's; every fourth is kept aside.
         start: What is known before; the simulator's own values stand for the rest.
         sigma: Noise of position (m), rotation (rad) and joint readings (rad).
         before: What the errors before are of; the simulator's own robot, without delay, if None.
-        progress: Told the share done.
 
     Raises:
         DataError: There are too few windows, or the robot hardly moves in them.

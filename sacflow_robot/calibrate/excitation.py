@@ -32,8 +32,6 @@ class Excitation:
 
     Args:
         robot: A robot commanded by motions (delta control).
-        seconds: Length of the run.
-        seed: Decides the steps.
         size: Largest action.
 
     Raises:
@@ -104,9 +102,7 @@ def record(
     Args:
         robot: The robot, connected.
         safety: Filter that every command passes; the call enables it.
-        excitation: What is commanded.
         seed: Decides the moments, and the start on a simulated robot.
-        progress: Gets the share that is done.
         heed: Called once each control period with the last action (A,); holds or stops ``safety`` if a person asks for it.
 
     Raises:

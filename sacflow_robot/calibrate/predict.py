@@ -137,7 +137,6 @@ def make_windows(
     """The windows of a recording.
 
     Args:
-        recording: What was observed.
         pieces: First and one past the last command of each.
         predictor: For robots that do not observe their joints.
         delay_s: From sending a command to acting on it, as far as is known.

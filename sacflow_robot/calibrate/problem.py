@@ -61,8 +61,6 @@ class Problem:
     """Residuals of a set of windows as a function of fitted units (P,).
 
     Args:
-        predictors: The simulator.
-        windows: What is to be predicted.
         start: Where the values begin: a robot model over the simulator's nominal one.
         sigma: Standard deviations of position (m), rotation (rad) and joints (rad).
     """

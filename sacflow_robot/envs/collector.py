@@ -32,8 +32,6 @@ class Rollouts:
     differently with another batch size).
 
     Args:
-        envs: The robots.
-        noise_shape: (H, A).
         seeds: Environment seeds, one per episode, taken as robots become idle; rollouts end when they do.
         part_steps: Steps of a part of an episode, for :meth:`take_parts`; None makes no parts.
     """

@@ -20,9 +20,6 @@ from sacflow_robot.spec import Engine, FloatArray
 class CompiledEnv(SimulatedEnv):
     """One robot of a task; those of one process share robosuite's environment, which draws their starts.
 
-    Args:
-        task: Name of the task.
-
     Raises:
         UnknownNameError: No such task.
         NotCoveredError: The compiled step does not cover it.

@@ -48,12 +48,8 @@ def collect(
     Experts are Python, so that processes use the cores better than threads would, under either engine.
 
     Args:
-        task: Name of the task.
-        quality: Quality of the expert.
         seeds: Environment seeds, which decide the expert's style too.
-        workers: Number of processes.
         progress: Called with each episode as it becomes available, in order.
-        engine: Code that steps the robots.
     """
     make_expert(task, 0, quality)
     engine = _prepared(task, engine)

@@ -32,10 +32,6 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
     Gymnasium's *next step* mode: the step after an episode's last ignores that robot's action, starts its next episode and
     returns the first observation, with reward 0 and neither terminated nor truncated.
 
-    Args:
-        task: Name of the task, e.g. ``"lift"``.
-        num_envs: N.
-
     Raises:
         UnknownNameError: No such task.
         NotCoveredError: The compiled engine does not cover it here.

@@ -23,10 +23,6 @@ class RandomizedEnv(SimulatedEnv):
     captured every 10 ms. Reward and end are those of the true state. ``info`` of an episode holds the draw, as ``arm_model``
     (JSON).
 
-    Args:
-        env: The environment; the compiled engine has to step it.
-        draws: Draws the robot model of an episode.
-
     Raises:
         UsageError: The stock engine steps it.
     """

@@ -13,10 +13,7 @@ from sacflow_robot.utils.action_history import without_history
 
 
 class UserEnv(SimulatedEnv):
-    """An environment of the user's own, its answers checked.
-
-    Args:
-        name: ``MODULE:CLASS`` or ``FILE.py:CLASS``.
+    """An environment of the user's own, ``MODULE:CLASS`` or ``FILE.py:CLASS``, its answers checked.
 
     Raises:
         UsageError: It cannot be loaded or made, or is no environment.

@@ -19,9 +19,6 @@ _HELP = "install OSMesa (Debian: libosmesa6) or give the machine a GPU with EGL"
 class SceneRenderer:
     """Renderer of a simulated scene.
 
-    Args:
-        model: MuJoCo model.
-
     Raises:
         InvalidValueError: Off-screen rendering does not work on this machine.
     """

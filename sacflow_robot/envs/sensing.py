@@ -16,13 +16,9 @@ _EEF, _OBJECT = "robot0_eef_pos", "object"
 
 
 class Sensors:
-    """The sensors of one robot.
+    """The sensors of one robot, under the ``sensors`` section of a model.
 
     What is observed relative to the gripper is the difference of what is observed of both, as robosuite computes it.
-
-    Args:
-        robot: The robot, whose observations are read.
-        model: The model whose ``sensors`` section holds.
     """
 
     def __init__(self, robot: RobotSpec, model: RobotParameters) -> None:

@@ -45,7 +45,6 @@ class Channel(Generic[T]):
     """Messages on their way in one direction. One that was overtaken by a newer is dropped on arrival.
 
     Args:
-        link: The network.
         rng: Decides delays and losses: two numbers for each message, in the order of sending.
     """
 

@@ -39,11 +39,9 @@ def make_vector_env(
 
     Args:
         task: Task, Gymnasium id, or ``MODULE:CLASS``.
-        count: Number of robots.
         engine: Code that steps a robosuite task.
         background: False: robots in threads move in ``receive``, in the thread that calls it.
         history: Number of their last actions that they observe too.
-        draws: Draws a robot model for each episode.
         limiter: Makes the safety filter of one robot; processes need one that can be pickled.
 
     Raises:
@@ -155,13 +153,7 @@ class ThreadVectorEnv:
 
 
 class SubprocVectorEnv(ThreadVectorEnv):
-    """``VectorEnv`` with one process per robot, each under the stock engine; a thread waits for each.
-
-    Args:
-        task: Task, Gymnasium id, or ``MODULE:CLASS``.
-        count: Number of robots.
-        history: Number of their last actions that they observe too.
-        limiter: Makes the safety filter of one robot; it is pickled.
+    """``VectorEnv`` with one process per robot, each under the stock engine; a thread waits for each. See ``make_vector_env``.
 
     Raises:
         UnknownNameError: No such task.

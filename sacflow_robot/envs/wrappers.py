@@ -16,12 +16,7 @@ from sacflow_robot.utils.action_history import KEY, push, robot_with_history, st
 
 
 class HistoryEnv(SimulatedEnv):
-    """An environment that observes its last actions too, newest last.
-
-    Args:
-        env: The environment.
-        length: Number of actions.
-    """
+    """An environment that observes its last ``length`` actions too, newest last."""
 
     def __init__(self, env: SimulatedEnv, length: int) -> None:
         self._env = env
@@ -69,7 +64,6 @@ class LimitedEnv(SimulatedEnv):
     Results hold the ``action`` executed, which is what a learner has to learn from.
 
     Args:
-        env: The environment.
         limiter: The filter, made for ``env.robot``; its time is the environment's nominal time.
     """
 

@@ -39,7 +39,6 @@ class ExportedGraph(nn.Module):
     Args:
         policy: Flat observation (B, O), noise (B, D) and perhaps prefix and mask (B, D) to actions (B, D) in [-1, 1].
         robot: The robot whose observations come in, and in whose units actions go out.
-        chunk_length: H.
     """
 
     over_steps: Tensor

@@ -45,10 +45,6 @@ class OnnxPolicy:
     Loading checks the file against itself: its fingerprint, its graph's inputs and outputs, and its golden vectors, which the
     graph must reproduce on the engine chosen, to 1e-5 (with int8 weights to the error measured at export).
 
-    Args:
-        path: The file.
-        engine: How to compute.
-
     Attributes:
         takes_prefix: Whether it can be given what is committed already, see :meth:`infer`.
 

@@ -35,7 +35,6 @@ def load_object(name: str, what: str) -> Any:
     A module is looked for among what is installed first, then in the working folder.
 
     Args:
-        name: The name.
         what: What it is to be, for messages, e.g. ``"environment"``.
 
     Raises:

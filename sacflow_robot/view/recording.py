@@ -62,10 +62,7 @@ def write_recording(
     """Write an episode as ``.rrd``, under its final name only once it is whole.
 
     Args:
-        path: File that ends in ``.rrd``.
-        robot: The robot.
         episode: The episode; every column of it is exported.
-        title: Name of the recording in the viewer.
         scene: What a simulator adds.
 
     Raises:

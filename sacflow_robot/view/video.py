@@ -38,13 +38,7 @@ SOURCE_COLORS = {
 
 
 class Caption:
-    """Draws the strip of one episode: where in it a frame is, who chose the action, and the action itself.
-
-    Args:
-        robot: The robot.
-        episode: The episode.
-        title: Shown first, e.g. ``"lift, episode 3"``.
-    """
+    """Draws the strip of one episode: its title, where in it a frame is, who chose the action, and the action itself."""
 
     def __init__(self, robot: RobotSpec, episode: Episode, title: str) -> None:
         self._robot = robot

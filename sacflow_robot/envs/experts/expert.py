@@ -28,14 +28,9 @@ class Expert(Protocol):
 
 
 class ScriptedExpert:
-    """Follow a task's script in a style of a quality.
+    """Follow a task's script in a style of a quality; ``rng`` draws the style, the misses and the noise.
 
     After a failed attempt it tries again in another style, or gives the episode up and leaves the robot idle.
-
-    Args:
-        task: Name of the task.
-        quality: ``proficient``, ``mixed`` or ``poor``.
-        rng: Draws its style, its misses and its noise.
     """
 
     def __init__(self, task: str, quality: Quality, rng: np.random.Generator) -> None:

@@ -22,11 +22,7 @@ _in_this_process = threading.Lock()
 
 @contextmanager
 def compiling(function: Any) -> Iterator[None]:
-    """Context for the first call of a function of Numba's, which compiles it; free of cost later.
-
-    Args:
-        function: A dispatcher, as ``numba.njit`` returns it.
-    """
+    """Context for the first call of a dispatcher of Numba's (what ``njit`` returns), which compiles it; free of cost later."""
     if not hasattr(function, "py_func") or function.signatures:
         yield
         return

@@ -58,15 +58,7 @@ def _moves_the_same(stripped: mujoco.MjModel, whole: mujoco.MjModel) -> bool:
 
 
 class CompiledTask:
-    """Model, plan and goal of a task, shared by all robots that perform it.
-
-    Args:
-        suite: robosuite's environment.
-        task: Name of the task.
-        state_size: S.
-
-    Attributes:
-        model: The model without visual geoms.
+    """Model (without visual geoms), plan and goal of a task of robosuite's, shared by all robots that perform it.
 
     Raises:
         NotCoveredError: The compiled step does not cover it.
@@ -90,13 +82,7 @@ class Motion(NamedTuple):
 
 
 class FastRobot:
-    """An ``mjData`` that is stepped without the interpreter.
-
-    Args:
-        task: The task.
-        model: Its model, which other robots may share.
-        data: Stepped in place.
-    """
+    """An ``mjData`` that is stepped in place without the interpreter; other robots may share its model."""
 
     def __init__(self, task: CompiledTask, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         self._task = task
@@ -117,9 +103,7 @@ class FastRobot:
     def begin(self, state: Array, rest: Array | None = None) -> None:
         """Start an episode at a state (S,), which the ``mjData`` is in already.
 
-        Args:
-            state: The state.
-            rest: Joint positions (7,) to which the robot's nullspace is pulled; those of the state if None.
+        The robot's nullspace is pulled to joint positions ``rest`` (7,); to those of the state if None.
         """
         moving = 1 + self._model.nq + self._model.nv
         self._placed = state[moving:].copy()
@@ -165,14 +149,7 @@ class FastRobot:
         return observations[:done], states[:done], solved
 
     def follow(self, commands: Array, every: int, rows: int, period: int) -> Motion:
-        """Take up commands at their times; see ``kernels.follow``.
-
-        Args:
-            commands: (N, 9) in order: substep at which it is taken up, substeps for which it is valid, action.
-            every: Substeps between two observations.
-            rows: Observations to make; fewer are made if the task is solved.
-            period: Substeps between two movements of the fingers by one command.
-        """
+        """Take up commands (N, 9), making ``rows`` observations, or fewer if the task is solved; see ``kernels.follow``."""
         made = Motion(
             np.empty((rows, self._task.observation_size), np.float32),
             np.empty((rows, ARM)),

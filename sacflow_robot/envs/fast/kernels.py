@@ -1,6 +1,7 @@
 """The control step in machine code: robosuite's controller around MuJoCo's own step functions.
 
-Numba compiles it; it runs without the interpreter's lock and is cached on disk.
+Numba compiles it; it runs without the interpreter's lock and is cached on disk. ``model`` and ``data`` are addresses of an
+``mjModel`` and its ``mjData``, ``views`` the arrays of the latter.
 """
 
 from __future__ import annotations
@@ -99,12 +100,6 @@ def execute(
     """Execute actions (H, 7) until the object is where the task wants it.
 
     Args:
-        model: Address of the ``mjModel``.
-        data: Address of its ``mjData``.
-        views: The latter's arrays.
-        plan: The task.
-        memory: Of this robot.
-        actions: To execute.
         observations: (H, D), written.
         states: (H, S), written but for the poses of placed bodies at their end.
 
@@ -138,11 +133,6 @@ def follow(
     """Step a robot that takes up commands at their times, holds their goals while they are valid, and is observed at intervals.
 
     Args:
-        model: Address of the ``mjModel``.
-        data: Address of its ``mjData``.
-        views: The latter's arrays.
-        plan: The task.
-        memory: Of this robot; a command in progress goes on.
         commands: (N, 2 + 7) in order: substep at which it is taken up, substeps for which it is valid, action.
         every: Substeps between two observations.
         grip_every: Substeps between two movements of the fingers by one command.
@@ -198,16 +188,7 @@ def follow(
 
 @kernel
 def physics_only(model: int, data: int, views: Views, states: Reals, controls: Reals, substeps: int) -> None:
-    """The physics of control steps alone, as the limit for benchmarks.
-
-    Args:
-        model: Address of the ``mjModel``.
-        data: Address of its ``mjData``.
-        views: The latter's arrays.
-        states: States (T, S) to take a control step from each.
-        controls: Motor controls (T, nu).
-        substeps: Calls of ``mj_step`` per control step.
-    """
+    """The physics alone, as the limit for benchmarks: a control step from each of the states (T, S), with motor controls (T, nu)."""
     nq = len(views.qpos)
     for t in range(len(states)):
         for i in range(nq):

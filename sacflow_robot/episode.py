@@ -290,8 +290,10 @@ class EpisodeBuilder:
         by_policy = [s.action if s.policy_action is None else s.policy_action for s in steps]
         by_person = [nothing if s.intervention_action is None else s.intervention_action for s in steps]
         intervened = np.stack(by_person).astype(np.float32)
+        seen = {key: np.stack(rows[first:]) for key, rows in self._observations.items()}
         return Episode(
-            observations={k: _kept(np.stack(v[first:])) for k, v in self._observations.items()},
+            # Measurements are float32 wherever they come from; counts and pixels stay what they are.
+            observations={k: rows.astype(np.float32) if rows.dtype.kind == "f" else rows for k, rows in seen.items()},
             action=np.stack([s.action for s in steps]).astype(np.float32),
             policy_action=np.stack(by_policy).astype(np.float32),
             measured=np.stack([nothing if r.measured is None else r.measured for r in results]).astype(np.float32),
@@ -316,8 +318,3 @@ def known_columns(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDAr
         return bool((rows != unknown.get(name, UNKNOWN_TIME)).any())
 
     return {name: rows for name, rows in columns.items() if known(name, rows)}
-
-
-def _kept(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Measurements are float32 wherever they come from; counts and pixels stay what they are."""
-    return column.astype(np.float32) if column.dtype.kind == "f" else column

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -156,45 +155,24 @@ def rollout(
 ) -> Iterator[Episode]:
     """Run one episode per seed, yielding episodes as they end (not in the order of the seeds).
 
-    Several sets of robots run in a thread each; ``choose`` is then called from all of them.
+    Of several sets of robots each runs one episode at a time, in a thread of its own; ``choose`` is then called from all of
+    them, and the episodes come in the order of the seeds.
     """
     if not isinstance(envs, Sequence):
         rollouts = Rollouts(envs, noise_shape, seeds)
         while rollouts.send(choose):
             yield from rollouts.receive()[1]
         return
-    left, taking = iter(seeds), Lock()
-    stop = False
+    idle: SimpleQueue[VectorEnv] = SimpleQueue()
+    for each in envs:
+        idle.put(each)
 
-    def seeds_left() -> Iterator[int]:
-        while not stop:
-            with taking:
-                seed = next(left, None)
-            if seed is None:
-                return
-            yield seed
-
-    def run(each: VectorEnv) -> None:
+    def run(seed: int) -> Episode:
+        own = idle.get()
         try:
-            for episode in rollout(each, noise_shape, choose, seeds_left()):
-                ended.put(episode)
-            ended.put(None)
-        except BaseException as error:  # raised by the generator below
-            ended.put(error)
-
-    ended: SimpleQueue[Episode | BaseException | None] = SimpleQueue()
-    with ThreadPoolExecutor(len(envs), "rollout") as threads:
-        try:
-            for each in envs:
-                threads.submit(run, each)
-            running = len(envs)
-            while running:
-                item = ended.get()
-                if isinstance(item, Episode):
-                    yield item
-                elif item is None:
-                    running -= 1
-                else:
-                    raise item
+            return next(rollout(own, noise_shape, choose, [seed]))
         finally:
-            stop = True
+            idle.put(own)
+
+    with ThreadPoolExecutor(len(envs), "rollout") as threads:
+        yield from threads.map(run, seeds)

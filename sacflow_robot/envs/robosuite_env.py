@@ -279,7 +279,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         eef_body = self._suite.sim.model.body_name2id(self._robot.robot_model.eef_name[side])
         arrays = {
             "robot0_eef_pos": data.site_xpos[self._robot.eef_site_id[side]].copy(),
-            "robot0_eef_quat": _xyzw(data.xquat[eef_body]),
+            "robot0_eef_quat": data.xquat[eef_body][[1, 2, 3, 0]],
             "robot0_gripper_qpos": data.qpos[self._robot._ref_gripper_joint_pos_indexes[side]],
         }
         seen = dict(arrays)
@@ -305,7 +305,3 @@ def _object_sensors(suite: Any) -> tuple[dict[str, Callable[[dict[str, Any]], An
     observables = {n: o for n, o in suite._observables.items() if o.modality == "object" and o.is_enabled()}
     ordered = sorted(observables, key=lambda name: "_to_" in name)
     return {n: observables[n]._sensor for n in ordered}, [n for n, o in observables.items() if o.is_active()]
-
-
-def _xyzw(wxyz: Array) -> Array:
-    return wxyz[[1, 2, 3, 0]]

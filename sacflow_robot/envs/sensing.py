@@ -39,6 +39,7 @@ class Sensors:
             return dict(truth)
         readings = {}
         moved = np.zeros(3)
+        places = {_EEF: (0,), _OBJECT: self._absolute}  # where in an array a position begins that a bias moves
         for array, known in self._arrays:
             value = truth[array.key].astype(np.float64).reshape(-1)
             drawn, kept = rng.standard_normal(array.size), rng.random()
@@ -48,7 +49,7 @@ class Sensors:
                 turn = known.get("bias_rad", np.zeros(3)) + known.get("noise_rad", 0.0) * drawn[start : start + 3]
                 value[start : start + 4] = rotated(value[start : start + 4], turn)
             if array.unit.startswith("m"):
-                error = _shift(known, drawn, array.size, self._places(array.key))
+                error = _shift(known, drawn, array.size, places.get(array.key, ()))
                 if array.key == _EEF:
                     moved = error[:3]
                 if array.key == _OBJECT:
@@ -63,10 +64,6 @@ class Sensors:
                 reading = self._last[array.key]
             readings[array.key] = self._last[array.key] = reading
         return readings
-
-    def _places(self, key: str) -> tuple[int, ...]:
-        """Indices in an array at which a position begins that a bias moves."""
-        return self._absolute if key == _OBJECT else (0,) if key == _EEF else ()
 
 
 def _shift(known: Mapping[str, Array], drawn: Array, size: int, places: tuple[int, ...]) -> Array:

@@ -245,8 +245,7 @@ def check_graph(session: onnxruntime.InferenceSession, spec: PolicySpec) -> None
     Raises:
         PolicyFileError: Names every input and output that differs.
     """
-    noise = NOISE, "float32", spec.noise_shape
-    wanted = {name: (kind, shape) for name, kind, shape in (*_observations(spec), noise)}
+    wanted = {a.key: (a.dtype, a.shape) for a in spec.robot.observations} | {NOISE: ("float32", spec.noise_shape)}
     if len(wanted) <= len(spec.robot.observations) or {PREFIX, PREFIX_MASK} & set(wanted):
         raise PolicyFileError(f"an observation has the name {NOISE}, {PREFIX} or {PREFIX_MASK}, which the graph needs")
     prefix = {PREFIX: ("float32", spec.noise_shape), PREFIX_MASK: ("float32", spec.noise_shape[:1])}
@@ -265,10 +264,6 @@ def check_graph(session: onnxruntime.InferenceSession, spec: PolicySpec) -> None
         problems.append(f"it needs an input {', '.join(map(repr, unknown))} that the specification does not know")
     if problems:
         raise PolicyFileError(f"its graph is not what its specification says: {'; '.join(problems)}")
-
-
-def _observations(spec: PolicySpec) -> list[tuple[str, str, tuple[int, ...]]]:
-    return [(array.key, array.dtype, array.shape) for array in spec.robot.observations]
 
 
 def _differences(what: str, wanted: dict[str, tuple[str, tuple[int, ...]]], there: dict[str, Any]) -> list[str]:

@@ -66,17 +66,13 @@ class Comparer:
                 action = rng.uniform(-1, 1, 7).astype(np.float32)
             mujoco.mj_copyData(following.data, following.model, stock.data)
             seen, theirs = stock.command(action), following.command(action)
-            freely = free.command(action)
             worst = max(worst, _deviation(seen, theirs))
-            free_worst = max(free_worst, _deviation(seen, freely))
+            free_worst = max(free_worst, _deviation(seen, free.command(action)))
             free_steps += free_worst < TOLERANCE
-            alike &= seen.reward == theirs.reward
-            alike &= (seen.terminated, seen.truncated) == (theirs.terminated, theirs.truncated)
+            ours, other = ((r.reward, r.terminated, r.truncated) for r in (seen, theirs))
             mujoco.mj_copyData(following.data, following.model, stock.data)
-            alike &= (
-                _same_observation(seen.observation, following.observe()[0])
-                and following.observe()[1] == seen.terminated
-            )
+            observation, solved = following.observe()
+            alike &= ours == other and _same(seen.observation, observation) and solved == seen.terminated
         return Comparison(steps, worst, free_worst, free_steps, alike)
 
 
@@ -86,8 +82,8 @@ def _deviation(a: StepResult, b: StepResult) -> float:
 
 
 def _equal(a: StepResult, b: StepResult) -> bool:
-    return _deviation(a, b) == 0 and _same_observation(a.observation, b.observation)
+    return _deviation(a, b) == 0 and _same(a.observation, b.observation)
 
 
-def _same_observation(a: dict[str, FloatArray], b: dict[str, FloatArray]) -> bool:
+def _same(a: dict[str, FloatArray], b: dict[str, FloatArray]) -> bool:
     return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and np.array_equal(a[key], b[key]) for key in a)

@@ -1,7 +1,5 @@
 """Episode: the one data type that every package makes or takes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, IntFlag
@@ -195,7 +193,7 @@ class Episode:
         """
         return not self.info.get("lockstep", self.info.get("clock") == LOOP_CLOCK)
 
-    def cut(self, first: int, stop: int) -> Episode:
+    def cut(self, first: int, stop: int) -> "Episode":
         """Steps first to stop - 1 as an episode of their own, truncated unless the task ended with the last of them."""
         columns: dict[str, Any] = {}
         for f in fields(self):

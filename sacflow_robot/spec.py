@@ -4,8 +4,6 @@
 called. Both turn to JSON and back without loss, and carry a fingerprint (SHA-256 of the canonical JSON).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -121,7 +119,7 @@ class RobotSpec:
         low, high = np.array(self.action_low), np.array(self.action_high)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
-    def with_unit_actions(self) -> RobotSpec:
+    def with_unit_actions(self) -> "RobotSpec":
         """The robot if its actions went from -1 to 1.
 
         Raises:
@@ -153,7 +151,7 @@ class RobotSpec:
         return _canonical(self)
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> RobotSpec:
+    def from_dict(data: Mapping[str, Any]) -> "RobotSpec":
         """Rebuild from ``asdict`` or parsed JSON.
 
         Raises:
@@ -184,7 +182,7 @@ class RobotSpec:
             reason = f"arm specification cannot be read ({error!r}); was it written by another version?"
             raise DataError(reason) from None
 
-    def differences(self, other: RobotSpec) -> list[str]:
+    def differences(self, other: "RobotSpec") -> list[str]:
         """Each field in which ``other`` differs, as ``"field: mine, theirs"``; empty when the two fit."""
         found = []
         for f in fields(self):
@@ -260,7 +258,7 @@ def all_finite(array: npt.NDArray[Any]) -> bool:
     return b"\0" not in np.isfinite(array).tobytes()
 
 
-def _canonical(spec: RobotSpec | PolicySpec) -> str:
+def _canonical(spec: "RobotSpec | PolicySpec") -> str:
     """Canonical JSON; without the fields that say nothing, so that a field can be added and old fingerprints stand.
 
     For the same reason a policy's robot is written as ``arm``, its name in version 0.1.
@@ -316,7 +314,7 @@ class PolicySpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @staticmethod
-    def from_json(text: str) -> PolicySpec:
+    def from_json(text: str) -> "PolicySpec":
         """Rebuild from :meth:`to_json`.
 
         Raises:

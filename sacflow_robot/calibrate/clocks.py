@@ -5,8 +5,6 @@ the loop's and, by the motion that it begins, when it was acted on by the robot'
 sides. Where between the bounds it is, no exchange of messages can tell: half the round trip is the most it may be off.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

@@ -4,8 +4,6 @@ Bounded least squares (SciPy) over windows of a recording. Each parameter has a 
 plausible, that keeps in place what the data can't tell. What the data can tell is read off the curvature at the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

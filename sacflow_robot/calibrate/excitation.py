@@ -1,7 +1,5 @@
 """Moving a robot so that something can be learnt of it, and recording it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

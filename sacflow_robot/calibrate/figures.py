@@ -1,7 +1,5 @@
 """Figures of measurements. Imports matplotlib: import this only to draw."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ The error is that of the gripper's position as the control loop had it. Each cau
 it has; what share of the squared error it takes away is what it explains. Shares of causes that look alike overlap.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Pose of a camera, from pictures of a ChArUco board in the gripper (camera beside the robot): OpenCV does the geometry."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

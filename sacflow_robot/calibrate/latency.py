@@ -6,8 +6,6 @@ that sets in at once and then decays. Before it they need not stand still (a rob
 smoothly. Sizes are each motion's and each reading's own, for friction lets joints move more or less.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass, replace
@@ -119,7 +117,7 @@ class _Motions:
     after_s: float
     weight: float  # independent readings per row
 
-    def around(self, delay: float, before_s: float | None = None, after_s: float = 0.0) -> _Motions:
+    def around(self, delay: float, before_s: float | None = None, after_s: float = 0.0) -> "_Motions":
         """Only the rows around a delay."""
         near = self.times > delay - (before_s or self.before_s)
         near &= self.times < delay + max(after_s, self.after_s)

@@ -1,7 +1,5 @@
 """Errors of the sensors, from a robot at rest: noise, resolution, lost samples, and biases where two sensors see one thing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 

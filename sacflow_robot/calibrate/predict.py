@@ -4,8 +4,6 @@ A window begins in the state that was observed there, so that what a model gets 
 over an episode. A pure delay of commands moves a window's whole prediction in time, and is applied to the result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

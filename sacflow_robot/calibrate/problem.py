@@ -1,7 +1,5 @@
 """The least-squares problem of an identification: parameters with bounds and weak priors, and how far a model's predictions are from it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

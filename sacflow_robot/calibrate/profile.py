@@ -3,8 +3,6 @@
 New values are written into a profile with the file's own words about limits kept and the measured sections written anew.
 """
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import math

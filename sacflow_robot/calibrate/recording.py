@@ -1,7 +1,5 @@
 """Recordings to calibrate from: observations of a robot and commands to it, each with its time."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +55,7 @@ class Recording:
             np.savez_compressed(file, robot=np.array(self.robot.to_json()), **columns)
 
     @staticmethod
-    def load(path: Path) -> Recording:
+    def load(path: Path) -> "Recording":
         """Inverse of :meth:`save`.
 
         Raises:

@@ -1,7 +1,5 @@
 """Episodes from a policy on several simulated robots at once; training and evaluation both run on this."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -103,7 +101,7 @@ class Rollouts:
         for i, episode in state.items():
             self._running[i].parts_end = int(episode["given"])
 
-    def _cut(self, episode: _Running, ended: bool) -> None:
+    def _cut(self, episode: "_Running", ended: bool) -> None:
         """Set a part aside if one is complete."""
         if self._part_steps is None:
             return

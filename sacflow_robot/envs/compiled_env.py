@@ -1,7 +1,5 @@
 """robosuite task under the compiled control step: a chunk of actions is one call without the interpreter's lock."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from functools import cache

@@ -1,7 +1,5 @@
 """Demonstrations of the scripted experts, collected in processes."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing as mp
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """Single simulated robot: the protocol for an environment of one's own, and the base class of those here."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Protocol
 

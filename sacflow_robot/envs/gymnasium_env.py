@@ -1,7 +1,5 @@
 """Any Gymnasium environment with continuous observations and actions, as a simulated robot."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gymnasium

@@ -1,7 +1,5 @@
 """Gymnasium vector environment of N simulated robots."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

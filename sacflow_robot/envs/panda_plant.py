@@ -1,7 +1,5 @@
 """robosuite's Panda, one physics step at a time: the plant of the simulated robot computer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import mujoco

@@ -1,7 +1,5 @@
 """Robot models drawn at random: twins with hidden parameters, plain wide ranges, and what a profile's uncertainty allows."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,7 +1,5 @@
 """robosuite task with a robot drawn anew for each episode: its dynamics, and delays, losses and noise on the way to it and back."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from sacflow_robot.envs.environment import SimulatedEnv

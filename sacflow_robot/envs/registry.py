@@ -1,7 +1,5 @@
 """Environments by name: a robosuite task, a Gymnasium id, or one's own as ``MODULE:CLASS``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sacflow_robot.envs.environment import SimulatedEnv

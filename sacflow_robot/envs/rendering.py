@@ -1,7 +1,5 @@
 """Off-screen rendering."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

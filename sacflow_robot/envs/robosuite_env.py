@@ -1,7 +1,5 @@
 """robosuite tasks as Gymnasium environments whose observation is a function of the simulator state alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +111,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         self._compiled.plan = self._physics.apply(robot)
 
     @property
-    def compiled(self) -> FastRobot:
+    def compiled(self) -> "FastRobot":
         """The compiled step.
 
         Raises:
@@ -128,7 +126,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         """Joint positions (7,), rad."""
         return np.array(self.data.qpos[self._robot._ref_joint_pos_indexes])
 
-    def compile_task(self) -> CompiledTask:
+    def compile_task(self) -> "CompiledTask":
         """The compiled step of the task, checked against one control step of the stock engine; the episode in progress is lost.
 
         Raises:

@@ -4,8 +4,6 @@ The controller keeps the nominal model, as a robot's own controller does: it com
 built, without payload and with nominal motors.
 """
 
-from __future__ import annotations
-
 import mujoco
 import numpy as np
 

@@ -4,8 +4,6 @@ A calibration profile keeps them with their uncertainty, a simulated robot is bu
 randomization. A quantity that a model does not name is the simulator's own.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -150,12 +148,12 @@ class RobotParameters:
         found = self.values.get(name)
         return default if found is None else found[0]
 
-    def having(self, values: Mapping[str, float | Sequence[float]]) -> RobotParameters:
+    def having(self, values: Mapping[str, float | Sequence[float]]) -> "RobotParameters":
         """This model with some values in the place of its own."""
         given = {n: v if isinstance(v, (int, float)) else tuple(map(float, v)) for n, v in values.items()}
         return RobotParameters({**self.values, **given})  # type: ignore[dict-item]
 
-    def part(self, *sections: str) -> RobotParameters:
+    def part(self, *sections: str) -> "RobotParameters":
         """Only what belongs to those sections."""
         return RobotParameters({n: v for n, v in self.values.items() if n.split(".")[0] in sections})
 
@@ -169,7 +167,7 @@ class RobotParameters:
         return json.dumps({n: list(v) for n, v in self.values.items()}, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str) -> RobotParameters:
+    def from_json(text: str) -> "RobotParameters":
         """Inverse of :meth:`to_json`.
 
         Raises:

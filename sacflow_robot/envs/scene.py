@@ -1,7 +1,5 @@
 """Joint angles, object poses and pictures of logged simulator states."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

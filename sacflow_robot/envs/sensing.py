@@ -1,7 +1,5 @@
 """Sensor readings under a robot model: bias, noise, resolution and lost samples of each observation key."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

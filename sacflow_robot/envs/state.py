@@ -1,7 +1,5 @@
 """Simulator state of a task as one vector, which logs keep and episodes start from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The task table, one row per simulated task, and the choice of the code that steps one."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import re

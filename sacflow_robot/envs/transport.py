@@ -4,8 +4,6 @@ One model for both simulators: the training environment, whose time stands still
 its own time. Noise of the readings inside the messages is in ``sacflow_robot.envs.sensing``.
 """
 
-from __future__ import annotations
-
 import heapq
 from dataclasses import dataclass
 from typing import Generic, TypeVar

@@ -1,7 +1,5 @@
 """Simulated robots stepped a chunk at a time: in threads of this process, or in a process each."""
 
-from __future__ import annotations
-
 import multiprocessing as mp
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +30,7 @@ def make_vector_env(
     history: int = 0,
     draws: Draws | None = None,
     limiter: Callable[[], ActionFilter] | None = None,
-) -> ThreadVectorEnv:
+) -> "ThreadVectorEnv":
     """Simulated robots: in threads of this process under the compiled engine, else in a process each.
 
     Where the compiled engine does not cover the task, the stock one steps it, and the log has a line that says why.

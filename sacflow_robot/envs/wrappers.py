@@ -1,7 +1,5 @@
 """Simulated robot that observes its last actions, and one whose actions pass a safety filter."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol

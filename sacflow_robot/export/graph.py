@@ -1,7 +1,5 @@
 """The torch module that becomes an ONNX graph, and what it asks of a policy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

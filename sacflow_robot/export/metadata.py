@@ -7,8 +7,6 @@ completes the rest. Left out, nothing is committed. Metadata: ``sacflow_robot.sp
 ``sacflow_robot.fingerprint``, its SHA-256; ``sacflow_robot.golden``, inputs and the outputs that they must give.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

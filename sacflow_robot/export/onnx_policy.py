@@ -1,7 +1,5 @@
 """A policy file, loaded and checked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ and of what they are multiplied with. Unlike ``DynamicQuantizeLinear``, whose on
 not depend on the rows beside it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -1,7 +1,5 @@
 """Remarks and progress bars on stderr, so that stdout carries results alone."""
 
-from __future__ import annotations
-
 from rich.console import Console
 from rich.progress import (
     BarColumn,

@@ -3,8 +3,6 @@
 Imports matplotlib: whoever draws imports this when it draws.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Objects of the user's own, named on the command line: ``package.module:NAME``, or ``path/to/file.py:NAME``."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys

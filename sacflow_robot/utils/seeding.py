@@ -1,7 +1,5 @@
 """Random numbers by purpose: one seed decides an episode, and each use of it draws from a stream of its own."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import numpy as np

@@ -4,8 +4,6 @@ ZeroMQ removes whatever lies at the path of an ``ipc:`` address before it binds:
 over from the first without a word, and a file of that name would be gone.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import socket

@@ -11,8 +11,6 @@ done on it; the last row has an observation alone.
     episode                               what the log says of the whole episode
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """MP4 videos of replays, in H.264, which browsers and chat programs play, with a strip under each frame."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Scripted experts that demonstrate a task with the skill and the variation of people, in three qualities."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import numpy as np

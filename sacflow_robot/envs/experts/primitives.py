@@ -1,7 +1,5 @@
 """Motion primitives of scripted experts, a demonstrator's style, and the state of the gripper and the objects."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args

@@ -1,7 +1,5 @@
 """Comparison of the compiled step with robosuite's own over whole episodes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, get_args
 

@@ -1,7 +1,5 @@
 """Compilation by one process at a time, so that the others find the code in Numba's cache, with a line in the log."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """One simulated robot under the compiled control step, its model without visual geoms, and a check against robosuite."""
 
-from __future__ import annotations
-
 import copy
 from functools import partial
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Compilation of kernels by Numba: without the interpreter's lock, and cached on disk."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import suppress

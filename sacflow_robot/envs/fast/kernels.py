@@ -4,8 +4,6 @@ Numba compiles it; it runs without the interpreter's lock and is cached on disk.
 ``mjModel`` and its ``mjData``, ``views`` the arrays of the latter.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import llvmlite.binding

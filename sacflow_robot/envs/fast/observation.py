@@ -1,7 +1,5 @@
 """Observation, success and state of the present ``mjData``."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Plan of the compiled step for a task, read from the environment that robosuite built."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

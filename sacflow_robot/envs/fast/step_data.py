@@ -1,7 +1,5 @@
 """Data of the compiled control step: constants, the plan of a task, and the arrays that kernels read and write."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

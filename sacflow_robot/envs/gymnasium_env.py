@@ -55,12 +55,10 @@ class GymnasiumEnv(SimulatedEnv):
         )
 
     def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides."""
         observation, _ = self._env.reset(seed=seed)
         return StepResult(self._named(observation), success=False)
 
     def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,)."""
         given = self.robot.check_action(action).reshape(self._shape)
         observation, reward, terminated, truncated, info = self._env.step(given)
         success = bool(info.get("is_success", info.get("success", False)))

@@ -49,7 +49,6 @@ class RandomizedEnv(SimulatedEnv):
         return StepResult(self._seen, state=start.state, info={"arm_model": model.to_json()})
 
     def command(self, action: FloatArray) -> StepResult:
-        """Command one action (7,) and let one control period (50 ms) pass."""
         given = self.robot.check_action(action)
         begin_ns = self._steps * self._substeps * self._substep_ns
         self._commands.send(given, begin_ns, self._commands.draw_delay())

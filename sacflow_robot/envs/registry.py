@@ -41,11 +41,9 @@ class UserEnv(SimulatedEnv):
         self.robot = self._env.robot
 
     def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides."""
         return self._checked(self._env.begin(seed))
 
     def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,)."""
         return self._checked(self._env.command(self.robot.check_action(action)))
 
     def close(self) -> None:

@@ -195,17 +195,14 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         return observation, float(success), success, truncated, {"success": success, "state": state}
 
     def begin(self, seed: int) -> StepResult:
-        """``reset`` by a seed, as a :class:`StepResult`."""
         observation, info = self.reset(seed=seed)
         return StepResult(observation, state=info["state"])
 
     def begin_at(self, state: State) -> StepResult:
-        """Start from a logged simulator state (S,)."""
         observation, info = self.reset(options={"state": state})
         return StepResult(observation, state=info["state"])
 
     def command(self, action: FloatArray) -> StepResult:
-        """``step`` as a :class:`StepResult`."""
         observation, reward, terminated, truncated, info = self.step(action)
         return StepResult(observation, reward, terminated, truncated, info["state"])
 

@@ -106,11 +106,9 @@ class ThreadVectorEnv:
         return len(self._envs)
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start episodes: robot index to seed."""
         return {i: self._envs[i].begin(seed) for i, seed in starts.items()}
 
     def send(self, chunks: Mapping[int, FloatArray]) -> None:
-        """Have robots execute chunks (H, A), each stopping early where its episode ends."""
         if self._threads is None:
             self._chunks = dict(chunks)
         else:
@@ -166,7 +164,6 @@ class SubprocVectorEnv(ThreadVectorEnv):
         super().__init__(envs, threads=count)
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start episodes: robot index to seed."""
         return self._wait(self._submit("begin", starts))
 
 
@@ -231,11 +228,6 @@ class NoRobots(ThreadVectorEnv):
         return "stock"
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
-        """Start nothing.
-
-        Raises:
-            UsageError: Something was to be started.
-        """
         if starts:
             raise UsageError(f"there is no environment of {self._spec.robot}, {self._spec.task}, to move a robot in")
         return {}

@@ -28,7 +28,6 @@ class HistoryEnv(SimulatedEnv):
         return self._with_history(self._env.begin(seed))
 
     def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,)."""
         result = self._env.command(action)
         self._history = push(self._history, self.robot.check_action(action))
         return self._with_history(result)
@@ -73,7 +72,6 @@ class LimitedEnv(SimulatedEnv):
         self.engine = env.engine
 
     def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides."""
         start = self._env.begin(seed)
         self._steps = 0
         self._limiter.begin()

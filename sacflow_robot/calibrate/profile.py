@@ -250,8 +250,6 @@ def _read_safety(data: Any) -> SafetyLimits:
 Values = Mapping[str, tuple[Array, Array]]
 """Value and one standard deviation of quantities, by name."""
 
-_DIGITS = 4
-
 
 def with_story(values: Values, method: str) -> dict[str, Measured]:
     """Values and standard deviations as measured today, rounded to what they tell.
@@ -261,10 +259,9 @@ def with_story(values: Values, method: str) -> dict[str, Measured]:
     """
     today, found = datetime.date.today().isoformat(), {}
     for name, (value, spread) in values.items():
-        known = quantity(name)
-        assert known is not None
-        numbers = [float(f"{v:.{_DIGITS}g}") for v in np.broadcast_to(value, known.count)]
-        spreads = [float(f"{s:.2g}") for s in np.broadcast_to(spread, known.count)]
+        count = quantity(name).count
+        numbers = [float(f"{v:.4g}") for v in np.broadcast_to(value, count)]
+        spreads = [float(f"{s:.2g}") for s in np.broadcast_to(spread, count)]
         try:
             found[name] = Measured(check_value(name, numbers), tuple(spreads), today, method)
         except ValueError as error:

@@ -91,7 +91,6 @@ def draw_around(measured: Mapping[str, Measured], rng: np.random.Generator) -> R
     values = {}
     for name, m in measured.items():
         known = quantity(name)
-        assert known is not None
         moved = np.array(m.value) + np.array(m.uncertainty) * rng.standard_normal(len(m.value))
         values[name] = tuple(float(f"{v:.6g}") for v in np.clip(moved, known.low, known.high))
     return RobotParameters(values)

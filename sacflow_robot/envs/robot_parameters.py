@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -70,12 +70,24 @@ _RENAMED = {"payload.centre_m": "payload.center_m"}  # as profiles and logs of v
 SECTIONS = (*dict.fromkeys(name.split(".")[0] for name in QUANTITIES), "sensors")
 
 
-def quantity(name: str) -> Quantity | None:
-    """The quantity of a name such as ``joints.friction_loss_nm`` or ``sensors.robot0_eef_pos.noise_m``; None if there is none."""
-    parts = name.split(".")
-    if parts[0] == "sensors":
-        return SENSOR_QUANTITIES.get(parts[2]) if len(parts) == 3 else None
-    return QUANTITIES.get(name)
+def quantity(name: str) -> Quantity:
+    """The quantity of a name such as ``joints.friction_loss_nm`` or ``sensors.robot0_eef_pos.noise_m``.
+
+    Raises:
+        ValueError: There is none; lists those that there are, or the one that was meant.
+    """
+    section, _, rest = name.partition(".")
+    key, _, own = rest.rpartition(".")
+    if section not in SECTIONS:
+        raise ValueError(f"unknown section {section!r}; known are {', '.join(SECTIONS)}")
+    known = {n.split(".")[1]: q for n, q in QUANTITIES.items() if n.startswith(f"{section}.")} or SENSOR_QUANTITIES
+    if own in known and bool(key) == (section == "sensors") and "." not in key:
+        return known[own]
+    bare = re.sub(r"_(ms|s|m|mm|rad|deg|nm|kg|ratio|px)$", "", own)
+    meant = [q for q in known if q == own or q.startswith((f"{own}_", f"{bare}_"))]
+    if meant:
+        raise ValueError(f"{name} lacks its unit, or has another; write {' or '.join(meant)}")
+    raise ValueError(f"unknown key {name}; known are {', '.join(known)}")
 
 
 def check_value(name: str, value: Any) -> tuple[float, ...]:
@@ -84,9 +96,10 @@ def check_value(name: str, value: Any) -> tuple[float, ...]:
     Raises:
         ValueError: No such quantity, or numbers that are no numbers, not finite, too few or many, or out of range.
     """
-    known = quantity(name)
-    if known is None:
-        raise ValueError(_unknown(name))
+    return _numbers(name, value, quantity(name))
+
+
+def _numbers(name: str, value: Any, known: Quantity) -> tuple[float, ...]:
     given = value if isinstance(value, (list, tuple)) else [value] * known.count
     if len(given) != known.count:
         raise ValueError(f"{name} has {len(given)} numbers, expected {known.count}")
@@ -100,19 +113,6 @@ def check_value(name: str, value: Any) -> tuple[float, ...]:
             raise ValueError(f"{at} is {number:g} rad, which wraps around; give the same angle between -pi and pi")
         raise ValueError(f"{at} is {number:g}, expected a number from {known.low:g} to {known.high:g}")
     return tuple(map(float, given))
-
-
-def _unknown(name: str) -> str:
-    section, _, rest = name.partition(".")
-    if section not in SECTIONS:
-        return f"unknown section {section!r}; known are {', '.join(SECTIONS)}"
-    own = rest.split(".")[-1]
-    known = [q.split(".")[1] for q in QUANTITIES if q.startswith(f"{section}.")] or list(SENSOR_QUANTITIES)
-    bare = re.sub(r"_(ms|s|m|mm|rad|deg|nm|kg|ratio|px)$", "", own)
-    meant = [q for q in known if q == own or q.startswith((f"{own}_", f"{bare}_"))]
-    if meant:
-        return f"{name} lacks its unit, or has another; write {' or '.join(meant)}"
-    return f"unknown key {name}; known are {', '.join(known)}"
 
 
 @dataclass(frozen=True)
@@ -195,25 +195,17 @@ def read_measured(name: str, data: Any) -> Measured:
     Raises:
         ValueError: A key is missing or unknown, or a value is not what its unit allows.
     """
-    known = quantity(name)
-    if known is None:
-        raise ValueError(_unknown(name))
-    wanted = {"value", "uncertainty", "date", "method"}
+    known, wanted = quantity(name), {"value", "uncertainty", "date", "method"}
     if not isinstance(data, Mapping) or set(data) != wanted:
         raise ValueError(f"{name} is {data!r}, expected a map of {', '.join(sorted(wanted))}")
-    value, spread = check_value(name, data["value"]), data["uncertainty"]
-    spread = spread if isinstance(spread, list) else [spread] * known.count
-    if len(spread) != known.count:
-        raise ValueError(f"{name}: uncertainty has {len(spread)} numbers, expected {known.count} or one")
-    for number in spread:
-        if type(number) not in (int, float) or not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"{name}: uncertainty is {number!r}, expected a finite number that is not negative")
+    value = _numbers(name, data["value"], known)
+    spread = _numbers(f"{name}: uncertainty", data["uncertainty"], replace(known, low=0, high=math.inf))
     date = str(data["date"])
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
         raise ValueError(f"{name}: date is {date!r}, expected a day such as 2026-11-23")
     if not isinstance(data["method"], str) or not data["method"].strip():
         raise ValueError(f"{name}: method is {data['method']!r}, expected how it was found")
-    return Measured(value, tuple(map(float, spread)), date, data["method"])
+    return Measured(value, spread, date, data["method"])
 
 
 def read_sections(data: Mapping[str, Any]) -> dict[str, Measured]:
@@ -222,20 +214,19 @@ def read_sections(data: Mapping[str, Any]) -> dict[str, Measured]:
     Raises:
         ValueError: See :func:`read_measured`.
     """
-    found = {}
+    named: dict[str, Any] = {}
     for section, entries in data.items():
-        if not isinstance(entries, Mapping):
-            raise ValueError(f"{section} is {entries!r}, expected keys and values")
-        for key, entry in entries.items():
-            if section != "sensors":
-                name = _RENAMED.get(f"{section}.{key}", f"{section}.{key}")
-                found[name] = read_measured(name, entry)
-                continue
-            if not isinstance(entry, Mapping):
-                raise ValueError(f"sensors.{key} is {entry!r}, expected keys and values")
-            for name, inner in entry.items():
-                found[f"sensors.{key}.{name}"] = read_measured(f"sensors.{key}.{name}", inner)
-    return found
+        for key, entry in _map(section, entries).items():
+            name = f"{section}.{key}"
+            inner = {"": entry} if section != "sensors" else _map(name, entry)
+            named |= {f"{_RENAMED.get(name, name)}.{own}".rstrip("."): value for own, value in inner.items()}
+    return {name: read_measured(name, entry) for name, entry in named.items()}
+
+
+def _map(name: str, data: Any) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{name} is {data!r}, expected keys and values")
+    return data
 
 
 def model_of(measured: Mapping[str, Measured]) -> RobotParameters:

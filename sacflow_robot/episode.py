@@ -40,34 +40,23 @@ class StepFlag(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Outcome of one action, or of starting an episode (then with reward 0).
+    """Outcome of one action, or of starting an episode (then with reward 0)."""
 
-    Attributes:
-        observation: Observation after the step, unbatched.
-        reward: Task reward of the step.
-        terminated: The task itself ended.
-        truncated: The horizon cut the episode.
-        state: Full simulator state (S,) after the step; None on a robot that has none.
-        measured: What the robot did (A,), in action units, where it can tell; else None.
-        success: Whether the task is solved; None where ending is solving, as in the robosuite tasks.
-        time_ns: When the observation was captured, in nanoseconds of the clock that the control loop runs on, where the
-            robot can tell; else None, and it counts as captured when it was received.
-        stale_reason: Why there is nothing newer, where the observation is old and the robot can tell; else empty.
-        action: Action executed (A,), where a wrapper changed the one given; else None.
-        info: What to log of the episode that starts with this result.
-    """
-
-    observation: dict[str, FloatArray]
-    reward: float = 0.0
-    terminated: bool = False
-    truncated: bool = False
+    observation: dict[str, FloatArray]  # observation after the step, unbatched
+    reward: float = 0.0  # task reward of the step
+    terminated: bool = False  # the task itself ended
+    truncated: bool = False  # the horizon cut the episode
+    # full simulator state (S,) after the step; None on a robot that has none
     state: npt.NDArray[np.float64] | None = None
-    measured: FloatArray | None = None
-    success: bool | None = None
+    measured: FloatArray | None = None  # what the robot did (A,), in action units, where it can tell; else None
+    success: bool | None = None  # whether the task is solved; None where ending is solving, as in the robosuite tasks
+    # when the observation was captured, in nanoseconds of the clock that the control loop runs on, where the robot can
+    # tell; else None, and it counts as captured when it was received
     time_ns: int | None = None
+    # why there is nothing newer, where the observation is old and the robot can tell; else empty
     stale_reason: str = ""
-    action: FloatArray | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
+    action: FloatArray | None = None  # action executed (A,), where a wrapper changed the one given; else None
+    info: Mapping[str, Any] = field(default_factory=dict)  # what to log of the episode that starts with this result
 
     @property
     def ended(self) -> bool:
@@ -81,30 +70,18 @@ STEP_TIMES = ("received_ns", "inferred_ns", "sent_ns")
 
 
 class Step(NamedTuple):
-    """One step as the control loop hands it to a recorder: an action, its story, and what it led to.
+    """One step as the control loop hands it to a recorder: an action, its story, and what it led to."""
 
-    Attributes:
-        result: What came of the action.
-        action: Action sent to the robot (A,), float32.
-        time_ns: Capture time of the result's observation (ns).
-        policy_action: Action that the policy asked for (A,); the one sent if None.
-        source: Who chose the action.
-        flags: Bits of :class:`StepFlag`.
-        received_ns: When the observation that the action follows reached the loop (ns).
-        inferred_ns: When the policy's answer that the action is from reached the loop (ns).
-        sent_ns: When the action was sent to the robot (ns).
-        intervention_action: Action that a person asked for (A,), before the safety filter; None while nobody intervenes.
-    """
-
-    result: StepResult
-    action: FloatArray
-    time_ns: int
-    policy_action: FloatArray | None = None
-    source: int = Source.POLICY
-    flags: int = StepFlag.UNKNOWN
-    received_ns: int = UNKNOWN_TIME
-    inferred_ns: int = UNKNOWN_TIME
-    sent_ns: int = UNKNOWN_TIME
+    result: StepResult  # what came of the action
+    action: FloatArray  # action sent to the robot (A,), float32
+    time_ns: int  # capture time of the result's observation (ns)
+    policy_action: FloatArray | None = None  # action that the policy asked for (A,); the one sent if None
+    source: int = Source.POLICY  # who chose the action
+    flags: int = StepFlag.UNKNOWN  # bits of :class:`StepFlag`
+    received_ns: int = UNKNOWN_TIME  # when the observation that the action follows reached the loop (ns)
+    inferred_ns: int = UNKNOWN_TIME  # when the policy's answer that the action is from reached the loop (ns)
+    sent_ns: int = UNKNOWN_TIME  # when the action was sent to the robot (ns)
+    # action that a person asked for (A,), before the safety filter; None while nobody intervenes
     intervention_action: FloatArray | None = None
 
 

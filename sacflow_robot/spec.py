@@ -34,23 +34,15 @@ NO_ENVIRONMENT = "none"
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One observation array, without batch or time axis.
+    """One observation array, without batch or time axis."""
 
-    Attributes:
-        key: Name, robomimic's where robomimic has one.
-        shape: Shape of one sample.
-        unit: Unit of its entries, e.g. ``"m"``.
-        frame: Frame that it is expressed in, e.g. ``"world"``; empty where none applies.
-        dtype: NumPy name of its entries' type.
-        quaternions: Where in the flattened array a unit quaternion x y z w starts. A hint for learners, which have to know
-            that q and -q are one rotation; robots that differ in it alone fit each other.
-    """
-
-    key: str
-    shape: tuple[int, ...]
-    unit: str
-    frame: str = ""
-    dtype: str = "float32"
+    key: str  # name, robomimic's where robomimic has one
+    shape: tuple[int, ...]  # shape of one sample
+    unit: str  # unit of its entries, e.g. ``"m"``
+    frame: str = ""  # frame that it is expressed in, e.g. ``"world"``; empty where none applies
+    dtype: str = "float32"  # NumPy name of its entries' type
+    # where in the flattened array a unit quaternion x y z w starts. A hint for learners, which have to know that q and
+    # -q are one rotation; robots that differ in it alone fit each other
     quaternions: tuple[int, ...] = field(default=(), compare=False)
 
     @property
@@ -60,29 +52,17 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """Observations that a robot gives and actions that it takes.
+    """Observations that a robot gives and actions that it takes."""
 
-    Attributes:
-        robot: Robot and gripper, e.g. ``"Panda"``.
-        task: Task that the observation belongs to, e.g. ``"lift"``.
-        controller: Controller that interprets the action, e.g. ``"OSC_POSE delta"``.
-        control_rate_hz: Actions per second.
-        observations: The observation's arrays, in the order in which they are flattened.
-        action_names: One name per action dimension, A of them.
-        action_units: What 1.0 means in each dimension, e.g. ``"0.05 m"``.
-        action_low: Lower bound per dimension.
-        action_high: Upper bound per dimension.
-    """
-
-    robot: str
-    task: str
-    controller: str
-    control_rate_hz: float
-    observations: tuple[ArraySpec, ...]
-    action_names: tuple[str, ...]
-    action_units: tuple[str, ...]
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
+    robot: str  # robot and gripper, e.g. ``"Panda"``
+    task: str  # task that the observation belongs to, e.g. ``"lift"``
+    controller: str  # controller that interprets the action, e.g. ``"OSC_POSE delta"``
+    control_rate_hz: float  # actions per second
+    observations: tuple[ArraySpec, ...]  # the observation's arrays, in the order in which they are flattened
+    action_names: tuple[str, ...]  # one name per action dimension, A of them
+    action_units: tuple[str, ...]  # what 1.0 means in each dimension, e.g. ``"0.05 m"``
+    action_low: tuple[float, ...]  # lower bound per dimension
+    action_high: tuple[float, ...]  # upper bound per dimension
 
     @property
     def action_dim(self) -> int:
@@ -280,25 +260,16 @@ def _brief(array: ArraySpec | None) -> str:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """Contract of a policy file; stored in the ONNX metadata.
+    """Contract of a policy file; stored in the ONNX metadata."""
 
-    Attributes:
-        robot: The robot it was trained on.
-        chunk_length: H, actions per inference, executed open loop.
-        euler_steps: K, Euler steps unrolled in the graph.
-        velocity: Velocity network, e.g. ``"flow-g"``.
-        observation_mean: Normalizer mean over the flattened observation; inside the graph already, here for readers.
-        observation_std: Normalizer standard deviation, likewise.
-        notes: How it was made (algorithm, steps, seed); free keys.
-    """
-
-    robot: RobotSpec
-    chunk_length: int
-    euler_steps: int
-    velocity: str
+    robot: RobotSpec  # the robot it was trained on
+    chunk_length: int  # H, actions per inference, executed open loop
+    euler_steps: int  # K, Euler steps unrolled in the graph
+    velocity: str  # velocity network, e.g. ``"flow-g"``
+    # normalizer mean over the flattened observation; inside the graph already, here for readers
     observation_mean: tuple[float, ...]
-    observation_std: tuple[float, ...]
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    observation_std: tuple[float, ...]  # normalizer standard deviation, likewise
+    notes: Mapping[str, Any] = field(default_factory=dict)  # how it was made (algorithm, steps, seed); free keys
 
     @property
     def noise_shape(self) -> tuple[int, int]:

@@ -15,9 +15,7 @@ from sacflow_robot.errors import DataError
 from sacflow_robot.spec import Array
 
 _LEAST_ROWS, _PIECES, _PER_PIECE = 50, 20, 10
-_TOLERANCE_S = (
-    AHEAD_NS / 1e9
-)  # commands are rounded to the robot's cycle, beginnings of motions told to a millisecond or so
+_TOLERANCE_S = AHEAD_NS / 1e9  # commands are rounded to the robot's cycle, motions' beginnings told to a millisecond
 _JUMP_S, _JUMP_SPREADS = 0.005, 8.0
 _LEAST_DRIFT_PPM, _MOST_DRIFT_PPM = 2.0, 1000.0  # crystals differ by tens; computers' clocks by no more
 

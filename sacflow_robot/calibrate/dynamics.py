@@ -52,9 +52,7 @@ class Fit:
     # of the Jacobian in units of the priors (P,), largest first: below 1 the prior says more than the data
     singular_values: Array
     weakest: dict[str, float]  # the combination that the data tell least, as shares of parameters by label
-    train_rmse_m: float  # gripper error over the windows fitted to, after and before
-    train_before_m: float  # likewise
-    held_out_rmse_m: float  # the same over windows that were not
+    held_out_rmse_m: float  # gripper error over windows that were not fitted to, after and before
     held_out_before_m: float  # likewise
     noise: float  # residuals' size beside what the sensors' noise explains; near 1 where the model explains all
     measured: dict[str, tuple[Array, Array]]  # what to put into a profile: value and one standard deviation, by name
@@ -215,22 +213,20 @@ def identify(
     rows, residual = problem.jacobian(x)[: -len(x)], problem.residuals(x)[: -len(x)]
     noise = float(np.median(np.abs(residual) * np.repeat(problem.scale, problem.sizes)) / 0.6745)
     curvature = np.asarray(rows.T @ rows + np.diag(1 / problem.prior**2), np.float64)
-    read = _read(problem, x, _spread(problem, rows, residual, curvature))
+    values, spread, reference = _read(problem, x, _spread(problem, rows, residual, curvature))
     model, delay = problem.model(x)
     before = before or RobotParameters()
     after = model.having(start.part("sensors").values)
     ways = ((after, delay), (predictors.first.nominal.having(before.values), before.number(DELAY) / 1e3))
-    errors = [prediction_error(predictors, way, part) for part in (fitted, held) for way in ways]
+    after_held, before_held = (prediction_error(predictors, way, held) for way in ways)
     progress(1.0)
-    after_fit, before_fit, after_held, before_held = errors
-    values, spread, reference = read
     told, hidden = spread < IDENTIFIED_SHARE * reference, spread > HIDDEN_SHARE * reference
     _, singular, turned = np.linalg.svd(rows * problem.prior, full_matrices=False)
     labels = tuple(p.label for p in problem.parameters)
     weakest = {labels[i]: round(float(turned[-1][i]), 3) for i in np.argsort(-np.abs(turned[-1]))[:3]}
     return Fit(
-        model, 1e3 * delay, labels, values, spread, told, hidden, singular, weakest, after_fit, before_fit, after_held,
-        before_held, noise, problem.measured(values, spread, told), curvature, x, reference, problem,
+        model, 1e3 * delay, labels, values, spread, told, hidden, singular, weakest, after_held, before_held, noise,
+        problem.measured(values, spread, told), curvature, x, reference, problem,
     )  # fmt: skip
 
 

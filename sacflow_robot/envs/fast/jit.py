@@ -10,7 +10,7 @@ import numba
 from numba import types
 
 from sacflow_robot.envs import (
-    robosuite_import as robosuite_import,  # chooses Numba's folder, before anything is compiled
+    robosuite_import as robosuite_import,  # chooses Numba's folder before anything is compiled
 )
 
 
@@ -27,13 +27,8 @@ def share_changes(files: list[Path]) -> None:
                 os.utime(file, ns=(newest, newest))
 
 
-_KERNELS = (
-    "controller",
-    "kernels",
-    "linear_algebra",
-    "observation",
-    "step_data",
-)  # files with kernels, or their constants
+# Files with kernels, or their constants.
+_KERNELS = "controller", "kernels", "linear_algebra", "observation", "step_data"
 share_changes([Path(__file__).with_name(f"{name}.py") for name in _KERNELS])
 
 

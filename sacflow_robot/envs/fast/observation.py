@@ -5,20 +5,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from sacflow_robot.envs.fast import step_data as kinds
 from sacflow_robot.envs.fast.jit import compiled, kernel
-from sacflow_robot.envs.fast.step_data import (
-    BODY_FROM_BODY,
-    BODY_FROM_GRIP,
-    BODY_POSITION,
-    BODY_QUATERNION,
-    JOINT,
-    POSE_IN_GRIP,
-    SITE_POSITION,
-    Memory,
-    Plan,
-    Reals,
-    Views,
-)
+from sacflow_robot.envs.fast.step_data import Memory, Plan, Reals, Views
 from sacflow_robot.envs.robosuite_import import robosuite
 
 _quat2mat = compiled(robosuite.utils.transform_utils.quat2mat)
@@ -70,26 +59,26 @@ def observe(views: Views, plan: Plan, out: npt.NDArray[np.float32]) -> None:
     for row in range(len(plan.terms)):
         kind, a, b = plan.terms[row, 0], plan.terms[row, 1], plan.terms[row, 2]
         size = 3
-        if kind == BODY_QUATERNION:
+        if kind == kinds.BODY_QUATERNION:
             size = 4
             for i in range(4):
                 out[at + i] = views.body_quaternion[a, (i + 1) % 4]
-        elif kind == JOINT:
+        elif kind == kinds.JOINT:
             size = 1
             out[at] = views.qpos[a]
-        elif kind == POSE_IN_GRIP:
+        elif kind == kinds.POSE_IN_GRIP:
             size = 7
             pose = _pose(views.body_position[a], views.body_quaternion[a])
             _pose_in_grip(_pose(grip, turned), pose, out[at : at + 7])
         else:
             for i in range(3):
-                if kind == BODY_POSITION:
+                if kind == kinds.BODY_POSITION:
                     out[at + i] = views.body_position[a, i]
-                elif kind == BODY_FROM_GRIP:
+                elif kind == kinds.BODY_FROM_GRIP:
                     out[at + i] = views.body_position[a, i] - grip[i]
-                elif kind == BODY_FROM_BODY:
+                elif kind == kinds.BODY_FROM_BODY:
                     out[at + i] = views.body_position[a, i] - views.body_position[b, i]
-                elif kind == SITE_POSITION:
+                elif kind == kinds.SITE_POSITION:
                     out[at + i] = views.site_position[a, i]
                 else:
                     out[at + i] = views.site_position[a, i] - grip[i]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import yaml
@@ -33,8 +34,6 @@ class Board:
     dictionary: str = "DICT_4X4_50"  # OpenCV's name of the markers' dictionary
 
     def make(self) -> Any:
-        import cv2
-
         number = getattr(cv2.aruco, self.dictionary, None)
         if number is None or self.columns < 3 or self.rows < 3 or not 0 < self.marker_m < self.square_m:
             raise UsageError(
@@ -82,8 +81,6 @@ def read_pictures(folder: Path) -> Pictures:
     Raises:
         DataError: One of the files cannot be read.
     """
-    import cv2
-
     try:
         told = yaml.safe_load((folder / "poses.yaml").read_text())
         camera, distortion = (np.array(told[n], np.float64) for n in ("camera_matrix_px", "distortion"))
@@ -109,8 +106,6 @@ def measure_handeye(pictures: Pictures, board: Board) -> HandEye:
     Raises:
         DataError: Too few pictures show the board, from poses too much alike, or the poses do not agree with the pictures.
     """
-    import cv2
-
     seen = _board_poses(pictures, board)
     turn = max((float(np.linalg.norm(matrix_to_vector(a[0][1].T @ b[0][1]))) for a in seen for b in seen), default=0.0)
     if turn < _LEAST_TURN_RAD:
@@ -146,8 +141,6 @@ def measure_handeye(pictures: Pictures, board: Board) -> HandEye:
 
 def _board_poses(pictures: Pictures, board: Board) -> list[_Seen]:
     """Of every picture that shows enough of the board: grip, board in camera (rotation, position), corners and their places."""
-    import cv2
-
     made = board.make()
     detector = cv2.aruco.CharucoDetector(made)
     seen: list[_Seen] = []
@@ -171,8 +164,6 @@ def _board_poses(pictures: Pictures, board: Board) -> list[_Seen]:
 def _reprojection(
     seen: list[_Seen], rotation: Array, position: Array, pictures: Pictures
 ) -> tuple[float, list[tuple[Array, Array]]]:
-    import cv2
-
     held = []
     for (at, turn), board_turn, board_at, *_ in seen:
         held.append((turn.T @ (rotation @ board_at + position - at), turn.T @ rotation @ board_turn))

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.robot_dynamics import RobotDynamics
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
@@ -68,8 +69,6 @@ class Predictor:
     @cached_property
     def nominal(self) -> RobotParameters:
         """The simulator's own dynamics."""
-        from sacflow_robot.envs.robot_dynamics import RobotDynamics
-
         return RobotDynamics(self._env.model, self._robot.plan).nominal()
 
     def set(self, model: RobotParameters) -> None:
@@ -161,8 +160,9 @@ def make_windows(
             start = _state(robot_s[around] - begin_s - delay_s, joints[around].astype(np.float64))
         else:
             pose, speed = _state(robot_s[around] - begin_s - delay_s, np.hstack([position[around], quat[around]]))
-            velocity = np.append(speed[:3], _angular(normalize(pose[3:]), speed[3:]))
-            start = predictor.inverse(pose[:3], normalize(pose[3:]), velocity)
+            turn = normalize(pose[3:])
+            angular = rotation_between(turn, normalize(turn + 1e-3 * speed[3:])) / 1e-3
+            start = predictor.inverse(pose[:3], turn, np.append(speed[:3], angular))
         commands = np.column_stack(
             [sent_s[first:end] - begin_s, recording.valid_ns[first:end] / 1e9, recording.actions[first:end]]
         ).astype(np.float64)
@@ -222,11 +222,6 @@ def _state(times: Array, rows: Array) -> Array:
     spread = noise * np.sqrt(np.linalg.inv(basis.T @ basis + 1e-12 * np.eye(3))[1, 1])
     rate: Array = np.where(np.abs(found[1]) < 3 * spread, 0.0, found[1])
     return np.stack([np.where(rate == 0, rows.mean(axis=0), found[0]), rate])
-
-
-def _angular(quat: Array, rate: Array) -> Array:
-    """Angular velocity (3,) of an orientation x y z w with a rate of change (4,)."""
-    return rotation_between(quat, normalize(quat + 1e-3 * rate)) / 1e-3
 
 
 def _between(at: Array, grid: Array, rows: Array) -> Array:

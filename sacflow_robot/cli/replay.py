@@ -272,7 +272,6 @@ def _write_recording(
     if env is not None and episode.states is not None:
         from sacflow_robot.envs.scene import read_scene
 
-        read = read_scene(env, episode.states)
         pictures = _drawn("recording", env, episode.states) if drawing else ()
-        scene = SceneColumns(read.joints, read.objects, pictures)
+        scene = SceneColumns(*read_scene(env, episode.states), pictures)
     write_recording(path, robot, episode, title, scene)

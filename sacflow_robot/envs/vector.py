@@ -48,26 +48,24 @@ def make_vector_env(
     """
     get_robot(task)
     if draws is not None or usable_engine(task, engine) == "compiled":
+        from sacflow_robot.envs.compiled_env import CompiledEnv
         from sacflow_robot.envs.fast.plan import NotCoveredError
+        from sacflow_robot.envs.randomized_env import RandomizedEnv
+        from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+
+        def make() -> SimulatedEnv:
+            return RandomizedEnv(RobosuiteEnv(task, engine="compiled"), draws) if draws else CompiledEnv(task)
 
         if history and draws is None:
             # Under this engine robots with a history step as randomized ones do, which notice within a control period that the
             # task is solved: policies with a history were trained so.
             draws = Draws()
         try:
-            envs = [_wrapped(_compiled(task, draws), history, limiter) for _ in range(count)]
+            envs = [_wrapped(make(), history, limiter) for _ in range(count)]
             return ThreadVectorEnv(envs, background=background)
         except NotCoveredError as error:
             fall_back(task, str(error))
     return SubprocVectorEnv(task, count, history, limiter)
-
-
-def _compiled(task: str, draws: Draws | None) -> SimulatedEnv:
-    from sacflow_robot.envs.compiled_env import CompiledEnv
-    from sacflow_robot.envs.randomized_env import RandomizedEnv
-    from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-
-    return CompiledEnv(task) if draws is None else RandomizedEnv(RobosuiteEnv(task, engine="compiled"), draws)
 
 
 def _wrapped(env: SimulatedEnv, history: int, limiter: Callable[[], ActionFilter] | None) -> SimulatedEnv:

@@ -12,7 +12,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,10 +141,7 @@ def _random_inputs(spec: PolicySpec, batch: int, prefix: bool) -> dict[str, Floa
     rng = np.random.default_rng(batch)
     spread = rng.standard_normal((batch, spec.robot.observation_dim)).astype(np.float32)
     flat = np.array(spec.observation_mean, np.float32) + np.array(spec.observation_std, np.float32) * spread
-    inputs, start = {}, 0
-    for array in spec.robot.observations:
-        inputs[array.key] = np.ascontiguousarray(flat[:, start : start + array.size]).reshape(batch, *array.shape)
-        start += array.size
+    inputs = {key: np.ascontiguousarray(rows) for key, rows in spec.robot.unflatten(flat).items()}
     inputs[policyfile.NOISE] = rng.standard_normal((batch, *spec.noise_shape)).astype(np.float32)
     if prefix:
         committed = rng.uniform(-1, 1, (batch, *spec.noise_shape)).astype(np.float32)
@@ -165,18 +162,13 @@ def _inputs(graph: ExportedGraph, spec: PolicySpec, batch: int, *, prefix: bool)
     return {name: x[clearest] for name, x in many.items()}
 
 
-@torch.no_grad()
-def _run_torch(graph: ExportedGraph, inputs: Mapping[str, FloatArray]) -> FloatArray:
-    actions: FloatArray = graph(*map(torch.from_numpy, inputs.values())).numpy()
-    return actions
-
-
 def _open(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+@torch.no_grad()
 def _compare(
     trained: ExportedGraph, graph: ExportedGraph, spec: PolicySpec, model: onnx.ModelProto, batches: Sequence[int]
 ) -> float:
@@ -186,7 +178,8 @@ def _compare(
     for batch in batches:
         for original, prefix in cases:
             inputs = _inputs(original, spec, batch, prefix=prefix)
-            difference = policyfile.action_error(spec, session.run(None, inputs)[0], _run_torch(original, inputs))
+            expected = original(*map(torch.from_numpy, inputs.values())).numpy()
+            difference = policyfile.action_error(spec, session.run(None, inputs)[0], expected)
             worst = max(worst, difference) if np.isfinite(difference) else float("inf")
     return worst
 
@@ -215,16 +208,12 @@ def store_weights(model: onnx.ModelProto, kind: WeightsKind) -> onnx.ModelProto:
     return changed
 
 
-def _weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Initializers that are the second factor of a product, by name."""
-    seconds = {node.input[1] for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
-    return {t.name: t for t in model.graph.initializer if t.name in seconds}
-
-
 def _to_half(model: onnx.ModelProto, kind: WeightsKind) -> None:
     dtype, number = _HALVES[kind]
+    factors = {node.input[1] for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
     casts = []
-    for name, tensor in _weights(model).items():
+    for tensor in (t for t in model.graph.initializer if t.name in factors):
+        name = tensor.name
         value = torch.from_numpy(numpy_helper.to_array(tensor).copy()).to(dtype)
         if not bool(value.isfinite().all()):
             raise ExportError(f"weight {name} is too large for {kind}; export with --weights bf16 or float32")

@@ -11,11 +11,10 @@ import numpy.typing as npt
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import FloatArray, RobotSpec
 
+# Clock of robots for which time stands still between commands.
 NOMINAL_CLOCK = "nominal control rate, from the start of the episode"
-"""Clock of robots for which time stands still between commands."""
 
-LOOP_CLOCK = "monotonic of the robot's computer"
-"""Clock of what a control loop recorded."""
+LOOP_CLOCK = "monotonic of the robot's computer"  # clock of what a control loop recorded
 
 
 class Source(IntEnum):
@@ -63,9 +62,7 @@ class StepResult:
         return self.terminated or self.truncated
 
 
-UNKNOWN_TIME = -1
-"""A time that nobody took."""
-
+UNKNOWN_TIME = -1  # a time that nobody took
 STEP_TIMES = ("received_ns", "inferred_ns", "sent_ns")
 
 

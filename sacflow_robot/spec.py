@@ -25,11 +25,11 @@ FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[np.float64]
 Observation = Mapping[str, FloatArray]
 
+# What steps a simulated robot: robosuite's controllers in Python, or the same in machine code, equal to rounding.
 Engine = Literal["stock", "compiled"]
-"""What steps a simulated robot: robosuite's controllers in Python, or the same in machine code, equal to rounding."""
 
+# In place of an environment's name: there is none of this robot, and learning is from what was recorded alone.
 NO_ENVIRONMENT = "none"
-"""In place of an environment's name: there is none of this robot, and learning is from what was recorded alone."""
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,13 @@ from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import Array
 
+# A parameter counts as identified if one standard deviation is at most this share of its value: three are 10 %.
 IDENTIFIED_SHARE = 1 / 30
-"""A parameter counts as identified if one standard deviation is at most this share of its value: three are 10 %."""
 
+# The data say nothing of a parameter if one standard deviation is more than this share of its value: two are 30 %.
 HIDDEN_SHARE = 0.15
-"""The data say nothing of a parameter if one standard deviation is more than this share of its value: two are 30 %."""
 
-SMALLEST_MASS_KG = 0.05
-"""Loads are told to within ``IDENTIFIED_SHARE`` of this or of their value, whichever is more."""
+SMALLEST_MASS_KG = 0.05  # loads are told to within ``IDENTIFIED_SHARE`` of this or of their value, whichever is more
 
 _FLOOR_M, _FLOOR_RAD, _FLOOR_JOINT_RAD = 2e-4, 1e-3, 2e-4  # what windows' beginnings and rounded times leave
 # What a wrong model does in the first half second of a motion is not yet beyond repair; after 1.25 s the robot rests.

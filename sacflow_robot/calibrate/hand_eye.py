@@ -19,8 +19,8 @@ _LEAST_PICTURES, _LEAST_CORNERS, _LEAST_TURN_RAD = 6, 6, 0.35
 _WORST_PX = 3.0
 
 
+# A grip, the board in the camera's frame (rotation, position), its corners in the picture (n, 2) and on the board (n, 3).
 _Seen = tuple[tuple[Array, Array], Array, Array, Array, Array]
-"""A grip, the board in the camera's frame (rotation, position), its corners in the picture (n, 2) and on the board (n, 3)."""
 
 
 @dataclass(frozen=True)

@@ -247,8 +247,7 @@ def _read_safety(data: Any) -> SafetyLimits:
     return SafetyLimits(**{_SAFETY[key][0]: _SAFETY[key][1](key, value) for key, value in data.items()})
 
 
-Values = Mapping[str, tuple[Array, Array]]
-"""Value and one standard deviation of quantities, by name."""
+Values = Mapping[str, tuple[Array, Array]]  # value and one standard deviation of quantities, by name
 
 
 def with_story(values: Values, method: str) -> dict[str, Measured]:

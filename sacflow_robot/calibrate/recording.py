@@ -15,8 +15,7 @@ from sacflow_robot.utils.atomic_files import replacing
 
 Times = npt.NDArray[np.int64]
 
-LOOK_NS = 2_000_000
-"""An excitation run looks for a new observation this often."""
+LOOK_NS = 2_000_000  # an excitation run looks for a new observation this often
 
 AHEAD_NS, LATEST_NS = 2_000_000, 1_000_000_000  # observations out of this range are by another clock than the loop's
 

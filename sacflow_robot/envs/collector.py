@@ -17,8 +17,8 @@ from sacflow_robot.spec import Engine, FloatArray
 from sacflow_robot.utils.processes import core_count
 from sacflow_robot.utils.seeding import chunk_noise
 
+# Action chunks (B, H, A) from observations (B, ...) and noise (B, H, A); ``Policy.infer`` is one.
 Chunker = Callable[[dict[str, FloatArray], FloatArray], FloatArray]
-"""Action chunks (B, H, A) from observations (B, ...) and noise (B, H, A); ``Policy.infer`` is one."""
 
 
 class Rollouts:

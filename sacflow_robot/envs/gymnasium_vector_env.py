@@ -19,8 +19,8 @@ from sacflow_robot.errors import InvalidValueError
 from sacflow_robot.spec import Array, FloatArray
 
 Flags = npt.NDArray[np.bool_]
+# Observations, rewards, terminated, truncated and info, each of N robots.
 Step = tuple[dict[str, FloatArray], Array, Flags, Flags, dict[str, Any]]
-"""Observations, rewards, terminated, truncated and info, each of N robots."""
 
 
 class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], FloatArray, npt.NDArray[Any]]):

@@ -11,8 +11,8 @@ from sacflow_robot.envs.robosuite_import import robosuite
 from sacflow_robot.errors import UsageError
 from sacflow_robot.spec import Array
 
+# libfranka's end effector in the Franka Hand's frame (m), as the robot is configured with that hand; axes agree.
 EE_IN_HAND = np.array([0.0, 0.0, 0.1034])
-"""libfranka's end effector in the Franka Hand's frame (m), as the robot is configured with that hand; axes agree."""
 
 
 class PandaPlant:

@@ -10,8 +10,7 @@ from sacflow_robot.envs.robot_parameters import JOINTS, Measured, RobotParameter
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.utils.seeding import Stream, random_stream
 
-Randomization = Literal["none", "wide", "profile"]
-"""Ways to draw a training environment's robot for each episode."""
+Randomization = Literal["none", "wide", "profile"]  # ways to draw a training environment's robot for each episode
 
 # Dry friction: the amplitudes that Gaz et al. identified on a Franka Emika Panda ("Dynamic Identification of the Franka Emika
 # Panda Robot With Retrieval of Feasible Parameters Using Penalty-Based Optimization", RA-L 2019), rounded. Viscous: what
@@ -20,9 +19,7 @@ FRANKA_FRICTION_NM = (0.55, 0.87, 0.64, 1.28, 0.84, 0.30, 0.56)
 FRANKA_DAMPING_NM_S_PER_RAD = (1.0,) * JOINTS
 STIFFNESS_PER_S2 = 150.0
 
-TWIN_PARTS = ("delay", "gain", "friction", "payload", "noise", "pose_bias")
-"""Parts in which a twin may differ."""
-
+TWIN_PARTS = ("delay", "gain", "friction", "payload", "noise", "pose_bias")  # parts in which a twin may differ
 FRANKA = RobotParameters(
     {"joints.damping_nm_s_per_rad": FRANKA_DAMPING_NM_S_PER_RAD, "joints.friction_loss_nm": FRANKA_FRICTION_NM}
 )

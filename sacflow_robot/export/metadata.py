@@ -20,21 +20,17 @@ import numpy as np
 from sacflow_robot.errors import DataError, PolicyFileError, one_line
 from sacflow_robot.spec import FloatArray, PolicySpec
 
-WeightsKind = Literal["float32", "float16", "bf16", "int8"]
-"""Format of a file's weights; see ``to_onnx.store_weights``."""
-
+WeightsKind = Literal["float32", "float16", "bf16", "int8"]  # format of a file's weights; see ``to_onnx.store_weights``
 SPEC_KEY = "sacflow_robot.spec"
 FINGERPRINT_KEY = "sacflow_robot.fingerprint"
 GOLDEN_KEY = "sacflow_robot.golden"
 NOISE, ACTIONS = "noise", "actions"
 PREFIX, PREFIX_MASK = "prefix", "prefix_mask"
 
+# Largest absolute difference allowed between a graph's output and the original's, where an action's half range is 1.
 TOLERANCE = 1e-5
-"""Largest absolute difference allowed between a graph's output and the original's, where an action's half range is 1."""
 
-MAX_BYTES = 2**30
-"""Largest policy file that is read."""
-
+MAX_BYTES = 2**30  # largest policy file that is read
 _MOST_TOLERANCE = 0.1
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from sacflow_robot.errors import UsageError
 
-_ROOM = 64 << 20
-"""Bytes that a disk must have left for a cache; what the compilers keep takes some 10 MB."""
+_ROOM = 64 << 20  # bytes that a disk must have left for a cache; what the compilers keep takes some 10 MB
 
 
 def cache_root() -> Path:

@@ -15,8 +15,7 @@ from filelock import FileLock, Timeout
 
 from sacflow_robot.errors import UsageError, one_line
 
-_LONGEST_PATH = 107
-"""Bytes that the system accepts as the path of a Unix socket."""
+_LONGEST_PATH = 107  # bytes that the system accepts as the path of a Unix socket
 
 
 class AddressClaim:

@@ -20,8 +20,7 @@ Picture = npt.NDArray[np.uint8]
 # A constant quality at which a rendered scene shows no blocks; smaller is better.
 _QUALITY = {"crf": "20", "preset": "medium"}
 
-CAPTION_HEIGHT = 40
-"""Height that it adds to a picture, in pixels."""
+CAPTION_HEIGHT = 40  # height that it adds to a picture, in pixels
 
 _MARGIN, _TEXT = 14, 15
 _INK, _FAINT, _STRIP = (245, 245, 245), (150, 155, 162), (28, 31, 36)

@@ -85,8 +85,8 @@ class Goal:
     slowness: float = 1.0  # largest translation command at this step, in action units; the style's may be lower
 
 
+# Yields one goal a step, while the hand is kept up to date; returns True on success.
 Motion = Generator[Goal, None, bool]
-"""Yields one goal a step, while the hand is kept up to date; returns True on success."""
 
 
 class Hand:

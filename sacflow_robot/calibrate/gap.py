@@ -233,9 +233,8 @@ def _pose_bias(f: _Fitter, base: float) -> Cause:
         return Cause("pose_bias", float("nan"), base, {}, text)
     off = []
     for w in f.windows:
-        assert w.joints is not None
-        some = slice(None, None, max(1, len(w.joints) // 40))
-        off.append(w.position[some] - f.predictors.first.forward(w.joints[some])[0])
+        some = slice(None, None, max(1, len(w.position) // 40))
+        off.append(w.position[some] - f.predictors.first.forward(np.asarray(w.joints)[some])[0])
     bias = np.mean(np.concatenate(off), axis=0)
     _, made = f.error(f.model, f.delay_s, f.windows)
     own = f.model.sensor("robot0_eef_pos").get("bias_m", np.zeros(3))

@@ -83,14 +83,10 @@ class Problem:
         if p.name == DELAY:
             return start.number(DELAY)
         if p.name == MOMENT:
-            center = self.base.array("payload.center_m")
-            assert center is not None and p.index is not None
-            return float(self.base.number("payload.mass_kg") * center[p.index])
+            return self.base.number("payload.mass_kg") * self.base.values["payload.center_m"][p.index or 0]
         if p.index is None and p.name.startswith("joints."):
             return 0.0
-        found = self.base.array(p.name)
-        assert found is not None
-        value = float(found[p.index or 0])
+        value = self.base.values[p.name][p.index or 0]
         return float(np.log(max(value, 1e-3))) if p.logarithmic else value
 
     def model(self, x: Array) -> tuple[RobotParameters, float]:
@@ -129,8 +125,7 @@ class Problem:
             joint = p.name.startswith("joints.")
             if p.name == MOMENT or not (known or (joint and s < _ROUGHLY * max(abs(v), 0.1)) or p.name in found):
                 continue
-            value = np.array([v]) if p.name == DELAY else model.array(p.name)
-            assert value is not None
+            value = np.array([v]) if p.name == DELAY else np.array(model.values[p.name])
             # Of joints that the data hardly tell, the value is where the fit left it, as unsure as the fit says.
             rough = np.maximum(np.abs(value), 0.1) if joint and p.index is not None else np.zeros(len(value))
             old = found.get(p.name, (value, rough))[1].copy()
@@ -140,10 +135,8 @@ class Problem:
             found[p.name] = value, old
         moment = [(s, known) for p, s, known in zip(self.parameters, spread, told, strict=True) if p.name == MOMENT]
         if "payload.mass_kg" in found and all(known for _, known in moment):
-            center = model.array("payload.center_m")
-            assert center is not None
-            spreads = np.array([s for s, _ in moment])
-            found["payload.center_m"] = center, spreads / max(found["payload.mass_kg"][0][0], 0.05)
+            spreads = np.array([s for s, _ in moment]) / max(found["payload.mass_kg"][0][0], 0.05)
+            found["payload.center_m"] = np.array(model.values["payload.center_m"]), spreads
         return found
 
     def jacobian(self, x: Array) -> Array:

@@ -103,31 +103,29 @@ def load_profile(path: Path) -> Profile:
         raise DataError(f"profile {path}: {error}") from None
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"profile {path} cannot be read: {one_line(error)}") from None
+    try:
+        return Profile(**_read(data), sha256=hashlib.sha256(text).hexdigest())
+    except ValueError as error:
+        raise DataError(f"profile {path}: {error}") from None
+
+
+def _read(data: Any) -> dict[str, Any]:
+    """Fields of a profile; raises ValueError, as all that it calls."""
     found = set(data) if isinstance(data, dict) else set()
     missing, unknown = set(_KNOWN) - found, found - {*_KNOWN, "safety", *SECTIONS}
     if missing or unknown:
         lists = (", ".join(sorted(map(str, keys))) or "none" for keys in (missing, unknown))
-        raise DataError("profile {}: missing keys: {}; unknown keys: {}".format(path, *lists))
+        raise ValueError("missing keys: {}; unknown keys: {}".format(*lists))
     for name in ("max_translation_per_step_m", "max_rotation_per_step_rad"):
         value = data[name]
         if type(value) not in (int, float) or not 0 < value <= _LARGEST_LIMIT:
-            raise DataError(
-                f"profile {path}: {name} is {value!r}, expected a positive number of at most {_LARGEST_LIMIT}"
-            )
+            raise ValueError(f"{name} is {value!r}, expected a positive number of at most {_LARGEST_LIMIT}")
     if type(data["version"]) is not int:
-        raise DataError(f"profile {path}: version is {data['version']!r}, expected a whole number")
-    safety = None
+        raise ValueError(f"version is {data['version']!r}, expected a whole number")
+    fields = {name: data[name] for name in _KNOWN} | {"date": str(data["date"])}
     if "safety" in data:
-        try:
-            safety = _read_safety(data["safety"])
-        except ValueError as error:
-            raise DataError(f"profile {path}: safety: {error}") from None
-    try:
-        measured = read_sections({section: data.pop(section) for section in SECTIONS if section in data})
-    except ValueError as error:
-        raise DataError(f"profile {path}: {error}") from None
-    digest = hashlib.sha256(text).hexdigest()
-    return Profile(**{**data, "date": str(data["date"]), "safety": safety, "sha256": digest, "measured": measured})
+        fields["safety"] = _read_safety(data["safety"])
+    return fields | {"measured": read_sections({name: data[name] for name in SECTIONS if name in data})}
 
 
 class _Strict(yaml.SafeLoader):
@@ -240,11 +238,11 @@ _SAFETY: Mapping[str, tuple[str, Callable[[str, Any], Any]]] = {
 
 def _read_safety(data: Any) -> SafetyLimits:
     if not isinstance(data, dict):
-        raise ValueError(f"expected keys and values, not {data!r}")
+        raise ValueError(f"safety: expected keys and values, not {data!r}")
     unknown = ", ".join(sorted(map(str, set(data) - set(_SAFETY))))
     if unknown:
-        raise ValueError(f"unknown keys: {unknown}; known are {', '.join(_SAFETY)}")
-    return SafetyLimits(**{_SAFETY[key][0]: _SAFETY[key][1](key, value) for key, value in data.items()})
+        raise ValueError(f"safety: unknown keys: {unknown}; known are {', '.join(_SAFETY)}")
+    return SafetyLimits(**{_SAFETY[key][0]: _SAFETY[key][1](f"safety: {key}", value) for key, value in data.items()})
 
 
 Values = Mapping[str, tuple[Array, Array]]  # value and one standard deviation of quantities, by name

@@ -1,32 +1,10 @@
-"""Single simulated robot: the protocol for an environment of one's own, and the base class of those here."""
+"""Base class of a single simulated robot."""
 
 from abc import ABC, abstractmethod
-from typing import Protocol
 
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import Array, Engine, FloatArray, RobotSpec
-
-
-class Environment(Protocol):
-    """Members of a simulated robot of one's own, named as ``--env MODULE:CLASS``.
-
-    The class, or a function, is called without arguments. One object runs one episode at a time; training and evaluation
-    make several, in processes of their own. An episode must depend on its seed and the actions alone.
-    """
-
-    @property
-    def robot(self) -> RobotSpec:
-        """Its observations and actions."""
-        ...
-
-    def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides; returns its first observation."""
-        ...
-
-    def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,) for one control period; returns what came of it."""
-        ...
 
 
 class SimulatedEnv(ABC):

@@ -13,6 +13,10 @@ from sacflow_robot.utils.action_history import without_history
 class UserEnv(SimulatedEnv):
     """An environment of the user's own, ``MODULE:CLASS`` or ``FILE.py:CLASS``, its answers checked.
 
+    The class, or a function, is called without arguments; what it returns has ``robot``, ``begin`` and ``command`` as
+    ``SimulatedEnv``. One object runs one episode at a time; training and evaluation make several, in processes of their own.
+    An episode must depend on its seed and the actions alone.
+
     Raises:
         UsageError: It cannot be loaded or made, or is no environment.
     """

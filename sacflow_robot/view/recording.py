@@ -11,7 +11,6 @@ done on it; the last row has an observation alone.
     episode                               what the log says of the whole episode
 """
 
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import rerun as rr
 import rerun.blueprint as rrb
-from PIL import Image
 
 from sacflow_robot.episode import STEP_TIMES, Episode, Source, StepFlag
 from sacflow_robot.errors import DataError, one_line
@@ -240,7 +238,7 @@ class _Exporter:
     def _send_pictures(self, entity: str, images: Iterable[npt.NDArray[Any]]) -> None:
         for step, image in enumerate(images):
             self._set_time(step)
-            self._stream.log(entity, rr.EncodedImage(contents=_jpeg(image), media_type="image/jpeg"))
+            self._stream.log(entity, _jpeg(image))
 
     def _cameras(self) -> dict[str, npt.NDArray[Any]]:
         return {a.key: self._episode.observations[a.key] for a in self._robot.observations if _is_picture(a)}
@@ -274,14 +272,12 @@ def _component_names(spec: ArraySpec) -> list[str]:
     return [str(i) for i in range(spec.size)]
 
 
-def _jpeg(image: npt.NDArray[Any]) -> bytes:
-    """Bytes of an image (height, width, 1 or 3) of 0 to 255; floats up to 1 are scaled to that."""
+def _jpeg(image: npt.NDArray[Any]) -> rr.EncodedImage | rr.Image:
+    """An image (height, width, 1 or 3) of 0 to 255; floats up to 1 are scaled to that."""
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8:
         pixels = np.clip(pixels * (255 if pixels.max(initial=0) <= 1 else 1), 0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "JPEG", quality=_JPEG_QUALITY)
-    return file.getvalue()
+    return rr.Image(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).compress(jpeg_quality=_JPEG_QUALITY)
 
 
 def _cell(value: object) -> str:

@@ -75,8 +75,7 @@ class Comparer:
 
 
 def _deviation(a: StepResult, b: StepResult) -> float:
-    assert a.state is not None and b.state is not None
-    return float(np.abs(a.state - b.state).max())
+    return float(np.abs(np.asarray(a.state) - np.asarray(b.state)).max())
 
 
 def _equal(a: StepResult, b: StepResult) -> bool:

@@ -113,9 +113,8 @@ class FastRobot:
 
     def physics_only(self, states: Array, controls: Array) -> None:
         """The physics alone of a control step from each of the states (T, S), with motor controls (T, nu)."""
-        kernels.physics_only(
-            self._model._address, self._data._address, self._views, states, controls, self.plan.substeps
-        )
+        addresses = self._model._address, self._data._address
+        kernels.physics_only(*addresses, self._views, states, controls, self.plan.substeps)
 
     def observe(self) -> FloatArray:
         """The flattened observation (D,) of the present state."""
@@ -178,14 +177,13 @@ def check_step(task: CompiledTask, layout: StateLayout, spec: RobotSpec, start: 
     Raises:
         NotCoveredError: The two differ.
     """
-    assert start.state is not None and stock.state is not None
-    data = mujoco.MjData(task.model)
-    layout.write(start.state, task.model, data)
+    data, state = mujoco.MjData(task.model), np.asarray(start.state)
+    layout.write(state, task.model, data)
     robot = FastRobot(task, task.model, data)
-    robot.begin(start.state)
+    robot.begin(state)
     first = robot.observe()
     observations, states, solved = robot.execute(CHECK_ACTION[None].astype(np.float64))
-    difference = float(np.abs(states[0] - stock.state).max())
+    difference = float(np.abs(states[0] - np.asarray(stock.state)).max())
     if not difference < _TOLERANCE:
         raise NotCoveredError(f"it differs from robosuite's by {difference:.1e} after one step on this machine")
     for compiled, result in ((first, start), (observations[0], stock)):

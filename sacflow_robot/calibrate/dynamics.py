@@ -16,7 +16,7 @@ from sacflow_robot.calibrate.latency import measure_latency
 from sacflow_robot.calibrate.noise import measure_noise
 from sacflow_robot.calibrate.predict import Predicted, Predictor, Predictors, Window, make_windows
 from sacflow_robot.calibrate.problem import DELAY, MOMENT, Problem, cut
-from sacflow_robot.calibrate.recording import Recording, bursts
+from sacflow_robot.calibrate.recording import Recording, Values, bursts
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
@@ -54,7 +54,7 @@ class Fit:
     held_out_rmse_m: float  # gripper error over windows that were not fitted to, after and before
     held_out_before_m: float  # likewise
     noise: float  # residuals' size beside what the sensors' noise explains; near 1 where the model explains all
-    measured: dict[str, tuple[Array, Array]]  # what to put into a profile: value and one standard deviation, by name
+    measured: Values  # what to put into a profile: value and one standard deviation, by name
     curvature: Array  # of the data's and priors' log likelihood (P, P), in fitted units
     fitted: Array  # where it is highest (P,), in fitted units
     reference: Array  # what shares of ``spread`` are of (P,): values, or the least that counts
@@ -108,7 +108,7 @@ class FitData:
     # one standard deviation of the command delay that comes of two clocks' unknown offset; 0 for one clock
     apart_s: float = 0.0
 
-    def measured(self, fit: Fit) -> dict[str, tuple[Array, Array]]:
+    def measured(self, fit: Fit) -> Values:
         """Value and one standard deviation of each quantity of a profile, by name."""
         found = dict(fit.measured)
         if DELAY in found and self.apart_s:  # by two clocks only the delays' sum is known as well as the fit says

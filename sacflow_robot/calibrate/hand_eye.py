@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from sacflow_robot.calibrate.recording import Values
 from sacflow_robot.errors import DataError, UsageError, one_line
 from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import matrix_to_vector, vector_to_matrix
@@ -54,7 +55,7 @@ class HandEye:
     reprojection_px: float  # root mean square over all corners, through the robot's poses
     corners: list[tuple[Array, Array]]  # per picture, corners as seen and as they would be seen (n, 2), (n, 2)
 
-    def measured(self) -> dict[str, tuple[Array, Array]]:
+    def measured(self) -> Values:
         """Value and one standard deviation of each quantity of a profile, by name."""
         return {
             "hand_eye.camera_position_m": (self.position_m, self.spread_m),

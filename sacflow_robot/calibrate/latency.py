@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.calibrate.clocks import ClockOffset, fastest_way, measure_offset
-from sacflow_robot.calibrate.recording import LOOK_NS, Recording, bursts
+from sacflow_robot.calibrate.recording import LOOK_NS, Recording, Values, bursts
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
 from sacflow_robot.serve.client import PolicyClient
@@ -64,7 +64,7 @@ class Latency:
         width = float(high - low) / 0.96
         return width if width > 2 * LOOK_NS / 1e9 else 0.0
 
-    def measured(self, *, with_offset: bool = False) -> dict[str, tuple[Array, Array]]:
+    def measured(self, *, with_offset: bool = False) -> Values:
         """Value and one standard deviation of each quantity of a profile, by name.
 
         ``with_offset`` adds the clocks' offset where they need not differ, too, to replace one that a profile has.

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.calibrate.clocks import by_arrival_ns
-from sacflow_robot.calibrate.recording import Recording
+from sacflow_robot.calibrate.recording import Recording, Values
 from sacflow_robot.envs.sensing import JOINT_POSITION
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import Array
@@ -21,7 +21,7 @@ Forward = Callable[[Array], tuple[Array, Array]]
 class Noise:
     """Errors of the sensors."""
 
-    values: dict[str, tuple[Array, Array]]  # by name, ``sensors.<key>.<quantity>``, and one standard deviation of each
+    values: Values  # by name, ``sensors.<key>.<quantity>``, and one standard deviation of each
     density: dict[str, float]  # noise per square root of hertz, by name
     dropped: float  # share of the observations that never came
     rows: int  # how many readings it is from
@@ -29,7 +29,7 @@ class Noise:
     # what was read at rest, by key (R, n): of positions and joints less their mean, of quaternions rotation vectors
     readings: dict[str, Array]
 
-    def measured(self, known: Collection[str] = ()) -> dict[str, tuple[Array, Array]]:
+    def measured(self, known: Collection[str] = ()) -> Values:
         """Value and one standard deviation of each quantity of a profile; zeros only of those already ``known``."""
         found = {name: v for name, v in self.values.items() if v[0].any() or name in known}
         found["transport.observation_drop_ratio"] = np.array([self.dropped]), np.array([0.5 / self.rows])
@@ -50,7 +50,7 @@ def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise
     times = (recording.time_ns[rows] - recording.time_ns[rows][0]) / 1e9
     interval = float(np.median(np.diff(times)))
     dropped = max(0.0, 1 - (len(times) - 1) / max(1.0, round((times[-1] - times[0]) / interval)))
-    values: dict[str, tuple[Array, Array]] = {}
+    values: Values = {}
     density: dict[str, float] = {}
     readings: dict[str, Array] = {}
     for array in recording.robot.observations:
@@ -109,14 +109,7 @@ def _detrended(times: Array, rows: Array) -> Array:
     return np.asarray(rows - basis @ np.linalg.lstsq(basis, rows, rcond=None)[0])
 
 
-def _enter(
-    values: dict[str, tuple[Array, Array]],
-    density: dict[str, float],
-    name: str,
-    unit: str,
-    rows: Array,
-    interval: float,
-) -> None:
+def _enter(values: Values, density: dict[str, float], name: str, unit: str, rows: Array, interval: float) -> None:
     noise = np.sqrt(np.mean(rows**2, axis=0))
     size = float(np.median(noise[noise > 0])) if (noise > 0).any() else 0.0
     size = size if size > 1e-9 else 0.0
@@ -134,7 +127,7 @@ def _resolution(rows: Array) -> float:
     return float(np.median(steps)) if steps else 0.0
 
 
-def _enter_repeats(values: dict[str, tuple[Array, Array]], key: str, seen: Array) -> None:
+def _enter_repeats(values: Values, key: str, seen: Array) -> None:
     """Readings that repeat the one before to the last bit, where noise would not let them."""
     if len(np.unique(seen, axis=0)) < len(seen) / 4:
         return  # on a grid, or without noise: nothing can be told
@@ -143,7 +136,7 @@ def _enter_repeats(values: dict[str, tuple[Array, Array]], key: str, seen: Array
         values[f"sensors.{key}.drop_ratio"] = np.array([ratio]), np.array([np.sqrt(ratio * (1 - ratio) / len(seen))])
 
 
-def _biases(recording: Recording, rows: npt.NDArray[np.intp], forward: Forward) -> dict[str, tuple[Array, Array]]:
+def _biases(recording: Recording, rows: npt.NDArray[np.intp], forward: Forward) -> Values:
     """Gripper pose as observed, less what the joints say."""
     some = rows[:: max(1, len(rows) // 500)]
     seen = recording.observations

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.calibrate.predict import Predicted, Predictors, Window
+from sacflow_robot.calibrate.recording import Values
 from sacflow_robot.envs.robot_parameters import JOINTS, RobotParameters
 from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import rotation_between
@@ -115,12 +116,12 @@ class Problem:
     def residuals(self, x: Array) -> Array:
         return np.concatenate([self._off(x) / self._scales, (x - self.origin) / self.prior])
 
-    def measured(self, fit_values: Array, spread: Array, told: npt.NDArray[np.bool_]) -> dict[str, tuple[Array, Array]]:
+    def measured(self, fit_values: Array, spread: Array, told: npt.NDArray[np.bool_]) -> Values:
         """Value and standard deviation of every quantity of which the data tell something, by name."""
         model = self.model(
             np.array([np.log(v) if p.logarithmic else v for p, v in zip(self.parameters, fit_values, strict=True)])
         )[0]
-        found: dict[str, tuple[Array, Array]] = {}
+        found: Values = {}
         for p, s, v, known in zip(self.parameters, spread, fit_values, told, strict=True):
             joint = p.name.startswith("joints.")
             if p.name == MOMENT or not (known or (joint and s < _ROUGHLY * max(abs(v), 0.1)) or p.name in found):

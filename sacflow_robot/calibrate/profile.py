@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from sacflow_robot.calibrate.recording import Values
 from sacflow_robot.envs.robot_parameters import (
     SECTIONS,
     Measured,
@@ -26,7 +27,7 @@ from sacflow_robot.envs.robot_parameters import (
 )
 from sacflow_robot.errors import DataError, SpecMismatchError, one_line
 from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
-from sacflow_robot.spec import Array, FloatArray, RobotSpec
+from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
 
 _LARGEST_LIMIT = 10  # meters or radians in one control period: no robot moves that far
@@ -243,9 +244,6 @@ def _read_safety(data: Any) -> SafetyLimits:
     if unknown:
         raise ValueError(f"safety: unknown keys: {unknown}; known are {', '.join(_SAFETY)}")
     return SafetyLimits(**{_SAFETY[key][0]: _SAFETY[key][1](f"safety: {key}", value) for key, value in data.items()})
-
-
-Values = Mapping[str, tuple[Array, Array]]  # value and one standard deviation of quantities, by name
 
 
 def with_story(values: Values, method: str) -> dict[str, Measured]:

@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.spec import RobotSpec
+from sacflow_robot.spec import Array, RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
 
 Times = npt.NDArray[np.int64]
+Values = dict[str, tuple[Array, Array]]  # value and one standard deviation of quantities, by name
 
 LOOK_NS = 2_000_000  # an excitation run looks for a new observation this often
 

@@ -15,8 +15,8 @@ from sacflow_robot.cli.operator import OperatorOptions, operating
 from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
-    from sacflow_robot.calibrate.profile import Profile, Values
-    from sacflow_robot.calibrate.recording import Recording
+    from sacflow_robot.calibrate.profile import Profile
+    from sacflow_robot.calibrate.recording import Recording, Values
 
 _TWIN = "rtsim:lift?joints=1"
 _DEFAULT_PROFILE = Path("calibration/sim_panda.yaml")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sacflow_robot.envs.vector import make_vector_env
-from sacflow_robot.envs.wrappers import ActionFilter
+from sacflow_robot.envs.wrappers import Limiter
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder
 from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.spec import Engine, FloatArray
@@ -130,11 +130,7 @@ class _Running:
 
 @contextmanager
 def evaluation_envs(
-    task: str,
-    episodes: int,
-    engine: Engine = "compiled",
-    history: int = 0,
-    limiter: Callable[[], ActionFilter] | None = None,
+    task: str, episodes: int, engine: Engine = "compiled", history: int = 0, limiter: Limiter | None = None
 ) -> Iterator[list[VectorEnv]]:
     """A robot for each core that has an episode, each by itself, so that no episode depends on another even in the last bit.
 

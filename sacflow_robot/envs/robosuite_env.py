@@ -12,6 +12,7 @@ from gymnasium import spaces
 from sacflow_robot.envs.environment import SimulatedEnv
 from sacflow_robot.envs.rendering import SceneRenderer
 from sacflow_robot.envs.robosuite_import import robosuite
+from sacflow_robot.envs.robot_dynamics import RobotDynamics
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.state import State, StateLayout
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, fall_back, get_task, usable_engine
@@ -21,7 +22,6 @@ from sacflow_robot.spec import Array, Engine, FloatArray, RobotSpec
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.fast.fast_robot import CompiledTask, FastRobot
-    from sacflow_robot.envs.robot_dynamics import RobotDynamics
 
 # robosuite draws the cube's size when it builds the model. One seed for the model gives every process the same cube,
 # without which a logged state would not replay.
@@ -104,8 +104,6 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
                 return
             if self._compiled is None:
                 raise UsageError("a robot model's dynamics need the compiled engine; leave out the stock engine")
-            from sacflow_robot.envs.robot_dynamics import RobotDynamics
-
             self._physics = RobotDynamics(self.model, self._compiled.plan)
         assert self._compiled is not None
         self._compiled.plan = self._physics.apply(robot)

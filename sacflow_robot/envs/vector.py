@@ -13,7 +13,7 @@ from sacflow_robot.envs.environment import SimulatedEnv
 from sacflow_robot.envs.randomization import Draws
 from sacflow_robot.envs.registry import get_robot, make_environment
 from sacflow_robot.envs.tasks import fall_back, usable_engine
-from sacflow_robot.envs.wrappers import ActionFilter, HistoryEnv, LimitedEnv
+from sacflow_robot.envs.wrappers import HistoryEnv, LimitedEnv, Limiter
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import SacflowError, UsageError, one_line
 from sacflow_robot.spec import Engine, FloatArray, RobotSpec
@@ -29,7 +29,7 @@ def make_vector_env(
     background: bool = True,
     history: int = 0,
     draws: Draws | None = None,
-    limiter: Callable[[], ActionFilter] | None = None,
+    limiter: Limiter | None = None,
 ) -> "ThreadVectorEnv":
     """Simulated robots: in threads of this process under the compiled engine, else in a process each.
 
@@ -68,7 +68,7 @@ def make_vector_env(
     return SubprocVectorEnv(task, count, history, limiter)
 
 
-def _wrapped(env: SimulatedEnv, history: int, limiter: Callable[[], ActionFilter] | None) -> SimulatedEnv:
+def _wrapped(env: SimulatedEnv, history: int, limiter: Limiter | None) -> SimulatedEnv:
     """The history inside the limits: a policy observes the actions that were executed."""
     if history:
         env = HistoryEnv(env, history)
@@ -153,9 +153,7 @@ class SubprocVectorEnv(ThreadVectorEnv):
         UnknownNameError: No such task.
     """
 
-    def __init__(
-        self, task: str, count: int, history: int = 0, limiter: Callable[[], ActionFilter] | None = None
-    ) -> None:
+    def __init__(self, task: str, count: int, history: int = 0, limiter: Limiter | None = None) -> None:
         robot = robot_with_history(get_robot(task), history)
         with starting_workers():
             envs = [_ProcessEnv(i, robot, (task, history, limiter)) for i in range(count)]
@@ -231,7 +229,7 @@ class NoRobots(ThreadVectorEnv):
         return {}
 
 
-def _serve_robot(connection: Connection, task: str, history: int, limiter: Callable[[], ActionFilter] | None) -> None:
+def _serve_robot(connection: Connection, task: str, history: int, limiter: Limiter | None) -> None:
     """Body of one worker process: execute requests until the parent closes the connection."""
     leave_interrupts_to_parent()
     env = _attempt(lambda: _wrapped(make_environment(task, "stock"), history, limiter))

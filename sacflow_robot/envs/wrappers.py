@@ -1,6 +1,6 @@
 """Simulated robot that observes its last actions, and one whose actions pass a safety filter."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -53,6 +53,9 @@ class ActionFilter(Protocol):
     def see(self, observation: Mapping[str, Any], captured_ns: int) -> bool: ...
     def enable(self, now_ns: int) -> None: ...
     def step(self, proposed: npt.ArrayLike | None, now_ns: int) -> Verdict: ...
+
+
+Limiter = Callable[[], ActionFilter]  # makes the safety filter of one robot
 
 
 class LimitedEnv(SimulatedEnv):

@@ -16,7 +16,7 @@ from sacflow_robot.envs.fast.controller import delay_torques, set_goal, torques,
 from sacflow_robot.envs.fast.jit import external, kernel
 from sacflow_robot.envs.fast.linear_algebra import make_scratch
 from sacflow_robot.envs.fast.observation import at_goal, note
-from sacflow_robot.envs.fast.step_data import ACTION, ARM, Memory, Plan, Reals, Scratch, Views
+from sacflow_robot.envs.fast.step_data import ACTION, ARM, Floats, Memory, Plan, Reals, Scratch, Views
 
 
 def _load_mujoco() -> None:
@@ -86,14 +86,7 @@ def _control(model: int, data: int, views: Views, plan: Plan, memory: Memory, s:
 
 @kernel
 def execute(
-    model: int,
-    data: int,
-    views: Views,
-    plan: Plan,
-    memory: Memory,
-    actions: Reals,
-    observations: npt.NDArray[np.float32],
-    states: Reals,
+    model: int, data: int, views: Views, plan: Plan, memory: Memory, actions: Reals, observations: Floats, states: Reals
 ) -> int:
     """Execute actions (H, 7) until the object is where the task wants it.
 
@@ -123,7 +116,7 @@ def follow(
     commands: Reals,
     every: int,
     grip_every: int,
-    observations: npt.NDArray[np.float32],
+    observations: Floats,
     joints: Reals,
     states: Reals,
     solved: npt.NDArray[np.bool_],

@@ -3,11 +3,10 @@
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.envs.fast import step_data as kinds
 from sacflow_robot.envs.fast.jit import compiled, kernel
-from sacflow_robot.envs.fast.step_data import Memory, Plan, Reals, Views
+from sacflow_robot.envs.fast.step_data import Floats, Memory, Plan, Reals, Views
 from sacflow_robot.envs.robosuite_import import robosuite
 
 _quat2mat = compiled(robosuite.utils.transform_utils.quat2mat)
@@ -15,7 +14,7 @@ _mat2quat = compiled(robosuite.utils.transform_utils.mat2quat)
 
 
 @kernel
-def _pose(position: Reals, quaternion: Reals) -> npt.NDArray[np.float32]:
+def _pose(position: Reals, quaternion: Reals) -> Floats:
     """robosuite's ``pose2mat``, upper three rows (3, 4), in its single precision; quaternion w x y z."""
     matrix = _quat2mat(np.array((quaternion[1], quaternion[2], quaternion[3], quaternion[0])))
     pose = np.empty((3, 4), np.float32)
@@ -27,7 +26,7 @@ def _pose(position: Reals, quaternion: Reals) -> npt.NDArray[np.float32]:
 
 
 @kernel
-def _pose_in_grip(grip: npt.NDArray[np.float32], pose: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+def _pose_in_grip(grip: Floats, pose: Floats, out: Floats) -> None:
     """Position and quaternion x y z w (7,) of one pose seen from another."""
     matrix = np.zeros((3, 3))
     for i in range(3):
@@ -45,7 +44,7 @@ def _pose_in_grip(grip: npt.NDArray[np.float32], pose: npt.NDArray[np.float32], 
 
 
 @kernel
-def observe(views: Views, plan: Plan, out: npt.NDArray[np.float32]) -> None:
+def observe(views: Views, plan: Plan, out: Floats) -> None:
     """The flattened observation (D,) of the present state."""
     grip = views.site_position[plan.grip_site]
     turned = views.body_quaternion[plan.grip_body]
@@ -103,7 +102,7 @@ def at_goal(views: Views, plan: Plan) -> bool:
 
 
 @kernel
-def note(views: Views, plan: Plan, memory: Memory, observation: npt.NDArray[np.float32], state: Reals) -> None:
+def note(views: Views, plan: Plan, memory: Memory, observation: Floats, state: Reals) -> None:
     """The present observation (D,), and the present state (S,) but for the poses of placed bodies at its end."""
     observe(views, plan, observation)
     nq = len(views.qpos)

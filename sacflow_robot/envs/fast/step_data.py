@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 Reals = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 ARM, ACTION = 7, 7  # joints of the robot; entries of an action, the last being the gripper's

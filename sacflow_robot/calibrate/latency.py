@@ -247,15 +247,11 @@ def _cost(motions: _Motions, delay: float, rate: float | None) -> Array:
     basis = _smooth(motions, delay)
     if rate is not None:
         basis = np.column_stack([basis, _beginning(motions.times - delay, rate)])
-    left = _left(motions.rows, basis)
-    return np.asarray(np.log(np.maximum(left, 1e-30)) * (motions.weight * motions.rows[0].size / 4))
-
-
-def _left(rows: Array, basis: Array) -> Array:
-    """Squares (B,) of rows (B, R, C) that columns (R, K) don't explain."""
     q = np.linalg.qr(basis)[0]
-    rows = rows - rows.mean(axis=1, keepdims=True)  # for precision; the basis has a constant
-    return np.asarray(np.sum(rows**2, axis=(1, 2)) - np.sum(np.einsum("rk,brc->bkc", q, rows) ** 2, axis=(1, 2)))
+    rows = motions.rows - motions.rows.mean(axis=1, keepdims=True)  # for precision; the basis has a constant
+    # Squares (B,) that the basis doesn't explain.
+    left = np.sum(rows**2, axis=(1, 2)) - np.sum(np.einsum("rk,brc->bkc", q, rows) ** 2, axis=(1, 2))
+    return np.asarray(np.log(np.maximum(left, 1e-30)) * (motions.weight * motions.rows[0].size / 4))
 
 
 def _smooth(motions: _Motions, delay: float) -> Array:

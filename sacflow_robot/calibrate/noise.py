@@ -72,9 +72,14 @@ def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise
             if step > 0:
                 values[f"sensors.{array.key}.resolution_{unit}"] = np.array([step]), np.array([step / 20])
         _enter_repeats(values, array.key, seen)
-    drift = readings.get("robot0_eef_pos")
-    if drift is not None:
-        _refuse_motion(times, drift)
+    if (drift := readings.get("robot0_eef_pos")) is not None:
+        moved = np.abs(np.polyfit(times, drift, 1)[0] * (times[-1] - times[0])).max()
+        if moved > 0.05:
+            noise = 1e3 * np.std(_detrended(times, drift))
+            raise DataError(
+                f"the gripper moved by {1e3 * moved:.0f} mm while it was to be at rest (noise {noise:.1f} mm); "
+                "is it held, or sagging?"
+            )
     if forward is not None and JOINT_POSITION in recording.observations:
         values |= _biases(recording, rows, forward)
     return Noise(values, density, dropped, len(rows), 1 / interval, readings)
@@ -91,16 +96,6 @@ def _resting(recording: Recording) -> npt.NDArray[np.intp]:
             f"{len(rows)} readings of the robot at rest are too few to tell noise by; {_LEAST_ROWS} are needed"
         )
     return rows
-
-
-def _refuse_motion(times: Array, around: Array) -> None:
-    slope = np.polyfit(times, around, 1)[0] * (times[-1] - times[0])
-    noise = np.std(_detrended(times, around))
-    if np.abs(slope).max() > 0.05:
-        raise DataError(
-            f"the gripper moved by {1e3 * np.abs(slope).max():.0f} mm while it was to be at rest (noise {1e3 * noise:.1f} mm); "
-            "is it held, or sagging?"
-        )
 
 
 def _detrended(times: Array, rows: Array) -> Array:

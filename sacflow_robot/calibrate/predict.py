@@ -15,7 +15,6 @@ from sacflow_robot.envs import gl as gl  # before MuJoCo, which else loads OpenG
 
 import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
@@ -155,7 +154,8 @@ def make_windows(
         seen = (robot_s > begin_s + delay_s) & (robot_s < begin_s + delay_s + until_s)
         if seen.sum() < 3:
             continue
-        around = _near(robot_s, begin_s + delay_s)
+        far = np.abs(robot_s - (begin_s + delay_s))  # a state is told from the rows around it, five at least
+        around = np.flatnonzero((far <= _STATE_SPAN_S) | (far <= np.sort(far)[:5][-1]))
         if joints is not None:
             start = _state(robot_s[around] - begin_s - delay_s, joints[around].astype(np.float64))
         else:
@@ -201,14 +201,6 @@ class Predictors:
 
     def close(self) -> None:
         self._threads.shutdown()
-
-
-def _near(times: Array, at: float) -> npt.NDArray[np.intp]:
-    """Rows around a time from which a state can be told."""
-    near = np.flatnonzero(np.abs(times - at) <= _STATE_SPAN_S)
-    if len(near) >= 5:
-        return near
-    return np.sort(np.argsort(np.abs(times - at))[:5])
 
 
 def _state(times: Array, rows: Array) -> Array:

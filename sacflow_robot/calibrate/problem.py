@@ -67,7 +67,9 @@ class Problem:
     def __init__(
         self, predictors: Predictors, windows: Sequence[Window], start: RobotParameters, sigma: tuple[float, ...]
     ) -> None:
-        self._predictors, self._windows, self._sigma = predictors, [_thinned(w) for w in windows], sigma
+        self._predictors, self._sigma = predictors, sigma
+        thinned = (np.append(True, np.diff(np.floor(w.time_s / _ROWS_EVERY_S)) > 0) for w in windows)
+        self._windows = [_only(w, rows) for w, rows in zip(windows, thinned, strict=True)]
         self._last: tuple[Array, Array] | None = None  # where the Jacobian was found last, and that of the data
         self.scale = np.ones(len(windows))  # of each window's errors, in standard deviations of the sensors
         columns = JOINTS if windows[0].joints is not None else 6
@@ -167,10 +169,6 @@ def cut(window: Window, length_s: float) -> Window:
     first = float(window.time_s[0])
     rows = window.time_s <= first + length_s
     return replace(_only(window, rows), seconds=min(window.seconds, first + length_s + 0.02))
-
-
-def _thinned(window: Window) -> Window:
-    return _only(window, np.append(True, np.diff(np.floor(window.time_s / _ROWS_EVERY_S)) > 0))
 
 
 def _only(window: Window, rows: npt.NDArray[np.bool_]) -> Window:

@@ -70,7 +70,11 @@ class Rollouts:
                 executed = chosen if result.action is None else result.action
                 episode.builder.add(result, executed, policy_action=chosen)
             episode.observation = results[-1].observation
-            self._cut(episode, results[-1].ended)
+            first, length = episode.parts_end, len(episode.builder)
+            whole = results[-1].ended and length > first
+            if self._part_steps is not None and (whole or length - first >= self._part_steps):
+                self._parts.append(episode.builder.build(first))
+                episode.parts_end = length
             if results[-1].ended:
                 ended.append(episode.builder.build(**self._running.pop(i).info))
         return steps, ended
@@ -100,15 +104,6 @@ class Rollouts:
         self._part_steps = part_steps
         for i, episode in state.items():
             self._running[i].parts_end = int(episode["given"])
-
-    def _cut(self, episode: "_Running", ended: bool) -> None:
-        """Set a part aside if one is complete."""
-        if self._part_steps is None:
-            return
-        first, length = episode.parts_end, len(episode.builder)
-        if length > first and (ended or length - first >= self._part_steps):
-            self._parts.append(episode.builder.build(first))
-            episode.parts_end = length
 
     def _start(self, starts: dict[int, int]) -> None:
         for i, start in self._envs.begin(starts).items():

@@ -75,11 +75,6 @@ def draw_twin(seed: int, differs: str = "") -> RobotParameters:
     return FRANKA.having({name: float(v) if np.ndim(v) == 0 else list(np.asarray(v)) for name, v in values.items()})
 
 
-def draw_wide(rng: np.random.Generator) -> RobotParameters:
-    """Draw every quantity anywhere in the range of all twins, as one would without measuring."""
-    return draw_twin(int(rng.integers(2**31)))
-
-
 def draw_around(measured: Mapping[str, Measured], rng: np.random.Generator) -> RobotParameters:
     """A profile's values, each moved by its uncertainty (normal, kept within what is physically possible).
 
@@ -113,5 +108,5 @@ class Draws:
     def draw(self, rng: np.random.Generator) -> RobotParameters:
         """The robot model of one episode."""
         if self.mode == "wide":
-            return draw_wide(rng)
+            return draw_twin(int(rng.integers(2**31)))  # anywhere in the ranges, as one would without measuring
         return draw_around(self.measured, rng) if self.mode == "profile" else self.model

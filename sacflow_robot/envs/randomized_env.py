@@ -6,7 +6,7 @@ from sacflow_robot.envs.environment import SimulatedEnv
 from sacflow_robot.envs.randomization import Draws
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.sensing import Sensors
-from sacflow_robot.envs.transport import Channel, command_link, observation_link
+from sacflow_robot.envs.transport import Channel, link_of
 from sacflow_robot.episode import StepResult
 from sacflow_robot.spec import Array, Engine, FloatArray
 from sacflow_robot.utils.seeding import Stream, random_stream
@@ -42,8 +42,8 @@ class RandomizedEnv(SimulatedEnv):
         start = self._env.begin(seed)
         self._rng = random_stream(seed, Stream.RANDOMIZATION, 1)
         self._sensors = Sensors(self.robot, model)
-        self._commands: Channel[FloatArray] = Channel(command_link(model), self._rng)
-        self._observations: Channel[dict[str, FloatArray]] = Channel(observation_link(model), self._rng)
+        self._commands: Channel[FloatArray] = Channel(link_of(model, "command"), self._rng)
+        self._observations: Channel[dict[str, FloatArray]] = Channel(link_of(model, "observation"), self._rng)
         self._steps = 0
         self._seen = self._sensors.read(start.observation, self._rng)
         return StepResult(self._seen, state=start.state, info={"arm_model": model.to_json()})

@@ -6,7 +6,7 @@ its own time. Noise of the readings inside the messages is in ``sacflow_robot.en
 
 import heapq
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -24,17 +24,8 @@ class Link:
     drop_ratio: float = 0.0  # share of the messages that never arrive
 
 
-def observation_link(model: RobotParameters) -> Link:
-    """The way of observations under a robot model."""
-    return _link(model, "observation")
-
-
-def command_link(model: RobotParameters) -> Link:
-    """The way of commands under a robot model."""
-    return _link(model, "command")
-
-
-def _link(model: RobotParameters, message: str) -> Link:
+def link_of(model: RobotParameters, message: Literal["observation", "command"]) -> Link:
+    """The way of observations or of commands under a robot model."""
     names = f"transport.{message}_delay_ms", "transport.jitter_ms", f"transport.{message}_drop_ratio"
     return Link(*(model.number(name) for name in names))
 

@@ -46,11 +46,6 @@ def tolerance(spec: PolicySpec) -> float:
     return min(max(stated, TOLERANCE), _MOST_TOLERANCE)
 
 
-def is_mask(mask: FloatArray) -> bool:
-    """True if these finite values (B, H) can be a ``prefix_mask``: 1 where a step is committed, 0 elsewhere, or between."""
-    return bool(mask.min() >= 0 and mask.max() <= 1)
-
-
 def action_error(spec: PolicySpec, actions: FloatArray, expected: FloatArray) -> float:
     """Largest absolute difference of actions (..., A), where the half range of each dimension is 1.
 

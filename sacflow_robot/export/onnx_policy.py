@@ -150,7 +150,7 @@ class OnnxPolicy:
             if not all_finite(array):
                 raise InvalidValueError(f"{name} holds NaN or infinity")
             checked[name] = array
-        if not policyfile.is_mask(checked[policyfile.PREFIX_MASK]):
+        if not (checked[policyfile.PREFIX_MASK].min() >= 0 and checked[policyfile.PREFIX_MASK].max() <= 1):
             raise InvalidValueError("prefix_mask must be 1 where a step is committed and 0 elsewhere")
         return checked
 

@@ -153,7 +153,8 @@ class _Exporter:
     def _send_text(self, title: str) -> None:
         rows = {"robot": self._robot.robot, "controller": self._robot.controller, "steps": len(self._episode)}
         rows |= {"duration": f"{self._seconds[-1]:.2f} s", **self._episode.info}
-        table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+        cells = {key: " ".join(str(value).replace("|", "\\|").split()) for key, value in rows.items()}
+        table = "\n".join(f"| {key} | {cell} |" for key, cell in cells.items())
         text = f"# {title}\n\n| | |\n|---|---|\n{table}\n"
         self._stream.log("episode", rr.TextDocument(text, media_type="text/markdown"), static=True)
 
@@ -278,8 +279,3 @@ def _jpeg(image: npt.NDArray[Any]) -> rr.EncodedImage | rr.Image:
     if pixels.dtype != np.uint8:
         pixels = np.clip(pixels * (255 if pixels.max(initial=0) <= 1 else 1), 0, 255).astype(np.uint8)
     return rr.Image(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).compress(jpeg_quality=_JPEG_QUALITY)
-
-
-def _cell(value: object) -> str:
-    """A value as text of a Markdown table."""
-    return " ".join(str(value).replace("|", "\\|").split())

@@ -85,20 +85,18 @@ class ThreadVectorEnv:
         threads: How many; by default one for each core that has a robot.
     """
 
+    spec: RobotSpec
+    engine: Engine = "stock"
+
     def __init__(self, envs: Sequence[SimulatedEnv], *, background: bool = True, threads: int = 0) -> None:
         self._envs = list(envs)
+        for env in envs[:1]:
+            self.spec = env.robot
+            self.engine = env.engine
         threads = threads or max(1, min(core_count(), len(envs)))
         self._threads = ThreadPoolExecutor(threads, "robot") if background else None
         self._futures: dict[int, Future[Any]] = {}
         self._chunks: dict[int, FloatArray] = {}
-
-    @property
-    def spec(self) -> RobotSpec:
-        return self._envs[0].robot
-
-    @property
-    def engine(self) -> Engine:
-        return self._envs[0].engine
 
     def __len__(self) -> int:
         return len(self._envs)
@@ -213,19 +211,11 @@ class NoRobots(ThreadVectorEnv):
 
     def __init__(self, spec: RobotSpec) -> None:
         super().__init__([], background=False)
-        self._spec = spec
-
-    @property
-    def spec(self) -> RobotSpec:
-        return self._spec
-
-    @property
-    def engine(self) -> Engine:
-        return "stock"
+        self.spec = spec
 
     def begin(self, starts: Mapping[int, int]) -> dict[int, StepResult]:
         if starts:
-            raise UsageError(f"there is no environment of {self._spec.robot}, {self._spec.task}, to move a robot in")
+            raise UsageError(f"there is no environment of {self.spec.robot}, {self.spec.task}, to move a robot in")
         return {}
 
 

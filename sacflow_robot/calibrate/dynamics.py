@@ -18,7 +18,7 @@ from sacflow_robot.calibrate.predict import Predicted, Predictor, Predictors, Wi
 from sacflow_robot.calibrate.problem import DELAY, MOMENT, Problem, cut
 from sacflow_robot.calibrate.recording import Recording, Values, bursts
 from sacflow_robot.envs.robot_parameters import RobotParameters
-from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.envs.transport import JOINT_POSITION
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import Array
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sacflow_robot.calibrate.clocks import ClockOffset, fastest_way, measure_offset
 from sacflow_robot.calibrate.recording import LOOK_NS, Recording, Values, bursts
-from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.envs.transport import JOINT_POSITION
 from sacflow_robot.errors import DataError
 from sacflow_robot.serve.client import PolicyClient
 from sacflow_robot.spec import Array

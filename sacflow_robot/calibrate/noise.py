@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from sacflow_robot.calibrate.clocks import by_arrival_ns
 from sacflow_robot.calibrate.recording import Recording, Values
-from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.envs.transport import JOINT_POSITION
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import normalize, rotation_between, without_jumps

@@ -20,7 +20,7 @@ from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.robot_dynamics import RobotDynamics
 from sacflow_robot.envs.robot_parameters import RobotParameters
-from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.envs.transport import JOINT_POSITION
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import normalize, rotation_between, without_jumps

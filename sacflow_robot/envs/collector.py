@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sacflow_robot.envs.environment import Limiter
 from sacflow_robot.envs.vector import make_vector_env
-from sacflow_robot.envs.wrappers import Limiter
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder
 from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.spec import Engine, FloatArray

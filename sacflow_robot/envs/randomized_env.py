@@ -5,8 +5,7 @@ import numpy as np
 from sacflow_robot.envs.environment import SimulatedEnv
 from sacflow_robot.envs.randomization import Draws
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.sensing import Sensors
-from sacflow_robot.envs.transport import Channel, link_of
+from sacflow_robot.envs.transport import Channel, Sensors, link_of
 from sacflow_robot.episode import StepResult
 from sacflow_robot.spec import Array, Engine, FloatArray
 from sacflow_robot.utils.seeding import Stream, random_stream

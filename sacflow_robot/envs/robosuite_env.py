@@ -1,5 +1,6 @@
 """robosuite tasks as Gymnasium environments whose observation is a function of the simulator state alone."""
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from sacflow_robot.envs import gl
 from sacflow_robot.envs.environment import SimulatedEnv
-from sacflow_robot.envs.rendering import SceneRenderer
 from sacflow_robot.envs.robosuite_import import robosuite
 from sacflow_robot.envs.robot_dynamics import RobotDynamics
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.state import State, StateLayout
 from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, fall_back, get_task, usable_engine
 from sacflow_robot.episode import StepResult
-from sacflow_robot.errors import UsageError
+from sacflow_robot.errors import InvalidValueError, UsageError, one_line
 from sacflow_robot.spec import Array, Engine, FloatArray, RobotSpec
 
 if TYPE_CHECKING:
@@ -26,6 +27,39 @@ if TYPE_CHECKING:
 # robosuite draws the cube's size when it builds the model. One seed for the model gives every process the same cube,
 # without which a logged state would not replay.
 _MODEL_SEED = 0
+
+_WIDTH, _HEIGHT = 640, 480
+_HELP = "install OSMesa (Debian: libosmesa6) or give the machine a GPU with EGL"
+
+
+class SceneRenderer:
+    """Renderer of a simulated scene.
+
+    Raises:
+        InvalidValueError: Off-screen rendering does not work on this machine.
+    """
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        if sys.platform == "linux" and gl.BACKEND in ("", "glfw") and not gl.has_display():
+            raise InvalidValueError(f"no off-screen rendering on a machine without display; {_HELP}")
+        try:
+            self._renderer: Any = mujoco.Renderer(model, _HEIGHT, _WIDTH)
+        except Exception as error:  # each OpenGL back end raises errors of its own
+            raise InvalidValueError(
+                f"off-screen rendering with MUJOCO_GL={gl.BACKEND or 'glfw'} does not work: {one_line(error)}; {_HELP}"
+            ) from None
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[0] = 0  # collision shapes
+        self._options.sitegroup[:] = 0  # markers, such as the line through the gripper
+
+    def render(self, data: mujoco.MjData) -> npt.NDArray[np.uint8]:
+        """The scene as robosuite's camera agentview sees it, RGB (480, 640, 3)."""
+        self._renderer.update_scene(data, camera="agentview", scene_option=self._options)
+        image: npt.NDArray[np.uint8] = self._renderer.render()
+        return image
+
+    def close(self) -> None:
+        self._renderer.close()
 
 
 class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray]):

@@ -9,11 +9,10 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
-from sacflow_robot.envs.environment import SimulatedEnv
+from sacflow_robot.envs.environment import HistoryEnv, LimitedEnv, Limiter, SimulatedEnv
 from sacflow_robot.envs.randomization import Draws
 from sacflow_robot.envs.registry import get_robot, make_environment
 from sacflow_robot.envs.tasks import fall_back, usable_engine
-from sacflow_robot.envs.wrappers import HistoryEnv, LimitedEnv, Limiter
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import SacflowError, UsageError, one_line
 from sacflow_robot.spec import Engine, FloatArray, RobotSpec

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from sacflow_robot.calibrate.profile import load_profile
+from sacflow_robot.envs.environment import ActionFilter
 from sacflow_robot.envs.randomization import Draws
 from sacflow_robot.envs.registry import get_robot
 from sacflow_robot.envs.vector import NoRobots, ThreadVectorEnv, make_vector_env
-from sacflow_robot.envs.wrappers import ActionFilter
 from sacflow_robot.errors import UsageError
 from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.learn.config import TrainConfig

@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.sensing import JOINT_POSITION, Sensors
 from sacflow_robot.envs.tasks import METERS_PER_ACTION, RADIANS_PER_ACTION, get_task
-from sacflow_robot.envs.transport import Channel
+from sacflow_robot.envs.transport import JOINT_POSITION, Channel, Sensors
 from sacflow_robot.episode import StepResult
 from sacflow_robot.robot.drivers.rtsim_options import RtsimOptions
 from sacflow_robot.robot.drivers.sim import measured_action

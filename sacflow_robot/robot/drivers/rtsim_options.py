@@ -11,8 +11,7 @@ from typing import Literal
 import yaml
 
 from sacflow_robot.envs.robot_parameters import SECTIONS, RobotParameters, model_of, read_sections
-from sacflow_robot.envs.sensing import JOINT_POSITION
-from sacflow_robot.envs.transport import Link
+from sacflow_robot.envs.transport import JOINT_POSITION, Link
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
 from sacflow_robot.robot.drivers.options import Options, engine_option
 from sacflow_robot.spec import ArraySpec, Engine, RobotSpec

@@ -49,7 +49,7 @@ def make_vector_env(
     if draws is not None or usable_engine(task, engine) == "compiled":
         from sacflow_robot.envs.compiled_env import CompiledEnv
         from sacflow_robot.envs.fast.plan import NotCoveredError
-        from sacflow_robot.envs.randomized_env import RandomizedEnv
+        from sacflow_robot.envs.randomization import RandomizedEnv
         from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 
         def make() -> SimulatedEnv:

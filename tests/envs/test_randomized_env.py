@@ -7,8 +7,7 @@ import pytest
 
 from sacflow_robot.envs.collector import rollout
 from sacflow_robot.envs.environment import HistoryEnv
-from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, Draws, draw_around, draw_twin
-from sacflow_robot.envs.randomized_env import RandomizedEnv
+from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, Draws, RandomizedEnv, draw_around, draw_twin
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.robot_parameters import Measured, RobotParameters
 from sacflow_robot.envs.transport import Sensors

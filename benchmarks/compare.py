@@ -5,8 +5,6 @@ after a stop: what the file named by ``--out`` holds is not run again (delete th
 unfinished are gone on with. Wall time is the run's own clock, so compare it between runs made under the same load.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

@@ -8,8 +8,6 @@ the one that varies it. Chunks are streamed as ``sacflow-robot run`` does for a 
 each is completed from the actions that are played before it can be there, without one it is blended in.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import itertools

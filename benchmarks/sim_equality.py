@@ -5,8 +5,6 @@ Prints one JSON object. Per task and kind of actions: the largest difference aft
 median one does; contacts amplify rounding.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor

@@ -13,8 +13,6 @@ virtual clock, through the safety filter, with streamed chunks. No training draw
 twin is what the three calibrations say, which move it for a minute.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Episode: the one data type that every package makes or takes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, IntFlag
@@ -13,11 +11,10 @@ import numpy.typing as npt
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import FloatArray, RobotSpec
 
+# Clock of robots for which time stands still between commands.
 NOMINAL_CLOCK = "nominal control rate, from the start of the episode"
-"""Clock of robots for which time stands still between commands."""
 
-LOOP_CLOCK = "monotonic of the robot's computer"
-"""Clock of what a control loop recorded."""
+LOOP_CLOCK = "monotonic of the robot's computer"  # clock of what a control loop recorded
 
 
 class Source(IntEnum):
@@ -42,71 +39,46 @@ class StepFlag(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Outcome of one action, or of starting an episode (then with reward 0).
+    """Outcome of one action, or of starting an episode (then with reward 0)."""
 
-    Attributes:
-        observation: Observation after the step, unbatched.
-        reward: Task reward of the step.
-        terminated: The task itself ended.
-        truncated: The horizon cut the episode.
-        state: Full simulator state (S,) after the step; None on a robot that has none.
-        measured: What the robot did (A,), in action units, where it can tell; else None.
-        success: Whether the task is solved; None where ending is solving, as in the robosuite tasks.
-        time_ns: When the observation was captured, in nanoseconds of the clock that the control loop runs on, where the
-            robot can tell; else None, and it counts as captured when it was received.
-        stale_reason: Why there is nothing newer, where the observation is old and the robot can tell; else empty.
-        action: Action executed (A,), where a wrapper changed the one given; else None.
-        info: What to log of the episode that starts with this result.
-    """
-
-    observation: dict[str, FloatArray]
-    reward: float = 0.0
-    terminated: bool = False
-    truncated: bool = False
+    observation: dict[str, FloatArray]  # observation after the step, unbatched
+    reward: float = 0.0  # task reward of the step
+    terminated: bool = False  # the task itself ended
+    truncated: bool = False  # the horizon cut the episode
+    # full simulator state (S,) after the step; None on a robot that has none
     state: npt.NDArray[np.float64] | None = None
-    measured: FloatArray | None = None
-    success: bool | None = None
+    measured: FloatArray | None = None  # what the robot did (A,), in action units, where it can tell; else None
+    success: bool | None = None  # whether the task is solved; None where ending is solving, as in the robosuite tasks
+    # when the observation was captured, in nanoseconds of the clock that the control loop runs on, where the robot can
+    # tell; else None, and it counts as captured when it was received
     time_ns: int | None = None
+    # why there is nothing newer, where the observation is old and the robot can tell; else empty
     stale_reason: str = ""
-    action: FloatArray | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
+    action: FloatArray | None = None  # action executed (A,), where a wrapper changed the one given; else None
+    info: Mapping[str, Any] = field(default_factory=dict)  # what to log of the episode that starts with this result
 
     @property
     def ended(self) -> bool:
         return self.terminated or self.truncated
 
 
-UNKNOWN_TIME = -1
-"""A time that nobody took."""
-
+UNKNOWN_TIME = -1  # a time that nobody took
 STEP_TIMES = ("received_ns", "inferred_ns", "sent_ns")
 
 
 class Step(NamedTuple):
-    """One step as the control loop hands it to a recorder: an action, its story, and what it led to.
+    """One step as the control loop hands it to a recorder: an action, its story, and what it led to."""
 
-    Attributes:
-        result: What came of the action.
-        action: Action sent to the robot (A,), float32.
-        time_ns: Capture time of the result's observation (ns).
-        policy_action: Action that the policy asked for (A,); the one sent if None.
-        source: Who chose the action.
-        flags: Bits of :class:`StepFlag`.
-        received_ns: When the observation that the action follows reached the loop (ns).
-        inferred_ns: When the policy's answer that the action is from reached the loop (ns).
-        sent_ns: When the action was sent to the robot (ns).
-        intervention_action: Action that a person asked for (A,), before the safety filter; None while nobody intervenes.
-    """
-
-    result: StepResult
-    action: FloatArray
-    time_ns: int
-    policy_action: FloatArray | None = None
-    source: int = Source.POLICY
-    flags: int = StepFlag.UNKNOWN
-    received_ns: int = UNKNOWN_TIME
-    inferred_ns: int = UNKNOWN_TIME
-    sent_ns: int = UNKNOWN_TIME
+    result: StepResult  # what came of the action
+    action: FloatArray  # action sent to the robot (A,), float32
+    time_ns: int  # capture time of the result's observation (ns)
+    policy_action: FloatArray | None = None  # action that the policy asked for (A,); the one sent if None
+    source: int = Source.POLICY  # who chose the action
+    flags: int = StepFlag.UNKNOWN  # bits of :class:`StepFlag`
+    received_ns: int = UNKNOWN_TIME  # when the observation that the action follows reached the loop (ns)
+    inferred_ns: int = UNKNOWN_TIME  # when the policy's answer that the action is from reached the loop (ns)
+    sent_ns: int = UNKNOWN_TIME  # when the action was sent to the robot (ns)
+    # action that a person asked for (A,), before the safety filter; None while nobody intervenes
     intervention_action: FloatArray | None = None
 
 
@@ -195,7 +167,7 @@ class Episode:
         """
         return not self.info.get("lockstep", self.info.get("clock") == LOOP_CLOCK)
 
-    def cut(self, first: int, stop: int) -> Episode:
+    def cut(self, first: int, stop: int) -> "Episode":
         """Steps first to stop - 1 as an episode of their own, truncated unless the task ended with the last of them."""
         columns: dict[str, Any] = {}
         for f in fields(self):
@@ -225,7 +197,6 @@ class EpisodeBuilder:
     """Collects one episode step by step.
 
     Args:
-        start: What the robot reported at the start of the episode.
         time_ns: Capture time of its observation.
         period_ns: Time between observations, for robots whose time is nominal; else every step brings its own time.
     """
@@ -291,8 +262,10 @@ class EpisodeBuilder:
         by_policy = [s.action if s.policy_action is None else s.policy_action for s in steps]
         by_person = [nothing if s.intervention_action is None else s.intervention_action for s in steps]
         intervened = np.stack(by_person).astype(np.float32)
+        seen = {key: np.stack(rows[first:]) for key, rows in self._observations.items()}
         return Episode(
-            observations={k: _kept(np.stack(v[first:])) for k, v in self._observations.items()},
+            # Measurements are float32 wherever they come from; counts and pixels stay what they are.
+            observations={k: rows.astype(np.float32) if rows.dtype.kind == "f" else rows for k, rows in seen.items()},
             action=np.stack([s.action for s in steps]).astype(np.float32),
             policy_action=np.stack(by_policy).astype(np.float32),
             measured=np.stack([nothing if r.measured is None else r.measured for r in results]).astype(np.float32),
@@ -317,8 +290,3 @@ def known_columns(columns: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDAr
         return bool((rows != unknown.get(name, UNKNOWN_TIME)).any())
 
     return {name: rows for name, rows in columns.items() if known(name, rows)}
-
-
-def _kept(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Measurements are float32 wherever they come from; counts and pixels stay what they are."""
-    return column.astype(np.float32) if column.dtype.kind == "f" else column

@@ -23,8 +23,6 @@ SacflowError                     exit status 1: the run failed
 Each message is one line: what was wrong, what was expected, what to do.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

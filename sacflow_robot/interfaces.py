@@ -1,7 +1,5 @@
 """Protocols: what a policy, a robot, a recorder and a vector environment have to do."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 

@@ -4,22 +4,17 @@
 called. Both turn to JSON and back without loss, and carry a fingerprint (SHA-256 of the canonical JSON).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.errors import DataError, InvalidValueError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 # What parsing JSON of the wrong form raises.
 _UNREADABLE = KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
@@ -27,34 +22,27 @@ _UNREADABLE = KeyError, TypeError, ValueError, AttributeError, OverflowError, Re
 _MOST = 1_000_000  # a chunk length, number of Euler steps or extent beyond this is damage
 
 FloatArray = npt.NDArray[np.float32]
+Array = npt.NDArray[np.float64]
 Observation = Mapping[str, FloatArray]
 
+# What steps a simulated robot: robosuite's controllers in Python, or the same in machine code, equal to rounding.
 Engine = Literal["stock", "compiled"]
-"""What steps a simulated robot: robosuite's controllers in Python, or the same in machine code, equal to rounding."""
 
+# In place of an environment's name: there is none of this robot, and learning is from what was recorded alone.
 NO_ENVIRONMENT = "none"
-"""In place of an environment's name: there is none of this robot, and learning is from what was recorded alone."""
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One observation array, without batch or time axis.
+    """One observation array, without batch or time axis."""
 
-    Attributes:
-        key: Name, robomimic's where robomimic has one.
-        shape: Shape of one sample.
-        unit: Unit of its entries, e.g. ``"m"``.
-        frame: Frame that it is expressed in, e.g. ``"world"``; empty where none applies.
-        dtype: NumPy name of its entries' type.
-        quaternions: Where in the flattened array a unit quaternion x y z w starts. A hint for learners, which have to know
-            that q and -q are one rotation; robots that differ in it alone fit each other.
-    """
-
-    key: str
-    shape: tuple[int, ...]
-    unit: str
-    frame: str = ""
-    dtype: str = "float32"
+    key: str  # name, robomimic's where robomimic has one
+    shape: tuple[int, ...]  # shape of one sample
+    unit: str  # unit of its entries, e.g. ``"m"``
+    frame: str = ""  # frame that it is expressed in, e.g. ``"world"``; empty where none applies
+    dtype: str = "float32"  # NumPy name of its entries' type
+    # where in the flattened array a unit quaternion x y z w starts. A hint for learners, which have to know that q and
+    # -q are one rotation; robots that differ in it alone fit each other
     quaternions: tuple[int, ...] = field(default=(), compare=False)
 
     @property
@@ -64,29 +52,17 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class RobotSpec:
-    """Observations that a robot gives and actions that it takes.
+    """Observations that a robot gives and actions that it takes."""
 
-    Attributes:
-        robot: Robot and gripper, e.g. ``"Panda"``.
-        task: Task that the observation belongs to, e.g. ``"lift"``.
-        controller: Controller that interprets the action, e.g. ``"OSC_POSE delta"``.
-        control_rate_hz: Actions per second.
-        observations: The observation's arrays, in the order in which they are flattened.
-        action_names: One name per action dimension, A of them.
-        action_units: What 1.0 means in each dimension, e.g. ``"0.05 m"``.
-        action_low: Lower bound per dimension.
-        action_high: Upper bound per dimension.
-    """
-
-    robot: str
-    task: str
-    controller: str
-    control_rate_hz: float
-    observations: tuple[ArraySpec, ...]
-    action_names: tuple[str, ...]
-    action_units: tuple[str, ...]
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
+    robot: str  # robot and gripper, e.g. ``"Panda"``
+    task: str  # task that the observation belongs to, e.g. ``"lift"``
+    controller: str  # controller that interprets the action, e.g. ``"OSC_POSE delta"``
+    control_rate_hz: float  # actions per second
+    observations: tuple[ArraySpec, ...]  # the observation's arrays, in the order in which they are flattened
+    action_names: tuple[str, ...]  # one name per action dimension, A of them
+    action_units: tuple[str, ...]  # what 1.0 means in each dimension, e.g. ``"0.05 m"``
+    action_low: tuple[float, ...]  # lower bound per dimension
+    action_high: tuple[float, ...]  # upper bound per dimension
 
     @property
     def action_dim(self) -> int:
@@ -123,7 +99,7 @@ class RobotSpec:
         low, high = np.array(self.action_low), np.array(self.action_high)
         return ((low + high) / 2).astype(np.float32), ((high - low) / 2).astype(np.float32)
 
-    def with_unit_actions(self) -> RobotSpec:
+    def with_unit_actions(self) -> "RobotSpec":
         """The robot if its actions went from -1 to 1.
 
         Raises:
@@ -135,30 +111,27 @@ class RobotSpec:
                     f"robot {self.robot!r}: action {name} goes from {low:g} to {high:g}; expected bounds, so that a policy "
                     "can learn what lies between them"
                 )
-        ones = (1.0,) * self.action_dim
-        return replace(self, action_low=tuple(-one for one in ones), action_high=ones)
+        return replace(self, action_low=(-1.0,) * self.action_dim, action_high=(1.0,) * self.action_dim)
 
     def to_unit(self, actions: FloatArray) -> FloatArray:
         """Actions (..., A) of the robot as -1 to 1, from lower to upper bound."""
         if self.has_unit_actions:
             return actions
         middle, half = self.action_scale
-        unit: FloatArray = np.clip((actions - middle) / half, -1, 1).astype(np.float32)
-        return unit
+        return np.clip((actions - middle) / half, -1, 1).astype(np.float32)
 
     def from_unit(self, unit: FloatArray) -> FloatArray:
         """Inverse of :meth:`to_unit`, within the bounds."""
         if self.has_unit_actions:
             return unit
         middle, half = self.action_scale
-        actions: FloatArray = np.clip(middle + half * unit, *self.action_bounds).astype(np.float32)
-        return actions
+        return np.clip(middle + half * unit, *self.action_bounds).astype(np.float32)
 
     def to_json(self) -> str:
         return _canonical(self)
 
     @staticmethod
-    def from_dict(data: Mapping[str, Any]) -> RobotSpec:
+    def from_dict(data: Mapping[str, Any]) -> "RobotSpec":
         """Rebuild from ``asdict`` or parsed JSON.
 
         Raises:
@@ -167,27 +140,16 @@ class RobotSpec:
         try:
             arrays = tuple(
                 ArraySpec(
-                    str(a["key"]),
-                    tuple(int(n) for n in a["shape"]),
-                    str(a["unit"]),
-                    str(a["frame"]),
-                    str(a["dtype"]),
-                    tuple(int(n) for n in a.get("quaternions", ())),
+                    *(str(a["key"]), tuple(map(int, a["shape"])), str(a["unit"]), str(a["frame"]), str(a["dtype"])),
+                    tuple(map(int, a.get("quaternions", ()))),
                 )
                 for a in data["observations"]
             )
-            spec = RobotSpec(
-                robot=str(data["robot"]),
-                task=str(data["task"]),
-                controller=str(data["controller"]),
-                control_rate_hz=float(data["control_rate_hz"]),
-                observations=arrays,
-                action_names=tuple(map(str, data["action_names"])),
-                action_units=tuple(map(str, data["action_units"])),
-                action_low=tuple(map(float, data["action_low"])),
-                action_high=tuple(map(float, data["action_high"])),
-            )
-            per_action = {len(getattr(spec, f"action_{name}")) for name in ("names", "units", "low", "high")}
+            robot, task, controller = (str(data[name]) for name in ("robot", "task", "controller"))
+            names, units = (tuple(map(str, data[name])) for name in ("action_names", "action_units"))
+            low, high = (tuple(map(float, data[name])) for name in ("action_low", "action_high"))
+            spec = RobotSpec(robot, task, controller, float(data["control_rate_hz"]), arrays, names, units, low, high)
+            per_action = {len(values) for values in (names, units, low, high)}
             extents = [n for array in arrays for n in array.shape]
             if len(per_action) != 1 or not arrays or not all(1 <= n <= _MOST for n in (*extents, *per_action)):
                 raise ValueError("array shapes or action dimensions are out of range")
@@ -197,11 +159,10 @@ class RobotSpec:
                 raise ValueError(f"control_rate_hz {spec.control_rate_hz}")
             return spec
         except _UNREADABLE as error:
-            raise DataError(
-                f"arm specification cannot be read ({error!r}); was it written by another version?"
-            ) from None
+            reason = f"arm specification cannot be read ({error!r}); was it written by another version?"
+            raise DataError(reason) from None
 
-    def differences(self, other: RobotSpec) -> list[str]:
+    def differences(self, other: "RobotSpec") -> list[str]:
         """Each field in which ``other`` differs, as ``"field: mine, theirs"``; empty when the two fit."""
         found = []
         for f in fields(self):
@@ -277,7 +238,7 @@ def all_finite(array: npt.NDArray[Any]) -> bool:
     return b"\0" not in np.isfinite(array).tobytes()
 
 
-def _canonical(spec: RobotSpec | PolicySpec) -> str:
+def _canonical(spec: "RobotSpec | PolicySpec") -> str:
     """Canonical JSON; without the fields that say nothing, so that a field can be added and old fingerprints stand.
 
     For the same reason a policy's robot is written as ``arm``, its name in version 0.1.
@@ -299,25 +260,16 @@ def _brief(array: ArraySpec | None) -> str:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """Contract of a policy file; stored in the ONNX metadata.
+    """Contract of a policy file; stored in the ONNX metadata."""
 
-    Attributes:
-        robot: The robot it was trained on.
-        chunk_length: H, actions per inference, executed open loop.
-        euler_steps: K, Euler steps unrolled in the graph.
-        velocity: Velocity network, e.g. ``"flow-g"``.
-        observation_mean: Normalizer mean over the flattened observation; inside the graph already, here for readers.
-        observation_std: Normalizer standard deviation, likewise.
-        notes: How it was made (algorithm, steps, seed); free keys.
-    """
-
-    robot: RobotSpec
-    chunk_length: int
-    euler_steps: int
-    velocity: str
+    robot: RobotSpec  # the robot it was trained on
+    chunk_length: int  # H, actions per inference, executed open loop
+    euler_steps: int  # K, Euler steps unrolled in the graph
+    velocity: str  # velocity network, e.g. ``"flow-g"``
+    # normalizer mean over the flattened observation; inside the graph already, here for readers
     observation_mean: tuple[float, ...]
-    observation_std: tuple[float, ...]
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    observation_std: tuple[float, ...]  # normalizer standard deviation, likewise
+    notes: Mapping[str, Any] = field(default_factory=dict)  # how it was made (algorithm, steps, seed); free keys
 
     @property
     def noise_shape(self) -> tuple[int, int]:
@@ -333,7 +285,7 @@ class PolicySpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @staticmethod
-    def from_json(text: str) -> PolicySpec:
+    def from_json(text: str) -> "PolicySpec":
         """Rebuild from :meth:`to_json`.
 
         Raises:

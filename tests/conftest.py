@@ -1,7 +1,5 @@
 """Fixtures: small real things, made once per session."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

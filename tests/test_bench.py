@@ -1,7 +1,5 @@
 """What the measurements measure; how fast it is, is for ``bench`` to say."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -14,8 +12,8 @@ import torch
 from sacflow_robot.bench import export, serve_load, sim, train
 from sacflow_robot.bench import replay_buffer as replay
 from sacflow_robot.cli import main
+from sacflow_robot.data.formats import hdf5
 from sacflow_robot.data.formats.demonstrations import DemoSet
-from sacflow_robot.data.formats.hdf5 import write_hdf5
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.spec import Engine, RobotSpec
 
@@ -43,7 +41,7 @@ def test_robomimic_reads_the_same_steps(robot: RobotSpec, tmp_path: Path) -> Non
     dataset = pytest.importorskip("robomimic.utils.dataset")
     obs_utils = pytest.importorskip("robomimic.utils.obs_utils")
     episodes = replay.made_up_episodes(robot, 400)
-    write_hdf5(tmp_path / "steps.hdf5", DemoSet(robot, episodes, {"env_name": "", "type": 1, "env_kwargs": {}}))
+    hdf5.write(tmp_path / "steps.hdf5", DemoSet(robot, episodes, {"env_name": "", "type": 1, "env_kwargs": {}}))
     keys = [a.key for a in robot.observations]
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys}})
     read = dataset.SequenceDataset(

@@ -1,8 +1,6 @@
 """The whole circle with tiny budgets, through the command line alone: demonstrations, training, evaluation, serving,
 running, logging, replaying, training on what was logged."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

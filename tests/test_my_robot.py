@@ -1,7 +1,5 @@
 """A robot of one's own goes round the circle by command line alone: the commands of examples/my_robot/README.md."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -6,8 +6,6 @@ expert.onnx is a steady hand with a tremor, chance.onnx has no idea at all. On a
 gamepad (``run --teleop``), the keyboard (``run --keyboard``), or a program that you have.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -5,8 +5,6 @@ embedded and the observation encoded at every step, and Flow-T's attentions have
 for the result does not depend on them. All other weights are those of the policy measured.
 """
 
-from __future__ import annotations
-
 import copy
 import tempfile
 import time

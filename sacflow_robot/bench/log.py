@@ -1,7 +1,5 @@
 """Measure the episode log inside the control loop, at the loop's pace, with the log writer writing to the disk meanwhile."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Iterator

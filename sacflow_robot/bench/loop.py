@@ -1,8 +1,6 @@
 """Measure the timing of the control loop, with everything running: a policy server, a simulated robot on its own clock
 and the log writer, each in a process of its own, and the safety filter with limits of every kind."""
 
-from __future__ import annotations
-
 import tempfile
 from contextlib import closing
 from dataclasses import replace

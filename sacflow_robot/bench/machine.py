@@ -1,7 +1,5 @@
 """The machine that a figure was measured on."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import platform

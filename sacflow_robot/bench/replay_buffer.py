@@ -5,8 +5,6 @@ does meets all of them; a rate is that of the median turn. robomimic's loader is
 and its workers would disturb the others, so it is measured after them, on the smallest number of steps.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import tempfile
@@ -94,12 +92,12 @@ def measure_robomimic(robot: RobotSpec, steps: int, seconds: float) -> list[dict
         from robomimic.utils.dataset import SequenceDataset
         from torch.utils.data import DataLoader
 
+        from sacflow_robot.data.formats import hdf5
         from sacflow_robot.data.formats.demonstrations import DemoSet
-        from sacflow_robot.data.formats.hdf5 import write_hdf5
 
         path = Path(folder) / "steps.hdf5"
         env_args = {"env_name": "", "type": 1, "env_kwargs": {}}
-        write_hdf5(path, DemoSet(robot, made_up_episodes(robot, steps), env_args))
+        hdf5.write(path, DemoSet(robot, made_up_episodes(robot, steps), env_args))
         keys = [a.key for a in robot.observations]
         obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": keys}})
         for cache in ("all", "low_dim"):

@@ -4,8 +4,6 @@ Server, echo and WebSocket servers each run in a process of their own. The ways 
 else the machine does meets all of them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import multiprocessing as mp

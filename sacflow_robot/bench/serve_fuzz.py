@@ -1,7 +1,5 @@
 """Hostile clients against the native port, open and locked, and both gateways, beside a good client that must not notice."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import tempfile

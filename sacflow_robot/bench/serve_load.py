@@ -1,7 +1,5 @@
 """Many clients, long runs and hostile ones against a policy server in a process of its own."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import resource

@@ -1,7 +1,5 @@
 """Measure jumps of the action where chunks meet: simulated Lift in lockstep, chunks on a made-up network with a known delay."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

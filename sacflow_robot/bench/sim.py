@@ -4,8 +4,6 @@ All engines take the same steps from the same states, in turns of a fraction of 
 does meets all of them; a rate is that of the median turn.
 """
 
-from __future__ import annotations
-
 import copy
 import multiprocessing as mp
 import threading

@@ -5,8 +5,6 @@ the loop's and, by the motion that it begins, when it was acted on by the robot'
 sides. Where between the bounds it is, no exchange of messages can tell: half the round trip is the most it may be off.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,36 +12,24 @@ import numpy.typing as npt
 
 from sacflow_robot.calibrate.recording import AHEAD_NS, LATEST_NS, Recording, is_other_clock
 from sacflow_robot.errors import DataError
-
-Array = npt.NDArray[np.float64]
+from sacflow_robot.spec import Array
 
 _LEAST_ROWS, _PIECES, _PER_PIECE = 50, 20, 10
-_TOLERANCE_S = (
-    AHEAD_NS / 1e9
-)  # commands are rounded to the robot's cycle, beginnings of motions told to a millisecond or so
+_TOLERANCE_S = AHEAD_NS / 1e9  # commands are rounded to the robot's cycle, motions' beginnings told to a millisecond
 _JUMP_S, _JUMP_SPREADS = 0.005, 8.0
 _LEAST_DRIFT_PPM, _MOST_DRIFT_PPM = 2.0, 1000.0  # crystals differ by tens; computers' clocks by no more
 
 
 @dataclass(frozen=True)
 class Fastest:
-    """The fastest observations' way from the robot's clock to the loop's, as a line over the run.
+    """The fastest observations' way from the robot's clock to the loop's, as a line over the run."""
 
-    Attributes:
-        begin_ns: Stamp at which the line begins.
-        offset_ns: What to add to a stamp for the time by the loop's clock at which it would have arrived at best.
-        drift_ppm: By how much the robot's clock runs fast.
-        spread_ppm: Standard error of that.
-        pieces: When the pieces of the run were (P,), s after ``begin_ns``.
-        least_s: Fastest observation of each (P,), arrival less stamp, from the fastest of all (s).
-    """
-
-    begin_ns: int
-    offset_ns: int
-    drift_ppm: float
-    spread_ppm: float
-    pieces: Array
-    least_s: Array
+    begin_ns: int  # stamp at which the line begins
+    offset_ns: int  # what to add to a stamp for the time by the loop's clock at which it would have arrived at best
+    drift_ppm: float  # by how much the robot's clock runs fast
+    spread_ppm: float  # standard error of that
+    pieces: Array  # when the pieces of the run were (P,), s after ``begin_ns``
+    least_s: Array  # fastest observation of each (P,), arrival less stamp, from the fastest of all (s)
 
     def arrival_ns(self, stamps_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Stamps (M,) by the loop's clock, as if nothing took longer than the fastest observation."""
@@ -53,20 +39,13 @@ class Fastest:
 
 @dataclass(frozen=True)
 class ClockOffset:
-    """The robot's clock minus the control loop's, when the run began.
-
-    Attributes:
-        way: The fastest observations' way.
-        differs: Whether it cannot be the loop's clock.
-        offset_s: Middle of the bounds where the clocks differ; 0 where they need not.
-        low_s, high_s: Bounds: neither way takes less than no time.
-    """
+    """The robot's clock minus the control loop's, when the run began."""
 
     way: Fastest
-    differs: bool
-    offset_s: float
-    low_s: float
-    high_s: float
+    differs: bool  # whether it cannot be the loop's clock
+    offset_s: float  # middle of the bounds where the clocks differ; 0 where they need not
+    low_s: float  # bounds: neither way takes less than no time
+    high_s: float  # likewise
 
     @property
     def spread_s(self) -> float:
@@ -151,7 +130,6 @@ def measure_offset(way: Fastest, round_trip_s: float) -> ClockOffset:
     """Bounds on the robot's clock from the fastest observation and the round trip.
 
     Args:
-        way: See :func:`fastest_way`.
         round_trip_s: From sending a command, to the robot acting on it, to the earliest that could be seen in the loop.
     """
     here_s = way.offset_ns / 1e9

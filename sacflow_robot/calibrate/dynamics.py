@@ -4,8 +4,6 @@ Bounded least squares (SciPy) over windows of a recording. Each parameter has a 
 plausible, that keeps in place what the data can't tell. What the data can tell is read off the curvature at the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,21 +16,19 @@ from sacflow_robot.calibrate.latency import measure_latency
 from sacflow_robot.calibrate.noise import measure_noise
 from sacflow_robot.calibrate.predict import Predicted, Predictor, Predictors, Window, make_windows
 from sacflow_robot.calibrate.problem import DELAY, MOMENT, Problem, cut
-from sacflow_robot.calibrate.recording import Recording, bursts
+from sacflow_robot.calibrate.recording import Recording, Values, bursts
 from sacflow_robot.envs.robot_parameters import RobotParameters
-from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.envs.transport import JOINT_POSITION
 from sacflow_robot.errors import DataError
+from sacflow_robot.spec import Array
 
-Array = npt.NDArray[np.float64]
-
+# A parameter counts as identified if one standard deviation is at most this share of its value: three are 10 %.
 IDENTIFIED_SHARE = 1 / 30
-"""A parameter counts as identified if one standard deviation is at most this share of its value: three are 10 %."""
 
+# The data say nothing of a parameter if one standard deviation is more than this share of its value: two are 30 %.
 HIDDEN_SHARE = 0.15
-"""The data say nothing of a parameter if one standard deviation is more than this share of its value: two are 30 %."""
 
-SMALLEST_MASS_KG = 0.05
-"""Loads are told to within ``IDENTIFIED_SHARE`` of this or of their value, whichever is more."""
+SMALLEST_MASS_KG = 0.05  # loads are told to within ``IDENTIFIED_SHARE`` of this or of their value, whichever is more
 
 _FLOOR_M, _FLOOR_RAD, _FLOOR_JOINT_RAD = 2e-4, 1e-3, 2e-4  # what windows' beginnings and rounded times leave
 # What a wrong model does in the first half second of a motion is not yet beyond repair; after 1.25 s the robot rests.
@@ -42,47 +38,27 @@ _STEPS = (4, 4), (2, 2)  # most evaluations over each, windows being weighed ane
 
 @dataclass(frozen=True)
 class Fit:
-    """Result of an identification.
+    """Result of an identification."""
 
-    Attributes:
-        model: The robot model found, with the values before in the place of what the data can't tell.
-        delay_ms: Delay of commands.
-        labels: Of the parameters fitted (P,).
-        values: Their values (P,), in the quantities' units.
-        spread: One standard deviation of each (P,), in the same units.
-        identified: Whether the data tell it (P,).
-        hidden: Whether they say nothing of it (P,); of what is neither, they tell something, but not to 10 %.
-        singular_values: Of the Jacobian in units of the priors (P,), largest first: below 1 the prior says more than the data.
-        weakest: The combination that the data tell least, as shares of parameters by label.
-        train_rmse_m, train_before_m: Gripper error over the windows fitted to, after and before.
-        held_out_rmse_m, held_out_before_m: The same over windows that were not.
-        measured: What to put into a profile: value and one standard deviation, by name.
-        noise: Residuals' size beside what the sensors' noise explains; near 1 where the model explains all.
-        curvature: Of the data's and priors' log likelihood (P, P), in fitted units.
-        fitted: Where it is highest (P,), in fitted units.
-        reference: What shares of ``spread`` are of (P,): values, or the least that counts.
-        problem: What was fitted, over the windows' whole length.
-    """
-
-    model: RobotParameters
-    delay_ms: float
-    labels: tuple[str, ...]
-    values: Array
-    spread: Array
-    identified: npt.NDArray[np.bool_]
+    model: RobotParameters  # the robot model found, with the values before in the place of what the data can't tell
+    delay_ms: float  # delay of commands
+    labels: tuple[str, ...]  # of the parameters fitted (P,)
+    values: Array  # their values (P,), in the quantities' units
+    spread: Array  # one standard deviation of each (P,), in the same units
+    identified: npt.NDArray[np.bool_]  # whether the data tell it (P,)
+    # whether they say nothing of it (P,); of what is neither, they tell something, but not to 10 %
     hidden: npt.NDArray[np.bool_]
+    # of the Jacobian in units of the priors (P,), largest first: below 1 the prior says more than the data
     singular_values: Array
-    weakest: dict[str, float]
-    train_rmse_m: float
-    train_before_m: float
-    held_out_rmse_m: float
-    held_out_before_m: float
-    noise: float
-    measured: dict[str, tuple[Array, Array]]
-    curvature: Array
-    fitted: Array
-    reference: Array
-    problem: Problem = field(repr=False)
+    weakest: dict[str, float]  # the combination that the data tell least, as shares of parameters by label
+    held_out_rmse_m: float  # gripper error over windows that were not fitted to, after and before
+    held_out_before_m: float  # likewise
+    noise: float  # residuals' size beside what the sensors' noise explains; near 1 where the model explains all
+    measured: Values  # what to put into a profile: value and one standard deviation, by name
+    curvature: Array  # of the data's and priors' log likelihood (P, P), in fitted units
+    fitted: Array  # where it is highest (P,), in fitted units
+    reference: Array  # what shares of ``spread`` are of (P,): values, or the least that counts
+    problem: Problem = field(repr=False)  # what was fitted, over the windows' whole length
 
     @property
     def rough(self) -> dict[str, float]:
@@ -124,21 +100,15 @@ class Fit:
 
 @dataclass(frozen=True)
 class FitData:
-    """Data from which a robot is identified.
+    """Data from which a robot is identified."""
 
-    Attributes:
-        windows: Pieces of the recordings.
-        start: The values before, with the sensors' noise and the command delay as measured.
-        sigma: Noise of position (m), rotation (rad) and joint readings (rad).
-        apart_s: One standard deviation of the command delay that comes of two clocks' unknown offset; 0 for one clock.
-    """
-
-    windows: list[Window]
-    start: RobotParameters
-    sigma: tuple[float, float, float]
+    windows: list[Window]  # pieces of the recordings
+    start: RobotParameters  # the values before, with the sensors' noise and the command delay as measured
+    sigma: tuple[float, float, float]  # noise of position (m), rotation (rad) and joint readings (rad)
+    # one standard deviation of the command delay that comes of two clocks' unknown offset; 0 for one clock
     apart_s: float = 0.0
 
-    def measured(self, fit: Fit) -> dict[str, tuple[Array, Array]]:
+    def measured(self, fit: Fit) -> Values:
         """Value and one standard deviation of each quantity of a profile, by name."""
         found = dict(fit.measured)
         if DELAY in found and self.apart_s:  # by two clocks only the delays' sum is known as well as the fit says
@@ -194,19 +164,15 @@ def identify(
     sigma: tuple[float, float, float],
     *,
     before: RobotParameters | None = None,
-    held_out_share: float = 0.25,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Fit:
     """Fit a robot model to windows, and look at those kept aside.
 
     Args:
-        predictors: The simulator.
-        windows: The recording's; every fourth or so is kept aside.
+        windows: The recording's; every fourth is kept aside.
         start: What is known before; the simulator's own values stand for the rest.
         sigma: Noise of position (m), rotation (rad) and joint readings (rad).
         before: What the errors before are of; the simulator's own robot, without delay, if None.
-        held_out_share: Share of windows kept aside.
-        progress: Told the share done.
 
     Raises:
         DataError: There are too few windows, or the robot hardly moves in them.
@@ -219,9 +185,8 @@ def identify(
             f"the gripper moves by {1e3 * traveled:.1f} mm per motion, against {1e3 * sigma[0]:.2f} mm of noise; "
             "too little to identify a robot: move it further, or calibrate noise first"
         )
-    every = max(2, round(1 / held_out_share))
-    held = [w for i, w in enumerate(windows) if i % every == every - 1]
-    fitted = [w for i, w in enumerate(windows) if i % every != every - 1]
+    held = [w for i, w in enumerate(windows) if i % 4 == 3]
+    fitted = [w for i, w in enumerate(windows) if i % 4 != 3]
     sigma = max(sigma[0], _FLOOR_M), max(sigma[1], _FLOOR_RAD), max(sigma[2], _FLOOR_JOINT_RAD)
     problems = [Problem(predictors, [cut(w, length) for w in fitted], start, sigma) for length in _LENGTHS_S]
     count, most, problem = 0, sum(map(sum, _STEPS)) + 1, problems[-1]
@@ -247,37 +212,33 @@ def identify(
     rows, residual = problem.jacobian(x)[: -len(x)], problem.residuals(x)[: -len(x)]
     noise = float(np.median(np.abs(residual) * np.repeat(problem.scale, problem.sizes)) / 0.6745)
     curvature = np.asarray(rows.T @ rows + np.diag(1 / problem.prior**2), np.float64)
-    read = _read(problem, x, _spread(problem, rows, residual, curvature))
+    values, spread, reference = _read(problem, x, _spread(problem, rows, residual, curvature))
     model, delay = problem.model(x)
     before = before or RobotParameters()
     after = model.having(start.part("sensors").values)
     ways = ((after, delay), (predictors.first.nominal.having(before.values), before.number(DELAY) / 1e3))
-    errors = [prediction_error(predictors, way, part) for part in (fitted, held) for way in ways]
+    after_held, before_held = (prediction_error(predictors, way, held) for way in ways)
     progress(1.0)
-    after_fit, before_fit, after_held, before_held = errors
-    values, spread, reference = read
     told, hidden = spread < IDENTIFIED_SHARE * reference, spread > HIDDEN_SHARE * reference
     _, singular, turned = np.linalg.svd(rows * problem.prior, full_matrices=False)
     labels = tuple(p.label for p in problem.parameters)
     weakest = {labels[i]: round(float(turned[-1][i]), 3) for i in np.argsort(-np.abs(turned[-1]))[:3]}
     return Fit(
-        model, 1e3 * delay, labels, values, spread, told, hidden, singular, weakest, after_fit, before_fit, after_held,
-        before_held, noise, problem.measured(values, spread, told), curvature, x, reference, problem,
+        model, 1e3 * delay, labels, values, spread, told, hidden, singular, weakest, after_held, before_held, noise,
+        problem.measured(values, spread, told), curvature, x, reference, problem,
     )  # fmt: skip
 
 
 def _read(problem: Problem, x: Array, spread_u: Array) -> tuple[Array, Array, Array]:
     """Values, spreads, and what shares of those count (P,), in the quantities' units."""
     values, spread, reference = [], [], []
+    least = {DELAY: 50.0, "controller.actuator_delay_ms": 15.0, "payload.mass_kg": SMALLEST_MASS_KG}
     mass = next(float(u) for p, u in zip(problem.parameters, x, strict=True) if p.name == "payload.mass_kg")
     for p, u, s in zip(problem.parameters, x, spread_u, strict=True):
         value = float(np.exp(u)) if p.logarithmic else float(u)
         values.append(value)
         spread.append(value * s if p.logarithmic else s)
-        least = {DELAY: 50.0, "controller.actuator_delay_ms": 15.0, "payload.mass_kg": SMALLEST_MASS_KG}.get(
-            p.name, 1e-6
-        )
-        reference.append(0.1 * max(mass, SMALLEST_MASS_KG) if p.name == MOMENT else max(value, least))
+        reference.append(0.1 * max(mass, SMALLEST_MASS_KG) if p.name == MOMENT else max(value, least.get(p.name, 1e-6)))
     return np.array(values), np.array(spread), np.array(reference)
 
 

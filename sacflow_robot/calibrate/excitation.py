@@ -1,7 +1,5 @@
 """Moving a robot so that something can be learnt of it, and recording it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -32,8 +30,6 @@ class Excitation:
 
     Args:
         robot: A robot commanded by motions (delta control).
-        seconds: Length of the run.
-        seed: Decides the steps.
         size: Largest action.
 
     Raises:
@@ -41,10 +37,8 @@ class Excitation:
     """
 
     def __init__(self, robot: RobotSpec, seconds: float, seed: int, size: float = 0.6) -> None:
-        if "delta" not in robot.controller.lower():
-            raise UsageError(
-                f"calibration moves robots under delta control; {robot.robot} is under {robot.controller!r}"
-            )
+        if "delta" not in (controller := robot.controller).lower():
+            raise UsageError(f"calibration moves robots under delta control; {robot.robot} is under {controller!r}")
         if not _REST_S + 2 * (_PAUSE_S + _BURST_S) <= seconds <= LONGEST_S:
             raise UsageError(f"--seconds is {seconds:g}; it must be from 7 to {LONGEST_S:g}")
         self._robot, self._rng, self._size = robot, random_stream(seed, Stream.EXCITATION), size
@@ -106,9 +100,7 @@ def record(
     Args:
         robot: The robot, connected.
         safety: Filter that every command passes; the call enables it.
-        excitation: What is commanded.
         seed: Decides the moments, and the start on a simulated robot.
-        progress: Gets the share that is done.
         heed: Called once each control period with the last action (A,); holds or stops ``safety`` if a person asks for it.
 
     Raises:
@@ -122,49 +114,43 @@ def record(
     clock, spec, rng = robot.clock, robot.spec, random_stream(seed, Stream.EXCITATION, 1)
     seen = _Seen(robot, safety, robot.begin(seed))
     safety.enable(clock.now_ns())
-    sent: list[tuple[int, int, Any]] = []
+    valid_ns = validity_ns(spec)
+    sent: list[tuple[int, Any]] = []
     due_ns = clock.now_ns()
     for period in range(excitation.periods):
         due_ns = max(due_ns, sent[-1][0] + spec.period_ns if sent else 0) + int(rng.uniform(0, _LATER) * spec.period_ns)
         while clock.now_ns() < due_ns:
             clock.sleep_until(min(due_ns, clock.now_ns() + LOOK_NS))
             seen.look()
-        heed(sent[-1][2] if sent else np.zeros(spec.action_dim, np.float32))
+        heed(sent[-1][1] if sent else np.zeros(spec.action_dim, np.float32))
         verdict = safety.step(excitation.action(period, seen.newest), clock.now_ns())
         if verdict.action is None or verdict.reason:
             _brake(robot, safety, verdict.action)
             raise StoppedError(f"the robot was held or stopped: {verdict.reason}; nothing was measured")
-        now_ns, valid_ns = clock.now_ns(), validity_ns(spec)
-        robot.command(verdict.action, now_ns + valid_ns)
-        sent.append((now_ns, valid_ns, verdict.action))
+        sent.append((clock.now_ns(), verdict.action))
+        robot.command(verdict.action, sent[-1][0] + valid_ns)
         progress((period + 1) / excitation.periods)
     robot.hold()
     times, received, observations = zip(*seen.rows, strict=True)
+    columns = {a.key: np.stack([o[a.key] for o in observations]) for a in spec.observations}
+    sent_ns, actions = zip(*sent, strict=True)
+    valid = np.full(len(sent), valid_ns, np.int64)
     return Recording(
-        spec,
-        np.array(times, np.int64),
-        np.array(received, np.int64),
-        {a.key: np.stack([o[a.key] for o in observations]) for a in spec.observations},
-        np.array([s[0] for s in sent], np.int64),
-        np.array([s[1] for s in sent], np.int64),
-        np.stack([s[2] for s in sent]),
-    )
+        spec, np.array(times, np.int64), np.array(received, np.int64), columns, np.array(sent_ns, np.int64), valid,
+        np.stack(actions),
+    )  # fmt: skip
 
 
 class _Seen:
     """Observations as they arrive, each shown to the safety filter.
 
     By another clock than the loop's, which is yet to be measured, the age of an observation is taken from the fastest of them.
-
-    Attributes:
-        rows: Capture time (ns), arrival (ns) and arrays of each.
-        newest: The newest observation.
     """
 
     def __init__(self, robot: Robot, safety: SafetyFilter, start: StepResult) -> None:
         self._robot = robot
         self._safety = safety
-        self.rows: list[tuple[int, int, Observation]] = []
+        self.rows: list[tuple[int, int, Observation]] = []  # capture time (ns), arrival (ns) and arrays of each
         self.newest: Observation = start.observation
         now_ns = robot.clock.now_ns()
         time_ns = now_ns if start.time_ns is None else start.time_ns

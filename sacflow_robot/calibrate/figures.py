@@ -1,7 +1,5 @@
 """Figures of measurements. Imports matplotlib: import this only to draw."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +23,11 @@ def draw_latency(found: Latency, path: Path) -> None:
         width = 1e3 * max(float(np.ptp(found.observation_s)), 0.004)
         around = 1e3 * float(found.observation_s.min())
         left.hist(1e3 * found.observation_s, bins=40, range=(around - 0.1 * width, around + 1.1 * width), color=BLUE)
-    tidy(left, f"observations, {1e3 * found.observation_median_s:.1f} ms")
-    left.set_xlabel("from capture to the loop (ms)")
+    tidy(left, f"observations, {1e3 * found.observation_median_s:.1f} ms", xlabel="from capture to the loop (ms)")
     middle.hist(1e3 * found.command_s, bins=20, color=GREEN)
     middle.axvline(1e3 * found.command_mean_s, color=VERMILION, lw=1.5)
-    tidy(middle, f"commands, {1e3 * found.command_mean_s:.1f} ± {1e3 * found.unsure_s:.1f} ms")
-    middle.set_xlabel("from sending to acting (ms)")
+    title = f"commands, {1e3 * found.command_mean_s:.1f} ± {1e3 * found.unsure_s:.1f} ms"
+    tidy(middle, title, xlabel="from sending to acting (ms)")
     begin = found.round_trip_s
     near = (found.times > begin - 0.08) & (found.times < begin + 0.06)
     scale = 1 / max(float(found.fitted[near][-1]), 1e-12)
@@ -38,9 +35,7 @@ def draw_latency(found: Latency, path: Path) -> None:
         right.plot(1e3 * (found.times[near] - begin), scale * row[near], color=GRAY, lw=0.5, alpha=0.5)
     right.plot(1e3 * (found.times[near] - begin), scale * found.fitted[near], color=VERMILION, lw=2, label="fitted")
     right.axvline(0, color=VERMILION, lw=1, ls=":")
-    right.set_xlabel("from the beginning found (ms)")
-    right.set_ylabel("motion, of that 60 ms later")
-    right.set_ylim(-0.3, 1.3)
+    right.set(xlabel="from the beginning found (ms)", ylabel="motion, of that 60 ms later", ylim=(-0.3, 1.3))
     right.legend(frameon=False, fontsize=8, loc="upper left")
     tidy(right, "motions, less what went on")
     clock = found.clock
@@ -53,9 +48,8 @@ def draw_latency(found: Latency, path: Path) -> None:
         clocks.plot(way.pieces, 1e3 * (way.least_s.mean() - 1e-6 * way.drift_ppm * (way.pieces - way.pieces.mean())),
                     color=VERMILION, lw=1)  # fmt: skip
         top = 1e3 * max(float(way.least_s.max()), 1e-3)
-        clocks.set_ylim(-0.1 * top, 1.2 * top)
-        clocks.set_xlabel("s into the run")
-        clocks.set_ylabel("fastest arrival less stamp (ms, from least)")
+        label = "fastest arrival less stamp (ms, from least)"
+        clocks.set(xlabel="s into the run", ylabel=label, ylim=(-0.1 * top, 1.2 * top))
         offset = f"arm's ahead by {1e3 * clock.offset_s:.4g} ± {1e3 * clock.spread_s:.0f} ms"
         tidy(clocks, offset if clock.differs else "clocks agree, as far as can be told")
     save(figure, path)
@@ -92,19 +86,15 @@ def draw_dynamics(fit: Fit, window: Window, before: Predicted, after: Predicted,
     middle.bar(["before", "after"], bars, color=[GRAY, BLUE], width=0.6)
     for i, bar in enumerate(bars):
         middle.text(i, bar, f"{bar:.2g}", ha="center", va="bottom", fontsize=9)
-    middle.set_ylabel("error of the gripper, held out (mm)")
-    tidy(middle, f"{bars[0] / max(bars[1], 1e-9):.0f} times less")
+    tidy(middle, f"{bars[0] / max(bars[1], 1e-9):.0f} times less", ylabel="error of the gripper, held out (mm)")
     share = np.minimum(fit.spread / fit.reference, 3.0)
     rows = np.arange(len(share))[::-1]
-    colors = [
-        BLUE if told else VERMILION if blind else GRAY for told, blind in zip(fit.identified, fit.hidden, strict=True)
-    ]
+    colors = np.where(fit.identified, BLUE, np.where(fit.hidden, VERMILION, GRAY))
     right.barh(rows, 100 * share, color=colors, height=0.7)
     for edge in (IDENTIFIED_SHARE, HIDDEN_SHARE):
         right.axvline(100 * edge, color=GRAY, lw=1, ls=":")
     right.set_yticks(rows, [label.split(".", 1)[1] for label in fit.labels], fontsize=6)
-    right.set_xscale("log")
-    right.set_xlabel("one standard deviation, % of the value")
+    right.set(xscale="log", xlabel="one standard deviation, % of the value")
     tidy(right, "told (blue), roughly (gray), not (red)", "x")
     save(figure, path)
 
@@ -115,9 +105,8 @@ def draw_handeye(found: HandEye, path: Path) -> None:
     for i, (seen, made) in enumerate(found.corners):
         axes.plot(*(seen - made).T, ".", ms=4, color=COLORS[i % len(COLORS)])
     axes.set_aspect("equal", "datalim")
-    axes.set_xlabel("px")
-    axes.set_ylabel("px")
-    tidy(axes, f"corners as seen, from where they should be: {found.reprojection_px:.2f} px rms", "both")
+    title = f"corners as seen, from where they should be: {found.reprojection_px:.2f} px rms"
+    tidy(axes, title, "both", xlabel="px", ylabel="px")
     save(figure, path)
 
 
@@ -137,19 +126,16 @@ def draw_gap(gap: Gap, path: Path) -> None:
     for row, cause in zip(rows, told, strict=True):
         axes.text(100 * cause.explains + 1, row, f"{100 * cause.explains:.0f} %", va="center", fontsize=9)
     axes.set_yticks(rows, [c.name for c in told])
-    axes.set_xlim(0, 112)
-    axes.set_xlabel("of the gripper's squared error explained by mending this alone (%)")
+    axes.set(xlim=(0, 112), xlabel="of the gripper's squared error explained by mending this alone (%)")
     tidy(axes, f"causes of {1e3 * gap.rmse_m:.1f} mm", "x")
     axes = figure.add_subplot(grid[1, 2])
     if gap.joint_rmse_rad is None:
         off = np.concatenate([p.position - w.position for p, w in zip(gap.predicted, gap.windows, strict=True)])
         axes.bar(["x", "y", "z"], 1e3 * np.sqrt(np.mean(off**2, axis=0)), color=BLUE)
-        axes.set_ylabel("mm")
-        tidy(axes, "error per axis (joints not logged)")
+        tidy(axes, "error per axis (joints not logged)", ylabel="mm")
     else:
         axes.bar([str(i + 1) for i in range(7)], 1e3 * gap.joint_rmse_rad, color=BLUE)
-        axes.set_ylabel("mrad")
-        tidy(axes, "error per joint")
+        tidy(axes, "error per joint", ylabel="mrad")
     save(figure, path)
 
 
@@ -165,9 +151,7 @@ def draw_perturbations(rows: Sequence[dict[str, float | str]], path: Path) -> No
         x, y = [float(r["value"]) for r in own], np.array([float(r["success_rate"]) for r in own])
         low, high = (np.array([float(r[end]) for r in own]) for end in ("ci_low", "ci_high"))
         axes.errorbar(x, 100 * y, 100 * np.array([y - low, high - y]), color=BLUE, marker="o", ms=4, capsize=3, lw=1.5)
-        axes.set_xlabel(str(own[0]["unit"]))
-        axes.set_ylim(-3, 103)
-        tidy(axes, name)
+        tidy(axes, name, xlabel=str(own[0]["unit"]), ylim=(-3, 103))
     for axes in panels[len(names) :]:
         axes.set_axis_off()
     figure.supylabel("success (%), 95 % intervals", fontsize=9)
@@ -178,18 +162,11 @@ def _draw_axes(axes: Axes, window: Window, ways: dict[str, tuple[Predicted, str]
     """The gripper's way as measured (pale) and as predicted; the legend says which color and which line is which."""
     for i, (name, color) in enumerate(zip("xyz", COLORS, strict=False)):
         begin = window.position[0, i]
-        axes.plot(
-            window.time_s,
-            1e3 * (window.position[:, i] - begin),
-            color=color,
-            lw=2.5,
-            alpha=0.35,
-            label=f"{name}, measured",
-        )
+        measured = 1e3 * (window.position[:, i] - begin)
+        axes.plot(window.time_s, measured, color=color, lw=2.5, alpha=0.35, label=f"{name}, measured")
         for way, (made, style) in ways.items():
             label = way if i == 2 else None
             axes.plot(window.time_s, 1e3 * (made.position[:, i] - begin), style, color=color, lw=1.2, label=label)
-    axes.set_xlabel("s")
-    axes.set_ylabel("gripper, from where it began (mm)")
+    axes.set(xlabel="s", ylabel="gripper, from where it began (mm)")
     if legend:
         axes.legend(fontsize=7, framealpha=0.8, edgecolor="none")

@@ -4,68 +4,62 @@ The error is that of the gripper's position as the control loop had it. Each cau
 it has; what share of the squared error it takes away is what it explains. Shares of causes that look alike overlap.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from sacflow_robot.calibrate.predict import Predicted, Predictors, Window, make_windows
 from sacflow_robot.calibrate.recording import Recording, bursts
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.errors import DataError
-
-Array = npt.NDArray[np.float64]
+from sacflow_robot.spec import Array
 
 CAUSES = "delay", "gain", "friction", "payload", "noise", "pose_bias"
 _PIECE_S, _MOST_WINDOWS = 1.0, 12
 _DELAY, _LATE = "transport.command_delay_ms", "transport.observation_delay_ms"
-_STIFFNESS = "controller.translation_stiffness_per_s2", "controller.rotation_stiffness_per_s2"
-_FRICTION = "joints.damping_nm_s_per_rad", "joints.friction_loss_nm"
+_Way = Callable[[Array], tuple[RobotParameters, float]]
+
+# By cause: quantities, the range in which their factors (of a single one, its value) are looked for, and the advice.
+_FITTED: Mapping[str, tuple[tuple[str, ...], float, float, str]] = {
+    "gain": (
+        ("controller.translation_stiffness_per_s2", "controller.rotation_stiffness_per_s2"), 0.3, 3.0,
+        "the controller's stiffness is {:.2f} times (turning {:.2f}) what the profile says; set it, or the gains",
+    ),
+    "friction": (
+        ("joints.damping_nm_s_per_rad", "joints.friction_loss_nm"), 0.05, 6.0,
+        "damping is about {:.1f} times and dry friction {:.1f} times what the profile says; run calibrate dynamics",
+    ),
+    "payload": (
+        ("payload.mass_kg",), 0.0, 3.0,
+        "the hand carries {:.2f} kg that the controller does not know of; tell it, or put it into the profile",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cause:
-    """One cause.
+    """One cause."""
 
-    Attributes:
-        name: One of ``CAUSES``.
-        explains: Share of the squared error that it takes away alone; NaN where the log cannot tell.
-        left_m: Root mean square of what is then left (m).
-        change: What to change in the profile: quantity, value now, value found.
-        advice: What to do, for a person.
-    """
-
-    name: str
-    explains: float
-    left_m: float
-    change: Mapping[str, tuple[Array, Array]]
-    advice: str
+    name: str  # one of ``CAUSES``
+    explains: float  # share of the squared error that it takes away alone; NaN where the log cannot tell
+    left_m: float  # root mean square of what is then left (m)
+    change: Mapping[str, tuple[Array, Array]]  # what to change in the profile: quantity, value now, value found
+    advice: str  # what to do, for a person
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The report.
+    """The report."""
 
-    Attributes:
-        rmse_m: Root mean square of the gripper's error (m).
-        joint_rmse_rad: Of each joint (7,), where joints are logged.
-        causes: The most telling first.
-        windows: Pieces of the log.
-        predicted: What the profile's robot does in them.
-        better: What it does with the first cause mended.
-    """
-
-    rmse_m: float
-    joint_rmse_rad: Array | None
-    causes: tuple[Cause, ...]
-    windows: list[Window]
-    predicted: list[Predicted]
-    better: list[Predicted]
+    rmse_m: float  # root mean square of the gripper's error (m)
+    joint_rmse_rad: Array | None  # of each joint (7,), where joints are logged
+    causes: tuple[Cause, ...]  # the most telling first
+    windows: list[Window]  # pieces of the log
+    predicted: list[Predicted]  # what the profile's robot does in them
+    better: list[Predicted]  # what it does with the first cause mended
 
     def summary(self) -> dict[str, Any]:
         """The report as plain numbers, for JSON; what the log cannot tell is None."""
@@ -162,12 +156,7 @@ class _Fitter:
         return _rms(self.off(made, windows)), made
 
     def fit(
-        self,
-        way: Callable[[Array], tuple[RobotParameters, float]],
-        start: list[float],
-        low: list[float],
-        high: list[float],
-        windows: list[Window],
+        self, way: _Way, start: list[float], low: list[float], high: list[float], windows: list[Window]
     ) -> tuple[Array, float, list[Predicted]]:
         """The numbers (P,) whose model fits best, what is left (m), and its predictions."""
         least, most = np.array(low), np.array(high)
@@ -184,18 +173,10 @@ class _Fitter:
 
         inside = np.clip(start, least + 1e-3 * (most - least), most - 1e-3 * (most - least))
         found = least_squares(
-            lambda x: residuals([x])[0],
-            inside,
-            jacobian,
-            (least, most),
-            x_scale=most - least,
-            max_nfev=7,
-            ftol=1e-2,
-            xtol=1e-3,
-        )
-        x = np.asarray(found.x)
-        made = self.predictors.predict([way(x)], windows)[0]
-        return x, _rms(self.off(made, windows)), made
+            lambda x: residuals([x])[0], inside, jacobian, (least, most), x_scale=most - least,
+            max_nfev=7, ftol=1e-2, xtol=1e-3,
+        )  # fmt: skip
+        return np.asarray(found.x), *self.error(*way(found.x), windows)
 
 
 def _cause(
@@ -206,13 +187,6 @@ def _cause(
     if name == "pose_bias":
         return _pose_bias(f, base), None
 
-    def scaled(names: tuple[str, ...]) -> Callable[[Array], tuple[RobotParameters, float]]:
-        """Quantities by a factor each."""
-        return lambda x: (
-            f.model.having({n: list(s * _values(f.model, n)) for n, s in zip(names, x, strict=True)}),
-            f.delay_s,
-        )
-
     if name == "delay":
         x, left, made = f.fit(lambda x: (f.model, float(x[0])), [f.delay_s], [0.0], [0.4], windows)
         change = {_DELAY: (np.array([1e3 * f.delay_s]), 1e3 * x)}
@@ -222,28 +196,17 @@ def _cause(
             found += f", observations {1e3 * late_s:.0f} ms"
         text = f"set the delays: {found}; train with them, and with action history where they exceed a control period"
         return Cause(name, _explained(left, base), left, change, text), made
-    names: tuple[str, ...]
-    if name == "gain":
-        names = _STIFFNESS
-        way = scaled(names)
-        x, left, made = f.fit(way, [1.0, 1.0], [0.3, 0.3], [3.0, 3.0], f.windows)
-        text = f"the controller's stiffness is {x[0]:.2f} times (turning {x[1]:.2f}) what the profile says; set it, or the gains"
-    elif name == "friction":
-        names = _FRICTION
-        way = scaled(names)
-        x, left, made = f.fit(way, [1.0, 1.0], [0.05, 0.05], [6.0, 6.0], f.windows)
-        text = f"damping is about {x[0]:.1f} times and dry friction {x[1]:.1f} times what the profile says; run calibrate dynamics"
-    else:
-        names = ("payload.mass_kg",)
+    names, least, most, text = _FITTED[name]
+    old = {
+        n: _values(f.model, n) if len(names) > 1 else np.ones(1) for n in names
+    }  # two by a factor each, one as it is
 
-        def way(x: Array) -> tuple[RobotParameters, float]:
-            return f.model.having({"payload.mass_kg": float(x[0])}), f.delay_s
+    def way(x: Array) -> tuple[RobotParameters, float]:
+        return f.model.having({n: list(s * old[n]) for n, s in zip(names, x, strict=True)}), f.delay_s
 
-        x, left, made = f.fit(way, list(_values(f.model, names[0])), [0.0], [3.0], f.windows)
-        text = (
-            f"the hand carries {x[0]:.2f} kg that the controller does not know of; tell it, or put it into the profile"
-        )
-    model = way(x)[0]
+    start = [1.0] * len(names) if len(names) > 1 else list(_values(f.model, names[0]))
+    x, left, made = f.fit(way, start, [least] * len(names), [most] * len(names), f.windows)
+    model, text = way(x)[0], text.format(*x)
     changes = {n: (_values(f.model, n), _values(model, n)) for n in names}
     return Cause(name, _explained(left, base), left, changes, text), made
 
@@ -254,11 +217,8 @@ def _values(model: RobotParameters, name: str) -> Array:
 
 def _noise(windows: Sequence[Window], base: float, known: float) -> Cause:
     """From third differences of what was observed, in which smooth motion does not show."""
-    sizes = []
-    for w in windows:
-        if len(w.position) > 6:
-            third = np.diff(w.position, 3, axis=0)
-            sizes.append(np.median(np.abs(third)) / 0.6745 / np.sqrt(20))
+    thirds = [np.diff(w.position, 3, axis=0) for w in windows if len(w.position) > 6]
+    sizes = [np.median(np.abs(third)) / 0.6745 / np.sqrt(20) for third in thirds]
     size = float(np.median(sizes)) if sizes else 0.0
     variance = 3 * max(0.0, size**2 - known**2)
     left = float(np.sqrt(max(0.0, base**2 - variance)))
@@ -273,11 +233,10 @@ def _pose_bias(f: _Fitter, base: float) -> Cause:
         return Cause("pose_bias", float("nan"), base, {}, text)
     off = []
     for w in f.windows:
-        assert w.joints is not None
-        some = slice(None, None, max(1, len(w.joints) // 40))
-        off.append(w.position[some] - f.predictors.first.forward(w.joints[some])[0])
+        some = slice(None, None, max(1, len(w.position) // 40))
+        off.append(w.position[some] - f.predictors.first.forward(np.asarray(w.joints)[some])[0])
     bias = np.mean(np.concatenate(off), axis=0)
-    made = f.predictors.predict([(f.model, f.delay_s)], f.windows)[0]
+    _, made = f.error(f.model, f.delay_s, f.windows)
     own = f.model.sensor("robot0_eef_pos").get("bias_m", np.zeros(3))
     left = _rms(f.off(made, f.windows) + (bias - own))
     text = f"the pose is off by {1e3 * np.linalg.norm(bias):.1f} mm from what the joints say; run calibrate handeye, check the tool frame"

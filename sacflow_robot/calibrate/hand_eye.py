@@ -1,49 +1,40 @@
 """Pose of a camera, from pictures of a ChArUco board in the gripper (camera beside the robot): OpenCV does the geometry."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import yaml
 
+from sacflow_robot.calibrate.recording import Values
 from sacflow_robot.errors import DataError, UsageError, one_line
+from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import matrix_to_vector, vector_to_matrix
 
-Array = npt.NDArray[np.float64]
 Image = npt.NDArray[np.uint8]
 _LEAST_PICTURES, _LEAST_CORNERS, _LEAST_TURN_RAD = 6, 6, 0.35
 _WORST_PX = 3.0
 
 
+# A grip, the board in the camera's frame (rotation, position), its corners in the picture (n, 2) and on the board (n, 3).
 _Seen = tuple[tuple[Array, Array], Array, Array, Array, Array]
-"""A grip, the board in the camera's frame (rotation, position), its corners in the picture (n, 2) and on the board (n, 3)."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """A ChArUco board.
+    """A ChArUco board."""
 
-    Attributes:
-        columns, rows: Squares.
-        square_m: Side of a square.
-        marker_m: Side of a marker.
-        dictionary: OpenCV's name of the markers' dictionary.
-    """
-
-    columns: int = 5
+    columns: int = 5  # squares
     rows: int = 7
-    square_m: float = 0.03
-    marker_m: float = 0.022
-    dictionary: str = "DICT_4X4_50"
+    square_m: float = 0.03  # side of a square
+    marker_m: float = 0.022  # side of a marker
+    dictionary: str = "DICT_4X4_50"  # OpenCV's name of the markers' dictionary
 
     def make(self) -> Any:
-        import cv2
-
         number = getattr(cv2.aruco, self.dictionary, None)
         if number is None or self.columns < 3 or self.rows < 3 or not 0 < self.marker_m < self.square_m:
             raise UsageError(
@@ -55,24 +46,16 @@ class Board:
 
 @dataclass(frozen=True)
 class HandEye:
-    """A camera's pose in the robot's base frame.
+    """A camera's pose in the robot's base frame."""
 
-    Attributes:
-        position_m: (3,).
-        rotation_rad: Rotation vector (3,) from camera to base frame.
-        spread_m, spread_rad: One standard deviation of each, over leaving out one picture at a time.
-        reprojection_px: Root mean square over all corners, through the robot's poses.
-        corners: Per picture, corners as seen and as they would be seen (n, 2), (n, 2).
-    """
+    position_m: Array  # (3,)
+    rotation_rad: Array  # rotation vector (3,) from camera to base frame
+    spread_m: Array  # one standard deviation of the position, over leaving out one picture at a time
+    spread_rad: Array  # likewise
+    reprojection_px: float  # root mean square over all corners, through the robot's poses
+    corners: list[tuple[Array, Array]]  # per picture, corners as seen and as they would be seen (n, 2), (n, 2)
 
-    position_m: Array
-    rotation_rad: Array
-    spread_m: Array
-    spread_rad: Array
-    reprojection_px: float
-    corners: list[tuple[Array, Array]]
-
-    def measured(self) -> dict[str, tuple[Array, Array]]:
+    def measured(self) -> Values:
         """Value and one standard deviation of each quantity of a profile, by name."""
         return {
             "hand_eye.camera_position_m": (self.position_m, self.spread_m),
@@ -83,19 +66,12 @@ class HandEye:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of a board in the gripper.
+    """Pictures of a board in the gripper."""
 
-    Attributes:
-        images: Gray pictures.
-        grips: The gripper's pose at each: position (3,) m and rotation (3, 3) in base.
-        camera: The camera's matrix (3, 3), px.
-        distortion: Its distortion (5,), OpenCV's.
-    """
-
-    images: list[Image]
-    grips: list[tuple[Array, Array]]
-    camera: Array
-    distortion: Array
+    images: Sequence[Image]  # gray pictures
+    grips: Sequence[tuple[Array, Array]]  # the gripper's pose at each: position (3,) m and rotation (3, 3) in base
+    camera: Array  # the camera's matrix (3, 3), px
+    distortion: Array  # its distortion (5,), OpenCV's
 
 
 def read_pictures(folder: Path) -> Pictures:
@@ -106,8 +82,6 @@ def read_pictures(folder: Path) -> Pictures:
     Raises:
         DataError: One of the files cannot be read.
     """
-    import cv2
-
     try:
         told = yaml.safe_load((folder / "poses.yaml").read_text())
         camera, distortion = (np.array(told[n], np.float64) for n in ("camera_matrix_px", "distortion"))
@@ -127,28 +101,13 @@ def read_pictures(folder: Path) -> Pictures:
     return Pictures(images, grips, camera, distortion)
 
 
-def measure_handeye(
-    images: Sequence[Image],
-    grips: Sequence[tuple[Array, Array]],
-    camera: Array,
-    distortion: Array,
-    board: Board,
-) -> HandEye:
+def measure_handeye(pictures: Pictures, board: Board) -> HandEye:
     """The pose of a camera that stands beside the robot, from pictures of a board that the gripper holds.
-
-    Args:
-        images: Gray pictures.
-        grips: The gripper's pose at each: position (3,) m and rotation (3, 3) in base.
-        camera: The camera's matrix (3, 3), px.
-        distortion: Its distortion (5,), OpenCV's.
-        board: What the gripper holds.
 
     Raises:
         DataError: Too few pictures show the board, from poses too much alike, or the poses do not agree with the pictures.
     """
-    import cv2
-
-    seen = _board_poses(images, grips, camera, distortion, board)
+    seen = _board_poses(pictures, board)
     turn = max((float(np.linalg.norm(matrix_to_vector(a[0][1].T @ b[0][1]))) for a in seen for b in seen), default=0.0)
     if turn < _LEAST_TURN_RAD:
         raise DataError(
@@ -168,7 +127,7 @@ def measure_handeye(
     scale = np.sqrt((len(seen) - 1) / len(seen))
     away = np.array([p - position for _, p in spreads])
     turned = np.array([matrix_to_vector(rotation.T @ r) for r, _ in spreads])
-    error, corners = _reprojection(seen, rotation, position, camera, distortion)
+    error, corners = _reprojection(seen, rotation, position, pictures)
     if error > _WORST_PX:
         raise DataError(
             f"the corners are {error:.1f} px from where the robot's poses put them, {_WORST_PX:g} at most are fine; "
@@ -181,41 +140,31 @@ def measure_handeye(
     )
 
 
-def _board_poses(
-    images: Sequence[Image], grips: Sequence[tuple[Array, Array]], camera: Array, distortion: Array, board: Board
-) -> list[_Seen]:
+def _board_poses(pictures: Pictures, board: Board) -> list[_Seen]:
     """Of every picture that shows enough of the board: grip, board in camera (rotation, position), corners and their places."""
-    import cv2
-
     made = board.make()
     detector = cv2.aruco.CharucoDetector(made)
     seen: list[_Seen] = []
-    for image, grip in zip(images, grips, strict=True):
+    for image, grip in zip(pictures.images, pictures.grips, strict=True):
         corners, ids, _, _ = detector.detectBoard(image)
         if ids is None or len(ids) < _LEAST_CORNERS:
             continue
         places, points = made.matchImagePoints(corners, ids)
-        fine, turn, place = cv2.solvePnP(places, points, camera, distortion)
+        fine, turn, place = cv2.solvePnP(places, points, pictures.camera, pictures.distortion)
         if fine:
             parts = cv2.Rodrigues(turn)[0], place.reshape(3), points.reshape(-1, 2), places.reshape(-1, 3)
             a, b, c, d = (np.asarray(part, np.float64) for part in parts)
             seen.append((grip, a, b, c, d))
     if len(seen) < _LEAST_PICTURES:
         raise DataError(
-            f"{len(seen)} of {len(images)} pictures show the board well; at least {_LEAST_PICTURES} are needed"
+            f"{len(seen)} of {len(pictures.images)} pictures show the board well; at least {_LEAST_PICTURES} are needed"
         )
     return seen
 
 
 def _reprojection(
-    seen: list[_Seen],
-    rotation: Array,
-    position: Array,
-    camera: Array,
-    distortion: Array,
+    seen: list[_Seen], rotation: Array, position: Array, pictures: Pictures
 ) -> tuple[float, list[tuple[Array, Array]]]:
-    import cv2
-
     held = []
     for (at, turn), board_turn, board_at, *_ in seen:
         held.append((turn.T @ (rotation @ board_at + position - at), turn.T @ rotation @ board_turn))
@@ -226,9 +175,9 @@ def _reprojection(
     squares: list[Array] = []
     for (at, turn), _, _, points, places in seen:
         world = (places @ turned.T + in_grip) @ turn.T + at
-        made = cv2.projectPoints((world - position) @ rotation, np.zeros(3), np.zeros(3), camera, distortion)[
-            0
-        ].reshape(-1, 2)
+        in_camera, still = (world - position) @ rotation, np.zeros(3)
+        made, _ = cv2.projectPoints(in_camera, still, still, pictures.camera, pictures.distortion)
+        made = made.reshape(-1, 2)
         corners.append((points, made.astype(np.float64)))
         squares.append(np.sum((points - made) ** 2, axis=1))
     return float(np.sqrt(np.mean(np.concatenate(squares)))), corners

@@ -6,8 +6,6 @@ that sets in at once and then decays. Before it they need not stand still (a rob
 smoothly. Sizes are each motion's and each reading's own, for friction lets joints move more or less.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass, replace
@@ -17,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.calibrate.clocks import ClockOffset, fastest_way, measure_offset
-from sacflow_robot.calibrate.recording import LOOK_NS, Recording, bursts
-from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.calibrate.recording import LOOK_NS, Recording, Values, bursts
+from sacflow_robot.envs.transport import JOINT_POSITION
 from sacflow_robot.errors import DataError
 from sacflow_robot.serve.client import PolicyClient
+from sacflow_robot.spec import Array
 from sacflow_robot.utils.seeding import chunk_noise
 
-Array = npt.NDArray[np.float64]
 COMMAND_DELAY = "transport.command_delay_ms"
 
 _STEP_S = 0.002
@@ -37,30 +35,20 @@ _NEAR_S, _FINE_S = 0.012, 0.0005
 
 @dataclass(frozen=True)
 class Latency:
-    """Delays in seconds.
+    """Delays in seconds."""
 
-    Attributes:
-        observation_s: From capture to the control loop (M,), one per observation; empty where nobody knows.
-        command_s: From sending to acting (B,), one per motion.
-        command_mean_s: That of all motions together.
-        command_spread_s: Its standard error, or the round trip's, where the clocks differ.
-        unsure_s: One standard deviation of delays each way; larger where two clocks differ, for only their sum is known then.
-        times: Of the figure's rows after each command's sending, by the arrival of the fastest observation (R,).
-        seen: How far each motion has come (B, R), less what went on before, in units of its first acceleration (s^2).
-        fitted: The same of what is fitted (R,).
-        round_trip_s: From a command's sending to the earliest that its effect could be seen.
-        clock: Whether the robot's clock is the control loop's; None where nobody knows when observations arrived.
-    """
-
-    observation_s: Array
-    command_s: Array
-    command_mean_s: float
-    command_spread_s: float
+    observation_s: Array  # from capture to the control loop (M,), one per observation; empty where nobody knows
+    command_s: Array  # from sending to acting (B,), one per motion
+    command_mean_s: float  # that of all motions together
+    command_spread_s: float  # its standard error, or the round trip's, where the clocks differ
+    # one standard deviation of delays each way; larger where two clocks differ, for only their sum is known then
     unsure_s: float
-    times: Array
+    times: Array  # of the figure's rows after each command's sending, by the arrival of the fastest observation (R,)
+    # how far each motion has come (B, R), less what went on before, in units of its first acceleration (s^2)
     seen: Array
-    fitted: Array
-    round_trip_s: float
+    fitted: Array  # the same of what is fitted (R,)
+    round_trip_s: float  # from a command's sending to the earliest that its effect could be seen
+    # whether the robot's clock is the control loop's; None where nobody knows when observations arrived
     clock: ClockOffset | None
 
     @property
@@ -76,7 +64,7 @@ class Latency:
         width = float(high - low) / 0.96
         return width if width > 2 * LOOK_NS / 1e9 else 0.0
 
-    def measured(self, *, with_offset: bool = False) -> dict[str, tuple[Array, Array]]:
+    def measured(self, *, with_offset: bool = False) -> Values:
         """Value and one standard deviation of each quantity of a profile, by name.
 
         ``with_offset`` adds the clocks' offset where they need not differ, too, to replace one that a profile has.
@@ -129,10 +117,10 @@ class _Motions:
     after_s: float
     weight: float  # independent readings per row
 
-    def around(self, delay: float, before_s: float | None = None, after_s: float | None = None) -> _Motions:
+    def around(self, delay: float, before_s: float | None = None, after_s: float = 0.0) -> "_Motions":
         """Only the rows around a delay."""
-        before, after = before_s or self.before_s, max(after_s or 0.0, self.after_s)
-        near = (self.times > delay - before) & (self.times < delay + after)
+        near = self.times > delay - (before_s or self.before_s)
+        near &= self.times < delay + max(after_s, self.after_s)
         return replace(self, times=self.times[near], rows=self.rows[:, near])
 
 
@@ -156,15 +144,13 @@ def measure_latency(recording: Recording) -> Latency:
             f"{1e3 * spread:.1f} ms only, {1e3 * _WORST_S:g} are wanted; run longer, or with larger motions"
         )
     seen, fitted = _scaled(motions, round_trip, rate)
-    if way is None:
-        return Latency(
-            np.empty(0), each, max(0.0, round_trip), spread, spread, motions.times, seen, fitted, round_trip, None
-        )
-    clock = measure_offset(way, round_trip)
-    least = way.offset_ns / 1e9 + clock.offset_s  # of an observation
-    # Seen at the first look after it arrived: half a look late on average.
-    late = (recording.received_ns - way.arrival_ns(recording.time_ns))[known] / 1e9 + least - LOOK_NS / 2e9
-    unsure = float(np.hypot(spread, clock.spread_s if clock.differs else 0.0))
+    clock, least, late, unsure = None, 0.0, np.empty(0), spread
+    if way is not None:
+        clock = measure_offset(way, round_trip)
+        least = way.offset_ns / 1e9 + clock.offset_s  # of an observation
+        # Seen at the first look after it arrived: half a look late on average.
+        late = (recording.received_ns - way.arrival_ns(recording.time_ns))[known] / 1e9 + least - LOOK_NS / 2e9
+        unsure = float(np.hypot(spread, clock.spread_s if clock.differs else 0.0))
     return Latency(
         np.maximum(late, 0), each - least, max(0.0, round_trip - least), spread, unsure, motions.times, seen, fitted,
         round_trip, clock,
@@ -211,11 +197,8 @@ def _motions(recording: Recording, times_ns: npt.NDArray[np.int64]) -> _Motions:
     for first, end in bursts(recording):
         begin = first + 1
         goal = float(np.linalg.norm(moved[begin]))
-        if (
-            end - begin < 3
-            or not np.allclose(moved[begin : begin + 3], moved[begin], rtol=1e-3, atol=1e-5)
-            or goal < 1e-3
-        ):
+        held = end - begin >= 3 and np.allclose(moved[begin : begin + 3], moved[begin], rtol=1e-3, atol=1e-5)
+        if not held or goal < 1e-3:
             continue  # the safety filter changed the step, or it was not held long enough
         at = seen_s - sent_s[begin]
         near = (at > times[0] - 2 * interval) & (at < times[-1] + 2 * interval)
@@ -249,9 +232,7 @@ def _fit(motions: _Motions) -> tuple[float, float, Array]:
         gains.append(np.sum(_cost(part, delay, None) - _cost(part, delay, _RATE_PER_S)))
     delay, off = float(tried[int(np.argmax(gains))]), np.arange(-_NEAR_S, _NEAR_S + _FINE_S / 2, _FINE_S)
     unlikely = (np.log(_RATES_PER_S / _RATE_PER_S) / _RATE_LOG_SPREAD) ** 2 / 2
-    for _ in range(
-        5
-    ):  # the readings looked at are those around the delay, so that costs of other ones cannot be compared
+    for _ in range(5):  # readings looked at are those around the delay, so that costs of other ones cannot be compared
         part = motions.around(delay)
         costs = np.array([[_cost(part, delay + o, rate) for o in off] for rate in _RATES_PER_S])
         i, j = np.unravel_index(np.argmin(costs.sum(axis=2) + unlikely[:, None]), costs.shape[:2])
@@ -266,15 +247,11 @@ def _cost(motions: _Motions, delay: float, rate: float | None) -> Array:
     basis = _smooth(motions, delay)
     if rate is not None:
         basis = np.column_stack([basis, _beginning(motions.times - delay, rate)])
-    left = _left(motions.rows, basis)
-    return np.asarray(np.log(np.maximum(left, 1e-30)) * (motions.weight * motions.rows[0].size / 4))
-
-
-def _left(rows: Array, basis: Array) -> Array:
-    """Squares (B,) of rows (B, R, C) that columns (R, K) don't explain."""
     q = np.linalg.qr(basis)[0]
-    rows = rows - rows.mean(axis=1, keepdims=True)  # for precision; the basis has a constant
-    return np.asarray(np.sum(rows**2, axis=(1, 2)) - np.sum(np.einsum("rk,brc->bkc", q, rows) ** 2, axis=(1, 2)))
+    rows = motions.rows - motions.rows.mean(axis=1, keepdims=True)  # for precision; the basis has a constant
+    # Squares (B,) that the basis doesn't explain.
+    left = np.sum(rows**2, axis=(1, 2)) - np.sum(np.einsum("rk,brc->bkc", q, rows) ** 2, axis=(1, 2))
+    return np.asarray(np.log(np.maximum(left, 1e-30)) * (motions.weight * motions.rows[0].size / 4))
 
 
 def _smooth(motions: _Motions, delay: float) -> Array:
@@ -290,11 +267,9 @@ def _beginning(time: Array, rate: float) -> Array:
 def _scaled(motions: _Motions, delay: float, rate: float) -> tuple[Array, Array]:
     """Motions (B, R) along the way that they begin, less what went on, in units of it; and what is fitted (R,)."""
     part = motions.around(delay)
-    fitted = _beginning(part.times - delay, rate)
-    columns = np.column_stack([_smooth(part, delay), fitted])
+    columns = np.column_stack([_smooth(part, delay), _beginning(part.times - delay, rate)])
     found = np.einsum("kr,brc->bkc", np.linalg.pinv(columns), part.rows)
     smooth = np.einsum("rk,bkc->brc", _smooth(motions, delay), found[:, :-1])
     along = np.einsum("brc,bc->br", motions.rows - smooth, found[:, -1])
-    return along / np.maximum(np.sum(found[:, -1] ** 2, axis=1), 1e-12)[:, None], _beginning(
-        motions.times - delay, rate
-    )
+    scale = np.maximum(np.sum(found[:, -1] ** 2, axis=1), 1e-12)[:, None]
+    return along / scale, _beginning(motions.times - delay, rate)

@@ -1,7 +1,5 @@
 """Errors of the sensors, from a robot at rest: noise, resolution, lost samples, and biases where two sensors see one thing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -9,37 +7,29 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.calibrate.clocks import by_arrival_ns
-from sacflow_robot.calibrate.recording import Recording
-from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.calibrate.recording import Recording, Values
+from sacflow_robot.envs.transport import JOINT_POSITION
 from sacflow_robot.errors import DataError
-from sacflow_robot.utils.rotations import rotation_between
+from sacflow_robot.spec import Array
+from sacflow_robot.utils.rotations import normalize, rotation_between, without_jumps
 
-Array = npt.NDArray[np.float64]
 _LEAST_ROWS, _SETTLE_S, _REST_S = 100, 0.5, 3.0
 Forward = Callable[[Array], tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Errors of the sensors.
+    """Errors of the sensors."""
 
-    Attributes:
-        values: By name, ``sensors.<key>.<quantity>``, and one standard deviation of each.
-        density: Noise per square root of hertz, by name.
-        dropped: Share of the observations that never came.
-        rows: How many readings it is from.
-        rate_hz: How many come per second.
-        readings: What was read at rest, by key (R, n): of positions and joints less their mean, of quaternions rotation vectors.
-    """
-
-    values: dict[str, tuple[Array, Array]]
-    density: dict[str, float]
-    dropped: float
-    rows: int
-    rate_hz: float
+    values: Values  # by name, ``sensors.<key>.<quantity>``, and one standard deviation of each
+    density: dict[str, float]  # noise per square root of hertz, by name
+    dropped: float  # share of the observations that never came
+    rows: int  # how many readings it is from
+    rate_hz: float  # how many come per second
+    # what was read at rest, by key (R, n): of positions and joints less their mean, of quaternions rotation vectors
     readings: dict[str, Array]
 
-    def measured(self, known: Collection[str] = ()) -> dict[str, tuple[Array, Array]]:
+    def measured(self, known: Collection[str] = ()) -> Values:
         """Value and one standard deviation of each quantity of a profile; zeros only of those already ``known``."""
         found = {name: v for name, v in self.values.items() if v[0].any() or name in known}
         found["transport.observation_drop_ratio"] = np.array([self.dropped]), np.array([0.5 / self.rows])
@@ -60,7 +50,7 @@ def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise
     times = (recording.time_ns[rows] - recording.time_ns[rows][0]) / 1e9
     interval = float(np.median(np.diff(times)))
     dropped = max(0.0, 1 - (len(times) - 1) / max(1.0, round((times[-1] - times[0]) / interval)))
-    values: dict[str, tuple[Array, Array]] = {}
+    values: Values = {}
     density: dict[str, float] = {}
     readings: dict[str, Array] = {}
     for array in recording.robot.observations:
@@ -68,8 +58,8 @@ def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise
         turned = np.zeros(seen.shape[1], bool)
         for start in array.quaternions:
             turned[start : start + 4] = True
-            vectors = rotation_between(np.broadcast_to(_mean_quat(seen[:, start : start + 4]), (len(seen), 4)),
-                                       seen[:, start : start + 4])  # fmt: skip
+            quats = without_jumps(seen[:, start : start + 4])
+            vectors = rotation_between(normalize(quats.mean(axis=0)), quats)
             _enter(values, density, f"sensors.{array.key}", "rad", _detrended(times, vectors), interval)
             readings[array.key] = vectors
         unit = "m" if array.unit.startswith("m") else "rad" if array.unit == "rad" else ""
@@ -82,9 +72,14 @@ def measure_noise(recording: Recording, forward: Forward | None = None) -> Noise
             if step > 0:
                 values[f"sensors.{array.key}.resolution_{unit}"] = np.array([step]), np.array([step / 20])
         _enter_repeats(values, array.key, seen)
-    drift = readings.get("robot0_eef_pos")
-    if drift is not None:
-        _refuse_motion(times, drift)
+    if (drift := readings.get("robot0_eef_pos")) is not None:
+        moved = np.abs(np.polyfit(times, drift, 1)[0] * (times[-1] - times[0])).max()
+        if moved > 0.05:
+            noise = 1e3 * np.std(_detrended(times, drift))
+            raise DataError(
+                f"the gripper moved by {1e3 * moved:.0f} mm while it was to be at rest (noise {noise:.1f} mm); "
+                "is it held, or sagging?"
+            )
     if forward is not None and JOINT_POSITION in recording.observations:
         values |= _biases(recording, rows, forward)
     return Noise(values, density, dropped, len(rows), 1 / interval, readings)
@@ -103,30 +98,13 @@ def _resting(recording: Recording) -> npt.NDArray[np.intp]:
     return rows
 
 
-def _refuse_motion(times: Array, around: Array) -> None:
-    slope = np.polyfit(times, around, 1)[0] * (times[-1] - times[0])
-    noise = np.std(_detrended(times, around))
-    if np.abs(slope).max() > 0.05:
-        raise DataError(
-            f"the gripper moved by {1e3 * np.abs(slope).max():.0f} mm while it was to be at rest (noise {1e3 * noise:.1f} mm); "
-            "is it held, or sagging?"
-        )
-
-
 def _detrended(times: Array, rows: Array) -> Array:
     """Without what the robot does while it settles: a cubic."""
     basis = np.vander(times / times[-1], 4)
     return np.asarray(rows - basis @ np.linalg.lstsq(basis, rows, rcond=None)[0])
 
 
-def _enter(
-    values: dict[str, tuple[Array, Array]],
-    density: dict[str, float],
-    name: str,
-    unit: str,
-    rows: Array,
-    interval: float,
-) -> None:
+def _enter(values: Values, density: dict[str, float], name: str, unit: str, rows: Array, interval: float) -> None:
     noise = np.sqrt(np.mean(rows**2, axis=0))
     size = float(np.median(noise[noise > 0])) if (noise > 0).any() else 0.0
     size = size if size > 1e-9 else 0.0
@@ -144,7 +122,7 @@ def _resolution(rows: Array) -> float:
     return float(np.median(steps)) if steps else 0.0
 
 
-def _enter_repeats(values: dict[str, tuple[Array, Array]], key: str, seen: Array) -> None:
+def _enter_repeats(values: Values, key: str, seen: Array) -> None:
     """Readings that repeat the one before to the last bit, where noise would not let them."""
     if len(np.unique(seen, axis=0)) < len(seen) / 4:
         return  # on a grid, or without noise: nothing can be told
@@ -153,7 +131,7 @@ def _enter_repeats(values: dict[str, tuple[Array, Array]], key: str, seen: Array
         values[f"sensors.{key}.drop_ratio"] = np.array([ratio]), np.array([np.sqrt(ratio * (1 - ratio) / len(seen))])
 
 
-def _biases(recording: Recording, rows: npt.NDArray[np.intp], forward: Forward) -> dict[str, tuple[Array, Array]]:
+def _biases(recording: Recording, rows: npt.NDArray[np.intp], forward: Forward) -> Values:
     """Gripper pose as observed, less what the joints say."""
     some = rows[:: max(1, len(rows) // 500)]
     seen = recording.observations
@@ -165,9 +143,3 @@ def _biases(recording: Recording, rows: npt.NDArray[np.intp], forward: Forward) 
         "sensors.robot0_eef_pos.bias_m": (off.mean(axis=0), off.std(axis=0) / root),
         "sensors.robot0_eef_quat.bias_rad": (turned.mean(axis=0), turned.std(axis=0) / root),
     }
-
-
-def _mean_quat(quats: Array) -> Array:
-    signs = np.where(quats @ quats[0] < 0, -1.0, 1.0)
-    mean = (quats * signs[:, None]).mean(axis=0)
-    return np.asarray(mean / np.linalg.norm(mean))

@@ -4,8 +4,6 @@ A window begins in the state that was observed there, so that what a model gets 
 over an episode. A pure delay of commands moves a window's whole prediction in time, and is applied to the result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,43 +15,32 @@ from sacflow_robot.envs import gl as gl  # before MuJoCo, which else loads OpenG
 
 import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.calibrate.recording import Recording
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.envs.robot_dynamics import RobotDynamics
 from sacflow_robot.envs.robot_parameters import RobotParameters
-from sacflow_robot.envs.sensing import JOINT_POSITION
+from sacflow_robot.envs.transport import JOINT_POSITION
 from sacflow_robot.errors import DataError
+from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import normalize, rotation_between, without_jumps
 
-Array = npt.NDArray[np.float64]
 _STATE_SPAN_S = 0.06  # readings on either side from which a state is estimated
 _IK_STEPS, _IK_DAMPING = 60, 1e-3
 
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of a recording that is predicted by itself.
+    """A piece of a recording that is predicted by itself."""
 
-    Attributes:
-        commands: (N, 9): seconds after the first one, seconds for which it is valid, action.
-        start: Joint positions and velocities (2, 7) in rad and rad/s when the first command is acted on.
-        rest: Joint positions (7,) when the recording began, to which the controller pulls the robot's nullspace.
-        time_s: Capture times (M,) of what was observed, after the first command's sending.
-        position: Gripper positions (M, 3) in m.
-        quat: Orientations x y z w (M, 4).
-        joints: Joint positions (M, 7) in rad, or None.
-        seconds: Length of what is predicted.
-    """
-
-    commands: Array
-    start: Array
-    rest: Array
-    time_s: Array
-    position: Array
-    quat: Array
-    joints: Array | None
-    seconds: float
+    commands: Array  # (N, 9): seconds after the first one, seconds for which it is valid, action
+    start: Array  # joint positions and velocities (2, 7) in rad and rad/s when the first command is acted on
+    rest: Array  # joint positions (7,) when the recording began, to which the controller pulls the robot's nullspace
+    time_s: Array  # capture times (M,) of what was observed, after the first command's sending
+    position: Array  # gripper positions (M, 3) in m
+    quat: Array  # orientations x y z w (M, 4)
+    joints: Array | None  # joint positions (M, 7) in rad, or None
+    seconds: float  # length of what is predicted
 
 
 @dataclass(frozen=True)
@@ -66,19 +53,13 @@ class Predicted:
 
 
 class Predictor:
-    """The simulator as a function from commands and a model to motion, without objects to touch.
-
-    Args:
-        task: The task whose enable it is.
-    """
+    """The simulator of a task as a function from commands and a model to motion, without objects to touch."""
 
     def __init__(self, task: str) -> None:
         self._env = RobosuiteEnv(task, engine="compiled", step_rate_hz=500)
         self._robot = self._env.compiled
         self._env.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
-        home = self._env.begin(0).state
-        assert home is not None
-        self._home = home
+        self._home = np.asarray(self._env.begin(0).state)
         self._step_s = float(self._env.model.opt.timestep)
         plan = self._robot.plan
         self._joints, self._dofs, self._site = plan.joints, plan.dofs, plan.grip_site
@@ -87,8 +68,6 @@ class Predictor:
     @cached_property
     def nominal(self) -> RobotParameters:
         """The simulator's own dynamics."""
-        from sacflow_robot.envs.robot_dynamics import RobotDynamics
-
         return RobotDynamics(self._env.model, self._robot.plan).nominal()
 
     def set(self, model: RobotParameters) -> None:
@@ -151,11 +130,10 @@ class Predictor:
 def make_windows(
     recording: Recording, pieces: Sequence[tuple[int, int]], predictor: Predictor, delay_s: float
 ) -> list[Window]:
-    """The windows of a recording: first and one past the last command of each.
+    """The windows of a recording.
 
     Args:
-        recording: What was observed.
-        pieces: Which commands.
+        pieces: First and one past the last command of each.
         predictor: For robots that do not observe their joints.
         delay_s: From sending a command to acting on it, as far as is known.
     """
@@ -176,29 +154,21 @@ def make_windows(
         seen = (robot_s > begin_s + delay_s) & (robot_s < begin_s + delay_s + until_s)
         if seen.sum() < 3:
             continue
-        around = _near(robot_s, begin_s + delay_s)
+        far = np.abs(robot_s - (begin_s + delay_s))  # a state is told from the rows around it, five at least
+        around = np.flatnonzero((far <= _STATE_SPAN_S) | (far <= np.sort(far)[:5][-1]))
         if joints is not None:
             start = _state(robot_s[around] - begin_s - delay_s, joints[around].astype(np.float64))
         else:
             pose, speed = _state(robot_s[around] - begin_s - delay_s, np.hstack([position[around], quat[around]]))
-            velocity = np.append(speed[:3], _angular(normalize(pose[3:]), speed[3:]))
-            start = predictor.inverse(pose[:3], normalize(pose[3:]), velocity)
+            turn = normalize(pose[3:])
+            angular = rotation_between(turn, normalize(turn + 1e-3 * speed[3:])) / 1e-3
+            start = predictor.inverse(pose[:3], turn, np.append(speed[:3], angular))
         commands = np.column_stack(
             [sent_s[first:end] - begin_s, recording.valid_ns[first:end] / 1e9, recording.actions[first:end]]
         ).astype(np.float64)
         rows = joints[seen].astype(np.float64) if joints is not None else None
-        found.append(
-            Window(
-                commands,
-                start,
-                rest,
-                robot_s[seen] - begin_s,
-                position[seen],
-                normalize(quat[seen]),
-                rows,
-                until_s + 0.02,
-            )
-        )
+        time_s, turned = robot_s[seen] - begin_s, normalize(quat[seen])
+        found.append(Window(commands, start, rest, time_s, position[seen], turned, rows, until_s + 0.02))
     return found
 
 
@@ -233,14 +203,6 @@ class Predictors:
         self._threads.shutdown()
 
 
-def _near(times: Array, at: float) -> npt.NDArray[np.intp]:
-    """Rows around a time from which a state can be told."""
-    near = np.flatnonzero(np.abs(times - at) <= _STATE_SPAN_S)
-    if len(near) >= 5:
-        return near
-    return np.sort(np.argsort(np.abs(times - at))[:5])
-
-
 def _state(times: Array, rows: Array) -> Array:
     """Value and rate (2, D) at time 0 of readings (M, D) around it, by a parabola; rates within the noise are none.
 
@@ -252,11 +214,6 @@ def _state(times: Array, rows: Array) -> Array:
     spread = noise * np.sqrt(np.linalg.inv(basis.T @ basis + 1e-12 * np.eye(3))[1, 1])
     rate: Array = np.where(np.abs(found[1]) < 3 * spread, 0.0, found[1])
     return np.stack([np.where(rate == 0, rows.mean(axis=0), found[0]), rate])
-
-
-def _angular(quat: Array, rate: Array) -> Array:
-    """Angular velocity (3,) of an orientation x y z w with a rate of change (4,)."""
-    return rotation_between(quat, normalize(quat + 1e-3 * rate)) / 1e-3
 
 
 def _between(at: Array, grid: Array, rows: Array) -> Array:

@@ -1,7 +1,5 @@
 """The least-squares problem of an identification: parameters with bounds and weak priors, and how far a model's predictions are from it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.calibrate.predict import Predicted, Predictors, Window
+from sacflow_robot.calibrate.recording import Values
 from sacflow_robot.envs.robot_parameters import JOINTS, RobotParameters
+from sacflow_robot.spec import Array
 from sacflow_robot.utils.rotations import rotation_between
-
-Array = npt.NDArray[np.float64]
 
 _ROWS_EVERY_S = 0.01  # residuals closer to each other than this say the same thing twice
 _ROUGHLY = 0.5  # a joint's value goes into a profile if it is known to this share of it, with what it is unsure by
@@ -20,25 +18,15 @@ _ROUGHLY = 0.5  # a joint's value goes into a profile if it is known to this sha
 
 @dataclass(frozen=True)
 class Parameter:
-    """One number that is fitted.
+    """One number that is fitted."""
 
-    Attributes:
-        name: Name of the quantity.
-        index: Which of its numbers; None for a common factor of all.
-        logarithmic: Whether its logarithm is fitted.
-        prior: Standard deviation of the weak prior, in fitted units.
-        low: Lower bound in the quantity's unit, or of the factor.
-        high: Upper bound.
-        step: For finite differences, in fitted units.
-    """
-
-    name: str
-    index: int | None
-    logarithmic: bool
-    prior: float
-    low: float
-    high: float
-    step: float
+    name: str  # name of the quantity
+    index: int | None  # which of its numbers; None for a common factor of all
+    logarithmic: bool  # whether its logarithm is fitted
+    prior: float  # standard deviation of the weak prior, in fitted units
+    low: float  # lower bound in the quantity's unit, or of the factor
+    high: float  # upper bound
+    step: float  # for finite differences, in fitted units
 
     @property
     def label(self) -> str:
@@ -72,20 +60,16 @@ class Problem:
     """Residuals of a set of windows as a function of fitted units (P,).
 
     Args:
-        predictors: The simulator.
-        windows: What is to be predicted.
         start: Where the values begin: a robot model over the simulator's nominal one.
         sigma: Standard deviations of position (m), rotation (rad) and joints (rad).
     """
 
     def __init__(
-        self,
-        predictors: Predictors,
-        windows: Sequence[Window],
-        start: RobotParameters,
-        sigma: tuple[float, float, float],
+        self, predictors: Predictors, windows: Sequence[Window], start: RobotParameters, sigma: tuple[float, ...]
     ) -> None:
-        self._predictors, self._windows, self._sigma = predictors, [_thinned(w) for w in windows], sigma
+        self._predictors, self._sigma = predictors, sigma
+        thinned = (np.append(True, np.diff(np.floor(w.time_s / _ROWS_EVERY_S)) > 0) for w in windows)
+        self._windows = [_only(w, rows) for w, rows in zip(windows, thinned, strict=True)]
         self._last: tuple[Array, Array] | None = None  # where the Jacobian was found last, and that of the data
         self.scale = np.ones(len(windows))  # of each window's errors, in standard deviations of the sensors
         columns = JOINTS if windows[0].joints is not None else 6
@@ -93,8 +77,8 @@ class Problem:
         self.base = predictors.first.nominal.having(start.part("controller", "joints", "payload").values)
         self.parameters = parameters(windows[0].joints is not None)
         self.origin = np.array([self._fitted_unit(p, start) for p in self.parameters])
-        bounds = np.array([self._bounds(p) for p in self.parameters])
-        self.low, self.high = bounds.T
+        bounds = [np.log([p.low, p.high]) if p.logarithmic else (p.low, p.high) for p in self.parameters]
+        self.low, self.high = np.array(bounds).T
         self.origin = np.clip(self.origin, self.low + 1e-6, self.high - 1e-6)
         self.prior = np.array([p.prior for p in self.parameters])
 
@@ -102,18 +86,11 @@ class Problem:
         if p.name == DELAY:
             return start.number(DELAY)
         if p.name == MOMENT:
-            center = self.base.array("payload.center_m")
-            assert center is not None and p.index is not None
-            return float(self.base.number("payload.mass_kg") * center[p.index])
+            return self.base.number("payload.mass_kg") * self.base.values["payload.center_m"][p.index or 0]
         if p.index is None and p.name.startswith("joints."):
             return 0.0
-        found = self.base.array(p.name)
-        assert found is not None
-        value = float(found[p.index or 0])
+        value = self.base.values[p.name][p.index or 0]
         return float(np.log(max(value, 1e-3))) if p.logarithmic else value
-
-    def _bounds(self, p: Parameter) -> tuple[float, float]:
-        return (float(np.log(p.low)), float(np.log(p.high))) if p.logarithmic else (p.low, p.high)
 
     def model(self, x: Array) -> tuple[RobotParameters, float]:
         """The robot model and command delay (s) that fitted units (P,) stand for."""
@@ -141,18 +118,17 @@ class Problem:
     def residuals(self, x: Array) -> Array:
         return np.concatenate([self._off(x) / self._scales, (x - self.origin) / self.prior])
 
-    def measured(self, fit_values: Array, spread: Array, told: npt.NDArray[np.bool_]) -> dict[str, tuple[Array, Array]]:
+    def measured(self, fit_values: Array, spread: Array, told: npt.NDArray[np.bool_]) -> Values:
         """Value and standard deviation of every quantity of which the data tell something, by name."""
         model = self.model(
             np.array([np.log(v) if p.logarithmic else v for p, v in zip(self.parameters, fit_values, strict=True)])
         )[0]
-        found: dict[str, tuple[Array, Array]] = {}
+        found: Values = {}
         for p, s, v, known in zip(self.parameters, spread, fit_values, told, strict=True):
             joint = p.name.startswith("joints.")
             if p.name == MOMENT or not (known or (joint and s < _ROUGHLY * max(abs(v), 0.1)) or p.name in found):
                 continue
-            value = np.array([v]) if p.name == DELAY else model.array(p.name)
-            assert value is not None
+            value = np.array([v]) if p.name == DELAY else np.array(model.values[p.name])
             # Of joints that the data hardly tell, the value is where the fit left it, as unsure as the fit says.
             rough = np.maximum(np.abs(value), 0.1) if joint and p.index is not None else np.zeros(len(value))
             old = found.get(p.name, (value, rough))[1].copy()
@@ -162,12 +138,8 @@ class Problem:
             found[p.name] = value, old
         moment = [(s, known) for p, s, known in zip(self.parameters, spread, told, strict=True) if p.name == MOMENT]
         if "payload.mass_kg" in found and all(known for _, known in moment):
-            center = model.array("payload.center_m")
-            assert center is not None
-            found["payload.center_m"] = (
-                center,
-                np.array([s for s, _ in moment]) / max(found["payload.mass_kg"][0][0], 0.05),
-            )
+            spreads = np.array([s for s, _ in moment]) / max(found["payload.mass_kg"][0][0], 0.05)
+            found["payload.center_m"] = np.array(model.values["payload.center_m"]), spreads
         return found
 
     def jacobian(self, x: Array) -> Array:
@@ -196,23 +168,15 @@ def cut(window: Window, length_s: float) -> Window:
     """The beginning of a window; all of a shorter one."""
     first = float(window.time_s[0])
     rows = window.time_s <= first + length_s
-    joints = None if window.joints is None else window.joints[rows]
-    seconds = min(window.seconds, first + length_s + 0.02)
-    return replace(
-        window, time_s=window.time_s[rows], position=window.position[rows], quat=window.quat[rows], joints=joints,
-        seconds=seconds,
-    )  # fmt: skip
+    return replace(_only(window, rows), seconds=min(window.seconds, first + length_s + 0.02))
 
 
-def _thinned(window: Window) -> Window:
-    rows = np.flatnonzero(np.append(True, np.diff(np.floor(window.time_s / _ROWS_EVERY_S)) > 0))
-    joints = None if window.joints is None else window.joints[rows]
-    return replace(
-        window, time_s=window.time_s[rows], position=window.position[rows], quat=window.quat[rows], joints=joints
-    )
+def _only(window: Window, rows: npt.NDArray[np.bool_]) -> Window:
+    names = [name for name in ("time_s", "position", "quat", "joints") if getattr(window, name) is not None]
+    return replace(window, **{name: getattr(window, name)[rows] for name in names})
 
 
-def _residual(window: Window, made: Predicted, sigma: tuple[float, float, float]) -> Array:
+def _residual(window: Window, made: Predicted, sigma: tuple[float, ...]) -> Array:
     """Differences in standard deviations. With joint readings, poses say nothing more, and may be biased."""
     if window.joints is not None:
         return ((made.joints - window.joints) / sigma[2]).reshape(-1)

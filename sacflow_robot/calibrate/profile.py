@@ -1,7 +1,9 @@
-"""Calibration profile of one robot, read from YAML with a unit in every key."""
+"""Calibration profile of one robot, in YAML with a unit in every key.
 
-from __future__ import annotations
+New values are written into a profile with the file's own words about limits kept and the measured sections written anew.
+"""
 
+import datetime
 import hashlib
 import math
 import re
@@ -10,12 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from sacflow_robot.envs.robot_parameters import SECTIONS, Measured, RobotParameters, model_of, read_sections
+from sacflow_robot.calibrate.recording import Values
+from sacflow_robot.envs.robot_parameters import (
+    SECTIONS,
+    Measured,
+    RobotParameters,
+    check_value,
+    model_of,
+    quantity,
+    read_sections,
+)
 from sacflow_robot.errors import DataError, SpecMismatchError, one_line
 from sacflow_robot.robot.safety.safety_limits import Box, Cone, SafetyLimits
 from sacflow_robot.spec import FloatArray, RobotSpec
+from sacflow_robot.utils.atomic_files import replacing
 
 _LARGEST_LIMIT = 10  # meters or radians in one control period: no robot moves that far
 _KNOWN = "robot", "version", "date", "method", "max_translation_per_step_m", "max_rotation_per_step_rad"
@@ -23,28 +36,18 @@ _KNOWN = "robot", "version", "date", "method", "max_translation_per_step_m", "ma
 
 @dataclass(frozen=True)
 class Profile:
-    """Limits of one robot, which are chosen, and its model, which is measured.
+    """Limits of one robot, which are chosen, and its model, which is measured."""
 
-    Attributes:
-        robot: Robot that it is for, as in ``RobotSpec.robot``.
-        version: Version of the profile.
-        date: Day on which its values were set, ISO 8601.
-        method: How they were found.
-        max_translation_per_step_m: Largest commanded translation per control period and axis (m).
-        max_rotation_per_step_rad: Largest commanded rotation per control period and axis (rad).
-        safety: What the safety filter enforces beside them; None where the profile says nothing of it.
-        sha256: Digest of the file.
-        measured: What has been measured, by name (see ``sacflow_robot.envs.robot_parameters``), each with its story.
-    """
-
-    robot: str
-    version: int
-    date: str
-    method: str
-    max_translation_per_step_m: float
-    max_rotation_per_step_rad: float
+    robot: str  # robot that it is for, as in ``RobotSpec.robot``
+    version: int  # version of the profile
+    date: str  # day on which its values were set, ISO 8601
+    method: str  # how they were found
+    max_translation_per_step_m: float  # largest commanded translation per control period and axis (m)
+    max_rotation_per_step_rad: float  # largest commanded rotation per control period and axis (rad)
+    # what the safety filter enforces beside them; None where the profile says nothing of it
     safety: SafetyLimits | None = None
-    sha256: str = field(default="", compare=False)
+    sha256: str = field(default="", compare=False)  # digest of the file
+    # what has been measured, by name (see ``sacflow_robot.envs.robot_parameters``), each with its story
     measured: Mapping[str, Measured] = field(default_factory=dict)
 
     @property
@@ -101,31 +104,29 @@ def load_profile(path: Path) -> Profile:
         raise DataError(f"profile {path}: {error}") from None
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"profile {path} cannot be read: {one_line(error)}") from None
+    try:
+        return Profile(**_read(data), sha256=hashlib.sha256(text).hexdigest())
+    except ValueError as error:
+        raise DataError(f"profile {path}: {error}") from None
+
+
+def _read(data: Any) -> dict[str, Any]:
+    """Fields of a profile; raises ValueError, as all that it calls."""
     found = set(data) if isinstance(data, dict) else set()
     missing, unknown = set(_KNOWN) - found, found - {*_KNOWN, "safety", *SECTIONS}
     if missing or unknown:
         lists = (", ".join(sorted(map(str, keys))) or "none" for keys in (missing, unknown))
-        raise DataError("profile {}: missing keys: {}; unknown keys: {}".format(path, *lists))
+        raise ValueError("missing keys: {}; unknown keys: {}".format(*lists))
     for name in ("max_translation_per_step_m", "max_rotation_per_step_rad"):
         value = data[name]
         if type(value) not in (int, float) or not 0 < value <= _LARGEST_LIMIT:
-            raise DataError(
-                f"profile {path}: {name} is {value!r}, expected a positive number of at most {_LARGEST_LIMIT}"
-            )
+            raise ValueError(f"{name} is {value!r}, expected a positive number of at most {_LARGEST_LIMIT}")
     if type(data["version"]) is not int:
-        raise DataError(f"profile {path}: version is {data['version']!r}, expected a whole number")
-    safety = None
+        raise ValueError(f"version is {data['version']!r}, expected a whole number")
+    fields = {name: data[name] for name in _KNOWN} | {"date": str(data["date"])}
     if "safety" in data:
-        try:
-            safety = _read_safety(data["safety"])
-        except ValueError as error:
-            raise DataError(f"profile {path}: safety: {error}") from None
-    try:
-        measured = read_sections({section: data.pop(section) for section in SECTIONS if section in data})
-    except ValueError as error:
-        raise DataError(f"profile {path}: {error}") from None
-    digest = hashlib.sha256(text).hexdigest()
-    return Profile(**{**data, "date": str(data["date"]), "safety": safety, "sha256": digest, "measured": measured})
+        fields["safety"] = _read_safety(data["safety"])
+    return fields | {"measured": read_sections({name: data[name] for name in SECTIONS if name in data})}
 
 
 class _Strict(yaml.SafeLoader):
@@ -238,8 +239,68 @@ _SAFETY: Mapping[str, tuple[str, Callable[[str, Any], Any]]] = {
 
 def _read_safety(data: Any) -> SafetyLimits:
     if not isinstance(data, dict):
-        raise ValueError(f"expected keys and values, not {data!r}")
+        raise ValueError(f"safety: expected keys and values, not {data!r}")
     unknown = ", ".join(sorted(map(str, set(data) - set(_SAFETY))))
     if unknown:
-        raise ValueError(f"unknown keys: {unknown}; known are {', '.join(_SAFETY)}")
-    return SafetyLimits(**{_SAFETY[key][0]: _SAFETY[key][1](key, value) for key, value in data.items()})
+        raise ValueError(f"safety: unknown keys: {unknown}; known are {', '.join(_SAFETY)}")
+    return SafetyLimits(**{_SAFETY[key][0]: _SAFETY[key][1](f"safety: {key}", value) for key, value in data.items()})
+
+
+def with_story(values: Values, method: str) -> dict[str, Measured]:
+    """Values and standard deviations as measured today, rounded to what they tell.
+
+    Raises:
+        DataError: A value is not physically possible.
+    """
+    today, found = datetime.date.today().isoformat(), {}
+    for name, (value, spread) in values.items():
+        count = quantity(name).count
+        numbers = [float(f"{v:.4g}") for v in np.broadcast_to(value, count)]
+        spreads = [float(f"{s:.2g}") for s in np.broadcast_to(spread, count)]
+        try:
+            found[name] = Measured(check_value(name, numbers), tuple(spreads), today, method)
+        except ValueError as error:
+            raise DataError(f"what was measured is not possible: {error}") from None
+    return found
+
+
+def write_profile(path: Path, old: Path, new: Mapping[str, Measured]) -> Profile:
+    """Write the profile ``old`` with some values in the place of its own, complete or not at all.
+
+    Raises:
+        DataError: ``old`` is no profile, or ``path`` cannot be written.
+    """
+    before = load_profile(old)
+    head = _without_sections(old.read_text())
+    head = re.sub(r"(?m)^version: .*$", f"version: {before.version + 1}", head)
+    head = re.sub(r"(?m)^date: .*$", f"date: {datetime.date.today().isoformat()}", head)
+    text = head.rstrip() + "\n" + _dump({**before.measured, **new})
+    try:
+        with replacing(path) as partial:
+            partial.write_text(text)
+            made = load_profile(partial)
+    except OSError as error:
+        raise DataError(f"profile {path} cannot be written: {error.strerror}") from None
+    return made
+
+
+def _without_sections(text: str) -> str:
+    kept, skipping = [], False
+    for line in text.splitlines():
+        if re.match(r"[^\s#]", line):
+            skipping = line.split(":")[0] in SECTIONS
+        if not skipping:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def _dump(measured: Mapping[str, Measured]) -> str:
+    tree: dict[str, Any] = {}
+    for name, m in sorted(measured.items(), key=lambda item: SECTIONS.index(item[0].split(".")[0])):
+        section, *rest = name.split(".")
+        place = tree.setdefault(section, {})
+        if len(rest) == 2:
+            place = place.setdefault(rest[0], {})
+        value, spread = (list(v) if len(v) > 1 else v[0] for v in (m.value, m.uncertainty))
+        place[rest[-1]] = {"value": value, "uncertainty": spread, "date": m.date, "method": m.method}
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=116) if tree else ""

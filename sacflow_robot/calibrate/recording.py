@@ -1,7 +1,6 @@
 """Recordings to calibrate from: observations of a robot and commands to it, each with its time."""
 
-from __future__ import annotations
-
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,13 @@ import numpy.typing as npt
 
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.spec import RobotSpec
+from sacflow_robot.spec import Array, RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
 
-Array = npt.NDArray[np.float64]
 Times = npt.NDArray[np.int64]
+Values = dict[str, tuple[Array, Array]]  # value and one standard deviation of quantities, by name
 
-LOOK_NS = 2_000_000
-"""An excitation run looks for a new observation this often."""
+LOOK_NS = 2_000_000  # an excitation run looks for a new observation this often
 
 AHEAD_NS, LATEST_NS = 2_000_000, 1_000_000_000  # observations out of this range are by another clock than the loop's
 
@@ -33,25 +31,15 @@ def validity_ns(robot: RobotSpec) -> int:
 
 @dataclass(frozen=True)
 class Recording:
-    """A robot's observations and commands, by the clock of the control loop (the robot's own for capture times).
-
-    Attributes:
-        robot: The robot.
-        time_ns: Capture times (M,), increasing.
-        received_ns: When each reached the control loop (M,); -1 where nobody knows.
-        observations: Per key (M, ...).
-        sent_ns: When commands were sent (N,), increasing.
-        valid_ns: For how long each was to be acted on (N,).
-        actions: The commands (N, A).
-    """
+    """A robot's observations and commands, by the clock of the control loop (the robot's own for capture times)."""
 
     robot: RobotSpec
-    time_ns: Times
-    received_ns: Times
-    observations: Mapping[str, npt.NDArray[np.float32]]
-    sent_ns: Times
-    valid_ns: Times
-    actions: npt.NDArray[np.float32]
+    time_ns: Times  # capture times (M,), increasing
+    received_ns: Times  # when each reached the control loop (M,); -1 where nobody knows
+    observations: Mapping[str, npt.NDArray[np.float32]]  # per key (M, ...)
+    sent_ns: Times  # when commands were sent (N,), increasing
+    valid_ns: Times  # for how long each was to be acted on (N,)
+    actions: npt.NDArray[np.float32]  # the commands (N, A)
 
     def __post_init__(self) -> None:
         if len(self.time_ns) < 2 or len(self.sent_ns) < 2:
@@ -59,34 +47,20 @@ class Recording:
         if (np.diff(self.time_ns) <= 0).any() or (np.diff(self.sent_ns) <= 0).any():
             raise DataError("the recording's times do not increase; was its clock set back, or are they of two clocks?")
 
-    @property
-    def seconds(self) -> float:
-        return float(self.time_ns[-1] - self.time_ns[0]) / 1e9
-
     def save(self, path: Path) -> None:
         """Write it as one .npz file."""
-        columns = {f"observation.{key}": rows for key, rows in self.observations.items()}
+        columns = {name: getattr(self, name) for name in ("time_ns", "received_ns", "sent_ns", "valid_ns", "actions")}
+        columns |= {f"observation.{key}": rows for key, rows in self.observations.items()}
         with replacing(path) as partial, partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                robot=np.array(self.robot.to_json()),
-                time_ns=self.time_ns,
-                received_ns=self.received_ns,
-                sent_ns=self.sent_ns,
-                valid_ns=self.valid_ns,
-                actions=self.actions,
-                **columns,
-            )
+            np.savez_compressed(file, robot=np.array(self.robot.to_json()), **columns)
 
     @staticmethod
-    def load(path: Path) -> Recording:
+    def load(path: Path) -> "Recording":
         """Inverse of :meth:`save`.
 
         Raises:
             DataError: It cannot be read.
         """
-        import json
-
         try:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}

@@ -4,8 +4,6 @@ Each command is a frozen dataclass with a ``run`` method, in a module that is im
 ``serve --help`` does not wait for torch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

@@ -1,7 +1,5 @@
 """``sacflow-robot bench``, but for the measurements of policy files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -16,8 +16,7 @@ from sacflow_robot.utils.atomic_files import check_output
 
 if TYPE_CHECKING:
     from sacflow_robot.calibrate.profile import Profile
-    from sacflow_robot.calibrate.profile_update import Values
-    from sacflow_robot.calibrate.recording import Recording
+    from sacflow_robot.calibrate.recording import Recording, Values
 
 _TWIN = "rtsim:lift?joints=1"
 _DEFAULT_PROFILE = Path("calibration/sim_panda.yaml")
@@ -41,8 +40,7 @@ class _Result(common.JsonOptions):
     method: ClassVar[str]
 
     def run(self) -> int:
-        from sacflow_robot.calibrate.profile import load_profile
-        from sacflow_robot.calibrate.profile_update import with_story, write_profile
+        from sacflow_robot.calibrate.profile import load_profile, with_story, write_profile
 
         check_output(self.out, parents=False)  # before anything moves
         check_output(self.figure, "--plot", parents=False)
@@ -249,7 +247,7 @@ class Handeye(_Result):
 
         board = Board(self.columns, self.rows, self.square_m, self.marker_m, self.dictionary)
         pictures = read_pictures(self.images)
-        found = measure_handeye(pictures.images, pictures.grips, pictures.camera, pictures.distortion, board)
+        found = measure_handeye(pictures, board)
         from sacflow_robot.calibrate.figures import draw_handeye
 
         draw_handeye(found, self.figure)

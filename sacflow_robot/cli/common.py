@@ -27,7 +27,7 @@ from sacflow_robot.utils.seeding import EVAL_SEED as EVAL_SEED
 from sacflow_robot.utils.seeding import RUN_SEED as RUN_SEED
 
 if TYPE_CHECKING:
-    from sacflow_robot.envs.wrappers import ActionFilter
+    from sacflow_robot.envs.environment import ActionFilter
     from sacflow_robot.learn.config import TrainConfig
     from sacflow_robot.serve.client import Keys
 

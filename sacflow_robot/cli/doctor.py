@@ -1,7 +1,5 @@
 """``sacflow-robot doctor``."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 from collections.abc import Callable

@@ -231,15 +231,14 @@ def _drawn(what: str, env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Pic
 
 
 def _write_video(path: Path, env: RobosuiteEnv, robot: RobotSpec, episode: Episode, title: str) -> None:
-    from sacflow_robot.view.caption import CAPTION_HEIGHT, Caption
-    from sacflow_robot.view.video import VideoWriter
+    from sacflow_robot.view.video import CAPTION_HEIGHT, Caption, write_video
 
     assert episode.states is not None
     caption = Caption(robot, episode, title)
     height, width = env.render().shape[:2]
-    with VideoWriter(path, robot.control_rate_hz, (width, height + CAPTION_HEIGHT)) as video:
+    with write_video(path, robot.control_rate_hz, (width, height + CAPTION_HEIGHT)) as add:
         for step, picture in enumerate(_drawn("video", env, episode.states)):
-            video.add(caption.draw(picture, step))
+            add(caption.draw(picture, step))
 
 
 def _write_recording(
@@ -251,7 +250,6 @@ def _write_recording(
     if env is not None and episode.states is not None:
         from sacflow_robot.envs.scene import read_scene
 
-        read = read_scene(env, episode.states)
         pictures = _drawn("recording", env, episode.states) if drawing else ()
-        scene = SceneColumns(read.joints, read.objects, pictures)
+        scene = SceneColumns(*read_scene(env, episode.states), pictures)
     write_recording(path, robot, episode, title, scene)

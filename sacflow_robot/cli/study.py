@@ -1,7 +1,5 @@
 """``sacflow-robot study``."""
 
-from __future__ import annotations
-
 import datetime
 import importlib
 import platform

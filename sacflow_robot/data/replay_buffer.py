@@ -1,7 +1,5 @@
 """Replay buffer of whole episodes, sampled as chunks of H actions."""
 
-from __future__ import annotations
-
 import math
 import os
 import tempfile

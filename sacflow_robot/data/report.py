@@ -1,7 +1,5 @@
 """A page of plots that shows at a glance what is in a set of demonstrations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

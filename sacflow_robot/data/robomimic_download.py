@@ -4,8 +4,6 @@ Standard library only: huggingface_hub resumes but does not hold what arrived ag
 not resume. The hub names a file's SHA-256 in the header X-Linked-Etag, on the answer that redirects to the content.
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import os

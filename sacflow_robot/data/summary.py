@@ -1,7 +1,5 @@
 """Figures about a set of demonstrations."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any

@@ -1,27 +1,24 @@
 """Episodes from a policy on several simulated robots at once; training and evaluation both run on this."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from threading import Lock
 from typing import Any
 
 import numpy as np
 
+from sacflow_robot.envs.environment import Limiter
 from sacflow_robot.envs.vector import make_vector_env
-from sacflow_robot.envs.wrappers import ActionFilter
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder
 from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.spec import Engine, FloatArray
 from sacflow_robot.utils.processes import core_count
 from sacflow_robot.utils.seeding import chunk_noise
 
+# Action chunks (B, H, A) from observations (B, ...) and noise (B, H, A); ``Policy.infer`` is one.
 Chunker = Callable[[dict[str, FloatArray], FloatArray], FloatArray]
-"""Action chunks (B, H, A) from observations (B, ...) and noise (B, H, A); ``Policy.infer`` is one."""
 
 
 class Rollouts:
@@ -32,8 +29,6 @@ class Rollouts:
     differently with another batch size).
 
     Args:
-        envs: The robots.
-        noise_shape: (H, A).
         seeds: Environment seeds, one per episode, taken as robots become idle; rollouts end when they do.
         part_steps: Steps of a part of an episode, for :meth:`take_parts`; None makes no parts.
     """
@@ -75,7 +70,11 @@ class Rollouts:
                 executed = chosen if result.action is None else result.action
                 episode.builder.add(result, executed, policy_action=chosen)
             episode.observation = results[-1].observation
-            self._cut(episode, results[-1].ended)
+            first, length = episode.parts_end, len(episode.builder)
+            whole = results[-1].ended and length > first
+            if self._part_steps is not None and (whole or length - first >= self._part_steps):
+                self._parts.append(episode.builder.build(first))
+                episode.parts_end = length
             if results[-1].ended:
                 ended.append(episode.builder.build(**self._running.pop(i).info))
         return steps, ended
@@ -106,15 +105,6 @@ class Rollouts:
         for i, episode in state.items():
             self._running[i].parts_end = int(episode["given"])
 
-    def _cut(self, episode: _Running, ended: bool) -> None:
-        """Set a part aside if one is complete."""
-        if self._part_steps is None:
-            return
-        first, length = episode.parts_end, len(episode.builder)
-        if length > first and (ended or length - first >= self._part_steps):
-            self._parts.append(episode.builder.build(first))
-            episode.parts_end = length
-
     def _start(self, starts: dict[int, int]) -> None:
         for i, start in self._envs.begin(starts).items():
             builder = EpisodeBuilder(start, period_ns=self._envs.spec.period_ns)
@@ -124,30 +114,18 @@ class Rollouts:
 
 @dataclass
 class _Running:
-    """An episode in progress.
+    """An episode in progress."""
 
-    Attributes:
-        seed: Its seed.
-        builder: Its steps so far.
-        observation: The newest one.
-        info: To log of it.
-        parts_end: Steps given out in parts.
-    """
-
-    seed: int
-    builder: EpisodeBuilder
-    observation: dict[str, FloatArray]
-    info: dict[str, Any]
-    parts_end: int = 0
+    seed: int  # its seed
+    builder: EpisodeBuilder  # its steps so far
+    observation: dict[str, FloatArray]  # the newest one
+    info: dict[str, Any]  # to log of it
+    parts_end: int = 0  # steps given out in parts
 
 
 @contextmanager
 def evaluation_envs(
-    task: str,
-    episodes: int,
-    engine: Engine = "compiled",
-    history: int = 0,
-    limiter: Callable[[], ActionFilter] | None = None,
+    task: str, episodes: int, engine: Engine = "compiled", history: int = 0, limiter: Limiter | None = None
 ) -> Iterator[list[VectorEnv]]:
     """A robot for each core that has an episode, each by itself, so that no episode depends on another even in the last bit.
 
@@ -166,45 +144,24 @@ def rollout(
 ) -> Iterator[Episode]:
     """Run one episode per seed, yielding episodes as they end (not in the order of the seeds).
 
-    Several sets of robots run in a thread each; ``choose`` is then called from all of them.
+    Of several sets of robots each runs one episode at a time, in a thread of its own; ``choose`` is then called from all of
+    them, and the episodes come in the order of the seeds.
     """
     if not isinstance(envs, Sequence):
         rollouts = Rollouts(envs, noise_shape, seeds)
         while rollouts.send(choose):
             yield from rollouts.receive()[1]
         return
-    left, taking = iter(seeds), Lock()
-    stop = False
+    idle: SimpleQueue[VectorEnv] = SimpleQueue()
+    for each in envs:
+        idle.put(each)
 
-    def seeds_left() -> Iterator[int]:
-        while not stop:
-            with taking:
-                seed = next(left, None)
-            if seed is None:
-                return
-            yield seed
-
-    def run(each: VectorEnv) -> None:
+    def run(seed: int) -> Episode:
+        own = idle.get()
         try:
-            for episode in rollout(each, noise_shape, choose, seeds_left()):
-                ended.put(episode)
-            ended.put(None)
-        except BaseException as error:  # raised by the generator below
-            ended.put(error)
-
-    ended: SimpleQueue[Episode | BaseException | None] = SimpleQueue()
-    with ThreadPoolExecutor(len(envs), "rollout") as threads:
-        try:
-            for each in envs:
-                threads.submit(run, each)
-            running = len(envs)
-            while running:
-                item = ended.get()
-                if isinstance(item, Episode):
-                    yield item
-                elif item is None:
-                    running -= 1
-                else:
-                    raise item
+            return next(rollout(own, noise_shape, choose, [seed]))
         finally:
-            stop = True
+            idle.put(own)
+
+    with ThreadPoolExecutor(len(envs), "rollout") as threads:
+        yield from threads.map(run, seeds)

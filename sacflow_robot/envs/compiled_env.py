@@ -1,7 +1,5 @@
 """robosuite task under the compiled control step: a chunk of actions is one call without the interpreter's lock."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from functools import cache
@@ -19,9 +17,6 @@ from sacflow_robot.spec import Engine, FloatArray
 
 class CompiledEnv(SimulatedEnv):
     """One robot of a task; those of one process share robosuite's environment, which draws their starts.
-
-    Args:
-        task: Name of the task.
 
     Raises:
         UnknownNameError: No such task.
@@ -44,18 +39,15 @@ class CompiledEnv(SimulatedEnv):
         return self.begin_at(self._shared.draw_start(np.random.default_rng(seed)))
 
     def begin_at(self, state: State) -> StepResult:
-        """Start from a logged simulator state (S,)."""
         self._layout.write(state, self._model, self._data)
         self._robot.begin(state)
         self._steps_left = self._shared.env.task.horizon
         return StepResult(self.robot.unflatten(self._robot.observe()), state=state)
 
     def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (7,) for one control period (50 ms)."""
         return self.execute(action[None])[0]
 
     def execute(self, chunk: FloatArray) -> list[StepResult]:
-        """Execute the actions of a chunk (H, 7) up to the episode's end; one result for each action executed."""
         actions = np.array([self.robot.check_action(a) for a in chunk[: self._steps_left]], np.float64)
         flat, states, solved = self._robot.execute(actions)
         self._steps_left -= len(flat)

@@ -1,7 +1,5 @@
 """Demonstrations of the scripted experts, collected in processes."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing as mp
 from collections.abc import Callable, Iterable
@@ -9,10 +7,10 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 
-from sacflow_robot.envs.engine import usable_engine
-from sacflow_robot.envs.experts.demonstrator_style import Quality
 from sacflow_robot.envs.experts.expert import make_expert
+from sacflow_robot.envs.experts.primitives import Quality
 from sacflow_robot.envs.registry import make_environment
+from sacflow_robot.envs.tasks import usable_engine
 from sacflow_robot.episode import NOMINAL_CLOCK, Episode, EpisodeBuilder, Source
 from sacflow_robot.errors import SacflowError, one_line
 from sacflow_robot.spec import Engine
@@ -48,12 +46,8 @@ def collect(
     Experts are Python, so that processes use the cores better than threads would, under either engine.
 
     Args:
-        task: Name of the task.
-        quality: Quality of the expert.
         seeds: Environment seeds, which decide the expert's style too.
-        workers: Number of processes.
         progress: Called with each episode as it becomes available, in order.
-        engine: Code that steps the robots.
     """
     make_expert(task, 0, quality)
     engine = _prepared(task, engine)

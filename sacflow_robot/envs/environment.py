@@ -1,55 +1,30 @@
-"""Single simulated robot: the protocol for an environment of one's own, and the base class of those here."""
-
-from __future__ import annotations
+"""A single simulated robot; one that observes its last actions, and one whose actions pass a safety filter."""
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import DataError
-from sacflow_robot.spec import Engine, FloatArray, RobotSpec
-
-
-class Environment(Protocol):
-    """Members of a simulated robot of one's own, named as ``--env MODULE:CLASS``.
-
-    The class, or a function, is called without arguments. One object runs one episode at a time; training and evaluation
-    make several, in processes of their own. An episode must depend on its seed and the actions alone.
-    """
-
-    @property
-    def robot(self) -> RobotSpec:
-        """Its observations and actions."""
-        ...
-
-    def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides; returns its first observation."""
-        ...
-
-    def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,) for one control period; returns what came of it."""
-        ...
+from sacflow_robot.spec import Array, Engine, FloatArray, RobotSpec
+from sacflow_robot.utils.action_history import KEY, push, robot_with_history, start_history
 
 
 class SimulatedEnv(ABC):
-    """One simulated robot.
+    """One simulated robot."""
 
-    Attributes:
-        robot: Its observations and actions.
-        engine: Code that steps it.
-    """
-
-    robot: RobotSpec
-    engine: Engine = "stock"
+    robot: RobotSpec  # its observations and actions
+    engine: Engine = "stock"  # code that steps it
 
     @abstractmethod
     def begin(self, seed: int) -> StepResult:
         """Start the episode that this seed decides."""
 
-    def begin_at(self, state: npt.NDArray[np.float64]) -> StepResult:
+    def begin_at(self, state: Array) -> StepResult:
         """Start from a logged simulator state (S,).
 
         Raises:
@@ -76,3 +51,86 @@ class SimulatedEnv(ABC):
 
     def close(self) -> None:  # noqa: B027 (most have nothing to give back)
         """Give back what it holds."""
+
+
+class HistoryEnv(SimulatedEnv):
+    """An environment that observes its last ``length`` actions too, newest last."""
+
+    def __init__(self, env: SimulatedEnv, length: int) -> None:
+        self._env = env
+        self._length = length
+        self.robot = robot_with_history(env.robot, length)
+        self.engine = env.engine
+
+    def begin(self, seed: int) -> StepResult:
+        """Start the episode that this seed decides; its history is zeros."""
+        self._history = start_history(self.robot, self._length)
+        return self._with_history(self._env.begin(seed))
+
+    def command(self, action: FloatArray) -> StepResult:
+        result = self._env.command(action)
+        self._history = push(self._history, self.robot.check_action(action))
+        return self._with_history(result)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _with_history(self, result: StepResult) -> StepResult:
+        return replace(result, observation={**result.observation, KEY: self._history})
+
+
+class Verdict(Protocol):
+    """Answer of a filter: the action that may be executed (A,); None for none."""
+
+    @property
+    def action(self) -> FloatArray | None: ...
+
+
+class ActionFilter(Protocol):
+    """Methods of a safety filter; ``sacflow_robot.robot.safety.filter.SafetyFilter`` is one."""
+
+    def begin(self) -> None: ...
+    def see(self, observation: Mapping[str, Any], captured_ns: int) -> bool: ...
+    def enable(self, now_ns: int) -> None: ...
+    def step(self, proposed: npt.ArrayLike | None, now_ns: int) -> Verdict: ...
+
+
+Limiter = Callable[[], ActionFilter]  # makes the safety filter of one robot
+
+
+class LimitedEnv(SimulatedEnv):
+    """An environment whose actions pass a safety filter, so that a policy learns under the limits that it will meet.
+
+    Results hold the ``action`` executed, which is what a learner has to learn from.
+
+    Args:
+        limiter: The filter, made for ``env.robot``; its time is the environment's nominal time.
+    """
+
+    def __init__(self, env: SimulatedEnv, limiter: ActionFilter) -> None:
+        self._env = env
+        self._limiter = limiter
+        self._steps = 0
+        self.robot = env.robot
+        self.engine = env.engine
+
+    def begin(self, seed: int) -> StepResult:
+        start = self._env.begin(seed)
+        self._steps = 0
+        self._limiter.begin()
+        self._limiter.see(start.observation, 0)
+        self._limiter.enable(0)
+        return start
+
+    def command(self, action: FloatArray) -> StepResult:
+        """Execute what the filter lets through of one action (A,)."""
+        self.robot.check_action(action)
+        allowed = self._limiter.step(action, self._steps * self.robot.period_ns).action
+        executed = np.zeros(self.robot.action_dim, np.float32) if allowed is None else allowed
+        result = self._env.command(executed)
+        self._steps += 1
+        self._limiter.see(result.observation, self._steps * self.robot.period_ns)
+        return replace(result, action=executed)
+
+    def close(self) -> None:
+        self._env.close()

@@ -5,8 +5,6 @@ segmentation fault when triton is imported, which comes with torch's builds for 
 must be loaded first. So the package ``envs`` imports this module before anything else.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes.util
 import importlib

@@ -1,7 +1,5 @@
 """Any Gymnasium environment with continuous observations and actions, as a simulated robot."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gymnasium
@@ -42,14 +40,14 @@ class GymnasiumEnv(SimulatedEnv):
             raise UsageError(f"{task} observes {seen} and takes {acts}; a bounded Box of actions and a Box are needed")
         self._env = gymnasium.wrappers.RescaleAction(self._env, np.float32(-1), np.float32(1))
         self._shape = acts.shape
-        size, actions = int(np.prod(seen.shape)), int(np.prod(acts.shape))
         low, high = acts.low.reshape(-1), acts.high.reshape(-1)
+        actions = len(low)
         self.robot = RobotSpec(
             robot="gymnasium",
             task=task,
             controller="as the environment's, rescaled to [-1, 1]",
             control_rate_hz=_rate(self._env),
-            observations=(ArraySpec(_KEY, (size,), "as the environment's"),),
+            observations=(ArraySpec(_KEY, (int(np.prod(seen.shape)),), "as the environment's"),),
             action_names=tuple(f"action {i}" for i in range(actions)),
             action_units=tuple(f"{least:g} to {most:g}" for least, most in zip(low, high, strict=True)),
             action_low=(-1.0,) * actions,
@@ -57,12 +55,10 @@ class GymnasiumEnv(SimulatedEnv):
         )
 
     def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides."""
         observation, _ = self._env.reset(seed=seed)
         return StepResult(self._named(observation), success=False)
 
     def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,)."""
         given = self.robot.check_action(action).reshape(self._shape)
         observation, reward, terminated, truncated, info = self._env.step(given)
         success = bool(info.get("is_success", info.get("success", False)))

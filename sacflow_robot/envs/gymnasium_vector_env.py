@@ -1,7 +1,5 @@
 """Gymnasium vector environment of N simulated robots."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,11 +16,11 @@ from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, get_task
 from sacflow_robot.envs.vector import ThreadVectorEnv
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import InvalidValueError
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.spec import Array, FloatArray
 
 Flags = npt.NDArray[np.bool_]
-Step = tuple[dict[str, FloatArray], npt.NDArray[np.float64], Flags, Flags, dict[str, Any]]
-"""Observations, rewards, terminated, truncated and info, each of N robots."""
+# Observations, rewards, terminated, truncated and info, each of N robots.
+Step = tuple[dict[str, FloatArray], Array, Flags, Flags, dict[str, Any]]
 
 
 class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], FloatArray, npt.NDArray[Any]]):
@@ -31,10 +29,6 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
     Observations, actions, rewards and episodes are those of ``SyncVectorEnv`` over N ``RobosuiteEnv``. Autoreset is
     Gymnasium's *next step* mode: the step after an episode's last ignores that robot's action, starts its next episode and
     returns the first observation, with reward 0 and neither terminated nor truncated.
-
-    Args:
-        task: Name of the task, e.g. ``"lift"``.
-        num_envs: N.
 
     Raises:
         UnknownNameError: No such task.

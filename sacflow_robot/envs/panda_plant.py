@@ -1,22 +1,18 @@
 """robosuite's Panda, one physics step at a time: the plant of the simulated robot computer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.envs.fast.compilation import compiling
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.robosuite_import import robosuite
 from sacflow_robot.errors import UsageError
+from sacflow_robot.spec import Array
 
-Array = npt.NDArray[np.float64]
-
+# libfranka's end effector in the Franka Hand's frame (m), as the robot is configured with that hand; axes agree.
 EE_IN_HAND = np.array([0.0, 0.0, 0.1034])
-"""libfranka's end effector in the Franka Hand's frame (m), as the robot is configured with that hand; axes agree."""
 
 
 class PandaPlant:

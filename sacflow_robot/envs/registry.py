@@ -1,7 +1,5 @@
 """Environments by name: a robosuite task, a Gymnasium id, or one's own as ``MODULE:CLASS``."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sacflow_robot.envs.environment import SimulatedEnv
@@ -13,10 +11,11 @@ from sacflow_robot.utils.action_history import without_history
 
 
 class UserEnv(SimulatedEnv):
-    """An environment of the user's own, its answers checked.
+    """An environment of the user's own, ``MODULE:CLASS`` or ``FILE.py:CLASS``, its answers checked.
 
-    Args:
-        name: ``MODULE:CLASS`` or ``FILE.py:CLASS``.
+    The class, or a function, is called without arguments; what it returns has ``robot``, ``begin`` and ``command`` as
+    ``SimulatedEnv``. One object runs one episode at a time; training and evaluation make several, in processes of their own.
+    An episode must depend on its seed and the actions alone.
 
     Raises:
         UsageError: It cannot be loaded or made, or is no environment.
@@ -46,11 +45,9 @@ class UserEnv(SimulatedEnv):
         self.robot = self._env.robot
 
     def begin(self, seed: int) -> StepResult:
-        """Start the episode that this seed decides."""
         return self._checked(self._env.begin(seed))
 
     def command(self, action: FloatArray) -> StepResult:
-        """Execute one action (A,)."""
         return self._checked(self._env.command(self.robot.check_action(action)))
 
     def close(self) -> None:

@@ -1,7 +1,5 @@
 """Metadata of a simulated task in robomimic's files: arguments of the environment, and the simulator's model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv

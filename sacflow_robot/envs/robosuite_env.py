@@ -1,7 +1,6 @@
 """robosuite tasks as Gymnasium environments whose observation is a function of the simulator state alone."""
 
-from __future__ import annotations
-
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,24 +10,56 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from sacflow_robot.envs.engine import fall_back, usable_engine
+from sacflow_robot.envs import gl
 from sacflow_robot.envs.environment import SimulatedEnv
-from sacflow_robot.envs.rendering import SceneRenderer
 from sacflow_robot.envs.robosuite_import import robosuite
+from sacflow_robot.envs.robot_dynamics import RobotDynamics
 from sacflow_robot.envs.robot_parameters import RobotParameters
 from sacflow_robot.envs.state import State, StateLayout
-from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, get_task
+from sacflow_robot.envs.tasks import CONTROL_RATE_HZ, Task, fall_back, get_task, usable_engine
 from sacflow_robot.episode import StepResult
-from sacflow_robot.errors import UsageError
-from sacflow_robot.spec import Engine, FloatArray, RobotSpec
+from sacflow_robot.errors import InvalidValueError, UsageError, one_line
+from sacflow_robot.spec import Array, Engine, FloatArray, RobotSpec
 
 if TYPE_CHECKING:
     from sacflow_robot.envs.fast.fast_robot import CompiledTask, FastRobot
-    from sacflow_robot.envs.robot_dynamics import RobotDynamics
 
 # robosuite draws the cube's size when it builds the model. One seed for the model gives every process the same cube,
 # without which a logged state would not replay.
 _MODEL_SEED = 0
+
+_WIDTH, _HEIGHT = 640, 480
+_HELP = "install OSMesa (Debian: libosmesa6) or give the machine a GPU with EGL"
+
+
+class SceneRenderer:
+    """Renderer of a simulated scene.
+
+    Raises:
+        InvalidValueError: Off-screen rendering does not work on this machine.
+    """
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        if sys.platform == "linux" and gl.BACKEND in ("", "glfw") and not gl.has_display():
+            raise InvalidValueError(f"no off-screen rendering on a machine without display; {_HELP}")
+        try:
+            self._renderer: Any = mujoco.Renderer(model, _HEIGHT, _WIDTH)
+        except Exception as error:  # each OpenGL back end raises errors of its own
+            raise InvalidValueError(
+                f"off-screen rendering with MUJOCO_GL={gl.BACKEND or 'glfw'} does not work: {one_line(error)}; {_HELP}"
+            ) from None
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[0] = 0  # collision shapes
+        self._options.sitegroup[:] = 0  # markers, such as the line through the gripper
+
+    def render(self, data: mujoco.MjData) -> npt.NDArray[np.uint8]:
+        """The scene as robosuite's camera agentview sees it, RGB (480, 640, 3)."""
+        self._renderer.update_scene(data, camera="agentview", scene_option=self._options)
+        image: npt.NDArray[np.uint8] = self._renderer.render()
+        return image
+
+    def close(self) -> None:
+        self._renderer.close()
 
 
 class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray]):
@@ -47,6 +78,8 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
 
     Attributes:
         engine: Code that steps it.
+        model: MuJoCo's model.
+        data: MuJoCo's data of the present state.
 
     Raises:
         UnknownNameError: No such task.
@@ -81,10 +114,10 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         self._suite._setup_references = lambda: None
         self._robot = self._suite.robots[0]
         self._substeps = round(self._suite.control_timestep / self._suite.model_timestep)
-        self._model = self._suite.sim.model._model
-        self._data = self._suite.sim.data._data
+        self.model: mujoco.MjModel = self._suite.sim.model._model
+        self.data: mujoco.MjData = self._suite.sim.data._data
         placed = [self._suite.sim.model.body_name2id(name) for name in self.task.placed_bodies]
-        self.layout = StateLayout(task, self._model.nq, self._model.nv, placed)
+        self.layout = StateLayout(task, self.model.nq, self.model.nv, placed)
         self._object_sensors, self._object_parts = _object_sensors(self._suite)
         self._steps = 0
         self._renderer: SceneRenderer | None = None
@@ -105,14 +138,12 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
                 return
             if self._compiled is None:
                 raise UsageError("a robot model's dynamics need the compiled engine; leave out the stock engine")
-            from sacflow_robot.envs.robot_dynamics import RobotDynamics
-
-            self._physics = RobotDynamics(self._model, self._compiled.plan)
+            self._physics = RobotDynamics(self.model, self._compiled.plan)
         assert self._compiled is not None
         self._compiled.plan = self._physics.apply(robot)
 
     @property
-    def compiled(self) -> FastRobot:
+    def compiled(self) -> "FastRobot":
         """The compiled step.
 
         Raises:
@@ -123,11 +154,11 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         return self._compiled
 
     @property
-    def joint_positions(self) -> npt.NDArray[np.float64]:
+    def joint_positions(self) -> Array:
         """Joint positions (7,), rad."""
-        return np.array(self._data.qpos[self._robot._ref_joint_pos_indexes])
+        return np.array(self.data.qpos[self._robot._ref_joint_pos_indexes])
 
-    def compile_task(self) -> CompiledTask:
+    def compile_task(self) -> "CompiledTask":
         """The compiled step of the task, checked against one control step of the stock engine; the episode in progress is lost.
 
         Raises:
@@ -135,13 +166,12 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         """
         from sacflow_robot.envs.fast import kernels
         from sacflow_robot.envs.fast.compilation import compiling
-        from sacflow_robot.envs.fast.fast_robot import CompiledTask
-        from sacflow_robot.envs.fast.self_check import ACTION, check_step
+        from sacflow_robot.envs.fast.fast_robot import CHECK_ACTION, CompiledTask, check_step
 
         start = self.begin(0)
         task = CompiledTask(self._suite, self.task.name, self.layout.size)
         with compiling(kernels.execute):
-            check_step(task, self.layout, self.robot, start, self.command(ACTION))
+            check_step(task, self.layout, self.robot, start, self.command(CHECK_ACTION))
         return task
 
     def _compile(self) -> None:
@@ -149,7 +179,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         from sacflow_robot.envs.fast.plan import NotCoveredError
 
         try:
-            self._compiled = FastRobot(self.compile_task(), self._model, self._data)
+            self._compiled = FastRobot(self.compile_task(), self.model, self.data)
         except NotCoveredError as error:
             self.engine = fall_back(self.task.name, str(error))
 
@@ -197,27 +227,24 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         return observation, float(success), success, truncated, {"success": success, "state": state}
 
     def begin(self, seed: int) -> StepResult:
-        """``reset`` by a seed, as a :class:`StepResult`."""
         observation, info = self.reset(seed=seed)
         return StepResult(observation, state=info["state"])
 
     def begin_at(self, state: State) -> StepResult:
-        """Start from a logged simulator state (S,)."""
         observation, info = self.reset(options={"state": state})
         return StepResult(observation, state=info["state"])
 
     def command(self, action: FloatArray) -> StepResult:
-        """``step`` as a :class:`StepResult`."""
         observation, reward, terminated, truncated, info = self.step(action)
         return StepResult(observation, reward, terminated, truncated, info["state"])
 
     def state(self) -> State:
         """The simulator's state (S,), see ``StateLayout``; S = 32 for lift."""
-        return self.layout.read(self._model, self._data)
+        return self.layout.read(self.model, self.data)
 
     def observe_state(self, state: State) -> tuple[dict[str, FloatArray], bool]:
         """Observation and success flag of a logged state (S,); the episode in progress is lost."""
-        self.layout.write(state, self._model, self._data)
+        self.layout.write(state, self.model, self.data)
         return self.observe()
 
     def observe(self) -> tuple[dict[str, FloatArray], bool]:
@@ -226,16 +253,6 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
             return self.robot.unflatten(self._compiled.observe()), self._compiled.solved()
         return self._observe(), bool(self._suite._check_success())
 
-    @property
-    def model(self) -> mujoco.MjModel:
-        """MuJoCo's model."""
-        return self._model
-
-    @property
-    def data(self) -> mujoco.MjData:
-        """MuJoCo's data of the present state."""
-        return self._data
-
     def render(self) -> npt.NDArray[np.uint8]:
         """The scene as an RGB image (480, 640, 3).
 
@@ -243,8 +260,8 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
             InvalidValueError: Off-screen rendering does not work on this machine.
         """
         if self._renderer is None:
-            self._renderer = SceneRenderer(self._model)
-        return self._renderer.render(self._data)
+            self._renderer = SceneRenderer(self.model)
+        return self._renderer.render(self.data)
 
     def close(self) -> None:
         if self._renderer is not None:
@@ -254,7 +271,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
     def _restore(self, state: State) -> None:
         """Start from a state with fresh controllers, so that state and actions alone decide what follows."""
         self._steps = 0
-        self.layout.write(state, self._model, self._data)
+        self.layout.write(state, self.model, self.data)
         if self._compiled is not None:
             self._compiled.begin(state)
             return
@@ -264,12 +281,12 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         for gripper in self._robot.gripper.values():
             gripper.current_action = np.zeros(gripper.dof)
         # Loading the controllers left traces in the solver's warm start.
-        self.layout.write(state, self._model, self._data)
+        self.layout.write(state, self.model, self.data)
 
-    def _control(self, action: npt.NDArray[np.float64]) -> None:
+    def _control(self, action: Array) -> None:
         """robosuite's own control step without its observables and proprioception buffers, which nothing here reads."""
         sim, controller = self._suite.sim, self._robot.composite_controller
-        low, high = self._model.actuator_ctrlrange.T
+        low, high = self.model.actuator_ctrlrange.T
         for substep in range(self._substeps):
             sim.step1()
             controller.update_state()
@@ -277,19 +294,19 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
                 controller.set_goal(action)
             for part, command in controller.run_controller(self._robot._enabled_parts).items():
                 index = self._robot._ref_actuators_indexes_dict[part]
-                self._data.ctrl[index] = np.clip(command, low[index], high[index])
+                self.data.ctrl[index] = np.clip(command, low[index], high[index])
             sim.step2()
         # Positions and contacts as of the state just reached; touches nothing that the next step reads.
-        mujoco.mj_kinematics(self._model, self._data)
-        mujoco.mj_collision(self._model, self._data)
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_collision(self.model, self.data)
 
     def _observe(self) -> dict[str, FloatArray]:
-        data = self._data
+        data = self.data
         side = self._robot.arms[0]
         eef_body = self._suite.sim.model.body_name2id(self._robot.robot_model.eef_name[side])
         arrays = {
             "robot0_eef_pos": data.site_xpos[self._robot.eef_site_id[side]].copy(),
-            "robot0_eef_quat": _xyzw(data.xquat[eef_body]),
+            "robot0_eef_quat": data.xquat[eef_body][[1, 2, 3, 0]],
             "robot0_gripper_qpos": data.qpos[self._robot._ref_gripper_joint_pos_indexes[side]],
         }
         seen = dict(arrays)
@@ -315,7 +332,3 @@ def _object_sensors(suite: Any) -> tuple[dict[str, Callable[[dict[str, Any]], An
     observables = {n: o for n, o in suite._observables.items() if o.modality == "object" and o.is_enabled()}
     ordered = sorted(observables, key=lambda name: "_to_" in name)
     return {n: observables[n]._sensor for n in ordered}, [n for n, o in observables.items() if o.is_active()]
-
-
-def _xyzw(wxyz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return wxyz[[1, 2, 3, 0]]

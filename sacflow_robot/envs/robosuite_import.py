@@ -1,7 +1,5 @@
 """Import of robosuite without its warnings about optional extras and controller files, and with a folder for Numba's cache."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

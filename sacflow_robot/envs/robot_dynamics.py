@@ -4,16 +4,13 @@ The controller keeps the nominal model, as a robot's own controller does: it com
 built, without payload and with nominal motors.
 """
 
-from __future__ import annotations
-
 import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.envs.fast.step_data import Plan
 from sacflow_robot.envs.robot_parameters import RobotParameters
+from sacflow_robot.spec import Array
 
-Array = npt.NDArray[np.float64]
 _MOST_INERTIA_KG_M2 = 1e-6  # of the payload about its own center: a point
 
 
@@ -37,12 +34,12 @@ class RobotDynamics:
     def nominal(self) -> RobotParameters:
         """The parameters of the simulator's own robot."""
         plan = self._nominal
-        stiffness = float(plan.kp[0]), float(plan.kp[3])
+        moving, turning = float(plan.kp[0]), float(plan.kp[3])
         return RobotParameters(
             {
-                "controller.translation_stiffness_per_s2": (stiffness[0],),
-                "controller.rotation_stiffness_per_s2": (stiffness[1],),
-                "controller.damping_ratio": (float(plan.kd[0]) / (2 * stiffness[0] ** 0.5),),
+                "controller.translation_stiffness_per_s2": (moving,),
+                "controller.rotation_stiffness_per_s2": (turning,),
+                "controller.damping_ratio": (float(plan.kd[0]) / (2 * moving**0.5),),
                 "controller.actuator_delay_ms": (0.0,),
                 **{name: tuple(map(float, self._own[field])) for name, field in _JOINTS.items()},
                 "payload.mass_kg": (0.0,),
@@ -52,27 +49,23 @@ class RobotDynamics:
 
     def apply(self, robot: RobotParameters) -> Plan:
         """Give the robot those dynamics, nominal where they name nothing; returns the plan to step it by."""
-        nominal = self._nominal
+        nominal, full = self._nominal, self.nominal().having(robot.values)
         for name, field in _JOINTS.items():
-            found = robot.array(name)
-            getattr(self._model, field)[nominal.dofs] = self._own[field] if found is None else found
-        center = robot.array("payload.center_m")
-        mass, center = robot.number("payload.mass_kg"), np.zeros(3) if center is None else center
+            getattr(self._model, field)[nominal.dofs] = full.values[name]
+        mass, center = full.number("payload.mass_kg"), np.array(full.values["payload.center_m"])
         self._load(mass, center)
         mujoco.mj_setConst(self._model, self._scratch)
-        own = self.nominal()
-        stiffness = np.repeat([robot.number(n, own.number(n)) for n in _STIFFNESS], 3)
-        damping = robot.number("controller.damping_ratio", own.number("controller.damping_ratio"))
-        changed = any(name in robot for name in (*_STIFFNESS, "controller.damping_ratio"))
-        armature = robot.array("joints.armature_kg_m2")
-        delay = robot.number("controller.actuator_delay_ms") / (1e3 * nominal.timestep)
+        gains = nominal.kp, nominal.kd
+        if any(name in robot for name in (*_STIFFNESS, "controller.damping_ratio")):
+            stiffness = np.repeat([full.number(n) for n in _STIFFNESS], 3)
+            gains = stiffness, 2 * full.number("controller.damping_ratio") * np.sqrt(stiffness)
         return nominal._replace(
-            kp=stiffness if changed else nominal.kp,
-            kd=2 * damping * np.sqrt(stiffness) if changed else nominal.kd,
-            armature_error=np.zeros(7) if armature is None else armature - self._own["dof_armature"],
+            kp=gains[0],
+            kd=gains[1],
+            armature_error=np.array(full.values["joints.armature_kg_m2"]) - self._own["dof_armature"],
             payload_mass=mass,
             payload_center=center,
-            torque_delay=delay,
+            torque_delay=full.number("controller.actuator_delay_ms") / (1e3 * nominal.timestep),
         )
 
     def _load(self, mass: float, center: Array) -> None:

@@ -4,37 +4,28 @@ A calibration profile keeps them with their uncertainty, a simulated robot is bu
 randomization. A quantity that a model does not name is the simulator's own.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from sacflow_robot.spec import Array
+
 JOINTS = 7
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One quantity of the table.
+    """One quantity of the table."""
 
-    Attributes:
-        count: Numbers that it has.
-        low: Smallest value that is physically possible.
-        high: Largest.
-        what: Description.
-    """
-
-    count: int
-    low: float
-    high: float
-    what: str
+    count: int  # numbers that it has
+    low: float  # smallest value that is physically possible
+    high: float  # largest
+    what: str  # description
 
 
 _LENGTH_1, _TURN = (-1.0, 1.0), (-math.pi, math.pi)
@@ -79,12 +70,24 @@ _RENAMED = {"payload.centre_m": "payload.center_m"}  # as profiles and logs of v
 SECTIONS = (*dict.fromkeys(name.split(".")[0] for name in QUANTITIES), "sensors")
 
 
-def quantity(name: str) -> Quantity | None:
-    """The quantity of a name such as ``joints.friction_loss_nm`` or ``sensors.robot0_eef_pos.noise_m``; None if there is none."""
-    parts = name.split(".")
-    if parts[0] == "sensors":
-        return SENSOR_QUANTITIES.get(parts[2]) if len(parts) == 3 else None
-    return QUANTITIES.get(name)
+def quantity(name: str) -> Quantity:
+    """The quantity of a name such as ``joints.friction_loss_nm`` or ``sensors.robot0_eef_pos.noise_m``.
+
+    Raises:
+        ValueError: There is none; lists those that there are, or the one that was meant.
+    """
+    section, _, rest = name.partition(".")
+    key, _, own = rest.rpartition(".")
+    if section not in SECTIONS:
+        raise ValueError(f"unknown section {section!r}; known are {', '.join(SECTIONS)}")
+    known = {n.split(".")[1]: q for n, q in QUANTITIES.items() if n.startswith(f"{section}.")} or SENSOR_QUANTITIES
+    if own in known and bool(key) == (section == "sensors") and "." not in key:
+        return known[own]
+    bare = re.sub(r"_(ms|s|m|mm|rad|deg|nm|kg|ratio|px)$", "", own)
+    meant = [q for q in known if q == own or q.startswith((f"{own}_", f"{bare}_"))]
+    if meant:
+        raise ValueError(f"{name} lacks its unit, or has another; write {' or '.join(meant)}")
+    raise ValueError(f"unknown key {name}; known are {', '.join(known)}")
 
 
 def check_value(name: str, value: Any) -> tuple[float, ...]:
@@ -93,9 +96,10 @@ def check_value(name: str, value: Any) -> tuple[float, ...]:
     Raises:
         ValueError: No such quantity, or numbers that are no numbers, not finite, too few or many, or out of range.
     """
-    known = quantity(name)
-    if known is None:
-        raise ValueError(_unknown(name))
+    return _numbers(name, value, quantity(name))
+
+
+def _numbers(name: str, value: Any, known: Quantity) -> tuple[float, ...]:
     given = value if isinstance(value, (list, tuple)) else [value] * known.count
     if len(given) != known.count:
         raise ValueError(f"{name} has {len(given)} numbers, expected {known.count}")
@@ -109,23 +113,6 @@ def check_value(name: str, value: Any) -> tuple[float, ...]:
             raise ValueError(f"{at} is {number:g} rad, which wraps around; give the same angle between -pi and pi")
         raise ValueError(f"{at} is {number:g}, expected a number from {known.low:g} to {known.high:g}")
     return tuple(map(float, given))
-
-
-def _unknown(name: str) -> str:
-    section, _, rest = name.partition(".")
-    if section not in SECTIONS:
-        return f"unknown section {section!r}; known are {', '.join(SECTIONS)}"
-    own = rest.split(".")[-1]
-    known = (
-        list(SENSOR_QUANTITIES)
-        if section == "sensors"
-        else [q.split(".")[1] for q in QUANTITIES if q.startswith(f"{section}.")]
-    )
-    bare = re.sub(r"_(ms|s|m|mm|rad|deg|nm|kg|ratio|px)$", "", own)
-    meant = [q for q in known if q == own or q.startswith((f"{own}_", f"{bare}_"))]
-    if meant:
-        return f"{name} lacks its unit, or has another; write {' or '.join(meant)}"
-    return f"unknown key {name}; known are {', '.join(known)}"
 
 
 @dataclass(frozen=True)
@@ -161,12 +148,12 @@ class RobotParameters:
         found = self.values.get(name)
         return default if found is None else found[0]
 
-    def having(self, values: Mapping[str, float | Sequence[float]]) -> RobotParameters:
+    def having(self, values: Mapping[str, float | Sequence[float]]) -> "RobotParameters":
         """This model with some values in the place of its own."""
         given = {n: v if isinstance(v, (int, float)) else tuple(map(float, v)) for n, v in values.items()}
         return RobotParameters({**self.values, **given})  # type: ignore[dict-item]
 
-    def part(self, *sections: str) -> RobotParameters:
+    def part(self, *sections: str) -> "RobotParameters":
         """Only what belongs to those sections."""
         return RobotParameters({n: v for n, v in self.values.items() if n.split(".")[0] in sections})
 
@@ -180,7 +167,7 @@ class RobotParameters:
         return json.dumps({n: list(v) for n, v in self.values.items()}, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
-    def from_json(text: str) -> RobotParameters:
+    def from_json(text: str) -> "RobotParameters":
         """Inverse of :meth:`to_json`.
 
         Raises:
@@ -194,19 +181,12 @@ class RobotParameters:
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured value.
+    """A measured value."""
 
-    Attributes:
-        value: The numbers, in the unit of the quantity's name.
-        uncertainty: One standard deviation of each, in the same unit.
-        date: Day of the measurement, ISO 8601.
-        method: How it was found.
-    """
-
-    value: tuple[float, ...]
-    uncertainty: tuple[float, ...]
-    date: str
-    method: str
+    value: tuple[float, ...]  # the numbers, in the unit of the quantity's name
+    uncertainty: tuple[float, ...]  # one standard deviation of each, in the same unit
+    date: str  # day of the measurement, ISO 8601
+    method: str  # how it was found
 
 
 def read_measured(name: str, data: Any) -> Measured:
@@ -215,25 +195,17 @@ def read_measured(name: str, data: Any) -> Measured:
     Raises:
         ValueError: A key is missing or unknown, or a value is not what its unit allows.
     """
-    known = quantity(name)
-    if known is None:
-        raise ValueError(_unknown(name))
-    wanted = {"value", "uncertainty", "date", "method"}
+    known, wanted = quantity(name), {"value", "uncertainty", "date", "method"}
     if not isinstance(data, Mapping) or set(data) != wanted:
         raise ValueError(f"{name} is {data!r}, expected a map of {', '.join(sorted(wanted))}")
-    value, spread = check_value(name, data["value"]), data["uncertainty"]
-    spread = spread if isinstance(spread, list) else [spread] * known.count
-    if len(spread) != known.count:
-        raise ValueError(f"{name}: uncertainty has {len(spread)} numbers, expected {known.count} or one")
-    for number in spread:
-        if type(number) not in (int, float) or not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"{name}: uncertainty is {number!r}, expected a finite number that is not negative")
+    value = _numbers(name, data["value"], known)
+    spread = _numbers(f"{name}: uncertainty", data["uncertainty"], replace(known, low=0, high=math.inf))
     date = str(data["date"])
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
         raise ValueError(f"{name}: date is {date!r}, expected a day such as 2026-11-23")
     if not isinstance(data["method"], str) or not data["method"].strip():
         raise ValueError(f"{name}: method is {data['method']!r}, expected how it was found")
-    return Measured(value, tuple(map(float, spread)), date, data["method"])
+    return Measured(value, spread, date, data["method"])
 
 
 def read_sections(data: Mapping[str, Any]) -> dict[str, Measured]:
@@ -242,20 +214,19 @@ def read_sections(data: Mapping[str, Any]) -> dict[str, Measured]:
     Raises:
         ValueError: See :func:`read_measured`.
     """
-    found = {}
+    named: dict[str, Any] = {}
     for section, entries in data.items():
-        if not isinstance(entries, Mapping):
-            raise ValueError(f"{section} is {entries!r}, expected keys and values")
-        for key, entry in entries.items():
-            if section != "sensors":
-                name = _RENAMED.get(f"{section}.{key}", f"{section}.{key}")
-                found[name] = read_measured(name, entry)
-                continue
-            if not isinstance(entry, Mapping):
-                raise ValueError(f"sensors.{key} is {entry!r}, expected keys and values")
-            for name, inner in entry.items():
-                found[f"sensors.{key}.{name}"] = read_measured(f"sensors.{key}.{name}", inner)
-    return found
+        for key, entry in _map(section, entries).items():
+            name = f"{section}.{key}"
+            inner = {"": entry} if section != "sensors" else _map(name, entry)
+            named |= {f"{_RENAMED.get(name, name)}.{own}".rstrip("."): value for own, value in inner.items()}
+    return {name: read_measured(name, entry) for name, entry in named.items()}
+
+
+def _map(name: str, data: Any) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{name} is {data!r}, expected keys and values")
+    return data
 
 
 def model_of(measured: Mapping[str, Measured]) -> RobotParameters:

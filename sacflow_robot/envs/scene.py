@@ -1,34 +1,23 @@
 """Joint angles, object poses and pictures of logged simulator states."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
+from sacflow_robot.spec import Array
 
 _ROBOT_PARTS = "robot", "gripper"
 _PARKED_M = 5.0  # robosuite puts objects that a task does not use some 10 m away from the origin
 
 
-@dataclass(frozen=True)
-class Scene:
-    """The movable things of an episode's states.
+def read_scene(env: RobosuiteEnv, states: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The movable things of simulator states (T + 1, S); the episode in progress is lost.
 
-    Attributes:
-        joints: Per joint of robot and gripper its positions (T + 1,), in radians, or meters for the fingers.
-        objects: Per other movable body that the task uses its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w.
-    """
-
-    joints: dict[str, npt.NDArray[np.float64]]
-    objects: dict[str, npt.NDArray[np.float64]]
-
-
-def read_scene(env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Scene:
-    """Joints and objects of simulator states (T + 1, S); the episode in progress is lost.
+    Returns:
+        Per joint of robot and gripper its positions (T + 1,), in radians, or meters for the fingers; per other movable body
+        that the task uses its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w.
 
     Raises:
         DataError: The states are not of this task.
@@ -49,13 +38,11 @@ def read_scene(env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Scene:
         positions[t] = data.qpos[rows]
         poses[t] = np.concatenate([data.xpos[ids], data.xquat[ids][:, [1, 2, 3, 0]]], axis=1)
     near = np.linalg.norm(poses[0, :, :3], axis=-1) < _PARKED_M
-    return Scene(
-        {name: positions[:, i] for i, name in enumerate(joints)},
-        {name: poses[:, i] for i, name in enumerate(bodies) if near[i]},
-    )
+    objects = {name: poses[:, i] for i, name in enumerate(bodies) if near[i]}
+    return {name: positions[:, i] for i, name in enumerate(joints)}, objects
 
 
-def pictures(env: RobosuiteEnv, states: npt.NDArray[np.float64]) -> Iterator[npt.NDArray[np.uint8]]:
+def pictures(env: RobosuiteEnv, states: Array) -> Iterator[npt.NDArray[np.uint8]]:
     """A picture (480, 640, 3) of each simulator state (T + 1, S); the episode in progress is lost.
 
     Raises:

@@ -1,36 +1,27 @@
 """Simulator state of a task as one vector, which logs keep and episodes start from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.errors import DataError
+from sacflow_robot.spec import Array
 
-State = npt.NDArray[np.float64]
+State = Array
 
 _LARGEST = 1e6  # meters, radians or seconds
 
 
 @dataclass(frozen=True)
 class StateLayout:
-    """Time, qpos and qvel in robosuite's flattened order, then position and quaternion w x y z of placed bodies (S,).
+    """Time, qpos and qvel in robosuite's flattened order, then position and quaternion w x y z of placed bodies (S,)."""
 
-    Attributes:
-        task: Name of the task, for messages.
-        nq: Positions.
-        nv: Velocities.
-        placed: Ids of the bodies that an episode's start places in the model itself.
-    """
-
-    task: str
-    nq: int
-    nv: int
-    placed: Sequence[int]
+    task: str  # name of the task, for messages
+    nq: int  # positions
+    nv: int  # velocities
+    placed: Sequence[int]  # ids of the bodies that an episode's start places in the model itself
 
     @property
     def moving(self) -> int:

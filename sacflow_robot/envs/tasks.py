@@ -1,12 +1,12 @@
-"""The task table: one row per simulated task."""
+"""The task table, one row per simulated task, and the choice of the code that steps one."""
 
-from __future__ import annotations
-
+import importlib.util
+import logging
 import re
 from dataclasses import dataclass, replace
 
 from sacflow_robot.errors import UnknownNameError
-from sacflow_robot.spec import ArraySpec, RobotSpec
+from sacflow_robot.spec import ArraySpec, Engine, RobotSpec
 
 CONTROL_RATE_HZ = 20.0
 
@@ -20,27 +20,18 @@ _OBJECT = ArraySpec("object", (), "m, unit quaternion xyzw", "world")
 
 @dataclass(frozen=True)
 class Task:
-    """One simulated task.
+    """One simulated task."""
 
-    Attributes:
-        name: Its name on the command line.
-        robosuite_name: robosuite's name of it.
-        horizon: Steps after which an episode is truncated.
-        object_size: Length of the observation ``object``: robosuite's (and robomimic's) ``object-state`` of the task.
-        object_quaternions: Indices in ``object`` at which a quaternion starts.
-        placed_bodies: Bodies without a joint, which an episode's start places in the model itself; their poses are part
-            of the simulator state.
-        object_positions: Indices in ``object`` at which a position in the world starts.
-        object_from_grip: Indices, in the same order, at which the position of the same object from the gripper starts.
-    """
-
-    name: str
-    robosuite_name: str
-    horizon: int
-    object_size: int
-    object_quaternions: tuple[int, ...]
+    name: str  # its name on the command line
+    robosuite_name: str  # robosuite's name of it
+    horizon: int  # steps after which an episode is truncated
+    object_size: int  # length of the observation ``object``: robosuite's (and robomimic's) ``object-state`` of the task
+    object_quaternions: tuple[int, ...]  # indices in ``object`` at which a quaternion starts
+    # bodies without a joint, which an episode's start places in the model itself; their poses are part of the simulator
+    # state
     placed_bodies: tuple[str, ...] = ()
-    object_positions: tuple[int, ...] = ()
+    object_positions: tuple[int, ...] = ()  # indices in ``object`` at which a position in the world starts
+    # indices, in the same order, at which the position of the same object from the gripper starts
     object_from_grip: tuple[int, ...] = ()
 
     @property
@@ -88,3 +79,28 @@ def get_task(name: str) -> Task:
 def is_gymnasium_id(name: str) -> bool:
     """True for a name that is no task's and looks like Gymnasium's: ``HalfCheetah-v5``, ``my_module:MyArm-v0``."""
     return name not in TASKS and re.fullmatch(r"([\w.]+:)?([\w-]+/)?[\w.-]+-v\d+", name) is not None
+
+
+_log = logging.getLogger(__name__)
+
+
+def usable_engine(task: str, wanted: Engine) -> Engine:
+    """The wanted engine, or ``stock`` with one line in the log saying why where the compiled one does not cover a task.
+
+    Raises:
+        ModuleNotFoundError: The simulator is not installed.
+    """
+    if ":" in task and task not in TASKS:
+        return "stock"  # an environment of one's own has no compiled step, and needs no warning
+    for module in ("gymnasium",) if is_gymnasium_id(task) else ("gymnasium", "mujoco", "robosuite"):
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+    if wanted == "compiled" and task not in TASKS:
+        return fall_back(task, "it is of robosuite's tasks only")
+    return wanted
+
+
+def fall_back(task: str, why: str) -> Engine:
+    """Log that a task is stepped by the stock engine, and why; returns it."""
+    _log.warning("%s is stepped by the stock engine: the compiled one does not cover it (%s)", task, why)
+    return "stock"

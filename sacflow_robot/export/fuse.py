@@ -4,8 +4,6 @@ A graph of one row spends more time between its nodes than in them, so nodes are
 networks that are folded are in ``learn/networks/folded.py``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from typing import Any, cast
@@ -21,10 +19,10 @@ class Affine:
         self.weight = weight.detach().double()
         self.bias = self.weight.new_zeros(weight.shape[1]) if bias is None else bias.detach().double()
 
-    def then(self, after: Affine) -> Affine:
+    def then(self, after: "Affine") -> "Affine":
         return Affine(self.weight @ after.weight, self.bias @ after.weight + after.bias)
 
-    def scaled(self, factor: float) -> Affine:
+    def scaled(self, factor: float) -> "Affine":
         return Affine(factor * self.weight, factor * self.bias)
 
 

@@ -1,7 +1,5 @@
 """The torch module that becomes an ONNX graph, and what it asks of a policy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -39,7 +37,6 @@ class ExportedGraph(nn.Module):
     Args:
         policy: Flat observation (B, O), noise (B, D) and perhaps prefix and mask (B, D) to actions (B, D) in [-1, 1].
         robot: The robot whose observations come in, and in whose units actions go out.
-        chunk_length: H.
     """
 
     over_steps: Tensor

@@ -7,8 +7,6 @@ completes the rest. Left out, nothing is committed. Metadata: ``sacflow_robot.sp
 ``sacflow_robot.fingerprint``, its SHA-256; ``sacflow_robot.golden``, inputs and the outputs that they must give.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -22,21 +20,17 @@ import numpy as np
 from sacflow_robot.errors import DataError, PolicyFileError, one_line
 from sacflow_robot.spec import FloatArray, PolicySpec
 
-WeightsKind = Literal["float32", "float16", "bf16", "int8"]
-"""Format of a file's weights; see export/quantize.py."""
-
+WeightsKind = Literal["float32", "float16", "bf16", "int8"]  # format of a file's weights; see ``to_onnx.store_weights``
 SPEC_KEY = "sacflow_robot.spec"
 FINGERPRINT_KEY = "sacflow_robot.fingerprint"
 GOLDEN_KEY = "sacflow_robot.golden"
 NOISE, ACTIONS = "noise", "actions"
 PREFIX, PREFIX_MASK = "prefix", "prefix_mask"
 
+# Largest absolute difference allowed between a graph's output and the original's, where an action's half range is 1.
 TOLERANCE = 1e-5
-"""Largest absolute difference allowed between a graph's output and the original's, where an action's half range is 1."""
 
-MAX_BYTES = 2**30
-"""Largest policy file that is read."""
-
+MAX_BYTES = 2**30  # largest policy file that is read
 _MOST_TOLERANCE = 0.1
 
 
@@ -50,11 +44,6 @@ def tolerance(spec: PolicySpec) -> float:
     if spec.notes.get("weights") != "int8" or not isinstance(stated, float):
         return TOLERANCE
     return min(max(stated, TOLERANCE), _MOST_TOLERANCE)
-
-
-def is_mask(mask: FloatArray) -> bool:
-    """True if these finite values (B, H) can be a ``prefix_mask``: 1 where a step is committed, 0 elsewhere, or between."""
-    return bool(mask.min() >= 0 and mask.max() <= 1)
 
 
 def action_error(spec: PolicySpec, actions: FloatArray, expected: FloatArray) -> float:

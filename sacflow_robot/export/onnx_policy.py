@@ -1,7 +1,5 @@
 """A policy file, loaded and checked."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ import onnxruntime
 
 from sacflow_robot.errors import DataError, InvalidValueError, PolicyFileError, UnknownNameError, UsageError, one_line
 from sacflow_robot.export import metadata as policyfile
-from sacflow_robot.export.check_graph import check_graph
+from sacflow_robot.export.metadata import ACTIONS, NOISE, PREFIX, PREFIX_MASK
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec, all_finite
 
 # TensorFloat-32 would not pass the self-test.
@@ -27,16 +25,11 @@ _INT8_RUNTIME, _INT8_OPERATOR = (1, 22), b"MatMulNBits"  # with 8 bits
 
 @dataclass(frozen=True)
 class Engine:
-    """Engine of ONNX Runtime.
+    """Engine of ONNX Runtime."""
 
-    Attributes:
-        provider: ``"cpu"``, ``"cuda"`` or ``"tensorrt"``.
-        threads: Threads that share one inference. One gives the same bits however many cores there are.
-        spin: Whether threads that wait for work keep their core busy: quicker, and nothing else gets that core.
-    """
-
-    provider: str = "cpu"
-    threads: int = 1
+    provider: str = "cpu"  # ``"cpu"``, ``"cuda"`` or ``"tensorrt"``
+    threads: int = 1  # threads that share one inference. One gives the same bits however many cores there are
+    # whether threads that wait for work keep their core busy: quicker, and nothing else gets that core
     spin: bool = False
 
     def __str__(self) -> str:
@@ -49,10 +42,6 @@ class OnnxPolicy:
 
     Loading checks the file against itself: its fingerprint, its graph's inputs and outputs, and its golden vectors, which the
     graph must reproduce on the engine chosen, to 1e-5 (with int8 weights to the error measured at export).
-
-    Args:
-        path: The file.
-        engine: How to compute.
 
     Attributes:
         takes_prefix: Whether it can be given what is committed already, see :meth:`infer`.
@@ -161,7 +150,7 @@ class OnnxPolicy:
             if not all_finite(array):
                 raise InvalidValueError(f"{name} holds NaN or infinity")
             checked[name] = array
-        if not policyfile.is_mask(checked[policyfile.PREFIX_MASK]):
+        if not (checked[policyfile.PREFIX_MASK].min() >= 0 and checked[policyfile.PREFIX_MASK].max() <= 1):
             raise InvalidValueError("prefix_mask must be 1 where a step is committed and 0 elsewhere")
         return checked
 
@@ -243,3 +232,59 @@ def _open_session(content: bytes, engine: Engine) -> onnxruntime.InferenceSessio
     if name not in session.get_providers():  # ONNX Runtime falls back to the CPU without a word
         raise UsageError(f"{name} is offered but does not start on this machine; see its installation notes")
     return session
+
+
+_TYPES = {"float32": "float", "float64": "double"}
+
+
+def check_graph(session: onnxruntime.InferenceSession, spec: PolicySpec) -> None:
+    """Compare the graph with the specification; the first dimension of everything is the batch.
+
+    Raises:
+        PolicyFileError: Names every input and output that differs.
+    """
+    wanted = {a.key: (a.dtype, a.shape) for a in spec.robot.observations} | {NOISE: ("float32", spec.noise_shape)}
+    if len(wanted) <= len(spec.robot.observations) or {PREFIX, PREFIX_MASK} & set(wanted):
+        raise PolicyFileError(f"an observation has the name {NOISE}, {PREFIX} or {PREFIX_MASK}, which the graph needs")
+    prefix = {PREFIX: ("float32", spec.noise_shape), PREFIX_MASK: ("float32", spec.noise_shape[:1])}
+    inputs = {i.name: i for i in session.get_inputs()}
+    optional = {i.name: i for i in session.get_overridable_initializers() if i.name in prefix}
+    outputs = {o.name: o for o in session.get_outputs()}
+    taken = {name: prefix[name] for name in prefix if name in {**inputs, **optional}}
+    problems = [
+        *_differences("input", {**wanted, **taken}, {**inputs, **optional}),
+        *_differences("output", {ACTIONS: ("float32", spec.noise_shape)}, outputs),
+    ]
+    if len(taken) == 1:
+        problems.append(f"it takes {next(iter(taken))} alone; {PREFIX} and {PREFIX_MASK} go together")
+    unknown = sorted(inputs.keys() - wanted.keys() - prefix.keys())
+    if unknown:
+        problems.append(f"it needs an input {', '.join(map(repr, unknown))} that the specification does not know")
+    if problems:
+        raise PolicyFileError(f"its graph is not what its specification says: {'; '.join(problems)}")
+
+
+def _differences(what: str, wanted: dict[str, tuple[str, tuple[int, ...]]], there: dict[str, Any]) -> list[str]:
+    problems = []
+    for name, (dtype, shape) in wanted.items():
+        if name not in there:
+            have = ", ".join(there) or "none"
+            problems.append(f"it has no {what} {name!r}, but {have}")
+            continue
+        kind = f"tensor({_TYPES.get(dtype, np.dtype(dtype).name)})"
+        if there[name].type != kind:
+            problems.append(f"{what} {name!r} is {there[name].type}, expected {kind}")
+        if not _fits(there[name].shape, shape):
+            has = ", ".join(str(extent) for extent in there[name].shape)
+            problems.append(f"{what} {name!r} has shape ({has}), expected (B, {', '.join(map(str, shape))}) for any B")
+    return problems
+
+
+def _fits(declared: list[int | str | None], shape: tuple[int, ...]) -> bool:
+    """True if a declared shape admits (B, *shape) for every B; names and None stand for any extent."""
+    if not declared:
+        return True  # nothing is declared
+    batch, *rest = declared
+    if isinstance(batch, int) or len(rest) != len(shape):
+        return False
+    return all(not isinstance(extent, int) or extent == wanted for extent, wanted in zip(rest, shape, strict=True))

@@ -1,7 +1,5 @@
 """Launch files: which processes make up a cell, in which order they start, and what becomes of them when they end."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """One process under supervision."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

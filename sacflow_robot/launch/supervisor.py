@@ -1,7 +1,5 @@
 """Starts the processes of a cell one after the other, watches over them, shows them, and stops them in the opposite order."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Computation of the update: compiled or not, in float32 or in bfloat16 with float32 weights; and the device."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Callable

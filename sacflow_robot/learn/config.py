@@ -1,7 +1,5 @@
 """Training configuration: typed and frozen. Imports no torch, so that --help stays quick."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace

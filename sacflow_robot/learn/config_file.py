@@ -1,7 +1,5 @@
 """A run's configuration as YAML, and fields by their earlier names."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 import yaml

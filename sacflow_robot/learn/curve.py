@@ -1,7 +1,5 @@
 """The learning curve as a picture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

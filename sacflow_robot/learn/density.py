@@ -1,7 +1,5 @@
 """Density of the deterministic flow by change of variables: an independent check of the noise-augmented one."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Training episodes: the policy with its noise, or random actions first, on robots that training moves."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any
 

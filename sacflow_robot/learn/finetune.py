@@ -1,7 +1,5 @@
 """Fine-tuning a run for one robot: in simulation around its profile, or on its log alone. Both work on a copy of the run."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Flow time runs from t = 0 (Gaussian noise) to t = 1 (action). The flow lives in the latent space of learn/networks/policy.py.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

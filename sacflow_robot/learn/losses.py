@@ -4,8 +4,6 @@ Shapes: observation (B, O) normalized where a critic takes it, raw where the pol
 mask (B, D), 1 where the chunk's row belongs to the episode.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

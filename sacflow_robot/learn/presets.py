@@ -1,7 +1,5 @@
 """Default configurations by task, velocity and algorithm. Imports no torch, so that --help stays quick."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from typing import cast, get_args

@@ -1,7 +1,5 @@
 """The gate between a policy that is being learned and the file that is being served."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The weight of the regularizer over a run: constant, linear, or adaptive."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from typing import Any

@@ -1,7 +1,5 @@
 """The policy that a run ends with, and its export."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ meet at fixed points (a chunk per robot and round), so that a run depends on its
 its checkpoint goes on bit for bit on the same CPU.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

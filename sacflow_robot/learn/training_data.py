@@ -26,7 +26,7 @@ from sacflow_robot.utils.processes import core_count
 from sacflow_robot.utils.seeding import CURVE_SEED, EVAL_SEED, TRAINING_SEED
 
 if TYPE_CHECKING:
-    from sacflow_robot.envs.experts.demonstrator_style import Quality
+    from sacflow_robot.envs.experts.primitives import Quality
 
 
 def robot_without_environment(config: TrainConfig) -> RobotSpec | None:

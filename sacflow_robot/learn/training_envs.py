@@ -1,17 +1,15 @@
 """Robots that a run trains and evaluates on: drawn and limited as its configuration says."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from sacflow_robot.calibrate.profile import load_profile
+from sacflow_robot.envs.environment import ActionFilter
 from sacflow_robot.envs.randomization import Draws
 from sacflow_robot.envs.registry import get_robot
-from sacflow_robot.envs.vector import NoRobots, SubprocVectorEnv, ThreadVectorEnv, make_vector_env
-from sacflow_robot.envs.wrappers import ActionFilter
+from sacflow_robot.envs.vector import NoRobots, ThreadVectorEnv, make_vector_env
 from sacflow_robot.errors import UsageError
 from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.learn.config import TrainConfig
@@ -41,7 +39,7 @@ def training_envs(config: TrainConfig, robot: RobotSpec | None = None) -> Iterat
         yield envs, eval_envs
 
 
-def _envs(config: TrainConfig, count: int, draws: Draws | None) -> ThreadVectorEnv | SubprocVectorEnv:
+def _envs(config: TrainConfig, count: int, draws: Draws | None) -> ThreadVectorEnv:
     return make_vector_env(
         config.env,
         count,

@@ -1,7 +1,5 @@
 """Guards that stop a run, each with a message of one line."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

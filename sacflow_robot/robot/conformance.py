@@ -1,7 +1,5 @@
 """For tests of drivers and of what uses them: a made-up robot, and the conformance kit that every driver can run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Find the thread settings that answer one request soonest, by trying: it differs from network to network and machine to machine."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import NamedTuple

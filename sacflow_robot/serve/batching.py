@@ -1,8 +1,6 @@
 """Requests that are evaluated together, those that would be answered too late, and those that may wait: they need no inference,
 or are of connections that take more of the server's time than others."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """A client's connection to one server: a DEALER socket, what heartbeats tell of the server, numbered requests, and the replies."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

@@ -1,8 +1,6 @@
 """Answers of the policy server on their way, and what it answers to requests that need no inference: opening and closing
 sessions, starting episodes, looking at the server."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import Counter, deque

@@ -1,7 +1,5 @@
 """Counters of the server, for Prometheus and for ``sacflow-robot top``, and its log, for people and for programs."""
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

@@ -1,8 +1,6 @@
 """Wire protocol, version 2: a msgpack header frame followed by one raw frame per array. Written down in
 ``docs/protocol.md``; no pickle, nothing executable, and nothing that a peer sent is ever repeated in an error."""
 
-from __future__ import annotations
-
 import math
 import os
 import time

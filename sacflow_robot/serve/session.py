@@ -1,7 +1,5 @@
 """Connected clients: one session per client, with its own stream of noise."""
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Mapping

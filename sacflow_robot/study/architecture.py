@@ -6,8 +6,6 @@ Heads need no run: with one action token and one state token each softmax is ove
 number of heads is the same linear map. That is checked against ``torch.nn.MultiheadAttention``.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 import tempfile

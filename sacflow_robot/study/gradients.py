@@ -10,8 +10,6 @@ velocity. What is found so holds for that setting; with the correction, or with 
 Gradient clipping does not enter the numbers themselves; it changes which networks training arrives at.
 """
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 from functools import partial

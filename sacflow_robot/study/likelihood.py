@@ -4,8 +4,6 @@ The flow's velocity is the target's own (study/targets.py), so that every differ
 noise's or the code's, and none the network's. Everything is in the latent space before squashing, in D = 2 dimensions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

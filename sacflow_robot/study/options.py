@@ -1,7 +1,5 @@
 """Options of the studies, and the sizes that they stand for. Imports no torch, so that --help stays quick."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Two ways of doing a task in the data: what each regularizer, with each schedule of its weight, keeps of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

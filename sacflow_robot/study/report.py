@@ -1,7 +1,5 @@
 """Report of a study: a picture, a table, and a paragraph made from the numbers."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

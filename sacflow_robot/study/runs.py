@@ -1,7 +1,5 @@
 """Training runs for studies: the usual training loop, quietly, in a temporary folder; many at once."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import multiprocessing.connection

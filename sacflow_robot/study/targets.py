@@ -7,8 +7,6 @@ r_j(t, x), of m_j + (t s_j^2 - (1 - t)) / c_j^2 * (x - t m_j). Checks of the pat
 the noise that makes a given path.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

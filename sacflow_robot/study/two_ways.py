@@ -6,8 +6,6 @@ either side, and a few hit the disc. So the mean of the data's actions leads int
 (closer round the disc, faster), and nothing in the reward prefers a side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple

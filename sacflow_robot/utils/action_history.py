@@ -4,8 +4,6 @@ The history follows from an episode's actions. So a log can be learned from with
 and an episode replays without it.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

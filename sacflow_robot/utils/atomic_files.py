@@ -1,7 +1,5 @@
 """Output files: looked at before the work, and under their final name only once they are whole."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

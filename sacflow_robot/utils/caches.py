@@ -1,7 +1,5 @@
 """Folders for what is kept to be quicker the next time, on machines without a home, or with one that can't be written."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat
@@ -10,8 +8,7 @@ from pathlib import Path
 
 from sacflow_robot.errors import UsageError
 
-_ROOM = 64 << 20
-"""Bytes that a disk must have left for a cache; what the compilers keep takes some 10 MB."""
+_ROOM = 64 << 20  # bytes that a disk must have left for a cache; what the compilers keep takes some 10 MB
 
 
 def cache_root() -> Path:

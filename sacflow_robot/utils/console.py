@@ -1,17 +1,7 @@
 """Remarks and progress bars on stderr, so that stdout carries results alone."""
 
-from __future__ import annotations
-
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 
 def console(stderr: bool = True) -> Console:
@@ -19,26 +9,16 @@ def console(stderr: bool = True) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def progress_bar(noun: str) -> Progress:
+def progress_bar(noun: str) -> bars.Progress:
     """A bar that counts ``noun``, with a success rate in ``{task.fields[success]}``."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        TextColumn(noun),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[success]}"),
-        console=console(),
-    )
+    success = bars.TextColumn("{task.fields[success]}")
+    return _bar(bars.MofNCompleteColumn(), bars.TextColumn(noun), bars.TimeRemainingColumn(compact=True), success)
 
 
-def transfer_bar() -> Progress:
+def transfer_bar() -> bars.Progress:
     """A bar for a download."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console(),
-    )
+    return _bar(bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn(compact=True))
+
+
+def _bar(*columns: bars.ProgressColumn) -> bars.Progress:
+    return bars.Progress(bars.TextColumn("{task.description}"), bars.BarColumn(28), *columns, console=console())

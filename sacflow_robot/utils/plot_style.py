@@ -3,9 +3,8 @@
 Imports matplotlib: whoever draws imports this when it draws.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,8 +26,9 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def tidy(axes: Axes, title: str = "", grid: str = "y") -> None:
-    """Two spines, a faint grid behind the data, the title at the left; ``grid`` is x, y or both."""
+def tidy(axes: Axes, title: str = "", grid: str = "y", **properties: Any) -> None:
+    """Two spines, a faint grid behind the data, the title at the left; ``grid`` is x, y or both, the rest what axes take."""
+    axes.set(**properties)
     if title:
         axes.set_title(title, fontsize=10, loc="left")
     axes.grid(axis=grid, color="#dddddd", lw=0.7)  # type: ignore[arg-type]

@@ -1,7 +1,5 @@
 """Objects of the user's own, named on the command line: ``package.module:NAME``, or ``path/to/file.py:NAME``."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import sys
@@ -35,7 +33,6 @@ def load_object(name: str, what: str) -> Any:
     A module is looked for among what is installed first, then in the working folder.
 
     Args:
-        name: The name.
         what: What it is to be, for messages, e.g. ``"environment"``.
 
     Raises:
@@ -45,15 +42,17 @@ def load_object(name: str, what: str) -> Any:
     if not module or not attribute.isidentifier():
         raise UsageError(f"{what} {name!r}: expected MODULE:NAME or FILE.py:NAME")
     try:
-        found = _load_file(Path(module)) if is_file_name(module) else _load_module(module)
+        if is_file_name(module):
+            found = _load_file(Path(module))
+        else:
+            _add_working_folder()
+            found = importlib.import_module(module)
     except (SacflowError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever the user's module raises
-        why = (
-            one_line(error)
-            if isinstance(error, ImportError | OSError)
-            else f"{type(error).__name__}: {one_line(error)}"
-        )
+        why = one_line(error)
+        if not isinstance(error, ImportError | OSError):
+            why = f"{type(error).__name__}: {why}"
         raise UsageError(f"{what} {name!r} cannot be loaded: {why}") from None
     if not hasattr(found, attribute):
         public = sorted(key for key, value in vars(found).items() if callable(value) and not key.startswith("_"))
@@ -61,11 +60,6 @@ def load_object(name: str, what: str) -> Any:
             f"{what} {name!r}: {module} has no {attribute!r}; it has {', '.join(public[:20]) or 'nothing'}"
         )
     return getattr(found, attribute)
-
-
-def _load_module(module: str) -> Any:
-    _add_working_folder()
-    return importlib.import_module(module)
 
 
 def _load_file(path: Path) -> Any:

@@ -1,7 +1,5 @@
 """Worker processes of one core each, and the number of cores."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator

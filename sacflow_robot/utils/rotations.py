@@ -1,7 +1,5 @@
 """Rotations as unit quaternions x y z w, rotation vectors (axis times angle, rad) and matrices, one or many at once."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 

@@ -1,24 +1,15 @@
 """Random numbers by purpose: one seed decides an episode, and each use of it draws from a stream of its own."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 import numpy as np
 
 from sacflow_robot.spec import FloatArray
 
-EVAL_SEED = 10_000
-"""First seed of ``eval`` and of a run's last evaluation."""
-
-CURVE_SEED = 20_000
-"""First seed of the evaluations during training."""
-
-RUN_SEED = 30_000
-"""First seed of ``run``, whose episodes are logged and learned from."""
-
-TRAINING_SEED = 1_000_000
-"""Training and demonstrations use seeds from here on only; evaluation uses seeds below."""
+EVAL_SEED = 10_000  # first seed of ``eval`` and of a run's last evaluation
+CURVE_SEED = 20_000  # first seed of the evaluations during training
+RUN_SEED = 30_000  # first seed of ``run``, whose episodes are logged and learned from
+TRAINING_SEED = 1_000_000  # training and demonstrations use seeds from here on only; evaluation uses seeds below
 
 
 class Stream(IntEnum):

@@ -4,8 +4,6 @@ ZeroMQ removes whatever lies at the path of an ``ipc:`` address before it binds:
 over from the first without a word, and a file of that name would be gone.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import socket
@@ -17,8 +15,7 @@ from filelock import FileLock, Timeout
 
 from sacflow_robot.errors import UsageError, one_line
 
-_LONGEST_PATH = 107
-"""Bytes that the system accepts as the path of a Unix socket."""
+_LONGEST_PATH = 107  # bytes that the system accepts as the path of a Unix socket
 
 
 class AddressClaim:

@@ -11,9 +11,6 @@ done on it; the last row has an observation alone.
     episode                               what the log says of the whole episode
 """
 
-from __future__ import annotations
-
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rerun as rr
-from PIL import Image
+import rerun.blueprint as rrb
 
-from sacflow_robot.episode import Episode, Source, StepFlag
+from sacflow_robot.episode import STEP_TIMES, Episode, Source, StepFlag
 from sacflow_robot.errors import DataError, one_line
-from sacflow_robot.spec import ArraySpec, RobotSpec
+from sacflow_robot.spec import Array, ArraySpec, RobotSpec
 from sacflow_robot.utils.atomic_files import replacing
-from sacflow_robot.view.blueprint import make_blueprint
 
 _JPEG_QUALITY = 80
 _PARTS = {
@@ -42,25 +38,18 @@ _PATHS = [(86, 156, 255), (255, 176, 46), (80, 200, 120), (200, 120, 220), (230,
 _AXIS_M = 0.05
 # Bits of a step's flags that are worth a line; where a chunk starts is not.
 _FLAGS = {StepFlag.LATE: "late", StepFlag.CLIPPED: "clipped", StepFlag.HELD: "held"}
-# Times of a step that a log may keep (T,), in the order in which they happen.
-_TIMES = {"received_ns": "received", "inferred_ns": "inferred", "sent_ns": "sent"}
 
 
 @dataclass(frozen=True)
 class SceneColumns:
-    """Columns that a simulator makes of an episode's states; empty where there is none.
+    """Columns that a simulator makes of an episode's states; empty where there is none."""
 
-    Attributes:
-        joints: Per joint its positions (T + 1,), rad or m.
-        objects: Per object its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w.
-        pictures: Pictures (T + 1 of them) of (height, width, 3).
-        camera: Name of the camera that they are from.
-    """
-
-    joints: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    objects: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    pictures: Iterable[npt.NDArray[np.uint8]] = ()
-    camera: str = "agentview"
+    # per joint its positions (T + 1,), rad or m
+    joints: Mapping[str, Array] = field(default_factory=dict)
+    # per object its poses (T + 1, 7) in the world: position (m), unit quaternion x y z w
+    objects: Mapping[str, Array] = field(default_factory=dict)
+    pictures: Iterable[npt.NDArray[np.uint8]] = ()  # pictures (T + 1 of them) of (height, width, 3)
+    camera: str = "agentview"  # name of the camera that they are from
 
 
 def write_recording(
@@ -69,10 +58,7 @@ def write_recording(
     """Write an episode as ``.rrd``, under its final name only once it is whole.
 
     Args:
-        path: File that ends in ``.rrd``.
-        robot: The robot.
         episode: The episode; every column of it is exported.
-        title: Name of the recording in the viewer.
         scene: What a simulator adds.
 
     Raises:
@@ -94,6 +80,43 @@ def write_recording(
         raise DataError(f"cannot write a recording at {path}: {one_line(error)}") from None
 
 
+def make_blueprint(robot: RobotSpec, contents: set[str]) -> rrb.Blueprint:
+    """Pictures and space on the left, curves in the middle, the episode's own text on the right."""
+    legend = rrb.PlotLegend(visible=False)
+    left: list[rrb.View] = []
+    if "camera" in contents:
+        left.append(rrb.Spatial2DView(origin="/camera", name="Camera"))
+    if "world" in contents:
+        left.append(rrb.Spatial3DView(origin="/world", name="Gripper and objects"))
+    actions = [
+        rrb.TimeSeriesView(origin=f"/action/{name}", name=f"{name} (1 is {unit})")
+        for name, unit in zip(robot.action_names, robot.action_units, strict=True)
+    ]
+    grid = rrb.Grid(*actions, grid_columns=2, name="Proposed, human, commanded, measured")
+    curves: list[rrb.View | rrb.Container] = [grid]
+    if "world" in contents:
+        position = rrb.TimeSeriesView(origin="/observation/robot0_eef_pos", name="Position (m)")
+        turn = rrb.TimeSeriesView(origin="/observation/robot0_eef_quat", name="Orientation (quaternion x y z w)")
+        curves.append(rrb.Vertical(position, turn, name="Gripper"))
+    if "joints" in contents:
+        curves.append(rrb.TimeSeriesView(origin="/joints", name="Joints (rad, fingers m)"))
+    curves.append(rrb.TimeSeriesView(origin="/observation", name="Observation", plot_legend=legend))
+    curves.append(rrb.TimeSeriesView(origin="/timing", name="Timing (ms)"))
+    story = rrb.Vertical(
+        rrb.TextDocumentView(origin="/episode", name="Episode"),
+        rrb.TextLogView(origin="/events", name="Events"),
+        rrb.TimeSeriesView(origin="/", contents=["/reward", "/source", "/flags"], name="Reward, source, flags"),
+        row_shares=[3, 2, 2],
+    )
+    columns = [*([rrb.Vertical(*left)] if left else []), rrb.Tabs(*curves, active_tab=0), story]
+    return rrb.Blueprint(
+        rrb.Horizontal(*columns, column_shares=[3.0, 4.0, 2.0][-len(columns) :]),
+        rrb.BlueprintPanel(state="collapsed"),
+        rrb.SelectionPanel(state="collapsed"),
+        rrb.TimePanel(state="expanded"),
+    )
+
+
 class _Exporter:
     """Sends the columns of one episode."""
 
@@ -102,26 +125,17 @@ class _Exporter:
         self._robot = robot
         self._episode = episode
         self._scene = scene
-        seconds = (episode.time_ns - episode.time_ns[0]) / 1e9
-        self._times = [
-            rr.TimeColumn("step", sequence=np.arange(len(episode) + 1)),
-            rr.TimeColumn("time", duration=seconds),
-        ]
-        self._step_times = [
-            rr.TimeColumn("step", sequence=np.arange(len(episode))),
-            rr.TimeColumn("time", duration=seconds[:-1]),
-        ]
-        self._seconds = seconds
+        self._seconds = (episode.time_ns - episode.time_ns[0]) / 1e9
 
     def contents(self) -> set[str]:
-        """The top-level entities that this episode will have."""
-        keys = {"action", "reward", "source", "events", "episode"}
-        keys |= {"camera"} if self._cameras() or self._scene.pictures else set()
-        keys |= {"joints"} if self._scene.joints or "robot0_joint_pos" in self._episode.observations else set()
-        keys |= {"world"} if self._scene.objects or "robot0_eef_pos" in self._episode.observations else set()
-        keys |= {"timing"} if len(self._timings()) else set()
-        keys |= {"flags"} if self._episode.flags is not None else set()
-        return keys
+        """The top-level entities that this episode has, of those that not every episode has."""
+        seen = self._episode.observations
+        there = {
+            "camera": self._cameras() or self._scene.pictures,
+            "joints": self._scene.joints or "robot0_joint_pos" in seen,
+            "world": self._scene.objects or "robot0_eef_pos" in seen,
+        }
+        return {name for name, content in there.items() if content}
 
     def send(self, title: str) -> None:
         self._send_text(title)
@@ -139,7 +153,8 @@ class _Exporter:
     def _send_text(self, title: str) -> None:
         rows = {"robot": self._robot.robot, "controller": self._robot.controller, "steps": len(self._episode)}
         rows |= {"duration": f"{self._seconds[-1]:.2f} s", **self._episode.info}
-        table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+        cells = {key: " ".join(str(value).replace("|", "\\|").split()) for key, value in rows.items()}
+        table = "\n".join(f"| {key} | {cell} |" for key, cell in cells.items())
         text = f"# {title}\n\n| | |\n|---|---|\n{table}\n"
         self._stream.log("episode", rr.TextDocument(text, media_type="text/markdown"), static=True)
 
@@ -176,7 +191,7 @@ class _Exporter:
     ) -> None:
         """A frame that moves, three axes that move with it, and its whole path, which does not."""
         pose = rr.Transform3D.columns(translation=positions, quaternion=quaternions)
-        self._stream.send_columns(entity, self._times, pose)
+        self._stream.send_columns(entity, self._times(len(positions)), pose)
         axes = rr.Arrows3D(vectors=np.eye(3) * _AXIS_M, colors=_AXES, radii=0.002)
         self._stream.log(f"{entity}/axes", axes, static=True)
         name = entity.rpartition("/")[2]
@@ -191,15 +206,15 @@ class _Exporter:
         for name, values in self._timings().items():
             self._scalars(f"timing/{name}_ms", values, f"{name} (ms)")
 
-    def _timings(self) -> dict[str, npt.NDArray[np.float64]]:
+    def _timings(self) -> dict[str, Array]:
         """Spans of each step (T,), ms: its period, and the times of its events after its observation."""
         episode = self._episode
         spans = {"period": np.diff(episode.time_ns) / 1e6}
-        for column, name in _TIMES.items():
-            times = getattr(episode, column, None)
+        for column in STEP_TIMES:
+            times = getattr(episode, column)
             if times is not None:
-                after = (np.asarray(times, np.int64) - episode.time_ns[:-1]) / 1e6
-                spans[name] = np.where(np.asarray(times) < 0, np.nan, after)  # negative: nobody took it
+                after = (times - episode.time_ns[:-1]) / 1e6
+                spans[column.removesuffix("_ns")] = np.where(times < 0, np.nan, after)  # negative: nobody took it
         return spans
 
     def _send_events(self) -> None:
@@ -224,10 +239,14 @@ class _Exporter:
     def _send_pictures(self, entity: str, images: Iterable[npt.NDArray[Any]]) -> None:
         for step, image in enumerate(images):
             self._set_time(step)
-            self._stream.log(entity, rr.EncodedImage(contents=_jpeg(image), media_type="image/jpeg"))
+            self._stream.log(entity, _jpeg(image))
 
     def _cameras(self) -> dict[str, npt.NDArray[Any]]:
         return {a.key: self._episode.observations[a.key] for a in self._robot.observations if _is_picture(a)}
+
+    def _times(self, rows: int) -> list[rr.TimeColumn]:
+        steps, seconds = np.arange(rows), self._seconds[:rows]
+        return [rr.TimeColumn("step", sequence=steps), rr.TimeColumn("time", duration=seconds)]
 
     def _set_time(self, step: int) -> None:
         self._stream.set_time("step", sequence=step)
@@ -237,8 +256,8 @@ class _Exporter:
         self, entity: str, values: npt.NDArray[Any], name: str, color: tuple[int, int, int] | None = None
     ) -> None:
         """A curve; rows (T,) of steps or (T + 1,) of observations."""
-        times = self._step_times if len(values) == len(self._episode) else self._times
         self._stream.log(entity, rr.SeriesLines(names=[name], colors=None if color is None else [color]), static=True)
+        times = self._times(len(values))
         self._stream.send_columns(entity, times, rr.Scalars.columns(scalars=np.asarray(values, np.float64)))
 
 
@@ -254,16 +273,9 @@ def _component_names(spec: ArraySpec) -> list[str]:
     return [str(i) for i in range(spec.size)]
 
 
-def _jpeg(image: npt.NDArray[Any]) -> bytes:
-    """Bytes of an image (height, width, 1 or 3) of 0 to 255; floats up to 1 are scaled to that."""
+def _jpeg(image: npt.NDArray[Any]) -> rr.EncodedImage | rr.Image:
+    """An image (height, width, 1 or 3) of 0 to 255; floats up to 1 are scaled to that."""
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8:
         pixels = np.clip(pixels * (255 if pixels.max(initial=0) <= 1 else 1), 0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "JPEG", quality=_JPEG_QUALITY)
-    return file.getvalue()
-
-
-def _cell(value: object) -> str:
-    """A value as text of a Markdown table."""
-    return " ".join(str(value).replace("|", "\\|").split())
+    return rr.Image(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).compress(jpeg_quality=_JPEG_QUALITY)

@@ -1,7 +1,5 @@
 """Two clocks compared by what a run tells in both directions, on robots whose clock is known to the test alone."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

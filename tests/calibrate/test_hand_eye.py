@@ -1,7 +1,5 @@
 """A camera found from rendered pictures of a board in the gripper."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sacflow_robot.calibrate.hand_eye import Board, measure_handeye
+from sacflow_robot.calibrate.hand_eye import Board, Pictures, measure_handeye
 from sacflow_robot.calibrate.profile import load_profile
 from sacflow_robot.cli import main
 from sacflow_robot.errors import DataError, UsageError
@@ -42,7 +40,7 @@ def pictures(count: int, turn: float = 0.5) -> tuple[list[np.ndarray], list[tupl
 
 def test_the_camera_is_found_to_a_millimeter() -> None:
     images, grips = pictures(12)
-    found = measure_handeye(images, grips, CAMERA, np.zeros(5), Board())
+    found = measure_handeye(Pictures(images, grips, CAMERA, np.zeros(5)), Board())
     assert found.position_m == pytest.approx(POSITION, abs=2e-3)
     assert np.abs(cv2.Rodrigues(found.rotation_rad)[0].T @ ROTATION - np.eye(3)).max() < 5e-3
     assert found.reprojection_px < 1.0 and found.spread_m.max() < 5e-3
@@ -51,12 +49,13 @@ def test_the_camera_is_found_to_a_millimeter() -> None:
 def test_poor_pictures_are_refused_with_a_reason() -> None:
     images, grips = pictures(8)
     with pytest.raises(DataError, match="3 of 8 pictures show the board well"):
-        measure_handeye([*images[:3], *[np.full_like(images[0], 255)] * 5], grips, CAMERA, np.zeros(5), Board())
+        shown = [*images[:3], *[np.full_like(images[0], 255)] * 5]
+        measure_handeye(Pictures(shown, grips, CAMERA, np.zeros(5)), Board())
     with pytest.raises(DataError, match="px from where the robot's poses put them"):
-        measure_handeye(images, grips[::-1], CAMERA, np.zeros(5), Board())
+        measure_handeye(Pictures(images, grips[::-1], CAMERA, np.zeros(5)), Board())
     alike, still = pictures(8, turn=0.05)
     with pytest.raises(DataError, match="turns by"):
-        measure_handeye(alike, still, CAMERA, np.zeros(5), Board())
+        measure_handeye(Pictures(alike, still, CAMERA, np.zeros(5)), Board())
     with pytest.raises(UsageError, match="no such board"):
         Board(dictionary="DICT_OF_NOTHING").make()
 

@@ -1,7 +1,5 @@
 """Latency, noise, dynamics and the gap's causes, measured on a twin whose parameters are known to the test alone."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import replace

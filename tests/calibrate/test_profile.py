@@ -1,13 +1,10 @@
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sacflow_robot.calibrate.profile import load_profile
-from sacflow_robot.calibrate.profile_update import with_story, write_profile
+from sacflow_robot.calibrate.profile import load_profile, with_story, write_profile
 from sacflow_robot.errors import DataError, SpecMismatchError
 from sacflow_robot.spec import RobotSpec
 

@@ -1,7 +1,5 @@
 """``demos convert``, ``demos info`` and ``train --demos`` as a user calls them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

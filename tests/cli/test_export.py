@@ -1,7 +1,5 @@
 """What can be chosen at export, from the command line."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is not installed is named, with the extra of this package that installs it."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

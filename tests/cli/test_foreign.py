@@ -1,7 +1,5 @@
 """Data sets of robots that are not known here, by command line alone: ``demos info``, ``demos convert``, ``train``."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``train`` and what follows it for robots without an environment here, and for environments of one's own."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """``sacflow-robot run`` with a person at the keyboard, through a pseudo-terminal."""
 
-from __future__ import annotations
-
 import json
 import os
 import pty

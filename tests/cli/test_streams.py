@@ -1,7 +1,5 @@
 """Results go to stdout, progress and remarks to stderr; ``--json`` has stdout for itself."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """``sacflow-robot`` on terminals that are slow, stopped, poor or gone."""
 
-from __future__ import annotations
-
 import os
 import pty
 import select

@@ -1,7 +1,5 @@
 """Fine-tuning a run on real logs, and what randomized training is given."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

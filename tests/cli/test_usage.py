@@ -1,7 +1,5 @@
 """The command line: exit statuses, one-line errors, and what it does not import."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

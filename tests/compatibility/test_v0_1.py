@@ -1,7 +1,5 @@
 """Files and options of version 0.1 keep working. README.md beside this file says how they were made."""
 
-from __future__ import annotations
-
 import json
 import re
 import tarfile

@@ -1,7 +1,5 @@
 """Whatever becomes of a data set's files, reading it ends in episodes or in one line that says why not."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

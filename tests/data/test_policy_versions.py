@@ -1,7 +1,5 @@
 """Success by policy version."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

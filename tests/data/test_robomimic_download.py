@@ -1,7 +1,5 @@
 """robomimic's data sets, downloaded from a hub on this machine."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import threading

@@ -1,7 +1,5 @@
 """Rollouts on real simulators in processes of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 

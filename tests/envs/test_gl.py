@@ -1,7 +1,5 @@
 """OpenGL is loaded when something is rendered, and never before triton."""
 
-from __future__ import annotations
-
 import ast
 import ctypes.util
 import os

@@ -1,7 +1,5 @@
 """Gymnasium vector environment held against Gymnasium's own over the stock engine."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

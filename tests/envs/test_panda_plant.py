@@ -1,7 +1,5 @@
 """The plant of the twin; what it does as a robot is tested through the twin."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,18 +1,15 @@
 """Randomized training robots: seeded, logged, and late by what they say."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
 from sacflow_robot.envs.collector import rollout
-from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, Draws, draw_around, draw_twin
-from sacflow_robot.envs.randomized_env import RandomizedEnv
+from sacflow_robot.envs.environment import HistoryEnv
+from sacflow_robot.envs.randomization import FRANKA, TWIN_PARTS, Draws, RandomizedEnv, draw_around, draw_twin
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.robot_parameters import Measured, RobotParameters
-from sacflow_robot.envs.sensing import Sensors
+from sacflow_robot.envs.transport import Sensors
 from sacflow_robot.envs.vector import make_vector_env
-from sacflow_robot.envs.wrappers import HistoryEnv
 from sacflow_robot.errors import UnknownNameError, UsageError
 from sacflow_robot.interfaces import VectorEnv
 from sacflow_robot.spec import FloatArray, RobotSpec

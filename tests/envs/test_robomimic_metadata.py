@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 
 import mujoco
@@ -38,4 +36,4 @@ def test_the_model_is_the_simulators_own(env: RobosuiteEnv) -> None:
     model = mujoco.MjModel.from_xml_string(model_xml(env))
     assert 1 + model.nq + model.nv == len(env.state())
     cube = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, "cube_g0")
-    assert cube >= 0 and np.allclose(model.geom_size[cube], env._model.geom_size[cube])
+    assert cube >= 0 and np.allclose(model.geom_size[cube], env.model.geom_size[cube])

@@ -1,7 +1,5 @@
 """A robot's own dynamics in the compiled step."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -16,16 +14,16 @@ def some_states(env: RobosuiteEnv) -> tuple[list[dict[str, FloatArray]], np.ndar
 
 def test_joints_and_objects_are_those_of_the_states(env: RobosuiteEnv) -> None:
     observations, states = some_states(env)
-    scene = read_scene(env, states)
+    joints, objects = read_scene(env, states)
     names = [f"robot0_joint{i}" for i in range(1, 8)]
-    assert [name for name in scene.joints if name.startswith("robot0")] == names
-    assert np.array_equal(np.stack([scene.joints[name] for name in names], axis=1), states[:, 1:8])
-    fingers = [values for name, values in scene.joints.items() if name.startswith("gripper0")]
+    assert [name for name in joints if name.startswith("robot0")] == names
+    assert np.array_equal(np.stack([joints[name] for name in names], axis=1), states[:, 1:8])
+    fingers = [values for name, values in joints.items() if name.startswith("gripper0")]
     seen = np.stack([o["robot0_gripper_qpos"] for o in observations])
     assert np.stack(fingers, axis=1).astype(np.float32) == pytest.approx(seen)
-    assert list(scene.objects) == ["cube_main"]
+    assert list(objects) == ["cube_main"]
     cube = np.stack([o["object"][:7] for o in observations])
-    assert scene.objects["cube_main"] == pytest.approx(cube, abs=1e-6)
+    assert objects["cube_main"] == pytest.approx(cube, abs=1e-6)
     with pytest.raises(DataError, match="shape"):
         read_scene(env, states[:, :-1])
 

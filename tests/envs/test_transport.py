@@ -1,11 +1,9 @@
 """Messages between a control loop and a simulated robot: late, lost, overtaken."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from sacflow_robot.envs.robot_parameters import RobotParameters
-from sacflow_robot.envs.transport import Channel, Link, command_link, observation_link
+from sacflow_robot.envs.transport import Channel, Link, link_of
 
 MS = 1_000_000
 
@@ -39,4 +37,4 @@ def test_the_drop_ratio_is_lost_and_a_cleared_channel_is_empty() -> None:
 def test_a_robot_model_names_both_directions() -> None:
     model = RobotParameters({"transport.observation_delay_ms": (3,), "transport.command_drop_ratio": (0.1,),
                              "transport.jitter_ms": (2,)})  # fmt: skip
-    assert observation_link(model) == Link(3, 2, 0) and command_link(model) == Link(0, 2, 0.1)
+    assert link_of(model, "observation") == Link(3, 2, 0) and link_of(model, "command") == Link(0, 2, 0.1)

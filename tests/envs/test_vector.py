@@ -1,7 +1,5 @@
 """Vector environments: threads under the compiled engine, processes under the stock one."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -94,8 +92,9 @@ def test_failures_in_a_worker_reach_the_caller() -> None:
 def test_a_worker_that_dies_is_named() -> None:
     with SubprocVectorEnv("lift", 1) as pool:
         pool.begin({0: 0})
-        pool._processes[0].kill()
-        pool._processes[0].join()
+        process = pool._envs[0]._process  # type: ignore[attr-defined]
+        process.kill()
+        process.join()
         with pytest.raises(SacflowError, match="simulator process 0 died"):
             pool.send({0: np.zeros((1, 7), np.float32)})
             pool.receive()

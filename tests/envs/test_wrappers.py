@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 
@@ -8,10 +6,10 @@ import pytest
 
 from sacflow_robot.calibrate.profile import load_profile
 from sacflow_robot.envs.collector import rollout
+from sacflow_robot.envs.environment import LimitedEnv
 from sacflow_robot.envs.registry import get_robot
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
 from sacflow_robot.envs.vector import make_vector_env
-from sacflow_robot.envs.wrappers import LimitedEnv
 from sacflow_robot.errors import UsageError
 from sacflow_robot.learn.config import TrainConfig
 from sacflow_robot.learn.training_envs import training_limiter

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import resource
 import shutil
 import time
@@ -187,7 +185,7 @@ def test_a_file_too_large_for_a_policy_is_not_read(tmp_path: Path) -> None:
 
 
 def test_int8_weights_on_an_older_runtime(policy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sacflow_robot.export.quantize as weights
+    import sacflow_robot.export.to_onnx as weights
 
     monkeypatch.setattr(weights, "_LEAST_SUM", 8)
     model = onnx.load(policy_file)

@@ -1,7 +1,5 @@
 """What a launch file says, and which program it starts."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

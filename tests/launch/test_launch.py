@@ -1,7 +1,5 @@
 """Supervision, of real processes: a small script that does as its arguments say."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

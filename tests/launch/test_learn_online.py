@@ -1,7 +1,5 @@
 """Learning while the robot runs, with real processes: what is published is served and logged, what is corrupted is not."""
 
-from __future__ import annotations
-
 import json
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """Following a log that grows, on a real simulator with tiny budgets."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable, Iterator
 from dataclasses import replace

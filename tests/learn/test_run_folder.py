@@ -1,7 +1,5 @@
 """A run has one writer: the process that makes it, or goes on with it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """The training loop on a real simulator, with tiny budgets."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The simulated drivers through the conformance kit, and drivers that break the contract; the others where their stand-ins are."""
 
-from __future__ import annotations
-
 import os
 import signal
 import tomllib

@@ -1,7 +1,5 @@
 """Real processes, killed with -9 in the middle of an episode: the robot holds, no step is lost, a person enables it, it goes on."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 from sacflow_robot.export.onnx_policy import Engine, OnnxPolicy

@@ -1,7 +1,5 @@
 """What one client asks for is not another's delay: order, budgets and bounds, over real sockets, round by round."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """A client and servers that do not behave, over real sockets."""
 
-from __future__ import annotations
-
 import math
 import os
 import socket

@@ -1,7 +1,5 @@
 """A client's end of a connection, over real sockets."""
 
-from __future__ import annotations
-
 import os
 import socket
 import threading

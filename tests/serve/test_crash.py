@@ -1,7 +1,5 @@
 """Servers that are killed, stopped and started again, in processes of their own."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import subprocess

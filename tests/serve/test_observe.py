@@ -1,7 +1,5 @@
 """What can be seen of a running server from outside."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal

@@ -1,7 +1,5 @@
 """Policy files replaced under a running server."""
 
-from __future__ import annotations
-
 import threading
 import time
 import weakref

@@ -1,7 +1,5 @@
 """Each study at a tiny budget: what it writes, and the numbers it is made of."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

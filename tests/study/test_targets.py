@@ -1,7 +1,5 @@
 """Closed forms against hand-computed numbers and against each other."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Outputs are looked at before the work, and are under their name whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

@@ -1,7 +1,5 @@
 """Caches on machines without a home, or with one that can't be written."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Rotations agree with one another in every form."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Real Unix sockets, bound by ZeroMQ as the servers do, and real processes."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys

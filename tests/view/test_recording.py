@@ -1,7 +1,5 @@
 """Recordings read back with Rerun's own reader and held against the episode."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace

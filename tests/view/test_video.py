@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,15 +8,14 @@ import pytest
 from sacflow_robot.episode import Episode
 from sacflow_robot.errors import DataError
 from sacflow_robot.spec import RobotSpec
-from sacflow_robot.view.caption import CAPTION_HEIGHT, Caption
-from sacflow_robot.view.video import VideoWriter
+from sacflow_robot.view.video import CAPTION_HEIGHT, Caption, write_video
 
 
 def test_a_video_is_what_browsers_play(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
-    with VideoWriter(path, 20.0, (64, 48)) as video:
+    with write_video(path, 20.0, (64, 48)) as add:
         for level in range(0, 200, 10):
-            video.add(np.full((48, 64, 3), level, np.uint8))
+            add(np.full((48, 64, 3), level, np.uint8))
         assert not path.exists(), "it appears once it is whole"
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
@@ -34,12 +31,12 @@ def test_a_video_is_what_browsers_play(tmp_path: Path) -> None:
 def test_a_video_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), VideoWriter(path, 20.0, (64, 48)) as video:
-        video.add(np.zeros((48, 64, 3), np.uint8))
+    with pytest.raises(KeyboardInterrupt), write_video(path, 20.0, (64, 48)) as add:
+        add(np.zeros((48, 64, 3), np.uint8))
         raise KeyboardInterrupt
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(DataError, match="cannot write a video at"):
-        VideoWriter(path / "b.mp4", 20.0, (64, 48))
+    with pytest.raises(DataError, match="cannot write a video at"), write_video(path / "b.mp4", 20.0, (64, 48)):
+        pass
 
 
 def test_the_caption_says_where_it_is_and_leaves_the_picture_alone(

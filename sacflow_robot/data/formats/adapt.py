@@ -3,8 +3,6 @@
 What cannot be converted raises DataError.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -5,8 +5,6 @@ A file is believed only where it agrees: a reader states what the file says (:cl
 Options that contradict each other raise UsageError.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from typing import Literal

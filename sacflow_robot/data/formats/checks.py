@@ -3,8 +3,6 @@
 Every DataError here begins with the ``origin`` that it is given, which names file and episode, and names the step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Demonstrations between formats: what every reader here returns and every writer takes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple

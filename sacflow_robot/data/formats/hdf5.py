@@ -1,7 +1,5 @@
 """Demonstrations from HDF5 files: raw robosuite, robomimic low-dim, and robomimic's layout as written here."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace

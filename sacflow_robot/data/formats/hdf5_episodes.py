@@ -3,8 +3,6 @@
 What does not fit raises DataError, which names the demonstration, the array and the step.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -3,8 +3,6 @@
 What cannot be read, or has another form, raises DataError.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A data set names arrays and shows values; it does not say units or limits. Units
 take the values that were recorded, and a little more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 

@@ -8,8 +8,6 @@ Datasets written here hold whole episodes: the robot, env_args and masks in ``me
 of ``meta/episodes`` the episode's info and what follows its last step, under ``last/``.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -8,8 +8,6 @@ What is damaged, incomplete or of another version raises DataError, which names 
 Layouts as in huggingface/lerobot: lerobot/common/datasets (v2.1) and src/lerobot/datasets (v3.0).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping

@@ -9,8 +9,6 @@ LeRobot's own. What an episode has beyond these stands beside them (see :mod:`sa
 Layout and statistics as in huggingface/lerobot, src/lerobot/datasets (dataset_metadata.py, utils.py, compute_stats.py).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Demonstrations from whatever file or folder a user names."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 What does not fit a log, or is none, raises DataError.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Where a lock cannot be made OSError is raised.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -4,8 +4,6 @@ It outlives the control loop: when that dies, it logs what is in the ring, marks
 dies itself, e.g. of a full disk, the next one goes on from the journal and the ring that it leaves.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -5,8 +5,6 @@ death of this process. The log writer
 (:mod:`sacflow_robot.data.log.log_writer`), a process of its own, takes it to the disk.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

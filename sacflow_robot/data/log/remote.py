@@ -4,8 +4,6 @@ A store that refuses or does not answer raises DataError where it is read, LogWr
 nothing here can reach raises UsageError. Credentials and endpoint come from where the store's own library looks for them, e.g. ``AWS_ENDPOINT_URL``.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

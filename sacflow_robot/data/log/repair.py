@@ -1,7 +1,5 @@
 """Check a log, and save what can be read of a damaged one."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import tempfile

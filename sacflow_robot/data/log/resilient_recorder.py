@@ -1,7 +1,5 @@
 """A recorder that loses no step when what is behind it dies: it keeps them until the disk takes them again."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import deque

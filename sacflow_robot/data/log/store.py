@@ -20,8 +20,6 @@ of the same content, one by one, and removes ``.writing``: a finished log is an 
 A disk that is full or failing raises OSError: nothing that was staged counts then, and the writer rolls back.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

@@ -1,13 +1,10 @@
 """Scripted experts that demonstrate a task with the skill and the variation of people, in three qualities."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import numpy as np
 
-from sacflow_robot.envs.experts.demonstrator_style import QUALITIES, Quality, Style, draw_style
-from sacflow_robot.envs.experts.primitives import CLOSE, OPEN, Goal, Hand, Motion
+from sacflow_robot.envs.experts.primitives import CLOSE, OPEN, QUALITIES, Goal, Hand, Motion, Quality, Style, draw_style
 from sacflow_robot.envs.experts.scripts import SCRIPTS
 from sacflow_robot.envs.tasks import METERS_PER_ACTION, RADIANS_PER_ACTION
 from sacflow_robot.errors import UnknownNameError
@@ -29,14 +26,9 @@ class Expert(Protocol):
 
 
 class ScriptedExpert:
-    """Follow a task's script in a style of a quality.
+    """Follow a task's script in a style of a quality; ``rng`` draws the style, the misses and the noise.
 
     After a failed attempt it tries again in another style, or gives the episode up and leaves the robot idle.
-
-    Args:
-        task: Name of the task.
-        quality: ``proficient``, ``mixed`` or ``poor``.
-        rng: Draws its style, its misses and its noise.
     """
 
     def __init__(self, task: str, quality: Quality, rng: np.random.Generator) -> None:
@@ -60,15 +52,16 @@ class ScriptedExpert:
         hand, style, rng = self._hand, self._hand.style, self._rng
         hand.see(observation)
         self._tremor = _TREMOR_MEMORY * self._tremor + np.sqrt(1 - _TREMOR_MEMORY**2) * rng.normal(0, style.tremor, 3)
+        idle = np.array([0, 0, 0, 0, 0, 0, self._gripper], np.float32)
         if self._pause > 0:
             self._pause -= 1
-            return np.array([0, 0, 0, 0, 0, 0, self._gripper], np.float32)
+            return idle
         if rng.uniform() < style.pause_rate:
             self._pause = int(rng.integers(2, 9))
         goal = next(self._goals, None)
         if goal is None:
             self.done = True
-            return np.array([0, 0, 0, 0, 0, 0, self._gripper], np.float32)
+            return idle
         self._gripper = goal.gripper
         return self._command(goal, style)
 
@@ -82,8 +75,7 @@ class ScriptedExpert:
         turn = rng.normal(0, 0.15 * style.jitter, 3)
         if goal.yaw is not None:
             turn += style.gain * hand.turn_to(goal.yaw) / RADIANS_PER_ACTION
-        action: FloatArray = np.clip(np.concatenate([move, turn, [goal.gripper]]), -1, 1).astype(np.float32)
-        return action
+        return np.clip(np.concatenate([move, turn, [goal.gripper]]), -1, 1).astype(np.float32)
 
     def _attempts(self) -> Motion:
         while not (yield from self._script(self._hand)):

@@ -1,19 +1,15 @@
-"""Motion primitives of scripted experts, and the state of the gripper and the objects that they use."""
-
-from __future__ import annotations
+"""Motion primitives of scripted experts, a demonstrator's style, and the state of the gripper and the objects."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from sacflow_robot.envs.experts.demonstrator_style import Style
-from sacflow_robot.spec import Observation
+from sacflow_robot.spec import Array, Observation
 from sacflow_robot.utils.rotations import to_matrix
 
-Vector = npt.NDArray[np.float64]
+Vector = Array
 
 OPEN, CLOSE = -1.0, 1.0
 
@@ -22,43 +18,84 @@ _STILL = 0.001  # opening that changes by less in one step (m) has stopped
 _CLOSING_STEPS = 18  # that fingers take at most
 _DOWN = np.diag([1.0, -1.0, -1.0])  # gripper pointing down, fingers opening along the world's y axis
 
+Quality = Literal["proficient", "mixed", "poor"]
+QUALITIES: tuple[Quality, ...] = get_args(Quality)
+
+
+@dataclass(frozen=True)
+class Style:
+    """Parameters of one attempt of a demonstrator; drawn anew for each."""
+
+    gain: float  # share of the remaining distance commanded per step; small is slow
+    top_speed: float  # largest translation command, in action units
+    hover: float  # height above the object from which to descend (m)
+    detour: Array  # sideways offset of the hover point (m), x and y
+    diagonal: bool  # descend while still moving sideways
+    aligns: bool  # turn the gripper to the object
+    carelessness: float  # 1 misses often, 0 never; scales the aim errors of scripts
+    close_steps: int  # steps to wait for the fingers
+    tremor: float  # standard deviation of the slowly varying command noise, in action units
+    jitter: float  # standard deviation of the white command noise, in action units
+    pause_rate: float  # probability per step of stopping for a moment
+    persistence: float  # probability of trying again after a failed attempt
+
+
+def draw_style(quality: Quality, rng: np.random.Generator) -> Style:
+    """Draw a style: ``mixed`` ranges from slow and shaky to quick and sure."""
+    if quality == "proficient":
+        return Style(
+            gain=rng.uniform(0.6, 0.85),
+            top_speed=rng.uniform(0.8, 1.0),
+            hover=rng.uniform(0.04, 0.07),
+            detour=rng.normal(0.0, 0.005, 2),
+            diagonal=False,
+            aligns=True,
+            carelessness=0.0,
+            close_steps=int(rng.integers(5, 8)),
+            tremor=0.08,
+            jitter=0.05,
+            pause_rate=0.0,
+            persistence=1.0,
+        )
+    skill = rng.uniform() if quality == "mixed" else rng.uniform(0.0, 0.3)
+    return Style(
+        gain=0.45 + 0.35 * skill + rng.uniform(-0.1, 0.1),
+        top_speed=rng.uniform(0.6, 1.0),
+        hover=rng.uniform(0.04, 0.12),
+        detour=rng.normal(0.0, 0.025, 2),
+        diagonal=bool(rng.uniform() < 0.3),
+        aligns=bool(rng.uniform() < 0.4 + 0.5 * skill),
+        carelessness=(1.25 - skill) * (1.0 if quality == "mixed" else 1.4),
+        close_steps=int(rng.integers(4, 12)),
+        tremor=0.30 - 0.2 * skill,
+        jitter=0.20 - 0.1 * skill,
+        pause_rate=0.03 * (1.2 - skill),
+        persistence=0.5 if quality == "mixed" else 0.2,
+    )
+
 
 @dataclass(frozen=True)
 class Goal:
-    """Goal of one step.
+    """Goal of one step."""
 
-    Attributes:
-        position: Of the gripper (3,), m, world.
-        gripper: OPEN or CLOSE.
-        yaw: Turn about the vertical from fingers opening along y (rad); None leaves it as it is.
-        steadiness: Share of the noise that is suppressed at this step, 0 to 1.
-        slowness: Largest translation command at this step, in action units; the style's may be lower.
-    """
-
-    position: Vector
-    gripper: float
-    yaw: float | None = None
-    steadiness: float = 0.3
-    slowness: float = 1.0
+    position: Vector  # of the gripper (3,), m, world
+    gripper: float  # OPEN or CLOSE
+    yaw: float | None = None  # turn about the vertical from fingers opening along y (rad); None leaves it as it is
+    steadiness: float = 0.3  # share of the noise that is suppressed at this step, 0 to 1
+    slowness: float = 1.0  # largest translation command at this step, in action units; the style's may be lower
 
 
+# Yields one goal a step, while the hand is kept up to date; returns True on success.
 Motion = Generator[Goal, None, bool]
-"""Yields one goal a step, while the hand is kept up to date; returns True on success."""
 
 
 class Hand:
-    """The gripper and the objects as of the latest observation, in the world frame.
-
-    Attributes:
-        style: Style of the present attempt.
-        rng: Draws everything random in the attempt.
-        first_way: True if this episode shows the first of two ways of doing the task.
-    """
+    """The gripper and the objects as of the latest observation, in the world frame."""
 
     def __init__(self, style: Style, rng: np.random.Generator, first_way: bool) -> None:
-        self.style = style
+        self.style = style  # of the present attempt
         self.rng = rng
-        self.first_way = first_way
+        self.first_way = first_way  # whether this episode shows the first of two ways of doing the task
         self.position = np.zeros(3)
         self.rotation = _DOWN
         self.opening = 0.0
@@ -147,13 +184,7 @@ class Hand:
         return self.opening > _EMPTY
 
     def grasp(
-        self,
-        at: Callable[[], Vector],
-        miss: Vector,
-        yaw: float | None,
-        *,
-        clearance: float = 0.0,
-        within: float = 0.03,
+        self, at: Callable[[], Vector], miss: Vector, yaw: float | None, *, clearance: float = 0.0, within: float = 0.03
     ) -> Motion:
         """Reach over a point, come down to it, and close; True if something is held.
 
@@ -190,7 +221,7 @@ def nearest_yaw(wanted: float, current: float, period: float) -> float:
     return current + (wanted - current + period / 2) % period - period / 2
 
 
-def _rotation_vector(matrix: npt.NDArray[np.float64]) -> Vector:
+def _rotation_vector(matrix: Array) -> Vector:
     """Axis times angle of a rotation of less than half a turn (rad)."""
     angle = np.arccos(np.clip((np.trace(matrix) - 1) / 2, -1, 1))
     axis = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])

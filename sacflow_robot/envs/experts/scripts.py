@@ -3,8 +3,6 @@
 Where a task can be done in two ways, ``hand.first_way`` selects the one that an episode shows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -177,10 +175,4 @@ def door(hand: Hand) -> Motion:
     return False
 
 
-SCRIPTS: dict[str, Callable[[Hand], Motion]] = {
-    "lift": lift,
-    "stack": stack,
-    "can": can,
-    "square": square,
-    "door": door,
-}
+SCRIPTS = {"lift": lift, "stack": stack, "can": can, "square": square, "door": door}

@@ -1,7 +1,5 @@
 """Comparison of the compiled step with robosuite's own over whole episodes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,21 +20,14 @@ TOLERANCE = 1e-9  # m, rad, and per second
 
 @dataclass(frozen=True)
 class Comparison:
-    """One episode under both engines.
+    """One episode under both engines."""
 
-    Attributes:
-        steps: Control steps taken.
-        step_deviation: Largest difference in time, qpos and qvel after one control step from the same state.
-        free_deviation: The same with both left to themselves from the start; contacts amplify rounding.
-        free_steps: Control steps for which that stays within 1e-9.
-        alike: True if observations, rewards, ends and success were equal in every step: all of them as computed from the
-            same state, and rewards, ends and success also after the step from the same state.
-    """
-
-    steps: int
-    step_deviation: float
-    free_deviation: float
-    free_steps: int
+    steps: int  # control steps taken
+    step_deviation: float  # largest difference in time, qpos and qvel after one control step from the same state
+    free_deviation: float  # the same with both left to themselves from the start; contacts amplify rounding
+    free_steps: int  # control steps for which that stays within 1e-9
+    # true if observations, rewards, ends and success were equal in every step: all of them as computed from the same
+    # state, and rewards, ends and success also after the step from the same state
     alike: bool
 
 
@@ -73,28 +64,23 @@ class Comparer:
                 action = rng.uniform(-1, 1, 7).astype(np.float32)
             mujoco.mj_copyData(following.data, following.model, stock.data)
             seen, theirs = stock.command(action), following.command(action)
-            freely = free.command(action)
             worst = max(worst, _deviation(seen, theirs))
-            free_worst = max(free_worst, _deviation(seen, freely))
+            free_worst = max(free_worst, _deviation(seen, free.command(action)))
             free_steps += free_worst < TOLERANCE
-            alike &= seen.reward == theirs.reward
-            alike &= (seen.terminated, seen.truncated) == (theirs.terminated, theirs.truncated)
+            ours, other = ((r.reward, r.terminated, r.truncated) for r in (seen, theirs))
             mujoco.mj_copyData(following.data, following.model, stock.data)
-            alike &= (
-                _same_observation(seen.observation, following.observe()[0])
-                and following.observe()[1] == seen.terminated
-            )
+            observation, solved = following.observe()
+            alike &= ours == other and _same(seen.observation, observation) and solved == seen.terminated
         return Comparison(steps, worst, free_worst, free_steps, alike)
 
 
 def _deviation(a: StepResult, b: StepResult) -> float:
-    assert a.state is not None and b.state is not None
-    return float(np.abs(a.state - b.state).max())
+    return float(np.abs(np.asarray(a.state) - np.asarray(b.state)).max())
 
 
 def _equal(a: StepResult, b: StepResult) -> bool:
-    return _deviation(a, b) == 0 and _same_observation(a.observation, b.observation)
+    return _deviation(a, b) == 0 and _same(a.observation, b.observation)
 
 
-def _same_observation(a: dict[str, FloatArray], b: dict[str, FloatArray]) -> bool:
+def _same(a: dict[str, FloatArray], b: dict[str, FloatArray]) -> bool:
     return a.keys() == b.keys() and all(a[key].dtype == b[key].dtype and np.array_equal(a[key], b[key]) for key in a)

@@ -1,7 +1,5 @@
 """Compilation by one process at a time, so that the others find the code in Numba's cache, with a line in the log."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Iterator
@@ -22,11 +20,7 @@ _in_this_process = threading.Lock()
 
 @contextmanager
 def compiling(function: Any) -> Iterator[None]:
-    """Context for the first call of a function of Numba's, which compiles it; free of cost later.
-
-    Args:
-        function: A dispatcher, as ``numba.njit`` returns it.
-    """
+    """Context for the first call of a dispatcher of Numba's (what ``njit`` returns), which compiles it; free of cost later."""
     if not hasattr(function, "py_func") or function.signatures:
         yield
         return

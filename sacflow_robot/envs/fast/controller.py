@@ -5,8 +5,6 @@ by operation, so that the result is the same to the last bit. That costs singula
 contacts, a difference in the last bit becomes visible within a second.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,32 +1,62 @@
-"""One simulated robot under the compiled control step."""
+"""One simulated robot under the compiled control step, its model without visual geoms, and a check against robosuite."""
 
-from __future__ import annotations
-
+import copy
 from functools import partial
 from typing import Any, NamedTuple
 
 import mujoco
 import numpy as np
-import numpy.typing as npt
 
 from sacflow_robot.envs.fast import kernels, observation
 from sacflow_robot.envs.fast.compilation import compiling
-from sacflow_robot.envs.fast.plan import make_plan, stacked_check
+from sacflow_robot.envs.fast.plan import NotCoveredError, make_plan, stacked_check
 from sacflow_robot.envs.fast.step_data import ACTION, ARM, DELAYED, TERM_SIZES, Memory, Plan, Views
-from sacflow_robot.envs.fast.strip_visuals import strip_visuals
-from sacflow_robot.spec import FloatArray
+from sacflow_robot.envs.state import StateLayout
+from sacflow_robot.episode import StepResult
+from sacflow_robot.spec import Array, FloatArray, RobotSpec
+
+_MOVES = ("body_", "jnt_", "dof_", "actuator_", "eq_", "tendon_", "qpos", "site_pos", "site_quat", "site_bodyid")
+_OF_GEOMS = ("body_geom", "body_bvh", "body_rbound", "body_plugin", "dof_length")  # lists of geoms, not motion
+_GEOM = ("type", "contype", "conaffinity", "condim", "priority", "size", "pos", "quat", "friction", "solref", "solimp",
+         "solmix", "margin", "gap", "rbound", "aabb", "bodyid")  # fmt: skip
+
+
+def strip_visuals(suite: Any) -> mujoco.MjModel:
+    """The model of a robosuite environment without visual geoms and their meshes; it moves the same to the last bit.
+
+    MuJoCo clears a flag for every node of every mesh's bounding volumes in each step, 364 kB in the Panda's scene; without
+    the visual meshes it is 29 kB, and the whole model is 3 MB instead of 64. Bodies, joints, motors and sites keep their
+    ids, geoms do not.
+
+    Returns:
+        The stripped model; a copy of the whole one if anything that moves differs between the two.
+    """
+    whole = suite.sim.model._model
+    spec = mujoco.MjSpec.from_string(suite.model.get_xml())
+    spec.compiler.discardvisual = True
+    stripped = spec.compile()
+    stripped.body_pos[:] = whole.body_pos  # resets place bodies in the model itself
+    stripped.body_quat[:] = whole.body_quat
+    return stripped if _moves_the_same(stripped, whole) else copy.copy(whole)
+
+
+def _moves_the_same(stripped: mujoco.MjModel, whole: mujoco.MjModel) -> bool:
+    arrays = [
+        (getattr(stripped, name), getattr(whole, name))
+        for name in dir(whole)
+        if name.startswith(_MOVES) and not name.startswith(_OF_GEOMS)
+    ]
+    colliding = np.flatnonzero(whole.geom_contype | whole.geom_conaffinity)
+    kept = np.flatnonzero(stripped.geom_contype | stripped.geom_conaffinity)
+    if len(kept) != len(colliding):
+        return False
+    arrays += [(getattr(stripped, f"geom_{name}")[kept], getattr(whole, f"geom_{name}")[colliding]) for name in _GEOM]
+    arrays += [(getattr(stripped.opt, n), getattr(whole.opt, n)) for n in dir(whole.opt) if not n.startswith("_")]
+    return all(callable(a) or np.array_equal(a, b) for a, b in arrays)
 
 
 class CompiledTask:
-    """Model, plan and goal of a task, shared by all robots that perform it.
-
-    Args:
-        suite: robosuite's environment.
-        task: Name of the task.
-        state_size: S.
-
-    Attributes:
-        model: The model without visual geoms.
+    """Model (without visual geoms), plan and goal of a task of robosuite's, shared by all robots that perform it.
 
     Raises:
         NotCoveredError: The compiled step does not cover it.
@@ -41,29 +71,16 @@ class CompiledTask:
 
 
 class Motion(NamedTuple):
-    """Record of a robot that followed commands.
+    """Record of a robot that followed commands."""
 
-    Attributes:
-        observations: (M, D) flattened.
-        joints: (M, 7) positions (rad).
-        states: (M, S).
-        solved: True if the last state solves the task.
-    """
-
-    observations: FloatArray
-    joints: npt.NDArray[np.float64]
-    states: npt.NDArray[np.float64]
-    solved: bool
+    observations: FloatArray  # (M, D) flattened
+    joints: Array  # (M, 7) positions (rad)
+    states: Array  # (M, S)
+    solved: bool  # true if the last state solves the task
 
 
 class FastRobot:
-    """An ``mjData`` that is stepped without the interpreter.
-
-    Args:
-        task: The task.
-        model: Its model, which other robots may share.
-        data: Stepped in place.
-    """
+    """An ``mjData`` that is stepped in place without the interpreter; other robots may share its model."""
 
     def __init__(self, task: CompiledTask, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         self._task = task
@@ -81,12 +98,10 @@ class FastRobot:
                               np.zeros(1), np.zeros(2), np.full((DELAYED + 2, ARM), np.nan))  # fmt: skip
         self._placed = np.zeros(0)
 
-    def begin(self, state: npt.NDArray[np.float64], rest: npt.NDArray[np.float64] | None = None) -> None:
+    def begin(self, state: Array, rest: Array | None = None) -> None:
         """Start an episode at a state (S,), which the ``mjData`` is in already.
 
-        Args:
-            state: The state.
-            rest: Joint positions (7,) to which the robot's nullspace is pulled; those of the state if None.
+        The robot's nullspace is pulled to joint positions ``rest`` (7,); to those of the state if None.
         """
         moving = 1 + self._model.nq + self._model.nv
         self._placed = state[moving:].copy()
@@ -96,11 +111,10 @@ class FastRobot:
             array[:] = 0.0
         self._memory.torques[:] = np.nan
 
-    def physics_only(self, states: npt.NDArray[np.float64], controls: npt.NDArray[np.float64]) -> None:
+    def physics_only(self, states: Array, controls: Array) -> None:
         """The physics alone of a control step from each of the states (T, S), with motor controls (T, nu)."""
-        kernels.physics_only(
-            self._model._address, self._data._address, self._views, states, controls, self.plan.substeps
-        )
+        addresses = self._model._address, self._data._address
+        kernels.physics_only(*addresses, self._views, states, controls, self.plan.substeps)
 
     def observe(self) -> FloatArray:
         """The flattened observation (D,) of the present state."""
@@ -113,7 +127,7 @@ class FastRobot:
         at_goal = bool(observation.at_goal(self._views, self.plan))
         return at_goal and (self._contacts is None or self._contacts(self._data))
 
-    def execute(self, actions: npt.NDArray[np.float64]) -> tuple[FloatArray, npt.NDArray[np.float64], bool]:
+    def execute(self, actions: Array) -> tuple[FloatArray, Array, bool]:
         """Execute actions (H, 7), stopping early when the task is solved.
 
         Returns:
@@ -131,15 +145,8 @@ class FastRobot:
             solved = self.solved()
         return observations[:done], states[:done], solved
 
-    def follow(self, commands: npt.NDArray[np.float64], every: int, rows: int, period: int) -> Motion:
-        """Take up commands at their times; see ``kernels.follow``.
-
-        Args:
-            commands: (N, 9) in order: substep at which it is taken up, substeps for which it is valid, action.
-            every: Substeps between two observations.
-            rows: Observations to make; fewer are made if the task is solved.
-            period: Substeps between two movements of the fingers by one command.
-        """
+    def follow(self, commands: Array, every: int, rows: int, period: int) -> Motion:
+        """Take up commands (N, 9), making ``rows`` observations, or fewer if the task is solved; see ``kernels.follow``."""
         made = Motion(
             np.empty((rows, self._task.observation_size), np.float32),
             np.empty((rows, ARM)),
@@ -158,3 +165,29 @@ class FastRobot:
             solved = bool(at_goal[done - 1]) and self.solved()
             given = given[given[:, 0] >= done * every] - np.eye(1, given.shape[1])[0] * done * every
         return Motion(made.observations[:done], made.joints[:done], made.states[:done], solved)
+
+
+CHECK_ACTION = np.array([0.3, -0.2, -0.5, 0.1, -0.3, 0.2, 1.0], np.float32)
+_TOLERANCE = 1e-9  # m, rad, and per second, after one control step
+
+
+def check_step(task: CompiledTask, layout: StateLayout, spec: RobotSpec, start: StepResult, stock: StepResult) -> None:
+    """Check the compiled step before it is used: from ``start``, ``CHECK_ACTION`` has to lead where it led the stock engine.
+
+    Raises:
+        NotCoveredError: The two differ.
+    """
+    data, state = mujoco.MjData(task.model), np.asarray(start.state)
+    layout.write(state, task.model, data)
+    robot = FastRobot(task, task.model, data)
+    robot.begin(state)
+    first = robot.observe()
+    observations, states, solved = robot.execute(CHECK_ACTION[None].astype(np.float64))
+    difference = float(np.abs(states[0] - np.asarray(stock.state)).max())
+    if not difference < _TOLERANCE:
+        raise NotCoveredError(f"it differs from robosuite's by {difference:.1e} after one step on this machine")
+    for compiled, result in ((first, start), (observations[0], stock)):
+        if not np.allclose(compiled, spec.flatten(result.observation), rtol=0, atol=1e-6):
+            raise NotCoveredError("it observes differently from robosuite on this machine")
+    if solved != stock.terminated:
+        raise NotCoveredError("it tells success differently from robosuite on this machine")

@@ -1,7 +1,5 @@
 """Compilation of kernels by Numba: without the interpreter's lock, and cached on disk."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +10,7 @@ import numba
 from numba import types
 
 from sacflow_robot.envs import (
-    robosuite_import as robosuite_import,  # chooses Numba's folder, before anything is compiled
+    robosuite_import as robosuite_import,  # chooses Numba's folder before anything is compiled
 )
 
 
@@ -29,13 +27,8 @@ def share_changes(files: list[Path]) -> None:
                 os.utime(file, ns=(newest, newest))
 
 
-_KERNELS = (
-    "controller",
-    "kernels",
-    "linear_algebra",
-    "observation",
-    "step_data",
-)  # files with kernels, or their constants
+# Files with kernels, or their constants.
+_KERNELS = "controller", "kernels", "linear_algebra", "observation", "step_data"
 share_changes([Path(__file__).with_name(f"{name}.py") for name in _KERNELS])
 
 

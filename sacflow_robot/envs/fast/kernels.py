@@ -1,9 +1,8 @@
 """The control step in machine code: robosuite's controller around MuJoCo's own step functions.
 
-Numba compiles it; it runs without the interpreter's lock and is cached on disk.
+Numba compiles it; it runs without the interpreter's lock and is cached on disk. ``model`` and ``data`` are addresses of an
+``mjModel`` and its ``mjData``, ``views`` the arrays of the latter.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from sacflow_robot.envs.fast.controller import delay_torques, set_goal, torques,
 from sacflow_robot.envs.fast.jit import external, kernel
 from sacflow_robot.envs.fast.linear_algebra import make_scratch
 from sacflow_robot.envs.fast.observation import at_goal, note
-from sacflow_robot.envs.fast.step_data import ACTION, ARM, Memory, Plan, Reals, Scratch, Views
+from sacflow_robot.envs.fast.step_data import ACTION, ARM, Floats, Memory, Plan, Reals, Scratch, Views
 
 
 def _load_mujoco() -> None:
@@ -87,24 +86,11 @@ def _control(model: int, data: int, views: Views, plan: Plan, memory: Memory, s:
 
 @kernel
 def execute(
-    model: int,
-    data: int,
-    views: Views,
-    plan: Plan,
-    memory: Memory,
-    actions: Reals,
-    observations: npt.NDArray[np.float32],
-    states: Reals,
+    model: int, data: int, views: Views, plan: Plan, memory: Memory, actions: Reals, observations: Floats, states: Reals
 ) -> int:
     """Execute actions (H, 7) until the object is where the task wants it.
 
     Args:
-        model: Address of the ``mjModel``.
-        data: Address of its ``mjData``.
-        views: The latter's arrays.
-        plan: The task.
-        memory: Of this robot.
-        actions: To execute.
         observations: (H, D), written.
         states: (H, S), written but for the poses of placed bodies at their end.
 
@@ -130,7 +116,7 @@ def follow(
     commands: Reals,
     every: int,
     grip_every: int,
-    observations: npt.NDArray[np.float32],
+    observations: Floats,
     joints: Reals,
     states: Reals,
     solved: npt.NDArray[np.bool_],
@@ -138,11 +124,6 @@ def follow(
     """Step a robot that takes up commands at their times, holds their goals while they are valid, and is observed at intervals.
 
     Args:
-        model: Address of the ``mjModel``.
-        data: Address of its ``mjData``.
-        views: The latter's arrays.
-        plan: The task.
-        memory: Of this robot; a command in progress goes on.
         commands: (N, 2 + 7) in order: substep at which it is taken up, substeps for which it is valid, action.
         every: Substeps between two observations.
         grip_every: Substeps between two movements of the fingers by one command.
@@ -198,16 +179,7 @@ def follow(
 
 @kernel
 def physics_only(model: int, data: int, views: Views, states: Reals, controls: Reals, substeps: int) -> None:
-    """The physics of control steps alone, as the limit for benchmarks.
-
-    Args:
-        model: Address of the ``mjModel``.
-        data: Address of its ``mjData``.
-        views: The latter's arrays.
-        states: States (T, S) to take a control step from each.
-        controls: Motor controls (T, nu).
-        substeps: Calls of ``mj_step`` per control step.
-    """
+    """The physics alone, as the limit for benchmarks: a control step from each of the states (T, S), with motor controls (T, nu)."""
     nq = len(views.qpos)
     for t in range(len(states)):
         for i in range(nq):

@@ -3,8 +3,6 @@
 Numba's own linear algebra uses the same routines, so that results equal NumPy's to the last bit.
 """
 
-from __future__ import annotations
-
 import llvmlite.binding
 import numpy as np
 from numba.extending import get_cython_function_address

@@ -1,26 +1,12 @@
 """Observation, success and state of the present ``mjData``."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
-import numpy.typing as npt
 
+from sacflow_robot.envs.fast import step_data as kinds
 from sacflow_robot.envs.fast.jit import compiled, kernel
-from sacflow_robot.envs.fast.step_data import (
-    BODY_FROM_BODY,
-    BODY_FROM_GRIP,
-    BODY_POSITION,
-    BODY_QUATERNION,
-    JOINT,
-    POSE_IN_GRIP,
-    SITE_POSITION,
-    Memory,
-    Plan,
-    Reals,
-    Views,
-)
+from sacflow_robot.envs.fast.step_data import Floats, Memory, Plan, Reals, Views
 from sacflow_robot.envs.robosuite_import import robosuite
 
 _quat2mat = compiled(robosuite.utils.transform_utils.quat2mat)
@@ -28,7 +14,7 @@ _mat2quat = compiled(robosuite.utils.transform_utils.mat2quat)
 
 
 @kernel
-def _pose(position: Reals, quaternion: Reals) -> npt.NDArray[np.float32]:
+def _pose(position: Reals, quaternion: Reals) -> Floats:
     """robosuite's ``pose2mat``, upper three rows (3, 4), in its single precision; quaternion w x y z."""
     matrix = _quat2mat(np.array((quaternion[1], quaternion[2], quaternion[3], quaternion[0])))
     pose = np.empty((3, 4), np.float32)
@@ -40,7 +26,7 @@ def _pose(position: Reals, quaternion: Reals) -> npt.NDArray[np.float32]:
 
 
 @kernel
-def _pose_in_grip(grip: npt.NDArray[np.float32], pose: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> None:
+def _pose_in_grip(grip: Floats, pose: Floats, out: Floats) -> None:
     """Position and quaternion x y z w (7,) of one pose seen from another."""
     matrix = np.zeros((3, 3))
     for i in range(3):
@@ -58,7 +44,7 @@ def _pose_in_grip(grip: npt.NDArray[np.float32], pose: npt.NDArray[np.float32], 
 
 
 @kernel
-def observe(views: Views, plan: Plan, out: npt.NDArray[np.float32]) -> None:
+def observe(views: Views, plan: Plan, out: Floats) -> None:
     """The flattened observation (D,) of the present state."""
     grip = views.site_position[plan.grip_site]
     turned = views.body_quaternion[plan.grip_body]
@@ -72,26 +58,26 @@ def observe(views: Views, plan: Plan, out: npt.NDArray[np.float32]) -> None:
     for row in range(len(plan.terms)):
         kind, a, b = plan.terms[row, 0], plan.terms[row, 1], plan.terms[row, 2]
         size = 3
-        if kind == BODY_QUATERNION:
+        if kind == kinds.BODY_QUATERNION:
             size = 4
             for i in range(4):
                 out[at + i] = views.body_quaternion[a, (i + 1) % 4]
-        elif kind == JOINT:
+        elif kind == kinds.JOINT:
             size = 1
             out[at] = views.qpos[a]
-        elif kind == POSE_IN_GRIP:
+        elif kind == kinds.POSE_IN_GRIP:
             size = 7
             pose = _pose(views.body_position[a], views.body_quaternion[a])
             _pose_in_grip(_pose(grip, turned), pose, out[at : at + 7])
         else:
             for i in range(3):
-                if kind == BODY_POSITION:
+                if kind == kinds.BODY_POSITION:
                     out[at + i] = views.body_position[a, i]
-                elif kind == BODY_FROM_GRIP:
+                elif kind == kinds.BODY_FROM_GRIP:
                     out[at + i] = views.body_position[a, i] - grip[i]
-                elif kind == BODY_FROM_BODY:
+                elif kind == kinds.BODY_FROM_BODY:
                     out[at + i] = views.body_position[a, i] - views.body_position[b, i]
-                elif kind == SITE_POSITION:
+                elif kind == kinds.SITE_POSITION:
                     out[at + i] = views.site_position[a, i]
                 else:
                     out[at + i] = views.site_position[a, i] - grip[i]
@@ -116,7 +102,7 @@ def at_goal(views: Views, plan: Plan) -> bool:
 
 
 @kernel
-def note(views: Views, plan: Plan, memory: Memory, observation: npt.NDArray[np.float32], state: Reals) -> None:
+def note(views: Views, plan: Plan, memory: Memory, observation: Floats, state: Reals) -> None:
     """The present observation (D,), and the present state (S,) but for the poses of placed bodies at its end."""
     observe(views, plan, observation)
     nq = len(views.qpos)

@@ -1,7 +1,5 @@
 """Plan of the compiled step for a task, read from the environment that robosuite built."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy.typing as npt
 
 from sacflow_robot.envs.fast import step_data as kinds
 from sacflow_robot.envs.fast.step_data import ARM, Plan
+from sacflow_robot.spec import Array
 
 
 class NotCoveredError(Exception):
@@ -178,5 +177,5 @@ def _indices(values: Any) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(values, np.int64)
 
 
-def _reals(values: Any) -> npt.NDArray[np.float64]:
+def _reals(values: Any) -> Array:
     return np.ascontiguousarray(values, np.float64)

@@ -1,20 +1,16 @@
 """Data of the compiled control step: constants, the plan of a task, and the arrays that kernels read and write."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Reals = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
-ARM, ACTION = 7, 7
-"""Joints of the robot; entries of an action, the last being the gripper's."""
-
-DELAYED = 10
-"""Substeps that torques may be late."""
+ARM, ACTION = 7, 7  # joints of the robot; entries of an action, the last being the gripper's
+DELAYED = 10  # substeps that torques may be late
 
 # Kinds of terms of the observation ``object``: a row of ``Plan.terms`` is a kind, then the ids that it needs.
 BODY_POSITION, BODY_QUATERNION, BODY_FROM_GRIP, BODY_FROM_BODY, SITE_POSITION, SITE_FROM_GRIP, JOINT, POSE_IN_GRIP = (

@@ -4,8 +4,6 @@ An algorithm is a subclass (sac_flow.py, baselines.py; by name in registry.py) t
 is worth to it, and how the policy is updated.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple

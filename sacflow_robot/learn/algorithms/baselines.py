@@ -1,7 +1,5 @@
 """Baselines on a flow that only clones: cloning alone, the best of several (QC), and one-step distillation (QC-FQL)."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """The table of algorithms: one name, one class."""
 
-from __future__ import annotations
-
 import torch
 
 from sacflow_robot.errors import UnknownNameError

@@ -1,7 +1,5 @@
 """SAC with a policy that has a density: on a flow (SAC Flow, arXiv 2509.25756), and on a Gaussian (SAC, RLPD)."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, NamedTuple
 

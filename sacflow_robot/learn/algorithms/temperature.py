@@ -1,7 +1,5 @@
 """SAC's temperature alpha: learned within bounds, fixed, or zero."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Ensemble of action-value critics, evaluated as one batched network."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ What depends on the observation alone is computed once instead of K times, what 
 maps in succession are one (multiplied out in float64), and residuals and biases go into the matrix products.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, cast
 

@@ -5,8 +5,6 @@ is played is tanh(u) / RHO, so the two agree exactly, also at the bounds (a = 1 
 infinite). A policy fitted to raw actions and played through tanh would turn a gripper command of 1 into 0.76.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

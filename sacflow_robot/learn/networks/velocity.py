@@ -5,8 +5,6 @@ All share one interface: ``encode`` turns the observation into whatever depends 
 Equations: Flow-G and Flow-T of arXiv 2509.25756, section 4; Flow-L is this project's own.
 """
 
-from __future__ import annotations
-
 import math
 from typing import cast
 

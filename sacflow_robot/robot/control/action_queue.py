@@ -1,7 +1,5 @@
 """Sources of actions: chunks one after another, or played on the robot's clock while the next one is on its way."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections import deque

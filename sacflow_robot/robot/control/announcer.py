@@ -1,7 +1,5 @@
 """Text for people that never makes the control loop wait for a terminal."""
 
-from __future__ import annotations
-
 import atexit
 import io
 import os

@@ -12,8 +12,6 @@ as well, and a person's requests are obeyed before it:
     stopped             stop the robot; the episode is over
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """A person's side of a moving robot: every way to stop, hold and enable it, in one place for every command."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Logged episodes, sent to a robot again: in lockstep, or at the times at which they were sent first."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable

@@ -1,7 +1,5 @@
 """A robot at work: one episode after another, and a person who may stop it at any moment in between."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A control loop's deadlines, and how well it kept them."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The machine's clock, for robots that live in the real world."""
 
-from __future__ import annotations
-
 import time
 
 # The operating system wakes a sleeper late by less than this; the rest of a wait is spent looking at the clock.

@@ -1,7 +1,5 @@
 """``lerobot:NAME?config=FILE.yaml``: any LeRobot robot, by its registered name, under joint positions."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import threading

@@ -1,7 +1,5 @@
 """Names of robots: ``DRIVER:SUBJECT?OPTION=VALUE&OPTION=VALUE``, taken apart and checked."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import cast, get_args
 from urllib.parse import parse_qsl

@@ -7,8 +7,6 @@ Delays, losses and noise are drawn in the order of messages from the episode's s
 Run as a program, it is the process of an ``rtsim`` robot: it plays its plant's events as the machine's clock reaches them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -22,9 +20,8 @@ import numpy.typing as npt
 import zmq
 
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.sensing import JOINT_POSITION, Sensors
 from sacflow_robot.envs.tasks import METERS_PER_ACTION, RADIANS_PER_ACTION, get_task
-from sacflow_robot.envs.transport import Channel
+from sacflow_robot.envs.transport import JOINT_POSITION, Channel, Sensors
 from sacflow_robot.episode import StepResult
 from sacflow_robot.errors import SacflowError, one_line
 from sacflow_robot.robot.drivers.options import split_name

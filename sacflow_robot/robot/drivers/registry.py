@@ -9,8 +9,6 @@ an entry point in the group ``sacflow_robot.robots``:
     myarm = "my_package.my_module:make_my_arm"
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Options of the ``rtsim`` driver: delay, jitter, loss, noise, a network that fails, clocks that differ, a robot model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -11,8 +9,7 @@ from typing import Literal
 import yaml
 
 from sacflow_robot.envs.robot_parameters import SECTIONS, RobotParameters, model_of, read_sections
-from sacflow_robot.envs.sensing import JOINT_POSITION
-from sacflow_robot.envs.transport import Link
+from sacflow_robot.envs.transport import JOINT_POSITION, Link
 from sacflow_robot.errors import DataError, UnknownNameError, UsageError, one_line
 from sacflow_robot.robot.drivers.options import Options, engine_option
 from sacflow_robot.spec import ArraySpec, Engine, RobotSpec

@@ -1,7 +1,5 @@
 """The simulated robot, in lockstep: time stands still between commands."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Robots around other robots: with the last commands in the observations, or with a clock of their own."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, cast
 

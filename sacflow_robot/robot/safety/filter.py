@@ -16,8 +16,6 @@ States are latched, see :mod:`~sacflow_robot.robot.safety.latch`: after a hold o
 :meth:`SafetyFilter.enable`, which nothing in this package calls on its own once a robot has moved.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ After a hold or a stop, nothing but ``enable`` lets actions through again. It is
 program that a person started, before the robot has moved.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum, auto

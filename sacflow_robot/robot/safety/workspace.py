@@ -1,8 +1,6 @@
 """A robot's place, commanded motions that no observation of it has shown yet, and the places where it may be: workspace,
 keep-out boxes, tool cone, joint limits."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ Facts: the joystick interface's 8-byte events (kernel documentation, input/joyde
 of the xpad driver, and a SpaceMouse's HID reports, 1 translation, 2 rotation (or both in 1), 3 buttons, 350 at full deflection.
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from abc import abstractmethod

@@ -4,8 +4,6 @@ An input device (keyboard, SpaceMouse, gamepad) is a :class:`Teleoperator`: it i
 person wants. What a person commands goes through the same safety filter as what a policy does.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace

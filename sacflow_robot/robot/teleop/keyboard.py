@@ -1,7 +1,5 @@
 """A person at the keyboard of a terminal: takes the robot over, moves it, labels episodes, stops it. Works over ssh."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os

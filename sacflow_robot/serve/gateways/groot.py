@@ -6,8 +6,6 @@ REQ/REP; msgpack with string keys, ``{endpoint, data}``. Endpoints: ``ping``, ``
 ``action["action"]`` (B, H, A) in the robot's units, and an info map.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import secrets

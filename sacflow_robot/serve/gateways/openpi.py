@@ -5,8 +5,6 @@ Observation keys are the policy's own, with or without ``observation/`` before t
 An error is a text frame, then close code 1011. Facts about the protocol are from openpi's own client and server.
 """
 
-from __future__ import annotations
-
 import asyncio
 import http
 import logging

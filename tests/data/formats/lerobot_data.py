@@ -1,7 +1,5 @@
 """LeRobotDatasets as LeRobot itself lays them out, written from the description of the layout and not by this package."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

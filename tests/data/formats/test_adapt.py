@@ -1,7 +1,5 @@
 """Converted actions move the simulated robot as the recorded ones did."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Round trips between all formats, bit for bit, and what happens when a conversion cannot be made."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace

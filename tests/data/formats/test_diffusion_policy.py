@@ -1,7 +1,5 @@
 """diffusion_policy's stores and UMI's zip files, written with zarr alone: what is read, and what is refused by name."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Genuine-looking robomimic files of the simulated robot, each wrong in one way, and what is said of it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """robomimic's layout, and robomimic's own reader."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable

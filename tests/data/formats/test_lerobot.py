@@ -1,7 +1,5 @@
 """Datasets written here against LeRobotDataset v3.0's published rules, field by field, and reading of others' datasets."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import replace

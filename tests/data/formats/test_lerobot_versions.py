@@ -1,7 +1,5 @@
 """Datasets from elsewhere, of v2.0, v2.1 and v3.0 and of any robot: what is read, what is refused, and how it is said."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """robomimic files of robots and tasks that are not known here: the specification comes from env_args and arrays."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Episode logs against the robot and task that they are to serve."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

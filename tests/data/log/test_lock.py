@@ -1,7 +1,5 @@
 """One writer for a log, by whatever name the log is reached."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Step by step into a log: nothing acknowledged is lost, whatever is killed when."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import mmap

@@ -1,7 +1,5 @@
 """Finished logs on an object store: a real S3 server on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Verify finds damage of every kind, repair saves the rest."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A recorder whose disk fills up and whose writer dies, again and again: nothing that it took is lost, and the order is kept."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import mmap

@@ -1,7 +1,5 @@
 """Where the ring of a log is made when shared memory cannot be used."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Compiling once for all processes, and saying so."""
 
-from __future__ import annotations
-
 import logging
 import os
 import subprocess

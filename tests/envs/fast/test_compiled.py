@@ -1,7 +1,5 @@
 """The compiled engine held against robosuite, and how it gives way."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys
@@ -10,16 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from sacflow_robot.envs.compiled_env import shared_task
-from sacflow_robot.envs.engine import usable_engine
 from sacflow_robot.envs.fast import kernels
 from sacflow_robot.envs.fast import plan as plans
 from sacflow_robot.envs.fast.compare import KINDS, TOLERANCE, Comparer
 from sacflow_robot.envs.fast.compilation import is_cached
+from sacflow_robot.envs.fast.fast_robot import strip_visuals
 from sacflow_robot.envs.fast.plan import NotCoveredError
 from sacflow_robot.envs.fast.step_data import Plan
-from sacflow_robot.envs.fast.strip_visuals import strip_visuals
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.tasks import TASKS
+from sacflow_robot.envs.tasks import TASKS, usable_engine
 from sacflow_robot.envs.vector import SubprocVectorEnv, make_vector_env
 
 # With the wheels that constraints.txt names, NumPy's and SciPy's BLAS compute alike.

@@ -1,7 +1,5 @@
 """Every algorithm on the same batches: what it updates, what it leaves alone, and that its policy is exported."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import replace

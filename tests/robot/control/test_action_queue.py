@@ -1,7 +1,5 @@
 """Chunks over a made-up network whose delays are known, and over a real one."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

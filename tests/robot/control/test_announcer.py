@@ -1,7 +1,5 @@
 """Pipes that nobody reads."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

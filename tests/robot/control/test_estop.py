@@ -1,7 +1,5 @@
 """Stops over a real socket."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Stops of a replay and of a calibration, which can only be ended."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Stops, holds and enabling by a person: single cases, each of which was once wrong."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal

@@ -1,7 +1,5 @@
 """Drivers by name: those known, and one's own by module or file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

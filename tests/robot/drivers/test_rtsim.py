@@ -1,7 +1,5 @@
 """The simulated robot on its own clock, real and virtual, through the control loop."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """A made-up robot that follows its commands, and who and what acts on it: a policy, a disk, people."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any

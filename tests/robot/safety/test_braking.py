@@ -1,7 +1,5 @@
 """The arithmetic of motions that can stop, against simulation."""
 
-from __future__ import annotations
-
 import os
 
 import numpy as np

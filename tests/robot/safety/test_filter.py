@@ -1,7 +1,5 @@
 """Whatever comes in, what leaves the filter is within the limits; the robot is a simulated follower with delays."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

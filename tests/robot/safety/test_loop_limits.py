@@ -1,7 +1,5 @@
 """Limits, frozen values and full disks, through the control loop: single cases, each of which was once wrong."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

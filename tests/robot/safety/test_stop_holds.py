@@ -5,8 +5,6 @@ happens, no command breaks a limit over wall time. Three kinds of robot: in lock
 commanded in motions, and on its own time commanded in joint positions.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from dataclasses import replace

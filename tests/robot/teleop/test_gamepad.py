@@ -1,7 +1,5 @@
 """Gamepad and SpaceMouse, fed the bytes that Linux's device files give."""
 
-from __future__ import annotations
-
 import os
 import struct
 from collections.abc import Iterator

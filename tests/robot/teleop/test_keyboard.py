@@ -1,7 +1,5 @@
 """The keyboard through a pseudo-terminal."""
 
-from __future__ import annotations
-
 import os
 import pty
 import signal

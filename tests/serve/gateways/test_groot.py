@@ -1,7 +1,5 @@
 """The gateway with a client written from GR00T's wire format: ours, for their package needs CUDA to be installed."""
 
-from __future__ import annotations
-
 import io
 import json
 import random

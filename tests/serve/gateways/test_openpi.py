@@ -1,7 +1,5 @@
 """The gateway with the real openpi client."""
 
-from __future__ import annotations
-
 import random
 import time
 import urllib.request

@@ -1,7 +1,5 @@
 """deoxys's YAML file, and what this package reads of it besides."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace

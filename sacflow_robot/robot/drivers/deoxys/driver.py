@@ -1,7 +1,5 @@
 """``deoxys:FILE.yml``: a Franka Panda under deoxys's OSC_POSE delta control, as a ``Robot``."""
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The gripper's part of the twin."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Ages of the newest states of arm and objects, the reasons why nothing newer comes, and waiting for news."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

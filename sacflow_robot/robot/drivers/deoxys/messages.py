@@ -6,8 +6,6 @@ own generated one can be imported side by side. Field numbers are from deoxys_co
 positions and velocities, torques) are left out, and fields that nobody here reads are kept by protobuf as unknown ones.
 """
 
-from __future__ import annotations
-
 import re
 from enum import IntEnum
 from typing import Any

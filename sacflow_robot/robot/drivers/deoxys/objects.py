@@ -12,8 +12,6 @@ A source that counts its frames (``"frame"``) lets a tracker that hangs be told 
 seen before are as old as they were.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -1,7 +1,5 @@
 """States of arm and gripper, decoded; the newest of each, as old as what it repeats; and observations made of them."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, replace
 

@@ -14,8 +14,6 @@ What is simulated: robosuite's Panda and its operational space controller, with 
 has: a socket on which an episode is reset and faults are made, and one that publishes object poses as a tracker would.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

@@ -1,8 +1,6 @@
 """The workstation's side of deoxys's wire: commands to the arm and its gripper, those that keep the arm where it is, the sockets
 on which they are sent, and the newest of what the others bring."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -1,7 +1,5 @@
 """The arm's side of deoxys's wire without a simulator: publishes what a test says, and keeps what it hears."""
 
-from __future__ import annotations
-
 import threading
 import time
 from typing import Any

@@ -1,7 +1,5 @@
 """A twin that lives in the background, and its configuration."""
 
-from __future__ import annotations
-
 import json
 import socket
 import threading

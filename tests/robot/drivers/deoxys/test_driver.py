@@ -1,7 +1,5 @@
 """The driver against the twin, over real sockets and in real time."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator

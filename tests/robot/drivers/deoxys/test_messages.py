@@ -1,7 +1,5 @@
 """The messages against bytes put together by hand, after protobuf's encoding rules alone."""
 
-from __future__ import annotations
-
 import math
 import struct
 

@@ -1,7 +1,5 @@
 """How an arm is kept where it is: by deltas of nothing, and by absolute goals where deoxys knows them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The twin, driven tick by tick by a client made of ZeroMQ and bytes alone."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The workstation's sockets, heard by a bare ZeroMQ subscriber; what the messages say is tested in ``test_messages``."""
 
-from __future__ import annotations
-
 import time
 from contextlib import closing
 

@@ -75,6 +75,9 @@ class LocalClient:
         self._number, self._ready_ns = self._number + 1, self._clock.now_ns() + self._takes_ns
         return self._number
 
+    def keep_alive(self) -> None:
+        """Nothing to keep: the policy is in this process."""
+
     def collect(self, number: int, wait_s: float | None = None) -> FloatArray:
         if self._clock.now_ns() < self._ready_ns:
             if wait_s is not None:

@@ -125,7 +125,7 @@ def test_physics_and_control_are_robosuites_own(env: RobosuiteEnv) -> None:
     )  # fmt: skip
     theirs = RobosuiteEnv("lift")
     theirs._suite, theirs._robot = stock, stock.robots[0]
-    theirs._model, theirs._data = stock.sim.model._model, stock.sim.data._data
+    theirs.model, theirs.data = stock.sim.model._model, stock.sim.data._data
     for seed in (0, 1):
         start = env.begin(seed)
         theirs.begin(seed)

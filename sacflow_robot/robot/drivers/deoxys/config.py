@@ -189,14 +189,14 @@ def _checked(values: Mapping[str, Any]) -> DeoxysConfig:
             value = tuple(map(str, value))
             for part in value:
                 split_part(part)
-        elif field.type == "bool":
+        elif field.type is bool:
             if not isinstance(value, bool):
                 raise ValueError(f"{field.name.upper()} is {value!r}; it must be true or false")
-        elif field.type == "float":
+        elif field.type is float:
             value = float(value)
             if not 0 < value < 1e6:
                 raise ValueError(f"{field.name.upper()} is {value:g}; it must be positive")
-        elif field.type == "int":
+        elif field.type is int:
             if not isinstance(value, int) or not 0 < value < (65536 if field.name.endswith("port") else 10**9):
                 raise ValueError(f"{field.name.upper()} is {value!r}; it must be a whole number, and one that can be")
         else:

@@ -23,6 +23,8 @@ class ProcessPlan:
     """One process of a cell.
 
     Attributes:
+        name: Name in the launch file.
+        words: Its command line: the command and its options.
         ready: When the next process may start: text that appears in a line of its output; ``tcp://host:port``, once
             something listens there; ``end``, once it has ended well; None, at once.
         ready_within_s: Longest wait for that (s).
@@ -64,8 +66,14 @@ def read_cell(path: Path, commands: Collection[str]) -> list[ProcessPlan]:
 
     A file is a YAML map of process names to either a command line of this program, or a map with the key ``run`` for
     the command line and any of the other attributes of :class:`ProcessPlan`. ``${NAME}`` and ``${NAME:-default}`` in a
-    command line stand for environment variables. ``commands``: this program's commands, of one word or two. Raises
-    DataError: it cannot be read, or says something that is not understood."""
+    command line stand for environment variables.
+
+    Args:
+        commands: This program's commands, of one word or two.
+
+    Raises:
+        DataError: The file cannot be read, or has an entry that is not understood.
+    """
     try:
         data = yaml.safe_load(path.read_text())
     except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
@@ -89,7 +97,7 @@ def read_cell(path: Path, commands: Collection[str]) -> list[ProcessPlan]:
 
 
 def _plan(name: str, entry: Mapping[str, Any]) -> ProcessPlan:
-    """Raises TypeError or ValueError."""
+    """Build the plan of one entry; raises TypeError or ValueError."""
     known = {"run": "run", **{f.name.removesuffix("_s"): f.name for f in fields(ProcessPlan)[2:]}}
     unknown = [str(key) for key in entry if key not in known]
     if unknown:

@@ -39,8 +39,11 @@ class State(Enum):
 class SupervisedProcess:
     """A process of a cell: started in a process group of its own, its output read, stopped with all that it started.
 
-    Not thread-safe: one supervisor calls it. Its output is read on a thread. ``heard``: called with each line of its
-    output, from the reading thread."""
+    Not thread-safe: one supervisor calls it. Its output is read on a thread.
+
+    Args:
+        heard: Called with each line of its output, from the reading thread.
+    """
 
     def __init__(self, plan: ProcessPlan, program: Sequence[str], heard: Callable[[str, str], None]) -> None:
         self.plan, self.state, self.restarts = plan, State.WAITING, 0

@@ -49,8 +49,12 @@ class Supervisor:
         self._missed: set[str] = set()
 
     def run(self) -> None:
-        """Run the cell until its last process ends well. Stops everything in any case. Raises CellError: a process
-        failed that may not, or ended before the last; the message has its name, its exit status and its last lines."""
+        """Run the cell until its last process ends well. Stops everything in any case.
+
+        Raises:
+            CellError: A process failed that may not, or ended before the last; the message has its name, its exit
+                status and its last lines.
+        """
         try:
             for process in self.processes:
                 if process.needless():

@@ -39,8 +39,12 @@ class Security:
     insecure: bool = False
 
     def guard(self, context: zmq.Context[Any], socket: zmq.Socket[bytes]) -> Gate:
-        """Set the socket up before it is bound. Raises UsageError: a key without clients, or clients without a key;
-        DataError: the key cannot be read, or the folder is not there."""
+        """Set the socket up before it is bound.
+
+        Raises:
+            UsageError: There is a key without clients, or there are clients without a key.
+            DataError: The key cannot be read, or the folder does not exist.
+        """
         if (self.key is None) != (self.clients is None):
             raise UsageError("--key and --clients go together: the server's secret key, and a folder of clients' keys")
         if self.key is None or self.clients is None:
@@ -59,8 +63,12 @@ class Security:
 
 @dataclass
 class Gate:
-    """Check connections (pyzmq's authenticator, None where there are no keys), and the senders of frames, until closed. The
-    keys that count now are not shared with the authenticator, which has a thread of its own."""
+    """Checks connections and the senders of frames until closed.
+
+    Attributes:
+        authenticator: pyzmq's authenticator; None without keys.
+        allowed: The keys allowed now; None without keys. The authenticator, which has a thread of its own, does not share them.
+    """
 
     authenticator: Any = None
     allowed: _AllowList | None = None
@@ -123,8 +131,12 @@ class _AllowList:
 
 
 def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a pair of keys; returns the public and the secret file, the latter readable by its owner alone. Raises
-    UsageError: the name is no file name, or there are keys of that name; DataError: they cannot be written."""
+    """Make a pair of keys; returns the public and the secret file, the latter readable by its owner alone.
+
+    Raises:
+        UsageError: The name is not a file name, or keys of that name exist.
+        DataError: They cannot be written.
+    """
     import zmq.auth
 
     if not name or name != Path(name).name or name.startswith("."):
@@ -145,7 +157,11 @@ def new_keys(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def load_secret(path: Path) -> tuple[bytes, bytes]:
-    """The public and secret key in a file, in Z85. Raises DataError: there is none."""
+    """The public and secret key in a file, in Z85.
+
+    Raises:
+        DataError: The file cannot be read, or has no secret key.
+    """
     public, secret = load_keys(path)
     if secret is None:
         raise DataError(f"{path} holds no secret key; give the .key_secret file")
@@ -153,7 +169,11 @@ def load_secret(path: Path) -> tuple[bytes, bytes]:
 
 
 def load_keys(path: Path) -> tuple[bytes, bytes | None]:
-    """The public key in a file, in Z85, and the secret one if it is there. Raises DataError: there is none."""
+    """The public key in a file, in Z85, and the secret one if it is there.
+
+    Raises:
+        DataError: The file cannot be read, or has no key.
+    """
     import zmq.auth
 
     try:
@@ -197,7 +217,11 @@ def check_open(place: str, insecure: bool, remedy: str) -> None:
 
 
 def split_place(place: str) -> tuple[str, int]:
-    """Host and port of ``host:port``. Raises UsageError: it is something else."""
+    """Host and port of ``host:port``.
+
+    Raises:
+        UsageError: It does not have that form.
+    """
     host, _, port = place.rpartition(":")
     if not host or not _is_port(port):
         raise UsageError(f"{place!r} is not host:port; give e.g. 127.0.0.1:8000")

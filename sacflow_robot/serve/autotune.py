@@ -16,7 +16,13 @@ _CALLS = 5
 
 
 class Trial(NamedTuple):
-    """One engine that was tried, with the median and 90th percentile of single evaluations (microseconds)."""
+    """One engine that was tried.
+
+    Attributes:
+        engine: The engine.
+        p50_us: Median of single evaluations (microseconds).
+        p90_us: Their 90th percentile (microseconds).
+    """
 
     engine: Engine
     p50_us: float
@@ -32,8 +38,11 @@ def candidates(cores: int) -> list[Engine]:
 def quickest(path: Path, budget_s: float = _BUDGET_S) -> tuple[OnnxPolicy, list[Trial]]:
     """The policy on the engine that answers single requests soonest, loading included in ``budget_s``.
 
-    All engines are tried in turn, so that what else the machine does at that moment meets all of them. Raises
-    PolicyFileError: as :class:`OnnxPolicy`."""
+    All engines are tried in turn, so that what else the machine does at that moment meets all of them.
+
+    Raises:
+        PolicyFileError: As :class:`OnnxPolicy`.
+    """
     deadline = time.perf_counter() + budget_s
     policies: list[OnnxPolicy] = []
     for engine in candidates(core_count()):

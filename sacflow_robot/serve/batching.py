@@ -24,6 +24,21 @@ _KEPT = 4096
 
 
 class Request(NamedTuple):
+    """A request for actions.
+
+    Attributes:
+        peer: The connection that it came over.
+        identifier: Its id, which the answer repeats.
+        session: The session that it belongs to.
+        policy: The policy to evaluate.
+        inputs: The policy's inputs, checked, each (B, ...).
+        rows: B.
+        seed: Seed of its noise; None where the client sent the noise.
+        step: Step of the noise stream; None likewise.
+        deadline_ns: When the answer has to leave (server's clock, ns); None for no deadline.
+        received_ns: When it arrived (server's clock, ns).
+    """
+
     peer: bytes
     identifier: int
     session: Session
@@ -47,8 +62,11 @@ def join(requests: Sequence[Request]) -> dict[str, FloatArray]:
 def warm_up(policy: OnnxPolicy, most_rows: int, budget_s: float = _WARM_UP_S) -> None:
     """Evaluate once what requests of every size will ask for: an engine's first evaluation of a size may take a second.
 
-    One row comes first, then the most, the powers of two and the sizes between, until the time is over. Raises
-    PolicyFileError: the graph cannot be evaluated."""
+    One row comes first, then the most, the powers of two and the sizes between, until the time is over.
+
+    Raises:
+        PolicyFileError: The graph cannot be evaluated.
+    """
     deadline = time.monotonic() + budget_s
     powers = [2**n for n in range(most_rows.bit_length())]
     for rows in dict.fromkeys((1, most_rows, *powers, *range(1, most_rows))):
@@ -99,8 +117,11 @@ class Pace:
 
 
 def checked(policy: OnnxPolicy, arrays: Mapping[str, Any], noise: Any) -> dict[str, FloatArray]:
-    """The policy's inputs, from a request's arrays; a prefix that it does not take is ignored. Raises
-    InvalidValueError: one is missing, has a wrong shape, or holds NaN or infinity."""
+    """The policy's inputs, from a request's arrays; a prefix that it does not take is ignored.
+
+    Raises:
+        InvalidValueError: One is missing, has a wrong shape, or holds NaN or infinity.
+    """
     prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
     decided = () if not policy.takes_prefix or (prefix is None and mask is None) else (prefix, mask)
     if any(part is None for part in decided):

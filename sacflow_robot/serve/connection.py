@@ -58,9 +58,14 @@ class Keys:
 
 
 class Connection:
-    """A DEALER socket that reconnects by itself and keeps nothing for a server that is not there. ``heartbeat_s``: time
-    between heartbeats; a server that does not answer is gone within two. Raises UsageError: the address is
-    malformed."""
+    """A DEALER socket that reconnects by itself and keeps nothing for a server that is not there.
+
+    Args:
+        heartbeat_s: Time between heartbeats; a server that does not answer is gone within two.
+
+    Raises:
+        UsageError: The address is malformed.
+    """
 
     def __init__(self, address: str, heartbeat_s: float, keys: Keys | None = None) -> None:
         self.address = address
@@ -113,8 +118,11 @@ class Connection:
             raise UsageError(f"cannot connect to {self.address}: {error}; expected e.g. tcp://127.0.0.1:5555") from None
 
     def ready(self, wait_s: float) -> bool:
-        """Wait until there is a server to send to; whether there is. Raises RefusedError: the server does not let this
-        client in."""
+        """Wait until there is a server to send to; whether there is.
+
+        Raises:
+            RefusedError: The server does not let this client in.
+        """
         deadline = time.monotonic() + wait_s
         while True:
             self._read_events()
@@ -138,7 +146,11 @@ class Connection:
         return lost
 
     def send(self, frames: Sequence[bytes | memoryview]) -> None:
-        """Hand a message over. Raises ConnectionLost: there is no server to send it to."""
+        """Hand a message over.
+
+        Raises:
+            ConnectionLost: There is no server to send it to.
+        """
         try:
             wire.send(self._socket, frames, wire.NOBLOCK)
         except zmq.Again:
@@ -176,7 +188,13 @@ class Connection:
 
 class Channel(Connection):
     """Requests over one connection. For the process that made it: a forked one shares its parent's sockets.
-    ``timeout_s``: longest wait for a reply, where no other is given. Raises UsageError: the address is malformed."""
+
+    Args:
+        timeout_s: Longest wait for a reply, where no other is given.
+
+    Raises:
+        UsageError: The address is malformed.
+    """
 
     def __init__(self, address: str, timeout_s: float, keys: Keys | None) -> None:
         self.last_header: Mapping[str, Any] = {}
@@ -214,8 +232,12 @@ class Channel(Connection):
         return (time.monotonic_ns() - self._sent_ns.get(number, 0)) / 1e9
 
     def request(self, header: dict[str, Any], arrays: Mapping[str, Any] | None = None) -> int:
-        """Send a request; returns its number. Raises WireError: it is too large, or has a dtype that does not travel;
-        ConnectionLost: there is no server to send it to."""
+        """Send a request; returns its number.
+
+        Raises:
+            WireError: It is too large, or has a dtype that does not travel.
+            ConnectionLost: There is no server to send it to.
+        """
         number = next(self._ids)
         header["id"] = number
         frames = wire.encode(wire.Message(header, arrays or {}))

@@ -37,8 +37,12 @@ class Answers:
     def actions(
         self, request: Request, actions: FloatArray, batch: int, times_ns: tuple[int, int, int], now_ns: int
     ) -> None:
-        """Send the actions (B, H, A) of a request that was evaluated among ``batch`` rows. ``times_ns``: time in the
-        queue, of the evaluation, and altogether (ns); ``now_ns``: present time of the server's clock (ns)."""
+        """Send the actions (B, H, A) of a request that was evaluated among ``batch`` rows.
+
+        Args:
+            times_ns: Time in the queue, of the evaluation, and altogether (ns).
+            now_ns: Present time of the server's clock (ns).
+        """
         queue, infer, total = times_ns
         header = {
             "id": request.identifier,
@@ -123,8 +127,12 @@ class Operations:
         }
 
     def answer(self, operation: object, header: dict[str, Any], peer: bytes) -> dict[str, Any]:
-        """The fields of the answer to a request that came over the connection ``peer``. Raises WireError: there is no
-        such operation; Refusal: the request cannot be met."""
+        """The fields of the answer to a request that came over the connection ``peer``.
+
+        Raises:
+            WireError: There is no such operation.
+            Refusal: The request cannot be met.
+        """
         handler = self._handlers.get(operation) if isinstance(operation, str) else None
         if handler is None:
             raise WireError(f"unknown op; valid: infer, {', '.join(self._handlers)}")

@@ -47,7 +47,10 @@ class _Histogram:
 
 class Meters:
     """Counters and histograms of one server; the loop writes, whoever likes reads. A collector of Prometheus' registry.
-    ``last_reload``: what came of the last new policy file; None before one."""
+
+    Attributes:
+        last_reload: What came of the last new policy file; None before one.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -132,8 +135,11 @@ class Meters:
         return {**{name: self.counts[name] for name in names}, "latency_us": latency, "last_reload": self.last_reload}
 
     def expose(self, host: str, port: int) -> int:
-        """Answer Prometheus at ``http://host:port/metrics``; returns the port, chosen where 0 was given. Raises
-        OSError: the address cannot be had."""
+        """Answer Prometheus at ``http://host:port/metrics``; returns the port, chosen where 0 was given.
+
+        Raises:
+            OSError: The address cannot be bound.
+        """
         registry = prometheus.CollectorRegistry()
         registry.register(self)
         server, thread = prometheus.start_http_server(port, host, registry)

@@ -44,7 +44,12 @@ Frame = bytes | memoryview | zmq.Frame
 
 
 class Message(NamedTuple):
-    """One request or reply: the fields of its header besides ``v`` and ``arrays``, and arrays by name."""
+    """One request or reply.
+
+    Attributes:
+        header: The fields of its header besides ``v`` and ``arrays``.
+        arrays: Arrays by name.
+    """
 
     header: Mapping[str, Any]
     arrays: Mapping[str, Array] = {}
@@ -77,8 +82,11 @@ def configure_router(socket: zmq.Socket[bytes], receive_ms: int, bind: str = "")
 def encode(message: Message) -> list[bytes | memoryview]:
     """Frames of a message: header, then the bytes of each array in C order, little-endian.
 
-    The frames of arrays of 64 KiB and more are their own memory, not copies, where they are contiguous. Raises
-    WireError: an array has a dtype that the protocol does not carry."""
+    The frames of arrays of 64 KiB and more are their own memory, not copies, where they are contiguous.
+
+    Raises:
+        WireError: An array has a dtype that the protocol does not carry.
+    """
     layout, frames = [], []
     for name, value in message.arrays.items():
         array = np.asarray(value, order="C")
@@ -91,8 +99,11 @@ def encode(message: Message) -> list[bytes | memoryview]:
 
 
 def send(socket: zmq.Socket[bytes], frames: Sequence[Frame], flags: int = 0) -> None:
-    """Send a message at once or not at all; frames of 64 KiB and more are not copied. Raises zmq.ZMQError: the peer is
-    unknown, or takes no more."""
+    """Send a message at once or not at all; frames of 64 KiB and more are not copied.
+
+    Raises:
+        zmq.ZMQError: The peer is unknown, or takes no more.
+    """
     for frame in frames[:-1]:
         socket.send(frame, flags | _SNDMORE, copy=len(frame) < _COPY_BELOW)
     socket.send(frames[-1], flags, copy=len(frames[-1]) < _COPY_BELOW)
@@ -103,8 +114,13 @@ def has_come(socket: zmq.Socket[Any]) -> bool:
 
 
 def receive(socket: zmq.Socket[bytes], flags: int = 0, heads: int = 1) -> list[Any]:
-    """The next message: ``heads`` frames as bytes (routing identity, header), array frames as they lie in memory. Of
-    frames beyond those that a message may have, one is kept. Raises zmq.Again: there is none (yet)."""
+    """The next message: ``heads`` frames as bytes (routing identity, header), array frames as they lie in memory.
+
+    Of frames beyond those that a message may have, one is kept.
+
+    Raises:
+        zmq.Again: No message has arrived yet.
+    """
     return as_heads(receive_frames(socket, flags), heads)
 
 
@@ -128,14 +144,20 @@ def as_heads(frames: list[Any], heads: int) -> list[Any]:
 
 
 def decode(frames: Sequence[Any]) -> Message:
-    """Inverse of :func:`encode`, for answers; arrays are read-only views of the frames. Raises WireError: the frames
-    are not a message of this version."""
+    """Inverse of :func:`encode`, for answers; arrays are read-only views of the frames.
+
+    Raises:
+        WireError: The frames are not a message of this version.
+    """
     return decode_arrays(decode_header(frames, MAX_ANSWER_HEADER_BYTES), frames)
 
 
 def decode_header(frames: Sequence[Any], most_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
-    """The header, still with ``arrays``; the first thing to know of a message, for it says whom to answer. Raises
-    WireError: it is not a header of this version, or too large."""
+    """The header, still with ``arrays``; the first thing to know of a message, for it says whom to answer.
+
+    Raises:
+        WireError: It is not a header of this version, or too large.
+    """
     if not frames or len(frames[0]) > most_bytes:
         raise WireError(f"a header frame has 1 to {most_bytes} bytes")
     content = bytes(frames[0])
@@ -156,7 +178,10 @@ def decode_header(frames: Sequence[Any], most_bytes: int = MAX_HEADER_BYTES) -> 
 
 def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any], arrays: str) -> Any:
     """Unpack msgpack data of other protocols, each map passed through ``hook``: few values, however large their arrays.
-    Raises WireError: it is not msgpack of plain values and such ``arrays``, or holds too much."""
+
+    Raises:
+        WireError: It is not msgpack of plain values and such ``arrays``, or holds too much.
+    """
     left = _MAX_VALUES
 
     def counted(value: Any) -> Any:
@@ -174,7 +199,11 @@ def unpack_bounded(data: bytes, hook: Callable[[dict[Any, Any]], Any], arrays: s
 
 
 def decode_arrays(header: dict[str, Any], frames: Sequence[Any]) -> Message:
-    """The message with that header. Raises WireError: the frames are not what the header says."""
+    """The message with that header.
+
+    Raises:
+        WireError: The frames are not what the header says.
+    """
     layout = header.pop("arrays", [])
     if not isinstance(layout, list) or len(layout) != len(frames) - 1 or len(layout) > MAX_ARRAYS:
         raise WireError("the header does not describe the array frames that follow it")

@@ -20,9 +20,13 @@ _LOG = logging.getLogger(__name__)
 
 
 class Reloader:
-    """Watches the policy file; loads, tests and compares a new one beside the one that is being served. ``max_change``:
-    largest difference from the actions given for the last observations that a new policy may have, in action units;
-    None for any; ``watch``: whether to look for a new file; otherwise :meth:`ask` does."""
+    """Watches the policy file; loads, tests and compares a new one beside the one that is being served.
+
+    Args:
+        max_change: Largest difference from the actions given for the last observations that a new policy may have, in
+            action units; None for any.
+        watch: Whether to look for a new file; otherwise :meth:`ask` does.
+    """
 
     def __init__(
         self, server: PolicyServer, path: Path, *, max_change: float | None = None, watch: bool = True

@@ -269,8 +269,11 @@ class PolicyServer:
         self.meters.evaluated(start, answered)
 
     def offer(self, policy: OnnxPolicy) -> None:
-        """Serve this policy from the next round on, once it is warm; may be called from any thread. Raises
-        PolicyFileError: its graph cannot be evaluated; the policy before it is served on."""
+        """Serve this policy from the next round on, once it is warm; may be called from any thread.
+
+        Raises:
+            PolicyFileError: Its graph cannot be evaluated; the policy before it is served on.
+        """
         warm_up(policy, self._max_batch)
         with self._swap:
             self._offered = policy

@@ -18,8 +18,13 @@ ACTIVE_NS = 5_000_000_000
 
 
 class Refusal(Exception):
-    """A request that is not met: ``kind``, one of the protocol's, and why in one line. ``message``: for people; never a
-    client's own words."""
+    """A request that is not met, and why.
+
+    Args:
+        kind: One of the protocol's kinds of error.
+        message: Why, in one line for people; never a client's own words.
+        fields: More fields of the answer.
+    """
 
     def __init__(self, kind: str, message: str, **fields: Any) -> None:
         super().__init__(message)
@@ -33,10 +38,15 @@ class Session:
     Attributes:
         token: What the client names it by; nobody else can guess it.
         peer: The connection that it was opened over, or taken up again.
+        client: What it calls itself.
+        seed: Seed of its noise stream.
         policy: The policy it keeps until its next episode; None where it follows every swap at once.
         step: Step of the noise stream that its next request draws from.
         last_id: Highest request id so far; what comes with that or a lower one is a repetition.
-        last_ns: When it was last heard from (server's clock).
+        last_ns: When it was last heard from (server's clock, ns).
+        requests: Requests answered or refused so far.
+        late: Requests refused because the answer would have come too late.
+        refused: Requests refused for other reasons.
     """
 
     token: str
@@ -62,8 +72,11 @@ class Sessions:
     def open(self, header: Mapping[str, Any], policy: OnnxPolicy, now_ns: int, peer: bytes = b"") -> Session:
         """The session that a ``hello`` asks for: the one it names, if it is one of these, or a new one.
 
-        A connection has 64 at most; one more takes the place of the one of these that was silent the longest. Raises
-        Refusal: the client expects another policy, or there is no room for it."""
+        A connection has 64 at most; one more takes the place of the one of these that was silent the longest.
+
+        Raises:
+            Refusal: The client expects another policy, or there is no room for it.
+        """
         expect = header.get("expect")
         if expect is not None:
             different = differing_fields(policy.spec, policy.fingerprint, expect)
@@ -126,8 +139,11 @@ class Sessions:
             del self._of_peer[session.peer]
 
     def find(self, header: Mapping[str, Any], now_ns: int) -> Session:
-        """The session of a request. Raises Refusal: it is not one of this process; or the request's id does not
-        rise."""
+        """The session of a request.
+
+        Raises:
+            Refusal: The session is not one of this process, or the request's id does not increase.
+        """
         token, identifier = header.get("session"), header.get("id")
         session = self._sessions.get(token) if isinstance(token, str) else None
         if session is None:
@@ -152,7 +168,11 @@ class Sessions:
 
 
 def checked_seed(seed: object) -> int:
-    """A client's seed, or a random one for None. Raises Refusal: it is no seed."""
+    """A client's seed, or a random one for None.
+
+    Raises:
+        Refusal: It is not a seed.
+    """
     if seed is None:
         return secrets.randbits(63)
     if type(seed) is not int or not 0 <= seed < _SEED_LIMIT:
@@ -161,8 +181,11 @@ def checked_seed(seed: object) -> int:
 
 
 def differing_fields(spec: PolicySpec, fingerprint: str, expect: object) -> list[str]:
-    """Names of the fields in which ``expect``, a part of a specification as plain data, differs from ``spec``. Raises
-    Refusal: it names a field that does not exist."""
+    """Names of the fields in which ``expect``, a part of a specification as plain data, differs from ``spec``.
+
+    Raises:
+        Refusal: It names a field that does not exist.
+    """
     if not isinstance(expect, dict):
         raise Refusal("invalid", "expect is not a map")
     served = {**json.loads(spec.to_json()), "fingerprint": fingerprint}

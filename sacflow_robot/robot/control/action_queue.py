@@ -145,7 +145,11 @@ class ActionQueue:
 
         Waits for nothing, and takes well under a millisecond. A server that was restarted meanwhile has been greeted by
         the time the robot is enabled again, so that the next :meth:`step` gets a chunk. A server that is gone is no
-        error here. Raises SpecMismatchError: the server was restarted with a policy that does not fit."""
+        error here.
+
+        Raises:
+            SpecMismatchError: The server was restarted with a policy that does not fit.
+        """
         self._client.keep_alive()
         self._check_shape()
 
@@ -162,9 +166,13 @@ class ActionQueue:
     def step(self, observation: Observation, noise: FloatArray | None = None) -> ActionStep:
         """The action of this control period, from its observation (unbatched); waits only for the first chunk.
 
-        Where that wait outlasts the period, the robot stands until the next one, which the chunk then begins in. Raises
-        ServerError: there is no chunk to play, and none to be had. While there is one to play, errors count in ``lost``
-        and the next step asks again; SpecMismatchError: the server was restarted with a policy that does not fit."""
+        Where that wait outlasts the period, the robot stands until the next one, which the chunk then begins in.
+
+        Raises:
+            ServerError: There is no chunk to play, and none to be had. While there is one to play, errors count in
+                ``lost`` and the next step asks again.
+            SpecMismatchError: The server was restarted with a policy that does not fit.
+        """
         began_ns = self._clock_ns()
         self._check_shape()
         self._take()

@@ -20,8 +20,11 @@ class Announcer(io.TextIOBase):
 
     A terminal may accept no text for long: Ctrl-S, a connection that stalls, a full pipe. Then the oldest pieces are
     dropped, and their number is told once the terminal accepts text again. Nothing raises: a stream that is gone
-    swallows what is written to it. Threads and signal handlers may write. ``most_waiting``: pieces of text to keep
-    while it accepts nothing."""
+    swallows what is written to it. Threads and signal handlers may write.
+
+    Args:
+        most_waiting: Pieces of text to keep while it accepts nothing.
+    """
 
     def __init__(self, stream: TextIO, most_waiting: int = _MOST_WAITING) -> None:
         self._stream, self._most = stream, most_waiting

@@ -44,8 +44,11 @@ _TRIES = 3
 
 
 def read_key(path: Path | None) -> bytes:
-    """A shared key: any file of at least 16 bytes; empty for None. Raises DataError: the file cannot be read, or is too
-    short."""
+    """A shared key: any file of at least 16 bytes; empty for None.
+
+    Raises:
+        DataError: The file cannot be read, or is too short.
+    """
     if path is None:
         return b""
     try:

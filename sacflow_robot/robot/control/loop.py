@@ -110,9 +110,12 @@ class EpisodeLoop:
         return outcome
 
     def begin(self, info: Mapping[str, Any]) -> None:
-        """Start the episode and enable the robot. Raises StoppedError: a stop or a hold was requested; nothing was
-        sent; RobotError: the robot was held or stopped before, and nobody has enabled it since; or it cannot be
-        enabled."""
+        """Start the episode and enable the robot.
+
+        Raises:
+            StoppedError: A stop or a hold was requested; nothing was sent.
+            RobotError: The robot was held or stopped before, and nobody has enabled it since; or it cannot be enabled.
+        """
         refuse_if_stopped(self._robot, self.safety, self._operator)
         self._actions.begin()
         start = self._start()
@@ -177,7 +180,11 @@ class EpisodeLoop:
             self._recording.end(info)
 
     def result(self, info: Mapping[str, Any]) -> EpisodeRun:
-        """The episode so far. Raises StoppedError: it has no steps, for the robot was stopped before the first."""
+        """The episode so far.
+
+        Raises:
+            StoppedError: It has no steps, for the robot was stopped before the first.
+        """
         if not self.steps and self.stopped:
             raise StoppedError(f"stopped before the first command: {self.stopped}")
         episode = self._builder.build(**info)

@@ -35,7 +35,9 @@ class OperatorInput:
     Attributes:
         stop: Why to stop; empty for no stop.
         hold: Why to hold; empty for no hold.
+        enable: Whether to enable the robot after a hold or a stop.
         action: What the person commands by an input device (A,); None while nobody has taken over.
+        label: How the person judged the episode; None for no judgment.
     """
 
     stop: str = ""
@@ -92,8 +94,11 @@ class OperatorRequests:
         return any(kind is not _Kind.ENABLE for kind, _, _ in tuple(self._requests))
 
     def take(self, in_charge: bool = False) -> OperatorInput:
-        """Requests since the last call. ``in_charge``: whether a person moves the robot by an input device: a terminal
-        that is gone then stops it."""
+        """Requests since the last call.
+
+        Args:
+            in_charge: Whether a person moves the robot by an input device: a terminal that is gone then stops it.
+        """
         stop = ""
         hold = ""
         enable = False
@@ -111,9 +116,12 @@ class OperatorRequests:
         return OperatorInput(stop, hold, enable and not (stop or hold))
 
     def report(self, state: str, settled: bool) -> None:
-        """Say what became of the requests taken so far; called by whatever moves the robot. ``state``: that of the
-        robot's :class:`~sacflow_robot.robot.safety.latch.Latch`; ``settled``: whether that state is final for those
-        requests: false while the robot still comes to rest."""
+        """Say what became of the requests taken so far; called by whatever moves the robot.
+
+        Args:
+            state: That of the robot's :class:`~sacflow_robot.robot.safety.latch.Latch`.
+            settled: Whether that state is final for those requests: false while the robot still comes to rest.
+        """
         self.state = state
         if not settled or not self._open:
             return
@@ -137,8 +145,12 @@ class OperatorRequests:
 
 
 class Operator:
-    """Everything through which a person controls a robot: requests from anywhere, and an input device. ``teleop``:
-    keyboard, gamepad or SpaceMouse; None for none."""
+    """Everything through which a person controls a robot: requests from anywhere, and an input device.
+
+    Args:
+        requests: Requests from other threads, signals and the network; None for none but the device's.
+        teleop: Keyboard, gamepad or SpaceMouse; None for none.
+    """
 
     def __init__(self, requests: OperatorRequests | None = None, teleop: Teleoperator | None = None) -> None:
         self.requests = OperatorRequests() if requests is None else requests
@@ -147,8 +159,12 @@ class Operator:
         self._label: Label | None = None
 
     def look(self, commanded: FloatArray, between: bool = False) -> OperatorInput:
-        """Take what was requested since the last look; does not wait. ``commanded``: the last action (A,) that was
-        sent; ``between``: whether no episode is under way: a label is kept for the next look in an episode."""
+        """Take what was requested since the last look; does not wait.
+
+        Args:
+            commanded: The last action (A,) that was sent.
+            between: Whether no episode is under way: a label is kept for the next look in an episode.
+        """
         signal = HANDS_OFF
         stop = ""
         if self.teleop is not None:
@@ -194,8 +210,12 @@ def obey(safety: Latch, requested: OperatorInput) -> None:
 
 
 def refuse_if_stopped(robot: Robot, safety: Latch, operator: Operator) -> None:
-    """Refuse to start an episode of a robot that is held or stopped, or is requested to be. Raises StoppedError: a stop
-    or a hold was requested; RobotError: the robot was held or stopped before, and nobody has enabled it since."""
+    """Refuse to start an episode of a robot that is held or stopped, or is requested to be.
+
+    Raises:
+        StoppedError: A stop or a hold was requested.
+        RobotError: The robot was held or stopped before, and nobody has enabled it since.
+    """
     requested = operator.look(np.zeros(robot.spec.action_dim, np.float32), between=True)
     obey(safety, requested)
     if safety.may_start:

@@ -36,6 +36,7 @@ class ReplayResult:
         steps: Steps sent; fewer than logged where a physical robot ended the episode early.
         success: Whether the replay solved the task, as far as the robot can tell.
         commanded: What was sent (steps, A).
+        limited_steps: Steps whose command the safety filter or the bounds changed.
         observation_deviation: Per key, the largest absolute difference in any entry of any observation, in its unit.
         max_state_deviation: The same over the simulator states; None on a robot that has none.
         max_lateness_ns: How late the latest command was sent; None in lockstep.
@@ -58,8 +59,12 @@ def check_replayable(robot: Robot, log_robot: RobotSpec, episode: Episode, origi
     """Refuse an episode that this robot cannot repeat, before anything moves.
 
     That the last commands are among the observations of one and not of the other is no difference: they follow from the
-    commands. Raises SpecMismatchError: the log is of another robot; names every field that differs; DataError: the
-    robot is simulated, and the episode has no states to start from."""
+    commands.
+
+    Raises:
+        SpecMismatchError: The log is of another robot; the message names every field that differs.
+        DataError: The robot is simulated, and the episode has no states to start from.
+    """
     robot = bare(robot)
     different = robot.spec.differences(without_history(log_robot))
     if different:
@@ -74,7 +79,10 @@ def sending_offsets(episode: Episode) -> npt.NDArray[np.int64]:
     """Times at which commands were sent (T,), in nanoseconds from the episode's first observation.
 
     Where the log keeps no sending time, or a negative one, the capture time of the observation acted on stands in.
-    Raises DataError: the times run backwards."""
+
+    Raises:
+        DataError: The times run backwards.
+    """
     sent, times = episode.sent_ns, episode.time_ns[:-1]
     if sent is not None:
         times = np.where(np.asarray(sent) < 0, times, sent)

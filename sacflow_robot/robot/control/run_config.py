@@ -29,9 +29,11 @@ class RunConfig:
     """Everything about an episode beside the robot, the policy and the seed.
 
     Attributes:
+        policy_version: Version of the policy, for the log.
         safety: Passes every command; None for :func:`default_safety`. Starting an episode enables it, unless it was held or
             stopped since.
         actions: Source of the actions; None for the policy, chunk by chunk, open loop.
+        operator: Everything through which a person controls the robot.
         recorder: Gets every step as it is taken. After an error on the way, the episode is ended there and marked
             interrupted.
         info: More to record about the episode; JSON values.
@@ -56,10 +58,13 @@ class EpisodeRun:
     """One episode and how well the loop kept time.
 
     Attributes:
+        episode: The episode, as recorded.
         overruns: Steps whose action was not ready within one control period: of its observation on a lockstep robot, of its
             deadline on any other.
+        timing: Times at which its commands were sent.
         held: Steps on which the robot was held, or stood still for want of an action.
         stopped: Why the robot was stopped; empty if it was not.
+        label: How a person judged the episode; None if nobody did.
     """
 
     episode: Episode
@@ -72,8 +77,12 @@ class EpisodeRun:
 
 class StepRecording:
     """The recording of one episode: each step in the period after it, when a robot that moves has had its next command.
-    ``recorder``: gets the steps; None records nothing; ``wait``: whether a step that cannot be kept is an error at
-    once, as on a robot that stands still meanwhile. Else a resilient recorder keeps it for later."""
+
+    Args:
+        recorder: Gets the steps; None records nothing.
+        wait: Whether a step that cannot be kept is an error at once, as on a robot that stands still meanwhile. Else a
+            resilient recorder keeps it for later.
+    """
 
     def __init__(self, recorder: Recorder | None, wait: bool) -> None:
         self._recorder = recorder
@@ -91,8 +100,11 @@ class StepRecording:
         self._step = step
 
     def flush(self) -> str:
-        """Give the step to the recorder; the reason why a resilient one could not write it, else empty. Raises
-        LogWriteError: the recorder cannot keep the step."""
+        """Give the step to the recorder; the reason why a resilient one could not write it, else empty.
+
+        Raises:
+            LogWriteError: The recorder cannot keep the step.
+        """
         step = self._step
         self._step = None
         if step is None or self._recorder is None or not self._begun:
@@ -118,10 +130,16 @@ class StepRecording:
 
 
 def default_safety(robot: Robot, profile: Profile | None = None) -> Safety:
-    """Bounds and a latch for a robot in lockstep, the safety filter for any other and with a profile that has safety
-    limits. ``robot``: the robot. One that commands its gripper in more than the action says gets the limits of it;
-    ``profile``: calibration profile whose limits hold on top of the robot's own. Raises SpecMismatchError: the profile
-    is of another robot."""
+    """Bounds and a latch for a robot in lockstep; the safety filter for any other, or with a profile of safety limits.
+
+    A `GripperLimited` robot also gets the profile's gripper limits.
+
+    Args:
+        profile: Calibration profile whose limits hold on top of the robot's own.
+
+    Raises:
+        SpecMismatchError: The profile is of another robot.
+    """
     if profile is None:
         return ActionClipper(robot.spec) if robot.lockstep else SafetyFilter(robot.spec)
     if profile.safety is None and robot.lockstep:
@@ -134,7 +152,11 @@ def default_safety(robot: Robot, profile: Profile | None = None) -> Safety:
 
 
 def check_fit(policy: Policy, robot: RobotSpec) -> None:
-    """Refuse a policy that was made for another robot. Raises SpecMismatchError: names every field that differs."""
+    """Refuse a policy that was made for another robot.
+
+    Raises:
+        SpecMismatchError: They differ; the message names every field that does.
+    """
     different = robot.differences(policy.spec.robot)
     if different:
         raise SpecMismatchError(f"the policy does not fit the robot (robot, policy): {'; '.join(different)}")

@@ -52,8 +52,11 @@ def run_episode(robot: Robot, policy: Policy, seed: int, config: RunConfig) -> E
 
 @contextmanager
 def watched(requests: OperatorRequests) -> Iterator[None]:
-    """Say that requests are looked at while this lasts; afterward end the program if that was requested. Raises
-    KeyboardInterrupt: SIGINT or SIGTERM asked for it, and the robot is at rest."""
+    """Say that requests are looked at while this lasts; afterward end the program if that was requested.
+
+    Raises:
+        KeyboardInterrupt: SIGINT or SIGTERM asked for it, and the robot is at rest.
+    """
     requests.watched = True
     try:
         yield
@@ -80,9 +83,12 @@ class Session:
         self._sleep = sleep
 
     def run(self, seed: int, policy_version: str) -> EpisodeRun:
-        """Run one episode; one that is stopped before its first command starts again once the robot is enabled. Raises
-        RobotError: nobody enabled the robot in time, or it failed; KeyboardInterrupt: a signal asked the program to
-        end; the robot is at rest."""
+        """Run one episode; one that is stopped before its first command starts again once the robot is enabled.
+
+        Raises:
+            RobotError: Nobody enabled the robot in time, or it failed.
+            KeyboardInterrupt: A signal asked the program to end; the robot is at rest.
+        """
         config = replace(self.config, policy_version=policy_version)
         while True:
             self.await_enabled()
@@ -96,7 +102,11 @@ class Session:
 
     def await_enabled(self) -> None:
         """After a hold or a stop, wait until a person enables the robot, then reach it anew. Returns at once otherwise.
-        Raises RobotError: nobody does in time; KeyboardInterrupt: a signal asked the program to end."""
+
+        Raises:
+            RobotError: Nobody does in time.
+            KeyboardInterrupt: A signal asked the program to end.
+        """
         with watched(self.operator.requests):
             try:
                 if self._is_enabled():

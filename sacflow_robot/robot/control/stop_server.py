@@ -42,9 +42,15 @@ _NO_KEY = (
 
 
 class StopServer:
-    """Receives requests in a thread of its own, and passes them on; use it as a context manager. ``address``: where to
-    listen, e.g. ``tcp://127.0.0.1:5560``; port 0 picks a free one; ``key``: shared key; needed to listen beyond this
-    machine, and to enable from anywhere. Raises UsageError: it cannot listen there, or should do so without a key."""
+    """Receives requests in a thread of its own, and passes them on; use it as a context manager.
+
+    Args:
+        address: Where to listen, e.g. ``tcp://127.0.0.1:5560``; port 0 picks a free one.
+        key: Shared key; needed to listen beyond this machine, and to enable from anywhere.
+
+    Raises:
+        UsageError: It cannot listen there, or should do so without a key.
+    """
 
     def __init__(self, address: str, requests: OperatorRequests, key: bytes = b"") -> None:
         if not key and not address.startswith(_LOOPBACK):

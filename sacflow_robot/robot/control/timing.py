@@ -21,7 +21,8 @@ class LoopTiming:
     """Times at which a loop's commands were sent.
 
     Attributes:
-        sent_ns: When they were sent (T,).
+        period_ns: Control period (ns).
+        sent_ns: When they were sent (T,), in nanoseconds.
         missed: Deadlines that passed while the loop was busy with something else.
     """
 
@@ -104,8 +105,11 @@ class Pacer:
         self.deadline_ns = now_ns
 
     def wait_for_spacing(self, earliest_ns: int) -> None:
-        """Wait until the command before has had its period, less what a clock and a scheduler are off. ``earliest_ns``:
-        when the filter lets the robot move again, after a command of the last episode, too."""
+        """Wait until the command before has had its period, less what a clock and a scheduler are off.
+
+        Args:
+            earliest_ns: When the filter lets the robot move again, after a command of the last episode, too.
+        """
         if not self._lockstep:
             self._clock.sleep_until(max(self._own_earliest_ns, earliest_ns))
 

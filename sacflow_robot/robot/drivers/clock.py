@@ -7,8 +7,11 @@ _SPIN_NS = 200_000
 
 
 class MonotonicClock:
-    """``time.monotonic_ns``; a :class:`~sacflow_robot.spec.Clock`. ``spin_ns``: the last part of every wait, spent
-    awake, because a sleeper wakes late (ns)."""
+    """``time.monotonic_ns``; a :class:`~sacflow_robot.spec.Clock`.
+
+    Args:
+        spin_ns: The last part of every wait, spent awake, because a sleeper wakes late (ns).
+    """
 
     def __init__(self, spin_ns: int = _SPIN_NS) -> None:
         self._spin_ns = spin_ns

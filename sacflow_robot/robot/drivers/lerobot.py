@@ -66,8 +66,11 @@ class LeRobotConfig:
 
 
 def load_config(path: Path | str) -> LeRobotConfig:
-    """Read a configuration, a YAML map of the attributes above. Raises DataError: it cannot be read, or has no bounds
-    that make sense."""
+    """Read a configuration, a YAML map of the attributes above.
+
+    Raises:
+        DataError: It cannot be read, or has no bounds that make sense.
+    """
     try:
         data = dict(yaml.safe_load(Path(path).read_text()))
         joints = {str(name): (float(low), float(high)) for name, (low, high) in data.pop("joints").items()}
@@ -86,8 +89,11 @@ def load_config(path: Path | str) -> LeRobotConfig:
 
 
 def find_lerobot(name: str, settings: Mapping[str, Any]) -> Any:
-    """The LeRobot robot registered under that name, not connected yet. Raises UsageError: lerobot is not installed,
-    knows no such robot, or refuses the settings."""
+    """The LeRobot robot registered under that name, not connected yet.
+
+    Raises:
+        UsageError: LeRobot is not installed, knows no such robot, or refuses the settings.
+    """
     try:
         robots = import_module("lerobot.robots")
     except ImportError as error:
@@ -119,10 +125,13 @@ class LeRobotDriver:
     name (H, W, 3) uint8. Action (N,): positions, from -1 at the lowest to 1 at the highest.
 
     LeRobot's calls wait for a bus and bear one thread, so a thread of ours makes them all: it sends what is to be sent,
-    reads, and starts again, at the control rate. To hold is to be sent the positions last read, once read, again and
-    again. A motor goes on to its last goal whatever becomes of who sent it, so when a call fails, a camera's included,
-    the thread goes on, with a hold, and the next call says what failed. Raises UsageError: its features are not joint
-    positions, or the bounds are of other joints."""
+    reads, and starts again, at the control rate. To hold, the thread keeps sending the joint positions last read. A
+    motor goes on to its last goal whatever becomes of who sent it, so when a call fails, a camera's included, the
+    thread goes on, with a hold, and the next call says what failed.
+
+    Raises:
+        UsageError: Its features are not joint positions, or the bounds are of other joints.
+    """
 
     lockstep = False
 
@@ -144,8 +153,12 @@ class LeRobotDriver:
         self._began_ns = 0
 
     def connect(self) -> None:
-        """Connect, without calibrating: that moves joints, and is for lerobot's own command. Raises RobotError: it
-        cannot be reached, or is not calibrated; StoppedError: it was stopped meanwhile."""
+        """Connect, without calibrating: that moves joints, and is for LeRobot's own command.
+
+        Raises:
+            RobotError: It cannot be reached, or is not calibrated.
+            StoppedError: It was stopped meanwhile.
+        """
         self._end_thread()
         if self._thread is not None:
             raise RobotError(f"the robot is lost: {_HANGS}")
@@ -173,7 +186,12 @@ class LeRobotDriver:
         return self.observe()
 
     def observe(self) -> StepResult:
-        """The newest observation. Raises StaleStateError: it is too old to act on; RobotError: the robot is lost."""
+        """The newest observation.
+
+        Raises:
+            StaleStateError: It is too old to act on.
+            RobotError: The robot is lost.
+        """
         self._check()
         if self._seen is None:
             raise RobotError(_UNREAD)

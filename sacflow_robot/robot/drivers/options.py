@@ -11,8 +11,11 @@ Options = Mapping[str, str]
 
 
 def split_name(name: str) -> tuple[str, str, dict[str, str]]:
-    """Driver, subject and options of a name. Raises UsageError: the options are not of the form
-    ``name=value&name=value``."""
+    """Driver, subject and options of a name.
+
+    Raises:
+        UsageError: The options are not of the form ``name=value&name=value``.
+    """
     driver, _, rest = name.partition(":")
     subject, _, query = rest.partition("?")
     try:

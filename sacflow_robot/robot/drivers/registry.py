@@ -47,8 +47,12 @@ def make_robot(name: str, engine: Engine = "compiled") -> Robot:
 
 
 def find_driver(name: str, engine: Engine = "compiled") -> Callable[[], Robot]:
-    """Find the function that makes the robot of that name. Raises UnknownNameError: no such driver; UsageError: the
-    driver cannot be loaded, or the options cannot be read."""
+    """Find the function that makes the robot of that name.
+
+    Raises:
+        UnknownNameError: There is no such driver.
+        UsageError: The driver cannot be loaded, or the options cannot be read.
+    """
     driver, subject, options = split_name(name)
     found = _known(driver)
     if found is None:
@@ -67,8 +71,11 @@ def _make(driver: Driver, subject: str, options: Options, history: int) -> Robot
 
 
 def check_is_robot(robot: object) -> None:
-    """Refuse what a driver made that is no ``Robot``, before anything moves. Raises UsageError: it lacks something of
-    the protocol; names all of it."""
+    """Refuse what a driver made if it is not a ``Robot``, before anything moves.
+
+    Raises:
+        UsageError: It lacks parts of the protocol; the message names them all.
+    """
     lacking = [name for name in _OF_A_ROBOT if not hasattr(robot, name)]
     if lacking:
         raise UsageError(

@@ -119,8 +119,13 @@ class RtsimOptions:
 
 
 def read_options(options: Options) -> tuple[Literal["real", "virtual"], Engine, RtsimOptions]:
-    """Read clock, engine and options of an ``rtsim`` name. Raises UnknownNameError: an option, clock or engine that
-    there is not; UsageError: a value out of its range; DataError: the file cannot be read."""
+    """Read clock, engine and options of an ``rtsim`` name.
+
+    Raises:
+        UnknownNameError: There is no such option, clock or engine.
+        UsageError: A value is out of its range.
+        DataError: The file cannot be read.
+    """
     made = RtsimOptions()
     if "file" in options:
         made = _with(made, _read_file(Path(options["file"])))

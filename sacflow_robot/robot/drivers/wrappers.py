@@ -66,8 +66,11 @@ def bare(robot: Robot) -> Robot:
 class OtherClockRobot(RobotWrapper):
     """Any robot whose observations are stamped by a clock of its own, with its measured offset taken off.
 
-    Commands' validity is by the loop's clock already: drivers judge it on this side. ``offset_ns``: the robot's clock
-    minus the loop's."""
+    Commands' validity is by the loop's clock already: drivers judge it on this side.
+
+    Args:
+        offset_ns: The robot's clock minus the loop's.
+    """
 
     def __init__(self, robot: Robot, offset_ns: int) -> None:
         super().__init__(robot)

@@ -43,9 +43,15 @@ LEAST_SPACING = 0.99
 
 class SafetyFilter(Latch):
     """Turns proposed actions into ones that may be sent; call :meth:`see` and :meth:`step` once in each control period.
-    ``robot``: the robot. Axes are the entries of its action whose unit is a length or an angle; its own bounds always
-    hold; ``limits``: what to enforce on top of them. Raises InvalidValueError: the limits do not fit the robot, or need
-    an observation that it does not make."""
+
+    Args:
+        robot: The robot. Axes are the entries of its action whose unit is a length or an angle; its own bounds always
+            hold.
+        limits: What to enforce on top of them.
+
+    Raises:
+        InvalidValueError: The limits do not fit the robot, or need an observation that it does not make.
+    """
 
     def __init__(self, robot: RobotSpec, limits: SafetyLimits | None = None) -> None:
         super().__init__()
@@ -61,8 +67,11 @@ class SafetyFilter(Latch):
 
     def begin(self, measured: FloatArray | None = None) -> None:
         """Forget what was seen and sent: the robot is at rest, at a place not yet seen. The state stays what it is.
-        ``measured``: where the robot stands, in action units (A,), if it tells. The gripper of a robot that is
-        commanded in positions stays there until an action comes; any other gets zeros."""
+
+        Args:
+            measured: Where the robot stands, in action units (A,), if it tells. The gripper of a robot that is
+                commanded in positions stays there until an action comes; any other gets zeros.
+        """
         n = len(self.axes.index)
         self._velocity, self._change = np.zeros(n), np.zeros(n)
         self._unshown.begin()
@@ -94,7 +103,10 @@ class SafetyFilter(Latch):
 
     def enable(self, now_ns: int) -> None:
         """Let actions through from now on: a deliberate act of a person, or of the program that a person started.
-        Raises RobotError: the robot still moves, has not been seen lately, or stands where it must not be."""
+
+        Raises:
+            RobotError: The robot still moves, has not been seen lately, or stands where it must not be.
+        """
         super().enable(now_ns)
         if self.axes.absolute:
             self._target = self._joints_now()  # it may have been moved by hand

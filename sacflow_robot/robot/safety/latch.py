@@ -61,6 +61,7 @@ class Verdict:
 
     Attributes:
         action: The action (A,), float32; None: send nothing; if the state is stopped, stop the robot.
+        state: State of the filter after this period.
         changed: Whether it differs from what was proposed, or nothing was.
         held: Whether it is a stop, or standing still, for want of an action that may be followed.
         reason: Why the filter holds, stops or has stopped; empty while it is running.
@@ -107,7 +108,10 @@ class Latch:
 
     def enable(self, now_ns: int) -> None:
         """Let actions through from now on: a person's explicit act, or that of the program that a person started.
-        Raises RobotError: a stop is under way, or the robot still moves."""
+
+        Raises:
+            RobotError: A stop is under way, or the robot still moves.
+        """
         self._check_enabling(now_ns)
         self.allow()
 
@@ -170,8 +174,11 @@ class ActionClipper(Latch):
             raise InvalidValueError(f"action limits have shapes {shapes}, expected ({robot.action_dim},)")
 
     def __call__(self, proposed: npt.ArrayLike) -> FloatArray:
-        """The action (A,) to send, float32. Raises InvalidValueError: the action has the wrong shape or holds NaN or
-        infinity; nothing may be sent."""
+        """The action (A,) to send, float32.
+
+        Raises:
+            InvalidValueError: The action has the wrong shape or holds NaN or infinity; nothing may be sent.
+        """
         allowed = self._robot.check_action(proposed)
         if self._bounds is None:
             return allowed

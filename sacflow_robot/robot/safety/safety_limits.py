@@ -24,6 +24,7 @@ class Box:
     Attributes:
         low: Lowest corner x, y, z (m).
         high: Highest corner (m).
+        name: What messages call it; empty for none.
     """
 
     low: tuple[float, float, float]
@@ -153,8 +154,12 @@ def action_axes(robot: RobotSpec, limits: SafetyLimits) -> Axes:
 
     An action is a motion for one period (delta) unless the robot's controller is named a position controller (``"joint
     position"``). A position's unit may be a range, e.g. ``"-90 to 90 deg"``: what the lowest and the highest action
-    stand for. Raises InvalidValueError: the limits do not have the robot's number of axes, or a position has no unit of
-    length or angle."""
+    stand for.
+
+    Raises:
+        InvalidValueError: The limits do not have the robot's number of axes, or a position has no unit of length or
+            angle.
+    """
     absolute = _is_absolute(robot)
     grip = [i for i, name in enumerate(robot.action_names) if "gripper" in name.lower()]
     units = {i: m for i in range(robot.action_dim) if i not in grip and (m := _meaning(robot, i, absolute)) is not None}

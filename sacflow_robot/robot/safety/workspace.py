@@ -23,7 +23,12 @@ _BLIND_RAD = 0.1
 
 
 class Pose(NamedTuple):
-    """Position (3,) in meters and unit quaternion x y z w, of the end effector, in the frame of its observation."""
+    """Pose of the end effector, in the frame of its observation.
+
+    Attributes:
+        position: Position (3,), in meters.
+        quat: Unit quaternion (4,), x y z w.
+    """
 
     position: Array
     quat: Array
@@ -172,8 +177,15 @@ class Places:
 
     def path_clear(self, low: Array, high: Array, path: Array, pending: Sequence[Array], maybe_shown: int) -> bool:
         """Check that the displacements (P, N), from any of the places between low and high, keep out of boxes and in
-        the cone. ``path``: displacements (P, N), one a period; ``maybe_shown``: how many of those, from the first on,
-        it may show."""
+        the cone.
+
+        Args:
+            low: Least place (N,) of the axes when the next command is acted on.
+            high: Greatest place (N,).
+            path: Displacements (P, N), one a period.
+            pending: Commanded motions that the last observation may not show yet, oldest first.
+            maybe_shown: How many of the first `pending` motions that observation may already show.
+        """
         if len(self._out_low) and self.translation is not None:
             ends = np.cumsum(path[:, self.translation], axis=0)
             ends = np.concatenate([np.zeros((1, 3)), ends])
@@ -215,10 +227,13 @@ def _find_joints(robot: RobotSpec, least: int) -> tuple[str, float] | None:
 
 
 def hull(motions: Array, reflected: int) -> tuple[Array, Array]:
-    """Least and greatest displacement (N,) since an observation, by commands of which it may or may not show the
-    effect. ``motions``: displacements commanded (M, N), oldest first; ``reflected``: how many of the first of them the
-    observation may show already, or not, or in part; it does not show the others. Those may have been acted on already,
-    or not."""
+    """Smallest and largest displacement (N,) since an observation.
+
+    Args:
+        motions: Commanded displacements (M, N), oldest first. Each may have been acted on already, or not yet.
+        reflected: How many of the first `motions` the observation may already show, fully or in part; it shows none of
+            the others.
+    """
     after = np.concatenate([np.zeros((1, motions.shape[1])), np.cumsum(motions, axis=0)])
     shown, done = after[: reflected + 1], after[reflected:]
     return done.min(0) - shown.max(0), done.max(0) - shown.min(0)
@@ -278,7 +293,11 @@ class UnshownMotion:
 
     def see(self, same: npt.NDArray[np.bool_], captured_ns: int) -> None:
         """Drop the motions that an observation has to show by now, and add up those of axes that read as they did
-        before. ``same``: which axes (N,) read bit for bit what they did in the observation before."""
+        before.
+
+        Args:
+            same: Which axes (N,) read bit for bit what they did in the observation before.
+        """
         self._changed_ns = np.where(same, self._changed_ns, captured_ns)
         self._overdue = np.where(same, self._overdue, 0.0)
         while self._sent and self._sent[0][0] + self._span_ns <= captured_ns:

@@ -38,7 +38,10 @@ _SPACEMOUSES = ("0000256F:", "0000046D:0000C6")  # vendor, and vendor with the p
 
 class HandheldDevice(TeleopDevice):
     """A ``Teleoperator`` read from a device file without waiting; it commands at most half of the action's range.
-    Raises UsageError: the device cannot be opened."""
+
+    Raises:
+        UsageError: The device cannot be opened.
+    """
 
     report_bytes: int
     """Most bytes of one report."""
@@ -172,8 +175,12 @@ class Both:
 
 
 def open_handheld(name: str, robot: RobotSpec, say: Callable[[str], None]) -> HandheldDevice:
-    """The device called ``gamepad``, ``spacemouse``, or either with ``:`` and its device file. Raises UnknownNameError:
-    it is called something else; UsageError: there is none, or it cannot be read."""
+    """The device called ``gamepad``, ``spacemouse``, or either with ``:`` and its device file.
+
+    Raises:
+        UnknownNameError: The name is neither of these.
+        UsageError: There is no such device, or it cannot be read.
+    """
     kind, _, path = name.partition(":")
     if kind == "gamepad":
         return Gamepad(robot, Path(path or "/dev/input/js0"), say)

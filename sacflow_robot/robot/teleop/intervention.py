@@ -32,6 +32,7 @@ class TeleopSignal:
         action: What the person commands (A,), float32, in the robot's action units. None: hands off, the policy has the robot.
             No motion (zeros but for the gripper): the person has it, and lets it stand still.
         label: The person's word on the episode, once, in the period in which it was given.
+        stop: The person wants the robot stopped.
         enable: The person wants the robot enabled again after a hold or a stop: the deliberate act without which nothing moves.
         hold: Hold until enabled: a device is gone through which a person could have stopped the robot. A device that is gone
             while its person has the robot says ``stop`` instead. Said once.
@@ -53,8 +54,11 @@ class Teleoperator(Protocol):
 
     def poll(self, commanded: FloatArray) -> TeleopSignal:
         """The person's wishes now; called once each control period, must not wait (well under a millisecond).
-        ``commanded``: what the robot was last commanded (A,), whoever chose it. A device that takes over goes on with
-        its gripper entry until the person says otherwise, so that taking over drops nothing."""
+
+        Args:
+            commanded: What the robot was last commanded (A,), whoever chose it. A device that takes over goes on with
+                its gripper entry until the person says otherwise, so that taking over drops nothing.
+        """
         ...
 
     def close(self) -> None:
@@ -67,8 +71,12 @@ class TeleopDevice(ABC):
 
     Actions are translations and a rotation vector in the frame of the robot's base, and the gripper. The safety filter
     stands behind them as behind a policy. If the device goes away, that is an emergency stop while the person has the
-    robot, and else a hold. ``robot``: the robot. One whose action is not a motion (7,) of the tool is stopped, enabled
-    and labeled, and not taken over."""
+    robot, and else a hold.
+
+    Args:
+        robot: The robot. One whose action is not a motion (7,) of the tool is stopped, enabled and labeled, and not
+            taken over.
+    """
 
     help: str
     """Keys or buttons, as lines of text."""

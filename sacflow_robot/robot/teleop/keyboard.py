@@ -114,9 +114,17 @@ class Terminal:
 
 
 class Keyboard(TeleopDevice):
-    """A ``Teleoperator``: the keys of a terminal, see ``help``. A key commands a share of the action's range, 0.2 at
-    first. ``file``: file descriptor of the terminal; standard input if None; ``clock_s``: clock of held keys (s).
-    Raises UsageError: there is no terminal."""
+    """A ``Teleoperator``: the keys of a terminal, see ``help``.
+
+    A key commands a share of the action's range, 0.2 at first.
+
+    Args:
+        file: File descriptor of the terminal; standard input if None.
+        clock_s: Clock of held keys (s).
+
+    Raises:
+        UsageError: There is no terminal.
+    """
 
     help = HELP
 

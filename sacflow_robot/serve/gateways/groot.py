@@ -119,7 +119,10 @@ class GrootGateway:
 
 def last_steps(observation: Mapping[str, Any], policy: OnnxPolicy) -> dict[str, FloatArray]:
     """The policy's observation arrays (B, *shape), each from ``state`` or ``video``, at the last time step given.
-    Raises WireError: one is no array (B, T, ...)."""
+
+    Raises:
+        WireError: One is not an array (B, T, ...).
+    """
     arrays = {}
     groups = [group for group in (observation.get("state"), observation.get("video")) if isinstance(group, dict)]
     for spec in policy.spec.robot.observations:

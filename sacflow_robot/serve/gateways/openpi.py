@@ -39,8 +39,16 @@ _LOG = logging.getLogger(__name__)
 
 
 class OpenpiGateway:
-    """A WebSocket server on a thread of its own. ``policy``: gives the policy to ask, anew for every request; ``port``:
-    port; 0 takes a free one, see ``port``. Raises UsageError: the address cannot be had."""
+    """A WebSocket server on a thread of its own.
+
+    Args:
+        policy: Returns the policy to evaluate; called for every request.
+        host: Address to listen at.
+        port: Port to listen at; 0 picks a free one, see ``port``.
+
+    Raises:
+        UsageError: The address cannot be bound.
+    """
 
     def __init__(self, policy: Callable[[], OnnxPolicy], host: str, port: int) -> None:
         self._policy = policy
@@ -137,8 +145,11 @@ class OpenpiGateway:
 
 
 def unpack(message: str | bytes) -> Any:
-    """Unpack a binary frame, arrays as NumPy arrays. Raises WireError: it is no msgpack of plain values and numeric
-    arrays."""
+    """Unpack a binary frame, arrays as NumPy arrays.
+
+    Raises:
+        WireError: It is not msgpack of plain values and numeric arrays.
+    """
     if isinstance(message, str):
         raise WireError("messages are binary msgpack, not text")
     return wire.unpack_bounded(message, _unpack_array, "numeric")

@@ -123,7 +123,11 @@ class DeoxysConfig:
 
 def split_part(part: str) -> tuple[bool, str, str]:
     """A part of the observation ``object``: whether it is relative to the gripper, of which object, ``pos`` or
-    ``quat``. Raises ValueError: it is of no known form."""
+    ``quat``.
+
+    Raises:
+        ValueError: It has no known form.
+    """
     found = _PART.fullmatch(part)
     if found is None or (found["between"] and found["what"] == "quat"):
         raise ValueError(f"{part!r} is no part of 'object'; expected NAME_pos, NAME_quat or gripper_to_NAME_pos")
@@ -131,8 +135,11 @@ def split_part(part: str) -> tuple[bool, str, str]:
 
 
 def load_config(path: Path | str) -> DeoxysConfig:
-    """Read a deoxys YAML file. Raises DataError: it cannot be read, lacks what deoxys itself needs, or has a value that
-    makes no sense."""
+    """Read a deoxys YAML file.
+
+    Raises:
+        DataError: It cannot be read, lacks what deoxys itself needs, or has a value that makes no sense.
+    """
     try:
         data = yaml.safe_load(Path(path).read_text())
         pc, nuc = data["PC"], data["NUC"]
@@ -174,7 +181,7 @@ def with_options(config: DeoxysConfig, options: Options) -> DeoxysConfig:
 
 
 def _checked(values: Mapping[str, Any]) -> DeoxysConfig:
-    """Raises TypeError or ValueError."""
+    """Convert and check the values; raises TypeError or ValueError."""
     lengths = {"base_pos_in_world": 3, "eef_pos_in_ee": 3, "residual_mass_vec": 7}
     made: dict[str, Any] = {}
     for field in fields(DeoxysConfig):

@@ -50,8 +50,11 @@ class DeoxysRobot:
     once a period, without which the arm's side would give up after a second. It runs no code but this package's: a source of
     object poses is called on another thread, and what goes wrong on either is raised by the next :meth:`observe`.
 
-    A gripper finishes by itself what it was told; only :meth:`stop` ends it. ``source``: where object poses come from,
-    if not from what the configuration names."""
+    A gripper finishes by itself what it was told; only :meth:`stop` ends it.
+
+    Args:
+        source: Where object poses come from, if not from what the configuration names.
+    """
 
     lockstep = False
 
@@ -87,9 +90,12 @@ class DeoxysRobot:
         self._gripper.width_m = width_m
 
     def connect(self) -> None:
-        """Reach the real-time computer, and have it ready for OSC_POSE; nothing moves, the gripper included. Raises
-        RobotError: something is not heard, the arm is not ready, or it was stopped meanwhile; UsageError: the sockets
-        cannot be opened."""
+        """Reach the real-time computer, and have it ready for OSC_POSE; nothing moves, the gripper included.
+
+        Raises:
+            RobotError: Something is not heard, the arm is not ready, or it was stopped meanwhile.
+            UsageError: The sockets cannot be opened.
+        """
         if self._ended():
             self._let_go()
         self._connected = False
@@ -136,8 +142,13 @@ class DeoxysRobot:
         return self.observe()
 
     def observe(self) -> StepResult:
-        """The newest observation. Raises StaleStateError: it is too old to act on; RobotFaultError: the arm has stopped
-        by itself; RobotError: something failed since the last call, such as the object source; told once."""
+        """The newest observation.
+
+        Raises:
+            StaleStateError: It is too old to act on.
+            RobotFaultError: The arm has stopped by itself.
+            RobotError: Something failed since the last call, such as the object source; told once.
+        """
         self._check()
         trouble, self._trouble = self._trouble, ""
         if trouble:

@@ -19,6 +19,8 @@ class News:
     """The newest of everything.
 
     Attributes:
+        arm: The newest arm state.
+        gripper: The newest gripper state.
         sighting: The objects; None where none are observed.
         captured_ns: When ``arm state`` and ``object pose``, which an observation is as old as, were captured (monotonic ns).
     """
@@ -49,8 +51,14 @@ class Listener(DeoxysWire):
         super().close()
 
     def news(self, engaged_ns: int | None) -> News:
-        """The newest of everything, whatever its age. ``engaged_ns``: since when a controller runs on our behalf
-        (monotonic ns); None if none does. Raises StaleStateError: something has never been heard."""
+        """The newest of everything, whatever its age.
+
+        Args:
+            engaged_ns: Since when a controller runs on our behalf (monotonic ns); None if none does.
+
+        Raises:
+            StaleStateError: Something has never been heard.
+        """
         arm, gripper, sighting = self.arm, self.gripper, self.sighting
         if arm is None or gripper is None or (sighting is None and self._config.object):
             raise StaleStateError("the arm has not been heard; connect it first")
@@ -64,8 +72,11 @@ class Listener(DeoxysWire):
         return None if old else self.arm
 
     def check_ages(self, news: News, now_ns: int) -> str:
-        """The reason why parts of an observation are old, yet not too old; empty if none is. Raises StaleStateError:
-        one is too old to act on."""
+        """The reason why parts of an observation are old, yet not too old; empty if none is.
+
+        Raises:
+            StaleStateError: One is too old to act on.
+        """
         for what, at in {**news.captured_ns, "gripper state": news.gripper.received_ns}.items():
             if now_ns - at > self._config.stale_s * 1e9:
                 raise StaleStateError(
@@ -76,8 +87,14 @@ class Listener(DeoxysWire):
 
     def wait(self, within_s: float, engaged_ns: int | None, frame: int = -1, trouble: Callable[[], str] = str) -> News:
         """Wait until everything has been heard that was captured after this call, and of no earlier frame.
-        ``engaged_ns``: as in :meth:`news`; ``frame``: the first frame that counts. Raises StaleStateError: something is
-        not heard; says what, and why where that is known."""
+
+        Args:
+            engaged_ns: As in :meth:`news`.
+            frame: The first frame that counts.
+
+        Raises:
+            StaleStateError: Something is not heard; says what, and why where that is known.
+        """
         since_ns = time.monotonic_ns()
         seen_frame = frame if self._reader is None else -1  # a source that is called counts frames of its own, if any
 

@@ -158,8 +158,11 @@ def parse(name: str, data: bytes) -> Any:
 
 
 def packed(message: Any, field: str = "control_msg") -> Any:
-    """The message inside a message's ``Any`` field, decoded; None if it is empty. Raises WireError: it is of no known
-    type, or damaged."""
+    """The message inside a message's ``Any`` field, decoded; None if it is empty.
+
+    Raises:
+        WireError: Its type is unknown, or it is damaged.
+    """
     inner = getattr(message, field)
     if not inner.type_url:
         return None

@@ -58,8 +58,12 @@ _PAUSE_S = 0.005
 
 
 def checked(sighting: Sighting, now_ns: int) -> Sighting:
-    """A copy of a sighting that is one. Raises ValueError: it holds NaN, infinity, or a quaternion that is none, or is
-    from the future; TypeError: it is no sighting."""
+    """Validate a sighting and return a copy.
+
+    Raises:
+        ValueError: It contains NaN, infinity or an invalid quaternion, or its time lies in the future.
+        TypeError: It is not a :class:`Sighting`.
+    """
     if not isinstance(sighting, Sighting):
         raise TypeError(f"a {type(sighting).__name__} where a Sighting is expected")
     poses = {str(name): np.array(pose, np.float64) for name, pose in sighting.poses.items()}
@@ -77,8 +81,11 @@ def checked(sighting: Sighting, now_ns: int) -> Sighting:
 
 
 def parse_sighting(data: bytes, received_ns: int) -> Sighting:
-    """Decode a published sighting. Raises WireError: it is not of the form above, or holds NaN, infinity, or a
-    quaternion that is none."""
+    """Decode a published sighting.
+
+    Raises:
+        WireError: It does not have the form above, or contains NaN, infinity or an invalid quaternion.
+    """
     try:
         message: dict[str, Any] = json.loads(data)
         age_s = float(message.get("age_s", 0.0))
@@ -92,7 +99,10 @@ def parse_sighting(data: bytes, received_ns: int) -> Sighting:
 
 class SourceReader:
     """Calls an object source on a thread of its own, so that one that raises, hangs or exits holds nothing else up.
-    ``take``: gets each sighting; may raise what is wrong with it."""
+
+    Args:
+        take: Gets each sighting; may raise what is wrong with it.
+    """
 
     def __init__(self, source: ObjectSource, take: Callable[[Sighting], None], complain: Callable[[str], None]) -> None:
         self._source, self._take, self._complain = source, take, complain
@@ -126,7 +136,11 @@ class SourceReader:
 
 
 def load_source(name: str) -> ObjectSource:
-    """The function that ``module:function`` names. Raises UsageError: there is none."""
+    """The function that ``module:function`` names.
+
+    Raises:
+        UsageError: It cannot be imported.
+    """
     module, _, function = name.partition(":")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # last, so that it hides nothing that is installed

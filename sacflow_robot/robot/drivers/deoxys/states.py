@@ -31,6 +31,7 @@ class ArmState:
     Attributes:
         position: Of libfranka's end effector in base (3,), m.
         rotation: Likewise (3, 3).
+        mode: libfranka's robot mode, a :class:`RobotMode` where it is known.
         errors: Names of libfranka's errors that are set.
         frame: Counter of the real-time computer.
         joints: Joint positions (7,), rad; None if the message has none.
@@ -71,7 +72,11 @@ class GripperState:
 
 
 def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
-    """Decode an arm state. Raises WireError: it is none, or its pose is none."""
+    """Decode an arm state.
+
+    Raises:
+        WireError: The message is not an arm state, or its pose is invalid.
+    """
     state = messages.parse("FrankaRobotStateMessage", data)
     pose = np.array(state.O_T_EE, np.float64)
     if pose.shape != (16,) or not np.isfinite(pose).all():
@@ -91,7 +96,11 @@ def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
 
 
 def parse_gripper_state(data: bytes, received_ns: int) -> GripperState:
-    """Decode a gripper state. Raises WireError: it is none, or its width is no number."""
+    """Decode a gripper state.
+
+    Raises:
+        WireError: The message is not a gripper state, or its width is not finite.
+    """
     state = messages.parse("FrankaGripperStateMessage", data)
     if not np.isfinite(state.width):
         raise WireError("a gripper state whose width is no number")
@@ -194,7 +203,11 @@ class ObservationBuilder:
         return np.append(moved, closing).astype(np.float32)
 
     def __call__(self, arm: ArmState, gripper: GripperState, sighting: Sighting | None) -> dict[str, FloatArray]:
-        """The observation by its keys, float32. Raises RobotError: a part of it is not to be had."""
+        """The observation by its keys, float32.
+
+        Raises:
+            RobotError: A part of it is not available.
+        """
         world = np.array(self.config.base_pos_in_world)
         eef = arm.position + arm.rotation @ np.array(self.config.eef_pos_in_ee) + world
         quaternion = from_matrix(arm.rotation)

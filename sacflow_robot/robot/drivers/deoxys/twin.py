@@ -201,7 +201,7 @@ class FrankaTwin:
             print(f"arm command refused: {one_line(error)}", flush=True)
 
     def _act(self, command: Any) -> None:
-        """Raises WireError or ValueError."""
+        """Act on a command; raises WireError or ValueError."""
         self._empty = 0
         self.commands += 1
         if command.termination:
@@ -285,8 +285,11 @@ def _column_major(position: Array, rotation: Array) -> list[float]:
 
 
 class GoalPath:
-    """The way to a goal, as deoxys interpolates it. ``goal``: position (3,) and rotation (3, 3) of the end effector in
-    base."""
+    """The way to a goal, as deoxys interpolates it.
+
+    Attributes:
+        goal: Position (3,) and rotation (3, 3) of the end effector in base.
+    """
 
     def __init__(self, plant: PandaPlant, config: DeoxysConfig) -> None:
         self._plant = plant

@@ -39,9 +39,12 @@ _ESTIMATOR = {"alpha_q": 0.9, "alpha_dq": 0.9, "alpha_eef": 1.0}
 
 
 def pose_command(config: DeoxysConfig, pose: Array, *, is_delta: bool = True) -> bytes:
-    """An OSC_POSE command. ``pose``: (6,), m and rad (rotation vector), base axes: how far to go from where the arm is,
-    or where to; ``is_delta``: which of the two. Where to, as a pose of the end effector in base, only deoxys from
-    August 2023 on takes."""
+    """An OSC_POSE command.
+
+    Args:
+        pose: Target (6,): position (m), rotation vector (rad), base axes.
+        is_delta: Relative to the current pose; else absolute, which needs deoxys from August 2023 on.
+    """
     goal = dict(zip(("x", "y", "z", "ax", "ay", "az"), map(float, pose), strict=True))
     inner = messages.make(
         "FrankaOSCPoseControllerMessage",
@@ -74,8 +77,11 @@ def gripper_command(closing: float, force_n: float | None = None, width_m: tuple
     """A gripper command: grasp if ``closing`` is above 0, else open.
 
     deoxys's own client opens by as much as the action is negative; here its sign alone counts, as in robosuite.
-    ``force_n``: largest force to grasp with (N); None for no limit but deoxys's own choice; ``width_m``: least and
-    greatest width to go to (m), likewise."""
+
+    Args:
+        force_n: Largest force to grasp with (N); None for no limit but deoxys's own choice.
+        width_m: Least and greatest width to go to (m), likewise.
+    """
     grasp, width = dict(GRASP), dict(OPEN)
     if force_n is not None:
         grasp["force"] = min(grasp["force"], force_n)
@@ -167,7 +173,11 @@ class Standstill:
         self._paused = paused
 
     def command(self, arm: ArmState | None, now_ns: int) -> bytes:
-        """The command to send now. ``arm``: the arm's state; None if there is none that is new enough to be held at."""
+        """The command to send now.
+
+        Args:
+            arm: The arm's state; None if none is recent enough to hold at.
+        """
         self._since_ns = now_ns if self._since_ns is None else self._since_ns
         may_latch = self._may_latch and not self._paused and now_ns - self._since_ns >= _BRAKE_NS
         if self._pose is None and arm is not None and may_latch:
@@ -195,8 +205,11 @@ class Standstill:
 
 
 def reset_twin(address: str, seed: int, within_s: float) -> int:
-    """Have a twin start an episode; the number of the first frame that belongs to it. Raises RobotError: it does not
-    answer within that time (s), or refuses."""
+    """Have a twin start an episode; the number of the first frame that belongs to it.
+
+    Raises:
+        RobotError: It does not answer within that time (s), or refuses.
+    """
     try:
         with zmq.Context() as context, context.socket(zmq.REQ) as socket:
             socket.setsockopt(zmq.LINGER, 0)

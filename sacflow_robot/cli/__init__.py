@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from sacflow_robot import __version__
+from sacflow_robot.cli.renamed import with_new_names
 from sacflow_robot.errors import SacflowError, UnknownNameError, UsageError, one_line
 from sacflow_robot.utils import caches
 
@@ -80,21 +81,6 @@ GROUPS = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS if " " 
 """First words of the commands of two words."""
 
 
-# Names of version 0.1, still taken, each with one line that says the new name.
-_RENAMED_COMMANDS = {"study regularisation": "study regularization"}
-
-_RENAMED_OPTIONS = {
-    "arm": "enable",
-    "arm-wait": "enable-wait",
-    "handheld": "teleop",
-    "perturb": "robustness",
-    "randomise": "randomize",
-    "reload-limit": "max-action-change",
-    "spoil": "inject-bad-candidate",
-    "updates-per-step": "utd-ratio",
-}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 1 failed, 2 called wrongly, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -124,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Run one command and say what went wrong; returns the exit status."""
     try:
-        name, rest = _split(_with_new_names(arguments))
+        name, rest = _split(with_new_names(arguments))
         caches.lend_folders()
         return _parse(name, rest).run() or 0  # type: ignore[attr-defined]
     except BrokenPipeError:
@@ -145,36 +131,6 @@ def _run(arguments: list[str]) -> int:
         status, said = 130, "interrupted"
     print(f"{PROGRAM}: {said}", file=sys.stderr)
     return status
-
-
-def _with_new_names(arguments: Sequence[str]) -> list[str]:
-    """Replace old names of commands and options, with a line on stderr for each."""
-    command = " ".join(arguments[:2])
-    if command in _RENAMED_COMMANDS:
-        _say(command, _RENAMED_COMMANDS[command])
-        arguments = [*_RENAMED_COMMANDS[command].split(), *arguments[2:]]
-    options = _RENAMED_OPTIONS
-    if arguments[0] in ("train", "study"):
-        from sacflow_robot.learn.config_file import RENAMED
-
-        options = {**_RENAMED_OPTIONS, **{old.replace("_", "-"): new.replace("_", "-") for old, new in RENAMED.items()}}
-    renamed = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        words = option.removeprefix("--").replace("_", "-")
-        no = next((part for part in ("learner.no-", "no-") if words.startswith(part)), "")
-        plain = words.replace("no-", "", 1) if no else words
-        if option.startswith("--") and plain in options:
-            new = options[plain]
-            new = f"--{no}{new.removeprefix(no.removesuffix('no-'))}"
-            _say(option, new)
-            argument = f"{new}{equals}{value}"
-        renamed.append(argument)
-    return renamed
-
-
-def _say(old: str, new: str) -> None:
-    print(f"sacflow-robot: {old} is now {new}; the old name still works in this release", file=sys.stderr)
 
 
 def _split(arguments: list[str]) -> tuple[str, list[str]]:

@@ -44,7 +44,7 @@ class Session:
         step: Step of the noise stream that its next request draws from.
         last_id: Highest request id so far; what comes with that or a lower one is a repetition.
         last_ns: When it was last heard from (server's clock, ns).
-        requests: Requests answered or refused so far.
+        requests: Requests answered with actions so far.
         late: Requests refused because the answer would have come too late.
         refused: Requests refused for other reasons.
     """

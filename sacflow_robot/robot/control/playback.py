@@ -16,7 +16,8 @@ from sacflow_robot.robot.control.operator import StopOnlyOperator
 from sacflow_robot.robot.control.run_config import RunConfig, Safety, default_safety
 from sacflow_robot.robot.control.timing import Pacer
 from sacflow_robot.robot.drivers.wrappers import bare
-from sacflow_robot.robot.safety.latch import ActionClipper, State
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
+from sacflow_robot.robot.safety.latch import State
 from sacflow_robot.spec import ArraySpec, FloatArray, Observation, RobotSpec
 from sacflow_robot.utils.action_history import without_history
 

@@ -13,8 +13,8 @@ from sacflow_robot.robot.control.action_queue import ActionSource
 from sacflow_robot.robot.control.operator import Operator
 from sacflow_robot.robot.control.timing import LoopTiming
 from sacflow_robot.robot.drivers.wrappers import unwrapped
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.robot.safety.filter import SafetyFilter
-from sacflow_robot.robot.safety.latch import ActionClipper
 from sacflow_robot.robot.teleop.intervention import Label
 from sacflow_robot.spec import RobotSpec
 

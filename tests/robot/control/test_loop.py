@@ -16,7 +16,7 @@ from sacflow_robot.robot.control.run_config import RunConfig, check_fit
 from sacflow_robot.robot.control.session import run_episode
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.drivers.sim import SimRobot
-from sacflow_robot.robot.safety.latch import ActionClipper
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.spec import FloatArray, Observation, PolicySpec
 from sacflow_robot.utils.seeding import chunk_noise
 

@@ -11,7 +11,7 @@ from sacflow_robot.robot.conformance import FakeRobot
 from sacflow_robot.robot.control.playback import check_replayable, replay_episode, sending_offsets
 from sacflow_robot.robot.drivers.registry import make_robot
 from sacflow_robot.robot.drivers.sim import SimRobot
-from sacflow_robot.robot.safety.latch import ActionClipper
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.spec import FloatArray, RobotSpec
 from sacflow_robot.utils.action_history import with_action_history
 

@@ -6,7 +6,7 @@ from hypothesis.extra import numpy as arrays
 
 from sacflow_robot.envs.tasks import get_task
 from sacflow_robot.errors import InvalidValueError
-from sacflow_robot.robot.safety.latch import ActionClipper
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 
 ROBOT = get_task("lift").robot
 ACTIONS = arrays.arrays(np.float32, 7, elements=st.floats(-5, 5, width=32))

@@ -27,8 +27,9 @@ from sacflow_robot.robot.control.loop import EpisodeLoop
 from sacflow_robot.robot.control.operator import Operator, OperatorRequests
 from sacflow_robot.robot.control.run_config import RunConfig
 from sacflow_robot.robot.control.session import Session
+from sacflow_robot.robot.safety.action_clipper import ActionClipper
 from sacflow_robot.robot.safety.filter import LEAST_SPACING, SafetyFilter
-from sacflow_robot.robot.safety.latch import ActionClipper, State
+from sacflow_robot.robot.safety.latch import State
 from sacflow_robot.robot.teleop.intervention import Label
 from sacflow_robot.spec import FloatArray
 from tests.robot.safety.following_robot import (

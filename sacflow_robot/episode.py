@@ -34,7 +34,7 @@ class StepFlag(IntFlag):
     HELD = 4  # no fresh action was there; the last one, or a standstill, was commanded
     CHUNK_START = 8  # first action of a newly inferred chunk
     OBS_INVALID = 16  # the observation that the step led to held NaN or infinity; the one before stands in its place
-    UNKNOWN = 128  # whoever recorded the step kept no flags
+    UNKNOWN = 128  # the recorder kept no flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Episode:
         source: Who chose each action (T,), uint8 values of :class:`Source`.
         rewards: (T,), float32.
         terminated: (T,), bool; the task itself ended at this step.
-        truncated: (T,), bool; the horizon, or whoever stopped the recording, cut the episode at this step.
+        truncated: (T,), bool; the horizon, or the end of the recording, cut the episode at this step.
         time_ns: Capture time of each observation (T + 1,), int64 nanoseconds of the clock that ``info`` names.
         states: Full simulator states (T + 1, S), float64, or None.
         received_ns: When the observation before each action reached the control loop (T,), int64 nanoseconds of the same
@@ -144,9 +144,9 @@ class Episode:
             if len(array) != steps + 1:
                 raise DataError(f"episode column {name!r} has {len(array)} rows, expected {steps + 1}")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise DataError(f"episode column {name!r} holds NaN or infinity")
+                raise DataError(f"episode column {name!r} contains NaN or infinity")
         if not (np.isfinite(self.action).all() and np.isfinite(self.rewards).all()):
-            raise DataError("episode actions or rewards hold NaN or infinity")
+            raise DataError("episode actions or rewards contain NaN or infinity")
         if self.terminated[:-1].any() or self.truncated[:-1].any():
             raise DataError("an episode may end only at its last step")
 

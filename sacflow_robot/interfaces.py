@@ -79,8 +79,8 @@ class Robot(Protocol):
         ...
 
     def observe(self) -> StepResult:
-        """The newest observation, without waiting for another. A robot that is not lockstep says when it was captured; one
-        that comes again, by the source's own counter, was captured when it came first.
+        """The newest observation, without waiting for another. A robot that is not lockstep says when it was captured;
+        a repeated one (same source counter) keeps its first capture time.
 
         Raises:
             RobotError: The robot is lost, or something that its observations need has failed.

@@ -34,7 +34,8 @@ NO_ENVIRONMENT = "none"
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One observation array, without batch or time axis."""
+    """One observation array, without batch or time axis. An image enters the system as such an array: uint8
+    (H, W, 3), RGB."""
 
     key: str  # name, robomimic's where robomimic has one
     shape: tuple[int, ...]  # shape of one sample
@@ -159,7 +160,7 @@ class RobotSpec:
                 raise ValueError(f"control_rate_hz {spec.control_rate_hz}")
             return spec
         except _UNREADABLE as error:
-            reason = f"arm specification cannot be read ({error!r}); was it written by another version?"
+            reason = f"robot specification cannot be read ({error!r}); was it written by another version?"
             raise DataError(reason) from None
 
     def differences(self, other: "RobotSpec") -> list[str]:
@@ -198,7 +199,9 @@ class RobotSpec:
                     f"observation {spec.key!r} has shape {array.shape}, expected {batch_shape + spec.shape}"
                 )
             if array.dtype.kind == "f" and not all_finite(array):
-                raise InvalidValueError(f"observation {spec.key!r} holds NaN or infinity; check the sensor behind it")
+                raise InvalidValueError(
+                    f"observation {spec.key!r} contains NaN or infinity; check the sensor behind it"
+                )
             checked[spec.key] = array
         return checked
 
@@ -212,7 +215,7 @@ class RobotSpec:
         if array.shape != (self.action_dim,):
             raise InvalidValueError(f"action has shape {array.shape}, expected ({self.action_dim},)")
         if not all_finite(array):
-            raise InvalidValueError("action holds NaN or infinity; it was not sent to the robot")
+            raise InvalidValueError("action contains NaN or infinity; it was not sent to the robot")
         low, high = self.action_bounds
         return np.clip(array, low, high)
 

@@ -56,7 +56,7 @@ def test_observation_is_checked(robot: RobotSpec) -> None:
         robot.check_observation({k: v for k, v in good.items() if k != "object"}, (2,))
     with pytest.raises(InvalidValueError, match=r"'object' has shape \(2, 3\), expected \(2, 10\)"):
         robot.check_observation({**good, "object": np.zeros((2, 3))}, (2,))
-    with pytest.raises(InvalidValueError, match="'object' holds NaN"):
+    with pytest.raises(InvalidValueError, match="'object' contains NaN"):
         robot.check_observation({**good, "object": np.full((2, 10), np.nan)}, (2,))
 
 

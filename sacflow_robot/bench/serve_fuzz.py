@@ -104,7 +104,7 @@ def spoil(whole: list[bytes], rng: random.Random) -> list[bytes]:
         fields = ["op", "id", "session", "arrays", "seed", "deadline_ns", "v", "expect", "endpoint", "data", "object"]
         head = msgpack.unpackb(frames[0], strict_map_key=False)
         frames[0] = msgpack.packb({**head, rng.choice(fields): rng.choice(values)})
-    elif kind == 7:  # values that are no numbers
+    elif kind == 7:  # values that are not numbers
         frames[-1] = frames[-1][:-8] + b"\xff" * len(frames[-1][-8:])
     return frames or [b""]  # kind 8 is the message itself, replayed
 

@@ -77,7 +77,7 @@ def draw_dynamics(fit: Fit, window: Window, before: Predicted, after: Predicted,
     figure = new_figure(11, 4.6)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.1, 0.9, 1.3])
     ways = {"simulator before": (before, "--"), "simulator after": (after, "-")}
-    # Each from its own beginning, for a pose's bias is no matter of dynamics.
+    # Each from its own beginning, for a pose's bias is not a matter of dynamics.
     began = {name: replace(m, position=m.position + window.position[:10].mean(0) - m.position[:10].mean(0))
              for name, (m, _) in ways.items()}  # fmt: skip
     _draw_axes(left, window, {name: (began[name], style) for name, (_, style) in ways.items()})

@@ -90,7 +90,7 @@ def read_pictures(folder: Path) -> Pictures:
         for entry in told["pictures"]:
             image = cv2.imread(str(folder / entry["file"]), cv2.IMREAD_GRAYSCALE)
             if image is None:
-                raise DataError(f"{folder / entry['file']} is no picture that OpenCV reads")
+                raise DataError(f"{folder / entry['file']} is not a picture that OpenCV reads")
             images.append(np.asarray(image, np.uint8))
             turn = vector_to_matrix(np.array(entry["grip_rotation_rad"], np.float64).reshape(3))
             grips.append((np.array(entry["grip_position_m"], np.float64), turn))

@@ -1,9 +1,9 @@
 """Delays of observations and commands, from an excitation run, without a model of the robot.
 
 Observations say when they were captured. A command's delay is read off the moment at which each motion after a rest begins.
-Whatever holds the robot at its goal, a new goal is a step of force: readings leave what they did before with an acceleration
-that sets in at once and then decays. Before it they need not stand still (a robot sags, and creeps in its nullspace), but go on
-smoothly. Sizes are each motion's and each reading's own, for friction lets joints move more or less.
+Whatever holds the robot at its goal, a new goal is a step of force: readings depart from their previous trend with an
+acceleration that starts abruptly and then decays. Before it they need not stand still (a robot sags, and creeps in its
+nullspace), but change smoothly. Sizes are each motion's and each reading's own, for friction lets joints move more or less.
 """
 
 import re

@@ -268,7 +268,7 @@ def write_profile(path: Path, old: Path, new: Mapping[str, Measured]) -> Profile
     """Write the profile ``old`` with some values in the place of its own, complete or not at all.
 
     Raises:
-        DataError: ``old`` is no profile, or ``path`` cannot be written.
+        DataError: ``old`` is not a profile, or ``path`` cannot be written.
     """
     before = load_profile(old)
     head = _without_sections(old.read_text())

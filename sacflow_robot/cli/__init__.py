@@ -152,7 +152,7 @@ def _parse(name: str, arguments: list[str]) -> object:
     command = getattr(importlib.import_module(f"sacflow_robot.cli.{module}"), class_name)
     default = command.default(arguments) if hasattr(command, "default") else None
     complaint, help_text = io.StringIO(), io.StringIO()
-    # tyro knows nothing of NO_COLOR; what is no terminal gets no colors.
+    # tyro knows nothing of NO_COLOR; what is not a terminal gets no colors.
     plain = contextlib.redirect_stdout(help_text) if os.environ.get("NO_COLOR") else contextlib.nullcontext()
     try:
         with contextlib.redirect_stderr(complaint), plain:

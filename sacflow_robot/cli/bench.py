@@ -1,4 +1,4 @@
-"""``sacflow-robot bench``, but for the measurements of policy files."""
+"""``sacflow-robot bench``, except the measurements of policy files."""
 
 import json
 from collections.abc import Callable

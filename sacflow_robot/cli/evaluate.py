@@ -99,7 +99,7 @@ class Eval(common.JsonOptions):
 
         if env not in TASKS:
             raise UsageError(
-                f"--robustness changes the simulated robot of a robosuite task, and {env} is none; leave it out"
+                f"--robustness changes the simulated robot of a robosuite task, and {env} is not one; leave it out"
             )
         rows = robustness(policy, env, history, seeds, self.plot)
         lines = [("perturbation", "value", "success", "95 % interval", "")]

@@ -85,7 +85,9 @@ class Replay(common.JsonOptions):
                 stack.enter_context(closing(robot))
                 env = _simulator(robot)
                 if self.video is not None and env is None:
-                    raise UsageError(f"--video needs a simulated robot to draw, and {self.robot} is none; leave it out")
+                    raise UsageError(
+                        f"--video needs a simulated robot to draw, and {self.robot} is not one; leave it out"
+                    )
                 with operating(self.operator, robot.spec, requests) as operator:
                     robot.connect()
                     result = replay_episode(

@@ -32,7 +32,7 @@ class Serve:
         policy: Policy file.
         bind: Address to listen at.
         reload: Whether to watch the file, and serve a new one as soon as it has passed its tests.
-        max_action_change: Refuse a new file that changes an action given of late by more than this (action units).
+        max_action_change: Refuse a new file that changes a recent action by more than this (action units).
         provider: What computes, as far as ONNX Runtime offers it: cpu, cuda, tensorrt.
         threads: Threads for one inference; if not given, what is quickest here is measured, for a second.
         spin: Let those threads keep their cores busy while they wait.
@@ -241,7 +241,7 @@ def _reload_line(last: Mapping[str, Any] | None) -> list[str]:
         return []
     if last["result"] == "refused":
         return [f"last new file refused: {last['reason']}", ""]
-    compared = f"{last['compared_rows']} observations of late ({last['compared_share']:.0%})"
+    compared = f"{last['compared_rows']} recent observations ({last['compared_share']:.0%})"
     return [
         f"last new file taken; actions differ by {last['mean_change']:g}, {last['max_change']:g} at most, over {compared}",
         "",

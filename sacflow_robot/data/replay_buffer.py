@@ -269,7 +269,7 @@ class ReplayBuffer:
         return numbers + gap * (numbers >= self._head) if gap else numbers
 
     def _newest(self, ages: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Numbers of the steps collected that many steps ago, 0 the last; behind the ring's start it goes on at its end."""
+        """Indices of collected steps by age, 0 the newest; wraps from the ring's start to its end."""
         numbers = self._head - 1 - ages
         return np.where(numbers >= self.kept_steps, numbers, numbers + self._ring_steps)
 

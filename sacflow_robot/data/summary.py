@@ -41,7 +41,7 @@ _RANGE: dict[str, Any] = {"min": np.min, "mean": np.mean, "max": np.max}
 def measured_rate(episodes: list[Episode]) -> dict[str, Any]:
     """The rate of the capture times, and the shortest, mean and longest period; None where nobody measured them.
 
-    Times of the nominal clock, which counts steps, are no measurement. ``clock`` says what the times are worth.
+    Times of the nominal clock, which counts steps, are not a measurement. ``clock`` says what the times are worth.
     """
     clocks = sorted({str(e.info["clock"]) for e in episodes if "clock" in e.info})
     timed = [e.time_ns for e in episodes if e.info.get("clock") != NOMINAL_CLOCK]

@@ -25,8 +25,8 @@ class Rollouts:
     """Runs episodes on robots, a chunk per robot and round, so that the caller can compute while the robots move.
 
     The noise of the chunk chosen at step t is ``chunk_noise((H, A), seed, t)``, as in ``sacflow-robot run``, so that an
-    episode depends on its seed and the policy, not on the robots beside it (but for what a policy's arithmetic does
-    differently with another batch size).
+    episode depends on its seed and the policy, not on the robots beside it (apart from rounding, which varies with the
+    batch size).
 
     Args:
         seeds: Environment seeds, one per episode, taken as robots become idle; rollouts end when they do.

@@ -37,7 +37,7 @@ class SimulatedEnv(ABC):
         """Execute one action (A,) for one control period.
 
         Raises:
-            InvalidValueError: The action has the wrong shape or holds NaN or infinity.
+            InvalidValueError: The action has the wrong shape or contains NaN or infinity.
         """
 
     def execute(self, chunk: FloatArray) -> list[StepResult]:

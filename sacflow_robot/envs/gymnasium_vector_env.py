@@ -67,7 +67,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv[dict[str, FloatArray], Float
         """Execute one action per robot (N, 7) for one control period (50 ms).
 
         Raises:
-            InvalidValueError: The actions have the wrong shape or hold NaN or infinity.
+            InvalidValueError: The actions have the wrong shape or contain NaN or infinity.
         """
         given = np.asarray(actions, np.float32)
         if given.shape != self.action_space.shape:

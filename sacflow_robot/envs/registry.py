@@ -18,7 +18,7 @@ class UserEnv(SimulatedEnv):
     An episode must depend on its seed and the actions alone.
 
     Raises:
-        UsageError: It cannot be loaded or made, or is no environment.
+        UsageError: It cannot be loaded or made, or is not an environment.
     """
 
     def __init__(self, name: str) -> None:

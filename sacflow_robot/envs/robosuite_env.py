@@ -213,7 +213,7 @@ class RobosuiteEnv(SimulatedEnv, gymnasium.Env[dict[str, FloatArray], FloatArray
         """Execute one action (7,) for one control period (50 ms).
 
         Raises:
-            InvalidValueError: The action has the wrong shape or holds NaN or infinity.
+            InvalidValueError: The action has the wrong shape or contains NaN or infinity.
         """
         given = self.robot.check_action(action).astype(np.float64)
         self._steps += 1

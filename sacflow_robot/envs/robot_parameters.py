@@ -74,7 +74,7 @@ def quantity(name: str) -> Quantity:
     """The quantity of a name such as ``joints.friction_loss_nm`` or ``sensors.robot0_eef_pos.noise_m``.
 
     Raises:
-        ValueError: There is none; lists those that there are, or the one that was meant.
+        ValueError: There is no such quantity; the message lists those that exist, or the one that was meant.
     """
     section, _, rest = name.partition(".")
     key, _, own = rest.rpartition(".")
@@ -94,7 +94,7 @@ def check_value(name: str, value: Any) -> tuple[float, ...]:
     """The numbers of a quantity; one number stands for all where there are several.
 
     Raises:
-        ValueError: No such quantity, or numbers that are no numbers, not finite, too few or many, or out of range.
+        ValueError: No such quantity, or values that are not numbers, not finite, too few or many, or out of range.
     """
     return _numbers(name, value, quantity(name))
 

@@ -45,7 +45,7 @@ class StateLayout:
         if state.shape != (self.size,):
             raise DataError(f"simulator state has shape {state.shape}, task {self.task!r} expects ({self.size},)")
         if not (np.abs(state) < _LARGEST).all():
-            raise DataError(f"simulator state holds NaN or numbers beyond {_LARGEST:g}; it is damaged")
+            raise DataError(f"simulator state contains NaN or numbers beyond {_LARGEST:g}; it is damaged")
         mujoco.mj_resetData(model, data)
         data.time = state[0]
         data.qpos[:] = state[1 : 1 + self.nq]

@@ -69,7 +69,7 @@ def get_task(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        UnknownNameError: There is none.
+        UnknownNameError: There is no such task.
     """
     if name not in TASKS:
         raise UnknownNameError("task", name, TASKS)
@@ -77,7 +77,7 @@ def get_task(name: str) -> Task:
 
 
 def is_gymnasium_id(name: str) -> bool:
-    """True for a name that is no task's and looks like Gymnasium's: ``HalfCheetah-v5``, ``my_module:MyArm-v0``."""
+    """True for a name that is not a task's and looks like Gymnasium's: ``HalfCheetah-v5``, ``my_module:MyArm-v0``."""
     return name not in TASKS and re.fullmatch(r"([\w.]+:)?([\w-]+/)?[\w.-]+-v\d+", name) is not None
 
 

@@ -100,7 +100,8 @@ class Features(nn.Module):
 class FoldedVelocity(nn.Module):
     """A velocity with its K steps unrolled.
 
-    Latents in here are short of constants, which is one addition less a step: ``begin`` takes off what ``end`` puts back.
+    Latents omit a constant offset to save one addition per step: ``begin`` subtracts it where it is there from the start,
+    ``end`` adds it back.
     """
 
     def __init__(self) -> None:

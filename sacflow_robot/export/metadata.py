@@ -49,7 +49,7 @@ def tolerance(spec: PolicySpec) -> float:
 def action_error(spec: PolicySpec, actions: FloatArray, expected: FloatArray) -> float:
     """Largest absolute difference of actions (..., A), where the half range of each dimension is 1.
 
-    Float32 rounds the values of a range far from zero by more than what it is short of; one rounding is no difference.
+    Float32 rounds the values of a range far from zero by more than what it is short of; one rounding is not a difference.
     """
     difference = np.abs(actions - expected)
     if not spec.robot.has_unit_actions:

@@ -103,7 +103,7 @@ class OnnxPolicy:
         the rest (mask 0) so that it goes with that. Without both, nothing is committed.
 
         Raises:
-            InvalidValueError: An input has a wrong shape or holds NaN or infinity, or the output does; or this policy takes
+            InvalidValueError: An input has a wrong shape or contains NaN or infinity, or the output does; or this policy takes
                 no prefix.
         """
         actions = self.run(self.check(observation, noise, prefix, prefix_mask))
@@ -117,7 +117,7 @@ class OnnxPolicy:
         """Inputs of the graph from observations (B, ...), noise (B, H, A), and what is committed; see :meth:`infer`.
 
         Raises:
-            InvalidValueError: An input has a wrong shape or holds NaN or infinity; or this policy takes no prefix.
+            InvalidValueError: An input has a wrong shape or contains NaN or infinity; or this policy takes no prefix.
         """
         noise = np.asarray(noise, np.float32, order="C")
         if noise.ndim != 3 or noise.shape[1:] != self.spec.noise_shape or not len(noise):
@@ -125,7 +125,7 @@ class OnnxPolicy:
                 f"noise has shape {noise.shape}, expected (B, {self.spec.noise_shape[0]}, {self.spec.noise_shape[1]})"
             )
         if not all_finite(noise):
-            raise InvalidValueError("noise holds NaN or infinity")
+            raise InvalidValueError("noise contains NaN or infinity")
         inputs = self.spec.robot.check_observation(observation, (len(noise),))
         inputs[policyfile.NOISE] = noise
         if prefix is not None or prefix_mask is not None:
@@ -148,7 +148,7 @@ class OnnxPolicy:
             if array.shape != expected:
                 raise InvalidValueError(f"{name} has shape {array.shape}, expected {expected}")
             if not all_finite(array):
-                raise InvalidValueError(f"{name} holds NaN or infinity")
+                raise InvalidValueError(f"{name} contains NaN or infinity")
             checked[name] = array
         if not (checked[policyfile.PREFIX_MASK].min() >= 0 and checked[policyfile.PREFIX_MASK].max() <= 1):
             raise InvalidValueError("prefix_mask must be 1 where a step is committed and 0 elsewhere")
@@ -162,7 +162,7 @@ class OnnxPolicy:
         }
 
     def run(self, inputs: Mapping[str, FloatArray]) -> FloatArray:
-        """Actions (B, H, A) from what :meth:`check` returned; may hold NaN or infinity.
+        """Actions (B, H, A) from what :meth:`check` returned; may contain NaN or infinity.
 
         Raises:
             PolicyFileError: The graph cannot be evaluated.

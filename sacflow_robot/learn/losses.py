@@ -37,7 +37,7 @@ def td_target(reward: Tensor, discount: Tensor, next_q: Tensor, next_alpha_log_p
     """y = sum_{j<H} gamma^j r_j + gamma^H mask (Q'(s', a') - alpha log p(a')), all (B,).
 
     ``reward`` already is the discounted sum and ``discount`` gamma^H times the mask; the discount is applied nowhere
-    else. log p is measured from the path entropy.
+    else. log p here means log p plus the path entropy, as in :func:`temperature_loss`.
     """
     return reward + discount * (next_q - next_alpha_log_p)
 

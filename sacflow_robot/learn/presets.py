@@ -37,8 +37,8 @@ _FLOWS: dict[str, FlowConfig] = {
     "flow-l": FlowConfig(width=256, depth=2, gate_width=128),
 }
 
-# From scratch, scaled to two CPU cores: 50 000 steps in minutes. As published but for the sizes, one action at a time, sigma
-# learned, Adam's beta_1 of 0.5, and but for the entropy: of the last step alone, with SAC's target of -1 nat per action
+# From scratch, scaled to two CPU cores: 50 000 steps in minutes. As published except for the sizes, one action at a time, sigma
+# learned, Adam's beta_1 of 0.5, and except for the entropy: of the last step alone, with SAC's target of -1 nat per action
 # dimension, which at K = 4 is a sigma of 0.178. With the published one, 0 of the path, the first steps' noise grew to several
 # units, the action's fell to 0.02 where SAC's was 0.1, and runs ended early in a gait that they did not leave again. And but for
 # the drift: its correction presumes a velocity of flow matching, which nothing makes one here, and what was exported, without

@@ -219,7 +219,7 @@ class RunFolder:
             text = one_line(error)
             raise DataError(f"{self.checkpoint} cannot be read ({text}); is it complete?") from None
         if not isinstance(state, dict):
-            raise DataError(f"{self.checkpoint} is no checkpoint of a run; put back the file that belongs there")
+            raise DataError(f"{self.checkpoint} is not a checkpoint of a run; put back the file that belongs there")
         self._check_made_by(state.get("made_by", {}), made_by(config))
         return {name: _with_new_names(part) for name, part in state.items()}
 

@@ -10,7 +10,7 @@ from sacflow_robot.learn.config import TrainConfig
 
 _FEWEST, _RECENT = 10, 20  # episodes
 _FACTOR = 0.9  # an episode
-_SAME = 1e-6  # returns closer than that are equal but for rounding
+_SAME = 1e-6  # returns closer than that are equal apart from rounding
 
 
 class RegularizationSchedule:

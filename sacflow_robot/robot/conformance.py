@@ -180,7 +180,7 @@ def _check_stop(robot: Robot, seed: int, steps: int) -> None:
 
 
 def _check_quiet(robot: Robot, where: str) -> None:
-    """hold and stop: whoever needs them has no time for an error."""
+    """Check that hold and stop raise nothing: they must work whenever they are needed."""
     for call in (robot.hold, robot.stop, robot.hold, robot.stop):
         try:
             call()

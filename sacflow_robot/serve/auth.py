@@ -203,7 +203,9 @@ def check_bind(bind: str, security: Security) -> None:
     if transport == "tcp":
         port = place.rpartition(":")[2]
         if port != "*" and not _is_port(port):
-            raise UsageError(f"cannot bind {bind!r}: {port!r} is no port; give e.g. tcp://127.0.0.1:5555 with --bind")
+            raise UsageError(
+                f"cannot bind {bind!r}: {port!r} is not a port; give e.g. tcp://127.0.0.1:5555 with --bind"
+            )
         if security.key is None:
             check_open(place, security.insecure, "--key and --clients, see 'sacflow-robot keys new --help'")
 

@@ -1,5 +1,4 @@
-"""Requests that are evaluated together, those that would be answered too late, and those that may wait: they need no inference,
-or are of connections that take more of the server's time than others."""
+"""Which requests are evaluated together, which are refused as too late, and which may wait."""
 
 import time
 from collections import Counter, OrderedDict, deque
@@ -83,8 +82,8 @@ def too_late() -> Refusal:
 class Pace:
     """Shortest time of an evaluation, by the number of rows (to a power of two): the quickest of the last five.
 
-    What is refused as late would have been late in each of these; fewer than five say nothing. So one slow evaluation makes
-    nothing late, one that lasts does, and the first quick one ends it: after eight refusals in a row, one is tried.
+    One slow evaluation refuses nothing; five slow ones in a row do. One quick one ends the refusals. After eight consecutive
+    refusals, one request is evaluated anyway.
     """
 
     def __init__(self) -> None:
@@ -120,7 +119,7 @@ def checked(policy: OnnxPolicy, arrays: Mapping[str, Any], noise: Any) -> dict[s
     """The policy's inputs, from a request's arrays; a prefix that it does not take is ignored.
 
     Raises:
-        InvalidValueError: One is missing, has a wrong shape, or holds NaN or infinity.
+        InvalidValueError: One is missing, has a wrong shape, or contains NaN or infinity.
     """
     prefix, mask = arrays.get(wire.PREFIX), arrays.get(wire.PREFIX_MASK)
     decided = () if not policy.takes_prefix or (prefix is None and mask is None) else (prefix, mask)

@@ -52,9 +52,9 @@ class PolicyClient:
         interrupted: Asked every 20 ms while actions are waited for; the wait ends with a ServerError once it is true.
 
     Raises:
-        ServerError: Nobody answers there in time, or what answers is no policy server.
+        ServerError: Nobody answers there in time, or what answers is not a policy server.
         SpecMismatchError: The policy served is not what was expected; names the fields.
-        UsageError: The address is malformed, or a time is none.
+        UsageError: The address is malformed, or a time is invalid.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class PolicyClient:
         """Take a step toward a session on a connection that stands, waiting for nothing: well under a millisecond.
 
         For a caller that asks for nothing at the moment, several times a second: a server that is restarted meanwhile is
-        greeted anew, so that the next :meth:`ask` finds it. A server that is gone, or lets nobody in yet, is no error here.
+        greeted anew, so that the next :meth:`ask` finds it. A server that is gone, or lets nobody in yet, is not an error here.
 
         Raises:
             SpecMismatchError: It was restarted with another policy, which is not what was expected.

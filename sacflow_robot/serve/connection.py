@@ -260,7 +260,7 @@ class Channel(Connection):
 
         Raises:
             ConnectionLost: The connection is lost.
-            ServerError, SpecMismatchError: The reply says so, or what answers is no policy server.
+            ServerError, SpecMismatchError: The reply says so, or what answers is not a policy server.
         """
         self.check_open()
         give_up = time.monotonic() + (self._timeout_s if wait_s is None else wait_s)

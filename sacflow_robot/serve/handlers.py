@@ -88,7 +88,7 @@ class Answers:
             self._unreachable[peer] += 1  # it is gone; perhaps with a goodbye, which is still to be read
 
     def count_dropped(self) -> None:
-        """Count the answers of late that found their client gone without a goodbye."""
+        """Count recent answers whose client was gone without a goodbye."""
         for peer, answers in self._before.items():
             if peer not in self.polite:
                 self._meters.dropped(answers)
@@ -161,7 +161,7 @@ class Operations:
         }
 
     def _log_connected(self, session: Session, now_ns: int) -> None:
-        """Ten lines a second at most: whoever reads the log must not hold up the loop."""
+        """Ten lines a second at most: a slow reader of the log must not hold up the loop."""
         if now_ns - self._logged_ns < _LOG_NS:
             self._unlogged += 1
             return

@@ -46,7 +46,7 @@ class _Histogram:
 
 
 class Meters:
-    """Counters and histograms of one server; the loop writes, whoever likes reads. A collector of Prometheus' registry.
+    """Counters and histograms of one server; the loop writes, any thread may read. A collector of Prometheus' registry.
 
     Attributes:
         last_reload: What came of the last new policy file; None before one.

@@ -68,8 +68,8 @@ class Reloader:
         return True
 
     def _compare(self, running: OnnxPolicy, candidate: OnnxPolicy) -> dict[str, float]:
-        """Largest and mean difference of actions on the observations of late, how many rows these were, and which share of
-        the rows of late.
+        """Largest and mean difference of actions on recent observations, how many rows these were, and their share of
+        all recent rows.
         """
         different = running.spec.robot.differences(candidate.spec.robot)
         if candidate.spec.chunk_length != running.spec.chunk_length:
@@ -83,7 +83,7 @@ class Reloader:
                 continue  # it was to complete a prefix, which the new one cannot
             proposed = candidate.run(checked(candidate, inputs, inputs[NOISE]))
             if not np.isfinite(proposed).all():
-                raise PolicyFileError(f"{self._path} puts out NaN or infinity for an observation of late")
+                raise PolicyFileError(f"{self._path} puts out NaN or infinity for a recent observation")
             differences.append(np.abs(proposed - actions).reshape(-1))
         every = np.concatenate(differences) if differences else np.zeros(0)
         if not every.size:
@@ -91,7 +91,7 @@ class Reloader:
         largest = float(every.max())
         if self._max_change is not None and largest > self._max_change:
             raise PolicyFileError(
-                f"{self._path} changes an action of late by {largest:.3g}, at most {self._max_change:g} is allowed"
+                f"{self._path} changes a recent action by {largest:.3g}, at most {self._max_change:g} is allowed"
             )
         return {
             "max_change": round(largest, 4),

@@ -51,7 +51,7 @@ class PolicyServer:
         bind: Address, e.g. ``tcp://127.0.0.1:5555``; port 0 or ``*`` takes a free one, see ``address``.
         max_batch: Rows evaluated together, and rows of one request, at most.
         heartbeat_s: Time between heartbeats that clients are asked for; a connection is dead after two without one.
-        security: Who may connect; by default whoever is on this computer.
+        security: Who may connect; by default anyone on this computer.
 
     Raises:
         UsageError: The address is malformed, in use, or open to others without keys.

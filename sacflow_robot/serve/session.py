@@ -150,7 +150,9 @@ class Sessions:
             raise Refusal("session", "this server does not know that session; it was restarted, or say hello first")
         session.last_ns = now_ns
         if type(identifier) is not int or identifier <= session.last_id:
-            raise Refusal("replayed", "ids of a session's requests rise; this one was used, or is no number")
+            raise Refusal(
+                "replayed", "request ids must increase within a session; this one was used before or is not an integer"
+            )
         session.last_id = identifier
         return session
 
@@ -202,7 +204,7 @@ def differing_fields(spec: PolicySpec, fingerprint: str, expect: object) -> list
                         array.pop("quaternions", None)  # a hint for learners
             different += [f"robot.{field}" for field in names if field in value and robot[field] != value[field]]
         elif name not in served:
-            raise Refusal("invalid", f"expect has a field that is none of {', '.join(served)}")
+            raise Refusal("invalid", f"expect has a field that is not one of {', '.join(served)}")
         elif served[name] != value:
             different.append(name)
     return different

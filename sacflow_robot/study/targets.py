@@ -1,4 +1,4 @@
-"""Targets whose flow is known in closed form, and a flow policy that follows it exactly but for its K Euler steps.
+"""Targets whose flow is known in closed form, and a flow policy that follows it exactly apart from its K Euler steps.
 
 A target is a product over D dimensions of one mixture of Gaussians, sum_j w_j N(m_j, s_j^2). Between noise x_0 ~ N(0, 1)
 and data x_1, x_t = (1 - t) x_0 + t x_1 is again such a mixture, of N(t m_j, c_j^2) with c_j^2 = (1 - t)^2 + t^2 s_j^2, and

@@ -114,11 +114,16 @@ def distance_to_segment(start: npt.NDArray[Any], end: npt.NDArray[Any]) -> float
 
 
 class Outcome(NamedTuple):
-    """Result of a run: the agent, trained, and what it has seen (N, 2); the positions (T + 1, 2) of each episode that it was
-    judged by, and which arrived; whether training finished, or diverged.
+    """Result of a run.
 
-    ``figures`` are ``success_rate``; ``rarer_way``; ``mean_steps`` of episodes solved; ``action_distance``, from each action to
-    the nearest one demonstrated about there (1 is full speed).
+    Attributes:
+        agent: The trained agent.
+        observations: Observations (N, 2) in its replay buffer.
+        paths: Positions (T + 1, 2) of each evaluation episode.
+        solved: Whether each of these episodes arrived.
+        finished: Whether training finished; false if it diverged.
+        figures: ``success_rate``; ``rarer_way``, see :func:`rarer_way`; ``mean_steps`` of solved episodes; ``action_distance``
+            from each action to the nearest one demonstrated near there (1 is full speed).
     """
 
     agent: SacFlow

@@ -1,6 +1,6 @@
 """One look for all figures: colors that stay apart for color-blind eyes, thin axes, files written in one step.
 
-Imports matplotlib: whoever draws imports this when it draws.
+Imports matplotlib, so import this module only to draw.
 """
 
 from pathlib import Path

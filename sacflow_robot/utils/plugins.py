@@ -23,7 +23,7 @@ def has_module(module: str) -> bool:
     _add_working_folder()
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a parent that is no package, or a module without a spec
+    except (ImportError, ValueError):  # a parent that is not a package, or a module without a spec
         return False
 
 

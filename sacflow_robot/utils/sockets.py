@@ -78,7 +78,9 @@ def _remove_if_stale(path: Path, address: str) -> None:
     except OSError as error:
         raise UsageError(f"cannot listen at {address}: {one_line(error)}") from None
     if not stat.S_ISSOCK(mode):
-        raise UsageError(f"cannot listen at {address}: {path} exists and is no socket; remove it, or give another path")
+        raise UsageError(
+            f"cannot listen at {address}: {path} exists and is not a socket; remove it, or give another path"
+        )
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # a server whose queue is full is a server all the same
         refused = probe.connect_ex(str(path))

@@ -68,7 +68,7 @@ def write_recording(
         with replacing(path) as partial:
             partial.touch()  # a folder that takes no file is found out before the pictures are drawn
             stream = rr.RecordingStream("sacflow-robot")
-            # Rerun's own writer leaves a full disk unmentioned; what passes through memory is written by us, or not at all.
+            # Rerun's writer does not report a full disk, so collect in memory and write the file ourselves.
             memory = stream.memory_recording()
             exporter = _Exporter(stream, robot, episode, scene or SceneColumns())
             stream.send_blueprint(make_blueprint(robot, exporter.contents()))

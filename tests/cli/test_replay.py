@@ -117,7 +117,7 @@ def test_a_physical_arm_gets_the_commands_within_its_profile(
     assert "largest deviation of observations: robot0_eef_pos" in messages
 
     device.commands.clear()
-    assert "fake:0 is none" in fails(capsys, 2, log, "--robot", "fake:0", "--video", tmp_path / "a.mp4")
+    assert "fake:0 is not one" in fails(capsys, 2, log, "--robot", "fake:0", "--video", tmp_path / "a.mp4")
     device.spec = replace(robot, robot="UR5e")
     assert "(robot, log): robot: UR5e, Panda" in fails(capsys, 1, log, "--robot", "fake:0")
     assert not device.commands, "nothing moved"

@@ -82,7 +82,7 @@ def test_failures_in_a_worker_reach_the_caller() -> None:
     with SubprocVectorEnv("lift", 2) as envs:
         envs.begin({0: 1, 1: 2})
         envs.send({0: np.full((1, 7), np.nan, np.float32), 1: np.zeros((1, 7), np.float32)})
-        with pytest.raises(SacflowError, match="simulator process 0 failed: action holds NaN"):
+        with pytest.raises(SacflowError, match="simulator process 0 failed: action contains NaN"):
             envs.receive()
         # No answer of the other robot is left over to be taken for the next one.
         starts = envs.begin({0: 1, 1: 2})

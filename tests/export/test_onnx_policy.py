@@ -34,12 +34,12 @@ def test_it_infers_and_checks_its_inputs(policy_file: Path) -> None:
     assert actions.shape == (2, 5, 7) and np.abs(actions).max() <= 1
     with pytest.raises(InvalidValueError, match=r"noise has shape \(5, 7\), expected \(B, 5, 7\)"):
         policy.infer(observation(policy, 2), noise[0])
-    with pytest.raises(InvalidValueError, match="noise holds NaN"):
+    with pytest.raises(InvalidValueError, match="noise contains NaN"):
         policy.infer(observation(policy, 2), noise * np.nan)
     with pytest.raises(InvalidValueError, match=r"\(3, 3\), expected \(2, 3\)"):
         policy.infer(observation(policy, 3), noise)
     bad = {**observation(policy, 2), "object": np.full((2, 10), np.inf)}
-    with pytest.raises(InvalidValueError, match="'object' holds NaN or infinity"):
+    with pytest.raises(InvalidValueError, match="'object' contains NaN or infinity"):
         policy.infer(bad, noise)
 
 
@@ -239,7 +239,7 @@ def test_a_prefix_is_optional_in_the_file(policy_file: Path) -> None:
         ({"prefix_mask": None}, "prefix and prefix_mask go together; only one is given"),
         ({"prefix": np.zeros((1, 5, 7))}, r"prefix has shape \(1, 5, 7\), expected \(2, 5, 7\)"),
         ({"prefix_mask": np.zeros((2, 7))}, r"prefix_mask has shape \(2, 7\), expected \(2, 5\)"),
-        ({"prefix": np.full((2, 5, 7), np.nan)}, "prefix holds NaN or infinity"),
+        ({"prefix": np.full((2, 5, 7), np.nan)}, "prefix contains NaN or infinity"),
         ({"prefix_mask": np.full((2, 5), 2.0)}, "prefix_mask must be 1 where a step is committed and 0 elsewhere"),
     ],
 )

@@ -224,7 +224,7 @@ def test_a_checkpoint_of_something_else_is_refused_with_both_named(
         ):
             make_trainer(tmp_path / "run", pools, config).resume()
     torch.save([1, 2], trainer.folder.checkpoint)
-    with pytest.raises(DataError, match=r"is no checkpoint of a run; put back the file that belongs there"):
+    with pytest.raises(DataError, match=r"is not a checkpoint of a run; put back the file that belongs there"):
         make_trainer(tmp_path / "run", pools, config).resume()
 
 

@@ -155,7 +155,7 @@ def test_what_is_not_fit_is_refused_and_the_old_one_goes_on(
                 entry.value = policyfile.pack_arrays(golden)
         refused(model.SerializeToString(), "fails its self-test")
         refused(export(3, length=4).read_bytes(), "another robot (served, new): chunk_length: 5, 4")
-        refused(export(3).read_bytes(), "changes an action of late by", max_change=1e-3)
+        refused(export(3).read_bytes(), "changes a recent action by", max_change=1e-3)
         served.unlink()
         assert not Reloader(server, served, watch=False).reload() and "no policy file at" in caplog.text
         assert client.status()["reloads_refused"] == 5

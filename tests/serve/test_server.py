@@ -241,7 +241,7 @@ def test_bad_requests_are_answered_and_the_server_goes_on(server: PolicyServer) 
     with PolicyClient(server.address) as client, RawClient(server) as raw:
         noise = chunk_noise((1, 5, 7), 0)
         bad = {**observation(), "object": np.full((1, 10), np.nan, np.float32)}
-        with pytest.raises(RefusedError, match="refused the request: observation 'object' holds NaN"):
+        with pytest.raises(RefusedError, match="refused the request: observation 'object' contains NaN"):
             client.infer(bad, noise)
         with pytest.raises(RefusedError, match="lacks 'robot0_eef_pos'"):
             client.infer({"object": bad["object"]}, noise)
@@ -432,7 +432,7 @@ def test_a_prefix_reaches_a_policy_that_takes_one_and_no_other(server: PolicySer
             assert np.array_equal(client.infer(observation(2), noise, prefix, mask), completed)
         for _ in range(3):
             assert np.array_equal(client.infer(observation(2), noise), free)
-        for wrong, reason in ((5.0, "prefix_mask must be 1"), (np.nan, "prefix_mask holds NaN")):
+        for wrong, reason in ((5.0, "prefix_mask must be 1"), (np.nan, "prefix_mask contains NaN")):
             with pytest.raises(RefusedError, match=reason):
                 client.infer(observation(2), noise, prefix, np.where(mask > 0, np.float32(wrong), mask))
         with pytest.raises(RefusedError, match="prefix and prefix_mask come together"):
@@ -494,7 +494,7 @@ def test_a_port_in_use(server: PolicyServer, policy_file: Path) -> None:
     with pytest.raises(UsageError, match="it is in use; give another address with --bind"):
         PolicyServer(OnnxPolicy(policy_file), server.address)
     for port in ("99999", "-1", "5\n5", "x", ""):
-        with pytest.raises(UsageError, match="is no port"):
+        with pytest.raises(UsageError, match="is not a port"):
             PolicyServer(OnnxPolicy(policy_file), f"tcp://127.0.0.1:{port}")
     with pytest.raises(UsageError, match="cannot bind nonsense"):
         PolicyServer(OnnxPolicy(policy_file), "nonsense")
@@ -531,6 +531,6 @@ def test_a_socket_left_by_a_killed_server_is_in_nobodys_way(policy_file: Path, t
         serve()
     assert not path.exists()
     path.write_text("precious")
-    with pytest.raises(UsageError, match="cell exists and is no socket"):
+    with pytest.raises(UsageError, match="cell exists and is not a socket"):
         serve()
     assert path.read_text() == "precious"

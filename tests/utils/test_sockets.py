@@ -99,7 +99,7 @@ def test_a_server_that_knows_nothing_of_claims_and_a_file_are_left_alone(tmp_pat
         for waiting in queue:
             waiting.close()
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(UsageError, match="is no socket"):
+    with pytest.raises(UsageError, match="is not a socket"):
         AddressClaim(f"ipc://{tmp_path}/file")
     assert (tmp_path / "file").read_text() == "precious"
 

@@ -23,7 +23,7 @@ _SAME_TURN = 0.1  # of a quaternion's entries; observations may lag behind a sta
 
 
 def check_finite(rows: npt.NDArray[Any], origin: str, what: str) -> None:
-    """Refuse rows (T, ...) that hold NaN or infinity."""
+    """Refuse rows (T, ...) that contain NaN or infinity."""
     wrong = np.flatnonzero(~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim))))
     if wrong.size:
         raise DataError(f"{origin}, step {wrong[0]}: NaN or infinity among {what}; leave it out")
@@ -70,7 +70,7 @@ def check_log_times(origin: str, times_ns: Sequence[npt.NDArray[np.int64]], rate
 def check_pace(
     periods: npt.NDArray[np.float64], rate_hz: float | None, origin: str, enough: int = _ENOUGH, slack_s: float = 0.0
 ) -> float | None:
-    """The measured rate (Hz) of periods (s), from their median; None where they are none, or mostly 0.
+    """The measured rate (Hz) of periods (s), from their median; None where there are none, or mostly 0.
 
     It may differ from the nominal rate as ``slack_s`` (s) more of a period would make it, or if there are not ``enough``.
     """

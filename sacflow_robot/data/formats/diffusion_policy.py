@@ -2,7 +2,7 @@
 
 Layout: ``data/<key>`` (T_total, ...) and ``meta/episode_ends``, the exclusive end of each episode. The actions are
 ``data/action``; UMI keeps none and takes the robot's poses and gripper widths for them, as is done here. All other arrays
-of low dimension are observations but for those that judge or number the steps. Images are left out, whatever their codec.
+of low dimension are observations except those that judge or number the steps. Images are left out, whatever their codec.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def describe(path: Path) -> Description:
 
 
 def infer_robot(path: Path, rate_hz: float) -> RobotSpec:
-    """The specification of a store's robot: its arrays are the observations, and units are unknown but for UMI's."""
+    """The specification of a store's robot: its arrays are the observations, and units are unknown except UMI's."""
     with _open(path) as store:
         umi = [] if "action" in store.low_dim else store.umi_keys
         sizes = {key: int(np.prod(store.arrays[key].shape[1:])) for key in umi}
@@ -235,7 +235,7 @@ def _open(path: Path) -> Iterator[_Store]:
                 prefixes = (name.partition(_ENDS)[0] for name in file.namelist() if _ENDS in name)
                 root = zipfile.Path(file, next(prefixes, ""))
             if not (root / _ENDS).exists():
-                raise DataError(f"{path} is no diffusion_policy store: it has no {_ENDS}")
+                raise DataError(f"{path} is not a diffusion_policy store: it has no {_ENDS}")
             described = {}
             for folder in sorted((root / "data").iterdir(), key=lambda folder: str(folder.name)):
                 for document in (folder / name for name in _METADATA):

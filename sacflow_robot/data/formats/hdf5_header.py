@@ -51,7 +51,7 @@ def describe(path: Path) -> Description:
 
 
 def infer_robot(path: Path, rate_hz: float) -> RobotSpec:
-    """Specification of the robot of a file of no task known here: observations are the arrays under ``obs`` that are no images."""
+    """Specification of the robot of a file of no task known here: observations are the arrays under ``obs`` that are not images."""
     with open_demonstrations(path) as data:
         claims = said_claims(path, data)
         demos = [data[name] for name in sorted(data)]

@@ -68,7 +68,7 @@ def _own_robot(path: Path) -> RobotSpec | None:
 def infer_robot(path: Path, rate_hz: float) -> RobotSpec:
     """The specification of the robot of a dataset from elsewhere.
 
-    Its observations are the features ``observation.*`` that are no images, or all that are neither actions nor outcomes
+    Its observations are the features ``observation.*`` that are not images, or all that are neither actions nor outcomes
     where there are none of that name; units are unknown, and the actions' bounds are those of the recorded ones.
     """
     dataset = open_dataset(path)

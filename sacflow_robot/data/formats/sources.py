@@ -105,7 +105,7 @@ def kind_to_write(path: Path, kind: str | None = None) -> str:
 
 
 class Format(Protocol):
-    """Functions that the module of each format offers, but for episode logs, which hold all of it themselves.
+    """Functions that the module of each format offers, except for episode logs, which hold all of it themselves.
 
     All raise DataError for what cannot be read, or has nothing that can be used. ``write`` raises LogWriteError where it
     cannot, and there is none for diffusion_policy; ``read`` is :func:`read_demos` without what that does for every format.

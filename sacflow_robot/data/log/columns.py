@@ -1,6 +1,6 @@
 """Episodes as the columns of an episode log, rows per step and rows per episode, and what other formats call them.
 
-What does not fit a log, or is none, raises DataError.
+Anything that does not fit an episode log raises DataError.
 """
 
 import json

@@ -246,7 +246,7 @@ class Ring:
         for rows, answer, finite in self._finite:
             _isfinite(rows[place], finite)
             if 0 in answer:
-                raise DataError("an observation, action or state holds NaN or infinity; the step was not logged")
+                raise DataError("an observation, action or state contains NaN or infinity; the step was not logged")
 
     def copy(self, first: int, stop: int) -> Records:
         """Records first to stop - 1."""

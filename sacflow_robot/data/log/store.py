@@ -143,7 +143,7 @@ def describe_array(like: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 class Store:
-    """A log's arrays, open for writing; whoever makes one holds the log's lock.
+    """A log's arrays, open for writing; its maker holds the log's lock.
 
     Raises:
         DataError: The arrays there are damaged.

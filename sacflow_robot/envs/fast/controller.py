@@ -127,7 +127,7 @@ def _inertias(s: Scratch) -> None:
     """Inverse of the mass matrix, and the gripper's inertia: in full, of its position alone, of its rotation alone."""
     mass_inverse, jacobian, product = s.mass_inverse.ctypes.data, s.jacobian.ctypes.data, s.product.ctypes.data
     invert_mass(s)
-    # The product is symmetric but for rounding, so that its transpose is what has to be handed to LAPACK: it reads columns.
+    # The product is symmetric apart from rounding, so that its transpose is what has to be handed to LAPACK: it reads columns.
     times(jacobian, False, mass_inverse, True, product, 6, ARM, ARM, s)
     times(product, False, jacobian, True, s.inertia.ctypes.data, 6, ARM, 6, s)
     transpose(s.inertia, 6)

@@ -92,7 +92,7 @@ def execute(
 
     Args:
         observations: (H, D), written.
-        states: (H, S), written but for the poses of placed bodies at their end.
+        states: (H, S), written except for the poses of placed bodies at their end.
 
     Returns:
         Number of actions executed; the last one of them led to the goal if ``at_goal`` says so.
@@ -129,7 +129,7 @@ def follow(
         grip_every: Substeps between two movements of the fingers by one command.
         observations: (M, D), written; the robot moves for M of them.
         joints: (M, 7), written: positions.
-        states: (M, S), written but for the poses of placed bodies at their end.
+        states: (M, S), written except for the poses of placed bodies at their end.
         solved: (M,), written: True where the object is at the task's goal.
 
     Returns:

@@ -103,7 +103,7 @@ def at_goal(views: Views, plan: Plan) -> bool:
 
 @kernel
 def note(views: Views, plan: Plan, memory: Memory, observation: Floats, state: Reals) -> None:
-    """The present observation (D,), and the present state (S,) but for the poses of placed bodies at its end."""
+    """The present observation (D,), and the present state (S,) except for the poses of placed bodies at its end."""
     observe(views, plan, observation)
     nq = len(views.qpos)
     state[0] = memory.time[0]

@@ -1,4 +1,4 @@
-"""The policies that are no plain flow: one-step, Gaussian, and the best of several samples of another."""
+"""The policies that are not plain flows: one-step, Gaussian, and the best of several samples of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Sources of actions: chunks one after another, or played on the robot's clock while the next one is on its way."""
+"""Sources of actions: chunks one after another, or played on the robot's clock while the next one is on its way.
+
+Late answers are dropped in four places: the server refuses a request past its deadline (``serve/batching.py``), the client
+drops replies to older requests (``serve/connection.py``), the queue drops a chunk that is wholly past, and the safety filter
+refuses an action that comes too late for its period (``robot/safety/filter.py``).
+"""
 
 import math
 import time
@@ -25,6 +30,7 @@ class ActionStep:
 
     Attributes:
         action: Action (A,); None for none: hold still.
+        joined: Whether this is the first action played of a new chunk.
         asked: Whether a chunk was asked for with this step's observation.
     """
 
@@ -167,10 +173,10 @@ class ActionQueue:
         """The action of this control period, from its observation (unbatched); waits only for the first chunk.
 
         Where that wait outlasts the period, the robot stands until the next one, which the chunk then begins in.
+        While a chunk is left, errors only count in ``lost`` and the next step asks again.
 
         Raises:
-            ServerError: There is no chunk to play, and none to be had. While there is one to play, errors count in
-                ``lost`` and the next step asks again.
+            ServerError: There is no chunk to play and none can be had.
             SpecMismatchError: The server was restarted with a policy that does not fit.
         """
         began_ns = self._clock_ns()
@@ -279,7 +285,7 @@ class ActionQueue:
 
 
 def queue_for(client: Asks, robot: Robot) -> ActionQueue:
-    """A queue on the robot's clock. On a virtual one the real time that an answer takes is no time: it is waited for."""
+    """A queue on the robot's clock. On a virtual clock an answer takes no time: the queue waits for it."""
     virtual = not isinstance(robot.clock, MonotonicClock)
     return ActionQueue(client, wait=virtual, clock_ns=robot.clock.now_ns)
 

@@ -83,7 +83,7 @@ def request(address: str, verb: str, reason: str = "", key: bytes = b"", timeout
 
     Raises:
         RobotError: Nobody answers there, or the request is refused; says why.
-        UsageError: That is no address.
+        UsageError: That is not an address.
     """
     with closing(_Line(address, timeout_s)) as line:
         ticket = _put(line, verb, reason, key)
@@ -105,11 +105,11 @@ def _put(line: _Line, verb: str, reason: str, key: bytes) -> bytes:
     while not line.over:
         nonce = line.ask([b"challenge"], _PATIENCE_S)
         if nonce is not None:
-            if nonce[0] == b"refused":  # by what is no stop server, and says so
+            if nonce[0] == b"refused":  # by what is not a stop server, and says so
                 failure = f"{line.address} refused to {verb}: {b' '.join(nonce[1:]).decode(errors='replace')}"
                 break
             if len(nonce[0]) != NONCE_BYTES:
-                failure = f"what answers at {line.address} is no stop server; give the address of run --estop"
+                failure = f"what answers at {line.address} is not a stop server; give the address of run --estop"
                 break
             proven = [*said, proof_of(key, nonce[0], *said)]
             # An enabling request is sent once: a stop may have come after it.

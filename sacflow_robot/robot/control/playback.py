@@ -59,7 +59,7 @@ class ReplayResult:
 def check_replayable(robot: Robot, log_robot: RobotSpec, episode: Episode, origin: str) -> None:
     """Refuse an episode that this robot cannot repeat, before anything moves.
 
-    That the last commands are among the observations of one and not of the other is no difference: they follow from the
+    That the last commands are among the observations of one and not of the other is not a difference: they follow from the
     commands.
 
     Raises:
@@ -118,7 +118,7 @@ def replay_episode(
 
     Raises:
         DataError: The robot is simulated, and the episode has no states to start from; or nothing was sent.
-        InvalidValueError: An observation holds NaN or infinity; nothing was sent on it.
+        InvalidValueError: An observation contains NaN or infinity; nothing was sent on it.
     """
     robot = bare(robot)
     check_replayable(robot, robot.spec, episode, "the episode")

@@ -62,7 +62,7 @@ class EpisodeRun:
         overruns: Steps whose action was not ready within one control period: of its observation on a lockstep robot, of its
             deadline on any other.
         timing: Times at which its commands were sent.
-        held: Steps on which the robot was held, or stood still for want of an action.
+        held: Steps on which the robot was held, or stood still because no action came.
         stopped: Why the robot was stopped; empty if it was not.
         label: How a person judged the episode; None if nobody did.
     """

@@ -31,7 +31,7 @@ def run_episode(robot: Robot, policy: Policy, seed: int, config: RunConfig) -> E
     Raises:
         StoppedError: The robot was stopped before the first command; nothing was sent.
         RobotError: The robot was held or stopped before this episode, and nobody has enabled it since.
-        InvalidValueError: On a lockstep robot, an observation or an action holds NaN or infinity; nothing was sent on it.
+        InvalidValueError: On a lockstep robot, an observation or an action contains NaN or infinity; nothing was sent on it.
         LogWriteError: The recorder cannot keep the steps; the robot gets no further command.
     """
     actions = SyncChunking(policy) if config.actions is None else config.actions

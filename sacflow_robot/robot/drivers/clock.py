@@ -7,7 +7,7 @@ _SPIN_NS = 200_000
 
 
 class MonotonicClock:
-    """``time.monotonic_ns``; a :class:`~sacflow_robot.spec.Clock`.
+    """``time.monotonic_ns``; a :class:`~sacflow_robot.interfaces.Clock`.
 
     Args:
         spin_ns: The last part of every wait, spent awake, because a sleeper wakes late (ns).

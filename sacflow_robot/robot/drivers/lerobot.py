@@ -85,7 +85,7 @@ def load_config(path: Path | str) -> LeRobotConfig:
             f"{path} lacks {error}: lowest and highest position of each joint, without which none is moved"
         ) from None
     except (OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise DataError(f"{path} is no configuration of a LeRobot robot: {one_line(error)}") from None
+        raise DataError(f"{path} is not a configuration of a LeRobot robot: {one_line(error)}") from None
 
 
 def find_lerobot(name: str, settings: Mapping[str, Any]) -> Any:

@@ -79,7 +79,7 @@ def check_is_robot(robot: object) -> None:
     lacking = [name for name in _OF_A_ROBOT if not hasattr(robot, name)]
     if lacking:
         raise UsageError(
-            f"the driver made {type(robot).__name__}, which is no robot: it lacks {', '.join(lacking)}; see "
+            f"the driver made {type(robot).__name__}, which is not a robot: it lacks {', '.join(lacking)}; see "
             f"sacflow_robot.interfaces.Robot"
         )
 
@@ -113,7 +113,7 @@ def _own(name: str, module: str, rest: str) -> tuple[Driver, str, str]:
     function, _, subject = rest.partition(":")
     made = load_object(f"{module}:{function}", "robot driver")
     if not callable(made):
-        raise UsageError(f"robot {name!r}: {module}:{function} is no function that makes a robot")
+        raise UsageError(f"robot {name!r}: {module}:{function} is not a function that makes a robot")
 
     def make(subject: str, options: Options) -> Robot:
         try:

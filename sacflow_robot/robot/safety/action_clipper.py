@@ -42,7 +42,7 @@ class ActionClipper(Latch):
         """The action (A,) to send, float32.
 
         Raises:
-            InvalidValueError: The action has the wrong shape or holds NaN or infinity; nothing may be sent.
+            InvalidValueError: The action has the wrong shape or contains NaN or infinity; nothing may be sent.
         """
         allowed = self._robot.check_action(proposed)
         if self._bounds is None:

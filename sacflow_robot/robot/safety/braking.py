@@ -37,7 +37,7 @@ class Motion:
 
     @staticmethod
     def of(period_s: float, speed: Array, acceleration: Array, jerk: Array) -> Motion:
-        """From limits (N,) per second, second squared and cubed; infinity for none, but for the speed."""
+        """From limits (N,) per second, second squared and cubed; infinity for none, except the speed."""
         # Beyond these no limit can bind, and everything stays finite.
         change = np.minimum(acceleration * period_s, 2 * speed)
         return Motion(period_s, speed, change, np.minimum(jerk * period_s**2, 2 * change))

@@ -1,16 +1,16 @@
-"""The safety filter: what stands between whoever chooses an action (policy, person, replay) and the robot.
+"""The safety filter between the source of actions (policy, person, replay) and the robot.
 
-What it promises, of the commands that leave it, whatever comes in:
+It guarantees for every command that it sends, whatever is proposed:
 
 - speed, acceleration and jerk of every axis are within the limits, and so is the gripper's command;
 - there is always a stop within those limits that stays in the workspace, out of what is to be kept out of, and within the
-  tool's cone. A command is let through only if the stop after it has been looked at; where it fails, the filter gives as
-  much of it as does not, down to the stop that was looked at one period before;
+  tool's cone. A command passes only if the stop that would follow it has been checked. If that check fails, the command is
+  scaled back until it passes; the last resort is the stop checked one period earlier;
 - without a fresh action it stops. It does not go anywhere to do so.
 
-The poses are those of a robot that follows its commands, however late within ``max_command_delay_s``, to within the tracking
-margins, and whose observations are true at their capture time; they are commanded from the last observation on. All arithmetic
-is double precision; what is sent is rounded to the nearest float32.
+These guarantees assume that the robot follows commands within `max_command_delay_s` and the tracking margins, and that capture
+times are true. Poses are extrapolated from the last observation with the commands sent since. All arithmetic is double
+precision; what is sent is rounded to the nearest float32.
 
 States are latched, see :mod:`~sacflow_robot.robot.safety.latch`: after a hold or a stop, what is proposed is ignored until
 :meth:`SafetyFilter.enable`, which nothing in this package calls on its own once a robot has moved.
@@ -253,11 +253,11 @@ class SafetyFilter(Latch):
         try:
             action = np.asarray(proposed, np.float64)
         except (TypeError, ValueError):
-            return None, "what was proposed is no action", True
+            return None, "what was proposed is not an action", True
         if action.shape != (self.robot_spec.action_dim,):
             return None, f"the action has shape {action.shape}, expected ({self.robot_spec.action_dim},)", True
         if not (np.abs(action) <= _LARGEST).all():
-            return None, "the action holds NaN or infinity", True
+            return None, "the action contains NaN or infinity", True
         if now_ns - due_ns > self.limits.max_action_age_s * 1e9:
             return None, f"the action is {(now_ns - due_ns) / 1e6:.0f} ms too late", False
         if self._due_ns is not None and due_ns < self._due_ns:

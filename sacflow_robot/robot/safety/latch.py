@@ -58,7 +58,7 @@ class Verdict:
         action: The action (A,), float32; None: send nothing; if the state is stopped, stop the robot.
         state: State of the filter after this period.
         changed: Whether it differs from what was proposed, or nothing was.
-        held: Whether it is a stop, or standing still, for want of an action that may be followed.
+        held: Whether it is a stop, or standing still because there is no action that may be followed.
         reason: Why the filter holds, stops or has stopped; empty while it is running.
     """
 

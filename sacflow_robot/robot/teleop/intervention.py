@@ -30,7 +30,7 @@ class TeleopSignal:
 
     Attributes:
         action: What the person commands (A,), float32, in the robot's action units. None: hands off, the policy has the robot.
-            No motion (zeros but for the gripper): the person has it, and lets it stand still.
+            No motion (zeros except the gripper): the person has it, and lets it stand still.
         label: The person's word on the episode, once, in the period in which it was given.
         stop: The person wants the robot stopped.
         enable: The person wants the robot enabled again after a hold or a stop: the deliberate act without which nothing moves.

@@ -55,7 +55,7 @@ class Terminal:
         gone: Whether it has vanished, e.g. with an ssh connection.
 
     Raises:
-        UsageError: It is no terminal.
+        UsageError: It is not a terminal.
     """
 
     def __init__(self, file: int) -> None:
@@ -64,7 +64,7 @@ class Terminal:
         try:
             self._before = termios.tcgetattr(file)
         except termios.error:
-            raise UsageError("the keyboard needs a terminal, and standard input is none") from None
+            raise UsageError("the keyboard needs a terminal, and standard input is not one") from None
         raw = termios.tcgetattr(file)
         raw[0] &= ~termios.IXON  # Ctrl-S would block whatever prints
         raw[3] &= ~(termios.ICANON | termios.ECHO)

@@ -78,7 +78,7 @@ def test_every_action_is_for_the_step_it_is_played_at(spec: PolicySpec, delay_ms
     assert first == [0.0 if delay_ms < 50 else None], "the first chunk is waited for; after its period the robot stands"
     network.now_ns = PERIOD_NS * len(
         [a for a in first if a is not None]
-    )  # as where that wait is no part of the episode
+    )  # as where that wait is not a part of the episode
     assert [*first, *play(network, stream, 60)] == [*first, *map(float, range(first != [None], 60 + (first != [None])))]
     assert stream.lost == 0 and 60 / 5 <= network.count <= 61
 

@@ -50,7 +50,7 @@ def test_a_writer_never_waits_and_the_newest_is_kept(blocked: Blocked) -> None:
     assert time.monotonic() - began < 1.0
     text = blocked.read(b"line 4999")
     assert b"pieces of text were dropped" in text and b"line 2500" not in text
-    assert b"line 4999\\xb0" in text, "a letter that the stream does not know is no error"
+    assert b"line 4999\\xb0" in text, "a letter that the stream does not know is not an error"
     announcer._thread.join(5)
 
 

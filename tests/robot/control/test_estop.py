@@ -297,7 +297,7 @@ def test_another_kind_of_server_is_named() -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(RobotError, match="is no stop server; give the address of run --estop"):
+        with pytest.raises(RobotError, match="is not a stop server; give the address of run --estop"):
             request(address, "stop")
         thread.join()
 

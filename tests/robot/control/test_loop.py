@@ -173,7 +173,7 @@ def test_an_observation_of_nan_stops_within_the_chunk_and_nothing_recorded_is_lo
             return result
 
     wrapped, kept = Blind(sim, 9), Kept()
-    with pytest.raises(InvalidValueError, match="'object' holds NaN"):
+    with pytest.raises(InvalidValueError, match="'object' contains NaN"):
         run_episode(
             wrapped, Fixed(policy.spec, np.zeros((5, 7), np.float32)), 0, RunConfig(policy_version="v1", recorder=kept)
         )

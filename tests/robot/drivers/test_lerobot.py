@@ -186,7 +186,7 @@ def test_hold_and_stop(robot: LeRobotDriver) -> None:
 
 
 def test_what_is_no_action_is_refused(robot: LeRobotDriver) -> None:
-    for action, message in ((np.zeros(2), "expected \\(3,\\)"), (np.array([0, np.nan, 0]), "holds NaN")):
+    for action, message in ((np.zeros(2), "expected \\(3,\\)"), (np.array([0, np.nan, 0]), "contains NaN")):
         with pytest.raises(InvalidValueError, match=message):
             robot.command(action.astype(np.float32), soon())
 

@@ -52,7 +52,7 @@ def test_a_driver_that_cannot_be_used_says_why(folder: Path) -> None:
     file = folder / "my_arm_driver.py"
     for name, why in (
         (f"{file}:make:absent", "cannot be made: OSError: no such port"),
-        (f"{file}:half", "which is no robot: it lacks spec, lockstep, clock, connect"),
+        (f"{file}:half", "which is not a robot: it lacks spec, lockstep, clock, connect"),
         (f"{file}:nobody", "has no 'nobody'; it has"),
         (f"{file}", "expected MODULE:NAME or FILE.py:NAME"),
         (f"{file}:MODULE.x", "expected MODULE:NAME or FILE.py:NAME"),

@@ -224,9 +224,9 @@ def test_what_is_within_the_limits_passes_to_the_last_bit() -> None:
 @pytest.mark.parametrize(
     ("proposed", "reason"),
     [
-        (np.full(7, np.nan), "the action holds NaN or infinity"),
+        (np.full(7, np.nan), "the action contains NaN or infinity"),
         (np.zeros(6), r"has shape \(6,\), expected \(7,\)"),
-        ("go", "is no action"),
+        ("go", "is not an action"),
     ],
 )
 def test_what_cannot_be_an_action_is_a_hold_at_once_and_stays_one(proposed: Any, reason: str) -> None:

@@ -181,7 +181,7 @@ def test_a_robot_that_keys_cannot_move_has_the_same_stop(robot: RobotSpec, other
 
 
 def test_a_file_is_no_terminal(robot: RobotSpec, tmp_path: Path) -> None:
-    with (tmp_path / "file").open("w") as file, pytest.raises(UsageError, match="standard input is none"):
+    with (tmp_path / "file").open("w") as file, pytest.raises(UsageError, match="standard input is not one"):
         Keyboard(robot, file=file.fileno())
 
 

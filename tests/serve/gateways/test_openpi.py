@@ -62,7 +62,7 @@ def test_health(gateway: OpenpiGateway) -> None:
 def test_an_error_is_text_and_then_the_end_and_the_next_client_is_served(gateway: OpenpiGateway) -> None:
     bad = {**observation(), "object": np.full(10, np.nan, np.float32)}
     client = WebsocketClientPolicy("127.0.0.1", gateway.port)
-    with pytest.raises(RuntimeError, match="'object' holds NaN"):
+    with pytest.raises(RuntimeError, match="'object' contains NaN"):
         client.infer(bad)
     with connect(f"ws://127.0.0.1:{gateway.port}", compression=None) as raw:
         raw.recv()

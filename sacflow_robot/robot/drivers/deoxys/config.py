@@ -130,7 +130,7 @@ def split_part(part: str) -> tuple[bool, str, str]:
     """
     found = _PART.fullmatch(part)
     if found is None or (found["between"] and found["what"] == "quat"):
-        raise ValueError(f"{part!r} is no part of 'object'; expected NAME_pos, NAME_quat or gripper_to_NAME_pos")
+        raise ValueError(f"{part!r} is not a part of 'object'; expected NAME_pos, NAME_quat or gripper_to_NAME_pos")
     return bool(found["between"]), found["object"], found["what"]
 
 

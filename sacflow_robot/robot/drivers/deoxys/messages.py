@@ -153,7 +153,7 @@ def parse(name: str, data: bytes) -> Any:
     try:
         message.ParseFromString(data)
     except DecodeError as error:
-        raise WireError(f"{len(data)} bytes that are no {name} of deoxys ({one_line(error)})") from None
+        raise WireError(f"{len(data)} bytes that are not a {name} of deoxys ({one_line(error)})") from None
     return message
 
 

@@ -71,7 +71,7 @@ def checked(sighting: Sighting, now_ns: int) -> Sighting:
         if pose.shape != (7,) or not np.isfinite(pose).all():
             raise ValueError(f"the pose of {name!r} is not seven finite numbers")
         if not 0.99 < float(np.linalg.norm(pose[3:])) < 1.01:
-            raise ValueError(f"the orientation of {name!r} is no unit quaternion")
+            raise ValueError(f"the orientation of {name!r} is not a unit quaternion")
     if sighting.time_ns > now_ns + _FUTURE_NS:
         raise ValueError(
             f"a capture time {(sighting.time_ns - now_ns) / 1e9:.3g} s in the future; expected time.monotonic_ns()"

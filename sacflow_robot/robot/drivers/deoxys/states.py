@@ -84,7 +84,7 @@ def parse_arm_state(data: bytes, received_ns: int) -> ArmState:
     matrix = pose.reshape(4, 4).T  # column major on the wire
     rotation = matrix[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
-        raise WireError("an arm state whose O_T_EE is no pose")
+        raise WireError("an arm state whose O_T_EE is not a pose")
     errors = tuple(messages.error_names(state.current_errors))
     joints = np.array(state.q, np.float64)
     if joints.shape not in ((0,), (7,)) or not np.isfinite(joints).all():
@@ -103,7 +103,7 @@ def parse_gripper_state(data: bytes, received_ns: int) -> GripperState:
     """
     state = messages.parse("FrankaGripperStateMessage", data)
     if not np.isfinite(state.width):
-        raise WireError("a gripper state whose width is no number")
+        raise WireError("a gripper state whose width is not a number")
     return GripperState(float(state.width), received_ns, state.time.toMSec * 1_000_000, state.is_grasped)
 
 

@@ -225,7 +225,7 @@ class FrankaTwin:
         goal = np.array([getattr(inner.goal, name) for name in ("x", "y", "z", "ax", "ay", "az")])
         numbers = np.concatenate([*gains, goal])
         if [len(k) for k in gains] != [3, 3] or not np.isfinite(numbers).all() or min(map(min, gains)) < 0:
-            raise ValueError("gains of other lengths than 3 and 3, or a number that is none")
+            raise ValueError("gains must have lengths 3 and 3 and not be negative, and all numbers must be finite")
         self.plant.set_stiffness(*gains)
         self._path.aim(goal, command, is_delta=inner.goal.is_delta)
         self._controller, self._mode = Controller.OSC_POSE, RobotMode.MOVE

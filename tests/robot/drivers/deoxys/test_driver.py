@@ -340,7 +340,7 @@ def test_a_configuration_that_is_wrong_is_refused(tmp_path: Path) -> None:
         ("  PUB_PORT: 15556\n", "", "lacks 'PUB_PORT'"),
         ("15556", "70000", "STATE_PORT is 70000"),
         ("TASK: lift", "TASKS: lift", "unknown key SACFLOW.TASKS; valid keys: TASK, HORIZON"),
-        ("cube_quat,", "cube_turn,", "'cube_turn' is no part of 'object'"),
+        ("cube_quat,", "cube_turn,", "'cube_turn' is not a part of 'object'"),
         ("[-0.56, 0.0, 0.912]", "[0, 0]", "BASE_POS_IN_WORLD has 2 numbers, expected 3"),
         ("ROTATIONAL_STIFFNESS: 250", "ROTATIONAL_STIFFNESS: -1", "ROTATIONAL_STIFFNESS is -1; it must be positive"),
     ):

@@ -142,7 +142,7 @@ def test_one_failure_is_told_once(robot: DeoxysRobot, source: Source) -> None:
     [
         ({"cube": [0] * 7}, "TypeError: a dict where a Sighting is expected"),
         (Sighting({"cube": np.full(7, np.nan)}, 0), "the pose of 'cube' is not seven finite numbers"),
-        (Sighting({"cube": np.zeros(7)}, 0), "the orientation of 'cube' is no unit quaternion"),
+        (Sighting({"cube": np.zeros(7)}, 0), "the orientation of 'cube' is not a unit quaternion"),
         (Sighting({}, 10**18 * 2), "s in the future; expected time.monotonic_ns()"),
     ],
 )

@@ -248,7 +248,7 @@ def test_damaged_zips(tmp_path: Path) -> None:
             read(tmp_path / "b.zarr.zip")
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as file:
         file.writestr("readme.txt", "nothing")
-    with pytest.raises(DataError, match="no diffusion_policy store: it has no meta/episode_ends"):
+    with pytest.raises(DataError, match="not a diffusion_policy store: it has no meta/episode_ends"):
         read(tmp_path / "c.zip")
 
 

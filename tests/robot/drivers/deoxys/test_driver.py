@@ -239,7 +239,9 @@ def test_states_of_another_making_are_refused(config: DeoxysConfig, monkeypatch:
         robot = DeoxysRobot(config)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(time, "sleep", lambda s: states.send(b"\xff\xff"))
-            with pytest.raises(StaleStateError, match="messages refused: 2 bytes that are no FrankaRobotStateMessage"):
+            with pytest.raises(
+                StaleStateError, match="messages refused: 2 bytes that are not a FrankaRobotStateMessage"
+            ):
                 robot.connect()
         robot.close()
 

@@ -150,7 +150,7 @@ def test_a_hand_made_gripper_state_decodes() -> None:
 
 
 def test_what_is_no_message_is_said_to_be_none() -> None:
-    with pytest.raises(WireError, match="3 bytes that are no FrankaControlMessage"):
+    with pytest.raises(WireError, match="3 bytes that are not a FrankaControlMessage"):
         messages.parse("FrankaControlMessage", b"\x2a\xff\xff")
     with pytest.raises(WireError, match="type FrankaTeleport, which is not spoken here"):
         messages.packed(messages.parse("FrankaControlMessage", any_of(5, "FrankaTeleport", b"")))

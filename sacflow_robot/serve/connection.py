@@ -70,12 +70,14 @@ class Connection:
     def __init__(self, address: str, heartbeat_s: float, keys: Keys | None = None) -> None:
         self.address = address
         self._keys = keys
-        self._context: zmq.Context[Any] = zmq.Context()
-        self.connect(heartbeat_s)
+        self._open(heartbeat_s)
 
     def connect(self, heartbeat_s: float) -> None:
-        """Make the connection, or make it anew: ZeroMQ takes the period of heartbeats when one begins."""
-        self._context.destroy(linger=0)
+        """Make the connection anew: ZeroMQ takes the period of heartbeats when one begins."""
+        Connection.close(self)  # the monitor first, and without a farewell to the server
+        self._open(heartbeat_s)
+
+    def _open(self, heartbeat_s: float) -> None:
         self.heartbeat_s = heartbeat_s
         self._stands = False
         self._lost = False
@@ -83,12 +85,12 @@ class Connection:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         try:
-            self._open()
+            self._configure()
         except BaseException:
             self._context.destroy(linger=0)
             raise
 
-    def _open(self) -> None:
+    def _configure(self) -> None:
         socket, milliseconds = self._socket, 1e3 * self.heartbeat_s
         for option, value in (
             (zmq.LINGER, 0),

@@ -59,13 +59,12 @@ class Answers:
     def refuse(self, peer: bytes, identifier: int | None, session: Session | None, error: Exception) -> None:
         """Send why a request is not met, and count it, for its session, too."""
         more: dict[str, Any] = {}
-        message = str(error)
         if isinstance(error, Refusal):
-            kind, more = error.kind, error.fields
+            kind, message, more = error.kind, str(error), error.fields
         elif isinstance(error, WireError):
-            kind = "malformed"
+            kind, message = "malformed", str(error)
         elif isinstance(error, InvalidValueError):
-            kind = "invalid"
+            kind, message = "invalid", str(error)
         else:
             _LOG.error("request failed", exc_info=error)
             kind, message = "internal", "the server could not answer this request; its log says why"

@@ -105,7 +105,9 @@ def test_train_with_the_index_s_own_build_of_torch(tmp_path: Path) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "torch"]
-    done = subprocess.run(pip, env={**os.environ, "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}, capture_output=True, text=True)
+    done = subprocess.run(
+        pip, env={**os.environ, "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}, capture_output=True, text=True
+    )
     try:
         if done.returncode:
             pytest.skip(f"torch cannot be installed from the index: {done.stderr.strip()[-300:]}")

@@ -15,14 +15,7 @@ import numpy as np
 import pytest
 import zmq
 
-from sacflow_robot.errors import (
-    ConnectionLost,
-    RefusedError,
-    RobotError,
-    ServerError,
-    ServerRestartedError,
-    UsageError,
-)
+from sacflow_robot.errors import ConnectionLost, RefusedError, RobotError, ServerError, ServerRestartedError, UsageError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.robot.control.estop import request
 from sacflow_robot.robot.control.operator import OperatorRequests
@@ -71,12 +64,6 @@ def serve() -> Iterator[Serve]:
     for thread in threads:
         thread.join()
     context.destroy(linger=0)
-
-
-@pytest.fixture
-def server(policy_file: Path) -> Iterator[PolicyServer]:
-    with PolicyServer(OnnxPolicy(policy_file), "tcp://127.0.0.1:*") as running:
-        yield running.start()
 
 
 @pytest.fixture

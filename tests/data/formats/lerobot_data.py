@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from sacflow_robot.data.formats.agreement import AgreementOptions
+from sacflow_robot.data.formats.demonstrations import DemoOptions, DemoSet
+from sacflow_robot.data.formats.sources import demo_spec, read_demos
+from sacflow_robot.errors import DataError
+
+VERSIONS = ("v2.0", "v2.1", "v3.0")
 JOINTS = ["shoulder_pan.pos", "shoulder_lift.pos", "elbow_flex.pos", "wrist_flex.pos", "wrist_roll.pos", "gripper.pos"]
 CAMERA = {"dtype": "video", "shape": [48, 64, 3], "names": ["height", "width", "channels"], "info": {"video.fps": 30.0}}
 
@@ -160,3 +167,22 @@ def _write_json(file: Path, data: Any) -> None:
 
 def _write_lines(file: Path, rows: list[Any]) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read(path: Path, **agreement: Any) -> DemoSet:
+    """Everything, of the robot that the dataset itself is of."""
+    return read_demos(path, DemoOptions(demo_spec(path), "", agreement=AgreementOptions(**agreement)))
+
+
+def refusal(path: Path) -> str:
+    """The one line that a dataset is refused with."""
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def data_file(path: Path, episode: int = 0) -> Path:
+    """The file that holds an episode, in either layout."""
+    own = path / f"data/chunk-000/episode_{episode:06d}.parquet"
+    return own if own.exists() else path / "data/chunk-000/file-000.parquet"

@@ -16,7 +16,7 @@ from sacflow_robot.data.log.repair import is_being_written
 from sacflow_robot.episode import Episode, Step
 from sacflow_robot.errors import LogWriteError
 from sacflow_robot.spec import RobotSpec
-from tests.data.log.test_recorder import ONE, ROBOT, Forked, result
+from tests.data.log.forked_writer import ONE, ROBOT, Forked, result
 
 NAMES = ["symlink", "relative", "up", "linked folder", "missing symlink"]
 

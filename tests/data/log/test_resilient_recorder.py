@@ -28,7 +28,7 @@ from sacflow_robot.episode import Step, StepResult
 from sacflow_robot.errors import LogWriteError
 from sacflow_robot.spec import ArraySpec, RobotSpec
 from sacflow_robot.utils import atomic_files
-from tests.data.log.test_recorder import Forked, send
+from tests.data.log.forked_writer import Forked, send
 
 ROBOT = RobotSpec(
     *("Panda", "made up", "OSC_POSE delta", 4.0),

@@ -15,7 +15,7 @@ from sacflow_robot.data.log.recorder import StepRecorder
 from sacflow_robot.envs import demonstrations
 from sacflow_robot.envs.demonstrations import collect
 from sacflow_robot.study import runs
-from tests.data.log.test_recorder import ROBOT, Forked, write_episodes
+from tests.data.log.forked_writer import ROBOT, Forked, write_episodes
 
 MOUNTS = {"read-only": "ro,size=1m", "64 KiB": "size=64k", "no inodes": "nr_inodes=1"}
 

@@ -16,7 +16,7 @@ import zmq
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.gateways.groot import GrootGateway
 from sacflow_robot.utils.seeding import chunk_noise
-from tests.serve.test_server import observation
+from tests.serve.raw_client import observation
 
 
 class Client:

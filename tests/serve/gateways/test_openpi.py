@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from sacflow_robot.errors import WireError
 from sacflow_robot.export.onnx_policy import OnnxPolicy
 from sacflow_robot.serve.gateways.openpi import OpenpiGateway, unpack
-from tests.serve.test_server import observation as batched
+from tests.serve.raw_client import observation as batched
 
 # openpi-client 0.1.2 opens its connection as websockets before 17 liked it.
 pytestmark = pytest.mark.filterwarnings(r"ignore:connect\(\) must be used as a context manager:DeprecationWarning")

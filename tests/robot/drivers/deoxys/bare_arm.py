@@ -1,7 +1,8 @@
-"""The arm's side of deoxys's wire without a simulator: publishes what a test says, and keeps what it hears."""
+"""The arm's side of deoxys's wire without a simulator, and an object source: both do what a test has them do."""
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import zmq
 from sacflow_robot.robot.drivers.deoxys import messages
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.drivers.deoxys.messages import Controller, RobotMode
+from sacflow_robot.robot.drivers.deoxys.objects import Sighting
 
 DOWN = [1.0, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 0]
 """Rotation part of O_T_EE of a gripper that looks down, column major."""
@@ -90,3 +92,21 @@ class BareArm:
         state = messages.make("FrankaGripperStateMessage", width=self.width, max_width=0.08, is_grasped=self.grasped)
         state.time.toMSec = time.monotonic_ns() // 1_000_000
         return bytes(state.SerializeToString())
+
+
+class Source:
+    """An object source that does what a test has it do."""
+
+    def __init__(self) -> None:
+        self.frame, self.counting, self.stamp_ns = 1, False, 0
+        self.act: Callable[[], object] = lambda: None
+
+    def __call__(self) -> Sighting:
+        made = self.act()
+        if made is not None:
+            return made  # type: ignore[return-value]
+        self.frame += self.counting
+        frame = self.frame if self.frame > 1 else -1
+        return Sighting(
+            {"cube": np.array([0.5, 0, 0, 0, 0, 0, 1.0])}, self.stamp_ns or time.monotonic_ns(), frame=frame
+        )

@@ -1,4 +1,4 @@
-"""A twin that lives in the background, and its configuration."""
+"""A twin that lives in the background, an arm without a simulator, and their configuration."""
 
 import json
 import socket
@@ -14,9 +14,10 @@ import zmq
 
 from sacflow_robot.envs.panda_plant import PandaPlant
 from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config
+from sacflow_robot.robot.drivers.deoxys.driver import DeoxysRobot
 from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
 
-from .bare_arm import BareArm  # isort: skip
+from .bare_arm import BareArm, Source  # isort: skip
 
 SHIPPED = Path(__file__).parents[4] / "launch" / "deoxys_twin.yml"
 
@@ -91,4 +92,20 @@ def bare_arm(config: DeoxysConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr("sacflow_robot.robot.drivers.deoxys.driver._IDLE_COMMANDS", 3)
     made = BareArm(config)
     yield made
+    made.close()
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+def robot(config: DeoxysConfig, bare_arm: BareArm, source: Source) -> Iterator[DeoxysRobot]:
+    """The driver of the bare arm; tests of another arm have their own."""
+    made = DeoxysRobot(replace(config, objects="", reset=""), source)
+    made.connect()
+    made.begin(0)
+    yield made
+    source.act = lambda: None
     made.close()

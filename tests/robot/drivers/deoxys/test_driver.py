@@ -1,44 +1,27 @@
 """The driver against the twin, over real sockets and in real time."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zmq
 
-from sacflow_robot.calibrate.profile import load_profile
-from sacflow_robot.cli.operator import safety_filter
 from sacflow_robot.envs.robosuite_env import RobosuiteEnv
-from sacflow_robot.envs.tasks import get_task
-from sacflow_robot.errors import (
-    DataError,
-    RobotError,
-    RobotFaultError,
-    StaleStateError,
-    StoppedError,
-    UsageError,
-    WireError,
-)
+from sacflow_robot.errors import RobotError, RobotFaultError, StaleStateError, StoppedError, UsageError
 from sacflow_robot.robot.conformance import check_robot
-from sacflow_robot.robot.drivers.deoxys import messages, wire
-from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig, load_config
+from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.drivers.deoxys.driver import DeoxysRobot
 from sacflow_robot.robot.drivers.deoxys.messages import RobotMode
-from sacflow_robot.robot.drivers.deoxys.objects import Sighting, parse_sighting
 from sacflow_robot.robot.drivers.deoxys.states import ArmState, GripperState
 from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
-from sacflow_robot.robot.drivers.registry import make_robot
-from sacflow_robot.utils.rotations import from_matrix, matrix_to_vector, vector_to_matrix
+from tests.robot.drivers.waiting import eventually, in_s
 
 pytestmark = pytest.mark.realtime
 
 UP = np.array([0, 0, 1, 0, 0, 0, -1], np.float32)
-SHIPPED = Path(__file__).parents[4] / "launch" / "deoxys_twin.yml"
 
 
 @pytest.fixture
@@ -51,48 +34,12 @@ def robot(config: DeoxysConfig, live: FrankaTwin, monkeypatch: pytest.MonkeyPatc
     made.close()
 
 
-def in_s(seconds: float) -> int:
-    return time.monotonic_ns() + round(seconds * 1e9)
-
-
-def eventually(true: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if true():
-            return True
-        time.sleep(0.01)
-    return False
-
-
 def height(robot: DeoxysRobot) -> float:
     return float(robot.observe().observation["robot0_eef_pos"][2])
 
 
-def test_it_is_the_arm_that_policies_are_trained_on(config: DeoxysConfig) -> None:
-    assert config.arm.differences(get_task("lift").robot) == []
-
-
 def test_the_conformance_kit(config: DeoxysConfig, live: FrankaTwin) -> None:
     check_robot(lambda: DeoxysRobot(config))
-
-
-def test_the_gripper_keeps_the_force_and_the_widths_of_a_profile(config: DeoxysConfig, tmp_path: Path) -> None:
-    text = (SHIPPED.parents[1] / "calibration" / "panda.yaml").read_text()
-    text = text.replace("max_gripper_force_n: 40.0", "max_gripper_force_n: 12.0")
-    (tmp_path / "soft.yaml").write_text(text.replace("gripper_width_m: [0.0, 0.08]", "gripper_width_m: [0.02, 0.05]"))
-    sent: list[bytes] = []
-
-    class Wire:
-        def send(self, command: bytes, gripper: bytes) -> None:
-            sent.append(gripper)
-
-    robot = DeoxysRobot(config)
-    robot._wire = Wire()  # type: ignore[assignment]
-    safety_filter(robot, load_profile(tmp_path / "soft.yaml"))
-    for closing in (1.0, -1.0):
-        robot._send(np.zeros(6), closing)
-    grasp, move = (messages.packed(messages.parse("FrankaGripperControlMessage", data)) for data in sent)
-    assert (grasp.force, grasp.width, move.width) == (12.0, 0.02, 0.05)
 
 
 def test_an_episode_starts_as_in_lockstep(robot: DeoxysRobot, env: RobosuiteEnv) -> None:
@@ -246,22 +193,6 @@ def test_states_of_another_making_are_refused(config: DeoxysConfig, monkeypatch:
         robot.close()
 
 
-def test_a_function_can_tell_where_objects_are(config: DeoxysConfig, live: FrankaTwin) -> None:
-    pose = np.array([0.5, 0.1, 0.0, 0, 0, 0, 1.0])
-    seen = lambda: Sighting({"cube": pose}, time.monotonic_ns())  # noqa: E731
-    robot = DeoxysRobot(config, seen)
-    robot.connect()
-    start = robot.begin(0)
-    world = pose[:3] + np.array(config.base_pos_in_world)
-    assert np.allclose(start.observation["object"][:7], [*world, *pose[3:]], atol=1e-6)
-    assert np.allclose(start.observation["object"][7:], world - start.observation["robot0_eef_pos"], atol=1e-6)
-    robot._source = lambda: Sighting({"ball": pose}, time.monotonic_ns())
-    assert eventually(lambda: "ball" in (robot._wire.sighting.poses if robot._wire and robot._wire.sighting else {}))
-    with pytest.raises(RobotError, match="'cube' is not seen; seen are: ball"):
-        robot.observe()
-    robot.close()
-
-
 def test_joint_positions_and_the_arms_own_times_for_calibration(config: DeoxysConfig, live: FrankaTwin) -> None:
     robot = DeoxysRobot(replace(config, joints=True, arm_stamps=True))
     robot.connect()
@@ -280,82 +211,3 @@ def test_the_horizon_cuts_an_episode(robot: DeoxysRobot) -> None:
     robot.begin(0)
     robot._began_ns -= 15_000_000_000
     assert robot.observe().truncated
-
-
-def test_a_command_on_the_wire_is_what_deoxys_expects(config: DeoxysConfig) -> None:
-    command = messages.parse("FrankaControlMessage", wire.pose_command(config, np.arange(1.0, 7.0)))
-    assert (command.controller_type, command.traj_interpolator_type, command.timeout) == (1, 2, 0.2)
-    inner = messages.packed(command)
-    assert [getattr(inner.goal, n) for n in ("x", "y", "z", "ax", "ay", "az")] == [1, 2, 3, 4, 5, 6]
-    assert inner.goal.is_delta and list(inner.translational_stiffness) == [150.0] * 3
-    assert list(inner.rotational_stiffness) == [250.0] * 3 and len(inner.config.residual_mass_vec) == 7
-    grasp = messages.packed(messages.parse("FrankaGripperControlMessage", wire.gripper_command(0.2)))
-    assert (grasp.width, grasp.speed, grasp.force, grasp.epsilon_inner, grasp.epsilon_outer) == (
-        -0.01,
-        0.5,
-        30,
-        0.08,
-        0.08,
-    )
-    opening = messages.packed(messages.parse("FrankaGripperControlMessage", wire.gripper_command(-0.2)))
-    assert (opening.width, opening.speed) == (0.08, 0.1)
-    assert messages.parse("FrankaControlMessage", wire.idle_command(termination=True)).termination
-
-
-def test_poses() -> None:
-    rng = np.random.default_rng(0)
-    for vector in (*rng.uniform(-1.7, 1.7, (200, 3)), np.zeros(3), np.array([np.pi, 0, 0]), np.array([0, 1e-9, 0])):
-        matrix = vector_to_matrix(vector)
-        assert np.allclose(matrix @ matrix.T, np.eye(3)) and np.linalg.det(matrix) > 0
-        assert np.allclose(vector_to_matrix(matrix_to_vector(matrix)), matrix, atol=1e-7)
-        angle = np.linalg.norm(vector)
-        expected = np.append(vector * (np.sin(angle / 2) / angle if angle else 0.5), np.cos(angle / 2))
-        assert abs(abs(from_matrix(matrix) @ expected) - 1) < 1e-9
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"[]",
-        b'{"poses": {"cube": [0, 0, 0, 0, 0, 0]}}',
-        b'{"poses": {"cube": [0, 0, NaN, 0, 0, 0, 1]}}',
-        b'{"poses": {"cube": [0, 0, 0, 0, 0, 0, 2]}}',
-        b'{"poses": {}, "age_s": -1}',
-        b'{"poses": {}, "age_s": "old"}',
-    ],
-)
-def test_poses_that_are_none_are_refused(data: bytes) -> None:
-    with pytest.raises(WireError, match="object poses cannot be read"):
-        parse_sighting(data, 0)
-
-
-def test_a_tracker_may_say_how_old_its_poses_are() -> None:
-    data = json.dumps({"poses": {"cube": [0, 0, 0, 0, 0, 0, 1]}, "age_s": 0.05}).encode()
-    seen = parse_sighting(data, 1_000_000_000)
-    assert (seen.time_ns, seen.solved, seen.frame) == (950_000_000, None, -1)
-
-
-def test_a_configuration_that_is_wrong_is_refused(tmp_path: Path) -> None:
-    file, text = tmp_path / "deoxys.yml", SHIPPED.read_text()
-    for old, new, message in (
-        ("  PUB_PORT: 15556\n", "", "lacks 'PUB_PORT'"),
-        ("15556", "70000", "STATE_PORT is 70000"),
-        ("TASK: lift", "TASKS: lift", "unknown key SACFLOW.TASKS; valid keys: TASK, HORIZON"),
-        ("cube_quat,", "cube_turn,", "'cube_turn' is not a part of 'object'"),
-        ("[-0.56, 0.0, 0.912]", "[0, 0]", "BASE_POS_IN_WORLD has 2 numbers, expected 3"),
-        ("ROTATIONAL_STIFFNESS: 250", "ROTATIONAL_STIFFNESS: -1", "ROTATIONAL_STIFFNESS is -1; it must be positive"),
-    ):
-        assert old in text
-        file.write_text(text.replace(old, new))
-        with pytest.raises(DataError, match=message):
-            load_config(file)
-    with pytest.raises(DataError, match="cannot be read"):
-        load_config(tmp_path / "absent.yml")
-
-
-def test_it_is_found_by_name() -> None:
-    robot = make_robot(f"deoxys:{SHIPPED}?nuc_ip=10.0.0.2")
-    assert isinstance(robot, DeoxysRobot) and robot.config.nuc_ip == "10.0.0.2" and robot.config.task == "lift"
-    with pytest.raises(UsageError, match="unknown option of robot driver 'deoxys' 'port'"):
-        make_robot(f"deoxys:{SHIPPED}?port=3")

@@ -1,7 +1,7 @@
 """How an arm is kept where it is: by deltas of nothing, and by absolute goals where deoxys knows them."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from sacflow_robot.robot.drivers.deoxys.config import DeoxysConfig
 from sacflow_robot.robot.drivers.deoxys.driver import DeoxysRobot
 from sacflow_robot.robot.drivers.deoxys.objects import Sighting
 from sacflow_robot.robot.drivers.deoxys.twin import FrankaTwin
+from tests.robot.drivers.waiting import eventually, in_s
 
 from .bare_arm import BareArm  # isort: skip
 
@@ -20,19 +21,6 @@ pytestmark = pytest.mark.realtime
 UP = np.array([0, 0, 1, 0, 0, 0, 0], np.float32)
 STAY = np.zeros(7, np.float32)
 STILL = (True, [0.0] * 6)
-
-
-def in_s(seconds: float) -> int:
-    return time.monotonic_ns() + round(seconds * 1e9)
-
-
-def eventually(true: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        if true():
-            return True
-        time.sleep(0.005)
-    return False
 
 
 def cube() -> Sighting:
